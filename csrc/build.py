@@ -1,0 +1,114 @@
+"""Compiles csrc/ into one shared library with a plain C ABI. Standard library only: setup.py runs this without torch.
+
+    python csrc/build.py            # build splat_ssim/libsplat_ssim.so in place
+    python csrc/build.py --debug    # with -O1 -g and the address and undefined-behaviour sanitizers
+
+A kernel source (KERNELS) is compiled once for each instruction set, everything else once. Objects are kept in
+build/csrc and rebuilt when a source or a header they could include is newer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent
+ROOT = CSRC.parent
+LIBRARY_NAME = "libsplat_ssim.so"
+
+# Compiled once for each instruction set; see cpu/isa.h.
+KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in ("parallel.cpp", "library.cpp"))
+COMMON = ["parallel.cpp", "library.cpp"]
+
+BASE_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+# Contraction to FMA is wanted; neither errno nor floating-point traps are read. No -ffast-math: infinities, NaN and the
+# order of additions keep their meaning.
+FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
+OPTIMISE = ["-O3"]
+SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
+AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
+
+class NoCompiler(RuntimeError):
+    """Raised when no C++ compiler is found."""
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """Instruction set name -> compiler flags, for the machine that compiles."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        wide = ["-mprefer-vector-width=512"]
+        return {"baseline": [], "avx2": AVX2_FLAGS, "avx512": [*AVX512_FLAGS, *wide]}
+    return {"baseline": []}
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else clang++, else c++."""
+    named = os.environ.get("CXX")
+    if named:
+        return named
+    for name in ("g++", "clang++", "c++"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise NoCompiler("no C++ compiler found: install g++ or clang++, or set CXX")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.stderr:
+        sys.stderr.write(done.stderr)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\nfailed with exit status {done.returncode}\n{done.stderr}")
+
+
+def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
+    """Compiles what is out of date under `objects` and links `output`. Returns `output`."""
+    cxx = compiler()
+    objects.mkdir(parents=True, exist_ok=True)
+    headers = max((p.stat().st_mtime for p in [*CSRC.rglob("*.h"), Path(__file__)]), default=0.0)
+    flags = [*BASE_FLAGS, *FLOAT_FLAGS, *(SANITIZE if debug else OPTIMISE)]
+    units = [(name, "common", ["-DSPLAT_ISA=common"]) for name in COMMON]
+    for isa, isa_flags in instruction_sets().items():
+        units += [(name, isa, [*KERNEL_FLAGS, *isa_flags, f"-DSPLAT_ISA={isa}"]) for name in KERNELS]
+
+    jobs: list[list[str]] = []
+    linked: list[str] = []
+    for name, isa, extra in units:
+        source, target = CSRC / "cpu" / name, objects / f"{Path(name).stem}.{isa}.o"
+        linked.append(str(target))
+        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
+            jobs.append([cxx, *flags, *extra, "-c", str(source), "-o", str(target)])
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        list(pool.map(_run, jobs))
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_suffix(".tmp")
+    link = [cxx, "-shared", "-pthread", *(SANITIZE if debug else []), *linked, "-o", str(temporary)]
+    if sys.platform.startswith("linux"):
+        # The C++ runtime goes inside, so that the wheel needs nothing but libc.
+        link += ["-static-libstdc++", "-static-libgcc"]
+    _run(link)
+    os.replace(temporary, output)
+    return output
+
+
+def main() -> None:
+    """Command line: build in place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="address and undefined-behaviour sanitizers")
+    arguments = parser.parse_args()
+    folder = ROOT / "build" / ("csrc-debug" if arguments.debug else "csrc")
+    print(build(ROOT / "splat_ssim" / LIBRARY_NAME, folder, debug=arguments.debug))
+
+
+if __name__ == "__main__":
+    main()

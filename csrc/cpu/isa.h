@@ -1,0 +1,40 @@
+// What a kernel source needs to be compiled once for each instruction set.
+//
+// Every file listed under KERNELS in csrc/build.py is compiled several times, with SPLAT_ISA one of baseline (SSE2 or
+// NEON), avx2, avx512. It exports its entry points as SPLAT_KERNEL(name), which becomes splat_ssim_<name>_<isa>; Python
+// picks the best one the machine can run when the library is loaded. Everything else in such a file lives in an
+// anonymous namespace, and no standard-library template is instantiated: a weak symbol compiled for AVX-512 could be
+// the copy the linker keeps for all. tests/test_build.py checks the objects for weak symbols.
+#pragma once
+#include <cstdint>
+
+#include "export.h"
+
+#define SPLAT_CONCAT_(a, b, c) a##b##_##c
+#define SPLAT_CONCAT(a, b, c) SPLAT_CONCAT_(a, b, c)
+#define SPLAT_KERNEL(name) SPLAT_CONCAT(splat_ssim_, name, SPLAT_ISA)
+
+#define SPLAT_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// kLanes float32 and int32 values: compiler vector extensions, so one source serves every instruction set.
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+// The same at any address: loads and stores through these types need only element alignment.
+typedef float UnalignedFloats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t UnalignedInts __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+SPLAT_INLINE Floats load(const float* p) { return *reinterpret_cast<const UnalignedFloats*>(p); }
+SPLAT_INLINE void store(float* p, Floats v) { *reinterpret_cast<UnalignedFloats*>(p) = v; }
+SPLAT_INLINE Floats broadcast(float a) { return a - Floats{}; }
+
+}  // namespace

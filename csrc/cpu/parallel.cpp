@@ -1,0 +1,170 @@
+#include "parallel.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace {
+
+// An idle worker looks for work this long before it sleeps: long enough to bridge the gap between two kernels of one
+// training step, short enough not to compete with torch's own threads.
+constexpr auto kSpin = std::chrono::microseconds(60);
+
+thread_local bool inside_task = false;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  void run(int64_t tasks, int threads, void (*body)(void*, int64_t, int), void* context) {
+    grow(threads - 1);
+    body_ = body;
+    context_ = context;
+    tasks_ = tasks;
+    threads_ = threads;
+    next_.store(0);
+    busy_threads_.store(0);
+    open_.store(true);
+    {
+      // Under the mutex, so that a worker about to sleep cannot miss the new generation.
+      std::lock_guard<std::mutex> lock(sleep_mutex_);
+      generation_.fetch_add(1);
+    }
+    if (sleepers_.load() > 0) wake_.notify_all();
+    work(0);
+    open_.store(false);
+    // A worker that joins from now on sees the job closed and leaves at once; those inside finish their task.
+    for (int turns = 0; active_.load() != 0; ++turns) {
+      if (turns < 4000) relax();
+      else sched_yield();
+    }
+  }
+
+  std::mutex run_mutex;
+  const pid_t pid = getpid();
+  std::atomic<int> busy_threads_{0};
+
+ private:
+  void grow(int workers) {
+    while (static_cast<int>(workers_.size()) < workers) {
+      const int index = static_cast<int>(workers_.size());
+      workers_.emplace_back([this, index] { worker(index); });
+      workers_.back().detach();
+    }
+  }
+
+  void work(int thread) {
+    inside_task = true;
+    bool counted = false;
+    for (int64_t task = next_.fetch_add(1); task < tasks_; task = next_.fetch_add(1)) {
+      if (!counted) busy_threads_.fetch_add(1);
+      counted = true;
+      body_(context_, task, thread);
+    }
+    inside_task = false;
+  }
+
+  uint64_t wait_for_generation(uint64_t seen) {
+    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 64; ++i) {
+        if (generation_.load() != seen) return generation_.load();
+        relax();
+      }
+    } while (std::chrono::steady_clock::now() < deadline);
+    std::unique_lock<std::mutex> lock(sleep_mutex_);
+    sleepers_.fetch_add(1);
+    wake_.wait(lock, [&] { return generation_.load() != seen; });
+    sleepers_.fetch_sub(1);
+    return generation_.load();
+  }
+
+  void worker(int index) {
+    uint64_t seen = 0;
+    for (;;) {
+      seen = wait_for_generation(seen);
+      active_.fetch_add(1);
+      // Sequentially consistent: either run() sees this worker active, or this worker sees the job closed.
+      if (open_.load() && index + 1 < threads_) work(index + 1);
+      active_.fetch_sub(1);
+    }
+  }
+
+  void (*body_)(void*, int64_t, int) = nullptr;
+  void* context_ = nullptr;
+  int64_t tasks_ = 0;
+  int threads_ = 1;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> active_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> open_{false};
+  std::atomic<uint64_t> generation_{0};
+  std::mutex sleep_mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+// Never destroyed: detached workers may outlive static destruction. After a fork the child has no workers, so it makes
+// a pool of its own.
+Pool* pool() {
+  static std::mutex mutex;
+  static std::atomic<Pool*> current{nullptr};
+  Pool* found = current.load();
+  if (found && found->pid == getpid()) return found;
+  std::lock_guard<std::mutex> lock(mutex);
+  found = current.load();
+  if (!found || found->pid != getpid()) current.store(found = new Pool);
+  return found;
+}
+
+std::atomic<int> last_thread_count{0};
+
+struct Arena {
+  void* memory = nullptr;
+  int64_t bytes = 0;
+  ~Arena() { std::free(memory); }
+};
+thread_local Arena arena;
+
+}  // namespace
+
+extern "C" void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void*, int64_t, int), void* context) {
+  if (tasks <= 0) return;
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads > 1 && !inside_task) {
+    Pool* shared = pool();
+    std::unique_lock<std::mutex> lock(shared->run_mutex, std::try_to_lock);
+    if (lock.owns_lock()) {
+      shared->run(tasks, threads, body, context);
+      last_thread_count.store(shared->busy_threads_.load());
+      return;
+    }
+  }
+  for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+  if (!inside_task) last_thread_count.store(1);
+}
+
+extern "C" void* splat_ssim_scratch(int64_t bytes) {
+  if (arena.bytes < bytes) {
+    std::free(arena.memory);
+    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+    arena.memory = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    arena.bytes = arena.memory ? rounded : 0;
+  }
+  return arena.memory;
+}
+
+extern "C" int splat_ssim_last_thread_count(void) { return last_thread_count.load(); }

@@ -1,0 +1,37 @@
+// The thread pool every CPU kernel shares, and the scratch memory of its threads.
+//
+// Kernels receive the number of threads from the caller (torch.get_num_threads()); nothing here reads the environment.
+// Own threads rather than OpenMP: torch brings its own OpenMP runtime, and two runtimes spinning on the same cores
+// slow each other down; a slim container may not have one at all.
+#pragma once
+#include <cstdint>
+
+#include "export.h"
+
+extern "C" {
+
+// Calls body(context, task, thread) for every task in [0, tasks), 0 <= thread < threads. Tasks are handed out in
+// increasing order as threads become free. The caller's thread takes part as thread 0 and returns when all are done.
+// A call from inside a task, or while another caller holds the pool, runs its tasks on the calling thread alone.
+// The body must not throw.
+void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void* context, int64_t task, int thread),
+                             void* context);
+
+// Memory of the calling thread, 64-byte aligned, contents undefined, valid until this thread asks again; it only grows
+// and is freed when the thread ends. Returns nullptr when the machine has none.
+void* splat_ssim_scratch(int64_t bytes);
+
+// How many distinct threads took at least one task in the last parallel_for (a test asks).
+SPLAT_EXPORT int splat_ssim_last_thread_count(void);
+}
+
+namespace {
+// The same for a lambda: parallel_for(tasks, threads, [&](int64_t task, int thread) { ... }).
+template <class Body>
+inline void parallel_for(int64_t tasks, int threads, Body&& body) {
+  splat_ssim_parallel_for(
+      tasks, threads,
+      [](void* context, int64_t task, int thread) { (*static_cast<Body*>(context))(task, thread); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+}  // namespace

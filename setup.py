@@ -1,0 +1,41 @@
+"""Builds the compiled library through csrc/build.py; everything else is in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))
+import build as native
+
+
+class BuildLibrary(build_ext):
+    """Compiles csrc/ to one shared library beside the Python files, or warns and goes on where there is no compiler."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path("splat_ssim") / native.LIBRARY_NAME)
+
+    def build_extension(self, ext):
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        try:
+            native.build(output, Path(self.build_temp).resolve() / "csrc")
+        except native.NoCompiler as missing:
+            self.warn(f"{missing}. Installing without the compiled library: same numbers, slower.")
+
+    def get_outputs(self):
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel for every Python: the library has a plain C ABI and knows nothing of CPython."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("splat_ssim.libsplat_ssim", sources=[])],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)

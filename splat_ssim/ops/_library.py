@@ -1,0 +1,98 @@
+"""Loads the compiled library and hands out its kernels for the instruction set in use."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+#: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
+ABI_VERSION = 1
+
+LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libsplat_ssim.so"
+
+#: Environment variable that names the instruction set to use: "avx512", "avx2" or "baseline". For tests and benchmarks.
+ISA_VARIABLE = "SPLAT_SSIM_CPU"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, or None, with one warning, where the package was installed without a compiler.
+
+    Raises:
+        ImportError: The library is of another ABI version than this package.
+    """
+    if not LIBRARY_PATH.exists():
+        warnings.warn(
+            "splat_ssim was installed without its compiled library: every function gives the same numbers through "
+            "plain torch, more slowly. Install a C++ compiler and reinstall the package to get it.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    loaded = ctypes.CDLL(str(LIBRARY_PATH))
+    found = loaded.splat_ssim_abi_version()
+    if found != ABI_VERSION:
+        raise ImportError(
+            f"{LIBRARY_PATH} must have ABI version {ABI_VERSION}, got {found}: reinstall the package "
+            "(pip install -e . rebuilds it)"
+        )
+    loaded.splat_ssim_cpu_isas.restype = ctypes.c_char_p
+    return loaded
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that are built in and that this processor runs, best first; empty without the library."""
+    loaded = library()
+    return loaded.splat_ssim_cpu_isas().decode().split(",") if loaded is not None else []
+
+
+@functools.cache
+def isa() -> str | None:
+    """The instruction set whose kernels run: the best one, or the one $SPLAT_SSIM_CPU names; None without the library.
+
+    Raises:
+        ValueError: $SPLAT_SSIM_CPU names one that is not available here.
+    """
+    names = available_isas()
+    if not names:
+        return None
+    wanted = os.environ.get(ISA_VARIABLE, names[0])
+    if wanted not in names:
+        raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(names)} on this machine, got {wanted!r}")
+    return wanted
+
+
+@functools.cache
+def kernel(name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.c_int, isa_name: str | None = None):
+    """The C function splat_ssim_<name>_<isa> with its argument types set.
+
+    Args:
+        name: Name without prefix and suffix, such as "ssim2d_forward".
+        argtypes: ctypes types of the arguments, in order. Pointers are ctypes.c_void_p: pass tensor.data_ptr().
+        restype: ctypes type of the result; by default an int status, see `check`.
+        isa_name: Another instruction set than the one in use, for tests.
+    """
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError(f"the compiled library is missing, kernel {name!r} cannot be called")
+    function = loaded[f"splat_ssim_{name}_{isa_name or isa()}"]
+    function.argtypes = list(argtypes)
+    function.restype = restype
+    return function
+
+
+#: What a kernel returns; every kernel's status goes through `check`.
+OK, OUT_OF_MEMORY, BAD_ARGUMENT = 0, 1, 2
+
+
+def check(status: int, name: str, shapes: Sequence[object] = ()) -> None:
+    """Raises what a kernel's status means. A status other than OK is a defect or a lack of memory, never a user error."""
+    if status == OK:
+        return
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"{name} could not allocate its workspace for {list(shapes)}")
+    raise RuntimeError(f"{name} rejected its arguments (status {status}) for {list(shapes)}")
