@@ -15,7 +15,7 @@ class BuildLibrary(build_ext):
     """Compiles csrc/ to one shared library beside the Python files, or warns and goes on where there is no compiler."""
 
     def get_ext_filename(self, fullname):
-        return str(Path("splat_ssim") / native.LIBRARY_NAME)
+        return str(Path(*fullname.split(".")).with_name(native.LIBRARY_NAME))
 
     def build_extension(self, ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
