@@ -21,7 +21,7 @@ class BuildLibrary(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
             native.build(output, Path(self.build_temp).resolve() / "csrc")
-        except native.NoCompiler as missing:
+        except native.NoCompilerError as missing:
             self.warn(f"{missing}. Installing without the compiled library: same numbers, slower.")
 
     def get_outputs(self):

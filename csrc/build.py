@@ -38,7 +38,7 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 
 
-class NoCompiler(RuntimeError):
+class NoCompilerError(RuntimeError):
     """Raised when no C++ compiler is found."""
 
 
@@ -59,7 +59,7 @@ def compiler() -> str:
         found = shutil.which(name)
         if found:
             return found
-    raise NoCompiler("no C++ compiler found: install g++ or clang++, or set CXX")
+    raise NoCompilerError("no C++ compiler found: install g++ or clang++, or set CXX")
 
 
 def _run(command: list[str]) -> None:

@@ -90,7 +90,7 @@ OK, OUT_OF_MEMORY, BAD_ARGUMENT = 0, 1, 2
 
 
 def check(status: int, name: str, shapes: Sequence[object] = ()) -> None:
-    """Raises what a kernel's status means. A status other than OK is a defect or a lack of memory, never a user error."""
+    """Raises what a kernel's status means: a lack of memory or a defect, never a user error."""
     if status == OK:
         return
     if status == OUT_OF_MEMORY:
