@@ -1,0 +1,251 @@
+"""Taming 3DGS as a gsplat strategy: a hard budget, growth along a known curve, Gaussians chosen by score.
+
+Source: S. S. Mallick et al., "Taming 3DGS: High-Quality Radiance Fields with Limited Resources", SIGGRAPH Asia 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gsplat.strategy.base import Strategy
+from gsplat.strategy.ops import duplicate, remove, reset_opa, split
+from torch import Tensor
+
+from splat_ssim.strategy.scoring import ViewStats, budget_curve, view_score
+
+Params = dict[str, torch.nn.Parameter] | torch.nn.ParameterDict
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+@dataclass
+class TamingStrategy(Strategy):
+    """Densification to an exact budget, by the score of Taming 3DGS; drives any loop written for gsplat's strategies.
+
+    At each event the Gaussians are scored over a few training views, transparent and oversized ones are pruned at
+    random with low scores more likely, and clones and splits, drawn by score, fill up to the count of the budget curve.
+    The count after event i is `state["budget_curve"][i]` exactly, the last is the budget. `state["num_gaussians"]`
+    records the count after each event.
+
+    Attributes:
+        budget: Number of Gaussians after the last event.
+        score_views: Called with a number of views; yields a `ViewStats` for each of that many training views, drawn
+            without replacement (all of them where there are fewer). It is the caller's, because a strategy's hooks
+            carry neither renderer nor data.
+        num_views: Views scored at an event.
+        refine_start_iter: Events happen after this step.
+        refine_stop_iter: Events happen before this step.
+        refine_every: Steps between events: 500 in the paper's "budget" runs, 100 in its "big" ones.
+        grow_grad2d: Gaussians with a larger mean image-plane gradient are the first candidates to clone and split.
+        grow_scale3d: Up to this share of the scene's extent a Gaussian is cloned, above it is split.
+        prune_opa: Opacity below which a Gaussian is a candidate for pruning.
+        prune_scale3d: Share of the scene's extent above which it is one, once `reset_every` steps have passed.
+        prune_fraction: Share of the number of candidates that is drawn for pruning.
+        reset_every: Steps between opacity resets, within the densification phase.
+        reset_opacity: Opacity is cut to this value at a reset.
+
+    Example:
+        >>> strategy = TamingStrategy(budget=50_000, score_views=trainer.score_views)  # doctest: +SKIP
+        >>> state = strategy.initialize_state(scene_scale=1.0)  # doctest: +SKIP
+    """
+
+    budget: int
+    score_views: Callable[[int], Iterable[ViewStats]]
+    num_views: int = 10
+    refine_start_iter: int = 500
+    refine_stop_iter: int = 15_000
+    refine_every: int = 500
+    grow_grad2d: float = 2e-4
+    grow_scale3d: float = 0.01
+    prune_opa: float = 0.005
+    prune_scale3d: float = 0.1
+    prune_fraction: float = 0.5
+    reset_every: int = 3000
+    reset_opacity: float = 0.01
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget must be at least 1 Gaussian, got {self.budget}")
+        if self.refine_every < 1 or self.reset_every < 1:
+            raise ValueError(
+                f"refine_every and reset_every must be at least 1, got {self.refine_every} and {self.reset_every}"
+            )
+
+    @property
+    def event_steps(self) -> list[int]:
+        """The steps at which densification happens: multiples of `refine_every` strictly between start and stop."""
+        first = self.refine_start_iter // self.refine_every + 1
+        return list(range(first * self.refine_every, self.refine_stop_iter, self.refine_every))
+
+    def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
+        """The running state, to be handed to both hooks; its tensors are made at the first step, on their device."""
+        return {
+            "grad2d": None,
+            "count": None,
+            "scene_scale": scene_scale,
+            "budget_curve": None,
+            "num_gaussians": [],
+        }
+
+    def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
+        """Raises ValueError where a parameter this strategy reads is missing."""
+        super().check_sanity(params, optimizers)
+        missing = {"means", "scales", "quats", "opacities"} - set(params.keys())
+        if missing:
+            raise ValueError(f"params must hold means, scales, quats and opacities, got none for {sorted(missing)}")
+
+    def step_pre_backward(
+        self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, info: dict[str, Any]
+    ) -> None:
+        """Call before `loss.backward()`: keeps the gradient of the projected centres."""
+        if step < self.refine_stop_iter:
+            info["means2d"].retain_grad()
+
+    @torch.no_grad()
+    def step_post_backward(
+        self,
+        params: Params,
+        optimizers: Optimizers,
+        state: dict[str, Any],
+        step: int,
+        info: dict[str, Any],
+        packed: bool = False,
+    ) -> None:
+        """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, densifies."""
+        if step >= self.refine_stop_iter:
+            return
+        if state["budget_curve"] is None:
+            self._start(params, state)
+        self._gather_gradients(state, info, packed)
+        if state["trim"] > 0:
+            self._trim_start(params, optimizers, state)
+        events = self.event_steps
+        if step in events:
+            self._densify(params, optimizers, state, step, state["budget_curve"][events.index(step)])
+        if step > 0 and step % self.reset_every == 0:
+            reset_opa(params=params, optimizers=optimizers, state=state, value=self.reset_opacity)
+
+    def _start(self, params: Params, state: dict[str, Any]) -> None:
+        means = params["means"]
+        if len(means) == 0:
+            raise ValueError("densification needs at least 1 Gaussian to start from, got 0")
+        state["budget_curve"] = budget_curve(len(means), self.budget, len(self.event_steps))
+        state["trim"] = max(len(means) - self.budget, 0)
+        state["grad2d"] = torch.zeros(len(means), device=means.device)
+        state["count"] = torch.zeros(len(means), device=means.device)
+
+    def _trim_start(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
+        """A start larger than the budget is sampled down to it, once."""
+        means = params["means"]
+        mask = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+        mask[torch.randperm(len(means), device=means.device)[: state["trim"]]] = True
+        remove(params=params, optimizers=optimizers, state=state, mask=mask)
+        state["trim"] = 0
+
+    def _gather_gradients(self, state: dict[str, Any], info: dict[str, Any], packed: bool) -> None:
+        # As in gsplat, gradients are scaled to a screen of [-1, 1]², which makes the threshold resolution-free.
+        gradient = info["means2d"].grad.clone()
+        gradient[..., 0] *= info["width"] / 2 * info["n_cameras"]
+        gradient[..., 1] *= info["height"] / 2 * info["n_cameras"]
+        if packed:
+            ids = info["gaussian_ids"]
+        else:
+            visible = (info["radii"] > 0).all(dim=-1)  # [C, N]
+            ids = torch.where(visible)[1]
+            gradient = gradient[visible]
+        state["grad2d"].index_add_(0, ids, gradient.norm(dim=-1))
+        state["count"].index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
+
+    def _densify(self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, target: int) -> None:
+        # These ride along in the state, so that gsplat's operations keep them aligned with the Gaussians they change.
+        state["gradient"] = state["grad2d"] / state["count"].clamp_min(1)
+        state["score"] = self._score(params, state["gradient"])
+        self._prune(params, optimizers, state, step)
+        self._remove_excess(params, optimizers, state, target)
+        # One round at most doubles the number; the first events of a large budget need more than that.
+        while len(params["means"]) < target:
+            self._grow(params, optimizers, state, target)
+        del state["gradient"], state["score"]
+        state["grad2d"].zero_()
+        state["count"].zero_()
+        state["num_gaussians"].append(len(params["means"]))
+        if self.verbose:
+            print(f"Step {step}: {len(params['means'])} Gaussians, {target} wanted by the budget curve.")
+
+    def _score(self, params: Params, gradient: Tensor) -> Tensor:
+        opacities = torch.sigmoid(params["opacities"]).flatten()
+        scales = torch.exp(params["scales"])
+        score = torch.zeros_like(opacities)
+        for stats in self.score_views(self.num_views):
+            score += view_score(stats, gradient, opacities, scales)
+        return score
+
+    def _prune(self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int) -> None:
+        candidates = torch.sigmoid(params["opacities"]).flatten() < self.prune_opa
+        if step > self.reset_every:
+            largest = torch.exp(params["scales"]).amax(dim=-1)
+            candidates |= largest > self.prune_scale3d * state["scene_scale"]
+        # The draw is over all Gaussians, so a candidate that matters little among them is likely to go.
+        draws = int(self.prune_fraction * int(candidates.sum()))
+        mask = _draw(1 / (1e-6 + state["score"]), draws) & candidates
+        if bool(mask.all()):
+            mask[state["score"].argmax()] = False
+        if bool(mask.any()):
+            remove(params=params, optimizers=optimizers, state=state, mask=mask)
+
+    def _remove_excess(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
+        """More Gaussians than the curve allows can only come from outside; those of low score are likely to go."""
+        excess = len(params["means"]) - target
+        if excess > 0:
+            mask = _draw(1 / (1e-6 + state["score"]), excess)
+            remove(params=params, optimizers=optimizers, state=state, mask=mask)
+
+    def _grow(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
+        """One round: clones and splits, each netting one Gaussian, at most one for each there is."""
+        count = len(params["means"])
+        wanted = min(target - count, count)
+        qualified = state["gradient"] >= self.grow_grad2d
+        small = torch.exp(params["scales"]).amax(dim=-1) <= self.grow_scale3d * state["scene_scale"]
+        clone_set, split_set = qualified & small, qualified & ~small
+        num_clone, num_split = int(clone_set.sum()), int(split_set.sum())
+        chosen_wanted = min(wanted, num_clone + num_split)
+        clones = chosen_wanted * num_clone // max(num_clone + num_split, 1)
+        chosen = _draw(torch.where(clone_set, state["score"], 0), clones, clone_set)
+        chosen |= _draw(torch.where(split_set, state["score"], 0), chosen_wanted - clones, split_set)
+        # Where too few qualify, the rest of the growth goes by score to those that do not.
+        chosen |= _draw(torch.where(qualified, 0, state["score"]), wanted - chosen_wanted, ~qualified)
+        cloned, divided = chosen & small, chosen & ~small
+        num_cloned = int(cloned.sum())
+        if num_cloned:
+            duplicate(params=params, optimizers=optimizers, state=state, mask=cloned)
+        if bool(divided.any()):
+            # The clones were appended; they are not split in the same round.
+            divided = torch.cat([divided, divided.new_zeros(num_cloned)])
+            split(params=params, optimizers=optimizers, state=state, mask=divided)
+
+
+def _draw(weights: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    """A mask of `count` elements drawn without replacement, with probability proportional to `weights`.
+
+    Args:
+        weights: (N,) non-negative.
+        count: How many; at most the number of elements `among` allows.
+        among: (N,) bool, the elements that may be drawn, whatever their weight; all where None. Those of weight zero
+            are drawn only after all others.
+
+    Returns:
+        (N,) bool with exactly `count` true.
+    """
+    # Sampling without replacement by exponential clocks: element i rings at Exp(w_i), the first `count` are taken.
+    # Equal to torch.multinomial(replacement=False) in distribution, without its limits on size and on zero weights.
+    clocks = torch.empty_like(weights, dtype=torch.float64).exponential_() / weights.double()
+    # Weightless elements never ring: they queue after all others, in random order, and those not allowed come last.
+    clocks = torch.where(weights > 0, clocks, torch.finfo(torch.float64).max * (0.5 + 0.25 * torch.rand_like(clocks)))
+    if among is not None:
+        clocks = torch.where(among, clocks, torch.inf)
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    mask[clocks.topk(count, largest=False).indices] = True
+    return mask

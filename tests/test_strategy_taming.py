@@ -1,0 +1,235 @@
+import math
+
+import pytest
+import torch
+from gsplat.strategy.base import Strategy
+
+from splat_ssim.strategy import scoring
+from splat_ssim.strategy.scoring import ViewStats, budget_curve
+from splat_ssim.strategy.taming import TamingStrategy, _draw
+
+
+def make_scene(count, seed=0, scale=0.005):
+    generator = torch.Generator().manual_seed(seed)
+    values = {
+        "means": torch.rand(count, 3, generator=generator),
+        "scales": torch.full((count, 3), math.log(scale)),
+        "quats": torch.randn(count, 4, generator=generator),
+        "opacities": torch.zeros(count),
+        "sh0": torch.rand(count, 1, 3, generator=generator),
+        # A name for each Gaussian, which every operation must carry along.
+        "names": torch.arange(count, dtype=torch.float32),
+    }
+    params = torch.nn.ParameterDict({name: torch.nn.Parameter(value) for name, value in values.items()})
+    optimizers = {name: torch.optim.Adam([{"params": params[name], "lr": 1e-3}]) for name in params}
+    return params, optimizers
+
+
+def run_step(strategy, params, optimizers, state, step, gradient=1.0):
+    """One step of a loop written like gsplat's example, with a renderer that only projects."""
+    means2d = params["means"][None, :, :2] * 100
+    info = {
+        "means2d": means2d,
+        "width": 100,
+        "height": 100,
+        "n_cameras": 1,
+        "radii": torch.ones(1, len(params["means"]), 2, dtype=torch.int32),
+        "gaussian_ids": None,
+    }
+    loss = sum((p * 0.01).sum() for p in params.values()) + gradient * means2d.sum()
+    strategy.step_pre_backward(params, optimizers, state, step, info)
+    loss.backward()
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    strategy.step_post_backward(params, optimizers, state, step, info, packed=False)
+
+
+def even_views(params):
+    def views(count):
+        for view in range(count):
+            ones = torch.ones(len(params["means"]))
+            yield ViewStats(0.1 * (view + 1), ones, ones, ones, ones, ones, ones)
+
+    return views
+
+
+class TestBudgetCurve:
+    def test_formula(self):
+        # S = 100, B = 500, N = 4: 100 + 400·(2x/4 - x²/16).
+        assert budget_curve(100, 500, 4) == [275, 400, 475, 500]
+
+    @pytest.mark.parametrize("start,budget,events", [(54275, 814125, 28), (7, 8, 144), (1000, 1000, 28), (1, 10**9, 3)])
+    def test_rises_to_the_budget(self, start, budget, events):
+        curve = budget_curve(start, budget, events)
+        assert len(curve) == events and curve[-1] == budget and curve == sorted(curve) and curve[0] >= start
+
+    def test_start_above_budget(self):
+        assert budget_curve(900, 500, 3) == [500, 500, 500]
+
+    def test_paper_schedules_have_28_and_144_events(self):
+        for every, events in ((500, 28), (100, 144)):
+            assert len(TamingStrategy(budget=1, score_views=list, refine_every=every).event_steps) == events
+
+
+class TestScore:
+    def test_median_normalization(self):
+        values = torch.tensor([0.0, 1.0, 2.0, 8.0, -3.0])
+        # The median of the positive values 1, 2, 8 is 2.
+        assert scoring.normalize_by_median(10.0, values).tolist() == [0, 5, 10, 40, 0]
+        assert scoring.normalize_by_median(10.0, torch.zeros(3)).tolist() == [0, 0, 0]
+
+    def test_view_score_by_hand(self):
+        one, zero = torch.ones(3), torch.zeros(3)
+        stats = ViewStats(
+            loss=0.5,
+            depths=torch.tensor([2.0, 2.0, 2.0]),
+            radii=torch.tensor([4.0, 4.0, 0.0]),
+            pixel_count=one,
+            pixel_weight=torch.tensor([1.0, 3.0, 100.0]),
+            contribution=one,
+            distance=one,
+        )
+        score = scoring.view_score(stats, zero, one * 0.5, torch.full((3, 3), 0.1))
+        # Both visible ones sit at the median of every term but the pixel weight, where torch's median of (1, 3) is 1;
+        # no gradient. 50·0.5·(100 + 5 + 10 + 25 + 50 + 10·w + 0.1 + 50).
+        rest = 100 + 5 + 10 + 25 + 50 + 0.1 + 50
+        torch.testing.assert_close(score, torch.tensor([25 * (rest + 10), 25 * (rest + 30), 0.0]))
+
+    def test_pixel_weights(self):
+        truth = torch.zeros(3, 5, 5)
+        truth[:, 2, 2] = 1.0
+        render = truth.clone()
+        render[:, 0, 0] = 0.5
+        weights = scoring.pixel_weights(render, truth)
+        # The Laplacian of a single white pixel is 4 at it and 1 at its four neighbours; the error is only at (0, 0).
+        assert weights[2, 2] == pytest.approx(50) and weights[2, 1] == pytest.approx(12.5)
+        assert weights[0, 0] == pytest.approx(50) and weights[4, 4] == 0
+        assert scoring.pixel_weights(truth * 0, truth * 0).abs().sum() == 0
+        with pytest.raises(ValueError, match=r"same shape \(3, H, W\), got \(3, 5, 5\) and \(3, 5, 4\)"):
+            scoring.pixel_weights(truth, truth[..., :4])
+
+
+class TestDraw:
+    def test_exact_count_and_weightless_last(self):
+        weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 3.0])
+        for count in range(6):
+            mask = _draw(weights, count)
+            assert int(mask.sum()) == count
+            if 0 < count <= 3:
+                assert not mask[0] and not mask[2]
+
+    def test_among(self):
+        among = torch.tensor([True, False, True, True])
+        assert _draw(torch.tensor([1.0, 5.0, 0.0, 0.0]), 3, among).tolist() == among.tolist()
+
+    def test_frequencies_follow_the_weights(self):
+        torch.manual_seed(0)
+        weights = torch.tensor([1.0, 2.0, 5.0])
+        picks = sum(_draw(weights, 1).double() for _ in range(4000)) / 4000
+        # Four standard deviations of a share estimated from 4000 draws are 0.03.
+        torch.testing.assert_close(picks, weights.double() / 8, atol=0.032, rtol=0)
+
+
+class TestStrategy:
+    def strategy(self, params, **options):
+        defaults = dict(
+            budget=300, num_views=2, refine_start_iter=5, refine_stop_iter=50, refine_every=10, reset_every=20
+        )
+        return TamingStrategy(score_views=even_views(params), **{**defaults, **options})
+
+    def test_is_a_gsplat_strategy(self):
+        assert issubclass(TamingStrategy, Strategy)
+
+    @pytest.mark.parametrize("start,budget", [(40, 300), (10, 300), (300, 300), (400, 300), (1, 64)])
+    def test_count_equals_the_curve_at_every_event(self, start, budget):
+        torch.manual_seed(0)
+        params, optimizers = make_scene(start)
+        strategy = self.strategy(params, budget=budget)
+        strategy.check_sanity(params, optimizers)
+        state = strategy.initialize_state(scene_scale=1.0)
+        for step in range(60):
+            run_step(strategy, params, optimizers, state, step)
+            assert len(params["means"]) <= budget
+            for name, parameter in params.items():
+                assert len(parameter) == len(params["means"])
+                assert optimizers[name].state[parameter]["exp_avg"].shape == parameter.shape
+        assert state["num_gaussians"] == state["budget_curve"]
+        assert len(state["num_gaussians"]) == 4 and len(params["means"]) == budget
+
+    def test_grows_to_the_curve_without_any_gradient(self):
+        params, optimizers = make_scene(50)
+        strategy = self.strategy(params)
+        state = strategy.initialize_state()
+        for step in range(50):
+            run_step(strategy, params, optimizers, state, step, gradient=0.0)
+        assert state["num_gaussians"] == state["budget_curve"]
+
+    def test_clones_small_and_splits_large(self):
+        for scale, changed in ((0.005, False), (0.05, True)):
+            torch.manual_seed(0)
+            params, optimizers = make_scene(40, scale=scale)
+            strategy = self.strategy(params, refine_stop_iter=11, reset_every=1000, budget=60)
+            state = strategy.initialize_state(scene_scale=1.0)
+            for step in range(11):
+                run_step(strategy, params, optimizers, state, step)
+            smallest = params["scales"].exp().amin()
+            assert bool(smallest < scale / 1.5) == changed
+
+    def test_the_score_decides_who_grows(self):
+        torch.manual_seed(0)
+        params, optimizers = make_scene(100)
+        favoured = torch.zeros(100)
+        favoured[:10] = 1e9
+
+        def views(count):
+            ones = torch.ones(100)
+            yield ViewStats(1.0, ones, ones, ones, favoured + 1, ones, ones)
+
+        strategy = self.strategy(params, budget=110, refine_stop_iter=11)
+        strategy.score_views = views
+        state = strategy.initialize_state(scene_scale=1.0)
+        for step in range(11):
+            run_step(strategy, params, optimizers, state, step)
+        # Names change by optimiser steps of 1e-3, so rounding gives them back.
+        assert sorted(params["names"][100:].round().int().tolist()) == list(range(10))
+
+    def test_prune_takes_candidates_of_low_score_and_keeps_state_aligned(self):
+        torch.manual_seed(0)
+        params, optimizers = make_scene(200)
+        with torch.no_grad():
+            params["opacities"][:50] = -20.0
+        strategy = self.strategy(params, refine_stop_iter=11, reset_every=1000, budget=200)
+        state = strategy.initialize_state(scene_scale=1.0)
+
+        def views(count):
+            visible = torch.cat([torch.zeros(50), torch.ones(len(params["means"]) - 50)])
+            yield ViewStats(1.0, visible, visible, visible, visible, visible, visible)
+
+        strategy.score_views = views
+        for step in range(11):
+            run_step(strategy, params, optimizers, state, step)
+        transparent = int((params["opacities"] < -10).sum())
+        # All 25 drawn have score zero, so they are candidates; the room they leave is filled by others.
+        assert transparent == 25 and len(params["means"]) == 200
+        assert len(state["grad2d"]) == len(state["count"]) == 200
+
+    def test_opacity_reset(self):
+        params, optimizers = make_scene(20)
+        strategy = self.strategy(params, budget=20)
+        state = strategy.initialize_state()
+        for step in range(21):
+            run_step(strategy, params, optimizers, state, step)
+        assert torch.sigmoid(params["opacities"]).max() <= 0.01 + 1e-6
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="budget must be at least 1 Gaussian, got 0"):
+            TamingStrategy(budget=0, score_views=list)
+        params, optimizers = make_scene(3)
+        del params["scales"], optimizers["scales"]
+        with pytest.raises(ValueError, match=r"got none for \['scales'\]"):
+            self.strategy(params).check_sanity(params, optimizers)
+        params, optimizers = make_scene(0)
+        strategy = self.strategy(params)
+        with pytest.raises(ValueError, match="at least 1 Gaussian to start from, got 0"):
+            run_step(strategy, params, optimizers, strategy.initialize_state(), 0)
