@@ -1,0 +1,172 @@
+"""The definition against scikit-image and against its own derivatives, in float64."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from splat_ssim import reference
+
+check_gradient = functools.partial(torch.autograd.gradcheck, fast_mode=True)
+
+
+def pair(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    img1 = torch.rand(shape, generator=generator, dtype=dtype)
+    img2 = (img1 + 0.2 * torch.randn(shape, generator=generator, dtype=dtype)).clamp(0, 1)
+    return img1, img2
+
+
+def skimage_map(img1, img2, window_size=11, sigma=1.5, data_range=1.0, k1=0.01, k2=0.03):
+    """S of one single-channel image or volume; its own border handling is cut off. It chooses the window by sigma."""
+    assert window_size == 2 * int(3.5 * sigma + 0.5) + 1
+    radius = window_size // 2
+    _, full = structural_similarity(
+        img1.numpy(),
+        img2.numpy(),
+        data_range=data_range,
+        gaussian_weights=True,
+        sigma=sigma,
+        use_sample_covariance=False,
+        K1=k1,
+        K2=k2,
+        full=True,
+    )
+    return full[(slice(radius, -radius),) * img1.ndim]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 24, 31), (2, 3, 13, 40), (1, 2, 17, 13, 19)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window_size": 9, "sigma": 1.0}, {"window_size": 13, "sigma": 1.8, "data_range": 7.0, "k1": 0.02, "k2": 0.1}],
+)
+def test_map_agrees_with_scikit_image(shape, options):
+    img1, img2 = (img * options.get("data_range", 1.0) for img in pair(*shape))
+    found = reference.ssim_map(img1, img2, padding="valid", **options)
+    for b, c in np.ndindex(shape[:2]):
+        expected = skimage_map(img1[b, c], img2[b, c], **options)
+        # Two float64 computations of one formula.
+        np.testing.assert_allclose(found[b, c].numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("same", "constant"), ("reflect", "reflect"), ("replicate", "edge")])
+@pytest.mark.parametrize("shape", [(1, 2, 12, 9), (1, 1, 7, 8, 9)])
+def test_padding_is_that_of_the_images(padding, mode, shape):
+    img1, img2 = pair(*shape)
+    widths = [(0, 0), (0, 0)] + [(5, 5)] * (len(shape) - 2)
+    padded = [torch.from_numpy(np.pad(img.numpy(), widths, mode=mode)) for img in (img1, img2)]
+    expected = reference.ssim_map(*padded, padding="valid")
+    torch.testing.assert_close(reference.ssim_map(img1, img2, padding=padding), expected, rtol=0, atol=1e-12)
+
+
+def test_identical_images_give_exactly_one_and_no_gradient():
+    img1, _ = pair(2, 3, 20, 20, dtype=torch.float32)
+    img1.requires_grad_()
+    value = reference.ssim(img1, img1.detach().clone())
+    assert value.item() == 1.0
+    (grad,) = torch.autograd.grad(value, img1)
+    assert grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("noise", ["natural", "flat", "high"])
+def test_float32_stays_close_to_float64(noise):
+    generator = torch.Generator().manual_seed(1)
+    base = torch.rand(1, 3, 64, 64, generator=generator, dtype=torch.float64)
+    change = torch.randn(1, 3, 64, 64, generator=generator, dtype=torch.float64)
+    img1, img2 = {
+        "natural": (base, (base + 0.1 * change).clamp(0, 1)),
+        "flat": (torch.full_like(base, 0.9), 0.9 + 1e-3 * change),
+        "high": (1000 + base, 1000 + (base + 0.1 * change).clamp(0, 1)),
+    }[noise]
+    img1, img2 = img1.float(), img2.float()
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x = img1.to(dtype).requires_grad_()
+        value = reference.ssim(x, img2.to(dtype), padding="valid")
+        results.append((value.double(), torch.autograd.grad(value, x)[0].double()))
+    (value, grad), (true_value, true_grad) = results
+    # The targets of the kernels: 1e-7 and 2e-6, and 1e-5 at a mean of a thousand ranges.
+    tolerance = 1e-5 if noise == "high" else 1e-7
+    assert abs(value - true_value) <= tolerance
+    assert (grad - true_grad).abs().max() <= (1e-5 if noise == "high" else 2e-6) * true_grad.abs().max()
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect", "replicate"])
+@pytest.mark.parametrize("mask_mode", [None, "zero", "weight", "normalize"])
+def test_gradcheck(padding, mask_mode):
+    img1, img2 = (img.requires_grad_() for img in pair(2, 2, 6, 7))
+    mask = None if mask_mode is None else (pair(2, 1, 6, 7, seed=3)[0] > 0.4)
+    options = {"window_size": 5, "sigma": 1.1, "padding": padding, "mask": mask, "mask_mode": mask_mode or "weight"}
+    for reduction in ("mean", "sum", "none", "image"):
+        assert check_gradient(lambda a, b, r=reduction: reference.ssim(a, b, reduction=r, **options), (img1, img2))
+    assert check_gradient(lambda a, b: reference.photometric_loss(a, b, **options), (img1, img2))
+
+
+def test_gradcheck_3d():
+    img1, img2 = (img.requires_grad_() for img in pair(1, 2, 5, 6, 4))
+    assert check_gradient(lambda a, b: reference.ssim(a, b, window_size=3, padding="reflect"), (img1, img2))
+
+
+def test_masks_by_hand():
+    img1, img2 = pair(2, 3, 15, 16)
+    mask = pair(2, 1, 15, 16, seed=9)[0]
+    full = reference.ssim_map(img1, img2)
+    weighted = reference.ssim(img1, img2, mask=mask, mask_mode="weight")
+    torch.testing.assert_close(weighted, (full * mask).sum() / (3 * mask.sum()))
+    zeroed = reference.ssim(img1, img2, mask=mask, mask_mode="zero")
+    torch.testing.assert_close(zeroed, reference.ssim_map(img1 * mask, img2 * mask).mean())
+    # "valid" reads the weights at the centres of the windows.
+    cropped = reference.ssim(img1, img2, mask=mask, padding="valid")
+    inner = mask[..., 5:-5, 5:-5]
+    expected = (reference.ssim_map(img1, img2, padding="valid") * inner).sum() / (3 * inner.sum())
+    torch.testing.assert_close(cropped, expected)
+
+
+def test_normalize_sees_only_valid_pixels():
+    img1, img2 = pair(1, 2, 20, 22)
+    mask = torch.zeros(1, 1, 20, 22, dtype=torch.bool)
+    mask[..., 4:15, 6:20] = True
+    spoilt = torch.where(mask, img1, torch.nan)
+    found = reference.ssim(spoilt, img2, mask=mask, mask_mode="normalize")
+    torch.testing.assert_close(found, reference.ssim(img1, img2, mask=mask, mask_mode="normalize"))
+    # A masked rectangle is the rectangle alone.
+    crop = (..., slice(4, 15), slice(6, 20))
+    alone = reference.ssim(img1[crop], img2[crop], mask=mask[crop], mask_mode="normalize")
+    torch.testing.assert_close(found, alone)
+    # By hand, at one corner of it.
+    taps = torch.tensor(reference.gaussian_taps()[5:], dtype=torch.float64)
+    window = taps[:, None] * taps
+    window = window / window.sum()
+    x, y = img1[0, 0, 4:10, 6:12], img2[0, 0, 4:10, 6:12]
+    mu1, mu2 = (window * x).sum(), (window * y).sum()
+    var1, var2 = (window * x * x).sum() - mu1**2, (window * y * y).sum() - mu2**2
+    cov = (window * x * y).sum() - mu1 * mu2
+    corner = (2 * mu1 * mu2 + 1e-4) * (2 * cov + 9e-4) / ((mu1**2 + mu2**2 + 1e-4) * (var1 + var2 + 9e-4))
+    options = {"mask": mask, "mask_mode": "normalize", "reduction": "none"}
+    torch.testing.assert_close(reference.ssim(img1, img2, **options)[0, 0, 4, 6], corner)
+
+
+def test_uint8_and_layouts():
+    generator = torch.Generator().manual_seed(0)
+    img1, img2 = (torch.randint(0, 256, (2, 3, 14, 15), generator=generator, dtype=torch.uint8) for _ in range(2))
+    as_float = reference.ssim(img1.double() / 255 * 4, img2.double() / 255 * 4, data_range=4.0)
+    torch.testing.assert_close(reference.ssim(img1, img2.double() / 255 * 4, data_range=4.0), as_float)
+    last = [img.movedim(1, -1) for img in (img1, img2)]
+    kept = reference.ssim(*last, channels_last=True, reduction="none")
+    torch.testing.assert_close(kept, reference.ssim(img1, img2, reduction="none").movedim(1, -1))
+
+
+def test_ms_ssim_is_zero_with_zero_gradient_where_a_term_is_not_positive():
+    img1, _ = pair(1, 1, 33, 33)
+    img1.requires_grad_()
+    value = reference.ms_ssim(img1, 1 - img1.detach(), window_size=3, weights=(0.5, 0.5))
+    assert value.item() == 0
+    (grad,) = torch.autograd.grad(value.sum(), img1)
+    assert grad.abs().max() == 0
+
+
+def test_ms_ssim_gradcheck():
+    img1, img2 = (img.requires_grad_() for img in pair(1, 2, 9, 10))
+    assert check_gradient(lambda a, b: reference.ms_ssim(a, b, window_size=3, weights=(0.4, 0.6)), (img1, img2))
