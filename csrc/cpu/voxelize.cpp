@@ -1,0 +1,366 @@
+// Volumes from 3D Gaussians, and the gradients: V_c(x) = sum over i of values_ic * g_i(x), see voxelize.h.
+//
+// Forward: every thread owns a slab of planes and adds the Gaussians that touch it in their order, so the result does
+// not depend on the number of threads. Backward: every Gaussian gathers its own gradient, in one order. Neighbouring
+// Gaussians should be neighbours in memory (sorted along a Morton curve): the voxels they share are then in cache.
+#include "voxelize.h"
+
+#include "parallel.h"
+
+namespace {
+
+constexpr int kGroup = 4;           // channels rendered at once
+constexpr int64_t kBatch = 64;      // Gaussians a backward task takes
+constexpr int kMaxThreads = 256;    // slabs at most
+constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
+
+enum Status { kOk = 0, kOutOfMemory = 1, kBadArgument = 2 };
+
+struct Gaussians {
+  const float* means;   // (N, 3) world x, y, z as `Lattice` maps them
+  const float* quats;   // (N, 4) w, x, y, z, of any length
+  const float* scales;  // (N, 3) standard deviations, positive
+  const float* values;  // (N, C)
+  int64_t count;
+  int64_t channels;
+};
+
+bool read_geometry(const double* geometry, const int64_t* window, Lattice& lattice, Crop& crop) {
+  lattice = {geometry, geometry + 9, geometry + 18};
+  for (int k = 0; k < 3; ++k) {
+    const int64_t start = window[k], size = window[3 + k];
+    if (size < 1 || size > (1 << 24) || start < -(1 << 28) || start > (1 << 28)) return false;
+    crop.start[k] = static_cast<int>(start);
+    crop.size[k] = static_cast<int>(size);
+  }
+  return crop.size[0] >= kLanes;
+}
+
+// Picks the walk for a footprint.
+template <template <class> class VisitorFor, class State>
+SPLAT_INLINE void walk(const Footprint& f, const Crop& crop, int z_begin, int z_end, State& state) {
+  if (f.narrow) {
+    VisitorFor<Narrow> visitor(state);
+    if (f.factorised) walk_rows<Narrow, FactorisedRows<Narrow>>(f, crop, z_begin, z_end, visitor);
+    else walk_rows<Narrow, DirectRows<Narrow>>(f, crop, z_begin, z_end, visitor);
+  } else {
+    VisitorFor<Wide> visitor(state);
+    if (f.factorised) walk_rows<Wide, FactorisedRows<Wide>>(f, crop, z_begin, z_end, visitor);
+    else walk_rows<Wide, DirectRows<Wide>>(f, crop, z_begin, z_end, visitor);
+  }
+}
+
+// ---- forward
+
+struct Target {
+  float* volume;     // first channel of the group
+  int64_t channel;   // voxels of a channel
+  float values[kGroup];
+};
+
+template <int kChannels>
+struct Add {
+  template <class V>
+  struct Visitor {
+    const Target target;
+    SPLAT_INLINE explicit Visitor(const Target& t) : target(t) {}
+    SPLAT_INLINE void begin() {}
+    SPLAT_INLINE void row(int64_t offset, typename V::F g, typename V::I, float) {
+      for (int c = 0; c < kChannels; ++c) {
+        float* p = target.volume + c * target.channel + offset;
+        store_as<V>(p, g * target.values[c] + load_as<V>(p));
+      }
+    }
+    SPLAT_INLINE void plane(float) {}
+    SPLAT_INLINE void end(typename V::F) {}
+  };
+};
+
+template <int kChannels>
+void add_group(const Gaussians& gaussians, const Footprint* footprints, const Crop& crop, int z_begin, int z_end,
+               int64_t first_channel, float* volume) {
+  const int64_t channel = static_cast<int64_t>(crop.size[0]) * crop.size[1] * crop.size[2];
+  Target target{volume + first_channel * channel, channel, {}};
+  for (int64_t i = 0; i < gaussians.count; ++i) {
+    const Footprint& f = footprints[i];
+    if (f.high[2] < z_begin || f.low[2] >= z_end) continue;
+    for (int c = 0; c < kChannels; ++c) {
+      target.values[c] = gaussians.values[i * gaussians.channels + first_channel + c];
+    }
+    walk<Add<kChannels>::template Visitor>(f, crop, z_begin, z_end, target);
+  }
+}
+
+void clear_planes(const Crop& crop, int64_t channels, int z_begin, int z_end, float* volume) {
+  const int64_t plane = static_cast<int64_t>(crop.size[0]) * crop.size[1];
+  for (int64_t c = 0; c < channels; ++c) {
+    float* first = volume + (c * crop.size[2] + (z_begin - crop.start[2])) * plane;
+    __builtin_memset(first, 0, static_cast<uint64_t>(plane * (z_end - z_begin)) * sizeof(float));
+  }
+}
+
+void add_slab(const Gaussians& gaussians, const Footprint* footprints, const Crop& crop, int z_begin, int z_end,
+              float* volume) {
+  clear_planes(crop, gaussians.channels, z_begin, z_end, volume);
+  for (int64_t c = 0; c < gaussians.channels; c += kGroup) {
+    const int64_t left = gaussians.channels - c;
+    if (left >= 4) add_group<4>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+    else if (left == 3) add_group<3>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+    else if (left == 2) add_group<2>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+    else add_group<1>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+  }
+}
+
+// Boundaries of `slabs` runs of planes of about equal cost. `cost` has room for size[2] + 1 numbers.
+void balance(const Gaussians& gaussians, const Footprint* footprints, const Crop& crop, int slabs, double* cost,
+             int* boundaries) {
+  const int first = crop.start[2], depth = crop.size[2];
+  for (int z = 0; z <= depth; ++z) cost[z] = 0;
+  for (int64_t i = 0; i < gaussians.count; ++i) {
+    const Footprint& f = footprints[i];
+    if (f.high[2] < f.low[2]) continue;
+    // Spread evenly over the planes: a difference array, summed below.
+    const double planes = f.high[2] - f.low[2] + 1;
+    const double each = kRowCost * (f.high[1] - f.low[1] + 1) + kGaussianCost / planes;
+    cost[f.low[2] - first] += each;
+    cost[f.high[2] - first + 1] -= each;
+  }
+  // An empty plane costs its clearing.
+  double running = 0, total = 0;
+  for (int z = 0; z < depth; ++z) {
+    running += cost[z];
+    cost[z] = running + 1.0;
+    total += cost[z];
+  }
+  boundaries[0] = first;
+  double sum = 0;
+  int slab = 1;
+  for (int z = 0; z < depth && slab < slabs; ++z) {
+    sum += cost[z];
+    while (slab < slabs && sum * slabs >= total * slab) boundaries[slab++] = first + z + 1;
+  }
+  while (slab <= slabs) boundaries[slab++] = first + depth;
+  boundaries[slabs] = first + depth;
+}
+
+// ---- backward
+
+struct Moments {
+  const float* gradient;  // first channel of the group
+  int64_t channel;        // voxels of a channel
+  float values[kGroup];
+  double w, x, y, z, xx, xy, xz, yy, yz, zz;  // sums of w, w d and w d d' with w = g * sum over c of values_c dL/dV_c
+  double by_value[kGroup];                    // sums of g * dL/dV_c
+};
+
+// With one channel its value is left out of w, and by_value is the sum of w: one multiplication less a voxel.
+template <int kChannels>
+struct Gather {
+  template <class V>
+  struct Visitor {
+    typedef typename V::F F;
+    Moments& moments;
+    F m0, my, mz, myy, myz, mzz;   // over a chunk, by column
+    F row0, row_y, row_yy;         // over a plane
+    F by_value[kChannels];
+    SPLAT_INLINE explicit Visitor(Moments& m) : moments(m) {}
+    SPLAT_INLINE void begin() {
+      m0 = my = mz = myy = myz = mzz = row0 = row_y = row_yy = F{};
+      for (int c = 0; c < kChannels; ++c) by_value[c] = F{};
+    }
+    SPLAT_INLINE void row(int64_t offset, F g, typename V::I inside, float dy) {
+      F weight{};
+      for (int c = 0; c < kChannels; ++c) {
+        // The product is masked, not g: infinities in lanes outside would make it NaN.
+        const F part = select<V>(inside, g * load_as<V>(moments.gradient + c * moments.channel + offset));
+        if (kChannels > 1) by_value[c] += part;
+        weight = kChannels > 1 ? part * moments.values[c] + weight : part;
+      }
+      const F weight_y = weight * dy;
+      row0 += weight;
+      row_y += weight_y;
+      row_yy = weight_y * dy + row_yy;
+    }
+    SPLAT_INLINE void plane(float dz) {
+      const F weight_z = row0 * dz;
+      m0 += row0;
+      my += row_y;
+      myy += row_yy;
+      mz += weight_z;
+      mzz = weight_z * dz + mzz;
+      myz = row_y * dz + myz;
+      row0 = row_y = row_yy = F{};
+    }
+    SPLAT_INLINE void end(F dx) {
+      const F mx = m0 * dx;
+      moments.w += sum_lanes<V>(m0);
+      moments.x += sum_lanes<V>(mx);
+      moments.y += sum_lanes<V>(my);
+      moments.z += sum_lanes<V>(mz);
+      moments.xx += sum_lanes<V>(mx * dx);
+      moments.xy += sum_lanes<V>(my * dx);
+      moments.xz += sum_lanes<V>(mz * dx);
+      moments.yy += sum_lanes<V>(myy);
+      moments.yz += sum_lanes<V>(myz);
+      moments.zz += sum_lanes<V>(mzz);
+      for (int c = 0; kChannels > 1 && c < kChannels; ++c) moments.by_value[c] += sum_lanes<V>(by_value[c]);
+    }
+  };
+};
+
+struct Gradients {
+  float* means;
+  float* quats;
+  float* scales;
+  float* values;
+};
+
+struct Sums {
+  double first[3];   // sum of w d
+  double second[9];  // sum of w d d'
+};
+
+template <int kChannels>
+SPLAT_INLINE void gather_group(const Footprint& f, const Crop& crop, const float* values, const float* gradient,
+                               int64_t channel, Sums& sums, float* by_value) {
+  Moments m{gradient, channel, {}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}};
+  for (int c = 0; c < kChannels; ++c) m.values[c] = values[c];
+  walk<Gather<kChannels>::template Visitor>(f, crop, f.low[2], f.high[2] + 1, m);
+  if (kChannels == 1) m.by_value[0] = m.w;
+  const double factor = kChannels == 1 ? values[0] : 1.0;
+  const double first[3] = {m.x, m.y, m.z};
+  const double second[9] = {m.xx, m.xy, m.xz, m.xy, m.yy, m.yz, m.xz, m.yz, m.zz};
+  for (int i = 0; i < 3; ++i) sums.first[i] += factor * first[i];
+  for (int i = 0; i < 9; ++i) sums.second[i] += factor * second[i];
+  for (int c = 0; c < kChannels; ++c) by_value[c] = static_cast<float>(m.by_value[c]);
+}
+
+// dL/dq from dL/dR, through the normalisation of the quaternion.
+void rotation_gradient(const Frame& frame, const double* dR, float* out) {
+  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
+  const double dq[4] = {
+      2 * (-z * dR[1] + y * dR[2] + z * dR[3] - x * dR[5] - y * dR[6] + x * dR[7]),
+      2 * (y * dR[1] + z * dR[2] + y * dR[3] - 2 * x * dR[4] - w * dR[5] + z * dR[6] + w * dR[7] - 2 * x * dR[8]),
+      2 * (-2 * y * dR[0] + x * dR[1] + w * dR[2] + x * dR[3] + z * dR[5] - w * dR[6] + z * dR[7] - 2 * y * dR[8]),
+      2 * (-2 * z * dR[0] - w * dR[1] + x * dR[2] + w * dR[3] - 2 * z * dR[4] + y * dR[5] + x * dR[6] + y * dR[7])};
+  const double along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
+  for (int i = 0; i < 4; ++i) out[i] = static_cast<float>((dq[i] - along * frame.unit[i]) / frame.norm);
+}
+
+// From the sums over voxels, in index space, to the parameters: with P the precision and F = to_world' R,
+//   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
+void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const Sums& sums, int64_t i,
+           const Gradients& out) {
+  const float* P = f.precision;
+  const double* S = sums.first;
+  const double by_index[3] = {P[0] * S[0] + P[1] * S[1] + P[2] * S[2], P[1] * S[0] + P[3] * S[1] + P[4] * S[2],
+                              P[2] * S[0] + P[4] * S[1] + P[5] * S[2]};
+  for (int a = 0; a < 3; ++a) {
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) sum += lattice.to_index[k * 3 + a] * by_index[k];
+    out.means[i * 3 + a] = static_cast<float>(sum);
+  }
+  double dR[9];
+  for (int c = 0; c < 3; ++c) {
+    const double inverse = frame.inverse_scale[c];
+    double GF[3], along = 0;
+    for (int k = 0; k < 3; ++k) {
+      double sum = 0;
+      for (int l = 0; l < 3; ++l) sum += sums.second[k * 3 + l] * frame.axes[l * 3 + c];
+      GF[k] = -0.5 * sum;
+      along += frame.axes[k * 3 + c] * GF[k];
+    }
+    out.scales[i * 3 + c] = static_cast<float>(-2.0 * along * inverse * inverse * inverse);
+    for (int a = 0; a < 3; ++a) {
+      double sum = 0;
+      for (int k = 0; k < 3; ++k) sum += lattice.to_world[a * 3 + k] * GF[k];
+      dR[a * 3 + c] = 2.0 * sum * inverse * inverse;
+    }
+  }
+  rotation_gradient(frame, dR, out.quats + i * 4);
+}
+
+void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& crop, const float* gradient, int64_t i,
+                const Gradients& out) {
+  const int64_t channels = gaussians.channels;
+  const int64_t channel = static_cast<int64_t>(crop.size[0]) * crop.size[1] * crop.size[2];
+  float* by_value = out.values + i * channels;
+  Frame frame;
+  Footprint f;
+  if (!make_footprint(gaussians.means + i * 3, gaussians.quats + i * 4, gaussians.scales + i * 3, lattice, crop, frame,
+                      f)) {
+    for (int k = 0; k < 3; ++k) out.means[i * 3 + k] = out.scales[i * 3 + k] = 0.0f;
+    for (int k = 0; k < 4; ++k) out.quats[i * 4 + k] = 0.0f;
+    for (int64_t c = 0; c < channels; ++c) by_value[c] = 0.0f;
+    return;
+  }
+  Sums sums{};
+  for (int64_t c = 0; c < channels; c += kGroup) {
+    const float* values = gaussians.values + i * channels + c;
+    const float* group = gradient + c * channel;
+    const int64_t left = channels - c;
+    if (left >= 4) gather_group<4>(f, crop, values, group, channel, sums, by_value + c);
+    else if (left == 3) gather_group<3>(f, crop, values, group, channel, sums, by_value + c);
+    else if (left == 2) gather_group<2>(f, crop, values, group, channel, sums, by_value + c);
+    else gather_group<1>(f, crop, values, group, channel, sums, by_value + c);
+  }
+  chain(f, frame, lattice, sums, i, out);
+}
+
+}  // namespace
+
+// geometry: 9 doubles index to world, 9 world to index (row-major, index order x, y, z), 3 origin.
+// window: start x, y, z and size x, y, z of the crop; size x at least 16. volume: (C, size z, size y, size x).
+extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales,
+                                                           const float* values, int64_t count, int64_t channels,
+                                                           const double* geometry, const int64_t* window,
+                                                           float* volume, int threads) {
+  const Gaussians gaussians{means, quats, scales, values, count, channels};
+  Lattice lattice;
+  Crop crop;
+  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  const int slabs = smaller(smaller(threads, kMaxThreads), crop.size[2]);
+  const int64_t footprint_bytes = count * static_cast<int64_t>(sizeof(Footprint));
+  const int64_t cost_bytes = (crop.size[2] + 1) * static_cast<int64_t>(sizeof(double));
+  char* scratch = static_cast<char*>(splat_ssim_scratch(footprint_bytes + cost_bytes));
+  if (scratch == nullptr) return kOutOfMemory;
+  double* cost = reinterpret_cast<double*>(scratch);
+  Footprint* footprints = reinterpret_cast<Footprint*>(scratch + cost_bytes);
+  parallel_for((count + kBatch - 1) / kBatch, threads, [&](int64_t batch, int) {
+    const int64_t end = (batch + 1) * kBatch < count ? (batch + 1) * kBatch : count;
+    Frame frame;
+    for (int64_t i = batch * kBatch; i < end; ++i) {
+      if (!make_footprint(means + i * 3, quats + i * 4, scales + i * 3, lattice, crop, frame, footprints[i])) {
+        footprints[i].low[2] = 1;
+        footprints[i].high[2] = 0;
+      }
+    }
+  });
+  int boundaries[kMaxThreads + 1];
+  balance(gaussians, footprints, crop, slabs, cost, boundaries);
+  parallel_for(slabs, threads, [&](int64_t slab, int) {
+    if (boundaries[slab] < boundaries[slab + 1]) {
+      add_slab(gaussians, footprints, crop, boundaries[slab], boundaries[slab + 1], volume);
+    }
+  });
+  return kOk;
+}
+
+// gradient: dL/dV, (C, size z, size y, size x). The outputs have the shapes of their inputs and are overwritten.
+extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales,
+                                                            const float* values, int64_t count, int64_t channels,
+                                                            const double* geometry, const int64_t* window,
+                                                            const float* gradient, float* grad_means,
+                                                            float* grad_quats, float* grad_scales, float* grad_values,
+                                                            int threads) {
+  const Gaussians gaussians{means, quats, scales, values, count, channels};
+  Lattice lattice;
+  Crop crop;
+  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  const Gradients out{grad_means, grad_quats, grad_scales, grad_values};
+  parallel_for((count + kBatch - 1) / kBatch, threads, [&](int64_t batch, int) {
+    const int64_t end = (batch + 1) * kBatch < count ? (batch + 1) * kBatch : count;
+    for (int64_t i = batch * kBatch; i < end; ++i) gather_one(gaussians, lattice, crop, gradient, i, out);
+  });
+  return kOk;
+}

@@ -1,0 +1,328 @@
+// A 3D Gaussian on a voxel lattice: its footprint, and the walk over the voxels inside it.
+//
+//   g(x) = exp(-q(x)/2),  q(x) = (x - mean)' Sigma^-1 (x - mean),  g = 0 where q > 9 (Mahalanobis distance 3)
+//
+// Everything happens in index space: an affine map takes voxel indices to the world the Gaussians live in. Axis order
+// here is x (the array's last, contiguous axis), y, z. A crop is a window of the endless lattice, and a voxel gets the
+// same bits from every crop that holds it.
+#pragma once
+#include "isa.h"
+
+namespace {
+
+constexpr float kCutoff = 9.0f;                  // squared Mahalanobis distance
+constexpr float kSmallest = 0.011108996538242f;  // exp(-kCutoff / 2)
+constexpr int kTableRows = 64;                   // rows the factorised walk has room for
+// Largest exponent of one factor in the factorised walk: its rounding, 32 * 2^-24, bounds the relative error of g.
+constexpr double kFactorBound = 32.0;
+
+// Lanes of the widest vectors, and of half vectors for Gaussians that would leave most of the wide ones empty.
+struct Wide {
+  static constexpr int kWidth = kLanes;
+  typedef Floats F;
+  typedef Ints I;
+  typedef UnalignedFloats U;
+};
+struct Narrow {
+  static constexpr int kWidth = kLanes > 4 ? kLanes / 2 : kLanes;
+  typedef float F __attribute__((vector_size(kWidth * 4)));
+  typedef int32_t I __attribute__((vector_size(kWidth * 4)));
+  typedef float U __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+};
+
+template <class V>
+SPLAT_INLINE typename V::F load_as(const float* p) {
+  return *reinterpret_cast<const typename V::U*>(p);
+}
+template <class V>
+SPLAT_INLINE void store_as(float* p, typename V::F v) {
+  *reinterpret_cast<typename V::U*>(p) = v;
+}
+template <class V>
+SPLAT_INLINE typename V::F splat(float a) {
+  return a - typename V::F{};
+}
+template <class V>
+SPLAT_INLINE typename V::F select(typename V::I mask, typename V::F value) {
+  return (typename V::F)(mask & (typename V::I)value);
+}
+template <class V>
+SPLAT_INLINE typename V::F lane_numbers() {
+  typename V::F lanes{};
+  for (int i = 0; i < V::kWidth; ++i) lanes[i] = static_cast<float>(i);
+  return lanes;
+}
+template <class V>
+SPLAT_INLINE double sum_lanes(typename V::F v) {
+  float total = 0.0f;
+  for (int i = 0; i < V::kWidth; ++i) total += v[i];
+  return total;
+}
+
+// e^x to 2 units in the last place for x in [-87, 87]; x is clamped to that range, so the result is finite and normal.
+template <class V>
+SPLAT_INLINE typename V::F exponential(typename V::F x) {
+  typedef typename V::F F;
+  typedef typename V::I I;
+  x = x < splat<V>(-87.0f) ? splat<V>(-87.0f) : x;
+  x = x > splat<V>(87.0f) ? splat<V>(87.0f) : x;
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  const F magic = splat<V>(12582912.0f);
+  const F shifted = x * 1.44269504f + magic;
+  const F n = shifted - magic;
+  F r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  F p = splat<V>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const I power = ((I)shifted - (I)magic + 127) << 23;
+  return p * (F)power;
+}
+
+// The part of the lattice that is rendered, x, y, z.
+struct Crop {
+  int start[3];
+  int size[3];
+};
+
+// Voxel indices to world and back: world = to_world (row-major 3x3) * index + origin.
+struct Lattice {
+  const double* to_world;
+  const double* to_index;
+  const double* origin;
+};
+
+// The rotation of a Gaussian and what backward needs again.
+struct Frame {
+  double rotation[9];  // row-major, columns are the axes of the Gaussian
+  double unit[4];      // normalised quaternion w, x, y, z
+  double norm;         // of the quaternion
+  double axes[9];      // [k][c]: to_world' * rotation
+  double inverse_scale[3];
+};
+
+struct Footprint {
+  int center[3];        // voxel nearest to the mean
+  float offset[3];      // mean - center
+  float precision[6];   // xx xy xz yy yz zz
+  float whitening[9];   // [c][k]: q = sum over c of (whitening_c . d)^2
+  int low[3], high[3];  // bounding box inside the crop, inclusive
+  float slope;          // the y interval of the ellipsoid's shadow on (y, z) is slope * dz +- a half width:
+  float y_variance;     // half^2 = y_variance * (cutoff - dz^2 * inverse_zz)
+  float inverse_zz;
+  bool factorised;  // exponent bounds and row count permit the factorised walk
+  bool narrow;      // at most Narrow::kWidth voxels wide
+};
+
+SPLAT_INLINE double square(double a) { return a * a; }
+SPLAT_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+SPLAT_INLINE int larger(int a, int b) { return a > b ? a : b; }
+
+inline void make_frame(const float* quat, const float* scale, const Lattice& lattice, Frame& frame) {
+  const double q[4] = {quat[0], quat[1], quat[2], quat[3]};
+  frame.norm = __builtin_sqrt(square(q[0]) + square(q[1]) + square(q[2]) + square(q[3]));
+  for (int i = 0; i < 4; ++i) frame.unit[i] = q[i] / frame.norm;
+  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
+  double* R = frame.rotation;
+  R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
+  R[3] = 2 * (x * y + w * z), R[4] = 1 - 2 * (x * x + z * z), R[5] = 2 * (y * z - w * x);
+  R[6] = 2 * (x * z - w * y), R[7] = 2 * (y * z + w * x), R[8] = 1 - 2 * (x * x + y * y);
+  for (int c = 0; c < 3; ++c) {
+    frame.inverse_scale[c] = 1.0 / scale[c];
+    for (int k = 0; k < 3; ++k) {
+      double sum = 0;
+      for (int a = 0; a < 3; ++a) sum += lattice.to_world[a * 3 + k] * R[a * 3 + c];
+      frame.axes[k * 3 + c] = sum;
+    }
+  }
+}
+
+// Covariance in index space, xx xy xz yy yz zz.
+inline void index_covariance(const Frame& frame, const float* scale, const Lattice& lattice, double* covariance) {
+  double M[9];
+  for (int k = 0; k < 3; ++k) {
+    for (int c = 0; c < 3; ++c) {
+      double sum = 0;
+      for (int a = 0; a < 3; ++a) sum += lattice.to_index[k * 3 + a] * frame.rotation[a * 3 + c];
+      M[k * 3 + c] = sum * scale[c];
+    }
+  }
+  for (int i = 0, entry = 0; i < 3; ++i) {
+    for (int j = i; j < 3; ++j, ++entry) {
+      covariance[entry] = M[i * 3] * M[j * 3] + M[i * 3 + 1] * M[j * 3 + 1] + M[i * 3 + 2] * M[j * 3 + 2];
+    }
+  }
+}
+
+// Whether the exponent may be split into factors of x and y, of x and z, of y and z without losing precision.
+inline bool can_factorise(const double* precision, const double* extent) {
+  const double xz = __builtin_fabs(precision[2]) * extent[0] * extent[2] + 0.5 * precision[5] * square(extent[2]);
+  const double yz = __builtin_fabs(precision[4]) * extent[1] * extent[2];
+  const double xy = 0.5 * precision[0] * square(extent[0]) + __builtin_fabs(precision[1]) * extent[0] * extent[1] +
+                    0.5 * precision[3] * square(extent[1]);
+  return xy < kFactorBound && xz < kFactorBound && yz < kFactorBound && 2 * extent[1] + 2 < kTableRows;
+}
+
+// Fills the footprint; false when the Gaussian touches no voxel of the crop (or is not finite).
+inline bool make_footprint(const float* mean, const float* quat, const float* scale, const Lattice& lattice,
+                           const Crop& crop, Frame& frame, Footprint& footprint) {
+  make_frame(quat, scale, lattice, frame);
+  double covariance[6], precision[6] = {}, extent[3];
+  index_covariance(frame, scale, lattice, covariance);
+  const int diagonal[3] = {0, 3, 5};
+  for (int k = 0; k < 3; ++k) {
+    double at = 0;
+    for (int a = 0; a < 3; ++a) at += lattice.to_index[k * 3 + a] * (mean[a] - lattice.origin[a]);
+    // Written so that NaN fails.
+    if (!(__builtin_fabs(at) < 5e8)) return false;
+    extent[k] = 3.0 * __builtin_sqrt(covariance[diagonal[k]]);
+    // A little wider than exact: the test on g decides, rounding here must not.
+    const double low = __builtin_ceil(at - extent[k] - 1e-5), high = __builtin_floor(at + extent[k] + 1e-5);
+    const int first = crop.start[k], last = crop.start[k] + crop.size[k] - 1;
+    if (!(low <= last && high >= first)) return false;
+    footprint.low[k] = low > first ? static_cast<int>(low) : first;
+    footprint.high[k] = high < last ? static_cast<int>(high) : last;
+    const double nearest = __builtin_floor(at + 0.5);
+    footprint.center[k] = static_cast<int>(nearest);
+    footprint.offset[k] = static_cast<float>(at - nearest);
+    if (k == 0) footprint.narrow = high - low < Narrow::kWidth;
+  }
+  for (int c = 0; c < 3; ++c) {
+    double row[3];
+    for (int k = 0; k < 3; ++k) {
+      row[k] = frame.axes[k * 3 + c] * frame.inverse_scale[c];
+      footprint.whitening[c * 3 + k] = static_cast<float>(row[k]);
+    }
+    for (int i = 0, entry = 0; i < 3; ++i) {
+      for (int j = i; j < 3; ++j, ++entry) precision[entry] += row[i] * row[j];
+    }
+  }
+  for (int i = 0; i < 6; ++i) footprint.precision[i] = static_cast<float>(precision[i]);
+  footprint.slope = static_cast<float>(covariance[4] / covariance[5]);
+  footprint.y_variance = static_cast<float>(covariance[3] - square(covariance[4]) / covariance[5]);
+  footprint.inverse_zz = static_cast<float>(1.0 / covariance[5]);
+  footprint.factorised = can_factorise(precision, extent);
+  return true;
+}
+
+// To int with the far ends cut off, where the conversion would be undefined.
+SPLAT_INLINE int to_int(float a) { return static_cast<int>(a < -5e8f ? -5e8f : a > 5e8f ? 5e8f : a); }
+
+// Rows [first, last] of plane z that the ellipsoid may touch.
+SPLAT_INLINE void row_range(const Footprint& f, float dz, int& first, int& last) {
+  const float square_half = f.y_variance * (kCutoff - dz * dz * f.inverse_zz);
+  const float half = (square_half > 0.0f ? __builtin_sqrtf(square_half) : 0.0f) + 1e-3f;
+  const float middle = f.offset[1] + f.slope * dz;
+  first = larger(f.low[1], f.center[1] + to_int(__builtin_ceilf(middle - half)));
+  last = smaller(f.high[1], f.center[1] + to_int(__builtin_floorf(middle + half)));
+}
+
+// g over one vector-wide chunk of columns, from tables: with d = (dx, dy, dz) and P the precision,
+//   g = xy[y] * xz * yz[y],  xy = exp(-(Pxx dx^2 + 2 Pxy dx dy + Pyy dy^2)/2), xz = exp(-(2 Pxz dx dz + Pzz dz^2)/2),
+//   yz = exp(-Pyz dy dz).
+// Lanes outside the footprint have xy = 0. xy <= 1 and the other factors are below exp(kFactorBound): nothing overflows.
+template <class V>
+struct FactorisedRows {
+  typedef typename V::F F;
+  const Footprint& f;
+  F dx;
+  F xy[kTableRows];
+  float yz[kTableRows + V::kWidth];
+  F xz;
+  const F* xy_first;
+
+  SPLAT_INLINE FactorisedRows(const Footprint& footprint, F dx_, typename V::I valid) : f(footprint), dx(dx_) {
+    const float* P = f.precision;
+    const F xx = dx * dx * (-0.5f * P[0]), slope = dx * -P[1];
+    for (int y = f.low[1]; y <= f.high[1]; ++y) {
+      const float dy = static_cast<float>(y - f.center[1]) - f.offset[1];
+      xy[y - f.low[1]] = select<V>(valid, exponential<V>(slope * dy + xx + splat<V>(-0.5f * P[3] * dy * dy)));
+    }
+  }
+  SPLAT_INLINE void begin_plane(float dz, int first, int last) {
+    const float* P = f.precision;
+    xy_first = xy + (first - f.low[1]);
+    xz = exponential<V>(dx * (-P[2] * dz) + splat<V>(-0.5f * P[5] * dz * dz));
+    const F slope = splat<V>(-P[4] * dz), lanes = lane_numbers<V>();
+    for (int y = first; y <= last; y += V::kWidth) {
+      const F dy = lanes + (static_cast<float>(y - f.center[1]) - f.offset[1]);
+      store_as<V>(yz + (y - first), exponential<V>(dy * slope));
+    }
+  }
+  SPLAT_INLINE F row(int i, float) const { return xy_first[i] * xz * yz[i]; }
+};
+
+// The same by one exponential a voxel, from whitened coordinates: exact for thin and for large Gaussians.
+template <class V>
+struct DirectRows {
+  typedef typename V::F F;
+  const Footprint& f;
+  F u[3];
+  typename V::I valid;
+  float plane[3];
+
+  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_) : f(footprint), valid(valid_) {
+    for (int c = 0; c < 3; ++c) u[c] = dx * f.whitening[c * 3];
+  }
+  SPLAT_INLINE void begin_plane(float dz, int, int) {
+    for (int c = 0; c < 3; ++c) plane[c] = f.whitening[c * 3 + 2] * dz;
+  }
+  SPLAT_INLINE F row(int, float dy) const {
+    F q{};
+    for (int c = 0; c < 3; ++c) {
+      const F t = u[c] + (f.whitening[c * 3 + 1] * dy + plane[c]);
+      q = t * t + q;
+    }
+    return select<V>(valid, exponential<V>(q * -0.5f));
+  }
+};
+
+// Visits the rows of the footprint in planes [z_begin, z_end), one vector-wide chunk of columns after the other:
+//   visitor.begin(dx), then for each plane visitor.row(offset, g, inside, dy) … visitor.plane(dz), then visitor.end(dx).
+// `offset` is where the chunk's first voxel lies in a channel of the crop; `inside` marks the lanes where g counts, and
+// g is 0 in the others. Chunks are shifted left at the end of a row, so whole vectors may be loaded and stored: the
+// crop must be at least kLanes wide.
+template <class V, class Rows, class Visitor>
+SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int z_begin, int z_end, Visitor& visitor) {
+  typedef typename V::F F;
+  typedef typename V::I I;
+  // Copies that nothing points to stay in registers whatever the visitor stores.
+  const Footprint f = footprint;
+  const Crop crop = window;
+  const int first_z = larger(f.low[2], z_begin), last_z = smaller(f.high[2], z_end - 1);
+  if (first_z > last_z) return;
+  const int last_start = crop.start[0] + crop.size[0] - V::kWidth;
+  for (int begin = f.low[0]; begin <= f.high[0]; begin += V::kWidth) {
+    const int x0 = smaller(begin, last_start);
+    const F column = lane_numbers<V>() + static_cast<float>(x0 - f.center[0]);
+    const I valid = (I)(column >= splat<V>(static_cast<float>(begin - f.center[0]))) &
+                    (I)(column <= splat<V>(static_cast<float>(f.high[0] - f.center[0])));
+    const F dx = column - f.offset[0];
+    Rows rows(f, dx, valid);
+    visitor.begin();
+    for (int z = first_z; z <= last_z; ++z) {
+      const float dz = static_cast<float>(z - f.center[2]) - f.offset[2];
+      int first, last;
+      row_range(f, dz, first, last);
+      rows.begin_plane(dz, first, last);
+      const int64_t row = static_cast<int64_t>(z - crop.start[2]) * crop.size[1] + (first - crop.start[1]);
+      int64_t offset = row * crop.size[0] + (x0 - crop.start[0]);
+      float steps = static_cast<float>(first - f.center[1]);
+      const int count = last - first + 1;
+      for (int i = 0; i < count; ++i, offset += crop.size[0], steps += 1.0f) {
+        const float dy = steps - f.offset[1];
+        const F g = rows.row(i, dy);
+        const I inside = (I)(g >= splat<V>(kSmallest));
+        visitor.row(offset, select<V>(inside, g), inside, dy);
+      }
+      visitor.plane(dz);
+    }
+    visitor.end(dx);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,123 @@
+"""The voxeliser as torch operators: splat_ssim::voxelize and its backward, on the CPU in float32."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import _library
+
+#: Narrower crops are rendered this wide and cut: kernels load and store whole vectors.
+_MIN_WIDTH = 16
+
+_POINTERS = (ctypes.c_void_p,)
+_FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctypes.c_int)
+_BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, ctypes.c_int)
+
+
+def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
+    """Matrices and window in the kernels' axis order (last array axis first), and the shape that is rendered."""
+    matrix = torch.tensor(affine, dtype=torch.float64).reshape(4, 4)
+    to_world = matrix[:3, :3].flip(1)
+    numbers = [*to_world.flatten().tolist(), *torch.linalg.inv(to_world).flatten().tolist(), *matrix[:3, 3].tolist()]
+    shape = [*window[3:5], max(window[5], _MIN_WIDTH)]
+    return (ctypes.c_double * 21)(*numbers), (ctypes.c_int64 * 6)(*window[2::-1], *shape[::-1]), shape
+
+
+@torch.library.custom_op("splat_ssim::voxelize", mutates_args=(), device_types="cpu")
+def voxelize(
+    means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, affine: list[float], window: list[int]
+) -> Tensor:
+    """V_c = sum of values_ic · g_i on a window of a lattice.
+
+    Args:
+        means: (N, 3) float32, world x, y, z.
+        quats: (N, 4) float32, w, x, y, z, of any length above 0.
+        scales: (N, 3) float32, standard deviations.
+        values: (N, C) float32.
+        affine: 16 numbers, row by row: array index to world.
+        window: Start and size of the crop along the three array axes.
+
+    Returns:
+        (C, size0, size1, size2) float32.
+    """
+    inputs = [t.detach().contiguous() for t in (means, quats, scales, values)]
+    geometry, crop, shape = _geometry(affine, window)
+    count, channels = values.shape
+    volume = torch.empty((channels, *shape), dtype=torch.float32)
+    if channels > 0:
+        status = _library.kernel("voxelize_forward", _FORWARD)(
+            *[t.data_ptr() for t in inputs],
+            count,
+            channels,
+            ctypes.addressof(geometry),
+            ctypes.addressof(crop),
+            volume.data_ptr(),
+            torch.get_num_threads(),
+        )
+        _library.check(status, "voxelize", [(count, channels), shape])
+    return volume if shape[2] == window[5] else volume[..., : window[5]].contiguous()
+
+
+@voxelize.register_fake
+def _(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, affine: list[float], window: list[int]) -> Tensor:
+    return means.new_empty((values.shape[1], *window[3:]))
+
+
+@torch.library.custom_op("splat_ssim::voxelize_backward", mutates_args=(), device_types="cpu")
+def voxelize_backward(
+    gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    values: Tensor,
+    affine: list[float],
+    window: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `voxelize` by means, quats, scales and values, from dL/dV."""
+    inputs = [t.detach().contiguous() for t in (means, quats, scales, values)]
+    geometry, crop, shape = _geometry(affine, window)
+    gradient = gradient.detach()
+    if shape[2] != window[5]:
+        gradient = torch.nn.functional.pad(gradient, (0, shape[2] - window[5]))
+    gradient = gradient.contiguous()
+    outputs = tuple(torch.empty(t.shape, dtype=t.dtype) for t in inputs)
+    count, channels = values.shape
+    if channels == 0:
+        return tuple(torch.zeros_like(t) for t in outputs)  # type: ignore[return-value]
+    status = _library.kernel("voxelize_backward", _BACKWARD)(
+        *[t.data_ptr() for t in inputs],
+        count,
+        channels,
+        ctypes.addressof(geometry),
+        ctypes.addressof(crop),
+        gradient.data_ptr(),
+        *[t.data_ptr() for t in outputs],
+        torch.get_num_threads(),
+    )
+    _library.check(status, "voxelize_backward", [(count, channels), shape])
+    return outputs  # type: ignore[return-value]
+
+
+@voxelize_backward.register_fake
+def _(gradient, means, quats, scales, values, affine, window):
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (means, quats, scales, values))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.affine, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, gradient):
+    return *voxelize_backward(gradient, *ctx.saved_tensors, ctx.affine, ctx.window), None, None
+
+
+def _refuse(ctx, *gradients):
+    raise NotImplementedError("voxelize must be differentiated once only, got a request for second derivatives")
+
+
+voxelize.register_autograd(_differentiate, setup_context=_save)
+voxelize_backward.register_autograd(_refuse)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
+
+
+def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
+    vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,)) if np.ndim(value) <= 1 else None
+    if vector is None or not np.isfinite(vector).all():
+        raise ValueError(f"{name} must be one finite number or three (x, y, z), got {value!r}")
+    return vector
+
+
+@dataclass(frozen=True)
+class VoxelGrid:
+    """Where the voxels of an array lie in the world.
+
+    Args:
+        shape: Voxels along the three axes of the array.
+        affine: 4x4, row by row: maps an index (i0, i1, i2) of the array to the centre of that voxel, in world x, y, z.
+            Its columns carry spacing, orientation and axis order, as a NIfTI header's do. Identity by default.
+        start: Index of the array's first voxel on the lattice the affine describes; not zero for a crop.
+
+    Raises:
+        ValueError: A size below 1, or an affine that is not finite and invertible.
+
+    Example:
+        >>> grid = VoxelGrid.regular((4, 5, 6), spacing=(1.0, 1.0, 2.0), axes="zyx")
+        >>> grid.points().shape, grid.points()[1, 0, 0].tolist()
+        (torch.Size([4, 5, 6, 3]), [0.0, 0.0, 2.0])
+    """
+
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...] = _IDENTITY
+    start: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(int(n) != n or n < 1 for n in self.shape):
+            raise ValueError(f"shape must be three sizes of at least 1, got {tuple(self.shape)}")
+        if len(self.start) != 3 or any(int(n) != n for n in self.start):
+            raise ValueError(f"start must be three indices, got {tuple(self.start)}")
+        matrix = np.asarray(self.affine, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], (0, 0, 0, 1)):
+            raise ValueError(f"affine must be a finite 4x4 matrix with last row 0 0 0 1, got {self.affine!r}")
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        if not (spacing > 0).all() or abs(np.linalg.det(matrix[:3, :3] / spacing)) < 1e-6:
+            raise ValueError(f"affine must be invertible (spacing above 0), got {matrix[:3, :3].tolist()}")
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "start", tuple(int(n) for n in self.start))
+        object.__setattr__(self, "affine", tuple(tuple(float(v) for v in row) for row in matrix))
+
+    @classmethod
+    def regular(
+        cls,
+        shape: Sequence[int],
+        *,
+        spacing: float | Sequence[float] = 1.0,
+        origin: float | Sequence[float] = 0.0,
+        axes: str = "zyx",
+    ) -> VoxelGrid:
+        """A grid along the world's axes.
+
+        Args:
+            shape: Voxels along the three axes of the array.
+            spacing: Distance of voxel centres along x, y, z (negative: the axis runs backwards), or one for all.
+            origin: World x, y, z of the centre of voxel (0, 0, 0).
+            axes: Which world axis each array axis follows: "zyx" for (depth, height, width) arrays, "xyz" for NIfTI.
+
+        Raises:
+            ValueError: Axes that are no permutation of "xyz", or a zero or infinite spacing.
+        """
+        if sorted(axes) != ["x", "y", "z"]:
+            raise ValueError(f'axes must be a permutation of "xyz", got {axes!r}')
+        steps = _vector(spacing, "spacing")
+        if (steps == 0).any():
+            raise ValueError(f"spacing must not be 0, got {spacing!r}")
+        matrix = np.eye(4)
+        matrix[:3, :3] = 0
+        for column, axis in enumerate(axes):
+            row = "xyz".index(axis)
+            matrix[row, column] = steps[row]
+        matrix[:3, 3] = _vector(origin, "origin")
+        return cls(tuple(shape), matrix.tolist())
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The affine as a (4, 4) float64 array."""
+        return np.asarray(self.affine, dtype=np.float64)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxel centres along each array axis."""
+        return tuple(float(s) for s in np.linalg.norm(self.matrix[:3, :3], axis=0))
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """World x, y, z of the array's first voxel."""
+        matrix = self.matrix
+        return tuple(float(v) for v in matrix[:3, :3] @ np.asarray(self.start) + matrix[:3, 3])
+
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
+        """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""
+        return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
+
+    def rebased(self) -> VoxelGrid:
+        """The same voxels with `start` zero, the affine moved: what a file's header can hold."""
+        matrix = self.matrix
+        matrix[:3, 3] = self.origin
+        return VoxelGrid(self.shape, matrix.tolist())
+
+    def points(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """World x, y, z of every voxel centre, shape (*shape, 3)."""
+        ranges = [
+            torch.arange(s, s + n, dtype=torch.float64, device=device)
+            for s, n in zip(self.start, self.shape, strict=True)
+        ]
+        indices = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1)
+        matrix = torch.as_tensor(self.matrix, device=device)
+        return (indices @ matrix[:3, :3].T + matrix[:3, 3]).to(dtype)
+
+    def to_index(self, points: Tensor) -> Tensor:
+        """World points (..., 3) to fractional indices of the array (..., 3), in the points' dtype."""
+        inverse = torch.as_tensor(np.linalg.inv(self.matrix[:3, :3]), device=points.device)
+        start = torch.tensor(self.start, dtype=torch.float64, device=points.device)
+        offset = torch.as_tensor(self.matrix[:3, 3], device=points.device)
+        return ((points.double() - offset) @ inverse.T - start).to(points.dtype)
+
+    def to_world(self, indices: Tensor) -> Tensor:
+        """Fractional indices of the array (..., 3) to world points (..., 3), in the indices' dtype."""
+        matrix = torch.as_tensor(self.matrix, device=indices.device)
+        start = torch.tensor(self.start, dtype=torch.float64, device=indices.device)
+        return ((indices.double() + start) @ matrix[:3, :3].T + matrix[:3, 3]).to(indices.dtype)
