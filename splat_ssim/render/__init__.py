@@ -1,0 +1,123 @@
+"""Rendering 3D Gaussians: one function with gsplat's names, gsplat itself on CUDA, our own kernels on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import _arguments, _pipeline, gsplat_cuda, reference
+from .reference import Accumulators
+
+__all__ = ["Accumulators", "rasterization"]
+
+
+def rasterization(
+    means: Tensor,  # [N, 3]
+    quats: Tensor,  # [N, 4]
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    colors: Tensor | tuple[Tensor, Tensor],  # [(C,) N, D] or [(C,) N, K, 3] or ([N, 1, 3], [N, K - 1, 3])
+    viewmats: Tensor,  # [C, 4, 4]
+    Ks: Tensor,  # [C, 3, 3]
+    width: int,
+    height: int,
+    *,
+    near_plane: float = 0.01,
+    far_plane: float = 1e10,
+    radius_clip: float = 0.0,
+    eps2d: float = 0.3,
+    sh_degree: int | None = None,
+    packed: bool = False,
+    tile_size: int | None = None,
+    backgrounds: Tensor | None = None,
+    render_mode: str = "RGB",
+    absgrad: bool = False,
+    rasterize_mode: str = "classic",
+    max_alpha: float = 0.999,
+    raw: bool = False,
+    pixel_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Renders Gaussians to the images of C cameras, differentiably.
+
+    The meaning is gsplat 1.5.3's: a Gaussian counts in a pixel where its alpha reaches 1/255, in the order of depth,
+    until one would bring the transmittance to 1e-4 or below. Differentiable by means, quats, scales, opacities, colors,
+    backgrounds and `info["means2d"]`.
+
+    Args:
+        means: [N, 3] centres in world coordinates.
+        quats: [N, 4] rotations as quaternions wxyz; normalised here.
+        scales: [N, 3] standard deviations along the Gaussian's own axes.
+        opacities: [N], values in [0, 1] (more is allowed: `max_alpha` bounds what a pixel sees).
+        colors: [N, D] or [C, N, D] any number of channels; or, with `sh_degree`, spherical harmonics [N, K, 3] or
+            [C, N, K, 3], or a pair of [N, 1, 3] and [N, K - 1, 3], which saves joining what trainers keep apart.
+        viewmats: [C, 4, 4] world to camera, OpenCV axes.
+        Ks: [C, 3, 3] intrinsics in pixels, without skew; the centre of the first pixel is (0.5, 0.5).
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        near_plane: Gaussians whose centre is nearer are left out.
+        far_plane: Gaussians whose centre is farther are left out.
+        radius_clip: Gaussians no larger than this many pixels are left out.
+        eps2d: Added to the variances of the projected Gaussians, in square pixels.
+        sh_degree: Degree of the spherical harmonics in use, 0 to 3; None where `colors` are colours.
+        packed: `info` has one row for each visible Gaussian of each camera instead of C×N.
+        tile_size: 16 or 32 pixels, on the CPU; by default chosen by the size of the image. It changes no pixel.
+        backgrounds: [C, D] colours behind everything; by default black.
+        render_mode: "RGB", "D" (Σ weight·depth), "ED" (D divided by alpha), "RGB+D" or "RGB+ED" (depth comes last).
+        absgrad: The backward pass leaves Σ|gradient| over pixels in `info["means2d"].absgrad`.
+        rasterize_mode: "classic", or "antialiased": opacities are scaled by what `eps2d` adds to the area.
+        max_alpha: Alpha is clamped to this, and the gradient stops there, in forward and backward.
+        raw: `scales` are logarithms and `opacities` logits, as trainers keep them; exp and sigmoid are applied here.
+        pixel_weights: [C, H, W]; where given, `info["accumulators"]` has for each Gaussian, over the pixels it
+            contributes to: `count`, `weight` (Σ pixel weight), `opacity` (Σ transmittance·alpha), `distance` (Σ pixels
+            from its centre). Without gradient.
+
+    Returns:
+        Images [C, H, W, D] (or D + 1, or 1, see `render_mode`), alphas [C, H, W, 1], and `info` with gsplat's keys:
+        "radii" [C, N, 2] int32 (0 where not visible), "means2d" [C, N, 2], "depths", "opacities" [C, N], "conics"
+        [C, N, 3], "width", "height", "n_cameras", "tile_size", "camera_ids", "gaussian_ids" … Gsplat's lists of tile
+        intersections are not among them on the CPU.
+
+    Raises:
+        ValueError, TypeError: Shapes, dtypes, devices or options that do not fit; the message has what was got.
+
+    Source: B. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023; gsplat's conventions.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.render import rasterization
+        >>> means = torch.tensor([[0.0, 0.0, 2.0]])
+        >>> quats, scales = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.full((1, 3), 0.1)
+        >>> K = torch.tensor([[[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]]])
+        >>> image, alpha, info = rasterization(
+        ...     means, quats, scales, torch.ones(1), torch.ones(1, 3), torch.eye(4)[None], K, 16, 16)
+        >>> image.shape, alpha.shape, info["radii"].tolist()
+        (torch.Size([1, 16, 16, 3]), torch.Size([1, 16, 16, 1]), [[[4, 4]]])
+    """
+    _arguments.check_options(
+        width, height, near_plane, far_plane, radius_clip, eps2d, tile_size, render_mode, rasterize_mode, max_alpha
+    )
+    _arguments.check_scene(
+        means, quats, scales, opacities, colors, viewmats, Ks, sh_degree, backgrounds, pixel_weights, width, height,
+        render_mode,
+    )  # fmt: skip
+    scene = (means, quats, scales, opacities, colors, viewmats, Ks, width, height)
+    options: dict[str, Any] = {
+        "near_plane": near_plane,
+        "far_plane": far_plane,
+        "radius_clip": radius_clip,
+        "eps2d": eps2d,
+        "sh_degree": sh_degree,
+        "packed": packed,
+        "tile_size": tile_size,
+        "backgrounds": backgrounds,
+        "render_mode": render_mode,
+        "absgrad": absgrad,
+        "antialiased": rasterize_mode == "antialiased",
+        "max_alpha": max_alpha,
+        "raw": raw,
+        "pixel_weights": pixel_weights,
+    }
+    if means.is_cuda:
+        return gsplat_cuda.render(*scene, **options)
+    return _pipeline.render(reference, *scene, **options)
