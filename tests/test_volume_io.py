@@ -1,0 +1,143 @@
+"""Volume files: what goes in comes out, with its affine, and damaged files say so."""
+
+import numpy as np
+import pytest
+
+from splat_ssim.volume import VoxelGrid
+from splat_ssim.volume.io import Volume, load_volume, open_array, save_volume, volume_format
+from splat_ssim.volume.normalization import Normalization, choose_normalization
+
+FORMATS = [".npy", ".npz", ".raw", ".nii.gz", ".nii", ".tif", ".nrrd", ".zarr"]
+
+
+def oblique_grid(shape):
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0] * [1.0, 0.5, 3.0]
+    matrix[:3, 3] = [-10.0, 4.0, 7.5]
+    return VoxelGrid(shape, matrix.tolist())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_round_trip(tmp_path, suffix, channels, dtype):
+    data = (np.random.default_rng(0).random((channels, 5, 6, 7)) * 100).astype(dtype)
+    grid = oblique_grid((5, 6, 7))
+    path = save_volume(tmp_path / f"volume{suffix}", Volume(data, grid))
+    back = load_volume(path)
+    np.testing.assert_array_equal(back.data, data)
+    assert back.data.dtype == dtype
+    # NIfTI keeps its affine in float32.
+    np.testing.assert_allclose(back.grid.matrix, grid.matrix, rtol=1e-6, atol=1e-5)
+    lazily = open_array(path)
+    np.testing.assert_array_equal(np.asarray(lazily[...]).reshape(data.shape), data)
+
+
+def test_a_crop_is_saved_where_it_lies(tmp_path):
+    grid = oblique_grid((9, 9, 9)).crop((2, 3, 4), (2, 2, 2))
+    back = load_volume(save_volume(tmp_path / "crop.nrrd", Volume(np.zeros((1, 2, 2, 2), np.float32), grid)))
+    assert back.grid.origin == pytest.approx(grid.origin)
+
+
+def test_raw_by_shape_and_dtype(tmp_path):
+    data = np.arange(24, dtype=">i2").reshape(2, 3, 4)
+    data.tofile(tmp_path / "scan.raw")
+    volume = load_volume(tmp_path / "scan.raw", shape=(2, 3, 4), dtype=">i2", spacing=(0.5, 1, 2), origin=(1, 2, 3))
+    np.testing.assert_array_equal(volume.data[0], data)
+    assert volume.grid.spacing == (2.0, 1.0, 0.5) and volume.grid.origin == (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="shape and dtype must be given"):
+        load_volume(tmp_path / "scan.raw")
+    with pytest.raises(ValueError, match=r"must have 120 bytes .* got 48"):
+        load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
+
+
+def test_tiff_slices_and_imagej_spacing(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    data = np.random.default_rng(0).integers(0, 255, (4, 5, 6)).astype(np.uint8)
+    for i, plane in enumerate(data):
+        (tmp_path / "slices").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "slices" / f"{i:03d}.tif", plane)
+    np.testing.assert_array_equal(load_volume(tmp_path / "slices").data[0], data)
+    tifffile.imwrite(
+        tmp_path / "cells.tif", data, imagej=True, resolution=(4.0, 2.0), metadata={"spacing": 3.0, "axes": "ZYX"}
+    )
+    volume = load_volume(tmp_path / "cells.tif")
+    np.testing.assert_array_equal(volume.data[0], data)
+    assert volume.grid.spacing == pytest.approx((3.0, 0.5, 0.25))
+
+
+def test_nrrd_without_directions(tmp_path):
+    nrrd = pytest.importorskip("nrrd")
+    data = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    nrrd.write(str(tmp_path / "plain.nrrd"), data, {"spacings": [1.0, 2.0, 3.0]}, index_order="F")
+    volume = load_volume(tmp_path / "plain.nrrd")
+    np.testing.assert_array_equal(volume.data[0], data)
+    assert volume.grid.spacing == (1.0, 2.0, 3.0)
+
+
+def test_several_arrays_need_a_key(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 2, 2)), b=np.ones((2, 2, 2)))
+    assert load_volume(tmp_path / "two.npz", key="b").data.all()
+    with pytest.raises(ValueError, match=r"key must name one of \['a', 'b'\]"):
+        load_volume(tmp_path / "two.npz")
+    with pytest.raises(ValueError, match=r"key must be one of \['a', 'b'\].*got 'c'"):
+        load_volume(tmp_path / "two.npz", key="c")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npy", ".npz", ".tif", ".nrrd"])
+def test_truncated_files(tmp_path, suffix):
+    data = np.random.default_rng(0).random((1, 16, 16, 16)).astype(np.float32)
+    path = save_volume(tmp_path / f"volume{suffix}", Volume(data, VoxelGrid.regular((16, 16, 16))))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(ValueError):
+        load_volume(path)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no volume at"):
+        load_volume(tmp_path / "missing.npy")
+    with pytest.raises(ValueError, match=r"must end in one of .*got 'scan.doc'"):
+        volume_format("scan.doc")
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
+    with pytest.raises(ValueError, match=r"must hold \(n0, n1, n2\).*got shape \(4, 4\)"):
+        load_volume(tmp_path / "flat.npy")
+    np.save(tmp_path / "complex.npy", np.zeros((2, 2, 2), complex))
+    with pytest.raises(TypeError, match="real numbers, got complex128"):
+        load_volume(tmp_path / "complex.npy")
+
+
+def test_nan_voxels(tmp_path):
+    data = np.zeros((3, 3, 3), np.float32)
+    data[1, 2, 0] = np.nan
+    np.save(tmp_path / "nan.npy", data)
+    with pytest.raises(ValueError, match=r"got 1 NaN or infinite ones, the first at .*\(0, 1, 2, 0\)"):
+        load_volume(tmp_path / "nan.npy")
+    assert not load_volume(tmp_path / "nan.npy", nonfinite=0.0).data.any()
+
+
+def test_normalization():
+    data = np.array([-1000.0, 0.0, 40.0, 80.0, 3000.0])
+    ct = choose_normalization(data, "window", window=(0, 80))
+    np.testing.assert_allclose(ct.apply(data), [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(ct.invert(ct.apply(data)), [0, 0, 40, 80, 80])
+    assert choose_normalization(data, "max") == Normalization(0.0, 3000.0)
+    middle = choose_normalization(np.arange(101.0), "percentile", percentiles=(10, 90))
+    assert (middle.low, middle.high) == (10.0, 90.0)
+    np.testing.assert_allclose(choose_normalization(data, "none").apply(data), data)
+
+
+@pytest.mark.parametrize(
+    "data,arguments,text",
+    [
+        (np.zeros(5), {"mode": "max"}, "must span a range .* give a window"),
+        (np.full(5, 3.0), {"mode": "percentile"}, "must span a range"),
+        (np.arange(5), {"mode": "window"}, r"window must be \(low, high\)"),
+        (np.arange(5), {"mode": "window", "window": (4, 4)}, "low < high"),
+        (np.arange(5), {"mode": "percentile", "percentiles": (50, 50)}, "percentiles must be"),
+        (np.arange(5), {"mode": "zscore"}, "mode must be one of"),
+    ],
+)
+def test_normalization_errors(data, arguments, text):
+    with pytest.raises(ValueError, match=text):
+        choose_normalization(data, **arguments)
