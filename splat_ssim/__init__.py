@@ -1,3 +1,17 @@
 """Fused, differentiable SSIM for images and volumes, and a Gaussian-splatting trainer around it."""
 
+from splat_ssim.functional import ms_ssim, ssim, ssim3d
+from splat_ssim.modules import MSSSIM, SSIM, SSIM3D
+
 __version__ = "0.1.0"
+
+__all__ = ["MSSSIM", "SSIM", "SSIM3D", "load_ply", "ms_ssim", "save_ply", "ssim", "ssim3d"]
+
+
+def __getattr__(name: str):
+    """Imports the trainer's part on first use: the losses need none of its packages."""
+    if name in ("load_ply", "save_ply"):
+        from splat_ssim.trainer import ply
+
+        return getattr(ply, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

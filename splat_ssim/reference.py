@@ -16,7 +16,6 @@ similarity for image quality assessment", Asilomar 2003, eq. 7.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +31,6 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _PAD_MODES = {"same": "constant", "reflect": "reflect", "replicate": "replicate"}
 
 
-@functools.cache
 def gaussian_taps(window_size: int = 11, sigma: float = 1.5) -> tuple[float, ...]:
     """The Gaussian window of one axis in float64, summing to 1. An even window is centred between two samples."""
     exponents = [-((i - (window_size - 1) / 2) ** 2) / (2 * sigma**2) for i in range(window_size)]

@@ -1,0 +1,119 @@
+"""The checks of arguments that all public functions share: they say what is required and what was got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PADDINGS = ("same", "valid", "reflect", "replicate")
+MASK_MODES = ("zero", "weight", "normalize")
+MAX_WINDOW_SIZE = 33
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+_LAYOUTS = {
+    (2, False): "(B, C, H, W)",
+    (2, True): "(B, H, W, C)",
+    (3, False): "(B, C, D, H, W)",
+    (3, True): "(B, D, H, W, C)",
+}
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_number(name: str, value: object, *, low: float = 0.0, high: float = math.inf, closed: bool = False) -> None:
+    """`value` is a finite number above `low`, or with `closed` in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    inside = low <= value <= high if closed else low < value < high
+    if not inside:
+        required = f"in [{low:g}, {high:g}]" if closed else f"a finite number above {low:g}"
+        raise ValueError(f"{name} must be {required}, got {value}")
+
+
+def check_constants(window_size: int, sigma: float, data_range: float, k1: float, k2: float) -> None:
+    """The window and the constants of SSIM."""
+    if isinstance(window_size, bool) or not isinstance(window_size, (int, torch.SymInt)):
+        raise TypeError(f"window_size must be an int, got {type(window_size).__name__}")
+    if not 3 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
+        raise ValueError(f"window_size must be odd, from 3 to {MAX_WINDOW_SIZE}, got {window_size}")
+    for name, value in (("sigma", sigma), ("data_range", data_range), ("k1", k1), ("k2", k2)):
+        check_number(name, value)
+
+
+def check_images(
+    img1: Tensor,
+    img2: Tensor,
+    spatial_dims: Sequence[int],
+    channels_last: bool = False,
+    names: tuple[str, str] = ("img1", "img2"),
+) -> None:
+    """Two tensors of one shape and device, of a rank and dtype that is read."""
+    for name, img in zip(names, (img1, img2), strict=True):
+        if not isinstance(img, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(img).__name__}")
+        if img.dtype not in _DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name} must be of dtype {allowed}, got {str(img.dtype).removeprefix('torch.')}")
+    first, second = names
+    if img1.ndim - 2 not in spatial_dims:
+        layouts = " or ".join(_LAYOUTS[dims, channels_last] for dims in spatial_dims)
+        raise ValueError(f"{first} must have the shape {layouts}, got {tuple(img1.shape)}")
+    if img1.shape != img2.shape:
+        raise ValueError(
+            f"{first} and {second} must have the same shape, got {tuple(img1.shape)} and {tuple(img2.shape)}"
+        )
+    if img1.device != img2.device:
+        raise ValueError(f"{first} and {second} must be on the same device, got {img1.device} and {img2.device}")
+    if 0 in img1.shape[1:]:
+        raise ValueError(f"{first} must have no empty axis but the batch, got {tuple(img1.shape)}")
+
+
+def spatial_shape(img: Tensor, channels_last: bool) -> tuple[int, ...]:
+    """(H, W) or (D, H, W)."""
+    return tuple(img.shape[1:-1] if channels_last else img.shape[2:])
+
+
+def check_padding(padding: str, window_size: int, img: Tensor, channels_last: bool) -> None:
+    """The padding is known and the images are large enough for it."""
+    check_choice("padding", padding, PADDINGS)
+    sides = spatial_shape(img, channels_last)
+    if padding == "valid" and min(sides) < window_size:
+        raise ValueError(f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}")
+    if padding in ("reflect", "replicate") and min(sides) <= window_size // 2:
+        raise ValueError(
+            f"padding {padding!r} needs every side to be larger than window_size // 2 = {window_size // 2}, got {sides}"
+        )
+
+
+def check_reduction(reduction: str, choices: Sequence[str], img: Tensor) -> None:
+    """The reduction is known, and there is something to take the mean of."""
+    check_choice("reduction", reduction, choices)
+    if reduction == "mean" and img.shape[0] == 0:
+        raise ValueError(f"reduction 'mean' needs at least one image, got the shape {tuple(img.shape)}")
+
+
+def check_mask(mask: Tensor | None, mask_mode: str, img: Tensor, channels_last: bool) -> None:
+    """The mask has the shape of the images, with one channel or all."""
+    check_choice("mask_mode", mask_mode, MASK_MODES)
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    if not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise TypeError(f"mask must be bool or floating point, got {str(mask.dtype).removeprefix('torch.')}")
+    channel = -1 if channels_last else 1
+    one_channel = list(img.shape)
+    one_channel[channel] = 1
+    if tuple(mask.shape) not in (tuple(img.shape), tuple(one_channel)):
+        raise ValueError(
+            f"mask must have the shape {tuple(one_channel)} or {tuple(img.shape)}, got {tuple(mask.shape)}"
+        )
+    if mask.device != img.device:
+        raise ValueError(f"mask must be on the device of the images, {img.device}, got {mask.device}")

@@ -1,0 +1,235 @@
+"""SSIM of images and volumes, and MS-SSIM: arguments are checked here, the operators below only compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from splat_ssim import reference
+from splat_ssim._checks import (
+    check_constants,
+    check_images,
+    check_mask,
+    check_number,
+    check_padding,
+    check_reduction,
+    spatial_shape,
+)
+from splat_ssim.reference import MS_SSIM_WEIGHTS, photometric, similarity, ssim_channel_means, ssim_map
+
+REDUCTIONS = ("mean", "sum", "none", "image")
+
+
+def ssim(
+    img1: Tensor,
+    img2: Tensor,
+    *,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    mask_mode: str = "weight",
+    channels_last: bool = False,
+) -> Tensor:
+    """Structural similarity of two batches of images: 1 for equal images, smaller for others.
+
+    Differentiable once, by whichever image requires a gradient; a second derivative raises NotImplementedError. Under
+    autocast, and for half precision, everything is computed in float32.
+
+    Args:
+        img1: (B, C, H, W), or (B, H, W, C) with `channels_last`; float32, float64, float16, bfloat16 or uint8, any
+            strides; values in [0, data_range], uint8 means value / 255 · data_range.
+        img2: The same shape and device; the dtype may be another of these.
+        window_size: Taps of the Gaussian window for each axis, odd, 3 to 33.
+        sigma: Standard deviation of the window in pixels.
+        data_range: Difference of the largest and the smallest possible value.
+        k1: Constant of the luminance term, C1 = (k1 · data_range)².
+        k2: Constant of the contrast-structure term, C2 = (k2 · data_range)².
+        padding: What windows see outside the images: "same" zeros, in all moments; "reflect" or "replicate" the image
+            continued; "valid" keeps only the windows that lie inside.
+        reduction: "mean" over everything; "sum"; "none", the map in the layout of the images, smaller for "valid";
+            "image", the mean of each image, (B,).
+        mask: (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C); bool, or float weights of
+            0 or more. With "valid" the map reads it at the centres of the windows.
+        mask_mode: "weight": the map times the mask, and a mean is divided by the sum of the weights; where that is 0
+            the mean is 1. "zero": both images are multiplied by the mask, the mean is over everything. "normalize":
+            windows see only valid pixels, in proportion to the mask (normalised convolution; with "same" nothing
+            outside the image is valid), then as "weight"; what is masked out may be NaN.
+        channels_last: Whether the channels are the last axis; such images are read in place.
+
+    Returns:
+        float32, or float64 where an image is float64: () for "mean" and "sum", (B,) for "image", else the map.
+
+    Raises:
+        TypeError: An argument is of a wrong type or dtype.
+        ValueError: Shapes or devices do not fit, an option is unknown or out of range, or the images are too small for
+            the window and the padding.
+
+    Source: Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity", IEEE TIP 13(4), 2004, eq. 13.
+
+    Example:
+        >>> pred = torch.rand(1, 3, 64, 64, requires_grad=True)
+        >>> loss = 1 - splat_ssim.ssim(pred, torch.rand(1, 3, 64, 64))
+        >>> loss.backward()
+    """
+    check_images(img1, img2, (2,), channels_last)
+    constants = _constants(window_size, sigma, data_range, k1, k2)
+    return _ssim(img1, img2, constants, padding, reduction, mask, mask_mode, channels_last)
+
+
+def ssim3d(
+    img1: Tensor,
+    img2: Tensor,
+    *,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    mask_mode: str = "weight",
+    channels_last: bool = False,
+) -> Tensor:
+    """Structural similarity of two batches of volumes, the window having three axes; all else is as for `ssim`.
+
+    Args:
+        img1: (B, C, D, H, W), or (B, D, H, W, C) with `channels_last`.
+        img2: The same shape and device.
+        window_size: As for `ssim`.
+        sigma: As for `ssim`.
+        data_range: As for `ssim`.
+        k1: As for `ssim`.
+        k2: As for `ssim`.
+        padding: As for `ssim`.
+        reduction: As for `ssim`.
+        mask: (B, 1, D, H, W) or (B, C, D, H, W), or the same with the channels last.
+        mask_mode: As for `ssim`.
+        channels_last: As for `ssim`.
+
+    Returns:
+        As for `ssim`.
+
+    Raises:
+        TypeError: As for `ssim`.
+        ValueError: As for `ssim`.
+
+    Example:
+        >>> volume = torch.rand(1, 1, 32, 32, 32)
+        >>> splat_ssim.ssim3d(volume, volume)
+        tensor(1.)
+    """
+    check_images(img1, img2, (3,), channels_last)
+    constants = _constants(window_size, sigma, data_range, k1, k2)
+    return _ssim(img1, img2, constants, padding, reduction, mask, mask_mode, channels_last)
+
+
+def ms_ssim(
+    img1: Tensor,
+    img2: Tensor,
+    *,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    weights: Sequence[float] = MS_SSIM_WEIGHTS,
+    reduction: str = "mean",
+    channels_last: bool = False,
+) -> Tensor:
+    """Multi-scale structural similarity of images (4 axes) or volumes (5 axes).
+
+    For each image and channel, the product over scales of the mean contrast-structure term, and on the coarsest scale
+    of the mean SSIM, each to the power of its weight. Scales are means of blocks of 2, an odd side padded by a zero;
+    windows lie inside ("valid"). Where a term is 0 or less the product and its gradient are 0. Differentiable once.
+
+    Args:
+        img1: (B, C, H, W) or (B, C, D, H, W), or the channels last; dtypes and values as for `ssim`.
+        img2: The same shape and device.
+        window_size: As for `ssim`.
+        sigma: As for `ssim`.
+        data_range: As for `ssim`.
+        k1: As for `ssim`.
+        k2: As for `ssim`.
+        weights: One exponent a scale, fine to coarse; by default Wang's five.
+        reduction: "mean", "sum", "image" for (B,), "none" for (B, C).
+        channels_last: As for `ssim`.
+
+    Returns:
+        float32, or float64 where an image is float64.
+
+    Raises:
+        TypeError: As for `ssim`.
+        ValueError: As for `ssim`; or a side is too small: it must exceed (window_size - 1) · 2^(scales - 1), 160 by
+            default.
+
+    Source: Z. Wang, E. P. Simoncelli, A. C. Bovik, "Multiscale structural similarity for image quality assessment",
+    Asilomar 2003, eq. 7.
+
+    Example:
+        >>> pred = torch.rand(1, 3, 192, 192, requires_grad=True)
+        >>> loss = 1 - splat_ssim.ms_ssim(pred, torch.rand(1, 3, 192, 192))
+        >>> loss.backward()
+    """
+    check_images(img1, img2, (2, 3), channels_last)
+    constants = _constants(window_size, sigma, data_range, k1, k2)
+    weights = tuple(weights)
+    if not weights:
+        raise ValueError("weights must have at least one exponent, got none")
+    for weight in weights:
+        check_number("weights", weight)
+    smallest = (window_size - 1) * 2 ** (len(weights) - 1)
+    sides = spatial_shape(img1, channels_last)
+    if min(sides) <= smallest:
+        raise ValueError(
+            f"ms_ssim with window_size={window_size} and {len(weights)} scales needs every side to be larger than "
+            f"{smallest}, got {sides}"
+        )
+    check_reduction(reduction, REDUCTIONS, img1)
+    found = reference.ms_ssim(
+        img1, img2, weights=weights, channels_last=channels_last, channel_means=ssim_channel_means, **constants
+    )
+    if reduction == "none":
+        return found
+    if reduction == "image":
+        return found.mean(1)
+    return found.mean() if reduction == "mean" else found.sum()
+
+
+def _constants(window_size: int, sigma: float, data_range: float, k1: float, k2: float) -> dict[str, float]:
+    check_constants(window_size, sigma, data_range, k1, k2)
+    return {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+
+
+def _ssim(
+    img1: Tensor,
+    img2: Tensor,
+    constants: dict[str, float],
+    padding: str,
+    reduction: str,
+    mask: Tensor | None,
+    mask_mode: str,
+    channels_last: bool,
+) -> Tensor:
+    check_padding(padding, constants["window_size"], img1, channels_last)
+    check_reduction(reduction, REDUCTIONS, img1)
+    check_mask(mask, mask_mode, img1, channels_last)
+    options = {**constants, "padding": padding, "channels_last": channels_last}
+    if mask is not None and mask_mode == "normalize":
+        return reference.ssim(img1, img2, mask=mask, mask_mode=mask_mode, reduction=reduction, **options)
+    img1, img2, weights, _ = reference.apply_mask(img1, img2, mask, mask_mode, constants["data_range"])
+    if weights is None and reduction in ("mean", "image"):
+        # One pass gives the value and the gradient.
+        _, dssim = photometric(img1, img2, **options)
+        return 1 - dssim if reduction == "image" else 1 - dssim.mean()
+    found = ssim_map(img1, img2, **options)
+    return (
+        found if reduction == "none" and weights is None else similarity(1 - found, weights, reduction, channels_last)
+    )

@@ -1,0 +1,209 @@
+"""The training losses: L1 + DSSIM in one pass over the images, and L1 + MS-SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from splat_ssim import functional, reference
+from splat_ssim._checks import (
+    MASK_MODES,
+    PADDINGS,
+    check_choice,
+    check_images,
+    check_mask,
+    check_number,
+    check_padding,
+    check_reduction,
+)
+from splat_ssim.modules import _WithOptions
+from splat_ssim.reference import MS_SSIM_WEIGHTS, photometric, ssim_map, weighted_mean
+
+REDUCTIONS = ("mean", "image")
+
+#: A loss, or the loss and its terms by name.
+LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
+
+
+def photometric_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    lambda_dssim: float = 0.2,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    mask_mode: str = "weight",
+    channels_last: bool = False,
+    return_terms: bool = False,
+) -> LossResult:
+    """`(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)` of images (4 axes) or volumes (5 axes).
+
+    Without a mask, or with the mask mode "zero", the value and the gradient come from a single pass over the images;
+    backward is one multiplication. Differentiable once, by whichever argument requires a gradient.
+
+    Args:
+        pred: (B, C, H, W) or (B, C, D, H, W), with `channels_last` (B, H, W, C) or (B, D, H, W, C); dtypes and values
+            as for `splat_ssim.ssim`.
+        target: The same shape and device; commonly uint8 or float32.
+        lambda_dssim: Share of 1 - SSIM, in [0, 1].
+        window_size: As for `splat_ssim.ssim`.
+        sigma: As for `splat_ssim.ssim`.
+        data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
+        k1: As for `splat_ssim.ssim`.
+        k2: As for `splat_ssim.ssim`.
+        padding: As for `splat_ssim.ssim`. L1 is over the whole image whatever the padding.
+        reduction: "mean", or "image" for a loss of each image, (B,).
+        mask: As for `splat_ssim.ssim`.
+        mask_mode: As for `splat_ssim.ssim`; "weight" and "normalize" weigh L1 by the mask, "zero" zeroes both images.
+            Where no pixel has weight the loss is 0.
+        channels_last: As for `splat_ssim.ssim`.
+        return_terms: Also return {"l1": …, "ssim": …}, detached, from the same pass.
+
+    Returns:
+        The loss, () or (B,); with `return_terms` the loss and its terms. float32, or float64 where an input is.
+
+    Raises:
+        TypeError: As for `splat_ssim.ssim`.
+        ValueError: As for `splat_ssim.ssim`; or `lambda_dssim` is outside [0, 1].
+
+    Source: B. Kerbl, G. Kopanas, T. Leimkühler, G. Drettakis, "3D Gaussian Splatting for Real-Time Radiance Field
+    Rendering", ACM TOG 42(4), 2023, eq. 7.
+
+    Example:
+        >>> pred = torch.rand(1, 3, 64, 64, requires_grad=True)
+        >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
+        >>> loss.backward()
+    """
+    check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
+    constants = functional._constants(window_size, sigma, data_range, k1, k2)
+    check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
+    check_padding(padding, window_size, pred, channels_last)
+    check_reduction(reduction, REDUCTIONS, pred)
+    check_mask(mask, mask_mode, pred, channels_last)
+    options = {**constants, "padding": padding, "channels_last": channels_last}
+
+    if mask is not None and mask_mode == "normalize":
+        masked = {"mask": mask, "mask_mode": mask_mode, "reduction": reduction}
+        loss, l1, ssim = reference.photometric_loss(pred, target, lambda_dssim=lambda_dssim, **masked, **options)
+        return (loss, {"l1": l1.detach(), "ssim": ssim.detach()}) if return_terms else loss
+
+    pred, target, weights, _ = reference.apply_mask(pred, target, mask, mask_mode, data_range)
+    if weights is None:
+        l1, dssim = photometric(pred, target, **options)
+        if reduction == "mean":
+            l1, dssim = l1.mean(), dssim.mean()
+    else:
+        l1 = weighted_mean(reference.absolute_difference(pred, target, data_range), weights, reduction, channels_last)
+        dssim = weighted_mean(1 - ssim_map(pred, target, **options), weights, reduction, channels_last)
+    loss = (1 - lambda_dssim) * l1 + lambda_dssim * dssim
+    return (loss, {"l1": l1.detach(), "ssim": 1 - dssim.detach()}) if return_terms else loss
+
+
+class PhotometricLoss(_WithOptions):
+    """`photometric_loss` as a module: the options are those of the function, the forward takes images and a mask.
+
+    Example:
+        >>> criterion = PhotometricLoss(lambda_dssim=0.2, channels_last=True)
+        >>> loss = criterion(torch.rand(1, 64, 64, 3), torch.rand(1, 64, 64, 3))
+    """
+
+    def __init__(
+        self,
+        *,
+        lambda_dssim: float = 0.2,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        data_range: float = 1.0,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "same",
+        reduction: str = "mean",
+        mask_mode: str = "weight",
+        channels_last: bool = False,
+        return_terms: bool = False,
+    ):
+        check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
+        check_choice("padding", padding, PADDINGS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("mask_mode", mask_mode, MASK_MODES)
+        super().__init__(
+            lambda_dssim=lambda_dssim,
+            window_size=window_size,
+            sigma=sigma,
+            data_range=data_range,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            reduction=reduction,
+            mask_mode=mask_mode,
+            channels_last=channels_last,
+            return_terms=return_terms,
+        )
+
+    def forward(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> LossResult:
+        """The loss; shapes as for the function."""
+        return photometric_loss(pred, target, mask=mask, **self.options)
+
+
+def ms_ssim_l1_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    lambda_ms_ssim: float = 0.84,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    weights: Sequence[float] = MS_SSIM_WEIGHTS,
+    mask: Tensor | None = None,
+    channels_last: bool = False,
+    return_terms: bool = False,
+) -> LossResult:
+    """`(1 - lambda_ms_ssim)·L1 + lambda_ms_ssim·(1 - MS-SSIM)` of images or volumes, both means over everything.
+
+    Args:
+        pred: As for `splat_ssim.ms_ssim`.
+        target: The same shape and device.
+        lambda_ms_ssim: Share of 1 - MS-SSIM, in [0, 1].
+        window_size: As for `splat_ssim.ssim`.
+        sigma: As for `splat_ssim.ssim`.
+        data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
+        k1: As for `splat_ssim.ssim`.
+        k2: As for `splat_ssim.ssim`.
+        weights: As for `splat_ssim.ms_ssim`.
+        mask: As for `splat_ssim.ssim`; both images are multiplied by it.
+        channels_last: As for `splat_ssim.ssim`.
+        return_terms: Also return {"l1": …, "ms_ssim": …}, detached.
+
+    Returns:
+        The loss, (); with `return_terms` the loss and its terms.
+
+    Raises:
+        TypeError: As for `splat_ssim.ms_ssim`.
+        ValueError: As for `splat_ssim.ms_ssim`; or `lambda_ms_ssim` is outside [0, 1].
+
+    Source: H. Zhao, O. Gallo, I. Frosio, J. Kautz, "Loss functions for image restoration with neural networks", IEEE
+    TCI 3(1), 2017, with a plain mean as the L1 term.
+
+    Example:
+        >>> pred = torch.rand(1, 3, 192, 192, requires_grad=True)
+        >>> ms_ssim_l1_loss(pred, torch.rand(1, 3, 192, 192)).backward()
+    """
+    check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
+    constants = functional._constants(window_size, sigma, data_range, k1, k2)
+    check_number("lambda_ms_ssim", lambda_ms_ssim, high=1.0, closed=True)
+    check_reduction("mean", ("mean",), pred)
+    check_mask(mask, "zero", pred, channels_last)
+    pred, target, _, _ = reference.apply_mask(pred, target, mask, "zero", data_range)
+    l1 = reference.absolute_difference(pred, target, data_range).mean()
+    value = functional.ms_ssim(pred, target, weights=weights, channels_last=channels_last, **constants)
+    loss = (1 - lambda_ms_ssim) * l1 + lambda_ms_ssim * (1 - value)
+    return (loss, {"l1": l1.detach(), "ms_ssim": value.detach()}) if return_terms else loss

@@ -1,0 +1,112 @@
+"""`ssim`, `ssim3d` and `ms_ssim` as modules that keep their options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from splat_ssim import functional
+from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants
+from splat_ssim.reference import MS_SSIM_WEIGHTS
+
+
+class _WithOptions(nn.Module):
+    """Keeps keyword options, checked on construction, and shows them in the module's text."""
+
+    def __init__(self, **options: object):
+        super().__init__()
+        check_constants(*(options[name] for name in ("window_size", "sigma", "data_range", "k1", "k2")))
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class SSIM(_WithOptions):
+    """`splat_ssim.ssim` as a module: the options are those of the function, the forward takes the images and a mask.
+
+    Example:
+        >>> metric = splat_ssim.SSIM(padding="valid", data_range=255)
+        >>> value = metric(torch.rand(1, 3, 64, 64) * 255, torch.rand(1, 3, 64, 64) * 255)
+    """
+
+    _function = staticmethod(functional.ssim)
+
+    def __init__(
+        self,
+        *,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        data_range: float = 1.0,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "same",
+        reduction: str = "mean",
+        mask_mode: str = "weight",
+        channels_last: bool = False,
+    ):
+        check_choice("padding", padding, PADDINGS)
+        check_choice("reduction", reduction, functional.REDUCTIONS)
+        check_choice("mask_mode", mask_mode, MASK_MODES)
+        super().__init__(
+            window_size=window_size,
+            sigma=sigma,
+            data_range=data_range,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            reduction=reduction,
+            mask_mode=mask_mode,
+            channels_last=channels_last,
+        )
+
+    def forward(self, img1: Tensor, img2: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """SSIM of the images; shapes as for the function."""
+        return self._function(img1, img2, mask=mask, **self.options)
+
+
+class SSIM3D(SSIM):
+    """`splat_ssim.ssim3d` as a module; the options are those of `SSIM`.
+
+    Example:
+        >>> value = splat_ssim.SSIM3D()(torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16))
+    """
+
+    _function = staticmethod(functional.ssim3d)
+
+
+class MSSSIM(_WithOptions):
+    """`splat_ssim.ms_ssim` as a module, for images and volumes.
+
+    Example:
+        >>> value = splat_ssim.MSSSIM()(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192))
+    """
+
+    def __init__(
+        self,
+        *,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        data_range: float = 1.0,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        weights: Sequence[float] = MS_SSIM_WEIGHTS,
+        reduction: str = "mean",
+        channels_last: bool = False,
+    ):
+        check_choice("reduction", reduction, functional.REDUCTIONS)
+        super().__init__(
+            window_size=window_size,
+            sigma=sigma,
+            data_range=data_range,
+            k1=k1,
+            k2=k2,
+            weights=tuple(weights),
+            reduction=reduction,
+            channels_last=channels_last,
+        )
+
+    def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
+        """MS-SSIM of the images; shapes as for the function."""
+        return functional.ms_ssim(img1, img2, **self.options)
