@@ -1,0 +1,369 @@
+"""The SSIM operators: schemas, fake kernels, autograd, and the CPU kernels; splat_ssim/ops/ssim_cuda.py registers CUDA's.
+
+The five schemas end in the same options (`Options`), so that an operator passes them on in one piece. A tensor is in
+"interleaved" layout when its channels are the innermost axis in memory (channels-last data, or torch's channels_last
+memory format), else "planar": kernels read both in place, and outputs are allocated in the layout of the first image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _library
+
+
+class Options(NamedTuple):
+    """What every SSIM operator takes after its tensors; the public functions document and check the values."""
+
+    window_size: int = 11
+    sigma: float = 1.5
+    data_range: float = 1.0
+    k1: float = 0.01
+    k2: float = 0.03
+    padding: str = "same"
+    spatial_dims: int = 2
+    channels_last: bool = False
+
+
+_OPTIONS = (
+    "int window_size, float sigma, float data_range, float k1, float k2, str padding, int spatial_dims, "
+    "bool channels_last"
+)
+
+_SCHEMAS = {
+    # S for every position of the window, in the layout of the images; "valid" gives the smaller map.
+    "ssim_map": f"(Tensor img1, Tensor img2, {_OPTIONS}) -> Tensor",
+    "ssim_map_backward": (
+        f"(Tensor grad_map, Tensor img1, Tensor img2, {_OPTIONS}, bool need1, bool need2) -> (Tensor, Tensor)"
+    ),
+    # loss = l1_weight * l1 + dssim_weight * dssim, the means of |x - y| and of 1 - S: over the batch, or (B,) with
+    # per_image. Only the loss is differentiable; grad1 and grad2 are its gradients (empty where not needed).
+    "photometric": (
+        f"(Tensor img1, Tensor img2, Tensor? weight, float l1_weight, float dssim_weight, bool per_image, {_OPTIONS}, "
+        "bool need1, bool need2) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)"
+    ),
+    # (B, C, 2): for each image and channel the means of S and of its contrast-structure factor.
+    "ssim_channel_means": f"(Tensor img1, Tensor img2, {_OPTIONS}) -> Tensor",
+    "ssim_channel_means_backward": (
+        f"(Tensor grad_means, Tensor img1, Tensor img2, {_OPTIONS}, bool need1, bool need2) -> (Tensor, Tensor)"
+    ),
+}
+
+_definitions = torch.library.Library("splat_ssim", "FRAGMENT")
+for _name, _schema in _SCHEMAS.items():
+    _definitions.define(_name + _schema)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shapes and layouts
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _channels_first(images: Tensor, channels_last: bool) -> Tensor:
+    """A view (B, C, spatial…) of images in either logical layout."""
+    return images.movedim(-1, 1) if channels_last else images
+
+
+def _is_interleaved(images: Tensor) -> bool:
+    """Whether a (B, C, spatial…) tensor has the channels innermost in memory."""
+    return images.shape[1] > 1 and images.stride(1) == 1 and images.stride(-1) == images.shape[1]
+
+
+def _result_dtype(*images: Tensor) -> torch.dtype:
+    return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
+
+
+def _new_like(images: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """An uninitialised tensor whose (B, C, spatial…) shape is `shape`, in the logical and memory layout of `images`."""
+    first = _channels_first(images, channels_last)
+    if _is_interleaved(first):
+        made = images.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype)
+        return made if channels_last else made.movedim(-1, 1)
+    made = images.new_empty(shape, dtype=dtype)
+    return made.movedim(1, -1) if channels_last else made
+
+
+def _map_shape(images: Tensor, options: Options) -> tuple[int, ...]:
+    """The shape (B, C, spatial…) of the map of S."""
+    first = _channels_first(images, options.channels_last)
+    lost = options.window_size - 1 if options.padding == "valid" else 0
+    return (*first.shape[:2], *(side - lost for side in first.shape[2:]))
+
+
+def _new_gradient(image: Tensor, needed: bool, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    if not needed:
+        return image.new_empty(0, dtype=dtype)
+    return _new_like(image, tuple(_channels_first(image, channels_last).shape), dtype, channels_last)
+
+
+def _fake_gradients(img1: Tensor, img2: Tensor, options: Options, need1: bool, need2: bool) -> tuple[Tensor, Tensor]:
+    """Both gradients are in the layout of the first image, so that one kernel writes both."""
+    dtype = _result_dtype(img1, img2)
+    return (
+        _new_gradient(img1, need1, dtype, options.channels_last),
+        _new_gradient(img1, need2, dtype, options.channels_last),
+    )
+
+
+@torch.library.register_fake("splat_ssim::ssim_map", lib=_definitions)
+def _(img1, img2, *options):
+    options = Options(*options)
+    return _new_like(img1, _map_shape(img1, options), _result_dtype(img1, img2), options.channels_last)
+
+
+@torch.library.register_fake("splat_ssim::ssim_map_backward", lib=_definitions)
+def _(grad_map, img1, img2, *arguments):
+    *options, need1, need2 = arguments
+    return _fake_gradients(img1, img2, Options(*options), need1, need2)
+
+
+@torch.library.register_fake("splat_ssim::photometric", lib=_definitions)
+def _(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
+    *options, need1, need2 = arguments
+    shape = (img1.shape[0],) if per_image else ()
+    dtype = _result_dtype(img1, img2)
+    means = [img1.new_empty(shape, dtype=dtype) for _ in range(3)]
+    return (*means, *_fake_gradients(img1, img2, Options(*options), need1, need2))
+
+
+@torch.library.register_fake("splat_ssim::ssim_channel_means", lib=_definitions)
+def _(img1, img2, *options):
+    batch, channels = _map_shape(img1, Options(*options))[:2]
+    return img1.new_empty((batch, channels, 2), dtype=_result_dtype(img1, img2))
+
+
+@torch.library.register_fake("splat_ssim::ssim_channel_means_backward", lib=_definitions)
+def _(grad_means, img1, img2, *arguments):
+    *options, need1, need2 = arguments
+    return _fake_gradients(img1, img2, Options(*options), need1, need2)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# CPU: the compiled kernels
+# --------------------------------------------------------------------------------------------------------------------
+
+_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+_PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
+
+#: `Arguments` of csrc/cpu/ssim.h: six views of six words, nine sizes, three pointers, three doubles.
+_ARGUMENTS = struct.Struct("=48q3d")
+_NO_VIEW = (0, 0, 0, 0, 0, 0)
+
+
+@functools.cache
+def _window(window_size: int, sigma: float) -> ctypes.Array:
+    return (ctypes.c_double * window_size)(*reference.gaussian_taps(window_size, sigma))
+
+
+def _has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
+    """Whether the compiled kernels take these images; what they don't take runs in plain torch."""
+    return (
+        options.spatial_dims == 2
+        and img1.dtype in _DTYPE_CODES
+        and img2.dtype in _DTYPE_CODES
+        and options.window_size % 2 == 1
+        and options.window_size <= 33
+        and img1.numel() > 0
+        and _library.library() is not None
+    )
+
+
+def _readable(images: Tensor, interleaved: bool) -> Tensor:
+    """(B, C, spatial…) such that a kernel can read it: itself where its innermost axes are dense, else a copy."""
+    if interleaved:
+        if images.stride(1) == 1 and images.stride(-1) == images.shape[1]:
+            return images
+        return images.movedim(1, -1).contiguous().movedim(-1, 1)
+    return images if images.stride(-1) == 1 or images.shape[-1] == 1 else images.contiguous()
+
+
+def _view(tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
+    """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position (inset, …)."""
+    if tensor is None:
+        return _NO_VIEW
+    strides = tensor.stride()
+    slices = strides[2] if len(strides) == 5 else 0
+    address = tensor.data_ptr() - inset * sum(strides[2:]) * tensor.element_size()
+    return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
+
+
+class _Call:
+    """One kernel call: `run` fills the outputs it is given and returns the totals (planes, 3)."""
+
+    def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
+        first, second = (_channels_first(image, options.channels_last) for image in (img1, img2))
+        self.interleaved = not planar and _is_interleaved(first)
+        self.first, self.second = _readable(first, self.interleaved), _readable(second, self.interleaved)
+        self.options = options
+        self.batch, self.channels = first.shape[0], first.shape[1]
+        self.planes = self.batch if self.interleaved else self.batch * self.channels
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """A float32 weight for every channel, as the kernel reads it: (B, C, spatial…)."""
+        weight = _channels_first(weight, self.options.channels_last).float()
+        return _readable(weight.expand(self.batch, self.channels, *weight.shape[2:]), self.interleaved)
+
+    def run(
+        self,
+        coefficients: Tensor,
+        weight: Tensor | None = None,
+        weight_inset: int = 0,
+        map_: Tensor | None = None,
+        grad1: Tensor | None = None,
+        grad2: Tensor | None = None,
+    ) -> Tensor:
+        options, first = self.options, self.first
+        outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
+        totals = torch.empty((self.planes, 3), dtype=torch.float64)
+        window = _window(options.window_size, options.sigma)
+        sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
+        packed = _ARGUMENTS.pack(
+            *_view(first),
+            *_view(self.second),
+            *_view(weight, weight_inset),
+            *_view(outputs[0], options.window_size // 2 if options.padding == "valid" else 0),
+            *_view(outputs[1]),
+            *_view(outputs[2]),
+            self.batch,
+            self.channels,
+            *sides,
+            self.interleaved,
+            options.window_size,
+            _PADDING_CODES[options.padding],
+            torch.get_num_threads(),
+            ctypes.addressof(window),
+            coefficients.data_ptr(),
+            totals.data_ptr(),
+            (options.k1 * options.data_range) ** 2,
+            (options.k2 * options.data_range) ** 2,
+            options.data_range,
+        )
+        name = f"ssim{options.spatial_dims}d"
+        status = _library.kernel(name, (ctypes.c_char_p,))(packed)
+        _library.check(status, name, (first.shape, self.second.shape))
+        return totals
+
+
+def _positions(options: Options, shape: torch.Size) -> int:
+    """How many values of S each plane of images (B, C, spatial…) has."""
+    lost = options.window_size - 1 if options.padding == "valid" else 0
+    count = 1
+    for side in shape[2:]:
+        count *= side - lost
+    return count
+
+
+def _ssim_map_cpu(img1, img2, *arguments):
+    options = Options(*arguments)
+    if not _has_kernel(img1, img2, options):
+        return _plain_map(img1, img2, options)
+    found = _new_like(img1, _map_shape(img1, options), torch.float32, options.channels_last)
+    call = _Call(img1, img2, options)
+    call.run(torch.zeros((call.planes, 3), dtype=torch.float64), map_=found)
+    return found
+
+
+def _ssim_map_backward_cpu(grad_map, img1, img2, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    if not _has_kernel(img1, img2, options):
+        return _plain_gradients(lambda x, y: _plain_map(x, y, options), grad_map, img1, img2, options, need1, need2)
+    grads = _fake_gradients(img1, img2, options, need1, need2)
+    call = _Call(img1, img2, options)
+    coefficients = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64).repeat(call.planes, 1)
+    inset = options.window_size // 2 if options.padding == "valid" else 0
+    call.run(coefficients, call.spread(grad_map), inset, None, *_wanted(grads, need1, need2))
+    return grads
+
+
+def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
+    return grads[0] if need1 else None, grads[1] if need2 else None
+
+
+def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    if not _has_kernel(img1, img2, options):
+        return _plain_photometric(img1, img2, weight, l1_weight, dssim_weight, per_image, options, need1, need2)
+    call = _Call(img1, img2, options)
+    counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
+    coefficients = torch.zeros((call.batch, 3), dtype=torch.float64)
+    coefficients[:, 0] = dssim_weight / counts[:, 0]
+    coefficients[:, 2] = l1_weight / counts[:, 1]
+    per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
+    grads = _fake_gradients(img1, img2, options, need1, need2)
+    totals = call.run(per_plane, weight, 0, None, *_wanted(grads, need1, need2))
+    totals = totals.view(call.batch, -1, 3).sum(1)
+    if not per_image:
+        totals = totals.sum(0, keepdim=True)
+    dssim, l1 = totals[:, 0] / counts[:, 0], totals[:, 2] / counts[:, 1]
+    means = torch.stack((l1_weight * l1 + dssim_weight * dssim, l1, dssim)).float()
+    loss, l1, dssim = (means if per_image else means[:, 0]).unbind(0)
+    return loss.clone(), l1.clone(), dssim.clone(), *grads
+
+
+def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
+    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
+    options, shape = call.options, call.first.shape
+    images = 1 if per_image else call.batch
+    if weight is None:
+        counts = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
+        return torch.tensor([counts], dtype=torch.float64), None
+    spread = call.spread(weight)
+    inset = options.window_size // 2 if options.padding == "valid" else 0
+    inner = spread
+    for dim in range(2, spread.ndim):
+        inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
+    counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
+    counts = counts if per_image else counts.sum(0, keepdim=True)
+    return torch.where(counts > 0, counts, 1.0), spread
+
+
+def _ssim_channel_means_cpu(img1, img2, *arguments):
+    options = Options(*arguments)
+    if not _has_kernel(img1, img2, options):
+        return _plain_channel_means(img1, img2, options)
+    call = _Call(img1, img2, options, planar=True)
+    totals = call.run(torch.zeros((call.planes, 3), dtype=torch.float64))
+    means = 1 - totals[:, :2] / _positions(options, call.first.shape)
+    return means.float().view(call.batch, call.channels, 2)
+
+
+def _ssim_channel_means_backward_cpu(grad_means, img1, img2, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    if not _has_kernel(img1, img2, options):
+        return _plain_gradients(
+            lambda x, y: _plain_channel_means(x, y, options), grad_means, img1, img2, options, need1, need2
+        )
+    call = _Call(img1, img2, options, planar=True)
+    coefficients = torch.zeros((call.planes, 3), dtype=torch.float64)
+    coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
+    grads = _fake_gradients(img1, img2, options, need1, need2)
+    planar = tuple(
+        grad if grad is None or not _is_interleaved(_channels_first(grad, options.channels_last)) else grad.new_empty(0)
+        for grad in _wanted(grads, need1, need2)
+    )
+    # The kernel works plane by plane here; interleaved images get planar gradients that are copied over.
+    planar = tuple(
+        _new_gradient(call.first, True, torch.float32, False) if grad is not None and grad.numel() == 0 else grad
+        for grad in planar
+    )
+    return _channel_means_gradients(call, coefficients, grads, planar)
+
+
+for _name, _function in {
+    "ssim_map": _ssim_map_cpu,
+    "ssim_map_backward": _ssim_map_backward_cpu,
+    "photometric": _photometric_cpu,
+    "ssim_channel_means": _ssim_channel_means_cpu,
+    "ssim_channel_means_backward": _ssim_channel_means_backward_cpu,
+}.items():
+    _definitions.impl(_name, _function, "CPU")
