@@ -65,7 +65,7 @@ struct Tile {
   int64_t ring_rows, partial_rows;
   float *ring, *columns, *partials, *adjoint, *dssim, *contrast, *folded, *borders;
   const char *image1, *image2;
-  const float* weight;
+  const float *weight, *l1_weight;
   Shift shift;
   PointConstants point;
   float l1;
@@ -132,6 +132,7 @@ struct Tile {
     image1 = plane_of(args.img1, problem.reader.bytes1);
     image2 = plane_of(args.img2, problem.reader.bytes2);
     weight = args.weight.data ? reinterpret_cast<const float*>(plane_of(args.weight, sizeof(float))) : nullptr;
+    l1_weight = args.weighs_l1 ? weight : nullptr;
     choose_shift();
     const double* coefficients = args.coefficients + plane * 3;
     point = problem.point;
@@ -167,7 +168,8 @@ struct Tile {
   SPLAT_INLINE float* partial_row(int64_t row) const {
     return partials + (row - first_row) % partial_rows * kPartials * pitch;
   }
-  SPLAT_INLINE const float* weight_row(int64_t row) const { return weight ? weight + row * args.weight.row : nullptr; }
+  SPLAT_INLINE const float* weight_row(int64_t row) const { return weight + row * args.weight.row; }
+  SPLAT_INLINE const float* l1_weight_row(int64_t row) const { return l1_weight ? weight_row(row) : nullptr; }
 
   void load_rows(int64_t end) {
     for (; next_input < end; ++next_input) load_row(next_input);
@@ -185,7 +187,7 @@ struct Tile {
     const bool owned = row >= row0 && row < row1;
     auto read = [&](int64_t first, int64_t last, bool total) {
       if (last <= first) return;
-      const float* w = total && weight ? weight_row(row) + first : nullptr;
+      const float* w = total && l1_weight ? weight_row(row) + first : nullptr;
       const char* x = image1 + (from * args.img1.row + first) * problem.reader.bytes1;
       const char* y = image2 + (from * args.img2.row + first) * problem.reader.bytes2;
       const int64_t at = first - input_column0;
@@ -298,7 +300,7 @@ struct Tile {
         continue;
       }
       gradient_row(row + r, sums, output_row(args.grad1, args.grad2, row + r, 0),
-                   output_row(args.grad2, args.grad2, row + r, 0), l1, weight_row(row + r));
+                   output_row(args.grad2, args.grad2, row + r, 0), l1, l1_weight_row(row + r));
     }
   }
 
@@ -376,7 +378,7 @@ struct Tile {
 
   void add_l1(int64_t row, float* out, float slope) const {
     const float* d = ring_row(row) + pitch + (column0 - input_column0);
-    const float* w = weight ? weight_row(row) + column0 : nullptr;
+    const float* w = l1_weight ? weight_row(row) + column0 : nullptr;
     for (int64_t j = 0; j < column1 - column0; ++j) {
       const float difference = d[j] + shift.difference;
       const float by = w ? slope * w[j] : slope;

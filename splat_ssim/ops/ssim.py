@@ -1,4 +1,4 @@
-"""The SSIM operators: schemas, fake kernels, autograd, and the CPU kernels; splat_ssim/ops/ssim_cuda.py registers CUDA's.
+"""The SSIM operators: schemas, fake kernels, autograd, and the CPU kernels. ops/ssim_cuda.py registers CUDA's.
 
 The five schemas end in the same options (`Options`), so that an operator passes them on in one piece. A tensor is in
 "interleaved" layout when its channels are the innermost axis in memory (channels-last data, or torch's channels_last
@@ -54,6 +54,8 @@ _SCHEMAS = {
     "ssim_channel_means_backward": (
         f"(Tensor grad_means, Tensor img1, Tensor img2, {_OPTIONS}, bool need1, bool need2) -> (Tensor, Tensor)"
     ),
+    # A gradient of `photometric` times the upstream one, () or (B,). The image only says what it is the gradient by.
+    "scaled_gradient": "(Tensor gradient, Tensor upstream, Tensor image) -> Tensor",
 }
 
 _definitions = torch.library.Library("splat_ssim", "FRAGMENT")
@@ -80,10 +82,11 @@ def _result_dtype(*images: Tensor) -> torch.dtype:
     return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
 
 
-def _new_like(images: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+def _new_like(
+    images: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, planar: bool = False
+) -> Tensor:
     """An uninitialised tensor whose (B, C, spatial…) shape is `shape`, in the logical and memory layout of `images`."""
-    first = _channels_first(images, channels_last)
-    if _is_interleaved(first):
+    if not planar and _is_interleaved(_channels_first(images, channels_last)):
         made = images.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype)
         return made if channels_last else made.movedim(-1, 1)
     made = images.new_empty(shape, dtype=dtype)
@@ -97,19 +100,17 @@ def _map_shape(images: Tensor, options: Options) -> tuple[int, ...]:
     return (*first.shape[:2], *(side - lost for side in first.shape[2:]))
 
 
-def _new_gradient(image: Tensor, needed: bool, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    if not needed:
-        return image.new_empty(0, dtype=dtype)
-    return _new_like(image, tuple(_channels_first(image, channels_last).shape), dtype, channels_last)
-
-
-def _fake_gradients(img1: Tensor, img2: Tensor, options: Options, need1: bool, need2: bool) -> tuple[Tensor, Tensor]:
-    """Both gradients are in the layout of the first image, so that one kernel writes both."""
-    dtype = _result_dtype(img1, img2)
-    return (
-        _new_gradient(img1, need1, dtype, options.channels_last),
-        _new_gradient(img1, need2, dtype, options.channels_last),
-    )
+def _new_gradients(
+    img1: Tensor, img2: Tensor, options: Options, need1: bool, need2: bool, planar: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both gradients, float32 or wider, in the layout of the first image, so that one kernel writes both."""
+    dtype, channels_last = _result_dtype(img1, img2), options.channels_last
+    shape = tuple(_channels_first(img1, channels_last).shape)
+    grads = [
+        _new_like(img1, shape, dtype, channels_last, planar) if needed else img1.new_empty(0, dtype=dtype)
+        for needed in (need1, need2)
+    ]
+    return grads[0], grads[1]
 
 
 @torch.library.register_fake("splat_ssim::ssim_map", lib=_definitions)
@@ -121,7 +122,7 @@ def _(img1, img2, *options):
 @torch.library.register_fake("splat_ssim::ssim_map_backward", lib=_definitions)
 def _(grad_map, img1, img2, *arguments):
     *options, need1, need2 = arguments
-    return _fake_gradients(img1, img2, Options(*options), need1, need2)
+    return _new_gradients(img1, img2, Options(*options), need1, need2)
 
 
 @torch.library.register_fake("splat_ssim::photometric", lib=_definitions)
@@ -130,7 +131,7 @@ def _(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
     shape = (img1.shape[0],) if per_image else ()
     dtype = _result_dtype(img1, img2)
     means = [img1.new_empty(shape, dtype=dtype) for _ in range(3)]
-    return (*means, *_fake_gradients(img1, img2, Options(*options), need1, need2))
+    return (*means, *_new_gradients(img1, img2, Options(*options), need1, need2))
 
 
 @torch.library.register_fake("splat_ssim::ssim_channel_means", lib=_definitions)
@@ -142,7 +143,7 @@ def _(img1, img2, *options):
 @torch.library.register_fake("splat_ssim::ssim_channel_means_backward", lib=_definitions)
 def _(grad_means, img1, img2, *arguments):
     *options, need1, need2 = arguments
-    return _fake_gradients(img1, img2, Options(*options), need1, need2)
+    return _new_gradients(img1, img2, Options(*options), need1, need2, planar=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -150,10 +151,13 @@ def _(grad_means, img1, img2, *arguments):
 # --------------------------------------------------------------------------------------------------------------------
 
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+#: Asked once: torch.compile could not trace the loader.
+_HAS_LIBRARY = _library.library() is not None
+
 _PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
 
-#: `Arguments` of csrc/cpu/ssim.h: six views of six words, nine sizes, three pointers, three doubles.
-_ARGUMENTS = struct.Struct("=48q3d")
+#: `Arguments` of csrc/cpu/ssim.h: six views of six words, ten sizes, three pointers, three doubles.
+_ARGUMENTS = struct.Struct("=49q3d")
 _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 
@@ -162,8 +166,7 @@ def _window(window_size: int, sigma: float) -> ctypes.Array:
     return (ctypes.c_double * window_size)(*reference.gaussian_taps(window_size, sigma))
 
 
-def _has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
-    """Whether the compiled kernels take these images; what they don't take runs in plain torch."""
+def _supports_cpu(img1: Tensor, img2: Tensor, options: Options) -> bool:
     return (
         options.spatial_dims == 2
         and img1.dtype in _DTYPE_CODES
@@ -171,7 +174,7 @@ def _has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
         and options.window_size % 2 == 1
         and options.window_size <= 33
         and img1.numel() > 0
-        and _library.library() is not None
+        and _HAS_LIBRARY
     )
 
 
@@ -195,7 +198,11 @@ def _view(tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
 
 
 class _Call:
-    """One kernel call: `run` fills the outputs it is given and returns the totals (planes, 3)."""
+    """One kernel call: `run` fills the outputs it is given and returns the totals (planes, 3).
+
+    A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
+    and weighs |x - y| too.
+    """
 
     def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
         first, second = (_channels_first(image, options.channels_last) for image in (img1, img2))
@@ -214,7 +221,7 @@ class _Call:
         self,
         coefficients: Tensor,
         weight: Tensor | None = None,
-        weight_inset: int = 0,
+        weight_inset: int | None = None,
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
@@ -227,7 +234,7 @@ class _Call:
         packed = _ARGUMENTS.pack(
             *_view(first),
             *_view(self.second),
-            *_view(weight, weight_inset),
+            *_view(weight, weight_inset or 0),
             *_view(outputs[0], options.window_size // 2 if options.padding == "valid" else 0),
             *_view(outputs[1]),
             *_view(outputs[2]),
@@ -238,6 +245,7 @@ class _Call:
             options.window_size,
             _PADDING_CODES[options.padding],
             torch.get_num_threads(),
+            weight_inset is None,
             ctypes.addressof(window),
             coefficients.data_ptr(),
             totals.data_ptr(),
@@ -262,9 +270,7 @@ def _positions(options: Options, shape: torch.Size) -> int:
 
 def _ssim_map_cpu(img1, img2, *arguments):
     options = Options(*arguments)
-    if not _has_kernel(img1, img2, options):
-        return _plain_map(img1, img2, options)
-    found = _new_like(img1, _map_shape(img1, options), torch.float32, options.channels_last)
+    found = _new_like(img1, _map_shape(img1, options), _result_dtype(img1, img2), options.channels_last)
     call = _Call(img1, img2, options)
     call.run(torch.zeros((call.planes, 3), dtype=torch.float64), map_=found)
     return found
@@ -273,9 +279,7 @@ def _ssim_map_cpu(img1, img2, *arguments):
 def _ssim_map_backward_cpu(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    if not _has_kernel(img1, img2, options):
-        return _plain_gradients(lambda x, y: _plain_map(x, y, options), grad_map, img1, img2, options, need1, need2)
-    grads = _fake_gradients(img1, img2, options, need1, need2)
+    grads = _new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
     coefficients = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64).repeat(call.planes, 1)
     inset = options.window_size // 2 if options.padding == "valid" else 0
@@ -290,16 +294,14 @@ def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Ten
 def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    if not _has_kernel(img1, img2, options):
-        return _plain_photometric(img1, img2, weight, l1_weight, dssim_weight, per_image, options, need1, need2)
+    grads = _new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
     counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
     coefficients = torch.zeros((call.batch, 3), dtype=torch.float64)
     coefficients[:, 0] = dssim_weight / counts[:, 0]
     coefficients[:, 2] = l1_weight / counts[:, 1]
     per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
-    grads = _fake_gradients(img1, img2, options, need1, need2)
-    totals = call.run(per_plane, weight, 0, None, *_wanted(grads, need1, need2))
+    totals = call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2))
     totals = totals.view(call.batch, -1, 3).sum(1)
     if not per_image:
         totals = totals.sum(0, keepdim=True)
@@ -328,8 +330,6 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
 
 def _ssim_channel_means_cpu(img1, img2, *arguments):
     options = Options(*arguments)
-    if not _has_kernel(img1, img2, options):
-        return _plain_channel_means(img1, img2, options)
     call = _Call(img1, img2, options, planar=True)
     totals = call.run(torch.zeros((call.planes, 3), dtype=torch.float64))
     means = 1 - totals[:, :2] / _positions(options, call.first.shape)
@@ -339,25 +339,20 @@ def _ssim_channel_means_cpu(img1, img2, *arguments):
 def _ssim_channel_means_backward_cpu(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    if not _has_kernel(img1, img2, options):
-        return _plain_gradients(
-            lambda x, y: _plain_channel_means(x, y, options), grad_means, img1, img2, options, need1, need2
-        )
+    grads = _new_gradients(img1, img2, options, need1, need2, planar=True)
     call = _Call(img1, img2, options, planar=True)
     coefficients = torch.zeros((call.planes, 3), dtype=torch.float64)
     coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
-    grads = _fake_gradients(img1, img2, options, need1, need2)
-    planar = tuple(
-        grad if grad is None or not _is_interleaved(_channels_first(grad, options.channels_last)) else grad.new_empty(0)
-        for grad in _wanted(grads, need1, need2)
-    )
-    # The kernel works plane by plane here; interleaved images get planar gradients that are copied over.
-    planar = tuple(
-        _new_gradient(call.first, True, torch.float32, False) if grad is not None and grad.numel() == 0 else grad
-        for grad in planar
-    )
-    return _channel_means_gradients(call, coefficients, grads, planar)
+    call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+    return grads
 
+
+def _scaled_gradient(gradient, upstream, image):
+    return gradient * (upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream)
+
+
+torch.library.register_fake("splat_ssim::scaled_gradient", _scaled_gradient, lib=_definitions)
+_definitions.impl("scaled_gradient", _scaled_gradient, "CompositeExplicitAutograd")
 
 for _name, _function in {
     "ssim_map": _ssim_map_cpu,
@@ -367,3 +362,140 @@ for _name, _function in {
     "ssim_channel_means_backward": _ssim_channel_means_backward_cpu,
 }.items():
     _definitions.impl(_name, _function, "CPU")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Autograd
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _register_recomputing(name: str) -> None:
+    """Autograd of an operator (img1, img2, *options) whose backward is the operator `<name>_backward`."""
+
+    def setup_context(ctx, inputs, output):
+        img1, img2, *ctx.options = inputs
+        ctx.save_for_backward(img1, img2)
+
+    def backward(ctx, upstream):
+        img1, img2 = ctx.saved_tensors
+        need1, need2 = ctx.needs_input_grad[:2]
+        operator = getattr(torch.ops.splat_ssim, name + "_backward")
+        grad1, grad2 = operator(upstream, img1, img2, *ctx.options, need1, need2)
+        grads = (grad1.to(img1.dtype) if need1 else None, grad2.to(img2.dtype) if need2 else None)
+        return *grads, *(None,) * len(ctx.options)
+
+    torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_definitions)
+
+
+_register_recomputing("ssim_map")
+_register_recomputing("ssim_channel_means")
+
+
+def _photometric_context(ctx, inputs, output):
+    _loss, l1, dssim, grad1, grad2 = output
+    ctx.mark_non_differentiable(l1, dssim, grad1, grad2)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], inputs[1], grad1, grad2)
+    ctx.arguments = len(inputs)
+
+
+def _photometric_backward(ctx, upstream, *unused):
+    found = [None, None]
+    if upstream is not None:
+        *images, grad1, grad2 = ctx.saved_tensors
+        for i, grad in enumerate((grad1, grad2)):
+            if ctx.needs_input_grad[i]:
+                found[i] = torch.ops.splat_ssim.scaled_gradient(grad, upstream, images[i]).to(images[i].dtype)
+    return *found, *(None,) * (ctx.arguments - 2)
+
+
+torch.library.register_autograd(
+    "splat_ssim::photometric", _photometric_backward, setup_context=_photometric_context, lib=_definitions
+)
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise NotImplementedError("splat_ssim is differentiable once: the second derivative of SSIM is not implemented")
+
+
+for _name in ("ssim_map_backward", "ssim_channel_means_backward", "scaled_gradient"):
+    torch.library.register_autograd(
+        "splat_ssim::" + _name, _refuse_second_derivative, setup_context=lambda *_: None, lib=_definitions
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the public functions call: an operator where the device has a kernel for the images, else the definition
+# --------------------------------------------------------------------------------------------------------------------
+
+#: Device type -> whether its kernels take (img1, img2, options). ops/ssim_cuda.py adds CUDA's.
+KERNELS = {"cpu": _supports_cpu}
+
+
+def has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
+    """Whether the operators can run; where not, splat_ssim.reference gives the same numbers."""
+    supports = KERNELS.get(img1.device.type)
+    return supports is not None and supports(img1, img2, options)
+
+
+def _definition(options: Options) -> dict[str, object]:
+    """The options as keyword arguments of splat_ssim.reference, which tells images from volumes by their rank."""
+    return {name: value for name, value in options._asdict().items() if name != "spatial_dims"}
+
+
+def ssim_map(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
+    """S for every position of the window, in the layout of the images: float32, or float64 where an image is."""
+    if has_kernel(img1, img2, options):
+        return torch.ops.splat_ssim.ssim_map(img1, img2, *options)
+    return reference.ssim_map(img1, img2, **_definition(options))
+
+
+def ssim_channel_means(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
+    """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
+    if has_kernel(img1, img2, options):
+        return torch.ops.splat_ssim.ssim_channel_means(img1, img2, *options)
+    return reference.ssim_channel_means(img1, img2, **_definition(options))
+
+
+def photometric(
+    img1: Tensor,
+    img2: Tensor,
+    options: Options,
+    *,
+    l1_weight: float,
+    dssim_weight: float,
+    weight: Tensor | None = None,
+    per_image: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, l1, dssim): `l1_weight * l1 + dssim_weight * dssim` and its terms, the means of |x - y| and of 1 - S.
+
+    Args:
+        img1: Images in the layout `options` names, float32, float64, float16, bfloat16 or uint8.
+        img2: The same shape; the dtype may be another one.
+        options: Window, range, padding and layout.
+        l1_weight: Weight of the mean of |img1 - img2|.
+        dssim_weight: Weight of the mean of 1 - S.
+        weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
+            and are 0 where nothing has weight. "valid" crops them for 1 - S.
+        per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
+
+    Returns:
+        The loss, differentiable in both images, and its two terms, which carry no gradient.
+    """
+    if not has_kernel(img1, img2, options):
+        return _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
+    recording = torch.is_grad_enabled()
+    need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
+    loss, l1, dssim, _, _ = torch.ops.splat_ssim.photometric(
+        img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2
+    )
+    return loss, l1, dssim
+
+
+def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weight, weight, per_image: bool):
+    reduction, channels_last = "image" if per_image else "mean", options.channels_last
+    dssim_map = 1 - reference.ssim_map(img1, img2, **_definition(options))
+    dssim = reference.weighted_mean(dssim_map, weight, reduction, channels_last)
+    difference = reference.absolute_difference(img1, img2, options.data_range)
+    l1 = reference.weighted_mean(difference, weight, reduction, channels_last)
+    return l1_weight * l1 + dssim_weight * dssim, l1.detach(), dssim.detach()
