@@ -193,17 +193,17 @@ struct Gather {
     }
     SPLAT_INLINE void end(F dx) {
       const F mx = m0 * dx;
-      moments.w += sum_lanes<V>(m0);
-      moments.x += sum_lanes<V>(mx);
-      moments.y += sum_lanes<V>(my);
-      moments.z += sum_lanes<V>(mz);
-      moments.xx += sum_lanes<V>(mx * dx);
-      moments.xy += sum_lanes<V>(my * dx);
-      moments.xz += sum_lanes<V>(mz * dx);
-      moments.yy += sum_lanes<V>(myy);
-      moments.yz += sum_lanes<V>(myz);
-      moments.zz += sum_lanes<V>(mzz);
-      for (int c = 0; kChannels > 1 && c < kChannels; ++c) moments.by_value[c] += sum_lanes<V>(by_value[c]);
+      moments.w += sum_lanes(m0);
+      moments.x += sum_lanes(mx);
+      moments.y += sum_lanes(my);
+      moments.z += sum_lanes(mz);
+      moments.xx += sum_lanes(mx * dx);
+      moments.xy += sum_lanes(my * dx);
+      moments.xz += sum_lanes(mz * dx);
+      moments.yy += sum_lanes(myy);
+      moments.yz += sum_lanes(myz);
+      moments.zz += sum_lanes(mzz);
+      for (int c = 0; kChannels > 1 && c < kChannels; ++c) moments.by_value[c] += sum_lanes(by_value[c]);
     }
   };
 };

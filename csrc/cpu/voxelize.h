@@ -12,7 +12,7 @@ namespace {
 
 constexpr float kCutoff = 9.0f;                  // squared Mahalanobis distance
 constexpr float kSmallest = 0.011108996538242f;  // exp(-kCutoff / 2)
-constexpr int kTableRows = 64;                   // rows the factorised walk has room for
+constexpr int kTable = 64;                       // rows the factorised walk has room for, planes handled at once
 // Largest exponent of one factor in the factorised walk: its rounding, 32 * 2^-24, bounds the relative error of g.
 constexpr double kFactorBound = 32.0;
 
@@ -52,20 +52,24 @@ SPLAT_INLINE typename V::F lane_numbers() {
   for (int i = 0; i < V::kWidth; ++i) lanes[i] = static_cast<float>(i);
   return lanes;
 }
-template <class V>
-SPLAT_INLINE double sum_lanes(typename V::F v) {
-  float total = 0.0f;
-  for (int i = 0; i < V::kWidth; ++i) total += v[i];
-  return total;
+// Halves are added to halves: the same order for every call.
+typedef float Four __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
+SPLAT_INLINE float sum_lanes(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+SPLAT_INLINE float sum_lanes(Eight v) {
+  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+SPLAT_INLINE float sum_lanes(Sixteen v) {
+  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-// e^x to 2 units in the last place for x in [-87, 87]; x is clamped to that range, so the result is finite and normal.
+// e^x to 2 units in the last place for x in [-87, 87]; any number at all for other x.
 template <class V>
 SPLAT_INLINE typename V::F exponential(typename V::F x) {
   typedef typename V::F F;
   typedef typename V::I I;
-  x = x < splat<V>(-87.0f) ? splat<V>(-87.0f) : x;
-  x = x > splat<V>(87.0f) ? splat<V>(87.0f) : x;
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
   const F magic = splat<V>(12582912.0f);
   const F shifted = x * 1.44269504f + magic;
@@ -111,6 +115,7 @@ struct Footprint {
   float precision[6];   // xx xy xz yy yz zz
   float whitening[9];   // [c][k]: q = sum over c of (whitening_c . d)^2
   int low[3], high[3];  // bounding box inside the crop, inclusive
+  int bottom;           // its lowest plane, inside the crop or not
   float slope;          // the y interval of the ellipsoid's shadow on (y, z) is slope * dz +- a half width:
   float y_variance;     // half^2 = y_variance * (cutoff - dz^2 * inverse_zz)
   float inverse_zz;
@@ -125,7 +130,8 @@ SPLAT_INLINE int larger(int a, int b) { return a > b ? a : b; }
 inline void make_frame(const float* quat, const float* scale, const Lattice& lattice, Frame& frame) {
   const double q[4] = {quat[0], quat[1], quat[2], quat[3]};
   frame.norm = __builtin_sqrt(square(q[0]) + square(q[1]) + square(q[2]) + square(q[3]));
-  for (int i = 0; i < 4; ++i) frame.unit[i] = q[i] / frame.norm;
+  const double inverse = 1.0 / frame.norm;
+  for (int i = 0; i < 4; ++i) frame.unit[i] = q[i] * inverse;
   const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
   double* R = frame.rotation;
   R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
@@ -164,7 +170,7 @@ inline bool can_factorise(const double* precision, const double* extent) {
   const double yz = __builtin_fabs(precision[4]) * extent[1] * extent[2];
   const double xy = 0.5 * precision[0] * square(extent[0]) + __builtin_fabs(precision[1]) * extent[0] * extent[1] +
                     0.5 * precision[3] * square(extent[1]);
-  return xy < kFactorBound && xz < kFactorBound && yz < kFactorBound && 2 * extent[1] + 2 < kTableRows;
+  return xy < kFactorBound && xz < kFactorBound && yz < kFactorBound && 2 * extent[1] + 2 < kTable;
 }
 
 // Fills the footprint; false when the Gaussian touches no voxel of the crop (or is not finite).
@@ -190,6 +196,7 @@ inline bool make_footprint(const float* mean, const float* quat, const float* sc
     footprint.center[k] = static_cast<int>(nearest);
     footprint.offset[k] = static_cast<float>(at - nearest);
     if (k == 0) footprint.narrow = high - low < Narrow::kWidth;
+    if (k == 2) footprint.bottom = low > -1e9 ? static_cast<int>(low) : -1000000000;
   }
   for (int c = 0; c < 3; ++c) {
     double row[3];
@@ -202,9 +209,10 @@ inline bool make_footprint(const float* mean, const float* quat, const float* sc
     }
   }
   for (int i = 0; i < 6; ++i) footprint.precision[i] = static_cast<float>(precision[i]);
-  footprint.slope = static_cast<float>(covariance[4] / covariance[5]);
-  footprint.y_variance = static_cast<float>(covariance[3] - square(covariance[4]) / covariance[5]);
-  footprint.inverse_zz = static_cast<float>(1.0 / covariance[5]);
+  const double inverse_zz = 1.0 / covariance[5];
+  footprint.slope = static_cast<float>(covariance[4] * inverse_zz);
+  footprint.y_variance = static_cast<float>(covariance[3] - square(covariance[4]) * inverse_zz);
+  footprint.inverse_zz = static_cast<float>(inverse_zz);
   footprint.factorised = can_factorise(precision, extent);
   return true;
 }
@@ -212,48 +220,99 @@ inline bool make_footprint(const float* mean, const float* quat, const float* sc
 // To int with the far ends cut off, where the conversion would be undefined.
 SPLAT_INLINE int to_int(float a) { return static_cast<int>(a < -5e8f ? -5e8f : a > 5e8f ? 5e8f : a); }
 
-// Rows [first, last] of plane z that the ellipsoid may touch.
-SPLAT_INLINE void row_range(const Footprint& f, float dz, int& first, int& last) {
-  const float square_half = f.y_variance * (kCutoff - dz * dz * f.inverse_zz);
-  const float half = (square_half > 0.0f ? __builtin_sqrtf(square_half) : 0.0f) + 1e-3f;
-  const float middle = f.offset[1] + f.slope * dz;
-  first = larger(f.low[1], f.center[1] + to_int(__builtin_ceilf(middle - half)));
-  last = smaller(f.high[1], f.center[1] + to_int(__builtin_floorf(middle + half)));
+// For up to kTable planes from plane z on, the rows [first, last] that the ellipsoid may touch.
+struct RowRanges {
+  int first[kTable];
+  int last[kTable];
+  SPLAT_INLINE RowRanges(const Footprint& f, int z, int planes) {
+    for (int i = 0; i < planes; ++i) {
+      const float dz = static_cast<float>(z + i - f.center[2]) - f.offset[2];
+      const float square_half = f.y_variance * (kCutoff - dz * dz * f.inverse_zz);
+      const float half = __builtin_sqrtf(square_half > 0.0f ? square_half : 0.0f) + 1e-3f;
+      const float middle = f.offset[1] + f.slope * dz;
+      const int low = f.center[1] + to_int(__builtin_ceilf(middle - half));
+      const int high = f.center[1] + to_int(__builtin_floorf(middle + half));
+      first[i] = low > f.low[1] ? low : f.low[1];
+      last[i] = high < f.high[1] ? high : f.high[1];
+    }
+  }
+};
+
+// table[i - low] = exp(a + b t - c t^2 / 2) with t = i - offset, for low <= i <= high. Each step to the next i is a
+// multiplication by a ratio, itself multiplied by exp(-c): two instead of an exponential. Starts lie at multiples of 16,
+// at most kReach steps away, which bounds the rounding and lets crops agree.
+template <class V>
+SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offset, typename V::F a, typename V::F b,
+                             float c, typename V::I valid) {
+  typedef typename V::F F;
+  constexpr int kReach = 8;
+  const F second = exponential<V>(splat<V>(-c));
+  for (int start = (low + kReach) & ~(2 * kReach - 1); start - kReach <= high; start += 2 * kReach) {
+    const float t = static_cast<float>(start) - offset;
+    const F value = select<V>(valid, exponential<V>(b * t + a + splat<V>(-0.5f * c * t * t)));
+    F up = value, ratio = exponential<V>(b - c * (t + 0.5f));
+    for (int i = start; i <= smaller(high, start + kReach - 1); ++i, up *= ratio, ratio *= second) {
+      if (i >= low) table[i - low] = up;
+    }
+    F down = value;
+    ratio = exponential<V>(c * (t - 0.5f) - b);
+    for (int i = start - 1; i >= larger(low, start - kReach); --i) {
+      down *= ratio;
+      ratio *= second;
+      if (i <= high) table[i - low] = down;
+    }
+  }
 }
 
 // g over one vector-wide chunk of columns, from tables: with d = (dx, dy, dz) and P the precision,
-//   g = xy[y] * xz * yz[y],  xy = exp(-(Pxx dx^2 + 2 Pxy dx dy + Pyy dy^2)/2), xz = exp(-(2 Pxz dx dz + Pzz dz^2)/2),
-//   yz = exp(-Pyz dy dz).
-// Lanes outside the footprint have xy = 0. xy <= 1 and the other factors are below exp(kFactorBound): nothing overflows.
+//   g = xy[y] * xz[z] * yz(y, z),  xy = exp(-(Pxx dx^2 + 2 Pxy dx dy + Pyy dy^2)/2),
+//   xz = exp(-(2 Pxz dx dz + Pzz dz^2)/2),  yz = exp(-Pyz dy dz).
+// xy <= 1 and the other factors are below exp(kFactorBound) inside the footprint; outside, xy = 0, and a product that
+// is not a number fails the comparison with the cut-off. yz goes from plane to plane by a multiplication and starts
+// afresh every kRestart planes, counted from the Gaussian's own bottom so that crops agree.
 template <class V>
 struct FactorisedRows {
   typedef typename V::F F;
+  static constexpr int kRestart = 8;
+  static constexpr int kRowVectors = kTable / V::kWidth;
   const Footprint& f;
-  F dx;
-  F xy[kTableRows];
-  float yz[kTableRows + V::kWidth];
-  F xz;
+  F xy[kTable], xz[kTable];
+  F yz[kRowVectors], yz_step[kRowVectors];
+  int row_vectors;
   const F* xy_first;
+  const float* yz_first;
 
-  SPLAT_INLINE FactorisedRows(const Footprint& footprint, F dx_, typename V::I valid) : f(footprint), dx(dx_) {
+  SPLAT_INLINE FactorisedRows(const Footprint& footprint, F dx, typename V::I valid, int first_z, int planes)
+      : f(footprint) {
     const float* P = f.precision;
-    const F xx = dx * dx * (-0.5f * P[0]), slope = dx * -P[1];
-    for (int y = f.low[1]; y <= f.high[1]; ++y) {
-      const float dy = static_cast<float>(y - f.center[1]) - f.offset[1];
-      xy[y - f.low[1]] = select<V>(valid, exponential<V>(slope * dy + xx + splat<V>(-0.5f * P[3] * dy * dy)));
-    }
+    const int low = f.low[1] - f.center[1], high = f.high[1] - f.center[1], bottom = first_z - f.center[2];
+    fill_table<V>(xy, low, high, f.offset[1], dx * dx * (-0.5f * P[0]), dx * -P[1], P[3], valid);
+    fill_table<V>(xz, bottom, bottom + planes - 1, f.offset[2], F{}, dx * -P[2], P[5], ~typename V::I{});
+    row_vectors = (high - low + V::kWidth) / V::kWidth;
+    for (int i = 0; i < row_vectors; ++i) yz_step[i] = exponential<V>(dy_vector(i) * -P[4]);
+    const int start = first_z - (first_z - f.bottom) % kRestart;
+    restart(start);
+    for (int z = start; z < first_z; ++z) step();
   }
-  SPLAT_INLINE void begin_plane(float dz, int first, int last) {
-    const float* P = f.precision;
+  SPLAT_INLINE F dy_vector(int i) const {
+    return lane_numbers<V>() + static_cast<float>(f.low[1] + i * V::kWidth - f.center[1]) - f.offset[1];
+  }
+  SPLAT_INLINE void restart(int z) {
+    const float dz = static_cast<float>(z - f.center[2]) - f.offset[2];
+    for (int i = 0; i < row_vectors; ++i) yz[i] = exponential<V>(dy_vector(i) * (-f.precision[4] * dz));
+  }
+  SPLAT_INLINE void step() {
+    for (int i = 0; i < row_vectors; ++i) yz[i] *= yz_step[i];
+  }
+  SPLAT_INLINE void begin_plane(float, int first) {
     xy_first = xy + (first - f.low[1]);
-    xz = exponential<V>(dx * (-P[2] * dz) + splat<V>(-0.5f * P[5] * dz * dz));
-    const F slope = splat<V>(-P[4] * dz), lanes = lane_numbers<V>();
-    for (int y = first; y <= last; y += V::kWidth) {
-      const F dy = lanes + (static_cast<float>(y - f.center[1]) - f.offset[1]);
-      store_as<V>(yz + (y - first), exponential<V>(dy * slope));
-    }
+    yz_first = reinterpret_cast<const float*>(yz) + (first - f.low[1]);
   }
-  SPLAT_INLINE F row(int i, float) const { return xy_first[i] * xz * yz[i]; }
+  SPLAT_INLINE void end_plane(int z) {
+    if ((z + 1 - f.bottom) % kRestart == 0) restart(z + 1);
+    else step();
+  }
+  SPLAT_INLINE F row(int plane, int i, float) const { return xy_first[i] * xz[plane] * yz_first[i]; }
 };
 
 // The same by one exponential a voxel, from whitened coordinates: exact for thin and for large Gaussians.
@@ -265,24 +324,27 @@ struct DirectRows {
   typename V::I valid;
   float plane[3];
 
-  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_) : f(footprint), valid(valid_) {
+  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_, int, int) : f(footprint), valid(valid_) {
     for (int c = 0; c < 3; ++c) u[c] = dx * f.whitening[c * 3];
   }
-  SPLAT_INLINE void begin_plane(float dz, int, int) {
+  SPLAT_INLINE void begin_plane(float dz, int) {
     for (int c = 0; c < 3; ++c) plane[c] = f.whitening[c * 3 + 2] * dz;
   }
-  SPLAT_INLINE F row(int, float dy) const {
+  SPLAT_INLINE void end_plane(int) {}
+  SPLAT_INLINE F row(int, int, float dy) const {
     F q{};
     for (int c = 0; c < 3; ++c) {
       const F t = u[c] + (f.whitening[c * 3 + 1] * dy + plane[c]);
       q = t * t + q;
     }
+    // Past the cut-off only "less" matters, and the exponential must not leave its range.
+    q = q < splat<V>(2 * kCutoff) ? q : splat<V>(2 * kCutoff);
     return select<V>(valid, exponential<V>(q * -0.5f));
   }
 };
 
 // Visits the rows of the footprint in planes [z_begin, z_end), one vector-wide chunk of columns after the other:
-//   visitor.begin(dx), then for each plane visitor.row(offset, g, inside, dy) … visitor.plane(dz), then visitor.end(dx).
+//   visitor.begin(), then for each plane visitor.row(offset, g, inside, dy) ... visitor.plane(dz), then visitor.end(dx).
 // `offset` is where the chunk's first voxel lies in a channel of the crop; `inside` marks the lanes where g counts, and
 // g is 0 in the others. Chunks are shifted left at the end of a row, so whole vectors may be loaded and stored: the
 // crop must be at least kLanes wide.
@@ -293,35 +355,37 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
   // Copies that nothing points to stay in registers whatever the visitor stores.
   const Footprint f = footprint;
   const Crop crop = window;
-  const int first_z = larger(f.low[2], z_begin), last_z = smaller(f.high[2], z_end - 1);
-  if (first_z > last_z) return;
+  const int bottom = larger(f.low[2], z_begin), top = smaller(f.high[2], z_end - 1);
   const int last_start = crop.start[0] + crop.size[0] - V::kWidth;
-  for (int begin = f.low[0]; begin <= f.high[0]; begin += V::kWidth) {
-    const int x0 = smaller(begin, last_start);
-    const F column = lane_numbers<V>() + static_cast<float>(x0 - f.center[0]);
-    const I valid = (I)(column >= splat<V>(static_cast<float>(begin - f.center[0]))) &
-                    (I)(column <= splat<V>(static_cast<float>(f.high[0] - f.center[0])));
-    const F dx = column - f.offset[0];
-    Rows rows(f, dx, valid);
-    visitor.begin();
-    for (int z = first_z; z <= last_z; ++z) {
-      const float dz = static_cast<float>(z - f.center[2]) - f.offset[2];
-      int first, last;
-      row_range(f, dz, first, last);
-      rows.begin_plane(dz, first, last);
-      const int64_t row = static_cast<int64_t>(z - crop.start[2]) * crop.size[1] + (first - crop.start[1]);
-      int64_t offset = row * crop.size[0] + (x0 - crop.start[0]);
-      float steps = static_cast<float>(first - f.center[1]);
-      const int count = last - first + 1;
-      for (int i = 0; i < count; ++i, offset += crop.size[0], steps += 1.0f) {
-        const float dy = steps - f.offset[1];
-        const F g = rows.row(i, dy);
-        const I inside = (I)(g >= splat<V>(kSmallest));
-        visitor.row(offset, select<V>(inside, g), inside, dy);
+  for (int block = bottom; block <= top; block += kTable) {
+    const int planes = smaller(kTable, top - block + 1);
+    const RowRanges ranges(f, block, planes);
+    for (int begin = f.low[0]; begin <= f.high[0]; begin += V::kWidth) {
+      const int x0 = smaller(begin, last_start);
+      const F column = lane_numbers<V>() + static_cast<float>(x0 - f.center[0]);
+      const I valid = (I)(column >= splat<V>(static_cast<float>(begin - f.center[0]))) &
+                      (I)(column <= splat<V>(static_cast<float>(f.high[0] - f.center[0])));
+      const F dx = column - f.offset[0];
+      Rows rows(f, dx, valid, block, planes);
+      visitor.begin();
+      for (int i = 0; i < planes; ++i) {
+        const int z = block + i, first = ranges.first[i], count = ranges.last[i] - first + 1;
+        const float dz = static_cast<float>(z - f.center[2]) - f.offset[2];
+        rows.begin_plane(dz, first);
+        const int64_t row = static_cast<int64_t>(z - crop.start[2]) * crop.size[1] + (first - crop.start[1]);
+        int64_t offset = row * crop.size[0] + (x0 - crop.start[0]);
+        float steps = static_cast<float>(first - f.center[1]);
+        for (int j = 0; j < count; ++j, offset += crop.size[0], steps += 1.0f) {
+          const float dy = steps - f.offset[1];
+          const F g = rows.row(i, j, dy);
+          const I inside = (I)(g >= splat<V>(kSmallest));
+          visitor.row(offset, select<V>(inside, g), inside, dy);
+        }
+        rows.end_plane(z);
+        visitor.plane(dz);
       }
-      visitor.plane(dz);
+      visitor.end(dx);
     }
-    visitor.end(dx);
   }
 }
 
