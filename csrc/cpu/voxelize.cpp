@@ -5,6 +5,10 @@
 // Gaussians should be neighbours in memory (sorted along a Morton curve): the voxels they share are then in cache.
 #include "voxelize.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "parallel.h"
 
 namespace {
@@ -109,6 +113,19 @@ void add_slab(const Gaussians& gaussians, const Footprint* footprints, const Cro
     else if (left == 2) add_group<2>(gaussians, footprints, crop, z_begin, z_end, c, volume);
     else add_group<1>(gaussians, footprints, crop, z_begin, z_end, c, volume);
   }
+}
+
+// A fresh large volume costs more in page faults than in Gaussians: 2 MiB pages are asked for where the system has them.
+void prefer_huge_pages(float* volume, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(volume) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(volume) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
+  // A refusal changes nothing but the speed.
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)volume, (void)bytes;
+#endif
 }
 
 // Boundaries of `slabs` runs of planes of about equal cost. `cost` has room for size[2] + 1 numbers.
@@ -336,6 +353,7 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
       }
     }
   });
+  prefer_huge_pages(volume, channels * crop.size[0] * crop.size[1] * crop.size[2] * static_cast<int64_t>(sizeof(float)));
   int boundaries[kMaxThreads + 1];
   balance(gaussians, footprints, crop, slabs, cost, boundaries);
   parallel_for(slabs, threads, [&](int64_t slab, int) {
