@@ -1,0 +1,24 @@
+"""Holds one function to another: value, gradients, dtype and shape, on the same images."""
+
+import torch
+
+
+def random_pair(generator, shape, dtype, top=1.0):
+    """Two images that are alike, in [0, top]."""
+    img1 = torch.rand(shape, generator=generator, dtype=torch.float64)
+    img2 = (img1 + 0.2 * torch.randn(shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+    return [(img * top).to(dtype) for img in (img1, img2)]
+
+
+def assert_same(ours, theirs, images, tolerance):
+    """Value within `tolerance` of its largest entry, every gradient within `tolerance` of its own."""
+    results = []
+    for function in (ours, theirs):
+        inputs = [img.detach().clone().requires_grad_() for img in images]
+        value = function(*inputs)
+        upstream = torch.cos(torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
+        results.append((value.detach(), *torch.autograd.grad(value, inputs, upstream)))
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        scale = expected.nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,39 @@
+"""The loss half of the package needs torch and numpy, and nothing of the trainer half."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the trainer, the volumes, the viewer, the benchmark and the compared packages import.
+BLOCKED = """gsplat tyro yaml tqdm imageio PIL pycolmap tensorboard nibabel tifffile nrrd zarr dask viser matplotlib
+pytorch_msssim kornia torchmetrics skimage scipy splat_ssim.trainer splat_ssim.render splat_ssim.strategy
+splat_ssim.volume splat_ssim.optim""".split()
+
+PROGRAM = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in {BLOCKED!r}):
+            raise ModuleNotFoundError(f"blocked: {{name}}")
+sys.meta_path.insert(0, Block())
+import torch
+import splat_ssim, splat_ssim.loss, splat_ssim.registry, splat_ssim.reference
+import splat_ssim.compat, splat_ssim.compat.fused_ssim, splat_ssim.compat.fused_ssim3d
+import splat_ssim.compat.kornia, splat_ssim.compat.kornia_0_8, splat_ssim.compat.pytorch_msssim
+image = torch.rand(1, 3, 24, 24, requires_grad=True)
+splat_ssim.loss.photometric_loss(image, torch.rand(1, 3, 24, 24)).backward()
+assert image.grad is not None
+try:
+    splat_ssim.load_ply
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_the_loss_half_imports_alone():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # The trainer half was reached only by asking for one of its functions.
+    assert done.stdout.strip() == "blocked: splat_ssim.trainer"
