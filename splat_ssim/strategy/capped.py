@@ -1,0 +1,148 @@
+"""Densification under a hard cap: split where the image asks for more, out of what has become transparent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gsplat.strategy.base import Strategy
+from torch import Tensor
+
+from splat_ssim.strategy.operations import (
+    Optimizers,
+    Params,
+    replace_parameters,
+    rotation_matrices,
+    zero_state,
+)
+
+
+@dataclass
+class CappedStrategy(Strategy):
+    """Splits the Gaussians with the largest summed image-plane gradients, never beyond a fixed number of Gaussians.
+
+    Every `refine_every` steps, transparent Gaussians are recycled and at most `growth` of the current number is added.
+    Each new one comes from a split: parent and child move apart by half a standard deviation along the longest axis,
+    which shrinks by 1.6, and share the opacity so that together they cover about what the parent did. Only the number
+    of Gaussians changes, never their order, and there are no opacity resets: quality rises steadily, which is what a
+    short run needs.
+
+    Attributes:
+        budget: Most Gaussians there may be.
+        refine_start_iter: Events happen after this step.
+        refine_stop_iter: Events happen before this step.
+        refine_every: Steps between events.
+        growth: Share of the current number that an event adds at most, recycled ones not counted.
+        prune_opa: Gaussians less opaque than this are recycled.
+        split_shrink: The longest axis of a split Gaussian is divided by this.
+
+    Example:
+        >>> strategy = CappedStrategy(budget=30_000)
+        >>> state = strategy.initialize_state(scene_scale=1.0)
+    """
+
+    budget: int = 30_000
+    refine_start_iter: int = 100
+    refine_stop_iter: int = 6_000
+    refine_every: int = 100
+    growth: float = 0.05
+    prune_opa: float = 0.005
+    split_shrink: float = 1.6
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.refine_every < 1:
+            raise ValueError(f"budget and refine_every must be at least 1, got {self.budget} and {self.refine_every}")
+
+    def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
+        """The running state for both hooks; its tensors are made at the first step, on their device."""
+        return {"grad2d": None, "scene_scale": scene_scale}
+
+    def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
+        """Raises ValueError where a parameter this strategy reads is missing."""
+        super().check_sanity(params, optimizers)
+        missing = {"means", "scales", "quats", "opacities"} - set(params.keys())
+        if missing:
+            raise ValueError(f"params must hold means, scales, quats and opacities, got none for {sorted(missing)}")
+
+    def step_pre_backward(
+        self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, info: dict[str, Any]
+    ) -> None:
+        """Call before `loss.backward()`: keeps the gradient of the projected centres."""
+        if step < self.refine_stop_iter:
+            info["means2d"].retain_grad()
+
+    @torch.no_grad()
+    def step_post_backward(
+        self,
+        params: Params,
+        optimizers: Optimizers,
+        state: dict[str, Any],
+        step: int,
+        info: dict[str, Any],
+        packed: bool = False,
+    ) -> None:
+        """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, recycles and grows."""
+        if step >= self.refine_stop_iter:
+            return
+        means = params["means"]
+        if state["grad2d"] is None:
+            zero_state(state, ("grad2d",), len(means), means.device)
+        # In half images, so that views of different sizes weigh alike. The sum, not the mean over the views that saw
+        # a Gaussian: what many views ask for comes first.
+        half_image = torch.tensor([info["width"] / 2, info["height"] / 2], device=means.device)
+        gradient = (info["means2d"].grad * half_image).norm(dim=-1)  # [C, N] or [nnz]
+        if packed:
+            state["grad2d"].index_add_(0, info["gaussian_ids"], gradient)
+        else:
+            state["grad2d"] += gradient.sum(0)
+        if step > self.refine_start_iter and step % self.refine_every == 0:
+            self._refine(params, optimizers, state)
+
+    def _refine(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
+        count = len(params["means"])
+        opacities = torch.sigmoid(params["opacities"]).flatten()
+        dead = torch.where(opacities < self.prune_opa)[0]
+        demand = state["grad2d"]
+        demand[dead] = 0
+        room = max(self.budget - count, 0)
+        wanted = min(len(dead) + min(int(self.growth * count), room), count // 2)
+        parents = demand.topk(wanted).indices
+        parents = parents[demand[parents] > 0]
+        if len(parents) > 0:
+            self._split(params, optimizers, parents, dead[: len(parents)])
+        zero_state(state, ("grad2d",), len(params["means"]), demand.device)
+
+    def _split(self, params: Params, optimizers: Optimizers, parents: Tensor, recycled: Tensor) -> None:
+        """Splits `parents`; the first children take the places of `recycled`, the others are appended."""
+        scales = params["scales"].detach()[parents]
+        longest = scales.argmax(dim=1, keepdim=True)  # [K, 1]
+        axis = rotation_matrices(params["quats"].detach()[parents]).gather(2, longest[:, None].expand(-1, 3, 1))
+        offset = 0.5 * scales.gather(1, longest).exp() * axis.squeeze(-1)  # [K, 3]
+        shrink = torch.zeros_like(scales).scatter_(1, longest, torch.tensor(self.split_shrink).log().item())
+        opacity = torch.sigmoid(params["opacities"].detach()[parents])
+        # Two of opacity 1 - sqrt(1 - o) cover what one of o does where they overlap; apart, each needs o itself.
+        overlapping = (1 - (1 - opacity.clamp(max=0.99)).sqrt()).clamp(0.01, 0.95)
+        shared = torch.logit(0.5 * (opacity + overlapping), eps=1e-6)
+        replaced = len(recycled)
+
+        def new_values(name: str, values: Tensor) -> Tensor:
+            values = values.clone()
+            child = values[parents]
+            if name == "means":
+                values[parents] -= offset
+                child = child + offset
+            elif name == "scales":
+                values[parents] = child = child - shrink
+            elif name == "opacities":
+                values[parents] = child = shared
+            values[recycled] = child[:replaced]
+            return torch.cat([values, child[replaced:]])
+
+        def new_moments(moment: Tensor) -> Tensor:
+            moment = moment.clone()
+            moment[parents] = 0
+            moment[recycled] = 0
+            return torch.cat([moment, moment.new_zeros(len(parents) - replaced, *moment.shape[1:])])
+
+        replace_parameters(params, optimizers, new_values, new_moments)

@@ -1,0 +1,60 @@
+"""Changes to the set of Gaussians that keep parameters, optimisers and a strategy's own state aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Params = MutableMapping[str, torch.nn.Parameter] | torch.nn.ParameterDict
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+@torch.no_grad()
+def replace_parameters(
+    params: Params,
+    optimizers: Optimizers,
+    new_values: Callable[[str, Tensor], Tensor],
+    new_moments: Callable[[Tensor], Tensor],
+) -> None:
+    """Gives every parameter new values, possibly of another length, and carries its optimiser's state over.
+
+    Args:
+        params: Name -> (N, …) parameter; changed in place.
+        optimizers: Name -> optimiser of that one parameter.
+        new_values: (name, old values) -> new values.
+        new_moments: Old (N, …) moment of an optimiser -> the new one.
+    """
+    for name in list(params.keys()):
+        old = params[name]
+        new = torch.nn.Parameter(new_values(name, old.detach()), requires_grad=old.requires_grad)
+        params[name] = new
+        optimizer = optimizers.get(name)
+        if optimizer is None:
+            continue
+        moments = optimizer.state.pop(old, {})
+        # A step count and other scalars belong to the optimiser, not to a Gaussian.
+        optimizer.state[new] = {
+            key: new_moments(value) if isinstance(value, Tensor) and value.shape[:1] == old.shape[:1] else value
+            for key, value in moments.items()
+        }
+        optimizer.param_groups[0]["params"] = [new]
+
+
+def zero_state(state: dict[str, Any], keys: tuple[str, ...], count: int, device: torch.device) -> None:
+    """Sets running sums of a strategy to zeros for `count` Gaussians."""
+    for key in keys:
+        state[key] = torch.zeros(count, device=device)
+
+
+def rotation_matrices(quats: Tensor) -> Tensor:
+    """(N, 3, 3) rotations of quaternions (N, 4) wxyz of any length."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
+    ]
+    return torch.stack(rows, -2)

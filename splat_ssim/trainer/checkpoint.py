@@ -1,0 +1,62 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, written all at once or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAME = "checkpoint.pt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing or does not read; the message names it."""
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Writes `state` and the random number generators' to folder/checkpoint.pt.
+
+    The file is written beside its place, flushed to the disk and renamed: whenever the process dies, there is either
+    the previous checkpoint or the new one.
+    """
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state_all()
+    temporary = folder / f"{NAME}.tmp"
+    with open(temporary, "wb") as file:
+        torch.save({**state, "generators": generators}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / NAME)
+
+
+def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: bool = True) -> dict[str, Any]:
+    """The state of folder/checkpoint.pt on a device; the random number generators are set to theirs.
+
+    Args:
+        folder: Run folder.
+        device: Where tensors go.
+        restore_generators: Whether to set torch's generators; not for a run that is only looked at.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is no file of `save_checkpoint`.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise CheckpointError(f"{path}: required a checkpoint, got nothing there")
+    try:
+        # Tensors, numbers, strings and containers only: a checkpoint from elsewhere runs no code.
+        state = torch.load(path, map_location=device, weights_only=True)
+        generators = state.pop("generators")
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, AttributeError) as broken:
+        raise CheckpointError(f"{path}: required a checkpoint of splat_ssim, got {type(broken).__name__}") from None
+    # A write that a kill cut short leaves this behind.
+    (folder / f"{NAME}.tmp").unlink(missing_ok=True)
+    if restore_generators:
+        torch.set_rng_state(generators["cpu"].cpu())
+        if "cuda" in generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in generators["cuda"]])
+    return state
