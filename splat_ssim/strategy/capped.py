@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,8 @@ import torch
 from gsplat.strategy.base import Strategy
 from torch import Tensor
 
-from splat_ssim.strategy.operations import (
-    Optimizers,
-    Params,
-    replace_parameters,
-    rotation_matrices,
-    zero_state,
-)
+from splat_ssim.render.reference import rotations
+from splat_ssim.strategy.operations import Optimizers, Params, replace_parameters, zero_state
 
 
 @dataclass
@@ -117,9 +113,9 @@ class CappedStrategy(Strategy):
         """Splits `parents`; the first children take the places of `recycled`, the others are appended."""
         scales = params["scales"].detach()[parents]
         longest = scales.argmax(dim=1, keepdim=True)  # [K, 1]
-        axis = rotation_matrices(params["quats"].detach()[parents]).gather(2, longest[:, None].expand(-1, 3, 1))
+        axis = rotations(params["quats"].detach()[parents]).gather(2, longest[:, None].expand(-1, 3, 1))
         offset = 0.5 * scales.gather(1, longest).exp() * axis.squeeze(-1)  # [K, 3]
-        shrink = torch.zeros_like(scales).scatter_(1, longest, torch.tensor(self.split_shrink).log().item())
+        shrink = torch.zeros_like(scales).scatter_(1, longest, math.log(self.split_shrink))
         opacity = torch.sigmoid(params["opacities"].detach()[parents])
         # Two of opacity 1 - sqrt(1 - o) cover what one of o does where they overlap; apart, each needs o itself.
         overlapping = (1 - (1 - opacity.clamp(max=0.99)).sqrt()).clamp(0.01, 0.95)

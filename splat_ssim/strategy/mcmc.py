@@ -8,7 +8,8 @@ import gsplat
 import torch
 from torch import Tensor
 
-from splat_ssim.strategy.operations import Optimizers, Params, replace_parameters, rotation_matrices
+from splat_ssim.render.reference import rotations
+from splat_ssim.strategy.operations import Optimizers, Params, replace_parameters
 
 
 class MCMCStrategy(gsplat.MCMCStrategy):
@@ -118,6 +119,6 @@ def position_noise(params: Params, scaler: float) -> Tensor:
     """
     opacities = torch.sigmoid(params["opacities"].detach()).reshape(-1, 1)
     gate = torch.sigmoid(100 * ((1 - opacities) - 0.995))
-    axes = rotation_matrices(params["quats"].detach()) * params["scales"].detach().exp()[:, None]  # R S
+    axes = rotations(params["quats"].detach()) * params["scales"].detach().exp()[:, None]  # R S
     noise = torch.randn_like(params["means"]) * gate * scaler
     return (axes @ (axes.transpose(1, 2) @ noise[..., None])).squeeze(-1)

@@ -47,14 +47,3 @@ def zero_state(state: dict[str, Any], keys: tuple[str, ...], count: int, device:
     """Sets running sums of a strategy to zeros for `count` Gaussians."""
     for key in keys:
         state[key] = torch.zeros(count, device=device)
-
-
-def rotation_matrices(quats: Tensor) -> Tensor:
-    """(N, 3, 3) rotations of quaternions (N, 4) wxyz of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
-        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
-        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
-    ]
-    return torch.stack(rows, -2)

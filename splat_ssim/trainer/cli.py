@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +65,25 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Task, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs a command line and returns the metrics. What the user can put right ends the program with one sentence."""
-    try:
+    """Runs a command line of train.py and returns the metrics."""
+    with _one_sentence_errors():
         task, config = parse(arguments)
         return _imported(task.run)(config)
-    except (ValueError, TypeError) as wrong:
-        # Every error meant for the user is one of these and names what was required; others keep their traceback.
-        if type(wrong).__module__.startswith("splat_ssim"):
+
+
+def call(path: str, arguments: Sequence[str] | None = None) -> Any:
+    """Calls the function at "module:function" with its parameters as the command line."""
+    with _one_sentence_errors():
+        return tyro.cli(_imported(path), args=arguments)
+
+
+@contextmanager
+def _one_sentence_errors() -> Iterator[None]:
+    """Ends the program with one sentence for what the user can put right: our own ValueErrors say what was required."""
+    try:
+        yield
+    except ValueError as wrong:
+        frames = traceback.extract_tb(wrong.__traceback__)
+        if Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
             sys.exit(f"error: {wrong}")
         raise

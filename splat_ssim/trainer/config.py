@@ -1,8 +1,9 @@
-"""What a training run can be told: nested dataclasses, YAML files that state differences, the command line over both."""
+"""What a training run can be told: nested dataclasses; YAML files state differences; the command line overrides."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -136,7 +137,7 @@ class OutputConfig:
 
 @dataclass
 class Config:
-    """Trains a Gaussian scene. Without arguments: the chair in assets/, the default preset, results/chair_200/<time>."""
+    """Trains a Gaussian scene. Without arguments: the chair in assets/, written to results/chair_200/<time>."""
 
     #: A YAML file that states what differs from the defaults; the command line overrides it.
     config: Path | None = None
@@ -190,7 +191,9 @@ class Config:
         resolved.steps_scaler = 1.0
         model, optimizer, strategy = resolved.model, resolved.optimizer, resolved.strategy
         if self.steps < 1 or resolved.steps < 1:
-            raise ConfigError(f"steps times steps_scaler must be at least 1, got {self.steps} times {self.steps_scaler}")
+            raise ConfigError(
+                f"steps times steps_scaler must be at least 1, got {self.steps} times {self.steps_scaler}"
+            )
         tenth = max(1, resolved.steps // 10)
         model.sh_degree_interval = scale(model.sh_degree_interval) or tenth
         optimizer.decay_start = _or(scale(optimizer.decay_start), resolved.steps * 7 // 10)
@@ -293,8 +296,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, config: Any) -> None:
-    """Writes a config dataclass whole, so that `from_mapping` reads it back equal."""
-    path.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    """Writes a config dataclass whole and at once, so that `from_mapping` reads it back equal."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

@@ -115,6 +115,7 @@ def render(
     background: Tensor,
     antialiased: bool = False,
     render_mode: str = "RGB",
+    pixel_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict]:
     """One view of the Gaussians; see `splat_ssim.render.rasterization`.
 
@@ -125,6 +126,7 @@ def render(
         background: (3,) float32.
         antialiased: Mip-Splatting's opacity compensation.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
+        pixel_weights: [1, H, W] or None; where given, info has each Gaussian's sums over its pixels.
 
     Returns:
         colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
@@ -132,9 +134,9 @@ def render(
     return rasterization(
         means=splats["means"],
         quats=splats["quats"],
-        scales=torch.exp(splats["scales"]),
-        opacities=torch.sigmoid(splats["opacities"]),
-        colors=torch.cat([splats["sh0"], splats["shN"]], 1),
+        scales=splats["scales"],
+        opacities=splats["opacities"],
+        colors=(splats["sh0"], splats["shN"]),
         viewmats=view.viewmat[None],
         Ks=view.K[None],
         width=view.width,
@@ -144,4 +146,6 @@ def render(
         backgrounds=background[None],
         render_mode=render_mode,
         rasterize_mode="antialiased" if antialiased else "classic",
+        raw=True,
+        pixel_weights=pixel_weights,
     )

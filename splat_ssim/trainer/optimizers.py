@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch.optim import Adam
 
-from splat_ssim.optim import Adam
 from splat_ssim.trainer.config import OptimizerConfig
 
 Optimizers = dict[str, torch.optim.Optimizer]

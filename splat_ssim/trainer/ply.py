@@ -109,7 +109,9 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
     def block(*names: str) -> np.ndarray:
         missing = [name for name in names if name not in vertices]
         if missing:
-            raise PlyError(f"{path}: required the vertex property {missing[0]} of a Gaussian, got {', '.join(vertices)}")
+            raise PlyError(
+                f"{path}: required the vertex property {missing[0]} of a Gaussian, got {', '.join(vertices)}"
+            )
         if not names:
             return np.zeros((len(next(iter(vertices.values()))), 0), np.float32)
         return np.stack([vertices[name] for name in names], axis=1).astype(np.float32)
@@ -121,7 +123,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
         "quats": block("rot_0", "rot_1", "rot_2", "rot_3"),
         "opacities": block("opacity")[:, 0],
         "sh0": block("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
-        "shN": shN.reshape(-1, 3, rest // 3).transpose(0, 2, 1),
+        "shN": shN.reshape(len(shN), 3, rest // 3).transpose(0, 2, 1),
     }
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
@@ -153,7 +155,9 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
             raise PlyError(f"{path}: required {count} rows of {len(properties)} numbers, got others")
         return {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(properties)}
     if len(body) < count * layout.itemsize:
-        raise PlyError(f"{path}: required {count * layout.itemsize} bytes of vertices, got {len(body)}: the file is cut off")
+        raise PlyError(
+            f"{path}: required {count * layout.itemsize} bytes of vertices, got {len(body)}: the file is cut off"
+        )
     vertices = np.frombuffer(body, layout, count)
     return {name: vertices[name].astype(kind) for name, kind in properties}
 

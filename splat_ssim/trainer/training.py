@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from splat_ssim.registry import get_loss
 from splat_ssim.strategy import make_strategy
+from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.config import Config, write_yaml
 from splat_ssim.trainer.data import Scene, View, load_scene
@@ -58,7 +60,7 @@ class Trainer:
         self.background = torch.tensor(self.scene.background, device=self.device)
         self.splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device)
         self.optimizers = make_optimizers(self.splats, config.optimizer)
-        self.strategy = make_strategy(config.strategy, lambda count: score_views(self, count))
+        self.strategy = make_strategy(config.strategy, self.score_views)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.scene.extent)
         self.clock = StageClock(config.profile, self.device)
@@ -67,6 +69,9 @@ class Trainer:
         self.folder = self._open_folder()
         if config.resume is not None:
             self._load()
+        else:
+            # So that a run killed before its first checkpoint resumes like any other.
+            self.save()
 
     def run(self) -> None:
         """Trains from the current step to the last."""
@@ -86,7 +91,7 @@ class Trainer:
             if scalars is not None and self.step % SCALARS_EVERY == 0:
                 for key, value in report().items():
                     scalars.add_scalar(f"train/{key}", value, self.step)
-            if config.profile and self.step % PROFILE_EVERY == 0:
+            if config.profile and (self.step % PROFILE_EVERY == 0 or self.step == config.steps):
                 stages = ", ".join(f"{stage} {value:.2f}" for stage, value in self.clock.milliseconds().items())
                 bar.write(f"step {self.step}, {len(self.splats['means'])} Gaussians, ms: {stages}")
             if config.output.eval_every and self.step % config.output.eval_every == 0 and self.step < config.steps:
@@ -98,7 +103,7 @@ class Trainer:
                 self.save()
         bar.close()
 
-    def train_step(self, step: int):
+    def train_step(self, step: int) -> Callable[[], dict[str, float]]:
         """One step: render a view, compare, step the optimisers, densify. Returns what reports on it when called."""
         config, splats, clock = self.config, self.splats, self.clock
         with clock("render"):
@@ -133,7 +138,7 @@ class Trainer:
         clock.finish_step()
 
         def report() -> dict[str, float]:
-            values = {"loss": loss, **terms, "psnr": psnr(pred.detach(), target, view.mask)}
+            values = {"loss": loss.detach(), **terms, "psnr": psnr(pred.detach(), target, view.mask)}
             return {**{key: float(value) for key, value in values.items()}, "gaussians": len(splats["means"])}
 
         return report
@@ -145,7 +150,13 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         return views[int(torch.randperm(len(views), generator=generator)[position])]
 
-    def render(self, view: View, sh_degree: int | None = None) -> tuple[Tensor, Tensor, dict]:
+    def score_views(self, count: int) -> Iterator[ViewStats]:
+        """What `count` training views say of each Gaussian, for the strategies that ask."""
+        return score_views(self.render, self.scene.train, count, self.device)
+
+    def render(
+        self, view: View, sh_degree: int | None = None, pixel_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict]:
         """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree."""
         model = self.config.model
         return render(
@@ -154,6 +165,7 @@ class Trainer:
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
             background=self.background,
             antialiased=model.antialiased,
+            pixel_weights=pixel_weights,
         )
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def rescaled(camera: Any, width: int, height: int) -> Any:
     return camera
 
 
-def _undistort(
-    image: np.ndarray, mask: np.ndarray | None, camera: Any
-) -> tuple[np.ndarray, np.ndarray | None, Any]:
+def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
     """Image, mask and pinhole camera without distortion; no pixel of the result lies outside the original."""
     import pycolmap
 

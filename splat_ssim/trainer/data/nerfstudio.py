@@ -71,7 +71,9 @@ def _camera(content: dict[str, Any], path: Path) -> Any:
     try:
         import pycolmap
     except ImportError:
-        raise SceneError(f"{path}: reading nerfstudio scenes needs the package pycolmap: pip install pycolmap") from None
+        raise SceneError(
+            f"{path}: reading nerfstudio scenes needs the package pycolmap: pip install pycolmap"
+        ) from None
     width, height = (int(read_number(content, key, path)) for key in ("w", "h"))
     if "fl_x" in content:
         focal_x = read_number(content, "fl_x", path)
@@ -97,9 +99,7 @@ def _camera(content: dict[str, Any], path: Path) -> Any:
     return pycolmap.Camera(model=model, width=width, height=height, params=[focal_x, focal_y, *center, *distortion])
 
 
-def _split(
-    content: dict[str, Any], views: list[View], test_every: int, path: Path
-) -> tuple[list[View], list[View]]:
+def _split(content: dict[str, Any], views: list[View], test_every: int, path: Path) -> tuple[list[View], list[View]]:
     """The split the file names, else every `test_every`-th view."""
     if "train_filenames" not in content:
         return split_views(views, test_every)

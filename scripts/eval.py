@@ -1,0 +1,12 @@
+"""Evaluates a run on its test views: `python scripts/eval.py RUN_FOLDER`."""
+
+import sys
+from pathlib import Path
+
+# The repository's own package where none is installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from splat_ssim.trainer.cli import call
+
+if __name__ == "__main__":
+    call("splat_ssim.trainer.runs:evaluate_run")
