@@ -215,11 +215,11 @@ def test_a_truncated_image_is_refused(tmp_path):
 
 
 def test_colmap_errors(tmp_path):
-    with pytest.raises(SceneError, match="required a camera model among PINHOLE.*got FOV"):
+    with pytest.raises(SceneError, match=r"required a camera model among PINHOLE.*got FOV"):
         load_scene(write_colmap(tmp_path / "fov", camera="FOV 64 48 40 40 32 24 0.1"))
     folder = write_colmap(tmp_path / "cut")
     (folder / "sparse" / "0" / "points3D.txt").unlink()
-    with pytest.raises(SceneError, match="required points3D.bin or points3D.txt"):
+    with pytest.raises(SceneError, match=r"required points3D\.bin or points3D\.txt"):
         load_scene(folder)
     folder = write_colmap(tmp_path / "garbage")
     (folder / "sparse" / "0" / "images.txt").write_text("1 nonsense\n")
@@ -241,5 +241,3 @@ def test_nerfstudio_errors(tmp_path):
     write_nerfstudio(tmp_path, train_filenames=["images/99.png"])
     with pytest.raises(SceneError, match=r"train_filenames: required names of frames, got 'images/99\.png'"):
         load_scene(tmp_path)
-
-
