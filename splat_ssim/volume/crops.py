@@ -1,0 +1,80 @@
+"""Random crops whose SSIM is the whole volume's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .grid import VoxelGrid
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A core of voxels and the halo SSIM's windows see around it.
+
+    Args:
+        start: First voxel of core and halo.
+        shape: Voxels of core and halo.
+        core_start: First voxel of the core, counted from `start`.
+        core_shape: Voxels of the core.
+    """
+
+    start: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    core_start: tuple[int, int, int]
+    core_shape: tuple[int, int, int]
+
+    def of(self, volume: Tensor) -> Tensor:
+        """Core and halo of a volume (..., n0, n1, n2), a view."""
+        for axis in range(3):
+            volume = volume.narrow(axis - 3, self.start[axis], self.shape[axis])
+        return volume
+
+    def core(self, cropped: Tensor) -> Tensor:
+        """The core of what `of` gave, a view."""
+        for axis in range(3):
+            cropped = cropped.narrow(axis - 3, self.core_start[axis], self.core_shape[axis])
+        return cropped
+
+    def mask(self) -> Tensor:
+        """(1, 1, *shape) weights for a loss: 1 in the core, 0 in the halo."""
+        mask = torch.zeros(1, 1, *self.shape)
+        self.core(mask).fill_(1.0)
+        return mask
+
+    def grid(self, grid: VoxelGrid) -> VoxelGrid:
+        """The crop's part of the volume's grid."""
+        return grid.crop(self.start, self.shape)
+
+
+def make_crop(shape: Sequence[int], core_start: Sequence[int], core_shape: Sequence[int], *, halo: int) -> Crop:
+    """A crop of a volume of `shape`; the halo ends at the volume's borders, where every window sees the padding.
+
+    With halo = window_size // 2, the SSIM map inside the core equals the whole volume's, zero padding included.
+
+    Raises:
+        ValueError: A core that does not lie inside the volume.
+    """
+    for axis in range(3):
+        if not (0 <= core_start[axis] and core_shape[axis] >= 1 and core_start[axis] + core_shape[axis] <= shape[axis]):
+            raise ValueError(f"the core must lie in {tuple(shape)}, got {tuple(core_shape)} at {tuple(core_start)}")
+    start = [max(0, s - halo) for s in core_start]
+    stop = [min(n, s + c + halo) for n, s, c in zip(shape, core_start, core_shape, strict=True)]
+    return Crop(
+        tuple(start),
+        tuple(b - a for a, b in zip(start, stop, strict=True)),
+        tuple(s - a for s, a in zip(core_start, start, strict=True)),
+        tuple(core_shape),
+    )
+
+
+def random_crop(shape: Sequence[int], size: int, *, halo: int, generator: torch.Generator) -> Crop:
+    """A core of `size` voxels along each axis (all of a shorter axis), anywhere in the volume."""
+    core_shape = [min(size, n) for n in shape]
+    core_start = [
+        int(torch.randint(n - c + 1, (), generator=generator)) for n, c in zip(shape, core_shape, strict=True)
+    ]
+    return make_crop(shape, core_start, core_shape, halo=halo)

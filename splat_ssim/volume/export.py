@@ -1,0 +1,204 @@
+"""Fitted Gaussians as files: PLY, and a quantised form of some 15 bytes a Gaussian."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .gaussians import GaussianField
+from .grid import VoxelGrid
+from .voxelize import morton_order
+
+_MAGIC = b"SPLATVOL1"
+
+
+def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
+    """Writes the Gaussians as binary PLY, every property float32; returns the path.
+
+    x y z, scale_0..2 (natural logarithms) and rot_0..3 (w, x, y, z) are those of 3D Gaussian splatting.
+    `signed_density` is the weight of the Gaussian, which may be negative: no opacity, and additive. `feature_0`, … are
+    the further channels over the density.
+    """
+    tensors = {name: tensor.detach().cpu().float() for name, tensor in field.tensors.items()}
+    columns = [("x", "y", "z"), ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")]
+    arrays = [tensors["means"], tensors["log_scales"], torch.nn.functional.normalize(tensors["quats"], dim=1)]
+    columns.append(("signed_density",))
+    arrays.append(tensors["densities"][:, None])
+    if "features" in tensors:
+        columns.append(tuple(f"feature_{i}" for i in range(tensors["features"].shape[1])))
+        arrays.append(tensors["features"])
+    names = [name for group in columns for name in group]
+    header = ["ply", "format binary_little_endian 1.0"]
+    header.append("comment additive Gaussian field: V(x) = sum of signed_density exp(-q/2), zero where q > 9")
+    header.append(f"element vertex {len(field)}")
+    header += [f"property float {name}" for name in names]
+    header.append("end_header\n")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\n".join(header).encode() + torch.cat(arrays, 1).numpy().astype("<f4").tobytes())
+    return path
+
+
+def load_gaussians_ply(path: str | Path) -> GaussianField:
+    """Reads what `save_gaussians_ply` wrote.
+
+    Raises:
+        ValueError: No such PLY.
+    """
+    content = Path(path).read_bytes()
+    head, found, body = content.partition(b"end_header\n")
+    lines = head.decode(errors="replace").split("\n")
+    names = [line.split()[2] for line in lines if line.startswith("property float ")]
+    counts = [int(line.split()[2]) for line in lines if line.startswith("element vertex ")]
+    if not found or "signed_density" not in names or len(counts) != 1:
+        raise ValueError(f"{path} must be a PLY of Gaussians with signed_density, got properties {names}")
+    if len(body) != counts[0] * len(names) * 4:
+        raise ValueError(f"{path} must have {counts[0] * len(names) * 4} bytes after its header, got {len(body)}")
+    table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(counts[0], len(names)).astype(np.float32))
+
+    def columns(*wanted: str) -> torch.Tensor:
+        return table[:, [names.index(name) for name in wanted]].contiguous()
+
+    tensors = {
+        "means": columns("x", "y", "z"),
+        "log_scales": columns("scale_0", "scale_1", "scale_2"),
+        "quats": columns("rot_0", "rot_1", "rot_2", "rot_3"),
+        "densities": columns("signed_density")[:, 0].contiguous(),
+    }
+    features = [name for name in names if name.startswith("feature_")]
+    if features:
+        tensors["features"] = columns(*features)
+    return GaussianField(tensors)
+
+
+def _quantize(values: np.ndarray, levels: int, low: float, high: float) -> np.ndarray:
+    step = (high - low) / levels if high > low else 1.0
+    return np.clip(np.rint((values - low) / step), 0, levels).astype(np.uint16)
+
+
+def _dequantize(codes: np.ndarray, levels: int, low: float, high: float) -> np.ndarray:
+    return (low + codes.astype(np.float64) * ((high - low) / levels if high > low else 1.0)).astype(np.float32)
+
+
+def _bytes(codes: np.ndarray) -> bytes:
+    """uint16 codes (N, K) as planes of low and then high bytes, which compress better apart."""
+    columns = np.ascontiguousarray(codes.T)
+    return (columns & 255).astype(np.uint8).tobytes() + (columns >> 8).astype(np.uint8).tobytes()
+
+
+def _codes(data: bytes, count: int, columns: int) -> np.ndarray:
+    planes = np.frombuffer(data, np.uint8).reshape(2, columns, count).astype(np.uint16)
+    return (planes[0] | planes[1] << 8).T
+
+
+def save_quantized(
+    path: str | Path,
+    field: GaussianField,
+    grid: VoxelGrid,
+    *,
+    bits: dict[str, int] | None = None,
+) -> Path:
+    """Writes the Gaussians with few bits each, along a Morton curve, compressed by LZMA; returns the path.
+
+    Uniform codes: means over their bounding box, log scales, densities and features over their ranges; of a quaternion
+    the three smaller numbers, and which is the largest. Means are stored as differences along the curve. The size of
+    the file is the honest price of the field: nothing is left out.
+
+    Args:
+        path: Where to write.
+        field: The Gaussians.
+        grid: Voxels, for the order.
+        bits: Bits of means (14), log_scales (8), quats (8), densities (10), features (8), at most 16.
+
+    Raises:
+        ValueError: Bits outside 2 to 16.
+    """
+    bits = {"means": 14, "log_scales": 8, "quats": 8, "densities": 10, "features": 8, **(bits or {})}
+    if any(not 2 <= b <= 16 for b in bits.values()):
+        raise ValueError(f"bits must be from 2 to 16, got {bits}")
+    order = morton_order(field.tensors["means"], grid, cell=1.0)
+    tensors = {name: tensor.detach()[order].numpy().astype(np.float64) for name, tensor in field.tensors.items()}
+    header: dict = {"count": len(field), "fields": {}}
+    streams = []
+    for name, values in tensors.items():
+        values = values.reshape(len(field), -1)
+        if name == "quats":
+            largest, values = _smallest_three(values)
+            streams.append(largest.tobytes())
+            low, high = np.full(3, -np.sqrt(0.5)), np.full(3, np.sqrt(0.5))
+        else:
+            low, high = values.min(0), values.max(0)
+        levels = 2 ** bits[name] - 1
+        codes = np.stack([_quantize(values[:, k], levels, low[k], high[k]) for k in range(values.shape[1])], 1)
+        if name == "means":
+            codes = np.diff(codes, axis=0, prepend=np.zeros((1, 3), np.uint16))  # Wraps around, and back.
+        header["fields"][name] = {"bits": bits[name], "low": low.tolist(), "high": high.tolist()}
+        streams.append(_bytes(codes))
+    head = json.dumps(header).encode()
+    body = lzma.compress(b"".join(streams), preset=9)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_MAGIC + struct.pack("<I", len(head)) + head + body)
+    return path
+
+
+def load_quantized(path: str | Path) -> GaussianField:
+    """Reads what `save_quantized` wrote.
+
+    Raises:
+        ValueError: Another kind of file, or a truncated one.
+    """
+    content = Path(path).read_bytes()
+    if not content.startswith(_MAGIC):
+        raise ValueError(f"{path} must be a quantised field, got a file that starts with {content[:9]!r}")
+    try:
+        at = len(_MAGIC) + 4
+        (length,) = struct.unpack("<I", content[len(_MAGIC) : at])
+        header = json.loads(content[at : at + length])
+        data = lzma.decompress(content[at + length :])
+    except (struct.error, ValueError, lzma.LZMAError) as error:
+        raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
+    count, tensors, at = header["count"], {}, 0
+    for name, described in header["fields"].items():
+        largest = None
+        if name == "quats":
+            largest = np.frombuffer(data[at : at + count], np.uint8)
+            at += count
+        columns = len(described["low"])
+        codes = _codes(data[at : at + 2 * columns * count], count, columns)
+        at += 2 * columns * count
+        if name == "means":
+            codes = np.cumsum(codes, axis=0, dtype=np.uint16)
+        levels = 2 ** described["bits"] - 1
+        values = np.stack(
+            [_dequantize(codes[:, k], levels, described["low"][k], described["high"][k]) for k in range(columns)], 1
+        )
+        values = values if largest is None else _from_smallest_three(largest, values)
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(values[:, 0] if name == "densities" else values))
+    return GaussianField(tensors)
+
+
+def _smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of w, x, y, z is the largest in magnitude (N,) uint8, and the other three (N, 3) with it made positive."""
+    quats = quats / np.linalg.norm(quats, axis=1, keepdims=True)
+    largest = np.abs(quats).argmax(1)
+    rows = np.arange(len(quats))
+    quats = quats * np.where(quats[rows, largest] < 0, -1.0, 1.0)[:, None]
+    others = np.ones_like(quats, bool)
+    others[rows, largest] = False
+    return largest.astype(np.uint8), quats[others].reshape(-1, 3)
+
+
+def _from_smallest_three(largest: np.ndarray, three: np.ndarray) -> np.ndarray:
+    quats = np.empty((len(three), 4), np.float32)
+    others = np.ones((len(three), 4), bool)
+    rows = np.arange(len(three))
+    others[rows, largest] = False
+    quats[others] = three.reshape(-1)
+    quats[rows, largest] = np.sqrt(np.clip(1.0 - (three.astype(np.float64) ** 2).sum(1), 0.0, None))
+    return quats

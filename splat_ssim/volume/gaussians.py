@@ -1,0 +1,227 @@
+"""The field of Gaussians as a model, its start from a volume, and its growth under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..reference import correlate, gaussian_taps
+from .grid import VoxelGrid
+from .voxelize import morton_order, voxelize
+
+#: float32 numbers of a Gaussian without features: mean, log scale, quaternion, density.
+GAUSSIAN_FLOATS = 11
+
+
+class GaussianField(nn.Module):
+    """Gaussians as parameters: `field(grid)` is their volume.
+
+    Args:
+        tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
+            densities (N,), of any sign; and, for more channels, features (N, F), see `voxelize`.
+
+    Example:
+        >>> import torch
+        >>> field = GaussianField.from_volume(torch.rand(1, 8, 8, 8), VoxelGrid.regular((8, 8, 8)), count=10)
+        >>> field(VoxelGrid.regular((8, 8, 8))).shape
+        torch.Size([1, 8, 8, 8])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    def __len__(self) -> int:
+        return len(self.tensors["means"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def forward(self, grid: VoxelGrid) -> Tensor:
+        """The volume (C, *grid.shape)."""
+        tensors = self.tensors
+        return voxelize(
+            tensors["means"],
+            tensors["quats"],
+            tensors["log_scales"].exp(),
+            tensors["densities"],
+            grid,
+            features=tensors["features"] if "features" in tensors else None,
+        )
+
+    @classmethod
+    def from_volume(
+        cls,
+        target: Tensor,
+        grid: VoxelGrid,
+        count: int,
+        *,
+        spread: float = 0.3,
+        generator: torch.Generator | None = None,
+    ) -> GaussianField:
+        """Gaussians where a volume has edges and mass, small where they are dense, as bright as it takes.
+
+        Args:
+            target: (C, n0, n1, n2), what the field is to become.
+            grid: Its voxels.
+            count: How many Gaussians; at most the number of voxels.
+            spread: Standard deviation over the local distance of Gaussians.
+            generator: Source of the random positions.
+
+        Raises:
+            ValueError: A count that does not fit.
+        """
+        if not 1 <= count <= target[0].numel():
+            raise ValueError(f"count must be from 1 to the {target[0].numel()} voxels, got {count}")
+        density = target[0]
+        slope = sum(g.abs() for g in torch.gradient(density, dim=[d for d in range(3) if density.shape[d] > 1] or 0))
+        # A floor, so that there are enough voxels to draw even from an empty volume.
+        weight = slope + 0.05 * density.abs() + 1e-9
+        chosen = sample_voxels(weight, count, generator)
+        # Gaussians a voxel where each was drawn, and so their distance.
+        crowd = blur(weight / weight.sum() * count).flatten()[chosen]
+        sigma = (spread * crowd.clamp(min=1e-4) ** (-1 / 3)).clamp(0.6, 4.0)
+        field = cls(new_gaussians(chosen, sigma, target, grid, generator))
+        with torch.no_grad():
+            # Each alone would be too bright by its neighbours: divide by the field of unit densities.
+            field.tensors["densities"].fill_(1.0)
+            unit = field(grid)[0].flatten()[chosen]
+            field.tensors["densities"].copy_(density.flatten()[chosen] / unit.clamp(min=0.3))
+        return field
+
+
+def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` different flat indices, drawn in proportion to the weights (Gumbel's trick; no limit on the voxels)."""
+    noise = torch.rand(weight.numel(), generator=generator).clamp_(1e-20, 1.0 - 1e-7)
+    keys = weight.flatten().clamp(min=1e-30).log() - (-noise.log()).log()
+    return keys.topk(count, sorted=False).indices.sort().values
+
+
+def blur(volume: Tensor) -> Tensor:
+    """(n0, n1, n2) under SSIM's Gaussian window, zeros outside."""
+    return correlate(nn.functional.pad(volume, (5,) * 6), gaussian_taps(), 3)
+
+
+def new_gaussians(
+    chosen: Tensor, sigma: Tensor | float, values: Tensor, grid: VoxelGrid, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Nearly round Gaussians in the chosen voxels.
+
+    Args:
+        chosen: (N,) flat indices of voxels.
+        sigma: Standard deviation in voxels, one or (N,).
+        values: (C, n0, n1, n2): the density (channel 0) each gets, and the other channels over it as features.
+        grid: The voxels.
+        generator: Source of the places inside the voxels and of the orientations.
+    """
+    count = len(chosen)
+    indices = torch.stack(torch.unravel_index(chosen, grid.shape), -1).float()
+    indices += torch.rand(count, 3, generator=generator) - 0.5
+    size = voxel_size(grid) * torch.as_tensor(sigma, dtype=torch.float32).expand(count)
+    quats = torch.cat([torch.ones(count, 1), 0.1 * torch.randn(count, 3, generator=generator)], 1)
+    at = values.flatten(1)[:, chosen]  # [C, N]
+    tensors = {
+        "means": grid.to_world(indices),
+        "log_scales": size.log()[:, None].repeat(1, 3),
+        "quats": quats,
+        "densities": at[0].clone(),
+    }
+    if len(values) > 1:
+        sign = torch.where(at[0] < 0, -1.0, 1.0)
+        tensors["features"] = (at[1:] / (at[0].abs().clamp(min=1e-2) * sign)).T.contiguous()
+    return tensors
+
+
+def voxel_size(grid: VoxelGrid) -> float:
+    """Edge of a cube of a voxel's volume, in world units."""
+    a, b, c = grid.spacing
+    return (a * b * c) ** (1 / 3)
+
+
+@dataclass
+class CappedGrowth:
+    """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
+
+    A round draws voxels in proportion to the square of the blurred residual, which is the gradient of the squared error
+    by the field; a new Gaussian there has the residual as its density, of either sign.
+
+    Args:
+        budget: The field never has more Gaussians.
+        at_steps: The steps after which a round is held; the last one reaches the budget.
+        recycle: Share of the Gaussians, those of the least mass |density| · volume, that each round replaces.
+        sigma: Standard deviation of new Gaussians in voxels.
+    """
+
+    budget: int
+    at_steps: tuple[int, ...]
+    recycle: float = 0.0
+    sigma: float = 1.2
+
+    def step(
+        self,
+        step: int,
+        field: GaussianField,
+        optimizer: torch.optim.Optimizer,
+        target: Tensor,
+        grid: VoxelGrid,
+        generator: torch.Generator,
+    ) -> bool:
+        """Holds a round if one is due after `step`; whether it did.
+
+        Args:
+            step: Steps done.
+            field: Changed in place: its parameters are replaced.
+            optimizer: Its state follows the Gaussians; new ones start from zero.
+            target: (C, n0, n1, n2).
+            grid: Its voxels.
+            generator: Source of the draws.
+        """
+        if step not in self.at_steps:
+            return False
+        left = len(self.at_steps) - self.at_steps.index(step)
+        with torch.no_grad():
+            residual = torch.stack([blur(channel) for channel in target - field(grid)])
+            keep = torch.arange(len(field))
+            replaced = int(self.recycle * len(field))
+            if replaced:
+                tensors = field.tensors
+                mass = tensors["densities"].abs() * tensors["log_scales"].sum(1).exp()
+                keep = mass.topk(len(field) - replaced, sorted=False).indices.sort().values
+            grown = replaced + (self.budget - len(field)) // left
+            if grown <= 0:
+                return False
+            chosen = sample_voxels(residual.square().sum(0), grown, generator)
+            new = new_gaussians(chosen, self.sigma, residual, grid, generator)
+        if "features" in new:
+            # The residual's own ratios may be anything; the colour of the target is a better start.
+            new["features"] = new_gaussians(chosen, self.sigma, target, grid, generator)["features"]
+        replace_gaussians(field, optimizer, keep, new)
+        return True
+
+
+def replace_gaussians(
+    field: GaussianField, optimizer: torch.optim.Optimizer, keep: Tensor, new: Mapping[str, Tensor] | None = None
+) -> None:
+    """Makes the field the Gaussians `keep` (N',) followed by `new`; the optimiser's moments go with them."""
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    for name, old in list(field.tensors.items()):
+        added = new[name] if new is not None else old.detach()[:0]
+        parameter = nn.Parameter(torch.cat([old.detach()[keep], added]))
+        state = optimizer.state.pop(old, {})
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == old.shape:
+                state[key] = torch.cat([value[keep], torch.zeros_like(added)])
+        if state:
+            optimizer.state[parameter] = state
+        groups[name]["params"] = [parameter]
+        field.tensors[name] = parameter
+
+
+def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> None:
+    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with."""
+    replace_gaussians(field, optimizer, morton_order(field.tensors["means"], grid))

@@ -1,0 +1,100 @@
+"""A dense voxel grid read trilinearly: the baseline, and what a radiance field is distilled to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .grid import VoxelGrid
+
+
+def interpolation_matrix(nodes: int, voxels: int, start: int = 0, size: int | None = None) -> Tensor:
+    """(size, nodes): linear interpolation of `nodes` values spread over `voxels` positions, ends on ends.
+
+    Row i gives the weights at position start + i; `size` rows, by default to the end.
+    """
+    size = voxels - start if size is None else size
+    at = torch.arange(start, start + size, dtype=torch.float64)
+    at = at * ((nodes - 1) / (voxels - 1)) if voxels > 1 else at * 0.0
+    low = at.floor().clamp(0, max(nodes - 2, 0)).long()
+    matrix = torch.zeros(size, nodes, dtype=torch.float64)
+    rows = torch.arange(size)
+    matrix[rows, low] = 1 - (at - low)
+    if nodes > 1:
+        matrix[rows, low + 1] = at - low
+    return matrix.float()
+
+
+class GridField(nn.Module):
+    """Values on the nodes of a coarse grid that spans a volume, read trilinearly: `field(grid)` is the volume.
+
+    Args:
+        nodes: (C, m0, m1, m2), their values.
+        grid: The voxels it spans: first node on first voxel centre, last on last.
+
+    Example:
+        >>> import torch
+        >>> field = GridField.from_volume(torch.rand(1, 8, 8, 8), VoxelGrid.regular((8, 8, 8)), (4, 4, 4))
+        >>> field(VoxelGrid.regular((8, 8, 8))).shape
+        torch.Size([1, 8, 8, 8])
+    """
+
+    def __init__(self, nodes: Tensor, grid: VoxelGrid) -> None:
+        super().__init__()
+        self.tensors = nn.ParameterDict({"nodes": nn.Parameter(nodes)})
+        self.grid = grid
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters."""
+        return self.tensors["nodes"].numel() * self.tensors["nodes"].element_size()
+
+    def forward(self, grid: VoxelGrid) -> Tensor:
+        """The volume (C, *grid.shape) on the voxels the field spans, or on a crop of them.
+
+        Raises:
+            ValueError: A grid on another lattice.
+        """
+        if grid.affine != self.grid.affine:
+            raise ValueError(f"a GridField is read on the lattice it spans, got affine {grid.affine}")
+        volume = self.tensors["nodes"]
+        for axis in range(3):
+            start = grid.start[axis] - self.grid.start[axis]
+            matrix = interpolation_matrix(volume.shape[1 + axis], self.grid.shape[axis], start, grid.shape[axis])
+            volume = torch.movedim(torch.tensordot(matrix, volume, ([1], [1 + axis])), 0, 1 + axis)
+        return volume
+
+    @classmethod
+    def from_volume(cls, target: Tensor, grid: VoxelGrid, shape: Sequence[int]) -> GridField:
+        """The grid of `shape` nodes nearest to a volume in the least-squares sense, exactly.
+
+        Trilinear reading is a matrix for each axis, so the least squares are three small pseudo-inverses.
+
+        Raises:
+            ValueError: More nodes than voxels along an axis, or none.
+        """
+        if any(not 1 <= nodes <= voxels for nodes, voxels in zip(shape, grid.shape, strict=True)):
+            raise ValueError(f"shape must be from 1 to {grid.shape} nodes, got {tuple(shape)}")
+        values = target.double()
+        for axis, nodes in enumerate(shape):
+            inverse = torch.linalg.pinv(interpolation_matrix(nodes, grid.shape[axis]).double())
+            values = torch.movedim(torch.tensordot(inverse, values, ([1], [1 + axis])), 0, 1 + axis)
+        return cls(values.float().contiguous(), grid)
+
+    @torch.no_grad()
+    def upsampled(self, shape: Sequence[int]) -> GridField:
+        """The same field with more nodes."""
+        fine = GridField(self.tensors["nodes"].detach(), VoxelGrid(tuple(shape)))
+        return GridField(fine(VoxelGrid(tuple(shape))).contiguous(), self.grid)
+
+
+def grid_shape(parameters: int, grid: VoxelGrid, channels: int = 1) -> tuple[int, int, int]:
+    """Nodes along each axis, in the proportions of the volume, with at most so many parameters in all."""
+    voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
+    scale = min(1.0, (parameters / channels / voxels) ** (1 / 3))
+    shape = [max(1, min(n, round(n * scale))) for n in grid.shape]
+    while shape[0] * shape[1] * shape[2] * channels > parameters and max(shape) > 1:
+        shape[shape.index(max(shape))] -= 1
+    return tuple(shape)

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tv3d(volume: Tensor) -> Tensor:
+    """Total variation: the mean over axes of the mean absolute difference of neighbouring voxels.
+
+    Args:
+        volume: (C, n0, n1, n2), differentiable.
+
+    Returns:
+        A scalar; an axis of one voxel adds nothing.
+
+    Example:
+        >>> import torch
+        >>> tv3d(torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1, 1))
+        tensor(0.5000)
+    """
+    total = volume.new_zeros(())
+    for axis in (1, 2, 3):
+        if volume.shape[axis] > 1:
+            total = total + torch.diff(volume, dim=axis).abs().mean()
+    return total / 3

@@ -1,0 +1,94 @@
+"""Volumes to look at: sheets of slices, and a turning maximum-intensity projection."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: The error is shown times this, so that one grey level in ten is seen.
+ERROR_GAIN = 5.0
+
+
+def _grey_or_colour(plane: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] to uint8 (H, W, 3): channel 0, or for four channels the colours they weigh."""
+    if plane.shape[0] == 4:
+        # Colours come weighted by the density, see `voxelize`.
+        plane = plane[1:]
+    else:
+        plane = plane[:1].expand(3, -1, -1)
+    return (plane.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def slice_sheet(field: Tensor, target: Tensor | None = None, *, count: int = 5) -> np.ndarray:
+    """Slices across each axis, (H, W, 3) uint8.
+
+    Args:
+        field: (C, n0, n1, n2), values in [0, 1].
+        target: The same: under each slice of the field comes the target's, and |field - target| times 5.
+        count: Slices an axis, evenly spaced between the borders.
+
+    Returns:
+        For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
+        slice runs up.
+    """
+    volumes = [field] if target is None else [field, target, (field - target).abs() * ERROR_GAIN]
+    rows = []
+    for axis in range(3):
+        at = [round((i + 0.5) * field.shape[1 + axis] / count - 0.5) for i in range(count)]
+        for volume in volumes:
+            planes = [_grey_or_colour(volume.select(1 + axis, index)).transpose(1, 0, 2)[::-1] for index in at]
+            rows.append(np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=40) for p in planes], 1))
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=40) for r in rows])
+
+
+def save_slice_sheet(path: str | Path, field: Tensor, target: Tensor | None = None, *, count: int = 5) -> Path:
+    """Writes `slice_sheet` as a picture; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, slice_sheet(field, target, count=count))
+    return path
+
+
+def mip_frames(field: Tensor, *, frames: int = 48, axis: int = 2) -> list[np.ndarray]:
+    """Maximum-intensity projections of a volume that turns about one of its axes.
+
+    Args:
+        field: (C, n0, n1, n2), values in [0, 1].
+        frames: Pictures a turn.
+        axis: The array axis that stays upright.
+
+    Returns:
+        uint8 pictures (H, W, 3) with even sides, as video codecs want them.
+    """
+    volume = torch.movedim(field, 1 + axis, 1)  # [C, up, a, b]
+    channels, height, a, b = volume.shape
+    side = math.ceil(math.hypot(a, b))
+    # Every plane across the axis is turned alike: one 2D sampling with all planes as channels.
+    planes = volume.reshape(1, channels * height, a, b)
+    ticks = (torch.arange(side, dtype=torch.float32) - (side - 1) / 2) * 2
+    depth, across = torch.meshgrid(ticks, ticks, indexing="ij")
+    pictures = []
+    for i in range(frames):
+        angle = 2 * math.pi * i / frames
+        first = (math.cos(angle) * depth - math.sin(angle) * across) / max(a - 1, 1)
+        second = (math.sin(angle) * depth + math.cos(angle) * across) / max(b - 1, 1)
+        turned = F.grid_sample(planes, torch.stack([second, first], -1)[None], align_corners=True)
+        picture = turned.reshape(channels, height, side, side).amax(2).flip(1)  # [C, up, across]
+        picture = F.pad(picture, (0, side % 2, 0, height % 2))
+        pictures.append(_grey_or_colour(picture))
+    return pictures
+
+
+def save_mip_video(path: str | Path, field: Tensor, *, frames: int = 48, axis: int = 2, fps: int = 16) -> Path:
+    """Writes `mip_frames` as an MP4; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, np.stack(mip_frames(field, frames=frames, axis=axis)), fps=fps, macro_block_size=2)
+    return path
