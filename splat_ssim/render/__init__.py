@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import _arguments, _pipeline, gsplat_cuda, reference
+from ..ops import _library
+from . import _arguments, _pipeline, cpu, gsplat_cuda, reference
 from .reference import Accumulators
 
 __all__ = ["Accumulators", "rasterization"]
@@ -120,4 +122,6 @@ def rasterization(
     }
     if means.is_cuda:
         return gsplat_cuda.render(*scene, **options)
-    return _pipeline.render(reference, *scene, **options)
+    # In float64, and where there is no compiled library, the definition itself: same meaning, more slowly.
+    compiled = means.device.type == "cpu" and means.dtype == torch.float32 and _library.library() is not None
+    return _pipeline.render(cpu if compiled else reference, *scene, **options)

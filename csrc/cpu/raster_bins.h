@@ -1,0 +1,214 @@
+// Which Gaussians meet which tile, front to back: one radix sort by depth over all images, then a counting scatter to the
+// tiles, which keeps that order. An instance is one Gaussian before one camera, numbered camera·N + Gaussian; tiles are
+// numbered through all images as well.
+#pragma once
+#include "parallel.h"
+#include "raster_vector.h"
+
+namespace {
+
+constexpr float kMinAlpha = 1.0f / 255.0f;
+constexpr float kLog2MinAlpha = -7.99435344f;
+constexpr int kListPadding = 32;
+
+// An instance, ready to composite: log2(alpha) = A dx² + B dx dy + C dy² + log_opacity with (dx, dy) from (x, y).
+struct alignas(64) Record {
+  float x, y;  // the mean, where pixel centres are at whole numbers
+  float A, B, C, log_opacity;
+  float slope_x, slope_y;  // at fixed dx alpha is largest at dy = slope_x dx, at fixed dy at dx = slope_y dy
+  float colors[4];
+  float reach_x, reach_y;  // half the box outside which alpha is under 1/255
+  float unused[2];
+};
+static_assert(sizeof(Record) == 64, "one cache line, 16 floats");
+
+// Parts of the int32 buffer that forward hands to backward; `pairs` is a bound of the (instance, tile) pairs.
+struct Lists {
+  int64_t instances, tiles;
+  const Record* records;   // [instances]
+  uint64_t* masks;         // [pairs] blocks of the tile each list entry met
+  int32_t* ids;            // [pairs + padding] instances of tile 0, of tile 1, …
+  int32_t* pair_tiles;     // [pairs] tiles of instance 0, of instance 1, …
+  int32_t* pair_slots;     // [pairs] where in `ids` that is
+  int32_t* starts;         // [instances] first pair of an instance
+  int32_t* counts;         // [instances] its number of pairs
+  int32_t* tile_starts;    // [tiles + 1]
+  int32_t* tile_ends;      // [tiles] end of what was composited before all pixels had finished
+};
+
+inline int64_t list_size(int64_t instances, int64_t tiles, int64_t pairs) {
+  return 5 * pairs + kListPadding + 2 * instances + 2 * tiles + 1;
+}
+
+inline Lists split_lists(const float* records, int32_t* buffer, int64_t instances, int64_t tiles, int64_t pairs) {
+  Lists l;
+  l.instances = instances, l.tiles = tiles;
+  l.records = reinterpret_cast<const Record*>(records);
+  l.masks = reinterpret_cast<uint64_t*>(buffer);
+  l.ids = buffer + 2 * pairs;
+  l.pair_tiles = l.ids + pairs + kListPadding;
+  l.pair_slots = l.pair_tiles + pairs;
+  l.starts = l.pair_slots + pairs;
+  l.counts = l.starts + instances;
+  l.tile_starts = l.counts + instances;
+  l.tile_ends = l.tile_starts + tiles + 1;
+  return l;
+}
+
+struct Bins {
+  int64_t gaussians, columns, rows;  // columns and rows of tiles in an image
+  int tile, threads;
+  const int32_t* bounds;  // [instances] bound of its tiles, 0 where it is not seen
+  const float* depths;    // [instances] positive where seen
+};
+
+// The tiles of an image that an instance's box meets.
+struct TileBox {
+  int left, top, wide, high;
+};
+
+inline TileBox tile_box(const Record& g, int64_t columns, int64_t rows, int tile) {
+  const float last_x = static_cast<float>(columns * tile - 1), last_y = static_cast<float>(rows * tile - 1);
+  const float x0 = __builtin_fmaxf(__builtin_ceilf(g.x - g.reach_x), 0.0f);
+  const float y0 = __builtin_fmaxf(__builtin_ceilf(g.y - g.reach_y), 0.0f);
+  const float x1 = __builtin_fminf(__builtin_floorf(g.x + g.reach_x), last_x);
+  const float y1 = __builtin_fminf(__builtin_floorf(g.y + g.reach_y), last_y);
+  if (!(x0 <= x1 && y0 <= y1)) return {0, 0, 0, 0};
+  const int left = static_cast<int>(x0) / tile, top = static_cast<int>(y0) / tile;
+  return {left, top, static_cast<int>(x1) / tile - left + 1, static_cast<int>(y1) / tile - top + 1};
+}
+
+// Whether alpha reaches 1/255 somewhere in boxes given by their edges relative to the mean. Alpha is largest on one of
+// the two edges next to the mean: there the best point of the line is clamped to the edge.
+SPLAT_INLINE Ints reaches(const Record& g, Floats left, Floats right, Floats top, Floats bottom) {
+  const Floats zero{};
+  const Floats x = minimum(maximum(zero, left), right), y = minimum(maximum(zero, top), bottom);
+  const Floats best_y = minimum(maximum(g.slope_x * x, top), bottom);
+  const Floats best_x = minimum(maximum(g.slope_y * y, left), right);
+  const Floats at_x = x * (g.A * x + g.B * best_y) + g.C * best_y * best_y;
+  const Floats at_y = best_x * (g.A * best_x + g.B * y) + g.C * y * y;
+  // The margin is more than the rounding of what the pixels compute.
+  return maximum(at_x, at_y) >= kLog2MinAlpha - 1e-3f - g.log_opacity;
+}
+
+// Calls body(tile of the image) for the tiles the instance meets, row by row.
+template <class Body>
+SPLAT_INLINE void for_tiles(const Bins& bins, const Record& g, Body&& body) {
+  const TileBox box = tile_box(g, bins.columns, bins.rows, bins.tile);
+  const int count = box.wide * box.high;
+  if (count == 1) {
+    body(box.top * bins.columns + box.left);
+    return;
+  }
+  alignas(64) float lane[kLanes];
+  for (int l = 0; l < kLanes; ++l) lane[l] = static_cast<float>(l);
+  const float inverse = 1.0f / static_cast<float>(box.wide), side = static_cast<float>(bins.tile);
+  for (int first = 0; first < count; first += kLanes) {
+    const Floats index = load(lane) + static_cast<float>(first);
+    const Ints row = __builtin_convertvector((index + 0.5f) * inverse, Ints);
+    const Ints column = __builtin_convertvector(index, Ints) - row * box.wide;
+    const Floats left = __builtin_convertvector(column + box.left, Floats) * side - g.x;
+    const Floats top = __builtin_convertvector(row + box.top, Floats) * side - g.y;
+    uint32_t bits = sign_bits(reaches(g, left, left + (side - 1.0f), top, top + (side - 1.0f)));
+    if (count - first < kLanes) bits &= (1u << (count - first)) - 1;
+    for (; bits; bits &= bits - 1) {
+      const int i = first + __builtin_ctz(bits);
+      body((box.top + i / box.wide) * bins.columns + box.left + i % box.wide);
+    }
+  }
+}
+
+// Sorts by the high 32 bits, keeping the order of equals; returns which of the two arrays has the result.
+inline uint64_t* sort_by_key(uint64_t* values, uint64_t* other, int64_t count) {
+  constexpr int kDigit = 11, kPasses = 3, kBins = 1 << kDigit;
+  uint32_t histogram[kPasses][kBins];
+  std::memset(histogram, 0, sizeof(histogram));
+  uint32_t smallest = UINT32_MAX;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t key = static_cast<uint32_t>(values[i] >> 32);
+    smallest = key < smallest ? key : smallest;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] -= static_cast<uint64_t>(smallest) << 32;
+    const uint32_t key = static_cast<uint32_t>(values[i] >> 32);
+    for (int pass = 0; pass < kPasses; ++pass) ++histogram[pass][(key >> (pass * kDigit)) & (kBins - 1)];
+  }
+  for (int pass = 0; pass < kPasses; ++pass) {
+    uint32_t* offsets = histogram[pass];
+    const int shift = 32 + pass * kDigit;
+    if (count == 0 || offsets[(values[0] >> shift) & (kBins - 1)] == static_cast<uint32_t>(count)) continue;
+    uint32_t sum = 0;
+    for (int digit = 0; digit < kBins; ++digit) {
+      const uint32_t here = offsets[digit];
+      offsets[digit] = sum;
+      sum += here;
+    }
+    for (int64_t i = 0; i < count; ++i) other[offsets[(values[i] >> shift) & (kBins - 1)]++] = values[i];
+    uint64_t* swap = values;
+    values = other;
+    other = swap;
+  }
+  return values;
+}
+
+// Fills `lists`. False: no memory.
+inline bool fill_lists(const Bins& bins, const Lists& lists) {
+  const int64_t n = lists.instances, tiles = lists.tiles;
+  const int64_t chunks = bins.threads > 1 ? 4 * static_cast<int64_t>(bins.threads) : 1;
+  char* scratch = static_cast<char*>(splat_ssim_scratch(16 * n + 4 * chunks * tiles + 64));
+  if (!scratch) return false;
+  uint64_t* order = reinterpret_cast<uint64_t*>(scratch);
+  int32_t* offsets = reinterpret_cast<int32_t*>(scratch + 16 * n);  // [chunks, tiles]
+  int64_t seen = 0;
+  int32_t pair = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    lists.starts[i] = pair;
+    lists.counts[i] = 0;
+    pair += bins.bounds[i];
+    uint32_t key;
+    std::memcpy(&key, bins.depths + i, 4);
+    order[seen] = static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(i);
+    seen += bins.bounds[i] > 0;
+  }
+  order = sort_by_key(order, order + n, seen);
+  const int64_t image_tiles = bins.columns * bins.rows;
+  parallel_for(chunks, bins.threads, [&](int64_t chunk, int) {
+    int32_t* histogram = offsets + chunk * tiles;
+    std::memset(histogram, 0, static_cast<size_t>(tiles) * 4);
+    for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
+      const int64_t i = static_cast<uint32_t>(order[s]);
+      const int64_t base = i / bins.gaussians * image_tiles;
+      int32_t next = lists.starts[i];
+      for_tiles(bins, lists.records[i], [&](int64_t tile) {
+        lists.pair_tiles[next++] = static_cast<int32_t>(base + tile);
+        ++histogram[base + tile];
+      });
+      lists.counts[i] = next - lists.starts[i];
+    }
+  });
+  int32_t total = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    lists.tile_starts[tile] = total;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int32_t here = offsets[chunk * tiles + tile];
+      offsets[chunk * tiles + tile] = total;
+      total += here;
+    }
+  }
+  lists.tile_starts[tiles] = total;
+  for (int i = 0; i < kListPadding; ++i) lists.ids[total + i] = 0;
+  parallel_for(chunks, bins.threads, [&](int64_t chunk, int) {
+    int32_t* next = offsets + chunk * tiles;
+    for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
+      const int32_t i = static_cast<int32_t>(order[s]);
+      for (int32_t p = lists.starts[i]; p < lists.starts[i] + lists.counts[i]; ++p) {
+        const int32_t slot = next[lists.pair_tiles[p]]++;
+        lists.ids[slot] = i;
+        lists.pair_slots[p] = slot;
+      }
+    }
+  });
+  return true;
+}
+
+}  // namespace

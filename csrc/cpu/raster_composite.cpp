@@ -1,0 +1,496 @@
+// Tiles of pixels composited front to back, forward and backward, and the sums a score is made of.
+//
+// A tile is 16 or 32 pixels wide and high, and made of blocks of 4×4 pixels: the 16 values of a block are one, two or four
+// vectors. Each Gaussian of a tile's list is tested against every block (the largest alpha it reaches there), the pairs of
+// Gaussian and block that are left are written to a flat list, their alphas computed four vectors at a time, and only then
+// composited in order. Several such chunks make up the tile.
+//
+// Forward keeps which blocks each Gaussian met (a 64-bit mask), so backward replays the same pairs in the same order: its
+// transmittance is exactly the forward's, and the colour behind a Gaussian is the total minus what came so far. Backward
+// writes the sums of one Gaussian over one tile to a slot of its own; they are then added for each Gaussian in the order
+// of tiles. No atomics, and the result does not depend on the number of threads.
+#include "parallel.h"
+#include "raster_bins.h"
+#include "raster_vector.h"
+
+namespace {
+
+constexpr int kBlockSide = 4;
+constexpr int kBlockPixels = kBlockSide * kBlockSide;
+constexpr int kParts = kBlockPixels / kLanes;
+constexpr int kUnroll = 4;          // alphas computed side by side
+constexpr int kMaxChannels = 4;
+constexpr int kSlot = 16;           // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
+constexpr float kMinTransmittance = 1e-4f;
+static_assert(kBlockPixels % kLanes == 0 && kUnroll % kParts == 0, "a block is whole vectors, a step whole blocks");
+
+// Coordinates inside a tile of the pixels of each block, and the boxes of their centres.
+template <int kTile>
+struct Grid {
+  static constexpr int kSide = kTile / kBlockSide;
+  static constexpr int kBlocks = kSide * kSide;
+  alignas(64) float x[kBlocks * kBlockPixels], y[kBlocks * kBlockPixels];
+  alignas(64) float left[kBlocks], top[kBlocks];
+  constexpr Grid() : x(), y(), left(), top() {
+    for (int block = 0; block < kBlocks; ++block) {
+      left[block] = static_cast<float>(block % kSide * kBlockSide);
+      top[block] = static_cast<float>(block / kSide * kBlockSide);
+      for (int i = 0; i < kBlockPixels; ++i) {
+        x[block * kBlockPixels + i] = left[block] + static_cast<float>(i % kBlockSide);
+        y[block * kBlockPixels + i] = top[block] + static_cast<float>(i / kBlockSide);
+      }
+    }
+  }
+};
+template <int kTile>
+constexpr Grid<kTile> kGrid{};
+
+// Gaussians of a tile's list whose pairs are worked on at a time: as many as keep the alphas in the first-level cache.
+template <int kTile>
+struct Chunk {
+  static constexpr int kBlocks = Grid<kTile>::kBlocks;
+  static constexpr int kGaussians = kTile == 16 ? 16 : 6;
+  static constexpr int kPairs = kGaussians * kBlocks;
+  Record records[kGaussians];  // mean relative to the tile
+  uint32_t pairs[kPairs + kUnroll];  // Gaussian << 6 | block
+  Floats alphas[(kPairs + kUnroll) * kParts];
+  uint64_t masks[kGaussians];
+  int count = 0, pair_count = 0;
+};
+
+struct Job {
+  Lists lists;
+  int64_t images, width, height, columns, rows;  // columns and rows of tiles
+  int channels;
+  float max_alpha;
+  const float* backgrounds;                    // [C, D] or null
+  float *colors, *alphas;                      // [C, H, W, D], [C, H, W, 1]
+  const float *v_colors, *v_alphas;            // the same shapes
+  const float* pixel_weights;                  // [C, H, W]
+  float* slots;
+};
+
+struct TilePlace {
+  int64_t image, left, top;
+};
+
+SPLAT_INLINE TilePlace place(const Job& job, int64_t tile, int size) {
+  const int64_t in_image = tile % (job.rows * job.columns);
+  return {tile / (job.rows * job.columns), in_image % job.columns * size, in_image / job.columns * size};
+}
+
+// Bits of the blocks where the Gaussian's alpha reaches 1/255.
+template <int kTile>
+SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
+  const Grid<kTile>& grid = kGrid<kTile>;
+  uint64_t mask = 0;
+  for (int first = 0; first < grid.kBlocks; first += kLanes) {
+    const Floats left = load(grid.left + first) - g.x, top = load(grid.top + first) - g.y;
+    const float side = kBlockSide - 1;
+    mask |= static_cast<uint64_t>(sign_bits(reaches(g, left, left + side, top, top + side))) << first;
+  }
+  return mask;
+}
+
+template <int kTile>
+SPLAT_INLINE void add_pairs(Chunk<kTile>& chunk, int index, uint64_t mask) {
+  chunk.masks[index] = mask;
+  for (; mask; mask &= mask - 1) {
+    chunk.pairs[chunk.pair_count++] = static_cast<uint32_t>(index << 6 | __builtin_ctzll(mask));
+  }
+}
+
+// Alphas of all pairs, not yet clamped, 0 under 1/255.
+template <int kTile>
+SPLAT_INLINE void evaluate(Chunk<kTile>& chunk) {
+  const Grid<kTile>& grid = kGrid<kTile>;
+  for (int i = 0; i < kUnroll; ++i) chunk.pairs[chunk.pair_count + i] = 0;
+  const int vectors = chunk.pair_count * kParts;
+  for (int first = 0; first < vectors; first += kUnroll) {
+    Floats e[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) {
+      const uint32_t pair = chunk.pairs[(first + u) / kParts];
+      const Record& g = chunk.records[pair >> 6];
+      const int pixel = static_cast<int>(pair & 63) * kBlockPixels + (first + u) % kParts * kLanes;
+      const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
+      e[u] = dx * (g.A * dx + g.B * dy) + (g.C * dy * dy + g.log_opacity);
+    }
+    for (int u = 0; u < kUnroll; ++u) e[u] = exp2(e[u]);
+    for (int u = 0; u < kUnroll; ++u) chunk.alphas[first + u] = keep(e[u] >= kMinAlpha, e[u]);
+  }
+}
+
+// Takes the next Gaussians of a list into the chunk: mean relative to the tile.
+template <int kTile>
+SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_t end, Chunk<kTile>& chunk) {
+  chunk.pair_count = 0;
+  chunk.count = static_cast<int>(end - next < chunk.kGaussians ? end - next : chunk.kGaussians);
+  for (int j = 0; j < chunk.count; ++j) {
+    // The list is padded, so that looking ahead stays inside.
+    __builtin_prefetch(job.lists.records + job.lists.ids[next + j + kListPadding / 2]);
+    chunk.records[j] = job.lists.records[job.lists.ids[next + j]];
+    chunk.records[j].x -= static_cast<float>(at.left);
+    chunk.records[j].y -= static_cast<float>(at.top);
+  }
+}
+
+// A transmittance is negative once its pixel has finished. Composites `alpha`: returns the weight and updates T.
+SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
+  const Floats behind = T - alpha * T;
+  counts = behind > kMinTransmittance;
+  const Floats weight = keep(counts, alpha * T);
+  T = counts ? behind : as_floats(as_ints(T) | INT32_MIN);
+  return weight;
+}
+
+template <int kTile, int kColors>
+struct Canvas {
+  static constexpr int kBlocks = Grid<kTile>::kBlocks;
+  alignas(64) float T[kBlocks * kBlockPixels];
+  alignas(64) float sums[kColors][kBlocks * kBlockPixels];
+};
+
+// Calls body(pixel of the tile in block order, offset in the image) for all pixels inside the image.
+template <int kTile, class Body>
+SPLAT_INLINE void for_pixels(const Job& job, const TilePlace& at, Body&& body) {
+  for (int block = 0; block < Grid<kTile>::kBlocks; ++block) {
+    const int64_t left = at.left + block % Grid<kTile>::kSide * kBlockSide;
+    const int64_t top = at.top + block / Grid<kTile>::kSide * kBlockSide;
+    const int wide = static_cast<int>(job.width - left < kBlockSide ? job.width - left : kBlockSide);
+    for (int y = 0; y < kBlockSide && top + y < job.height; ++y) {
+      const int64_t offset = (at.image * job.height + top + y) * job.width + left;
+      for (int x = 0; x < wide; ++x) body(block * kBlockPixels + y * kBlockSide + x, offset + x);
+    }
+  }
+}
+
+// T starts at 1 inside the image; outside, the pixel has finished. Returns the bits of blocks with a pixel inside.
+template <int kTile>
+SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
+  for (int i = 0; i < Grid<kTile>::kBlocks * kBlockPixels; ++i) T[i] = -1.0f;
+  uint64_t alive = 0;
+  for_pixels<kTile>(job, at, [&](int pixel, int64_t) {
+    T[pixel] = 1.0f;
+    alive |= uint64_t{1} << (pixel / kBlockPixels);
+  });
+  return alive;
+}
+
+template <int kTile>
+SPLAT_INLINE uint64_t still_alive(uint64_t alive, const float* T) {
+  for (uint64_t left = alive; left; left &= left - 1) {
+    const int block = __builtin_ctzll(left);
+    bool finished = true;
+    for (int part = 0; part < kParts; ++part) {
+      const Ints signs = as_ints(load(T + block * kBlockPixels + part * kLanes));
+      finished = finished && sign_bits(signs) == (1u << kLanes) - 1;
+    }
+    if (finished) alive &= ~(uint64_t{1} << block);
+  }
+  return alive;
+}
+
+template <int kTile, int kColors>
+void forward_tile(const Job& job, int64_t tile) {
+  const TilePlace at = place(job, tile, kTile);
+  Canvas<kTile, kColors> canvas;
+  Chunk<kTile> chunk;
+  uint64_t alive = start<kTile>(job, at, canvas.T);
+  std::memset(canvas.sums, 0, sizeof(canvas.sums));
+  int64_t next = job.lists.tile_starts[tile];
+  const int64_t end = job.lists.tile_starts[tile + 1];
+  const Floats max_alpha = broadcast(job.max_alpha);
+  while (next < end && alive) {
+    take<kTile>(job, at, next, end, chunk);
+    for (int j = 0; j < chunk.count; ++j) {
+      add_pairs<kTile>(chunk, j, touched_blocks<kTile>(chunk.records[j]) & alive);
+      job.lists.masks[next + j] = chunk.masks[j];
+    }
+    evaluate<kTile>(chunk);
+    for (int p = 0; p < chunk.pair_count; ++p) {
+      const Record& g = chunk.records[chunk.pairs[p] >> 6];
+      const int first = static_cast<int>(chunk.pairs[p] & 63) * kBlockPixels;
+      for (int part = 0; part < kParts; ++part) {
+        const int pixel = first + part * kLanes;
+        Floats T = load(canvas.T + pixel);
+        Ints counts;
+        const Floats weight = advance(minimum(chunk.alphas[p * kParts + part], max_alpha), T, counts);
+        store(canvas.T + pixel, T);
+        for (int i = 0; i < kColors; ++i) {
+          store(canvas.sums[i] + pixel, load(canvas.sums[i] + pixel) + weight * g.colors[i]);
+        }
+      }
+    }
+    alive = still_alive<kTile>(alive, canvas.T);
+    next += chunk.count;
+  }
+  job.lists.tile_ends[tile] = static_cast<int32_t>(next);
+  float background[kColors] = {};
+  for (int i = 0; i < kColors && job.backgrounds; ++i) background[i] = job.backgrounds[at.image * kColors + i];
+  for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) {
+    const float T = __builtin_fabsf(canvas.T[pixel]);
+    job.alphas[offset] = 1.0f - T;
+    for (int i = 0; i < kColors; ++i) job.colors[offset * kColors + i] = canvas.sums[i][pixel] + T * background[i];
+  });
+}
+
+// Per tile: gradients of the pixels, and what is still behind, both weighted by them.
+template <int kTile, int kColors>
+struct Replay {
+  Canvas<kTile, kColors> canvas;  // T, and the gradient by the colours
+  alignas(64) float v_alpha[Grid<kTile>::kBlocks * kBlockPixels];
+  alignas(64) float behind[Grid<kTile>::kBlocks * kBlockPixels];
+};
+
+// All blocks one Gaussian met in this tile: its slot.
+//
+// With w = alpha·T and g = dL/dpixel·colour, dL/dalpha = T g - (what is behind) / (1 - alpha). Alpha is a channel of
+// colour 1 over a background of 0.
+template <int kTile, int kColors, bool kAbsolute>
+SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, const Floats* alphas, int count,
+                                    Floats max_alpha, Replay<kTile, kColors>& tile, float* slot) {
+  const Grid<kTile>& grid = kGrid<kTile>;
+  constexpr int kSums = kAbsolute ? 12 : 6 + kColors;
+  Floats sums[kSums] = {};
+  for (int p = 0; p < count; ++p) {
+    const int first = static_cast<int>(pairs[p] & 63) * kBlockPixels;
+    for (int part = 0; part < kParts; ++part) {
+      const int pixel = first + part * kLanes;
+      const Floats raw = alphas[p * kParts + part], alpha = minimum(raw, max_alpha);
+      Floats T = load(tile.canvas.T + pixel);
+      Ints counts;
+      const Floats weight = advance(alpha, T, counts);
+      store(tile.canvas.T + pixel, T);
+      Floats along = load(tile.v_alpha + pixel);
+      for (int i = 0; i < kColors; ++i) {
+        const Floats v_color = load(tile.canvas.sums[i] + pixel);
+        along += g.colors[i] * v_color;
+        sums[6 + i] += weight * v_color;
+      }
+      along *= weight;
+      const Floats behind = load(tile.behind + pixel) - along;
+      store(tile.behind + pixel, behind);
+      const Ints moves = counts & (raw <= max_alpha);
+      const Floats v = keep(moves, along - alpha * behind * reciprocal(1.0f - alpha));  // alpha dL/dalpha
+      const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
+      const Floats vx = v * dx, vy = v * dy;
+      sums[0] += v, sums[1] += vx, sums[2] += vy;
+      sums[3] += vx * dx, sums[4] += vx * dy, sums[5] += vy * dy;
+      if constexpr (kAbsolute) {
+        // The conic is -2 ln 2 times A, B / 2, C.
+        const Floats x = 2.0f * g.A * vx + g.B * vy, y = g.B * vx + 2.0f * g.C * vy;
+        sums[10] += as_floats(as_ints(x) & INT32_MAX), sums[11] += as_floats(as_ints(y) & INT32_MAX);
+      }
+    }
+  }
+  sum_lanes(sums, slot);
+}
+
+template <int kTile, int kColors, bool kAbsolute>
+void backward_tile(const Job& job, int64_t tile) {
+  const TilePlace at = place(job, tile, kTile);
+  Replay<kTile, kColors> replay;
+  Chunk<kTile> chunk;
+  start<kTile>(job, at, replay.canvas.T);
+  std::memset(replay.canvas.sums, 0, sizeof(replay.canvas.sums));
+  std::memset(replay.v_alpha, 0, sizeof(replay.v_alpha));
+  std::memset(replay.behind, 0, sizeof(replay.behind));
+  for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) {
+    float behind = job.v_alphas ? job.v_alphas[offset] * job.alphas[offset] : 0.0f;
+    replay.v_alpha[pixel] = job.v_alphas ? job.v_alphas[offset] : 0.0f;
+    for (int i = 0; i < kColors && job.v_colors; ++i) {
+      replay.canvas.sums[i][pixel] = job.v_colors[offset * kColors + i];
+      behind += job.v_colors[offset * kColors + i] * job.colors[offset * kColors + i];
+    }
+    replay.behind[pixel] = behind;
+  });
+  const Floats max_alpha = broadcast(job.max_alpha);
+  const int64_t end = job.lists.tile_ends[tile];
+  for (int64_t next = job.lists.tile_starts[tile]; next < end; next += chunk.count) {
+    take<kTile>(job, at, next, end, chunk);
+    for (int j = 0; j < chunk.count; ++j) add_pairs<kTile>(chunk, j, job.lists.masks[next + j]);
+    evaluate<kTile>(chunk);
+    int done = 0;
+    for (int j = 0; j < chunk.count; ++j) {
+      const int count = __builtin_popcountll(chunk.masks[j]);
+      backward_gaussian<kTile, kColors, kAbsolute>(chunk.records[j], chunk.pairs + done, chunk.alphas + done * kParts,
+                                                   count, max_alpha, replay, job.slots + (next + j) * kSlot);
+      done += count;
+    }
+  }
+}
+
+// The sums of Accumulators in splat_ssim/render/reference.py: count, pixel weight, transmittance·alpha, distance.
+template <int kTile>
+void accumulate_tile(const Job& job, int64_t tile) {
+  const Grid<kTile>& grid = kGrid<kTile>;
+  const TilePlace at = place(job, tile, kTile);
+  Canvas<kTile, 1> canvas;
+  Chunk<kTile> chunk;
+  start<kTile>(job, at, canvas.T);
+  std::memset(canvas.sums, 0, sizeof(canvas.sums));
+  for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) { canvas.sums[0][pixel] = job.pixel_weights[offset]; });
+  const int64_t end = job.lists.tile_ends[tile];
+  for (int64_t next = job.lists.tile_starts[tile]; next < end; next += chunk.count) {
+    take<kTile>(job, at, next, end, chunk);
+    for (int j = 0; j < chunk.count; ++j) add_pairs<kTile>(chunk, j, job.lists.masks[next + j]);
+    evaluate<kTile>(chunk);
+    for (int j = 0, p = 0; j < chunk.count; ++j) {
+      const Record& g = chunk.records[j];
+      Floats sums[4] = {};
+      for (const int last = p + __builtin_popcountll(chunk.masks[j]); p < last; ++p) {
+        for (int part = 0; part < kParts; ++part) {
+          const int pixel = static_cast<int>(chunk.pairs[p] & 63) * kBlockPixels + part * kLanes;
+          Floats T = load(canvas.T + pixel);
+          Ints counts;
+          const Floats alpha = minimum(chunk.alphas[p * kParts + part], broadcast(job.max_alpha));
+          const Floats weight = advance(alpha, T, counts);
+          store(canvas.T + pixel, T);
+          const Ints met = counts & (alpha > 0.0f);
+          const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
+          sums[0] += keep(met, broadcast(1.0f)), sums[1] += keep(met, load(canvas.sums[0] + pixel));
+          sums[2] += weight, sums[3] += keep(met, square_root(dx * dx + dy * dy));
+        }
+      }
+      sum_lanes(sums, job.slots + (next + j) * kSlot);
+    }
+  }
+}
+
+// Adds up the slots of one Gaussian, in the order of tiles.
+SPLAT_INLINE void gather(const Job& job, int64_t instance, float* sums) {
+  for (int i = 0; i < kSlot; ++i) sums[i] = 0.0f;
+  const Lists& lists = job.lists;
+  const int64_t first = lists.starts[instance];
+  for (int64_t p = first; p < first + lists.counts[instance]; ++p) {
+    const int64_t slot = lists.pair_slots[p];
+    if (slot >= lists.tile_ends[lists.pair_tiles[p]]) continue;  // all pixels had finished before
+    const float* from = job.slots + slot * kSlot;
+    for (int i = 0; i < kSlot; i += kLanes) store(sums + i, load(sums + i) + load(from + i));
+  }
+}
+
+struct Outputs {
+  const float *conics, *opacities;                                          // of the forward pass
+  float *v_means2d, *v_conics, *v_colors, *v_opacities, *absolute;  // absolute may be null
+};
+
+SPLAT_INLINE void write_gradient(const Job& job, const Outputs& out, int64_t i) {
+  alignas(64) float s[kSlot];
+  gather(job, i, s);
+  const float a = out.conics[i * 3], b = out.conics[i * 3 + 1], c = out.conics[i * 3 + 2];
+  // sigma = a dx²/2 + b dx dy + c dy²/2, with (dx, dy) from the mean to the pixel, and dL/dsigma = -s[0].
+  out.v_means2d[i * 2] = a * s[1] + b * s[2];
+  out.v_means2d[i * 2 + 1] = b * s[1] + c * s[2];
+  out.v_conics[i * 3] = -0.5f * s[3], out.v_conics[i * 3 + 1] = -s[4], out.v_conics[i * 3 + 2] = -0.5f * s[5];
+  out.v_opacities[i] = s[0] != 0.0f ? s[0] / out.opacities[i] : 0.0f;
+  for (int k = 0; k < job.channels; ++k) out.v_colors[i * job.channels + k] = s[6 + k];
+  if (!out.absolute) return;
+  out.absolute[i * 2] = kLn2 * s[10], out.absolute[i * 2 + 1] = kLn2 * s[11];
+}
+
+using TileFunction = void (*)(const Job&, int64_t);
+
+template <int kTile>
+TileFunction forward_function(int channels) {
+  switch (channels) {
+    case 1: return forward_tile<kTile, 1>;
+    case 2: return forward_tile<kTile, 2>;
+    case 3: return forward_tile<kTile, 3>;
+    default: return forward_tile<kTile, 4>;
+  }
+}
+
+template <int kTile, bool kAbsolute>
+TileFunction backward_function(int channels) {
+  switch (channels) {
+    case 1: return backward_tile<kTile, 1, kAbsolute>;
+    case 2: return backward_tile<kTile, 2, kAbsolute>;
+    case 3: return backward_tile<kTile, 3, kAbsolute>;
+    default: return backward_tile<kTile, 4, kAbsolute>;
+  }
+}
+
+// sizes: C, N, width, height, tile, channels, pairs, threads.
+Job read_job(const int64_t* sizes, double max_alpha, float* records, int32_t* lists) {
+  Job job{};
+  const int64_t tile = sizes[4];
+  job.images = sizes[0], job.width = sizes[2], job.height = sizes[3];
+  job.columns = (job.width + tile - 1) / tile, job.rows = (job.height + tile - 1) / tile;
+  job.channels = static_cast<int>(sizes[5]);
+  job.max_alpha = static_cast<float>(max_alpha);
+  job.lists = split_lists(records, lists, sizes[0] * sizes[1], job.images * job.rows * job.columns, sizes[6]);
+  return job;
+}
+
+bool acceptable(const int64_t* sizes) {
+  return sizes[0] >= 1 && sizes[1] >= 0 && sizes[2] >= 1 && sizes[3] >= 1 && (sizes[4] == 16 || sizes[4] == 32) &&
+         sizes[5] >= 1 && sizes[5] <= kMaxChannels && sizes[6] >= 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Lists the Gaussians of every tile, in `lists` (see raster_bins.h), and composites them.
+SPLAT_EXPORT int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+                                                const int32_t* bounds, const float* depths, const float* backgrounds,
+                                                float* colors, float* alphas) {
+  if (!acceptable(sizes)) return 2;
+  Job job = read_job(sizes, max_alpha, records, lists);
+  const int threads = static_cast<int>(sizes[7]), tile = static_cast<int>(sizes[4]);
+  job.backgrounds = backgrounds, job.colors = colors, job.alphas = alphas;
+  const Bins bins{sizes[1], job.columns, job.rows, tile, threads, bounds, depths};
+  if (!fill_lists(bins, job.lists)) return 1;
+  const TileFunction function = tile == 16 ? forward_function<16>(job.channels) : forward_function<32>(job.channels);
+  parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
+  return 0;
+}
+
+// v_colors or v_alphas may be null where they are zero.
+SPLAT_EXPORT int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
+                                                         int32_t* lists, const float* conics, const float* opacities,
+                                                         float* colors, float* alphas, const float* v_colors,
+                                                         const float* v_alphas, float* v_means2d, float* v_conics,
+                                                         float* v_values, float* v_opacities, float* absolute) {
+  if (!acceptable(sizes)) return 2;
+  Job job = read_job(sizes, max_alpha, records, lists);
+  const int threads = static_cast<int>(sizes[7]);
+  job.colors = colors, job.alphas = alphas, job.v_colors = v_colors, job.v_alphas = v_alphas;
+  job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
+  if (!job.slots) return 1;
+  TileFunction function;
+  if (sizes[4] == 16) {
+    function = absolute ? backward_function<16, true>(job.channels) : backward_function<16, false>(job.channels);
+  } else {
+    function = absolute ? backward_function<32, true>(job.channels) : backward_function<32, false>(job.channels);
+  }
+  parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
+  const Outputs out{conics, opacities, v_means2d, v_conics, v_values, v_opacities, absolute};
+  constexpr int64_t kGathered = 512;
+  parallel_for((job.lists.instances + kGathered - 1) / kGathered, threads, [&](int64_t task, int) {
+    const int64_t end = (task + 1) * kGathered < job.lists.instances ? (task + 1) * kGathered : job.lists.instances;
+    for (int64_t i = task * kGathered; i < end; ++i) write_gradient(job, out, i);
+  });
+  return 0;
+}
+
+// sums: [4, C, N].
+SPLAT_EXPORT int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
+                                                 int32_t* lists, const float* pixel_weights, float* sums) {
+  if (!acceptable(sizes)) return 2;
+  Job job = read_job(sizes, max_alpha, records, lists);
+  const int threads = static_cast<int>(sizes[7]);
+  job.pixel_weights = pixel_weights;
+  job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
+  if (!job.slots) return 1;
+  const TileFunction function = sizes[4] == 16 ? accumulate_tile<16> : accumulate_tile<32>;
+  parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
+  for (int64_t i = 0; i < job.lists.instances; ++i) {
+    alignas(64) float s[kSlot];
+    gather(job, i, s);
+    for (int k = 0; k < 4; ++k) sums[k * job.lists.instances + i] = s[k];
+  }
+  return 0;
+}
+}

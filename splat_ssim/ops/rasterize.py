@@ -1,0 +1,469 @@
+"""The renderer's operators on `torch.library`, CPU and float32: projection, compositing and the sums of a score.
+
+Each has a fake kernel and, where it makes sense, a gradient, so that eager mode, torch.compile and opcheck work.
+`records` and `lists` are what compositing leaves for its backward pass; csrc/cpu/raster_bins.h has their layout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _library
+
+_P, _D = ctypes.c_void_p, ctypes.c_double
+_PROJECT = (_P,) * 9
+_PROJECT_BACKWARD = (_P,) * 8
+_RECORDS = (_P,) * 9
+_COMPOSITE = (_P, _D) + (_P,) * 7
+_COMPOSITE_BACKWARD = (_P, _D) + (_P,) * 13
+_ACCUMULATE = (_P, _D) + (_P,) * 4
+
+#: Gaussians of one task of the projection, with its own sums of the camera gradient (csrc/cpu/raster_project.cpp).
+_PROJECT_TASK = 256
+_POSE_SUMS = 15
+
+#: Channels that one pass of compositing takes (kMaxChannels in csrc/cpu/raster_composite.cpp).
+MAX_CHANNELS = 4
+
+
+def _call(name: str, argtypes: tuple[type, ...], *arguments: object) -> None:
+    _library.check(_library.kernel(name, argtypes)(*arguments), name)
+
+
+def _sizes(*values: int) -> ctypes.Array:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    return (_P * len(tensors))(*map(_pointer, tensors))
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+# --- projection ------------------------------------------------------------------------------------------------------
+
+_SCENE = (
+    "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor? sh0, Tensor? shN, Tensor viewmats, "
+    "Tensor Ks, int width, int height, float near_plane, float far_plane, float radius_clip, float eps2d, "
+    "int degree, bool antialiased, bool raw"
+)
+torch.library.define("splat_ssim::raster_project", f"({_SCENE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(
+    "splat_ssim::raster_project_backward",
+    f"({_SCENE}, Tensor radii, Tensor colors, Tensor? v_means2d, Tensor? v_depths, Tensor? v_conics, "
+    "Tensor? v_opacities, Tensor? v_colors, bool pose) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def _project_options(
+    tensors: Sequence[Tensor | None],
+    width: int,
+    height: int,
+    planes: tuple[float, ...],
+    degree: int,
+    antialiased: bool,
+    raw: bool,
+) -> tuple[ctypes.Array, ctypes.Array, ctypes.Array]:
+    means, sh0, shN, viewmats = tensors[0], tensors[4], tensors[5], tensors[6]
+    coefficients = [0 if part is None else part.shape[1] for part in (sh0, shN)]
+    threads = torch.get_num_threads()
+    sizes = (len(means), len(viewmats), *coefficients, degree, width, height, antialiased, raw, threads)
+    return _sizes(*sizes), (_D * 4)(*planes), _pointers(tensors)
+
+
+def _projected_like(means: Tensor, viewmats: Tensor, degree: int) -> tuple[Tensor, ...]:
+    shape = (viewmats.shape[0], means.shape[0])
+    return (
+        means.new_empty((*shape, 2), dtype=torch.int32),
+        means.new_empty((*shape, 2)),
+        means.new_empty(shape),
+        means.new_empty((*shape, 3)),
+        means.new_empty(shape),
+        means.new_empty((*shape, 3) if degree >= 0 else (0,)),
+    )
+
+
+@torch.library.impl("splat_ssim::raster_project", "CPU")
+def _project(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh0: Tensor | None,
+    shN: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    degree: int,
+    antialiased: bool,
+    raw: bool,
+) -> tuple[Tensor, ...]:
+    tensors = [_dense(t) for t in (means, quats, scales, opacities, sh0, shN, viewmats, Ks)]
+    planes = (near_plane, far_plane, radius_clip, eps2d)
+    outputs = _projected_like(means, viewmats, degree)
+    options = _project_options(tensors, width, height, planes, degree, antialiased, raw)
+    _call("raster_project", _PROJECT, *options, *map(_pointer, outputs))
+    return outputs
+
+
+@torch.library.register_fake("splat_ssim::raster_project")
+def _(
+    means,
+    quats,
+    scales,
+    opacities,
+    sh0,
+    shN,
+    viewmats,
+    Ks,
+    width,
+    height,
+    near_plane,
+    far_plane,
+    radius_clip,
+    eps2d,
+    degree,
+    antialiased,
+    raw,
+):
+    return _projected_like(means, viewmats, degree)
+
+
+def _project_gradients_like(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh0: Tensor | None,
+    shN: Tensor | None,
+    viewmats: Tensor,
+    degree: int,
+    colored: bool,
+    pose: bool,
+) -> list[Tensor]:
+    used, results = (degree + 1) ** 2, [torch.empty(t.shape, dtype=t.dtype) for t in (means, quats, scales, opacities)]
+    for part in (sh0, shN):
+        if part is None or not colored:
+            results.append(means.new_empty((0,)))
+            continue
+        # Coefficients above the degree in use get a gradient of zero, which the kernel leaves alone.
+        results.append(torch.empty(part.shape) if part.shape[1] <= used else torch.zeros(part.shape))
+        used -= part.shape[1]
+    results.append(torch.empty(viewmats.shape) if pose else means.new_empty((0,)))
+    return results
+
+
+@torch.library.impl("splat_ssim::raster_project_backward", "CPU")
+def _project_backward(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh0: Tensor | None,
+    shN: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    degree: int,
+    antialiased: bool,
+    raw: bool,
+    radii: Tensor,
+    colors: Tensor,
+    v_means2d: Tensor | None,
+    v_depths: Tensor | None,
+    v_conics: Tensor | None,
+    v_opacities: Tensor | None,
+    v_colors: Tensor | None,
+    pose: bool,
+) -> tuple[Tensor, ...]:
+    tensors = [_dense(t) for t in (means, quats, scales, opacities, sh0, shN, viewmats, Ks)]
+    planes = (near_plane, far_plane, radius_clip, eps2d)
+    v_outputs = [_dense(t) for t in (v_means2d, v_depths, v_conics, v_opacities, v_colors)]
+    colored = degree >= 0 and v_colors is not None
+    results = _project_gradients_like(*tensors[:7], degree, colored, pose)
+    tasks = (len(means) + _PROJECT_TASK - 1) // _PROJECT_TASK
+    poses = means.new_zeros((tasks, len(viewmats), _POSE_SUMS)) if pose else None
+    sizes, plane_values, inputs = _project_options(tensors, width, height, planes, degree, antialiased, raw)
+    _call(
+        "raster_project_backward",
+        _PROJECT_BACKWARD,
+        sizes,
+        plane_values,
+        inputs,
+        _pointer(radii),
+        _pointer(colors),
+        _pointers(v_outputs),
+        _pointers(results[:6]),
+        _pointer(poses),
+    )
+    if poses is not None:
+        results[6].copy_(_viewmat_gradient(poses.double().sum(0), viewmats.double()))
+    return tuple(results)
+
+
+def _viewmat_gradient(sums: Tensor, viewmats: Tensor) -> Tensor:
+    """From gradients by rotation, translation and position of the camera, [C, 15], to [C, 4, 4]."""
+    gradient = viewmats.new_zeros(viewmats.shape)
+    gradient[:, :3, :3] = sums[:, :9].unflatten(1, (3, 3))
+    gradient[:, :3, 3] = sums[:, 9:12]
+    # The position is inverse(viewmat)[:3, 3], and d(A⁻¹) = -A⁻¹ dA A⁻¹.
+    position = torch.zeros_like(gradient)
+    position[:, :3, 3] = sums[:, 12:]
+    inverse = torch.linalg.inv(viewmats).mT
+    return gradient - inverse @ position @ inverse
+
+
+@torch.library.register_fake("splat_ssim::raster_project_backward")
+def _(
+    means,
+    quats,
+    scales,
+    opacities,
+    sh0,
+    shN,
+    viewmats,
+    Ks,
+    width,
+    height,
+    near_plane,
+    far_plane,
+    radius_clip,
+    eps2d,
+    degree,
+    antialiased,
+    raw,
+    radii,
+    colors,
+    v_means2d,
+    v_depths,
+    v_conics,
+    v_opacities,
+    v_colors,
+    pose,
+):
+    colored = degree >= 0 and v_colors is not None
+    return tuple(_project_gradients_like(means, quats, scales, opacities, sh0, shN, viewmats, degree, colored, pose))
+
+
+def _project_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:8], output[0], output[5])
+    ctx.options = inputs[8:]
+
+
+def _project_autograd(ctx, _radii, v_means2d, v_depths, v_conics, v_opacities, v_colors):
+    *scene, radii, colors = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    gradients = torch.ops.splat_ssim.raster_project_backward(
+        *scene, *ctx.options, radii, colors, v_means2d, v_depths, v_conics, v_opacities, v_colors, needs[6]
+    )
+    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]
+    if v_colors is None:
+        wanted[4:6] = None, None
+    return (*wanted, None, *(None for _ in ctx.options))
+
+
+torch.library.register_autograd("splat_ssim::raster_project", _project_autograd, setup_context=_project_setup)
+
+
+# --- compositing -----------------------------------------------------------------------------------------------------
+
+torch.library.define(
+    "splat_ssim::raster_composite",
+    "(Tensor means2d, Tensor conics, Tensor opacities, Tensor colors, Tensor radii, Tensor depths, "
+    "Tensor? backgrounds, int width, int height, int tile_size, float max_alpha, bool absgrad) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "splat_ssim::raster_composite_backward",
+    "(Tensor conics, Tensor opacities, Tensor records, Tensor lists, Tensor images, Tensor alphas, Tensor? v_images, "
+    "Tensor? v_alphas, int tile_size, float max_alpha, bool absgrad) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "splat_ssim::raster_accumulate",
+    "(Tensor opacities, Tensor records, Tensor lists, Tensor pixel_weights, int tile_size, float max_alpha) -> Tensor",
+)
+
+
+def _tile_count(width: int, height: int, tile_size: int) -> int:
+    return -(-width // tile_size) * -(-height // tile_size)
+
+
+def _composite_sizes(opacities: Tensor, images: Tensor, tile_size: int, lists: Tensor | None = None) -> tuple[int, ...]:
+    """C, N, width, height, tile, channels and, with `lists`, the bound of pairs it was made for."""
+    cameras, height, width, channels = images.shape
+    sizes = (*opacities.shape, width, height, tile_size, channels)
+    if lists is None:
+        return sizes
+    # The length of `lists`, see list_size in csrc/cpu/raster_bins.h, solved for the pairs.
+    rest = 33 + 2 * opacities.numel() + 2 * cameras * _tile_count(width, height, tile_size)
+    return (*sizes, (len(lists) - rest) // 5)
+
+
+@torch.library.impl("splat_ssim::raster_composite", "CPU")
+def _composite(
+    means2d: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    backgrounds: Tensor | None,
+    width: int,
+    height: int,
+    tile_size: int,
+    max_alpha: float,
+    absgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cameras, n, channels = colors.shape
+    inputs = [_dense(t) for t in (means2d, conics, opacities, colors, radii)]
+    depths, backgrounds = depths.contiguous(), _dense(backgrounds)
+    images = means2d.new_empty((cameras, height, width, channels))
+    alphas = means2d.new_empty((cameras, height, width, 1))
+    records = means2d.new_empty((cameras * n, 16))
+    bounds = radii.new_empty((cameras * n,))
+    totals = (ctypes.c_int64 * 2)()
+    sizes = _composite_sizes(opacities, images, tile_size)
+    threads = torch.get_num_threads()
+    _call(
+        "raster_records",
+        _RECORDS,
+        _sizes(*sizes, threads),
+        *map(_pointer, inputs),
+        *map(_pointer, (records, bounds)),
+        totals,
+    )
+    lists = radii.new_empty((totals[1],))
+    _call(
+        "raster_composite",
+        _COMPOSITE,
+        _sizes(*sizes, totals[0], threads),
+        max_alpha,
+        *map(_pointer, (records, lists, bounds, depths, backgrounds, images, alphas)),
+    )
+    return images, alphas, records, lists
+
+
+@torch.library.register_fake("splat_ssim::raster_composite")
+def _(means2d, conics, opacities, colors, radii, depths, backgrounds, width, height, tile_size, max_alpha, absgrad):
+    cameras, n, channels = colors.shape
+    length = torch.library.get_ctx().new_dynamic_size()
+    return (
+        means2d.new_empty((cameras, height, width, channels)),
+        means2d.new_empty((cameras, height, width, 1)),
+        means2d.new_empty((cameras * n, 16)),
+        radii.new_empty((length,)),
+    )
+
+
+@torch.library.impl("splat_ssim::raster_composite_backward", "CPU")
+def _composite_backward(
+    conics: Tensor,
+    opacities: Tensor,
+    records: Tensor,
+    lists: Tensor,
+    images: Tensor,
+    alphas: Tensor,
+    v_images: Tensor | None,
+    v_alphas: Tensor | None,
+    tile_size: int,
+    max_alpha: float,
+    absgrad: bool,
+) -> tuple[Tensor, ...]:
+    inputs = [_dense(t) for t in (records, lists, conics, opacities, images, alphas, v_images, v_alphas)]
+    results = _composite_gradients_like(conics, opacities, images, absgrad)
+    outputs = results if absgrad else (*results[:4], None)
+    sizes = _composite_sizes(opacities, images, tile_size, lists)
+    _call(
+        "raster_composite_backward",
+        _COMPOSITE_BACKWARD,
+        _sizes(*sizes, torch.get_num_threads()),
+        max_alpha,
+        *map(_pointer, (*inputs, *outputs)),
+    )
+    return results
+
+
+def _composite_gradients_like(conics: Tensor, opacities: Tensor, images: Tensor, absgrad: bool) -> tuple[Tensor, ...]:
+    """Of means2d, conics, colours, opacities, and |means2d|."""
+    shape = opacities.shape
+    return (
+        conics.new_empty((*shape, 2)),
+        conics.new_empty((*shape, 3)),
+        conics.new_empty((*shape, images.shape[-1])),
+        conics.new_empty(shape),
+        conics.new_empty((*shape, 2) if absgrad else (0,)),
+    )
+
+
+@torch.library.register_fake("splat_ssim::raster_composite_backward")
+def _(conics, opacities, records, lists, images, alphas, v_images, v_alphas, tile_size, max_alpha, absgrad):
+    return _composite_gradients_like(conics, opacities, images, absgrad)
+
+
+def _composite_setup(ctx, inputs, output):
+    means2d, conics, opacities = inputs[:3]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2], output[3])
+    ctx.save_for_backward(means2d, conics, opacities, output[2], output[3], output[0], output[1])
+    ctx.options = inputs[9:]
+
+
+def _composite_autograd(ctx, v_images, v_alphas, _records, _lists):
+    means2d, *saved = ctx.saved_tensors
+    images_alphas = saved[-1]
+    options = ctx.options
+    v_means2d, v_conics, v_colors, v_opacities, absolute = torch.ops.splat_ssim.raster_composite_backward(
+        *saved, v_images, v_alphas, *options
+    )
+    if options[-1]:
+        means2d.absgrad = absolute
+    v_backgrounds = None
+    if ctx.needs_input_grad[6] and v_images is not None:
+        v_backgrounds = (v_images * (1 - images_alphas)).sum((1, 2))
+    return v_means2d, v_conics, v_opacities, v_colors, None, None, v_backgrounds, *(None,) * 5
+
+
+torch.library.register_autograd("splat_ssim::raster_composite", _composite_autograd, setup_context=_composite_setup)
+
+
+@torch.library.impl("splat_ssim::raster_accumulate", "CPU")
+def _accumulate(
+    opacities: Tensor, records: Tensor, lists: Tensor, pixel_weights: Tensor, tile_size: int, max_alpha: float
+) -> Tensor:
+    sums = opacities.new_empty((4, *opacities.shape))
+    sizes = _composite_sizes(opacities, pixel_weights[..., None], tile_size, lists)
+    _call(
+        "raster_accumulate",
+        _ACCUMULATE,
+        _sizes(*sizes, torch.get_num_threads()),
+        max_alpha,
+        *map(_pointer, (records, lists, pixel_weights.contiguous(), sums)),
+    )
+    return sums
+
+
+@torch.library.register_fake("splat_ssim::raster_accumulate")
+def _(opacities, records, lists, pixel_weights, tile_size, max_alpha):
+    return opacities.new_empty((4, *opacities.shape))

@@ -1,0 +1,92 @@
+"""The compiled renderer behind `rasterization`: the interface of `reference`, on float32 tensors of the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import rasterize as _ops  # registers the operators
+from .reference import Accumulators, Projection
+
+#: Channels one pass composites.
+MAX_CHANNELS = _ops.MAX_CHANNELS
+
+
+def project(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh0: Tensor | None,
+    shN: Tensor | None,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    near_plane: float,
+    far_plane: float,
+    radius_clip: float,
+    eps2d: float,
+    sh_degree: int | None,
+    antialiased: bool,
+    raw: bool,
+) -> Projection:
+    """As `reference.project`."""
+    degree = -1 if sh_degree is None else sh_degree
+    scene = (means, quats, scales, opacities, sh0, shN, viewmats, Ks, width, height)
+    planes = (near_plane, far_plane, radius_clip, eps2d)
+    *fields, colors = torch.ops.splat_ssim.raster_project(*scene, *planes, degree, antialiased, raw)
+    return Projection(*fields, None if sh_degree is None else colors)
+
+
+def composite(
+    projection: Projection,
+    colors: Tensor,
+    backgrounds: Tensor | None,
+    width: int,
+    height: int,
+    *,
+    max_alpha: float,
+    absgrad: bool,
+    tile_size: int,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.composite`. More than MAX_CHANNELS channels are composited in several passes.
+
+    The gradients of the passes add up; so do the sums of `absgrad`, which then are those of the parts, as in gsplat.
+    """
+    p = projection
+    geometry = (p.means2d, p.conics, p.opacities)
+    images, first_alphas = [], None
+    for first in range(0, colors.shape[-1], MAX_CHANNELS):
+        part = colors[..., first : first + MAX_CHANNELS] if colors.shape[-1] > MAX_CHANNELS else colors
+        behind = None if backgrounds is None else backgrounds[:, first : first + MAX_CHANNELS]
+        image, alphas, _, _ = torch.ops.splat_ssim.raster_composite(
+            *geometry, part, p.radii, p.depths, behind, width, height, tile_size, max_alpha, absgrad
+        )
+        images.append(image)
+        first_alphas = alphas if first_alphas is None else first_alphas
+    return images[0] if len(images) == 1 else torch.cat(images, -1), first_alphas
+
+
+@torch.no_grad()
+def accumulate(projection: Projection, pixel_weights: Tensor, *, max_alpha: float, tile_size: int) -> Accumulators:
+    """As `reference.accumulate`."""
+    p = projection
+    _, height, width = pixel_weights.shape
+    _, _, records, lists = torch.ops.splat_ssim.raster_composite(
+        p.means2d,
+        p.conics,
+        p.opacities,
+        p.depths[..., None],
+        p.radii,
+        p.depths,
+        None,
+        width,
+        height,
+        tile_size,
+        max_alpha,
+        False,
+    )
+    sums = torch.ops.splat_ssim.raster_accumulate(p.opacities, records, lists, pixel_weights, tile_size, max_alpha)
+    return Accumulators(*sums)
