@@ -444,8 +444,8 @@ extern "C" {
 // sizes: N, C, coefficients in sh0, in shN, degree (-1 without colours), width, height, antialiased, raw, threads.
 // planes: near, far, radius_clip, eps2d. Every tensor is contiguous.
 SPLAT_EXPORT int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                              int32_t* radii, float* means2d, float* depths, float* conics,
-                                              float* opacities, float* colors);
+                                              float* means2d, float* depths, float* conics, float* opacities,
+                                              float* colors, int32_t* radii);
 SPLAT_EXPORT int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
                                                        const float* const* inputs, const int32_t* radii,
                                                        const float* colors, const float* const* v_outputs,
@@ -469,8 +469,8 @@ Options read_options(const int64_t* sizes, const double* planes, const float* co
 }  // namespace
 
 int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                 int32_t* radii, float* means2d, float* depths, float* conics, float* opacities,
-                                 float* colors) {
+                                 float* means2d, float* depths, float* conics, float* opacities, float* colors,
+                                 int32_t* radii) {
   const Options o = read_options(sizes, planes, inputs);
   if (!acceptable(o)) return 2;
   const Outputs out{radii, means2d, depths, conics, opacities, o.degree < 0 ? nullptr : colors};

@@ -82,14 +82,15 @@ def _project_options(
 
 
 def _projected_like(means: Tensor, viewmats: Tensor, degree: int) -> tuple[Tensor, ...]:
+    """Of means2d, depths, conics, opacities, colours and radii."""
     shape = (viewmats.shape[0], means.shape[0])
     return (
-        means.new_empty((*shape, 2), dtype=torch.int32),
         means.new_empty((*shape, 2)),
         means.new_empty(shape),
         means.new_empty((*shape, 3)),
         means.new_empty(shape),
         means.new_empty((*shape, 3) if degree >= 0 else (0,)),
+        means.new_empty((*shape, 2), dtype=torch.int32),
     )
 
 
@@ -267,11 +268,11 @@ def _(
 
 def _project_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8], output[0], output[5])
+    ctx.save_for_backward(*inputs[:8], output[5], output[4])
     ctx.options = inputs[8:]
 
 
-def _project_autograd(ctx, _radii, v_means2d, v_depths, v_conics, v_opacities, v_colors):
+def _project_autograd(ctx, v_means2d, v_depths, v_conics, v_opacities, v_colors, _radii):
     *scene, radii, colors = ctx.saved_tensors
     needs = ctx.needs_input_grad
     gradients = torch.ops.splat_ssim.raster_project_backward(

@@ -36,8 +36,8 @@ def project(
     degree = -1 if sh_degree is None else sh_degree
     scene = (means, quats, scales, opacities, sh0, shN, viewmats, Ks, width, height)
     planes = (near_plane, far_plane, radius_clip, eps2d)
-    *fields, colors = torch.ops.splat_ssim.raster_project(*scene, *planes, degree, antialiased, raw)
-    return Projection(*fields, None if sh_degree is None else colors)
+    *fields, colors, radii = torch.ops.splat_ssim.raster_project(*scene, *planes, degree, antialiased, raw)
+    return Projection(radii, *fields, None if sh_degree is None else colors)
 
 
 def composite(
