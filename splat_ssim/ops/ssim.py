@@ -168,8 +168,7 @@ def _window(window_size: int, sigma: float) -> ctypes.Array:
 
 def _supports_cpu(img1: Tensor, img2: Tensor, options: Options) -> bool:
     return (
-        options.spatial_dims == 2
-        and img1.dtype in _DTYPE_CODES
+        img1.dtype in _DTYPE_CODES
         and img2.dtype in _DTYPE_CODES
         and options.window_size % 2 == 1
         and options.window_size <= 33
