@@ -1,0 +1,86 @@
+// The few things kernels ask of their machine, for nvcc and NVRTC here and for the host emulation in ../emulation.
+//
+// Kernels are written with these names only, so that one source compiles for all three. Every access to global and
+// shared memory goes through load_/store_ functions: the emulation counts them.
+#pragma once
+#include "problem.h"
+
+#if defined(SPLAT_EMULATION)
+#include "../emulation/emulation.h"
+#else
+
+#define SPLAT_DEVICE __device__ __forceinline__
+#define SPLAT_SHARED(Type, name, count) __shared__ __align__(16) Type name[count]
+#define SPLAT_ENTRY(name, threads, blocks, Argument) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Argument a)
+
+typedef float Real;
+
+SPLAT_DEVICE int thread_index() { return threadIdx.x; }
+SPLAT_DEVICE unsigned block_index() { return blockIdx.x; }
+SPLAT_DEVICE void barrier() { __syncthreads(); }
+// All `threads` threads of the block meet, coming from different places of the program.
+SPLAT_DEVICE void barrier_of_roles(int threads) { asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory"); }
+SPLAT_DEVICE Real shuffle_down(Real v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
+SPLAT_DEVICE double shuffle_down(double v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
+
+SPLAT_DEVICE Real multiply_add(Real a, Real b, Real c) { return fmaf(a, b, c); }
+SPLAT_DEVICE Real reciprocal(Real x) {
+  Real r;  // one rounding error of 2^-23 against the correctly rounded one, a fifth of its cost
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+SPLAT_DEVICE Real absolute(Real a) { return fabsf(a); }
+template <class T>
+SPLAT_DEVICE T load_shared(const T* p) { return *p; }
+template <class T>
+SPLAT_DEVICE void store_shared(T* p, T v) { *p = v; }
+SPLAT_DEVICE Real load_global(const float* p) { return __ldg(p); }
+SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
+SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }
+SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
+SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
+SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) { *p = bits; }
+
+SPLAT_DEVICE Real from_float16(unsigned bits) {
+  Real r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(static_cast<unsigned short>(bits)));
+  return r;
+}
+SPLAT_DEVICE unsigned short to_float16(Real v) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
+}
+SPLAT_DEVICE Real from_bits(unsigned bits) { return __uint_as_float(bits); }
+SPLAT_DEVICE unsigned to_bits(Real v) { return __float_as_uint(v); }
+
+// One step of the marching filter, see filter.h. In volatile assembly because ptxas otherwise renames the state around
+// the loop and copies it back: up to 79 moves a row. The order is fixed: each register is read before it is written.
+template <int kState>
+SPLAT_DEVICE Real filter_step(Real (&state)[kState], Real v, const float* taps) {
+  Real out;
+  asm volatile("fma.rn.f32 %0, %1, %2, %3;" : "=f"(out) : "f"(v), "f"(taps[0]), "f"(state[0]));
+#pragma unroll
+  for (int k = 0; k < kState - 1; ++k) {
+    const int tap = k + 1 <= kState / 2 ? k + 1 : kState - k - 1;
+    asm volatile("fma.rn.f32 %0, %1, %2, %3;" : "=f"(state[k]) : "f"(v), "f"(taps[tap]), "f"(state[k + 1]));
+  }
+  asm volatile("mul.f32 %0, %1, %2;" : "=f"(state[kState - 1]) : "f"(v), "f"(taps[0]));
+  return out;
+}
+
+#endif
+
+// `magnitude` with the sign of v on top of its own; 0 where v is 0.
+SPLAT_DEVICE Real times_sign(Real magnitude, Real v) {
+  const Real flipped = from_bits(to_bits(magnitude) ^ (to_bits(v) & 0x80000000u));
+  return v != 0.f ? flipped : Real(0.f);
+}
+
+struct alignas(8) Pair {
+  Real x, y;
+};
+struct alignas(16) Quad {
+  Real x, y, z, w;
+};

@@ -1,0 +1,97 @@
+// The window as a filter: along a row in shared memory, and along the marching axis in registers.
+//
+// Taps are symmetric and stand in the problem from the edge to the centre, so kernels read them as constants of the
+// launch, at the price of an immediate: any sigma, and any smaller window padded with zeros, costs the same.
+#pragma once
+#include "device.h"
+
+namespace {
+
+// Tap t of a window of kTaps.
+template <int kTaps>
+SPLAT_DEVICE float tap(const SsimProblem& a, int t) {
+  return a.taps[t <= kTaps / 2 ? t : kTaps - 1 - t];
+}
+
+// filter_step (device.h) is the transposed form of the filter along the marching axis: `state` holds the partial sums
+// of the next kTaps - 1 outputs, every new input is added to all of them and completes one:
+//     out = taps[0]·v + state[0];  state[k] = taps[k + 1]·v + state[k + 1]
+// so no input is kept, and no index depends on the step.
+
+template <int kMaps, int kState>
+SPLAT_DEVICE void clear(Real (&state)[kMaps][kState]) {
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+    for (int k = 0; k < kState; ++k) state[m][k] = 0.f;
+  }
+}
+
+// sum (+)= weight·v, where the first tap starts the sum.
+SPLAT_DEVICE void add_tap(Real& sum, Real v, float weight, bool first) {
+  sum = first ? v * weight : multiply_add(weight, v, sum);
+}
+
+// Adds column `column` of a row, seen from the first of kColumns neighbouring outputs, to their four moments.
+template <int kTaps, int kColumns>
+SPLAT_DEVICE void add_moments(const SsimProblem& a, Real (&h)[kColumns][4], int column, Real s, Real d) {
+  const Real s2 = s * s, d2 = d * d;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    const int t = column - j;
+    if (t >= 0 && t < kTaps) {
+      const float w = tap<kTaps>(a, t);
+      add_tap(h[j][0], s, w, t == 0);
+      add_tap(h[j][1], d, w, t == 0);
+      add_tap(h[j][2], s2, w, t == 0);
+      add_tap(h[j][3], d2, w, t == 0);
+    }
+  }
+}
+
+// Horizontal moments E[s], E[d], E[s²], E[d²] of kColumns neighbouring outputs from a row of (s, d) in shared memory.
+// Returns Σ|d| over the outputs' own columns.
+template <int kTaps, int kColumns>
+SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4]) {
+  static_assert(kColumns == 1 || kColumns % 2 == 0, "two columns are read at once");
+  Real own = 0.f;
+#pragma unroll
+  for (int c = 0; c < kColumns + kTaps - 1; c += kColumns == 1 ? 1 : 2) {
+    if (kColumns == 1) {
+      const Pair v = load_shared(row + c);
+      add_moments<kTaps>(a, h, c, v.x, v.y);
+      if (c == kTaps / 2) own = absolute(v.y);
+    } else {
+      const Quad v = load_shared(reinterpret_cast<const Quad*>(row + c));
+      add_moments<kTaps>(a, h, c, v.x, v.y);
+      add_moments<kTaps>(a, h, c + 1, v.z, v.w);
+      if (c >= kTaps / 2 && c < kTaps / 2 + kColumns) own = own + absolute(v.y);
+      if (c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) own = own + absolute(v.w);
+    }
+  }
+  return own;
+}
+
+// The same filter over one plain map: sums[j] for kColumns neighbouring outputs.
+template <int kTaps, int kColumns>
+SPLAT_DEVICE void row_filter(const SsimProblem& a, const Real* row, Real (&sums)[kColumns]) {
+#pragma unroll
+  for (int c = 0; c < kColumns + kTaps - 1; c += kColumns == 1 ? 1 : 2) {
+    Pair v;
+    if (kColumns == 1) {
+      v.x = load_shared(row + c);
+    } else {
+      v = load_shared(reinterpret_cast<const Pair*>(row + c));
+    }
+#pragma unroll
+    for (int e = 0; e < (kColumns == 1 ? 1 : 2); ++e) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int t = c + e - j;
+        if (t >= 0 && t < kTaps) add_tap(sums[j], e ? v.y : v.x, tap<kTaps>(a, t), t == 0);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,185 @@
+// The mean-reduced loss of images and its gradient by the first image in one kernel, warps specialised.
+//
+// A block of 256 threads owns a strip of 246 columns (11 taps) and walks down `segment` rows. Threads 0-127 filter the
+// loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and filter the adjoint maps of
+// the row before into the gradient. All meet at one barrier a row. In shared memory: a ring of 13 rows of (s, d), since
+// the gradient of a row needs its s and d ten rows later, and two rows of three adjoint maps: 34,048 bytes.
+// Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
+//
+// Bytes an element, float32: reads 8, writes 4; nothing else is kept.
+#pragma once
+#include "ssim2d.h"
+
+namespace {
+
+constexpr int kFusedThreads = 256, kFusedTaps = 11, kFusedHalo = 10, kFusedRadius = 5, kFusedColumns = 2;
+constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth + kFusedHalo;
+constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
+
+// First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
+SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Pair* ring, Real* adjoint) {
+  const int first = kFusedColumns * thread_index();
+  Real state[kFusedColumns][4][kFusedHalo], in_map[kFusedColumns], owned[kFusedColumns], sum = 0.f;
+#pragma unroll
+  for (int j = 0; j < kFusedColumns; ++j) {
+    const int x = b.x0 - kFusedRadius + first + j;
+    const bool inside = static_cast<unsigned>(x - a.lead[2]) < static_cast<unsigned>(a.map_size[2]);
+    in_map[j] = inside ? a.dssim_scale : 0.f;
+    owned[j] = inside && x >= b.x0 && x < b.x0 + kFusedOutputs ? 1.f : 0.f;
+    clear(state[j]);
+  }
+  const Pair *row = ring + first, *const end = row + kFusedRing * kFusedRow;
+  Real *const place = adjoint + first, *const place_end = place + 3 * kFusedWidth;
+  Real* here = place;
+#pragma unroll 1
+  for (int r = b.y0 - kFusedHalo; r < y1 + kFusedRadius + 6; ++r) {
+    barrier_of_roles(kFusedThreads);
+    Real h[kFusedColumns][4], by[kFusedColumns][4];
+    row_moments<kFusedTaps>(a, row, h);
+    const int y = r - kFusedRadius;
+    const Real row_in_map = static_cast<unsigned>(y - a.lead[1]) < static_cast<unsigned>(a.map_size[1]) ? 1.f : 0.f;
+    const Real row_owned = y >= b.y0 && y < y1 ? row_in_map : Real(0.f);
+#pragma unroll
+    for (int j = 0; j < kFusedColumns; ++j) {
+      Real moment[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
+      const Similarity similar = similarity(a, moment);
+      dssim_derivatives<true>(similar, moment, by[j]);
+      sum = multiply_add(owned[j] * row_owned, similar.dssim, sum);
+      const Real scale = in_map[j] * row_in_map;
+      by[j][0] = by[j][0] * scale;
+      by[j][2] = by[j][2] * scale;
+      by[j][3] = by[j][3] * scale;
+    }
+    store_shared(reinterpret_cast<Pair*>(here), Pair{by[0][0], by[1][0]});
+    store_shared(reinterpret_cast<Pair*>(here + kFusedWidth), Pair{by[0][2], by[1][2]});
+    store_shared(reinterpret_cast<Pair*>(here + 2 * kFusedWidth), Pair{by[0][3], by[1][3]});
+    here = here == place ? place_end : place;
+    row += kFusedRow;
+    if (row == end) row = ring + first;
+  }
+  return sum;
+}
+
+// Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
+template <bool kPlain>
+SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, Pair* ring, const Real* adjoint) {
+  const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
+  const int load_x = b.x0 - kFusedHalo + t, first_row = b.y0 - kFusedHalo;
+  auto cursor = [&](const SsimTensor& image) {
+    const Int64 at = plane_offset(image, b.batch, b.channel) + first_row * image.stride[3];
+    return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
+  };
+  auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
+  Real state[kFusedColumns][3][kFusedHalo], next_x[kFusedColumns + 1], next_y[kFusedColumns + 1], l1 = 0.f;
+  bool loads[kFusedColumns + 1], stores[kFusedColumns];
+  const bool active = first < kFusedOutputs;
+#pragma unroll
+  for (int k = 0; k <= kFusedColumns; ++k) {
+    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
+               (k < kFusedColumns || t < kFusedHalo);
+  }
+#pragma unroll
+  for (int j = 0; j < kFusedColumns; ++j) {
+    stores[j] = active && b.x0 + first + j < width;
+    clear(state[j]);
+  }
+  const SsimTensor& grad = a.grad[0];
+  Int64 at = plane_offset(grad, b.batch, b.channel) + b.y0 * grad.stride[3] + (b.x0 + first) * grad.stride[4];
+  float* plain_out = static_cast<float*>(grad.data) + at;
+  const bool pairs = kPlain && ((width | grad.stride[3]) & 1) == 0 && (reinterpret_cast<Int64>(plain_out) & 7) == 0;
+
+  auto fetch = [&](int row) {
+#pragma unroll
+    for (int k = 0; k <= kFusedColumns; ++k) next_x[k] = next_y[k] = 0.f;
+    if (static_cast<unsigned>(row) < static_cast<unsigned>(height)) {
+      cursor_x.read(a.image[0], kThreads2d, loads, next_x);
+      cursor_y.read(a.image[1], kThreads2d, loads, next_y);
+    }
+    cursor_x.advance();
+    cursor_y.advance();
+  };
+  auto store = [&](const Real (&gradient)[kFusedColumns]) {
+    if (kPlain) {
+      if (pairs) {
+        if (stores[0]) store_global_pair(plain_out, gradient[0], gradient[1]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kFusedColumns; ++j) {
+          if (stores[j]) store_global(plain_out + j, gradient[j]);
+        }
+      }
+      plain_out += grad.stride[3];
+    } else {
+#pragma unroll
+      for (int j = 0; j < kFusedColumns; ++j) {
+        if (stores[j]) store_element(grad, at + j * grad.stride[4], gradient[j]);
+      }
+      at += grad.stride[3];
+    }
+  };
+  // Idle threads (the last five) read what thread 0 reads, inside the arrays.
+  const int column = active ? first : 0;
+  Pair *row = ring + t, *const end = row + kFusedRing * kFusedRow;
+  const Pair *old = ring + 2 * kFusedRow + first + kFusedHalo, *const old_end = old + (kFusedRing - 2) * kFusedRow;
+  const Real *const place = adjoint + column, *const place_end = place + 3 * kFusedWidth, *here = place_end;
+  fetch(first_row);
+#pragma unroll 1
+  for (int r = first_row; r < y1 + kFusedRadius + 6; ++r) {
+#pragma unroll
+    for (int k = 0; k <= kFusedColumns; ++k) {
+      if (k < kFusedColumns || t < kFusedHalo) {
+        store_shared(row + k * kThreads2d, Pair{(next_x[k] + next_y[k]) - a.shift, next_x[k] - next_y[k]});
+      }
+    }
+    barrier_of_roles(kFusedThreads);
+    fetch(r + 1);
+    if (r > b.y0) {
+      Real h[3][kFusedColumns], f[kFusedColumns][3];
+#pragma unroll
+      for (int m = 0; m < 3; ++m) row_filter<kFusedTaps>(a, here + m * kFusedWidth, h[m]);
+#pragma unroll
+      for (int j = 0; j < kFusedColumns; ++j) {
+#pragma unroll
+        for (int m = 0; m < 3; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
+      }
+      if (r - 11 >= b.y0) {
+        const Quad own = load_shared(reinterpret_cast<const Quad*>(old));
+        const Real s[kFusedColumns] = {own.x, own.z}, d[kFusedColumns] = {own.y, own.w};
+        Real gradient[kFusedColumns];
+#pragma unroll
+        for (int j = 0; j < kFusedColumns; ++j) {
+          const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
+          gradient[j] = ssim + times_sign(a.l1_scale, d[j]);
+          if (stores[j]) l1 = l1 + absolute(d[j]);
+        }
+        store(gradient);
+      }
+    }
+    here = here == place ? place_end : place;
+    row += kFusedRow;
+    if (row == end) row = ring + t;
+    old += kFusedRow;
+    if (old == old_end) old = ring + first + kFusedHalo;
+  }
+  return l1;
+}
+
+template <bool kPlain>
+SPLAT_DEVICE void fused2d(const SsimProblem& a) {
+  SPLAT_SHARED(Pair, ring, kFusedRing * kFusedRow);
+  SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
+  const Block2d b = block2d<kFusedOutputs>(a);
+  const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
+  Real dssim = 0.f, l1 = 0.f;
+  if (thread_index() < kThreads2d) {
+    dssim = fused_forward_role(a, b, y1, ring, adjoint);
+  } else {
+    l1 = fused_backward_role<kPlain>(a, b, y1, ring, adjoint);
+  }
+  block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
+  block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));
+}
+
+}  // namespace

@@ -1,0 +1,41 @@
+// Starting kernels through the CUDA driver, whose functions Python looks up (splat_ssim/ops/_cuda_module.py): the
+// library itself needs neither the driver nor the CUDA runtime to load.
+
+#include "launch.h"
+
+namespace {
+
+// The driver's functions used here, declared as cuda.h has them: CUresult is an int with 0 for success.
+typedef int (*LaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                            unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** arguments,
+                            void** extra);
+typedef int (*ContextGet)(void** context);
+typedef int (*ContextSet)(void* context);
+
+// The kernels loaded on one device. The context is made current for the launch where the calling thread has another
+// one or none, as a new autograd thread may.
+struct Module {
+  LaunchKernel launch_kernel;
+  ContextGet get_current;
+  ContextSet set_current;
+  void* context;
+  void* functions[kKernelCount];
+};
+
+}  // namespace
+
+SsimStatus launch(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
+#define SPLAT_SSIM_THREADS(id, name, threads) threads,
+  static const unsigned threads[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_THREADS)};
+#undef SPLAT_SSIM_THREADS
+  if (!handle || blocks < 1 || blocks > 2147483647) return kBadArgument;
+  const Module& module = *static_cast<const Module*>(handle);
+  void* current = nullptr;
+  if (module.get_current(&current) != 0) return kLaunchFailed;
+  if (current != module.context && module.set_current(module.context) != 0) return kLaunchFailed;
+  void* arguments[] = {const_cast<void*>(argument)};
+  const int result = module.launch_kernel(module.functions[kernel], static_cast<unsigned>(blocks), 1, 1,
+                                          threads[kernel], 1, 1, 0, stream, arguments, nullptr);
+  if (current && current != module.context) module.set_current(current);
+  return result == 0 ? kOk : kLaunchFailed;
+}

@@ -1,0 +1,59 @@
+// SSIM of one voxel from its four moments, and the derivatives by them.
+//
+// With s = x + y and d = x - y, their windowed means mu_s, mu_d and variances V_s, V_d:
+//     A = (mu_s² + mu_d²)/2 + C1,  B = (V_s + V_d)/2 + C2,  a = mu_d²/A,  b = V_d/B
+//     1 - S = a + b - ab,  1 - CS = b
+// No difference of nearly equal numbers is formed, and S never exceeds 1.
+// (Wang et al., IEEE TIP 13(4), 2004, eq. 13; the algebra is in docs/design.md.)
+#pragma once
+#include "device.h"
+
+namespace {
+
+struct Similarity {
+  Real dssim, dcs;       // 1 - S, 1 - CS
+  Real a, inverse_a, inverse_b, mu_s;
+};
+
+// From E[s], E[d], E[s²], E[d²], where s has a.shift subtracted.
+SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]) {
+  Similarity r;
+  const Real s = moment[0], d = moment[1], d2 = d * d;
+  r.mu_s = s + a.shift;
+  const Real A = multiply_add(0.5f, multiply_add(r.mu_s, r.mu_s, d2), a.c1);
+  const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = moment[3] - d2;
+  const Real B = multiply_add(0.5f, variance_s + variance_d, a.c2);
+  r.inverse_a = reciprocal(A);
+  r.inverse_b = reciprocal(B);
+  r.a = d2 * r.inverse_a;
+  r.dcs = variance_d * r.inverse_b;
+  r.dssim = multiply_add(-r.a, r.dcs, r.a + r.dcs);
+  return r;
+}
+
+// Derivatives of v·(1 - S) by the four moments; with kOneImage those by E[s] and E[d] are added into [0], which is all
+// the gradient of the first image needs, and [1] is unused.
+//     by E[s²]: -b·t/2,  by E[d²]: (1 - b/2)·t,  t = v(1 - a)/B
+//     by E[s]: -q·a·mu_s - 2·E[s]·(by E[s²]),  by E[d]: q·(2 - a)·E[d] - 2·E[d]·(by E[d²]),  q = v(1 - b)/A
+template <bool kOneImage>
+SPLAT_DEVICE void derivatives(const Similarity& r, const Real (&moment)[4], Real t, Real q, Real (&by)[4]) {
+  const Real s = moment[0], d = moment[1], h = -0.5f * r.dcs;
+  by[2] = t * h;
+  by[3] = multiply_add(t, h, t);
+  if (kOneImage) {
+    const Real u = multiply_add(2.f, d, -r.a * (d + r.mu_s));
+    by[0] = multiply_add(q, u, -2.f * multiply_add(d, by[3], s * by[2]));
+  } else {
+    by[0] = multiply_add(q, -r.a * r.mu_s, -2.f * (s * by[2]));
+    by[1] = multiply_add(q, multiply_add(2.f, d, -r.a * d), -2.f * (d * by[3]));
+  }
+}
+
+// The above for upstream v of 1 - S alone.
+template <bool kOneImage>
+SPLAT_DEVICE void dssim_derivatives(const Similarity& r, const Real (&moment)[4], Real (&by)[4]) {
+  derivatives<kOneImage>(r, moment, multiply_add(-r.a, r.inverse_b, r.inverse_b),
+                         multiply_add(-r.dcs, r.inverse_a, r.inverse_a), by);
+}
+
+}  // namespace

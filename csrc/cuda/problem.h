@@ -1,0 +1,114 @@
+// The one argument of every SSIM kernel, shared by host, device and Python (splat_ssim/ops/_cuda_launch.py mirrors it).
+//
+// Plain structures of fixed-size members in a fixed order, so that ctypes, g++, nvcc and NVRTC agree on the layout.
+#pragma once
+
+typedef long long Int64;
+
+// What one element of a tensor is.
+enum SsimType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kUint8 = 3 };
+
+// A tensor (batch, channel, depth, height, width) of any strides, in elements. A read value is the stored one times
+// `scale` (data_range/255 for uint8, else 1). Images have depth 1. `data` is null where the tensor is not wanted.
+struct SsimTensor {
+  void* data;
+  Int64 stride[5];
+  int type;
+  float scale;
+};
+
+// Block sums have three kinds: of 1 - S, of |image1 - image2|, of 1 - CS (contrast-structure).
+enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumDcs = 2, kSumKinds = 3 };
+
+// The window never has more taps than the kernel: smaller windows are padded with zero weights.
+constexpr int kMostTaps = 15;
+
+struct SsimProblem {
+  SsimTensor image[2];
+  SsimTensor grad[2];   // out: gradients; type and strides of their own
+  SsimTensor map;       // out: S of every voxel
+  SsimTensor weight;    // in: dL/d(1 - S) of every voxel of the map; strides may be 0
+  const float* plane_weight;  // in: dL/d(mean-free sums) as [plane][2]: of 1 - S and of 1 - CS
+  float* partials;      // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
+  float* block_sums;    // workspace [3][plane][blocks a plane]
+  int size[5];          // batch, channels, depth, height, width of the images
+  int map_size[3];      // depth, height, width of the map
+  int lead[3];          // image index = map index + lead: 0 for padding "same", the radius for "valid"
+  int strips;           // blocks along the width
+  int tiles;            // blocks along the height (volumes only)
+  int segments;         // blocks along the marching axis: height of images, depth of volumes
+  int segment;          // outputs of the marching axis a block makes
+  float taps[kMostTaps / 2 + 1];  // window weights from the edge to the centre, zero-padded to the kernel's taps
+  float c1, c2;         // (k1·L)², (k2·L)²
+  float shift;          // subtracted from s = x + y before moments are formed; twice the mean shift of an image
+  float dssim_scale;    // dL/d(1 - S) of every voxel, used where neither weight nor plane_weight is given
+  float l1_scale;       // dL/d|x - y| of every voxel
+  int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
+};
+
+// What splat_ssim_cuda_prepare makes a problem from.
+enum SsimOperation {
+  kOperationForward = 0,   // sums, and the map and the adjoint maps where their pointers are set
+  kOperationBackward = 1,  // gradients from the adjoint maps
+  kOperationFused = 2,     // sums and grad[0] at once
+};
+
+struct SsimOptions {
+  double sigma, k1, k2, data_range;
+  int spatial_dims;     // 2 or 3
+  int window_size;      // odd, 3 to 15
+  int valid;            // 1: only windows inside the image; 0: zeros outside
+  int both;             // 1: the adjoint maps must serve the gradients of both images
+  int multiprocessors;  // of the device, to cut the marching axis well
+};
+
+// Argument of the padding kernels: `source` (size without padding) and `target` (with `radius` more on both sides).
+struct SsimPadding {
+  SsimTensor source[2];  // pad: the image; fold: the two images, for the sign of the L1 term
+  SsimTensor target;     // pad: out, padded; fold: in, gradient of the padded image
+  SsimTensor grad;       // fold: out, gradient of the image
+  int size[5];           // of the unpadded images
+  int radius[3];         // 0 on the depth of images
+  int reflect;           // 1 reflects (the edge not repeated), 0 replicates
+  float l1_scale;        // fold: times the sign of source[0] - source[1] is added
+  float* block_sums;     // l1: workspace [blocks]
+  int blocks;            // l1: blocks an image
+};
+
+// Argument of the reduction over the block sums of `groups` images (or planes), `count` blocks each, for `kinds` kinds:
+//     results[k][group] = offset[k] + scale[k] · Σ values[kind[k]][group][...]
+struct SsimReduction {
+  const float* values;
+  float* results;
+  Int64 count;
+  int groups, kinds;
+  int kind[kSumKinds];
+  float scale[kSumKinds], offset[kSumKinds];
+};
+
+// Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.
+#define SPLAT_SSIM_KERNELS(ENTRY)                  \
+  ENTRY(kValue2d, splat_value2d, 128)              \
+  ENTRY(kPartials2d, splat_partials2d, 128)        \
+  ENTRY(kForward2d, splat_forward2d, 128)          \
+  ENTRY(kForward2dWide, splat_forward2d_wide, 128) \
+  ENTRY(kBackward2d, splat_backward2d, 128)        \
+  ENTRY(kAdjoint2d, splat_adjoint2d, 128)          \
+  ENTRY(kAdjoint2dWide, splat_adjoint2d_wide, 128) \
+  ENTRY(kFused2d, splat_fused2d, 256)              \
+  ENTRY(kFused2dStrided, splat_fused2d_strided, 256) \
+  ENTRY(kValue3d, splat_value3d, 256)              \
+  ENTRY(kPartials3d, splat_partials3d, 256)        \
+  ENTRY(kForward3d, splat_forward3d, 256)          \
+  ENTRY(kForward3dWide, splat_forward3d_wide, 256) \
+  ENTRY(kBackward3d, splat_backward3d, 256)        \
+  ENTRY(kAdjoint3d, splat_adjoint3d, 256)          \
+  ENTRY(kAdjoint3dWide, splat_adjoint3d_wide, 256) \
+  ENTRY(kPad, splat_pad, 256)                      \
+  ENTRY(kFold, splat_fold, 256)                    \
+  ENTRY(kL1, splat_l1, 256)                        \
+  ENTRY(kReduce, splat_reduce, 256)
+
+#define SPLAT_SSIM_ID(id, name, threads) id,
+enum SsimKernel { SPLAT_SSIM_KERNELS(SPLAT_SSIM_ID) kKernelCount };
+#undef SPLAT_SSIM_ID

@@ -1,0 +1,312 @@
+// SSIM of images in two kernels that march down the rows: forward (sums, map, or the adjoint maps), then backward.
+//
+// A block of 128 threads owns a strip of 128·kColumns output columns and walks down `segment` rows of it. Each row it
+// needs is loaded once, as s = x + y - shift and d = x - y, into one of two row buffers in shared memory; threads filter
+// the row for their own columns there and feed the result to the vertical filter in registers (filter.h). One barrier
+// a row: while a row is read from one buffer, the next one is written to the other. The next row's loads are under way
+// meanwhile. A segment starts kTaps - 1 rows early to fill the filter.
+//
+// Bytes an element, float32: forward reads 8, writes 12 with adjoint maps; backward reads 20, writes 4.
+#pragma once
+#include "filter.h"
+#include "pointwise.h"
+#include "reduce.h"
+#include "tensor.h"
+
+namespace {
+
+// What the forward kernel makes. kValue and kPartials are for plain float32 images; kAny takes every type and layout
+// and decides at run time between sums, map and the four adjoint maps that gradients of both images need.
+enum Forward { kValue, kPartials, kAny };
+
+constexpr int kThreads2d = 128;
+
+struct Block2d {
+  int batch, channel, x0, y0;
+  Int64 plane;
+};
+
+template <int kWidth>
+SPLAT_DEVICE Block2d block2d(const SsimProblem& a) {
+  unsigned i = block_index();
+  Block2d b;
+  b.x0 = static_cast<int>(i % a.strips) * kWidth;
+  i /= a.strips;
+  b.y0 = static_cast<int>(i % a.segments) * a.segment;
+  b.plane = i / a.segments;
+  b.batch = static_cast<int>(b.plane / a.size[1]);
+  b.channel = static_cast<int>(b.plane - static_cast<Int64>(b.batch) * a.size[1]);
+  return b;
+}
+
+// Where this block's sum of one kind goes.
+SPLAT_DEVICE float* block_sum_place(const SsimProblem& a, int kind) {
+  const Int64 blocks = static_cast<Int64>(a.strips) * a.tiles * a.segments * a.size[0] * a.size[1];
+  return a.block_sums + kind * blocks + block_index();
+}
+
+// Voxels of all maps of one kind: the distance between two adjoint maps.
+SPLAT_DEVICE Int64 partial_stride(const SsimProblem& a) {
+  return static_cast<Int64>(a.size[0]) * a.size[1] * a.map_size[0] * a.map_size[1] * a.map_size[2];
+}
+
+// Derivatives of the loss by the four moments of one voxel whose upstream gradients are v (of 1 - S) and c (of 1 - CS).
+SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], Real v, Real c, Real (&by)[4]) {
+  const Real t = multiply_add(v, 1.f - r.a, c) * r.inverse_b;
+  derivatives<false>(r, moment, t, v * multiply_add(-r.dcs, r.inverse_a, r.inverse_a), by);
+}
+
+// One voxel of the kAny kernels: (z, y, x) of the map, `place` its index in an adjoint map.
+struct AnyVoxel {
+  Real dssim = 0.f, dcs = 0.f;  // running sums
+
+  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], int batch, int channel, int z, int y, int x,
+                        Int64 place) {
+    const Similarity r = similarity(a, moment);
+    Real v = a.dssim_scale, c = 0.f;
+    if (a.plane_weight) {
+      const float* scale = a.plane_weight + 2 * (static_cast<Int64>(batch) * a.size[1] + channel);
+      v = load_global(scale);
+      c = load_global(scale + 1);
+    }
+    if (a.weight.data) {
+      const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
+      v = load_element(a.weight, at + x * a.weight.stride[4]);
+    }
+    dssim = dssim + r.dssim;
+    dcs = dcs + r.dcs;
+    if (a.map.data) {
+      const Int64 at = plane_offset(a.map, batch, channel) + z * a.map.stride[2] + y * a.map.stride[3];
+      store_element(a.map, at + x * a.map.stride[4], 1.f - r.dssim);
+    }
+    if (a.partials) {
+      Real by[4];
+      any_derivatives(r, moment, v, c, by);
+#pragma unroll
+      for (int m = 0; m < 4; ++m) store_global(a.partials + m * partial_stride(a) + place, by[m]);
+    }
+  }
+};
+
+template <int kTaps, int kColumns, Forward kMode>
+SPLAT_DEVICE void forward2d(const SsimProblem& a) {
+  constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2, kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;
+  SPLAT_SHARED(Pair, rows, 2 * kRow);
+  const Block2d b = block2d<kWidth>(a);
+  const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
+  const int y1 = b.y0 + a.segment < a.map_size[1] ? b.y0 + a.segment : a.map_size[1];
+  const int load_x = b.x0 - kRadius + t + a.lead[2], load_y = b.y0 - kRadius + a.lead[1];
+  auto cursor = [&](const SsimTensor& image) {
+    const Int64 at = plane_offset(image, b.batch, b.channel) + load_y * image.stride[3];
+    return Cursor<kMode != kAny>(image, at + load_x * image.stride[4], image.stride[3]);
+  };
+  auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
+  bool loads[kColumns + 1], stores[kColumns];
+  Real state[kColumns][4][kHalo], next_x[kColumns + 1], next_y[kColumns + 1], dssim = 0.f, l1 = 0.f;
+  AnyVoxel any;
+#pragma unroll
+  for (int k = 0; k <= kColumns; ++k) {
+    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
+               (k < kColumns || t < kHalo);
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    stores[j] = b.x0 + first + j < a.map_size[2];
+    clear(state[j]);
+  }
+  Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
+  float *out0 = a.partials + place, *out1 = out0 + partial_stride(a), *out2 = out1 + partial_stride(a);
+  const float* weight = static_cast<const float*>(a.weight.data) + plane_offset(a.weight, b.batch, b.channel) +
+                        b.y0 * a.weight.stride[3] + b.x0 + first;
+
+  auto fetch = [&](int row) {
+    const bool inside = static_cast<unsigned>(row + a.lead[1]) < static_cast<unsigned>(height);
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) next_x[k] = next_y[k] = 0.f;
+    if (inside) {
+      cursor_x.read(a.image[0], kThreads2d, loads, next_x);
+      cursor_y.read(a.image[1], kThreads2d, loads, next_y);
+    }
+    cursor_x.advance();
+    cursor_y.advance();
+  };
+  auto step = [&](int row, bool emits) {
+    Pair* buffer = rows + (row & 1) * kRow;
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) {
+      if (k < kColumns || t < kHalo) {
+        const Real x = next_x[k], y = next_y[k];
+        store_shared(buffer + t + k * kThreads2d, Pair{(x + y) - a.shift, x - y});
+      }
+    }
+    fetch(row + 1);
+    barrier();
+    Real h[kColumns][4];
+    const Real own = row_moments<kTaps>(a, buffer + first, h);
+    if (kMode == kValue) {
+      const Real counts = static_cast<unsigned>(row - b.y0) < static_cast<unsigned>(y1 - b.y0) ? 1.f : 0.f;
+      l1 = multiply_add(counts, own, l1);
+    }
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      Real moment[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
+      if (!emits) continue;
+      if (kMode == kAny) {
+        if (stores[j]) any.add(a, moment, b.batch, b.channel, 0, row - kRadius, b.x0 + first + j, place + j);
+        continue;
+      }
+      const Similarity r = similarity(a, moment);
+      Real by[4];
+      dssim_derivatives<true>(r, moment, by);
+      if (stores[j]) {
+        dssim = dssim + r.dssim;
+        if (kMode == kPartials) {
+          const Real v = a.weight.data ? load_global(weight + j) : Real(a.dssim_scale);
+          store_global(out0 + j, by[0] * v);
+          store_global(out1 + j, by[2] * v);
+          store_global(out2 + j, by[3] * v);
+        }
+      }
+    }
+    if (!emits) return;
+    if (kMode == kAny) place += a.map_size[2];
+    if (kMode == kPartials) {
+      out0 += a.map_size[2];
+      out1 += a.map_size[2];
+      out2 += a.map_size[2];
+      weight += a.weight.stride[3];
+    }
+  };
+  fetch(b.y0 - kRadius);
+#pragma unroll 1
+  for (int row = b.y0 - kRadius; row < b.y0 + kRadius; ++row) step(row, false);
+#pragma unroll 1
+  for (int row = b.y0 + kRadius; row < y1 + kRadius; ++row) step(row, true);
+  if (!a.block_sums) return;
+  block_sum<kThreads2d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
+  if (kMode == kAny) block_sum<kThreads2d>(any.dcs, block_sum_place(a, kSumDcs));
+  if (kMode == kValue) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
+}
+
+// Gradients from the adjoint maps: filters them like the forward kernel filters images, then
+//     dL/dx = F[E_s] + F[E_d] + 2 s F[E_s²] + 2 d F[E_d²] + l1_scale·sign(d),   dL/dy = F[E_s] - F[E_d] + ... - ...
+// where F is the filter, whose adjoint with zeros outside the map is itself. The plain kernel has three maps (the first
+// two added up) and makes the first image's gradient; the other has four and makes whichever are wanted.
+template <int kTaps, int kColumns, bool kPlain>
+SPLAT_DEVICE void backward2d(const SsimProblem& a) {
+  constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2, kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;
+  constexpr int kMaps = kPlain ? 3 : 4;
+  SPLAT_SHARED(Real, rows, 2 * kMaps * kRow);
+  const Block2d b = block2d<kWidth>(a);
+  const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
+  const int y1 = b.y0 + a.segment < height ? b.y0 + a.segment : height;
+  const int load_x = b.x0 - kRadius + t - a.lead[2], load_y = b.y0 - kRadius - a.lead[1];
+  const float* maps[kMaps];
+  bool loads[kColumns + 1], stores[kColumns];
+  Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+    maps[m] = a.partials + m * partial_stride(a) + (b.plane * a.map_size[1] + load_y) * a.map_size[2] + load_x;
+  }
+#pragma unroll
+  for (int k = 0; k <= kColumns; ++k) {
+    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.map_size[2]) &&
+               (k < kColumns || t < kHalo);
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    stores[j] = b.x0 + first + j < width;
+    clear(state[j]);
+  }
+  // Where the thread's first column is in the row the next output belongs to.
+  auto start = [&](const SsimTensor& tensor) {
+    return plane_offset(tensor, b.batch, b.channel) + b.y0 * tensor.stride[3] + (b.x0 + first) * tensor.stride[4];
+  };
+  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+  const bool pairs = kPlain && kColumns == 2 && ((width | a.grad[0].stride[3] | at_1) & 1) == 0 &&
+                     (reinterpret_cast<Int64>(a.grad[0].data) & 7) == 0;
+
+  auto fetch = [&](int row) {
+    const bool inside = static_cast<unsigned>(row - a.lead[1]) < static_cast<unsigned>(a.map_size[1]);
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+      for (int k = 0; k <= kColumns; ++k) {
+        next[m][k] = 0.f;
+        if (inside && loads[k]) next[m][k] = load_global(maps[m] + k * kThreads2d);
+      }
+      maps[m] += a.map_size[2];
+    }
+  };
+  auto load_own = [&](const SsimTensor& image, Int64 at, int j) {
+    return kPlain ? load_global(static_cast<const float*>(image.data) + at + j)
+                  : load_element(image, at + j * image.stride[4]);
+  };
+  auto store = [&](const Real (&s)[kColumns], const Real (&d)[kColumns], const Real (&f)[kColumns][kMaps]) {
+    Real gradient[kColumns];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const Real sign = times_sign(a.l1_scale, d[j]);
+      if (kPlain) {
+        gradient[j] = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]) + sign;
+        if (!pairs && stores[j]) store_global(static_cast<float*>(a.grad[0].data) + at_1 + j, gradient[j]);
+      } else if (stores[j]) {
+        const Real by_s = multiply_add(2.f, s[j] * f[j][2], f[j][0]);
+        const Real by_d = multiply_add(2.f, d[j] * f[j][kMaps - 1], f[j][1]) + sign;
+        if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[4], by_s + by_d);
+        if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[4], by_s - by_d);
+      }
+    }
+    if (pairs && stores[0]) {
+      store_global_pair(static_cast<float*>(a.grad[0].data) + at_1, gradient[0], gradient[kColumns - 1]);
+    }
+  };
+  auto step = [&](int row, bool emits) {
+    Real* buffer = rows + (row & 1) * kMaps * kRow;
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+      for (int k = 0; k <= kColumns; ++k) {
+        if (k < kColumns || t < kHalo) store_shared(buffer + m * kRow + t + k * kThreads2d, next[m][k]);
+      }
+    }
+    fetch(row + 1);
+    Real s[kColumns], d[kColumns];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      s[j] = d[j] = 0.f;
+      if (emits && stores[j]) {
+        const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
+        s[j] = (x + y) - a.shift;
+        d[j] = x - y;
+      }
+    }
+    barrier();
+    Real h[kMaps][kColumns], f[kColumns][kMaps];
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) row_filter<kTaps>(a, buffer + m * kRow + first, h[m]);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
+    }
+    if (!emits) return;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) l1 = l1 + absolute(d[j]);
+    store(s, d, f);
+    at_x += a.image[0].stride[3];
+    at_y += a.image[1].stride[3];
+    at_1 += a.grad[0].stride[3];
+    if (!kPlain) at_2 += a.grad[1].stride[3];
+  };
+  fetch(b.y0 - kRadius);
+#pragma unroll 1
+  for (int row = b.y0 - kRadius; row < b.y0 + kRadius; ++row) step(row, false);
+#pragma unroll 1
+  for (int row = b.y0 + kRadius; row < y1 + kRadius; ++row) step(row, true);
+  if (a.block_sums) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
+}
+
+}  // namespace

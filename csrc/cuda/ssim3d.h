@@ -1,0 +1,402 @@
+// SSIM of volumes in two kernels that march through the slices: forward (sums, map, or the adjoint maps), then backward.
+//
+// A block of 256 threads owns a tile of 32 columns and kTileRows rows and walks through `segment` slices. A slice with
+// its halo is loaded once, as s = x + y - shift and d = x - y, into shared memory, filtered there along the width by
+// all threads (four neighbouring outputs each), then along the height by each thread for its own kOutputs voxels, whose
+// vertical filter (filter.h) runs along the slices in registers. Two barriers a slice. The next slice's loads are under
+// way meanwhile. A segment starts kTaps - 1 slices early to fill the filter.
+//
+// Bytes a voxel, float32: forward reads 8 and the halo, writes 12 with adjoint maps; backward reads 20, writes 4.
+#pragma once
+#include "ssim2d.h"
+
+namespace {
+
+constexpr int kThreads3d = 256, kTileColumns = 32, kGroup = 4, kGroups = kTileColumns / kGroup;
+
+// The sizes a window decides.
+template <int kTaps>
+struct Tile {
+  static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
+  static constexpr int kOutputs = kTaps <= 11 ? 2 : 1;  // voxels a thread, one above the other
+  static constexpr int kRows = kThreads3d / kTileColumns * kOutputs;
+  static constexpr int kLoadedRows = kRows + kHalo, kLoadedColumns = kTileColumns + kHalo;
+  // Distances between rows that keep vector loads aligned and spread over the banks.
+  static constexpr int kMapPitch = (kLoadedColumns + 3) / 4 * 4, kQuadPitch = kTileColumns + 1;
+  static constexpr int kFilteredPitch = kTileColumns + 4;
+};
+
+struct Block3d {
+  int batch, channel, x0, y0, z0;
+  Int64 plane;
+};
+
+template <int kRows>
+SPLAT_DEVICE Block3d block3d(const SsimProblem& a) {
+  unsigned i = block_index();
+  Block3d b;
+  b.x0 = static_cast<int>(i % a.strips) * kTileColumns;
+  i /= a.strips;
+  b.y0 = static_cast<int>(i % a.tiles) * kRows;
+  i /= a.tiles;
+  b.z0 = static_cast<int>(i % a.segments) * a.segment;
+  b.plane = i / a.segments;
+  b.batch = static_cast<int>(b.plane / a.size[1]);
+  b.channel = static_cast<int>(b.plane - static_cast<Int64>(b.batch) * a.size[1]);
+  return b;
+}
+
+// The elements of one slice a thread loads, a fixed set for the whole walk: `where` is the element's index in the
+// slice for plain images, (row << 8 | column) of the halo tile otherwise, and -1 outside the image.
+template <bool kPlain, int kCount>
+struct SliceLoads {
+  int where[kCount];
+
+  template <int kLoadedRows, int kPitch, int kLoadedColumns>
+  SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int i = thread_index() + k * kThreads3d, row = i / kPitch, column = i - row * kPitch;
+      const int y = first_y + row, x = first_x + column;
+      const bool inside = row < kLoadedRows && column < kLoadedColumns &&
+                          static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
+                          static_cast<unsigned>(x) < static_cast<unsigned>(width);
+      where[k] = !inside ? -1 : kPlain ? static_cast<int>(y * row_stride) + x : row << 8 | column;
+    }
+  }
+
+  // Plain: from the slice's first element.
+  SPLAT_DEVICE void read(const float* slice, Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (where[k] >= 0) values[k] = load_global(slice + where[k]);
+    }
+  }
+
+  template <int kType>
+  SPLAT_DEVICE void read_as(const SsimTensor& tensor, Int64 corner, Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const Int64 at = corner + (where[k] >> 8) * tensor.stride[3] + (where[k] & 255) * tensor.stride[4];
+      if (where[k] >= 0) values[k] = load_as<kType>(tensor, at);
+    }
+  }
+
+  // Any tensor: from the corner of the halo tile.
+  SPLAT_DEVICE void read(const SsimTensor& tensor, Int64 corner, Real (&values)[kCount]) const {
+    switch (tensor.type) {
+      case kFloat32: read_as<kFloat32>(tensor, corner, values); break;
+      case kFloat16: read_as<kFloat16>(tensor, corner, values); break;
+      case kBfloat16: read_as<kBfloat16>(tensor, corner, values); break;
+      default: read_as<kUint8>(tensor, corner, values); break;
+    }
+  }
+};
+
+// Along the width: rows of (s, d) to rows of four moments.
+template <int kTaps>
+SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice, Quad* filtered) {
+  using T = Tile<kTaps>;
+#pragma unroll
+  for (int k = 0; k < (T::kLoadedRows * kGroups + kThreads3d - 1) / kThreads3d; ++k) {
+    const int i = thread_index() + k * kThreads3d;
+    if (i >= T::kLoadedRows * kGroups) break;
+    const int group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
+    Real h[kGroup][4];
+    row_moments<kTaps>(a, slice + row * T::kLoadedColumns + group * kGroup, h);
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      store_shared(filtered + row * T::kQuadPitch + group * kGroup + j, Quad{h[j][0], h[j][1], h[j][2], h[j][3]});
+    }
+  }
+}
+
+// Along the height: the four moments of a thread's own outputs, one above the other.
+template <int kTaps>
+SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* filtered,
+                                            Real (&moment)[Tile<kTaps>::kOutputs][4]) {
+  using T = Tile<kTaps>;
+#pragma unroll
+  for (int c = 0; c < T::kOutputs + T::kHalo; ++c) {
+    const Quad v = load_shared(filtered + c * T::kQuadPitch);
+#pragma unroll
+    for (int j = 0; j < T::kOutputs; ++j) {
+      const int t = c - j;
+      if (t >= 0 && t < kTaps) {
+        const float w = tap<kTaps>(a, t);
+        add_tap(moment[j][0], v.x, w, t == 0);
+        add_tap(moment[j][1], v.y, w, t == 0);
+        add_tap(moment[j][2], v.z, w, t == 0);
+        add_tap(moment[j][3], v.w, w, t == 0);
+      }
+    }
+  }
+}
+
+template <int kTaps, Forward kMode>
+SPLAT_DEVICE void forward3d(const SsimProblem& a) {
+  using T = Tile<kTaps>;
+  constexpr bool kPlain = kMode != kAny;
+  constexpr int kElements = T::kLoadedRows * T::kLoadedColumns, kLoads = (kElements + kThreads3d - 1) / kThreads3d;
+  SPLAT_SHARED(Pair, slice, kElements);
+  SPLAT_SHARED(Quad, filtered, T::kLoadedRows * T::kQuadPitch);
+  const Block3d b = block3d<T::kRows>(a);
+  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
+  const int z1 = b.z0 + a.segment < a.map_size[0] ? b.z0 + a.segment : a.map_size[0];
+  const int load_z = b.z0 - T::kRadius + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
+  const int load_x = b.x0 - T::kRadius + a.lead[2];
+  SliceLoads<kPlain, kLoads> loads;
+  loads.template aim<T::kLoadedRows, T::kLoadedColumns, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
+                                                                          a.image[0].stride[3]);
+  auto start = [&](const SsimTensor& image) {
+    const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
+    return kPlain ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
+  };
+  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]);
+  Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
+  AnyVoxel any;
+  bool stores[T::kOutputs];
+  Int64 place[T::kOutputs];
+#pragma unroll
+  for (int j = 0; j < T::kOutputs; ++j) {
+    clear(state[j]);
+    stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
+    place[j] = static_cast<Int64>(b.y0 + row0 + j) * a.map_size[2] + b.x0 + lane;
+  }
+  const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
+  Int64 slice_place = (b.plane * a.map_size[0] + b.z0) * slice_voxels;
+  const float* weight = static_cast<const float*>(a.weight.data) + plane_offset(a.weight, b.batch, b.channel) +
+                        b.z0 * a.weight.stride[2] + (b.y0 + row0) * a.weight.stride[3] + b.x0 + lane;
+
+  auto fetch = [&](int z) {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) next_x[k] = next_y[k] = 0.f;
+    if (static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2])) {
+      if constexpr (kPlain) {
+        loads.read(static_cast<const float*>(a.image[0].data) + at_x, next_x);
+        loads.read(static_cast<const float*>(a.image[1].data) + at_y, next_y);
+      } else {
+        loads.read(a.image[0], at_x, next_x);
+        loads.read(a.image[1], at_y, next_y);
+      }
+    }
+    at_x += a.image[0].stride[2];
+    at_y += a.image[1].stride[2];
+  };
+  auto step = [&](int z, bool emits) {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const Real x = next_x[k], y = next_y[k];
+      if (t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x + y) - a.shift, x - y});
+    }
+    fetch(z + 1);
+    barrier();
+    filter_rows_of_moments<kTaps>(a, slice, filtered);
+    if (kMode == kValue && z >= b.z0 && z < z1) {
+#pragma unroll
+      for (int j = 0; j < T::kOutputs; ++j) {
+        l1 = l1 + absolute(load_shared(&slice[(row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius].y));
+      }
+    }
+    barrier();
+    Real h[T::kOutputs][4];
+    filter_columns_of_moments<kTaps>(a, filtered + row0 * T::kQuadPitch + lane, h);
+#pragma unroll
+    for (int j = 0; j < T::kOutputs; ++j) {
+      Real moment[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
+      if (!emits || !stores[j]) continue;
+      const Int64 at = slice_place + place[j];
+      if (kMode == kAny) {
+        any.add(a, moment, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane, at);
+        continue;
+      }
+      const Similarity r = similarity(a, moment);
+      dssim = dssim + r.dssim;
+      if (kMode == kPartials) {
+        Real by[4];
+        dssim_derivatives<true>(r, moment, by);
+        const Real v = a.weight.data ? load_global(weight + j * a.weight.stride[3]) : Real(a.dssim_scale);
+        store_global(a.partials + at, by[0] * v);
+        store_global(a.partials + partial_stride(a) + at, by[2] * v);
+        store_global(a.partials + 2 * partial_stride(a) + at, by[3] * v);
+      }
+    }
+    if (!emits) return;
+    slice_place += slice_voxels;
+    weight += a.weight.stride[2];
+  };
+  fetch(b.z0 - T::kRadius);
+#pragma unroll 1
+  for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
+#pragma unroll 1
+  for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
+  if (!a.block_sums) return;
+  block_sum<kThreads3d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
+  if (kMode == kAny) block_sum<kThreads3d>(any.dcs, block_sum_place(a, kSumDcs));
+  if (kMode == kValue) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
+}
+
+// Along the width, one adjoint map.
+template <int kTaps>
+SPLAT_DEVICE void filter_rows_of_map(const SsimProblem& a, const Real* slice, Real* filtered, int row, int group) {
+  using T = Tile<kTaps>;
+  constexpr int kReads = (kGroup + T::kHalo + 3) / 4;
+  Real in[4 * kReads], sums[kGroup];
+#pragma unroll
+  for (int k = 0; k < kReads; ++k) {
+    const Quad v = load_shared(reinterpret_cast<const Quad*>(slice + row * T::kMapPitch + group * kGroup) + k);
+    in[4 * k] = v.x;
+    in[4 * k + 1] = v.y;
+    in[4 * k + 2] = v.z;
+    in[4 * k + 3] = v.w;
+  }
+#pragma unroll
+  for (int j = 0; j < kGroup; ++j) {
+#pragma unroll
+    for (int t = 0; t < kTaps; ++t) add_tap(sums[j], in[j + t], tap<kTaps>(a, t), t == 0);
+  }
+  store_shared(reinterpret_cast<Quad*>(filtered + row * T::kFilteredPitch + group * kGroup),
+               Quad{sums[0], sums[1], sums[2], sums[3]});
+}
+
+// Along the height, one adjoint map: a thread's own outputs.
+template <int kTaps>
+SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filtered,
+                                        Real (&sums)[Tile<kTaps>::kOutputs]) {
+  using T = Tile<kTaps>;
+#pragma unroll
+  for (int c = 0; c < T::kOutputs + T::kHalo; ++c) {
+    const Real v = load_shared(filtered + c * T::kFilteredPitch);
+#pragma unroll
+    for (int j = 0; j < T::kOutputs; ++j) {
+      const int t = c - j;
+      if (t >= 0 && t < kTaps) add_tap(sums[j], v, tap<kTaps>(a, t), t == 0);
+    }
+  }
+}
+
+// Gradients from the adjoint maps, as backward2d.
+template <int kTaps, bool kPlain>
+SPLAT_DEVICE void backward3d(const SsimProblem& a) {
+  using T = Tile<kTaps>;
+  constexpr int kMaps = kPlain ? 3 : 4, kElements = T::kLoadedRows * T::kMapPitch;
+  constexpr int kLoads = (kElements + kThreads3d - 1) / kThreads3d, kFiltered = T::kLoadedRows * T::kFilteredPitch;
+  constexpr int kItems = T::kLoadedRows * kGroups;
+  SPLAT_SHARED(Real, slice, kMaps * kElements);
+  SPLAT_SHARED(Real, filtered, kMaps * kFiltered);
+  const Block3d b = block3d<T::kRows>(a);
+  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
+  const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
+  const int load_z = b.z0 - T::kRadius - a.lead[0];
+  SliceLoads<true, kLoads> loads;
+  loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
+                                                                     b.x0 - T::kRadius - a.lead[2], a.map_size[1],
+                                                                     a.map_size[2], a.map_size[2]);
+  const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
+  const float* maps[kMaps];
+  Real next[kMaps][kLoads], state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+    maps[m] = a.partials + m * partial_stride(a) + (b.plane * a.map_size[0] + load_z) * slice_voxels;
+  }
+  bool stores[T::kOutputs];
+#pragma unroll
+  for (int j = 0; j < T::kOutputs; ++j) {
+    clear(state[j]);
+    stores[j] = b.y0 + row0 + j < a.size[3] && b.x0 + lane < a.size[4];
+  }
+  auto start = [&](const SsimTensor& tensor) {
+    return plane_offset(tensor, b.batch, b.channel) + b.z0 * tensor.stride[2] + (b.y0 + row0) * tensor.stride[3] +
+           (b.x0 + lane) * tensor.stride[4];
+  };
+  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+
+  auto fetch = [&](int z) {
+    const bool inside = static_cast<unsigned>(z - a.lead[0]) < static_cast<unsigned>(a.map_size[0]);
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) next[m][k] = 0.f;
+      if (inside) loads.read(maps[m], next[m]);
+      maps[m] += slice_voxels;
+    }
+  };
+  auto load_own = [&](const SsimTensor& image, Int64 at, int j) {
+    at += j * image.stride[3];
+    return kPlain ? load_global(static_cast<const float*>(image.data) + at) : load_element(image, at);
+  };
+  auto store = [&](int j, Real s, Real d, const Real (&f)[kMaps]) {
+    const Real sign = times_sign(a.l1_scale, d);
+    if (kPlain) {
+      const Real gradient = multiply_add(2.f, multiply_add(d, f[2], s * f[1]), f[0]) + sign;
+      store_global(static_cast<float*>(a.grad[0].data) + at_1 + j * a.grad[0].stride[3], gradient);
+    } else {
+      const Real by_s = multiply_add(2.f, s * f[2], f[0]);
+      const Real by_d = multiply_add(2.f, d * f[kMaps - 1], f[1]) + sign;
+      if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[3], by_s + by_d);
+      if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[3], by_s - by_d);
+    }
+  };
+  auto step = [&](int z, bool emits) {
+    Real s[T::kOutputs], d[T::kOutputs];
+#pragma unroll
+    for (int j = 0; j < T::kOutputs; ++j) {
+      s[j] = d[j] = 0.f;
+      if (emits && stores[j]) {
+        const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
+        s[j] = (x + y) - a.shift;
+        d[j] = x - y;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (t + k * kThreads3d < kElements) {
+#pragma unroll
+        for (int m = 0; m < kMaps; ++m) store_shared(slice + m * kElements + t + k * kThreads3d, next[m][k]);
+      }
+    }
+    fetch(z + 1);
+    barrier();
+#pragma unroll
+    for (int k = 0; k < (kItems + kThreads3d - 1) / kThreads3d; ++k) {
+      const int i = t + k * kThreads3d, group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
+      if (i < kItems) {
+#pragma unroll
+        for (int m = 0; m < kMaps; ++m) {
+          filter_rows_of_map<kTaps>(a, slice + m * kElements, filtered + m * kFiltered, row, group);
+        }
+      }
+    }
+    barrier();
+    Real h[kMaps][T::kOutputs];
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      filter_columns_of_map<kTaps>(a, filtered + m * kFiltered + row0 * T::kFilteredPitch + lane, h[m]);
+    }
+#pragma unroll
+    for (int j = 0; j < T::kOutputs; ++j) {
+      Real f[kMaps];
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) f[m] = filter_step(state[j][m], h[m][j], a.taps);
+      if (emits && stores[j]) {
+        l1 = l1 + absolute(d[j]);
+        store(j, s[j], d[j], f);
+      }
+    }
+    if (!emits) return;
+    at_x += a.image[0].stride[2];
+    at_y += a.image[1].stride[2];
+    at_1 += a.grad[0].stride[2];
+    if (!kPlain) at_2 += a.grad[1].stride[2];
+  };
+  fetch(b.z0 - T::kRadius);
+#pragma unroll 1
+  for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
+#pragma unroll 1
+  for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
+  if (a.block_sums) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
+}
+
+}  // namespace

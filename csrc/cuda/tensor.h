@@ -1,0 +1,97 @@
+// Reading and writing tensors of any type and strides.
+#pragma once
+#include "device.h"
+
+namespace {
+
+template <int kType>
+SPLAT_DEVICE Real load_as(const SsimTensor& tensor, Int64 offset) {
+  if constexpr (kType == kFloat32) {
+    return load_global(static_cast<const float*>(tensor.data) + offset) * tensor.scale;
+  } else if constexpr (kType == kUint8) {
+    const unsigned value = load_global(static_cast<const unsigned char*>(tensor.data) + offset);
+    return Real(static_cast<float>(value)) * tensor.scale;
+  } else {
+    const unsigned bits = load_global(static_cast<const unsigned short*>(tensor.data) + offset);
+    return (kType == kFloat16 ? from_float16(bits) : from_bits(bits << 16)) * tensor.scale;
+  }
+}
+
+SPLAT_DEVICE Real load_element(const SsimTensor& tensor, Int64 offset) {
+  switch (tensor.type) {
+    case kFloat32: return load_as<kFloat32>(tensor, offset);
+    case kFloat16: return load_as<kFloat16>(tensor, offset);
+    case kBfloat16: return load_as<kBfloat16>(tensor, offset);
+    default: return load_as<kUint8>(tensor, offset);
+  }
+}
+
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
+SPLAT_DEVICE unsigned short to_bfloat16(Real v) {
+  const unsigned bits = to_bits(v);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+  return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+SPLAT_DEVICE void store_element(const SsimTensor& tensor, Int64 offset, Real v) {
+  switch (tensor.type) {
+    case kFloat32: store_global(static_cast<float*>(tensor.data) + offset, v); break;
+    case kFloat16: store_global(static_cast<unsigned short*>(tensor.data) + offset, to_float16(v)); break;
+    default: store_global(static_cast<unsigned short*>(tensor.data) + offset, to_bfloat16(v)); break;
+  }
+}
+
+SPLAT_DEVICE Int64 plane_offset(const SsimTensor& tensor, int batch, int channel) {
+  return batch * tensor.stride[0] + channel * tensor.stride[1];
+}
+
+// A place in a tensor that walks along the marching axis. read() fetches values[k] = the element k·spacing columns to
+// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, scale 1, width stride 1. The
+// other switches over the type once a row, outside the loads, so that these still leave together.
+template <bool kPlain>
+struct Cursor {
+  Int64 here, step;
+
+  SPLAT_DEVICE Cursor(const SsimTensor&, Int64 offset, Int64 step_) : here(offset), step(step_) {}
+  SPLAT_DEVICE void advance() { here += step; }
+
+  template <int kType, int kCount>
+  SPLAT_DEVICE void read_as(const SsimTensor& tensor, int spacing, const bool (&wanted)[kCount],
+                            Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (wanted[k]) values[k] = load_as<kType>(tensor, here + k * spacing * tensor.stride[4]);
+    }
+  }
+
+  template <int kCount>
+  SPLAT_DEVICE void read(const SsimTensor& tensor, int spacing, const bool (&wanted)[kCount],
+                         Real (&values)[kCount]) const {
+    switch (tensor.type) {
+      case kFloat32: read_as<kFloat32>(tensor, spacing, wanted, values); break;
+      case kFloat16: read_as<kFloat16>(tensor, spacing, wanted, values); break;
+      case kBfloat16: read_as<kBfloat16>(tensor, spacing, wanted, values); break;
+      default: read_as<kUint8>(tensor, spacing, wanted, values); break;
+    }
+  }
+};
+
+template <>
+struct Cursor<true> {
+  const float* here;
+  Int64 step;
+
+  SPLAT_DEVICE Cursor(const SsimTensor& tensor, Int64 offset, Int64 step_)
+      : here(static_cast<const float*>(tensor.data) + offset), step(step_) {}
+  SPLAT_DEVICE void advance() { here += step; }
+
+  template <int kCount>
+  SPLAT_DEVICE void read(const SsimTensor&, int spacing, const bool (&wanted)[kCount], Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (wanted[k]) values[k] = load_global(here + k * spacing);
+    }
+  }
+};
+
+}  // namespace
