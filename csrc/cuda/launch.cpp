@@ -56,11 +56,11 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   bool simple = plain(p.image[0]) && plain(p.image[1]) && !wide && !o.both && (!volume || plain_slices(p));
   if (operation == kOperationFused) return simple && plain(p.grad[0]) ? kFused2d : kFused2dStrided;
   if (operation == kOperationBackward) {
-    simple = simple && plain(p.grad[0]) && !p.grad[1].data;
+    simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
     if (volume) return simple ? kBackward3d : wide ? kAdjoint3dWide : kAdjoint3d;
     return simple ? kBackward2d : wide ? kAdjoint2dWide : kAdjoint2d;
   }
-  simple = simple && !p.map.data && !p.plane_weight && (!p.weight.data || plain(p.weight));
+  simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || plain(p.weight));
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
   if (simple && p.partials) return volume ? kPartials3d : kPartials2d;
   if (volume) return wide ? kForward3dWide : kForward3d;
@@ -198,6 +198,6 @@ SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, vo
 
 // Fills a->results.
 SPLAT_EXPORT int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream) {
-  return launch(module, kReduce, static_cast<Int64>(a->groups) * a->kinds, a, stream);
+  return launch(module, kReduce, a->groups, a, stream);
 }
 }

@@ -84,7 +84,9 @@ SPLAT_DEVICE void fold(const SsimPadding& a) {
   if (a.l1_scale != 0.f) {
     const Real x = load_element(a.source[0], offset_of(a.source[0], i[0], i[1], i[2], i[3], i[4]));
     const Real y = load_element(a.source[1], offset_of(a.source[1], i[0], i[1], i[2], i[3], i[4]));
-    sum = sum + times_sign(a.l1_scale, x - y);
+    Real share = a.l1_scale;
+    if (a.l1_weight.data) share = share * load_element(a.l1_weight, offset_of(a.l1_weight, i[0], i[1], i[2], i[3], i[4]));
+    sum = sum + times_sign(share, x - y);
   }
   store_element(a.grad, offset_of(a.grad, i[0], i[1], i[2], i[3], i[4]), sum);
 }
@@ -100,7 +102,9 @@ SPLAT_DEVICE void l1(const SsimPadding& a) {
     unravel(v, a.size, none, i);
     const Real x = load_element(a.source[0], offset_of(a.source[0], batch, i[1], i[2], i[3], i[4]));
     const Real y = load_element(a.source[1], offset_of(a.source[1], batch, i[1], i[2], i[3], i[4]));
-    sum = sum + absolute(x - y);
+    Real share = 1.f;
+    if (a.l1_weight.data) share = load_element(a.l1_weight, offset_of(a.l1_weight, batch, i[1], i[2], i[3], i[4]));
+    sum = multiply_add(share, absolute(x - y), sum);
   }
   block_sum<kElementwiseThreads>(sum, a.block_sums + block_index());
 }

@@ -27,8 +27,9 @@ struct SsimProblem {
   SsimTensor image[2];
   SsimTensor grad[2];   // out: gradients; type and strides of their own
   SsimTensor map;       // out: S of every voxel
-  SsimTensor weight;    // in: dL/d(1 - S) of every voxel of the map; strides may be 0
-  const float* plane_weight;  // in: dL/d(mean-free sums) as [plane][2]: of 1 - S and of 1 - CS
+  SsimTensor weight;    // in: weight of every voxel of the map, in sums and gradients; strides may be 0
+  SsimTensor l1_weight;  // in: weight of |x - y| of every voxel of the images
+  const float* plane_weight;  // in: derivatives of the loss by 1 - S and by 1 - CS, [plane][2]
   float* partials;      // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
   float* block_sums;    // workspace [3][plane][blocks a plane]
   int size[5];          // batch, channels, depth, height, width of the images
@@ -41,8 +42,8 @@ struct SsimProblem {
   float taps[kMostTaps / 2 + 1];  // window weights from the edge to the centre, zero-padded to the kernel's taps
   float c1, c2;         // (k1·L)², (k2·L)²
   float shift;          // subtracted from s = x + y before moments are formed; twice the mean shift of an image
-  float dssim_scale;    // dL/d(1 - S) of every voxel, used where neither weight nor plane_weight is given
-  float l1_scale;       // dL/d|x - y| of every voxel
+  float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
+  float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
 };
 
@@ -59,6 +60,7 @@ struct SsimOptions {
   int window_size;      // odd, 3 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside
   int both;             // 1: the adjoint maps must serve the gradients of both images
+  int contrast;         // 1: the sums of 1 - CS are wanted too
   int multiprocessors;  // of the device, to cut the marching axis well
 };
 
@@ -67,23 +69,24 @@ struct SsimPadding {
   SsimTensor source[2];  // pad: the image; fold: the two images, for the sign of the L1 term
   SsimTensor target;     // pad: out, padded; fold: in, gradient of the padded image
   SsimTensor grad;       // fold: out, gradient of the image
+  SsimTensor l1_weight;  // fold, l1: weight of |source[0] - source[1]|, where given
   int size[5];           // of the unpadded images
   int radius[3];         // 0 on the depth of images
   int reflect;           // 1 reflects (the edge not repeated), 0 replicates
-  float l1_scale;        // fold: times the sign of source[0] - source[1] is added
+  float l1_scale;        // fold: times weight and sign of source[0] - source[1] is added
   float* block_sums;     // l1: workspace [blocks]
   int blocks;            // l1: blocks an image
 };
 
-// Argument of the reduction over the block sums of `groups` images (or planes), `count` blocks each, for `kinds` kinds:
-//     results[k][group] = offset[k] + scale[k] · Σ values[kind[k]][group][...]
+// Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
+//     results[k][group] = offset[k] + scale[k] · Σ values[k][group][0 … count[k]),
+//     results[kinds][group] = Σ combine[k]·results[k][group]
 struct SsimReduction {
-  const float* values;
+  const float* values[kSumKinds];
+  Int64 count[kSumKinds];
   float* results;
-  Int64 count;
   int groups, kinds;
-  int kind[kSumKinds];
-  float scale[kSumKinds], offset[kSumKinds];
+  float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
 };
 
 // Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.

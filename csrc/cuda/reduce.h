@@ -20,22 +20,30 @@ SPLAT_DEVICE void block_sum(Real v, float* result) {
   }
 }
 
-// One block a result, summed in double precision.
+// One block a group; sums in double precision.
 SPLAT_DEVICE void reduce(const SsimReduction& a) {
   SPLAT_SHARED(double, warps, 8);
-  const int k = static_cast<int>(block_index() / a.groups);
-  const Int64 group = block_index() % a.groups;
-  const float* values = a.values + (static_cast<Int64>(a.kind[k]) * a.groups + group) * a.count;
-  double sum = 0.;
-  for (Int64 i = thread_index(); i < a.count; i += 256) sum += static_cast<double>(load_global(values + i));
+  const Int64 group = block_index();
+  double combined = 0.;
+  for (int k = 0; k < a.kinds; ++k) {
+    const float* values = a.values[k] + group * a.count[k];
+    double sum = 0.;
+    for (Int64 i = thread_index(); i < a.count[k]; i += 256) sum += static_cast<double>(load_global(values + i));
 #pragma unroll
-  for (int lanes = 16; lanes > 0; lanes >>= 1) sum += shuffle_down(sum, lanes);
-  if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, sum);
-  barrier();
+    for (int lanes = 16; lanes > 0; lanes >>= 1) sum += shuffle_down(sum, lanes);
+    barrier();  // thread 0 may still read the sums of the kind before this one
+    if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, sum);
+    barrier();
+    if (thread_index() == 0) {
+      sum = 0.;
+      for (int w = 0; w < 8; ++w) sum += load_shared(warps + w);
+      sum = a.offset[k] + a.scale[k] * sum;
+      combined += a.combine[k] * sum;
+      store_global(a.results + k * a.groups + group, Real(static_cast<float>(sum)));
+    }
+  }
   if (thread_index() == 0) {
-    sum = 0.;
-    for (int w = 0; w < 8; ++w) sum += load_shared(warps + w);
-    store_global(a.results + block_index(), Real(static_cast<float>(a.offset[k] + a.scale[k] * sum)));
+    store_global(a.results + static_cast<Int64>(a.kinds) * a.groups + group, Real(static_cast<float>(combined)));
   }
 }
 

@@ -63,24 +63,24 @@ struct AnyVoxel {
   SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], int batch, int channel, int z, int y, int x,
                         Int64 place) {
     const Similarity r = similarity(a, moment);
-    Real v = a.dssim_scale, c = 0.f;
-    if (a.plane_weight) {
-      const float* scale = a.plane_weight + 2 * (static_cast<Int64>(batch) * a.size[1] + channel);
-      v = load_global(scale);
-      c = load_global(scale + 1);
-    }
+    Real share = 1.f;
     if (a.weight.data) {
       const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
-      v = load_element(a.weight, at + x * a.weight.stride[4]);
+      share = load_element(a.weight, at + x * a.weight.stride[4]);
     }
-    dssim = dssim + r.dssim;
-    dcs = dcs + r.dcs;
+    dssim = multiply_add(share, r.dssim, dssim);
+    dcs = multiply_add(share, r.dcs, dcs);
     if (a.map.data) {
       const Int64 at = plane_offset(a.map, batch, channel) + z * a.map.stride[2] + y * a.map.stride[3];
       store_element(a.map, at + x * a.map.stride[4], 1.f - r.dssim);
     }
     if (a.partials) {
-      Real by[4];
+      Real v = share * a.dssim_scale, c = 0.f, by[4];
+      if (a.plane_weight) {
+        const float* scale = a.plane_weight + 2 * (static_cast<Int64>(batch) * a.size[1] + channel);
+        v = share * load_global(scale);
+        c = share * load_global(scale + 1);
+      }
       any_derivatives(r, moment, v, c, by);
 #pragma unroll
       for (int m = 0; m < 4; ++m) store_global(a.partials + m * partial_stride(a) + place, by[m]);
@@ -161,9 +161,10 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
       Real by[4];
       dssim_derivatives<true>(r, moment, by);
       if (stores[j]) {
-        dssim = dssim + r.dssim;
+        if (kMode == kValue) dssim = dssim + r.dssim;
         if (kMode == kPartials) {
-          const Real v = a.weight.data ? load_global(weight + j) : Real(a.dssim_scale);
+          const Real share = a.weight.data ? load_global(weight + j) : Real(1.f), v = share * a.dssim_scale;
+          dssim = multiply_add(share, r.dssim, dssim);
           store_global(out0 + j, by[0] * v);
           store_global(out1 + j, by[2] * v);
           store_global(out2 + j, by[3] * v);
@@ -225,6 +226,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
     return plane_offset(tensor, b.batch, b.channel) + b.y0 * tensor.stride[3] + (b.x0 + first) * tensor.stride[4];
   };
   Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+  Int64 at_weight = start(a.l1_weight);
   const bool pairs = kPlain && kColumns == 2 && ((width | a.grad[0].stride[3] | at_1) & 1) == 0 &&
                      (reinterpret_cast<Int64>(a.grad[0].data) & 7) == 0;
 
@@ -248,7 +250,12 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
     Real gradient[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const Real sign = times_sign(a.l1_scale, d[j]);
+      Real share = 1.f;
+      if (!kPlain && a.l1_weight.data && stores[j]) {
+        share = load_element(a.l1_weight, at_weight + j * a.l1_weight.stride[4]);
+      }
+      const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d[j]);
+      l1 = multiply_add(share, absolute(d[j]), l1);
       if (kPlain) {
         gradient[j] = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]) + sign;
         if (!pairs && stores[j]) store_global(static_cast<float*>(a.grad[0].data) + at_1 + j, gradient[j]);
@@ -293,13 +300,14 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       for (int m = 0; m < kMaps; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
     }
     if (!emits) return;
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) l1 = l1 + absolute(d[j]);
     store(s, d, f);
     at_x += a.image[0].stride[3];
     at_y += a.image[1].stride[3];
     at_1 += a.grad[0].stride[3];
-    if (!kPlain) at_2 += a.grad[1].stride[3];
+    if (!kPlain) {
+      at_2 += a.grad[1].stride[3];
+      at_weight += a.l1_weight.stride[3];
+    }
   };
   fetch(b.y0 - kRadius);
 #pragma unroll 1

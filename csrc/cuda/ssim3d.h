@@ -213,11 +213,13 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
         continue;
       }
       const Similarity r = similarity(a, moment);
-      dssim = dssim + r.dssim;
+      if (kMode == kValue) dssim = dssim + r.dssim;
       if (kMode == kPartials) {
         Real by[4];
         dssim_derivatives<true>(r, moment, by);
-        const Real v = a.weight.data ? load_global(weight + j * a.weight.stride[3]) : Real(a.dssim_scale);
+        const Real share = a.weight.data ? load_global(weight + j * a.weight.stride[3]) : Real(1.f);
+        const Real v = share * a.dssim_scale;
+        dssim = multiply_add(share, r.dssim, dssim);
         store_global(a.partials + at, by[0] * v);
         store_global(a.partials + partial_stride(a) + at, by[2] * v);
         store_global(a.partials + 2 * partial_stride(a) + at, by[3] * v);
@@ -312,6 +314,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
            (b.x0 + lane) * tensor.stride[4];
   };
   Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+  Int64 at_weight = start(a.l1_weight);
 
   auto fetch = [&](int z) {
     const bool inside = static_cast<unsigned>(z - a.lead[0]) < static_cast<unsigned>(a.map_size[0]);
@@ -328,7 +331,10 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
     return kPlain ? load_global(static_cast<const float*>(image.data) + at) : load_element(image, at);
   };
   auto store = [&](int j, Real s, Real d, const Real (&f)[kMaps]) {
-    const Real sign = times_sign(a.l1_scale, d);
+    Real share = 1.f;
+    if (!kPlain && a.l1_weight.data) share = load_element(a.l1_weight, at_weight + j * a.l1_weight.stride[3]);
+    const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d);
+    l1 = multiply_add(share, absolute(d), l1);
     if (kPlain) {
       const Real gradient = multiply_add(2.f, multiply_add(d, f[2], s * f[1]), f[0]) + sign;
       store_global(static_cast<float*>(a.grad[0].data) + at_1 + j * a.grad[0].stride[3], gradient);
@@ -380,16 +386,16 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       Real f[kMaps];
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) f[m] = filter_step(state[j][m], h[m][j], a.taps);
-      if (emits && stores[j]) {
-        l1 = l1 + absolute(d[j]);
-        store(j, s[j], d[j], f);
-      }
+      if (emits && stores[j]) store(j, s[j], d[j], f);
     }
     if (!emits) return;
     at_x += a.image[0].stride[2];
     at_y += a.image[1].stride[2];
     at_1 += a.grad[0].stride[2];
-    if (!kPlain) at_2 += a.grad[1].stride[2];
+    if (!kPlain) {
+      at_2 += a.grad[1].stride[2];
+      at_weight += a.l1_weight.stride[2];
+    }
   };
   fetch(b.z0 - T::kRadius);
 #pragma unroll 1

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from .ssim import Options
+
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _FORWARD, _BACKWARD, _FUSED = 0, 1, 2
 _DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
+
+# Kernels that count |x - y| too, and the pairs that share three adjoint maps.
+_COUNT_L1 = ("splat_value2d", "splat_value3d")
+_PLAIN_PAIRS = (("splat_partials2d", "splat_backward2d"), ("splat_partials3d", "splat_backward3d"))
 
 #: Windows the kernels take; others take the torch definition.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
@@ -34,6 +40,7 @@ class _Problem(ctypes.Structure):
         ("grad", _Tensor * 2),
         ("map", _Tensor),
         ("weight", _Tensor),
+        ("l1_weight", _Tensor),
         ("plane_weight", ctypes.c_void_p),
         ("partials", ctypes.c_void_p),
         ("block_sums", ctypes.c_void_p),
@@ -64,6 +71,7 @@ class _Options(ctypes.Structure):
         ("window_size", ctypes.c_int),
         ("valid", ctypes.c_int),
         ("both", ctypes.c_int),
+        ("contrast", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
     )
 
@@ -73,6 +81,7 @@ class _Padding(ctypes.Structure):
         ("source", _Tensor * 2),
         ("target", _Tensor),
         ("grad", _Tensor),
+        ("l1_weight", _Tensor),
         ("size", ctypes.c_int * 5),
         ("radius", ctypes.c_int * 3),
         ("reflect", ctypes.c_int),
@@ -84,14 +93,14 @@ class _Padding(ctypes.Structure):
 
 class _Reduction(ctypes.Structure):
     _fields_ = (
-        ("values", ctypes.c_void_p),
+        ("values", ctypes.c_void_p * 3),
+        ("count", ctypes.c_longlong * 3),
         ("results", ctypes.c_void_p),
-        ("count", ctypes.c_longlong),
         ("groups", ctypes.c_int),
         ("kinds", ctypes.c_int),
-        ("kind", ctypes.c_int * 3),
         ("scale", ctypes.c_float * 3),
         ("offset", ctypes.c_float * 3),
+        ("combine", ctypes.c_float * 3),
     )
 
 
@@ -99,18 +108,13 @@ class _Reduction(ctypes.Structure):
 _STATUS = {2: "rejected its arguments", 3: "could not be started"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What SSIM to compute: see `splat_ssim.ssim`. `window_size` must be in `WINDOW_SIZES`."""
-
-    window_size: int = 11
-    sigma: float = 1.5
-    data_range: float = 1.0
-    k1: float = 0.01
-    k2: float = 0.03
-    padding: str = "same"
-    spatial_dims: int = 2
-    channels_last: bool = False
+def kernel_names(library: ctypes.CDLL) -> list[str]:
+    """The names of all kernels in the order of a module's table."""
+    library.splat_ssim_cuda_kernel_name.restype = ctypes.c_char_p
+    names: list[str] = []
+    while (name := library.splat_ssim_cuda_kernel_name(len(names))) is not None:
+        names.append(name.decode())
+    return names
 
 
 class Kernels:
@@ -129,6 +133,7 @@ class Kernels:
         if list(sizes) != expected:
             raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
         self._prepare = library.splat_ssim_cuda_prepare
+        self._names = kernel_names(library)
         self._launchers = {}
         for name in ("ssim", "pad", "fold", "l1", "reduce"):
             function = library[f"splat_ssim_cuda_{name}"]
@@ -147,13 +152,13 @@ class Kernels:
         if status:
             raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status, 'failed')} (status {status})")
 
-    def prepare(self, problem: _Problem, options: _Options, operation: int) -> int:
-        """Completes `problem`; returns the number of blocks."""
+    def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
+        """Completes `problem`; returns the kernel that will run and its number of blocks."""
         blocks = ctypes.c_longlong()
         status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
         if status:
             raise RuntimeError(f"the CUDA kernels do not take images of size {list(problem.size)}")
-        return blocks.value
+        return self._names[problem.kernel], blocks.value
 
 
 def _volume(image: Tensor, options: Options) -> Tensor:
@@ -174,94 +179,278 @@ def _radii(options: Options) -> list[int]:
 
 
 class _Call:
-    """One call: images as (B, C, D, H, W) views, padded ones where the padding asks for them."""
+    """One call: images as (B, C, D, H, W) views, copied to padded ones where the padding asks for it.
 
-    def __init__(self, kernels: Kernels, img1: Tensor, img2: Tensor, options: Options, stream: int) -> None:
+    Where only the second image's gradient is wanted the images change places: SSIM and |x - y| are symmetric. So
+    `grads[0]` is wanted wherever a gradient is.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        stream: int,
+        img1: Tensor,
+        img2: Tensor,
+        options: Options,
+        grads: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
         self.kernels, self.options, self.stream = kernels, options, stream
-        self.originals = [_volume(img1.detach(), options), _volume(img2.detach(), options)]
+        images, wanted = [img1, img2], list(grads)
+        if grads[0] is None and grads[1] is not None:
+            images.reverse()
+            wanted.reverse()
+        self.originals = [_volume(image.detach(), options) for image in images]
+        self.grads = [None if grad is None else _volume(grad, options) for grad in wanted]
+        radius = options.window_size // 2
+        self.radii = [radius if options.spatial_dims == 3 else 0, radius, radius]
         self.padded = options.padding in ("reflect", "replicate")
+        self.valid = self.padded or options.padding == "valid"
         self.images = [self._pad(image) for image in self.originals] if self.padded else self.originals
-        self.size = self.originals[0].shape
-        self.valid = options.padding == "valid" or self.padded
-        self._requested = _Options(
-            options.sigma,
-            options.k1,
-            options.k2,
-            options.data_range,
-            options.spatial_dims,
-            options.window_size,
-            self.valid,
-            0,
-            kernels.multiprocessors,
-        )
-
-    def map_shape(self) -> list[int]:
-        """(B, C, D, H, W) of the map."""
-        trim = [2 * r if self.valid else 0 for r in _radii(self.options)]
-        return [*self.size[:2], *(n - t for n, t in zip(self.images[0].shape[2:], trim, strict=True))]
+        self.batch, self.channels = self.originals[0].shape[:2]
+        trim = [2 * r if self.valid else 0 for r in self.radii]
+        self.map_shape = [n - t for n, t in zip(self.images[0].shape[2:], trim, strict=True)]
 
     def empty(self, *shape: int) -> Tensor:
         """A float32 workspace or result on the images' device."""
-        return torch.empty(shape, dtype=torch.float32, device=self.images[0].device)
+        return torch.empty(shape, dtype=torch.float32, device=self.originals[0].device)
 
-    def _padding(self, images: list[Tensor], target: Tensor | None) -> _Padding:
+    def _padding(self, images: list[Tensor], l1_weight: Tensor | None = None) -> _Padding:
         argument = _Padding()
         for place, image in enumerate(images):
             argument.source[place] = _describe(image, self.options)
-        if target is not None:
-            argument.target = _describe(target, self.options)
+        if l1_weight is not None:
+            argument.l1_weight = _describe(l1_weight, self.options)
         argument.size[:] = images[0].shape
-        argument.radius[:] = _radii(self.options)
+        argument.radius[:] = self.radii
         argument.reflect = self.options.padding == "reflect"
         return argument
 
     def _pad(self, image: Tensor) -> Tensor:
-        shape = [n + 2 * r for n, r in zip(image.shape[2:], _radii(self.options), strict=True)]
-        target = torch.empty(*image.shape[:2], *shape, dtype=torch.float32, device=image.device)
-        self.kernels.launch("pad", self._padding([image], target), self.stream)
+        target = self.empty(*image.shape[:2], *(n + 2 * r for n, r in zip(image.shape[2:], self.radii, strict=True)))
+        argument = self._padding([image])
+        argument.target = _describe(target, self.options)
+        self.kernels.launch("pad", argument, self.stream)
         return target
 
-    def fold(self, padded_grad: Tensor, grad: Tensor, l1_scale: float, swapped: bool) -> None:
-        """Fills `grad` from the gradient of the padded image."""
-        argument = self._padding(self.originals[::-1] if swapped else self.originals, padded_grad)
-        argument.grad = _describe(grad, self.options)
+    def _fold(self, place: int, padded_grad: Tensor, l1_scale: float, l1_weight: Tensor | None) -> None:
+        """Fills `grads[place]` from the gradient of the padded image."""
+        order = self.originals if place == 0 else self.originals[::-1]
+        argument = self._padding(order, l1_weight)
+        argument.target = _describe(padded_grad, self.options)
+        argument.grad = _describe(self.grads[place], self.options)
         argument.l1_scale = l1_scale
         self.kernels.launch("fold", argument, self.stream)
 
-    def problem(self, grads: tuple[Tensor | None, Tensor | None] = (None, None)) -> _Problem:
-        """A problem on the (padded) images and the gradients that are to be made."""
+    def sum_l1(self, weight: Tensor | None) -> Tensor:
+        """Block sums of |x - y| by a kernel of its own: (B, blocks of an image)."""
+        argument = self._padding(self.originals, weight)
+        voxels = self.originals[0][0].numel()
+        argument.blocks = max(1, min(4 * self.kernels.multiprocessors, voxels // 2048))
+        sums = self.empty(self.batch, argument.blocks)
+        argument.block_sums = sums.data_ptr()
+        self.kernels.launch("l1", argument, self.stream)
+        return sums
+
+    def problem(
+        self, dssim_scale: float = 0.0, weight: Tensor | None = None, plane_weight: Tensor | None = None
+    ) -> _Problem:
+        """A problem on the (padded) images with weights of the map or of the planes."""
         problem = _Problem()
-        for place, (image, grad) in enumerate(zip(self.images, grads, strict=True)):
+        for place, image in enumerate(self.images):
             problem.image[place] = _describe(image, self.options)
-            if grad is not None:
-                problem.grad[place] = _describe(grad, self.options)
+        if weight is not None:
+            problem.weight = _describe(weight, self.options)
+        if plane_weight is not None:
+            problem.plane_weight = plane_weight.data_ptr()
+        problem.dssim_scale = dssim_scale
         problem.size[:] = self.images[0].shape
         return problem
 
-    def run(self, problem: _Problem, operation: int, both: bool = False) -> Tensor:
-        """Prepares and starts one kernel. Returns its block sums, (3, B, C · blocks of a plane)."""
-        self._requested.both = both
-        blocks = self.kernels.prepare(problem, self._requested, operation)
-        sums = self.empty(3, self.size[0], blocks // self.size[0])
+    def _requested(self, both: bool, contrast: bool = False) -> _Options:
+        o = self.options
+        return _Options(
+            o.sigma,
+            o.k1,
+            o.k2,
+            o.data_range,
+            o.spatial_dims,
+            o.window_size,
+            self.valid,
+            both,
+            contrast,
+            self.kernels.multiprocessors,
+        )
+
+    def run(
+        self, problem: _Problem, operation: int, both: bool = False, contrast: bool = False
+    ) -> tuple[str, Tensor]:
+        """Prepares and starts a kernel. Returns its name and its block sums, (3, B · C, blocks of a plane)."""
+        name, blocks = self.kernels.prepare(problem, self._requested(both, contrast), operation)
+        planes = self.batch * self.channels
+        sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
         self.kernels.launch("ssim", problem, self.stream)
+        return name, sums
+
+    def differentiate(
+        self, problem: _Problem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Fills the wanted gradients. Returns block sums with the kind _DSSIM, and with _L1 (not for padded images)."""
+        targets = self.grads
+        if self.padded:
+            targets = [None if grad is None else torch.empty_like(self.images[0]) for grad in self.grads]
+        for place, target in enumerate(targets):
+            if target is not None:
+                problem.grad[place] = _describe(target, self.options)
+        if not self.padded:
+            problem.l1_scale = l1_scale
+            if l1_weight is not None:
+                problem.l1_weight = _describe(l1_weight, self.options)
+        sums = self._run_gradient(problem, both=targets[1] is not None, weighted=l1_weight is not None)
+        if self.padded:
+            for place, target in enumerate(targets):
+                if target is not None:
+                    self._fold(place, target, l1_scale, l1_weight)
         return sums
 
-    def plain(self, problem: _Problem, operation: int) -> int:
-        """Which kernel `operation` would take for `problem`, as a number."""
-        self._requested.both = False
-        self.kernels.prepare(problem, self._requested, operation)
-        return problem.kernel
-
-    def pair(self, problem: _Problem) -> tuple[Tensor, Tensor]:
-        """Forward with adjoint maps, then backward. Returns the block sums of both."""
-        maps = self.map_shape()
-        # Three adjoint maps where both kernels are the plain ones, else four: they must agree.
+    def _run_gradient(self, problem: _Problem, both: bool, weighted: bool) -> tuple[Tensor, Tensor]:
+        """One kernel where the loss is a mean of images and one gradient is wanted, else two."""
+        weighted = weighted or bool(problem.weight.data) or bool(problem.plane_weight)
+        if not (both or weighted) and self.options.spatial_dims == 2 and self.options.window_size <= 11:
+            _, sums = self.run(problem, _FUSED)
+            return sums, sums
+        # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.
         problem.partials = 1
-        plain = (self.options.spatial_dims == 2, _PLAIN_PAIRS)
-        kernels = (self.plain(problem, _FORWARD), self.plain(problem, _BACKWARD))
-        both = kernels != plain[1][self.options.spatial_dims]
-        partials = self.empty(4 if both else 3, *maps)
+        pair = tuple(
+            self.kernels.prepare(problem, self._requested(both), operation)[0] for operation in (_FORWARD, _BACKWARD)
+        )
+        both = both or pair not in _PLAIN_PAIRS
+        partials = self.empty(4 if both else 3, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
-        forward = self.run(problem, _FORWARD, both)
-        return forward, self.run(problem, _BACKWARD, both)
+        _, forward = self.run(problem, _FORWARD, both)
+        _, backward = self.run(problem, _BACKWARD, both)
+        return forward, backward
+
+    def reduce(
+        self,
+        sums: list[Tensor],
+        groups: int,
+        scale: list[float],
+        offset: list[float] | None = None,
+        combine: list[float] | None = None,
+    ) -> Tensor:
+        """(len(sums) + 1, groups): each sum scaled and offset, and last their combination."""
+        kinds = len(sums)
+        results = self.empty(kinds + 1, groups)
+        argument = _Reduction(results=results.data_ptr(), groups=groups, kinds=kinds)
+        for kind, values in enumerate(sums):
+            argument.values[kind] = values.data_ptr()
+            argument.count[kind] = values.numel() // groups
+            argument.scale[kind] = scale[kind]
+            argument.offset[kind] = offset[kind] if offset else 0.0
+            argument.combine[kind] = combine[kind] if combine else 0.0
+        self.kernels.launch("reduce", argument, self.stream)
+        return results
+
+
+def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options, out: Tensor) -> None:
+    """S of every position of the window into `out`, in the layout of the images."""
+    call = _Call(kernels, stream, img1, img2, options)
+    problem = call.problem()
+    problem.map = _describe(_volume(out, options), options)
+    call.run(problem, _FORWARD)
+
+
+def fill_map_gradients(
+    kernels: Kernels,
+    stream: int,
+    grad_map: Tensor,
+    img1: Tensor,
+    img2: Tensor,
+    options: Options,
+    grads: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Gradients of the wanted images from that of the map."""
+    call = _Call(kernels, stream, img1, img2, options, grads)
+    call.differentiate(call.problem(-1.0, _volume(grad_map, options)))
+
+
+def photometric(
+    kernels: Kernels,
+    stream: int,
+    img1: Tensor,
+    img2: Tensor,
+    weight: Tensor | None,
+    l1_weight: float,
+    dssim_weight: float,
+    per_image: bool,
+    options: Options,
+    grads: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """(3, B or 1): l1, dssim and the loss; fills the wanted gradients of the loss."""
+    call = _Call(kernels, stream, img1, img2, options, grads)
+    groups = call.batch if per_image else 1
+    shares = map_shares = None
+    scale = [0.0, 0.0]
+    if weight is None:
+        images = 1 if per_image else call.batch
+        count = call.originals[0][0].numel()
+        map_count = call.channels * call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
+        scale = [1 / (images * count), 1 / (images * map_count)]
+        problem = call.problem(dssim_weight * scale[1])
+        l1_scale = l1_weight * scale[0]
+    else:
+        shares, map_shares = _shares(call, weight, per_image)
+        scale = [1.0, 1.0]
+        problem = call.problem(dssim_weight, map_shares)
+        l1_scale = l1_weight
+    if call.grads[0] is None:
+        name, dssim = call.run(problem, _FORWARD)
+        counted = name in _COUNT_L1 and options.padding == "same"
+        l1 = dssim[_L1] if counted else call.sum_l1(shares)
+    else:
+        dssim, found = call.differentiate(problem, l1_scale, shares)
+        l1 = call.sum_l1(shares) if call.padded else found[_L1]
+    return call.reduce([l1, dssim[_DSSIM]], groups, scale, combine=[l1_weight, dssim_weight])
+
+
+def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """Weights divided by their sum, of the images' voxels and of the map's: float32 (B, C, D, H, W), maybe expanded."""
+    weight = _volume(weight.detach(), call.options).float()
+    inner = weight
+    if call.options.padding == "valid":
+        for axis, radius in enumerate(call.radii, start=2):
+            inner = inner.narrow(axis, radius, weight.shape[axis] - 2 * radius)
+    repeats = call.channels // weight.shape[1]
+    shares = []
+    for part in (weight, inner):
+        total = repeats * (part.sum((1, 2, 3, 4), keepdim=True) if per_image else part.sum())
+        share = part / torch.where(total > 0, total, 1.0)
+        shares.append(share.expand(-1, call.channels, -1, -1, -1))
+    return shares[0], shares[1]
+
+
+def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
+    """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
+    call = _Call(kernels, stream, img1, img2, options)
+    _, sums = call.run(call.problem(), _FORWARD, contrast=True)
+    voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
+    planes = call.batch * call.channels
+    means = call.reduce([sums[_DSSIM], sums[_DCS]], planes, [-1 / voxels] * 2, [1.0, 1.0])
+    return means[:2].view(2, call.batch, call.channels).permute(1, 2, 0).contiguous()
+
+
+def fill_channel_mean_gradients(
+    kernels: Kernels,
+    stream: int,
+    grad_means: Tensor,
+    img1: Tensor,
+    img2: Tensor,
+    options: Options,
+    grads: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Gradients of the wanted images from those of `channel_means`, (B, C, 2)."""
+    call = _Call(kernels, stream, img1, img2, options, grads)
+    voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
+    plane_weight = (grad_means.detach().float() * (-1 / voxels)).contiguous()
+    call.differentiate(call.problem(plane_weight=plane_weight))
