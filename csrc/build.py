@@ -18,6 +18,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import build_cuda
+
 CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
 LIBRARY_NAME = "libsplat_ssim.so"
@@ -74,7 +76,7 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
     """Compiles what is out of date under `objects` and links `output`. Returns `output`."""
     cxx = compiler()
     objects.mkdir(parents=True, exist_ok=True)
-    headers = max((p.stat().st_mtime for p in [*CSRC.rglob("*.h"), Path(__file__)]), default=0.0)
+    headers = max((p.stat().st_mtime for p in [*(CSRC / "cpu").glob("*.h"), Path(__file__)]), default=0.0)
     flags = [*BASE_FLAGS, *FLOAT_FLAGS, *(SANITIZE if debug else OPTIMISE)]
     units = [(name, "common", ["-DSPLAT_ISA=common"]) for name in COMMON]
     for isa, isa_flags in instruction_sets().items():
@@ -87,6 +89,12 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
         linked.append(str(target))
         if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
             jobs.append([cxx, *flags, *extra, "-c", str(source), "-o", str(target)])
+    for source, extra in build_cuda.host_units(objects / "cuda"):
+        target = objects / "cuda" / f"{source.stem}.o"
+        linked.append(str(target))
+        inputs = [p.stat().st_mtime for p in [source, *build_cuda.inputs(objects / "cuda")]]
+        if not target.exists() or target.stat().st_mtime < max(*inputs, headers):
+            jobs.append([cxx, *flags, *KERNEL_FLAGS, *extra, "-c", str(source), "-o", str(target)])
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         list(pool.map(_run, jobs))
 

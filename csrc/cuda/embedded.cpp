@@ -1,0 +1,35 @@
+// The compiled kernels (a fat binary of nvcc, empty where there was none) and their source in one text, as data of the
+// library. csrc/build_cuda.py makes both files.
+
+#include "../cpu/export.h"
+
+asm(R"(
+  .section .rodata
+  .balign 64
+splat_ssim_image_bytes:
+  .quad splat_ssim_image_end - splat_ssim_image_begin
+  .balign 64
+splat_ssim_image_begin:
+  .incbin ")" SPLAT_IMAGE_PATH R"("
+splat_ssim_image_end:
+  .byte 0
+  .balign 64
+splat_ssim_source_begin:
+  .incbin ")" SPLAT_SOURCE_PATH R"("
+  .byte 0
+  .text
+)");
+
+extern "C" {
+extern const char splat_ssim_image_begin[] __attribute__((visibility("hidden")));
+extern const long long splat_ssim_image_bytes __attribute__((visibility("hidden")));
+extern const char splat_ssim_source_begin[] __attribute__((visibility("hidden")));
+
+// The fat binary, or nullptr.
+SPLAT_EXPORT const void* splat_ssim_cuda_image(void) {
+  return splat_ssim_image_bytes ? splat_ssim_image_begin : nullptr;
+}
+
+// The source of all kernels, a zero-terminated text for NVRTC.
+SPLAT_EXPORT const char* splat_ssim_cuda_source(void) { return splat_ssim_source_begin; }
+}

@@ -1,0 +1,263 @@
+"""The CUDA kernels and their launchers on the CPU, by the host emulation, against the definition in float64.
+
+The emulation runs threads in shuffled orders, hands out shared memory full of NaN and checks its fences; torch fills
+every workspace and output with NaN (deterministic mode), so what a kernel forgets to write shows.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from splat_ssim import reference
+from splat_ssim.ops import _cuda_launch as launch
+from splat_ssim.ops.ssim import Options
+
+pytestmark = pytest.mark.emulation
+
+ROOT = Path(__file__).resolve().parent.parent
+PADDINGS = ("same", "valid", "reflect", "replicate")
+#: float32 accumulation over windows of up to 15 x 15 x 15 taps, images in [0, 1]: observed below 1e-6 and 2e-6.
+VALUE, GRADIENT = 2e-6, 5e-6
+#: A single voxel has nothing to average rounding over: E[s²] is rounded to 3e-8 and divided by B, here 0.01 at times.
+MAP = 1e-5
+
+
+@pytest.fixture(scope="session")
+def library():
+    sys.path.insert(0, str(ROOT / "csrc"))
+    import build_emulation
+
+    loaded = ctypes.CDLL(str(build_emulation.build(os.environ.get("SPLAT_SSIM_EMULATION", "plain"))))
+    loaded.splat_emulation_fault.restype = ctypes.c_char_p
+    return loaded
+
+
+@pytest.fixture
+def kernels(library):
+    """Kernels with few multiprocessors, so that small images are cut into several segments."""
+    library.splat_emulation_configure(2, 1, -1, 0)
+    torch.use_deterministic_algorithms(True)
+    yield launch.Kernels(library, None, 2)
+    torch.use_deterministic_algorithms(False)
+    library.splat_emulation_configure(2, 1, -1, 0)
+
+
+def images(*shape, dtype=torch.float32, seed=0, channels_last=False):
+    """Smooth images in [0, 1] with noise, different enough for every term to count."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 9, shape[-1]).sin() * 0.3 + 0.5
+    img1 = (ramp + 0.2 * torch.rand(shape, generator=generator)).clamp(0, 1)
+    img2 = (img1 + 0.1 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    if channels_last:
+        img1, img2 = img1.movedim(1, -1).contiguous(), img2.movedim(1, -1).contiguous()
+    return img1.to(dtype), img2.to(dtype)
+
+
+def wanted(img1, img2, needs):
+    grads = [torch.empty(img.shape) if img.dtype == torch.uint8 else torch.empty_like(img) for img in (img1, img2)]
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+def definition(options):
+    """The keyword arguments of `reference` functions."""
+    return {k: v for k, v in options._asdict().items() if k != "spatial_dims"}
+
+
+def exact(img, data_range=1.0):
+    return reference.as_float(img, torch.float64, data_range).requires_grad_()
+
+
+def check_photometric(kernels, img1, img2, options, needs, weight=None, per_image=False, tolerance=1.0):
+    grads = wanted(img1, img2, needs)
+    found = launch.photometric(kernels, 0, img1, img2, weight, 0.7, 0.4, per_image, options, grads)
+    x, y = exact(img1, options.data_range), exact(img2, options.data_range)
+    dssim = 1 - reference.ssim_map(x, y, **definition(options))
+    reduction = "image" if per_image else "mean"
+    mask = None if weight is None else weight.double()
+    l1 = reference.weighted_mean((x - y).abs(), mask, reduction, options.channels_last)
+    dssim = reference.weighted_mean(dssim, mask, reduction, options.channels_last)
+    loss = 0.7 * l1 + 0.4 * dssim
+    expected = torch.stack([l1, dssim, loss]).reshape(3, -1)
+    assert (found.double() - expected).abs().max() < VALUE * tolerance, (found, expected)
+    for image, grad in zip((x, y), grads, strict=True):
+        if grad is not None:
+            (truth,) = torch.autograd.grad(loss.sum(), image, retain_graph=True)
+            error = (grad.double() - truth).abs().max() / truth.abs().max()
+            assert error < GRADIENT * tolerance, error
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 3, 7), (2, 1, 23, 301), (1, 3, 40, 246), (1, 1, 70, 64)])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)])
+def test_photometric_of_images(kernels, shape, needs):
+    check_photometric(kernels, *images(*shape), Options(), needs, per_image=shape[0] > 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 3, 5, 7), (2, 1, 21, 18, 35)])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)])
+def test_photometric_of_volumes(kernels, shape, needs):
+    check_photometric(kernels, *images(*shape), Options(spatial_dims=3), needs, per_image=shape[0] > 1)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window_size", [3, 7, 11, 13, 15])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+def test_windows_and_paddings_of_images(kernels, padding, window_size, needs):
+    options = Options(window_size, 0.4 * window_size**0.5, 2.0, 0.02, 0.05, padding)
+    img1, img2 = images(1, 2, 19, 150)
+    check_photometric(kernels, img1 * 2, img2 * 2, options, needs)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window_size", [5, 11, 15])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
+    options = Options(window_size, padding=padding, spatial_dims=3)
+    check_photometric(kernels, *images(1, 1, 17, 16, 34), options, needs)
+
+
+# Half precision is only the storage: the definition sees the same rounded images; gradients are rounded to it.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", [None, torch.uint8])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+def test_dtypes_and_layouts(kernels, dtype, target, channels_last, spatial_dims, needs):
+    shape = (2, 3, 14, 40) if spatial_dims == 2 else (2, 3, 6, 9, 12)
+    img1, img2 = images(*shape, channels_last=channels_last)
+    img1, img2 = img1.to(dtype), (img2 * 255).to(torch.uint8) if target else img2.to(dtype)
+    options = Options(channels_last=channels_last, spatial_dims=spatial_dims)
+    rounding = {torch.float32: 1.0, torch.float16: 2**-10 / GRADIENT, torch.bfloat16: 2**-7 / GRADIENT}[dtype]
+    check_photometric(kernels, img1, img2, options, needs, per_image=True, tolerance=rounding)
+
+
+def test_strides_of_every_kind(kernels):
+    img1, img2 = images(2, 3, 20, 60)
+    img1 = img1[:, :, ::2, ::3]
+    img2 = img2[:, :1, 5:15, 40:60].expand(-1, 3, -1, -1)
+    check_photometric(kernels, img1, img2, Options(), (True, True))
+    odd = torch.empty(2 * 3 * 10 * 20 + 1)[1:].view(2, 3, 10, 20).copy_(img1)  # not aligned to pairs
+    check_photometric(kernels, odd, img2.contiguous(), Options(), (True, False))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_weights(kernels, spatial_dims, padding, per_image, channels):
+    shape = (2, 2, 13, 30) if spatial_dims == 2 else (2, 2, 12, 13, 14)
+    img1, img2 = images(*shape)
+    weight = torch.rand(shape[0], channels, *shape[2:])
+    weight[1] = 0
+    options = Options(padding=padding, spatial_dims=spatial_dims)
+    for needs in ((False, False), (False, True), (True, True)):
+        check_photometric(kernels, img1, img2, options, needs, weight, per_image)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+def test_map(kernels, spatial_dims, padding, channels_last, needs):
+    shape = (1, 2, 15, 33) if spatial_dims == 2 else (1, 2, 12, 14, 33)
+    img1, img2 = images(*shape, channels_last=channels_last)
+    options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
+    x, y = exact(img1), exact(img2)
+    expected = reference.ssim_map(x, y, **definition(options))
+    found = torch.empty(expected.shape)
+    launch.fill_map(kernels, 0, img1, img2, options, found)
+    assert (found - expected).abs().max() < MAP
+    for upstream in (torch.randn(expected.shape), torch.tensor(0.3).expand(expected.shape)):
+        grads = wanted(img1, img2, needs)
+        launch.fill_map_gradients(kernels, 0, upstream, img1, img2, options, grads)
+        for image, grad in zip((x, y), grads, strict=True):
+            if grad is not None:
+                (truth,) = torch.autograd.grad(expected, image, upstream.double(), retain_graph=True)
+                assert (grad - truth).abs().max() / truth.abs().max() < 2 * GRADIENT
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
+@pytest.mark.parametrize("window_size", [11, 13])
+def test_channel_means(kernels, spatial_dims, padding, window_size):
+    shape = (2, 2, 17, 40) if spatial_dims == 2 else (2, 2, 13, 14, 15)
+    img1, img2 = images(*shape)
+    options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
+    x, y = exact(img1), exact(img2)
+    expected = reference.ssim_channel_means(x, y, **definition(options))
+    assert (launch.channel_means(kernels, 0, img1, img2, options) - expected).abs().max() < VALUE
+    upstream = torch.randn(expected.shape)
+    for needs in ((True, False), (False, True), (True, True)):
+        grads = wanted(img1, img2, needs)
+        launch.fill_channel_mean_gradients(kernels, 0, upstream, img1, img2, options, grads)
+        for image, grad in zip((x, y), grads, strict=True):
+            if grad is not None:
+                (truth,) = torch.autograd.grad(expected, image, upstream.double(), retain_graph=True)
+                assert (grad - truth).abs().max() / truth.abs().max() < GRADIENT
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+def test_thread_orders_and_segments_give_the_same_bits(library, kernels, spatial_dims, needs):
+    img1, img2 = images(*((1, 1, 45, 60) if spatial_dims == 2 else (1, 1, 23, 20, 20)))
+    options = Options(spatial_dims=spatial_dims)
+    results = []
+    for order, seed in ((0, 0), (1, 0), (2, 2), (2, 3)):
+        library.splat_emulation_configure(order, seed, -1, 0)
+        grads = wanted(img1, img2, needs)
+        found = launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, grads)
+        results.append([found, *(grad for grad in grads if grad is not None)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_nothing_outside_the_gradients_is_written(kernels):
+    for shape, needs in (((1, 1, 21, 251), (True, False)), ((1, 2, 9, 30), (True, True)), ((1, 1, 5, 17, 33), (True,) * 2)):
+        img1, img2 = images(*shape)
+        fenced = [torch.full((img1.numel() + 600,), 7.0) for _ in range(2)]
+        grads = tuple(f[300:-300].view(shape) if need else None for f, need in zip(fenced, needs, strict=True))
+        options = Options(spatial_dims=len(shape) - 2)
+        launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, grads)
+        assert all((f[:300] == 7).all() and (f[-300:] == 7).all() for f in fenced)
+
+
+BARRIERS = [
+    (name, number)
+    for name in ("ssim2d.h", "ssim3d.h")
+    for number, line in enumerate((ROOT / "csrc" / "cuda" / name).read_text().splitlines(), start=1)
+    if re.search(r"\bbarrier\(\);", line)
+]
+
+
+@pytest.mark.parametrize("barrier", [*BARRIERS, ("fused2d.h", -2)])
+def test_a_missing_barrier_is_caught(library, kernels, barrier):
+    """Every barrier of a march, left out: the run stops with a fault or the numbers are wrong."""
+    name, line = barrier
+    img1, img2 = images(*((1, 1, 12, 14, 34) if name == "ssim3d.h" else (1, 1, 30, 80)))
+    options = Options(spatial_dims=img1.ndim - 2)
+    needs = (True, False) if name == "fused2d.h" else (True, True)
+    check_photometric(kernels, img1, img2, options, needs)
+    library.splat_emulation_configure(2, 1, line, 0)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_photometric(kernels, img1, img2, options, needs)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("needs", [(True, False), (True, True)])
+def test_an_overrun_of_shared_memory_is_caught(library, kernels, spatial_dims, needs):
+    img1, img2 = images(*((1, 1, 30, 300) if spatial_dims == 2 else (1, 1, 12, 17, 34)))
+    library.splat_emulation_configure(2, 1, -1, 4)
+    with pytest.raises(RuntimeError, match="could not be started"):
+        check_photometric(kernels, img1, img2, Options(spatial_dims=spatial_dims), needs)
+    assert b"overrun" in library.splat_emulation_fault()
+
+
+def test_arguments_the_launchers_refuse(kernels):
+    img1, img2 = images(1, 1, 8, 8)
+    for options in (Options(window_size=4), Options(window_size=17), Options(padding="valid")):
+        with pytest.raises(RuntimeError, match=r"do not take images of size \[1, 1, 1, 8, 8\]"):
+            launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, (None, None))
