@@ -1,9 +1,9 @@
 """The CUDA part of the library: kernels compiled by nvcc where there is one, their source embedded in any case.
 
-`$SPLAT_SSIM_CUDA`: "auto" (the default) compiles with nvcc where it is found; "1" demands it; "0" leaves it out, and the
-source is compiled at first use by NVRTC, which comes with PyTorch for CUDA. `$TORCH_CUDA_ARCH_LIST` names architectures
-as PyTorch does ("8.0;9.0+PTX"); without it all of ARCHITECTURES that the nvcc knows are built, and PTX of the newest.
-No GPU is looked for. Standard library only.
+`$SPLAT_SSIM_CUDA`: "auto" (the default) compiles with nvcc where it is found; "1" demands it; "0" leaves it out, and
+the source is compiled at first use by NVRTC, which comes with PyTorch for CUDA. `$TORCH_CUDA_ARCH_LIST` names
+architectures as PyTorch does ("8.0;9.0+PTX"); without it all of ARCHITECTURES that the nvcc knows are built, and PTX of
+the newest. No GPU is looked for. Standard library only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def wanted() -> str | None:
 
 
 def architecture_flags(compiler: str) -> list[str]:
-    """nvcc's options for the architectures to build.
+    """The options of nvcc for the architectures to build.
 
     Raises:
         ValueError: $TORCH_CUDA_ARCH_LIST is not understood.

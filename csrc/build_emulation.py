@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels as C++ into a second library that runs them on the CPU, for tests. Standard library only.
 
-    python csrc/build_emulation.py              # build build/emulation/libsplat_ssim_emulation.so
-    python csrc/build_emulation.py --sanitize   # with the address and undefined-behaviour sanitizers
-    python csrc/build_emulation.py --count      # counting operations and shared-memory wavefronts
+python csrc/build_emulation.py              # build build/emulation/libsplat_ssim_emulation.so
+python csrc/build_emulation.py --sanitize   # with the address and undefined-behaviour sanitizers
+python csrc/build_emulation.py --count      # counting operations and shared-memory wavefronts
 """
 
 from __future__ import annotations

@@ -42,7 +42,10 @@ def kernels(library):
     """Kernels with few multiprocessors, so that small images are cut into several segments."""
     library.splat_emulation_configure(2, 1, -1, 0)
     torch.use_deterministic_algorithms(True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the images are tiny
     yield launch.Kernels(library, None, 2)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     library.splat_emulation_configure(2, 1, -1, 0)
 
@@ -82,8 +85,9 @@ def check_photometric(kernels, img1, img2, options, needs, weight=None, per_imag
     l1 = reference.weighted_mean((x - y).abs(), mask, reduction, options.channels_last)
     dssim = reference.weighted_mean(dssim, mask, reduction, options.channels_last)
     loss = 0.7 * l1 + 0.4 * dssim
-    expected = torch.stack([l1, dssim, loss]).reshape(3, -1)
-    assert (found.double() - expected).abs().max() < VALUE * tolerance, (found, expected)
+    for mean, truth in zip(found, (loss, l1, dssim), strict=True):
+        assert mean.shape == truth.shape
+        assert (mean - truth).abs().max() < VALUE * tolerance, (mean, truth)
     for image, grad in zip((x, y), grads, strict=True):
         if grad is not None:
             (truth,) = torch.autograd.grad(loss.sum(), image, retain_graph=True)
@@ -104,7 +108,7 @@ def test_photometric_of_volumes(kernels, shape, needs):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("window_size", [3, 7, 11, 13, 15])
+@pytest.mark.parametrize("window_size", [3, 11, 15])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_windows_and_paddings_of_images(kernels, padding, window_size, needs):
     options = Options(window_size, 0.4 * window_size**0.5, 2.0, 0.02, 0.05, padding)
@@ -117,7 +121,18 @@ def test_windows_and_paddings_of_images(kernels, padding, window_size, needs):
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
     options = Options(window_size, padding=padding, spatial_dims=3)
-    check_photometric(kernels, *images(1, 1, 17, 16, 34), options, needs)
+    check_photometric(kernels, *images(1, 1, 16, 15, 17), options, needs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window_size", range(3, 16, 2))
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_every_window_on_larger_images(kernels, window_size, spatial_dims):
+    img1, img2 = images(*((1, 2, 70, 300) if spatial_dims == 2 else (1, 2, 24, 40, 50)))
+    for padding in PADDINGS:
+        for needs in ((False, False), (True, False), (True, True)):
+            options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
+            check_photometric(kernels, img1, img2, options, needs)
 
 
 # Half precision is only the storage: the definition sees the same rounded images; gradients are rounded to it.
@@ -125,7 +140,7 @@ def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
 @pytest.mark.parametrize("target", [None, torch.uint8])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("needs", [(True, False), (True, True)])
 def test_dtypes_and_layouts(kernels, dtype, target, channels_last, spatial_dims, needs):
     shape = (2, 3, 14, 40) if spatial_dims == 2 else (2, 3, 6, 9, 12)
     img1, img2 = images(*shape, channels_last=channels_last)
@@ -146,8 +161,7 @@ def test_strides_of_every_kind(kernels):
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("per_image", [False, True])
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("per_image, channels", [(False, 1), (True, 2)])
 def test_weights(kernels, spatial_dims, padding, per_image, channels):
     shape = (2, 2, 13, 30) if spatial_dims == 2 else (2, 2, 12, 13, 14)
     img1, img2 = images(*shape)
@@ -161,9 +175,8 @@ def test_weights(kernels, spatial_dims, padding, per_image, channels):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
-def test_map(kernels, spatial_dims, padding, channels_last, needs):
-    shape = (1, 2, 15, 33) if spatial_dims == 2 else (1, 2, 12, 14, 33)
+def test_map(kernels, spatial_dims, padding, channels_last):
+    shape = (1, 2, 15, 33) if spatial_dims == 2 else (1, 2, 11, 12, 13)
     img1, img2 = images(*shape, channels_last=channels_last)
     options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
     x, y = exact(img1), exact(img2)
@@ -171,7 +184,13 @@ def test_map(kernels, spatial_dims, padding, channels_last, needs):
     found = torch.empty(expected.shape)
     launch.fill_map(kernels, 0, img1, img2, options, found)
     assert (found - expected).abs().max() < MAP
-    for upstream in (torch.randn(expected.shape), torch.tensor(0.3).expand(expected.shape)):
+    noise, flat = torch.randn(expected.shape), torch.tensor(0.3).expand(expected.shape)
+    for upstream, needs in (
+        (noise, (True, False)),
+        (noise, (False, True)),
+        (flat, (True, False)),
+        (flat, (True, True)),
+    ):
         grads = wanted(img1, img2, needs)
         launch.fill_map_gradients(kernels, 0, upstream, img1, img2, options, grads)
         for image, grad in zip((x, y), grads, strict=True):
@@ -184,7 +203,7 @@ def test_map(kernels, spatial_dims, padding, channels_last, needs):
 @pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
 @pytest.mark.parametrize("window_size", [11, 13])
 def test_channel_means(kernels, spatial_dims, padding, window_size):
-    shape = (2, 2, 17, 40) if spatial_dims == 2 else (2, 2, 13, 14, 15)
+    shape = (2, 2, 17, 40) if spatial_dims == 2 else (1, 2, 13, 14, 15)
     img1, img2 = images(*shape)
     options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
     x, y = exact(img1), exact(img2)
@@ -210,13 +229,17 @@ def test_thread_orders_and_segments_give_the_same_bits(library, kernels, spatial
         library.splat_emulation_configure(order, seed, -1, 0)
         grads = wanted(img1, img2, needs)
         found = launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, grads)
-        results.append([found, *(grad for grad in grads if grad is not None)])
+        results.append([*found, *(grad for grad in grads if grad is not None)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_nothing_outside_the_gradients_is_written(kernels):
-    for shape, needs in (((1, 1, 21, 251), (True, False)), ((1, 2, 9, 30), (True, True)), ((1, 1, 5, 17, 33), (True,) * 2)):
+    for shape, needs in (
+        ((1, 1, 21, 251), (True, False)),
+        ((1, 2, 9, 30), (True, True)),
+        ((1, 1, 5, 17, 33), (True,) * 2),
+    ):
         img1, img2 = images(*shape)
         fenced = [torch.full((img1.numel() + 600,), 7.0) for _ in range(2)]
         grads = tuple(f[300:-300].view(shape) if need else None for f, need in zip(fenced, needs, strict=True))

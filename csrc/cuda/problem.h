@@ -79,12 +79,15 @@ struct SsimPadding {
 };
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
-//     results[k][group] = offset[k] + scale[k] · Σ values[k][group][0 … count[k]),
-//     results[kinds][group] = Σ combine[k]·results[k][group]
+//     results[k][group] = offset[k] + scale[k] · Σ values[k][group][0 … count[k])
+// and, where combined is given, combined[group] = Σ combine[k]·results[k][group]. Neighbouring results are
+// `result_stride` elements apart.
 struct SsimReduction {
   const float* values[kSumKinds];
   Int64 count[kSumKinds];
-  float* results;
+  float* results[kSumKinds];
+  float* combined;
+  Int64 result_stride;
   int groups, kinds;
   float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
 };

@@ -39,11 +39,11 @@ SPLAT_DEVICE void reduce(const SsimReduction& a) {
       for (int w = 0; w < 8; ++w) sum += load_shared(warps + w);
       sum = a.offset[k] + a.scale[k] * sum;
       combined += a.combine[k] * sum;
-      store_global(a.results + k * a.groups + group, Real(static_cast<float>(sum)));
+      store_global(a.results[k] + group * a.result_stride, Real(static_cast<float>(sum)));
     }
   }
-  if (thread_index() == 0) {
-    store_global(a.results + static_cast<Int64>(a.kinds) * a.groups + group, Real(static_cast<float>(combined)));
+  if (thread_index() == 0 && a.combined) {
+    store_global(a.combined + group * a.result_stride, Real(static_cast<float>(combined)));
   }
 }
 

@@ -95,7 +95,9 @@ class _Reduction(ctypes.Structure):
     _fields_ = (
         ("values", ctypes.c_void_p * 3),
         ("count", ctypes.c_longlong * 3),
-        ("results", ctypes.c_void_p),
+        ("results", ctypes.c_void_p * 3),
+        ("combined", ctypes.c_void_p),
+        ("result_stride", ctypes.c_longlong),
         ("groups", ctypes.c_int),
         ("kinds", ctypes.c_int),
         ("scale", ctypes.c_float * 3),
@@ -281,9 +283,7 @@ class _Call:
             self.kernels.multiprocessors,
         )
 
-    def run(
-        self, problem: _Problem, operation: int, both: bool = False, contrast: bool = False
-    ) -> tuple[str, Tensor]:
+    def run(self, problem: _Problem, operation: int, both: bool = False, contrast: bool = False) -> tuple[str, Tensor]:
         """Prepares and starts a kernel. Returns its name and its block sums, (3, B · C, blocks of a plane)."""
         name, blocks = self.kernels.prepare(problem, self._requested(both, contrast), operation)
         planes = self.batch * self.channels
@@ -334,23 +334,24 @@ class _Call:
     def reduce(
         self,
         sums: list[Tensor],
-        groups: int,
+        results: list[Tensor],
         scale: list[float],
-        offset: list[float] | None = None,
-        combine: list[float] | None = None,
-    ) -> Tensor:
-        """(len(sums) + 1, groups): each sum scaled and offset, and last their combination."""
-        kinds = len(sums)
-        results = self.empty(kinds + 1, groups)
-        argument = _Reduction(results=results.data_ptr(), groups=groups, kinds=kinds)
-        for kind, values in enumerate(sums):
+        offset: float = 0.0,
+        combined: Tensor | None = None,
+        combine: tuple[float, ...] = (0.0, 0.0),
+    ) -> None:
+        """Fills each of `results` with the scaled sums of as many groups as it has elements, and their combination."""
+        groups = results[0].numel()
+        argument = _Reduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
+        argument.kinds = len(sums)
+        for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
             argument.values[kind] = values.data_ptr()
             argument.count[kind] = values.numel() // groups
-            argument.scale[kind] = scale[kind]
-            argument.offset[kind] = offset[kind] if offset else 0.0
-            argument.combine[kind] = combine[kind] if combine else 0.0
+            argument.results[kind] = result.data_ptr()
+            argument.scale[kind], argument.offset[kind], argument.combine[kind] = scale[kind], offset, combine[kind]
+        if combined is not None:
+            argument.combined = combined.data_ptr()
         self.kernels.launch("reduce", argument, self.stream)
-        return results
 
 
 def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options, out: Tensor) -> None:
@@ -386,10 +387,9 @@ def photometric(
     per_image: bool,
     options: Options,
     grads: tuple[Tensor | None, Tensor | None],
-) -> Tensor:
-    """(3, B or 1): l1, dssim and the loss; fills the wanted gradients of the loss."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, l1, dssim), each () or (B,); fills the wanted gradients of the loss."""
     call = _Call(kernels, stream, img1, img2, options, grads)
-    groups = call.batch if per_image else 1
     shares = map_shares = None
     scale = [0.0, 0.0]
     if weight is None:
@@ -411,7 +411,9 @@ def photometric(
     else:
         dssim, found = call.differentiate(problem, l1_scale, shares)
         l1 = call.sum_l1(shares) if call.padded else found[_L1]
-    return call.reduce([l1, dssim[_DSSIM]], groups, scale, combine=[l1_weight, dssim_weight])
+    means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
+    call.reduce([l1, dssim[_DSSIM]], means[1:], scale, combined=means[0], combine=(l1_weight, dssim_weight))
+    return means[0], means[1], means[2]
 
 
 def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
@@ -435,9 +437,10 @@ def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, opt
     call = _Call(kernels, stream, img1, img2, options)
     _, sums = call.run(call.problem(), _FORWARD, contrast=True)
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
-    planes = call.batch * call.channels
-    means = call.reduce([sums[_DSSIM], sums[_DCS]], planes, [-1 / voxels] * 2, [1.0, 1.0])
-    return means[:2].view(2, call.batch, call.channels).permute(1, 2, 0).contiguous()
+    means = call.empty(call.batch, call.channels, 2)
+    results = list(means.view(-1, 2).unbind(-1))
+    call.reduce([sums[_DSSIM], sums[_DCS]], results, [-1 / voxels] * 2, offset=1.0)
+    return means
 
 
 def fill_channel_mean_gradients(

@@ -498,3 +498,7 @@ def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weigh
     difference = reference.absolute_difference(img1, img2, options.data_range)
     l1 = reference.weighted_mean(difference, weight, reduction, channels_last)
     return l1_weight * l1 + dssim_weight * dssim, l1.detach(), dssim.detach()
+
+
+# Registers the CUDA kernels; it builds on what is defined above.
+from . import ssim_cuda  # noqa: E402, F401

@@ -1,0 +1,119 @@
+"""Compiles the CUDA kernels at first use with NVRTC, which comes with PyTorch for CUDA; results are kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+#: Folder of compiled kernels; without it $XDG_CACHE_HOME/splat_ssim or ~/.cache/splat_ssim.
+CACHE_VARIABLE = "SPLAT_SSIM_CACHE"
+
+_OPTIONS = ("--std=c++17",)
+
+
+def _candidates() -> list[str]:
+    """Where an NVRTC may be: NVIDIA's wheels and PyTorch's own libraries on the path, then the system's."""
+    found: list[str] = []
+    for entry in map(Path, sys.path):
+        for pattern in ("nvidia/*/lib/libnvrtc.so.*", "torch/lib/libnvrtc*.so*"):
+            with contextlib.suppress(OSError):
+                found += [str(p) for p in sorted(entry.glob(pattern), reverse=True) if "builtins" not in p.name]
+    return [*found, *(f"libnvrtc.so.{version}" for version in ("13", "12", "11.2"))]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """NVRTC, or None where there is none."""
+    for name in _candidates():
+        with contextlib.suppress(OSError):
+            loaded = ctypes.CDLL(name)
+            loaded.nvrtcGetErrorString.restype = ctypes.c_char_p
+            return loaded
+    return None
+
+
+def _check(nvrtc: ctypes.CDLL, result: int, what: str) -> None:
+    if result:
+        raise RuntimeError(f"NVRTC could not {what}: {nvrtc.nvrtcGetErrorString(result).decode()}")
+
+
+def _text(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, kind: str) -> bytes:
+    """What nvrtcGet<kind> gives, through nvrtcGet<kind>Size."""
+    size = ctypes.c_size_t()
+    _check(nvrtc, nvrtc[f"nvrtcGet{kind}Size"](program, ctypes.byref(size)), f"size the {kind}")
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(nvrtc, nvrtc[f"nvrtcGet{kind}"](program, buffer), f"give the {kind}")
+    return buffer.raw
+
+
+def version(nvrtc: ctypes.CDLL) -> tuple[int, int]:
+    """NVRTC's version."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(nvrtc, nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "say its version")
+    return major.value, minor.value
+
+
+def compile_kernels(source: bytes, architecture: str) -> bytes:
+    """Compiles for one architecture.
+
+    Args:
+        source: The kernels in one text.
+        architecture: Such as "sm_90".
+
+    Returns:
+        A cubin.
+
+    Raises:
+        RuntimeError: There is no NVRTC, or it does not compile the source; the message has its log.
+    """
+    nvrtc = library()
+    if nvrtc is None:
+        raise RuntimeError("no NVRTC found: install the CUDA build of PyTorch, or nvidia-cuda-nvrtc")
+    program = ctypes.c_void_p()
+    created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"splat_ssim.cu", 0, None, None)
+    _check(nvrtc, created, "take the source")
+    try:
+        options = [o.encode() for o in (f"--gpu-architecture={architecture}", *_OPTIONS)]
+        if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):
+            log = _text(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+            raise RuntimeError(f"NVRTC could not compile the kernels for {architecture}:\n{log}")
+        return _text(nvrtc, program, "CUBIN")
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
+
+
+def cached_kernels(source: bytes, architecture: str) -> bytes:
+    """`compile_kernels` through the disk: a few seconds once for each architecture, source and NVRTC.
+
+    A cache that cannot be read or written only costs the compilation.
+    """
+    nvrtc = library()
+    key = repr((source, architecture, _OPTIONS, version(nvrtc) if nvrtc is not None else None))
+    path = cache_folder() / f"kernels-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    with contextlib.suppress(OSError):
+        # The digest in front tells a damaged file from a good one.
+        kept = path.read_bytes()
+        if hashlib.sha256(kept[32:]).digest() == kept[:32]:
+            return kept[32:]
+    cubin = compile_kernels(source, architecture)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(cubin).digest() + cubin)
+        os.replace(temporary, path)
+    return cubin
