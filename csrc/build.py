@@ -4,7 +4,8 @@
     python csrc/build.py --debug    # with -O1 -g and the address and undefined-behaviour sanitizers
 
 A kernel source (KERNELS) is compiled once for each instruction set, everything else once. Objects are kept in
-build/csrc and rebuilt when a source or a header they could include is newer.
+build/csrc and rebuilt when a source or a header they could include is newer. The CUDA part is in build_cuda.py: an
+installation compiles it where it finds nvcc; this command does so only with SPLAT_SSIM_CUDA=1, to be quick.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="address and undefined-behaviour sanitizers")
     arguments = parser.parse_args()
+    os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
     folder = ROOT / "build" / ("csrc-debug" if arguments.debug else "csrc")
     print(build(ROOT / "splat_ssim" / LIBRARY_NAME, folder, debug=arguments.debug))
 
