@@ -108,6 +108,8 @@ def check_mask(mask: Tensor | None, mask_mode: str, img: Tensor, channels_last: 
         raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise TypeError(f"mask must be bool or floating point, got {str(mask.dtype).removeprefix('torch.')}")
+    if mask.requires_grad:
+        raise ValueError("mask must not require a gradient: it is not differentiated, got requires_grad=True")
     channel = -1 if channels_last else 1
     one_channel = list(img.shape)
     one_channel[channel] = 1

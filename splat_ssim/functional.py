@@ -16,7 +16,8 @@ from splat_ssim._checks import (
     check_reduction,
     spatial_shape,
 )
-from splat_ssim.reference import MS_SSIM_WEIGHTS, photometric, similarity, ssim_channel_means, ssim_map
+from splat_ssim.ops.ssim import Options, definition_options, photometric, ssim_channel_means, ssim_map
+from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 REDUCTIONS = ("mean", "sum", "none", "image")
 
@@ -79,8 +80,9 @@ def ssim(
         >>> loss.backward()
     """
     check_images(img1, img2, (2,), channels_last)
-    constants = _constants(window_size, sigma, data_range, k1, k2)
-    return _ssim(img1, img2, constants, padding, reduction, mask, mask_mode, channels_last)
+    check_constants(window_size, sigma, data_range, k1, k2)
+    options = Options(window_size, sigma, data_range, k1, k2, padding, 2, channels_last)
+    return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
 def ssim3d(
@@ -127,8 +129,9 @@ def ssim3d(
         tensor(1.)
     """
     check_images(img1, img2, (3,), channels_last)
-    constants = _constants(window_size, sigma, data_range, k1, k2)
-    return _ssim(img1, img2, constants, padding, reduction, mask, mask_mode, channels_last)
+    check_constants(window_size, sigma, data_range, k1, k2)
+    options = Options(window_size, sigma, data_range, k1, k2, padding, 3, channels_last)
+    return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
 def ms_ssim(
@@ -179,7 +182,7 @@ def ms_ssim(
         >>> loss.backward()
     """
     check_images(img1, img2, (2, 3), channels_last)
-    constants = _constants(window_size, sigma, data_range, k1, k2)
+    check_constants(window_size, sigma, data_range, k1, k2)
     weights = tuple(weights)
     if not weights:
         raise ValueError("weights must have at least one exponent, got none")
@@ -193,9 +196,9 @@ def ms_ssim(
             f"{smallest}, got {sides}"
         )
     check_reduction(reduction, REDUCTIONS, img1)
-    found = reference.ms_ssim(
-        img1, img2, weights=weights, channels_last=channels_last, channel_means=ssim_channel_means, **constants
-    )
+    options = Options(window_size, sigma, data_range, k1, k2, "valid", img1.ndim - 2)
+    pairs = reference.pyramid(img1, img2, len(weights), data_range, channels_last)
+    found = reference.combine_scales([ssim_channel_means(*pair, options) for pair in pairs], weights)
     if reduction == "none":
         return found
     if reduction == "image":
@@ -203,33 +206,21 @@ def ms_ssim(
     return found.mean() if reduction == "mean" else found.sum()
 
 
-def _constants(window_size: int, sigma: float, data_range: float, k1: float, k2: float) -> dict[str, float]:
-    check_constants(window_size, sigma, data_range, k1, k2)
-    return {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
-
-
-def _ssim(
-    img1: Tensor,
-    img2: Tensor,
-    constants: dict[str, float],
-    padding: str,
-    reduction: str,
-    mask: Tensor | None,
-    mask_mode: str,
-    channels_last: bool,
-) -> Tensor:
-    check_padding(padding, constants["window_size"], img1, channels_last)
+def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Tensor | None, mask_mode: str) -> Tensor:
+    """`ssim` and `ssim3d` once the images and the constants are checked."""
+    channels_last = options.channels_last
+    check_padding(options.padding, options.window_size, img1, channels_last)
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
-    options = {**constants, "padding": padding, "channels_last": channels_last}
     if mask is not None and mask_mode == "normalize":
-        return reference.ssim(img1, img2, mask=mask, mask_mode=mask_mode, reduction=reduction, **options)
-    img1, img2, weights, _ = reference.apply_mask(img1, img2, mask, mask_mode, constants["data_range"])
-    if weights is None and reduction in ("mean", "image"):
+        masked = {"mask": mask, "mask_mode": mask_mode, "reduction": reduction}
+        return reference.ssim(img1, img2, **masked, **definition_options(options))
+    img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
+    if reduction in ("mean", "image"):
         # One pass gives the value and the gradient.
-        _, dssim = photometric(img1, img2, **options)
-        return 1 - dssim if reduction == "image" else 1 - dssim.mean()
-    found = ssim_map(img1, img2, **options)
-    return (
-        found if reduction == "none" and weights is None else similarity(1 - found, weights, reduction, channels_last)
-    )
+        dssim, _, _ = photometric(
+            img1, img2, options, l1_weight=0.0, dssim_weight=1.0, weight=weight, per_image=reduction == "image"
+        )
+        return 1 - dssim
+    found = ssim_map(img1, img2, options)
+    return reference.weighted_mean(found, weight, reduction, channels_last)

@@ -11,6 +11,7 @@ from splat_ssim._checks import (
     MASK_MODES,
     PADDINGS,
     check_choice,
+    check_constants,
     check_images,
     check_mask,
     check_number,
@@ -18,7 +19,8 @@ from splat_ssim._checks import (
     check_reduction,
 )
 from splat_ssim.modules import _WithOptions
-from splat_ssim.reference import MS_SSIM_WEIGHTS, photometric, ssim_map, weighted_mean
+from splat_ssim.ops.ssim import Options, definition_options, photometric
+from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 REDUCTIONS = ("mean", "image")
 
@@ -45,8 +47,8 @@ def photometric_loss(
 ) -> LossResult:
     """`(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)` of images (4 axes) or volumes (5 axes).
 
-    Without a mask, or with the mask mode "zero", the value and the gradient come from a single pass over the images;
-    backward is one multiplication. Differentiable once, by whichever argument requires a gradient.
+    The value and the gradient come from a single pass over the images, and backward is one multiplication (but for the
+    mask mode "normalize", which runs in plain torch). Differentiable once, by whichever argument requires a gradient.
 
     Args:
         pred: (B, C, H, W) or (B, C, D, H, W), with `channels_last` (B, H, W, C) or (B, D, H, W, C); dtypes and values
@@ -82,28 +84,24 @@ def photometric_loss(
         >>> loss.backward()
     """
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    constants = functional._constants(window_size, sigma, data_range, k1, k2)
+    check_constants(window_size, sigma, data_range, k1, k2)
     check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
     check_padding(padding, window_size, pred, channels_last)
     check_reduction(reduction, REDUCTIONS, pred)
     check_mask(mask, mask_mode, pred, channels_last)
-    options = {**constants, "padding": padding, "channels_last": channels_last}
-
+    options = Options(window_size, sigma, data_range, k1, k2, padding, pred.ndim - 2, channels_last)
     if mask is not None and mask_mode == "normalize":
         masked = {"mask": mask, "mask_mode": mask_mode, "reduction": reduction}
-        loss, l1, ssim = reference.photometric_loss(pred, target, lambda_dssim=lambda_dssim, **masked, **options)
-        return (loss, {"l1": l1.detach(), "ssim": ssim.detach()}) if return_terms else loss
-
-    pred, target, weights, _ = reference.apply_mask(pred, target, mask, mask_mode, data_range)
-    if weights is None:
-        l1, dssim = photometric(pred, target, **options)
-        if reduction == "mean":
-            l1, dssim = l1.mean(), dssim.mean()
+        loss, l1, ssim = reference.photometric_loss(
+            pred, target, lambda_dssim=lambda_dssim, **masked, **definition_options(options)
+        )
+        l1, ssim = l1.detach(), ssim.detach()
     else:
-        l1 = weighted_mean(reference.absolute_difference(pred, target, data_range), weights, reduction, channels_last)
-        dssim = weighted_mean(1 - ssim_map(pred, target, **options), weights, reduction, channels_last)
-    loss = (1 - lambda_dssim) * l1 + lambda_dssim * dssim
-    return (loss, {"l1": l1.detach(), "ssim": 1 - dssim.detach()}) if return_terms else loss
+        pred, target, weight, _ = reference.apply_mask(pred, target, mask, mask_mode, data_range)
+        weights = {"l1_weight": 1 - lambda_dssim, "dssim_weight": lambda_dssim, "weight": weight}
+        loss, l1, dssim = photometric(pred, target, options, per_image=reduction == "image", **weights)
+        ssim = 1 - dssim
+    return (loss, {"l1": l1, "ssim": ssim}) if return_terms else loss
 
 
 class PhotometricLoss(_WithOptions):
@@ -198,12 +196,21 @@ def ms_ssim_l1_loss(
         >>> ms_ssim_l1_loss(pred, torch.rand(1, 3, 192, 192)).backward()
     """
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    constants = functional._constants(window_size, sigma, data_range, k1, k2)
     check_number("lambda_ms_ssim", lambda_ms_ssim, high=1.0, closed=True)
     check_reduction("mean", ("mean",), pred)
     check_mask(mask, "zero", pred, channels_last)
     pred, target, _, _ = reference.apply_mask(pred, target, mask, "zero", data_range)
     l1 = reference.absolute_difference(pred, target, data_range).mean()
-    value = functional.ms_ssim(pred, target, weights=weights, channels_last=channels_last, **constants)
+    value = functional.ms_ssim(
+        pred,
+        target,
+        window_size=window_size,
+        sigma=sigma,
+        data_range=data_range,
+        k1=k1,
+        k2=k2,
+        weights=weights,
+        channels_last=channels_last,
+    )
     loss = (1 - lambda_ms_ssim) * l1 + lambda_ms_ssim * (1 - value)
     return (loss, {"l1": l1.detach(), "ms_ssim": value.detach()}) if return_terms else loss

@@ -168,7 +168,7 @@ def _dissimilarity(
     )
 
 
-def ssim_map(
+def dssim_map(
     img1: Tensor,
     img2: Tensor,
     *,
@@ -179,10 +179,16 @@ def ssim_map(
     k2: float = 0.03,
     padding: str = "same",
     channels_last: bool = False,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """S for every position of the window, in the layout of the images; "valid" gives the smaller map."""
-    found = 1 - _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last).ssim
+    """1 - S for every position of the window, in the layout of the images; "valid" gives the smaller map."""
+    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid).ssim
     return to_channels_last(found) if channels_last else found
+
+
+def ssim_map(img1: Tensor, img2: Tensor, **options) -> Tensor:
+    """S for every position of the window; the options are those of `dssim_map`."""
+    return 1 - dssim_map(img1, img2, **options)
 
 
 def ssim_channel_means(
@@ -200,23 +206,6 @@ def ssim_channel_means(
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last)
     return 1 - torch.stack((found.ssim.flatten(2).mean(2), found.contrast_structure.flatten(2).mean(2)), dim=-1)
-
-
-def photometric(
-    img1: Tensor,
-    img2: Tensor,
-    *,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    data_range: float = 1.0,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "same",
-    channels_last: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(l1, dssim), each (B,): for each image the means of |img1 - img2| and of 1 - S."""
-    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last).ssim
-    return absolute_difference(img1, img2, data_range).flatten(1).mean(1), found.flatten(1).mean(1)
 
 
 def absolute_difference(img1: Tensor, img2: Tensor, data_range: float = 1.0) -> Tensor:
@@ -284,9 +273,8 @@ def ssim(
 ) -> Tensor:
     """`splat_ssim.ssim` and `ssim3d` (by rank) without its checks; see there for the options."""
     img1, img2, weights, valid = apply_mask(img1, img2, mask, mask_mode, data_range)
-    options = (window_size, sigma, data_range, k1, k2, padding, channels_last)
-    dssim = _dissimilarity(img1, img2, *options, valid).ssim
-    dssim = to_channels_last(dssim) if channels_last else dssim
+    constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    dssim = dssim_map(img1, img2, padding=padding, channels_last=channels_last, valid=valid, **constants)
     return similarity(dssim, weights, reduction, channels_last)
 
 
@@ -326,10 +314,9 @@ def photometric_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, l1, ssim) of `(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)`; `reduction` is "mean" or "image"."""
     pred, target, weights, valid = apply_mask(pred, target, mask, mask_mode, data_range)
-    options = (window_size, sigma, data_range, k1, k2, padding, channels_last)
-    dssim_map = _dissimilarity(pred, target, *options, valid).ssim
-    dssim_map = to_channels_last(dssim_map) if channels_last else dssim_map
-    dssim = weighted_mean(dssim_map, weights, reduction, channels_last)
+    constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    dissimilar = dssim_map(pred, target, padding=padding, channels_last=channels_last, valid=valid, **constants)
+    dssim = weighted_mean(dissimilar, weights, reduction, channels_last)
     l1 = weighted_mean(absolute_difference(pred, target, data_range), weights, reduction, channels_last)
     loss = (1 - lambda_dssim) * l1 + lambda_dssim * dssim
     return loss, l1, 1 - dssim
@@ -355,6 +342,18 @@ def combine_scales(scales: Sequence[Tensor], weights: Sequence[float]) -> Tensor
     return torch.where(positive.all(-1), math.prod(powers[1:], start=powers[0]), 0)
 
 
+def pyramid(
+    img1: Tensor, img2: Tensor, scales: int, data_range: float, channels_last: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """The images (B, C, spatial…) of each scale, fine to coarse, in float32 or wider."""
+    dtype = compute_dtype(img1, img2)
+    pair = tuple(as_float(img, dtype, data_range) for img in (img1, img2))
+    pairs = [tuple(to_channels_first(img) for img in pair) if channels_last else pair]
+    while len(pairs) < scales:
+        pairs.append(tuple(halve(img) for img in pairs[-1]))
+    return pairs
+
+
 def ms_ssim(
     img1: Tensor,
     img2: Tensor,
@@ -366,16 +365,8 @@ def ms_ssim(
     k2: float = 0.03,
     weights: Sequence[float] = MS_SSIM_WEIGHTS,
     channels_last: bool = False,
-    channel_means=ssim_channel_means,
 ) -> Tensor:
-    """(B, C): MS-SSIM of each image and channel; `channel_means` is what computes one scale."""
-    dtype = compute_dtype(img1, img2)
-    img1, img2 = as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
-    if channels_last:
-        img1, img2 = to_channels_first(img1), to_channels_first(img2)
+    """(B, C): MS-SSIM of each image and channel."""
     options = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
-    scales = [channel_means(img1, img2, padding="valid", **options)]
-    for _ in weights[1:]:
-        img1, img2 = halve(img1), halve(img2)
-        scales.append(channel_means(img1, img2, padding="valid", **options))
-    return combine_scales(scales, weights)
+    pairs = pyramid(img1, img2, len(weights), data_range, channels_last)
+    return combine_scales([ssim_channel_means(*pair, **options) for pair in pairs], weights)

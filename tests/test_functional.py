@@ -304,6 +304,7 @@ IMAGE = torch.zeros(1, 3, 16, 16)
         ((IMAGE, IMAGE), {"mask": IMAGE[:, :2]}, ValueError, r"mask must have the shape \(1, 1, 16, 16\) or"),
         ((IMAGE, IMAGE), {"mask": IMAGE.int()}, TypeError, "mask must be bool or floating point, got int32"),
         ((IMAGE, IMAGE), {"mask": IMAGE.to("meta")}, ValueError, "mask must be on the device"),
+        ((IMAGE, IMAGE), {"mask": torch.ones(1, 1, 16, 16, requires_grad=True)}, ValueError, "mask must not require"),
         ((IMAGE, IMAGE), {"mask": [1]}, TypeError, "mask must be a torch.Tensor, got list"),
         (
             (IMAGE[..., :10], IMAGE[..., :10]),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.ops.ssim import Options, ssim_channel_means
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -158,8 +159,8 @@ def _means(
         and X.dtype != torch.float64
         and _textbook.has_kernel(win_size, sides, win_sigma, data_range, k1, k2)
     ):
-        options = {"window_size": win_size, "sigma": win_sigma, "data_range": data_range, "k1": k1, "k2": k2}
-        return reference.ssim_channel_means(X, Y, padding="valid", **options)
+        options = Options(win_size, win_sigma, data_range, k1, k2, "valid", len(sides))
+        return ssim_channel_means(X, Y, options)
 
     if win is None:
         taps = _textbook.float32_gaussian(win_size, win_sigma)

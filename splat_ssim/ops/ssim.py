@@ -437,7 +437,7 @@ def has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
     return supports is not None and supports(img1, img2, options)
 
 
-def _definition(options: Options) -> dict[str, object]:
+def definition_options(options: Options) -> dict[str, object]:
     """The options as keyword arguments of splat_ssim.reference, which tells images from volumes by their rank."""
     return {name: value for name, value in options._asdict().items() if name != "spatial_dims"}
 
@@ -446,14 +446,14 @@ def ssim_map(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """S for every position of the window, in the layout of the images: float32, or float64 where an image is."""
     if has_kernel(img1, img2, options):
         return torch.ops.splat_ssim.ssim_map(img1, img2, *options)
-    return reference.ssim_map(img1, img2, **_definition(options))
+    return reference.ssim_map(img1, img2, **definition_options(options))
 
 
 def ssim_channel_means(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     if has_kernel(img1, img2, options):
         return torch.ops.splat_ssim.ssim_channel_means(img1, img2, *options)
-    return reference.ssim_channel_means(img1, img2, **_definition(options))
+    return reference.ssim_channel_means(img1, img2, **definition_options(options))
 
 
 def photometric(
@@ -493,7 +493,7 @@ def photometric(
 
 def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weight, weight, per_image: bool):
     reduction, channels_last = "image" if per_image else "mean", options.channels_last
-    dssim_map = 1 - reference.ssim_map(img1, img2, **_definition(options))
+    dssim_map = reference.dssim_map(img1, img2, **definition_options(options))
     dssim = reference.weighted_mean(dssim_map, weight, reduction, channels_last)
     difference = reference.absolute_difference(img1, img2, options.data_range)
     l1 = reference.weighted_mean(difference, weight, reduction, channels_last)
