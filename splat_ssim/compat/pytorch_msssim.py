@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError
-from splat_ssim.ops.ssim import Options, ssim_channel_means
+from splat_ssim.ops.ssim import Options, photometric, ssim_channel_means
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -62,6 +62,11 @@ def ssim(
     """
     X, Y = _images(X, Y)
     win_size = _window_size(win_size, win)
+    options = _options(X, data_range, win_size, win_sigma, win, K)
+    if options is not None and not nonnegative_ssim:
+        # One pass gives the value and the gradient.
+        dssim, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=1.0, per_image=not size_average)
+        return (1 - dssim).to(X.dtype)
     means = _means(X, Y, data_range, win_size, win_sigma, win, K)[..., 0]
     if nonnegative_ssim:
         means = torch.relu(means)
@@ -146,6 +151,19 @@ def _window_size(win_size: int, win: Tensor | None) -> int:
     if win_size % 2 != 1:
         raise ValueError(f"the window size must be odd, got {win_size}")
     return win_size
+
+
+def _options(
+    X: Tensor, data_range: float, win_size: int, win_sigma: float, win: Tensor | None, K: Sequence[float]
+) -> Options | None:
+    """The options of the operators where they give the original's number, else None."""
+    k1, k2 = K
+    sides = X.shape[2:]
+    if win is not None or X.dtype == torch.float64 or X.shape[0] == 0:
+        return None
+    if not _textbook.has_kernel(win_size, sides, win_sigma, data_range, k1, k2):
+        return None
+    return Options(win_size, win_sigma, data_range, k1, k2, "valid", len(sides))
 
 
 def _means(
