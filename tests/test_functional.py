@@ -285,9 +285,9 @@ def test_vmap_over_the_batch(reduction, dtype):
 
     found = torch.func.vmap(function)(img1, img2)
     expected = torch.stack([function(a, b) for a, b in zip(img1, img2, strict=True)])
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6)
     shared = torch.func.vmap(function, in_dims=(0, None))(img1, img2[0])
-    torch.testing.assert_close(shared, torch.stack([function(a, img2[0]) for a in img1]), rtol=0, atol=2e-6)
+    torch.testing.assert_close(shared, torch.stack([function(a, img2[0]) for a in img1]), rtol=1e-6, atol=2e-6)
 
 
 def test_vmap_of_gradients():

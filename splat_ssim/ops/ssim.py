@@ -419,7 +419,10 @@ def _refuse_second_derivative(ctx, *grads):
 
 for _name in ("ssim_map_backward", "ssim_channel_means_backward", "scaled_gradient"):
     torch.library.register_autograd(
-        "splat_ssim::" + _name, _refuse_second_derivative, setup_context=lambda *_: None, lib=_definitions
+        "splat_ssim::" + _name,
+        _refuse_second_derivative,
+        setup_context=lambda ctx, inputs, output: None,
+        lib=_definitions,
     )
 
 
@@ -434,7 +437,11 @@ KERNELS = {"cpu": _supports_cpu}
 def has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
     """Whether the operators can run; where not, splat_ssim.reference gives the same numbers."""
     supports = KERNELS.get(img1.device.type)
-    return supports is not None and supports(img1, img2, options)
+    if supports is None or not supports(img1, img2, options):
+        return False
+    # Inside the transforms of torch.func the definition runs: operators of torch.library know no other than vmap.
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor
+    return torch.compiler.is_compiling() or not (transformed(img1) or transformed(img2))
 
 
 def definition_options(options: Options) -> dict[str, object]:
