@@ -15,6 +15,7 @@ from splat_ssim.volume.export import load_gaussians_ply, load_quantized, save_ga
 from splat_ssim.volume.gaussians import (
     CappedGrowth,
     GaussianField,
+    lattice_frame,
     replace_gaussians,
     sample_voxels,
     sort_gaussians,
@@ -22,6 +23,7 @@ from splat_ssim.volume.gaussians import (
 from splat_ssim.volume.grid_model import GridField, grid_shape, interpolation_matrix
 from splat_ssim.volume.losses import tv3d
 from splat_ssim.volume.pictures import mip_frames, save_mip_video, save_slice_sheet, slice_sheet
+from splat_ssim.volume.reference import rotation_matrices
 
 GRID = VoxelGrid.regular((20, 24, 22), spacing=(1.0, 2.0, 1.5), origin=(5, 6, 7))
 
@@ -67,6 +69,18 @@ def test_start_is_reproducible_and_checked():
     assert torch.equal(first(GRID), second(GRID))
     with pytest.raises(ValueError, match=r"count must be from 1 to the 10560 voxels, got 0"):
         GaussianField.from_volume(blobs(), GRID, 0)
+
+
+def test_gaussians_start_along_the_lattice():
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0] * [1.0, -0.5, 3.0]
+    grid = VoxelGrid((9, 9, 9), matrix.tolist())
+    R = rotation_matrices(torch.from_numpy(lattice_frame(grid))[None])[0].numpy()
+    columns = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    np.testing.assert_allclose(np.abs(R.T @ columns), np.eye(3), atol=1e-9)
+    field = GaussianField.from_volume(torch.rand(1, 9, 9, 9, generator=generator()), grid, 20, generator=generator())
+    sizes = field.tensors["log_scales"].detach().exp()
+    torch.testing.assert_close(sizes / sizes[:, :1], torch.tensor([1.0, 0.5, 3.0]).expand(20, 3))
 
 
 def test_an_empty_volume_can_be_started_from():

@@ -28,7 +28,10 @@ class Task:
 
 
 #: The value of `task` in a config file -> the task.
-TASKS = {"scene": Task("splat_ssim.trainer.config:Config", "splat_ssim.trainer.training:train")}
+TASKS = {
+    "scene": Task("splat_ssim.trainer.config:Config", "splat_ssim.trainer.training:train"),
+    "volume": Task("splat_ssim.volume.config:VolumeConfig", "splat_ssim.volume.fitting:fit"),
+}
 
 
 def _imported(path: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ def blur(volume: Tensor) -> Tensor:
 def new_gaussians(
     chosen: Tensor, sigma: Tensor | float, values: Tensor, grid: VoxelGrid, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Nearly round Gaussians in the chosen voxels.
+    """Gaussians in the chosen voxels, along the axes of the lattice but for a little, and round where voxels are cubes.
 
     Args:
         chosen: (N,) flat indices of voxels.
@@ -122,12 +123,13 @@ def new_gaussians(
     count = len(chosen)
     indices = torch.stack(torch.unravel_index(chosen, grid.shape), -1).float()
     indices += torch.rand(count, 3, generator=generator) - 0.5
-    size = voxel_size(grid) * torch.as_tensor(sigma, dtype=torch.float32).expand(count)
-    quats = torch.cat([torch.ones(count, 1), 0.1 * torch.randn(count, 3, generator=generator)], 1)
+    frame = torch.from_numpy(lattice_frame(grid)).float()
+    quats = frame + 0.1 * torch.randn(count, 4, generator=generator)
+    sizes = torch.as_tensor(sigma, dtype=torch.float32).expand(count)[:, None] * torch.tensor(grid.spacing)
     at = values.flatten(1)[:, chosen]  # [C, N]
     tensors = {
         "means": grid.to_world(indices),
-        "log_scales": size.log()[:, None].repeat(1, 3),
+        "log_scales": sizes.log(),
         "quats": quats,
         "densities": at[0].clone(),
     }
@@ -135,6 +137,24 @@ def new_gaussians(
         sign = torch.where(at[0] < 0, -1.0, 1.0)
         tensors["features"] = (at[1:] / (at[0].abs().clamp(min=1e-2) * sign)).T.contiguous()
     return tensors
+
+
+def lattice_frame(grid: VoxelGrid) -> np.ndarray:
+    """The quaternion (4,), w x y z, of the rotation whose axes are the lattice's, signs aside."""
+    left, _, right = np.linalg.svd(grid.matrix[:3, :3] / np.asarray(grid.spacing))
+    R = left @ right
+    if np.linalg.det(R) < 0:
+        R = R * np.array([1.0, 1.0, -1.0])
+    # The eigenvector of the largest eigenvalue of this symmetric matrix (Bar-Itzhack 2000, eq. 7).
+    K = np.array(
+        [
+            [R[0, 0] + R[1, 1] + R[2, 2], R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]],
+            [0.0, R[0, 0] - R[1, 1] - R[2, 2], R[0, 1] + R[1, 0], R[0, 2] + R[2, 0]],
+            [0.0, 0.0, R[1, 1] - R[0, 0] - R[2, 2], R[1, 2] + R[2, 1]],
+            [0.0, 0.0, 0.0, R[2, 2] - R[0, 0] - R[1, 1]],
+        ]
+    )
+    return np.linalg.eigh(K, UPLO="U")[1][:, -1]
 
 
 def voxel_size(grid: VoxelGrid) -> float:

@@ -1,0 +1,163 @@
+"""What fitting a volume can be told: nested dataclasses, in the manner of `splat_ssim.trainer.config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ..trainer.config import ConfigError, YamlMapping
+
+
+@dataclass
+class VolumeDataConfig:
+    """How the volume is read and scaled."""
+
+    #: max: 0 and the maximum become 0 and 1; window, percentile: the two numbers below; none: as it is.
+    normalize: Literal["max", "window", "percentile", "none"] = "max"
+    #: Intensities (window) or percent (percentile) that become 0 and 1.
+    low: float | None = None
+    high: float | None = None
+    #: Options of splat_ssim.volume.load_volume, such as shape, dtype, spacing, key, nonfinite.
+    read: YamlMapping = field(default_factory=dict)
+    #: A volume file of weights: the loss counts voxels by them.
+    mask: Path | None = None
+
+
+@dataclass
+class VolumeModelConfig:
+    """What is fitted."""
+
+    #: gaussians, or grid: a dense voxel grid read trilinearly.
+    name: Literal["gaussians", "grid"] = "gaussians"
+    #: Gaussians at the start: this share of the strategy's budget.
+    start: float = 0.5
+    #: Their standard deviation over their distance at the start.
+    spread: float = 0.3
+    #: No standard deviation falls below this many voxels.
+    min_sigma: float = 0.45
+    #: Numbers in the grid; by default as many as the budget of Gaussians would have.
+    grid_parameters: int | None = None
+    #: The grid starts with nodes 2^levels times sparser and doubles them on the way.
+    grid_levels: int = 1
+
+
+@dataclass
+class VolumeOptimizerConfig:
+    """Adam's rates at the first step, which decay exponentially to `final` of it at the last."""
+
+    #: In voxels.
+    means: float = 0.5
+    log_scales: float = 0.1
+    quats: float = 0.1
+    densities: float = 0.05
+    features: float = 0.05
+    #: Of the grid's values.
+    nodes: float = 0.02
+    final: float = 0.05
+    warmup: int = 10
+    beta2: float = 0.95
+
+
+@dataclass
+class VolumeStrategyConfig:
+    """Growth of the number of Gaussians."""
+
+    #: capped: from model.start to the budget in rounds, where the residual is; none: the budget from the start.
+    name: Literal["capped", "none"] = "capped"
+    #: Most Gaussians there may be.
+    budget: int = 50_000
+    rounds: int = 8
+    #: The last round is after this share of the steps.
+    stop: float = 0.4
+    #: Share of the Gaussians, those of least mass, that a round puts elsewhere.
+    recycle: float = 0.0
+    #: Standard deviation of new Gaussians in voxels.
+    sigma: float = 1.2
+
+
+@dataclass
+class VolumeOutputConfig:
+    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+
+    #: Evaluate every so many steps; 0: only at the end.
+    eval_every: int = 0
+    #: The fitted field in the file's own intensities, as volume.<format>; "" for none.
+    format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "zarr"] = "nii.gz"
+    ply: bool = True
+    #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
+    quantized: bool = True
+    #: Slices of field, volume and error as pictures/slices.png.
+    slices: bool = True
+    #: A turning maximum-intensity projection as pictures/mip.mp4.
+    video: bool = True
+    progress: bool = True
+
+
+@dataclass
+class VolumeConfig:
+    """Fits Gaussians or a grid to a volume. Without arguments: the brain MRI in assets/."""
+
+    #: A YAML file that states what differs from the defaults; the command line overrides it.
+    config: Path | None = None
+    #: Volume file: npy, npz, raw, NIfTI, TIFF, NRRD or zarr.
+    data_dir: Path = Path("assets/brain_mri/T1.nii.gz")
+    #: Where the run writes; by default results/<volume>/<time>.
+    result_dir: Path | None = None
+    #: l1, l2, ssim, fused_ssim or package.module:function.
+    loss: str = "fused_ssim"
+    #: Options of the loss, a YAML mapping.
+    loss_kwargs: YamlMapping = field(default_factory=dict)
+    #: The loss is taken on every so many steps, plain L1 on the others.
+    loss_every: int = 1
+    #: Weight of the total variation of the field.
+    tv: float = 0.0
+    #: Steps see a random crop of so many voxels a side, with the halo SSIM needs; 0: the whole volume.
+    crop: int = 0
+    #: Length of the run.
+    steps: int = 5000
+    #: Multiplies the length of the run.
+    steps_scaler: float = 1.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    #: A run folder: goes on from its last checkpoint, with its config.
+    resume: Path | None = None
+    #: Write a checkpoint every so many steps; 0: only at the end.
+    checkpoint_every: int = 1000
+    data: VolumeDataConfig = field(default_factory=VolumeDataConfig)
+    model: VolumeModelConfig = field(default_factory=VolumeModelConfig)
+    optimizer: VolumeOptimizerConfig = field(default_factory=VolumeOptimizerConfig)
+    strategy: VolumeStrategyConfig = field(default_factory=VolumeStrategyConfig)
+    output: VolumeOutputConfig = field(default_factory=VolumeOutputConfig)
+    #: What kind of training this is; a YAML file says so.
+    task: tyro.conf.Suppress[str] = "volume"
+
+    def resolved(self) -> VolumeConfig:
+        """The config with steps_scaler applied.
+
+        Raises:
+            ConfigError: A value is out of its range.
+        """
+        for name, value, low, high in (
+            ("steps", round(self.steps * self.steps_scaler), 1, None),
+            ("loss_every", self.loss_every, 1, None),
+            ("crop", self.crop, 0, None),
+            ("checkpoint_every", self.checkpoint_every, 0, None),
+            ("tv", self.tv, 0, None),
+            ("model.start", self.model.start, 1e-6, 1),
+            ("model.spread", self.model.spread, 1e-6, None),
+            ("model.min_sigma", self.model.min_sigma, 0.05, None),
+            ("model.grid_levels", self.model.grid_levels, 0, 8),
+            ("optimizer.final", self.optimizer.final, 1e-6, 1),
+            ("strategy.budget", self.strategy.budget, 1, None),
+            ("strategy.rounds", self.strategy.rounds, 1, None),
+            ("strategy.stop", self.strategy.stop, 0, 1),
+            ("strategy.recycle", self.strategy.recycle, 0, 0.9),
+        ):
+            if value < low or (high is not None and value > high):
+                limit = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise ConfigError(f"{name} must be {limit}, got {value}")
+        return dataclasses.replace(self, steps=round(self.steps * self.steps_scaler), steps_scaler=1.0)
