@@ -7,7 +7,6 @@ optimizers, state, step, info)` and `step_post_backward(params, optimizers, stat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from gsplat.strategy.base import Strategy
 
@@ -16,9 +15,7 @@ from splat_ssim.strategy.default import DefaultStrategy
 from splat_ssim.strategy.mcmc import MCMCStrategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.strategy.taming import TamingStrategy
-
-if TYPE_CHECKING:
-    from splat_ssim.trainer.config import StrategyConfig
+from splat_ssim.trainer.config import StrategyConfig, given
 
 __all__ = ["STRATEGIES", "CappedStrategy", "DefaultStrategy", "MCMCStrategy", "TamingStrategy", "make_strategy"]
 
@@ -29,7 +26,7 @@ def _capped(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
     return CappedStrategy(
         budget=config.budget,
         refine_start_iter=config.refine_start,
-        refine_stop_iter=config.refine_stop,
+        refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
         growth=config.growth,
         prune_opa=config.prune_opacity,
@@ -41,9 +38,9 @@ def _default(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         prune_opa=config.prune_opacity,
         grow_grad2d=config.grow_gradient,
         refine_start_iter=config.refine_start,
-        refine_stop_iter=config.refine_stop,
+        refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
-        reset_every=config.reset_every,
+        reset_every=given(config.reset_every),
     )
 
 
@@ -52,7 +49,7 @@ def _mcmc(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         cap_max=config.budget,
         noise_lr=config.noise,
         refine_start_iter=config.refine_start,
-        refine_stop_iter=config.refine_stop,
+        refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
         min_opacity=config.prune_opacity,
     )
@@ -63,11 +60,11 @@ def _taming(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         budget=config.budget,
         score_views=score_views,
         refine_start_iter=config.refine_start,
-        refine_stop_iter=config.refine_stop,
+        refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
         grow_grad2d=config.grow_gradient,
         prune_opa=config.prune_opacity,
-        reset_every=config.reset_every,
+        reset_every=given(config.reset_every),
     )
 
 

@@ -41,10 +41,11 @@ def gsplat_resets_opacity() -> bool:
     values = {"means": (1, 3), "scales": (1, 3), "quats": (1, 4), "opacities": (1,)}
     params = {name: torch.nn.Parameter(torch.full(shape, 3.0)) for name, shape in values.items()}
     optimizers = {name: torch.optim.Adam([param]) for name, param in params.items()}
+    means2d = torch.zeros(1, 1, 2, requires_grad=True)
+    means2d.grad = torch.zeros(1, 1, 2)
     info = {
         **{"width": 1, "height": 1, "n_cameras": 1, "radii": torch.ones(1, 1, 2), "gaussian_ids": None},
-        "means2d": torch.zeros(1, 1, 2, requires_grad=True),
+        "means2d": means2d,
     }
-    info["means2d"].grad = torch.zeros(1, 1, 2)
     strategy.step_post_backward(params, optimizers, strategy.initialize_state(), step=2, info=info)
     return bool(params["opacities"].item() < 3.0)

@@ -22,7 +22,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     The file is written beside its place, flushed to the disk and renamed: whenever the process dies, there is either
     the previous checkpoint or the new one.
     """
-    generators = {"cpu": torch.get_rng_state()}
+    generators: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state_all()
     temporary = folder / f"{NAME}.tmp"

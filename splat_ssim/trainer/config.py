@@ -184,8 +184,8 @@ class Config:
             **{name: dataclasses.replace(getattr(self, name)) for name in ("model", "optimizer", "strategy", "output")},
         )
 
-        def scale(steps: int | None) -> int | None:
-            return None if steps is None else round(steps * self.steps_scaler)
+        def scale(steps: int | None, default: int = 0) -> int:
+            return default if steps is None else round(steps * self.steps_scaler)
 
         resolved.steps = scale(self.steps)
         resolved.steps_scaler = 1.0
@@ -195,12 +195,12 @@ class Config:
                 f"steps times steps_scaler must be at least 1, got {self.steps} times {self.steps_scaler}"
             )
         tenth = max(1, resolved.steps // 10)
-        model.sh_degree_interval = scale(model.sh_degree_interval) or tenth
-        optimizer.decay_start = _or(scale(optimizer.decay_start), resolved.steps * 7 // 10)
+        model.sh_degree_interval = max(1, scale(model.sh_degree_interval, tenth))
+        optimizer.decay_start = scale(optimizer.decay_start, resolved.steps * 7 // 10)
         strategy.refine_start = scale(strategy.refine_start)
         strategy.refine_every = max(1, scale(strategy.refine_every))
-        strategy.refine_stop = _or(scale(strategy.refine_stop), resolved.steps * 6 // 10)
-        strategy.reset_every = scale(strategy.reset_every) or tenth
+        strategy.refine_stop = scale(strategy.refine_stop, resolved.steps * 6 // 10)
+        strategy.reset_every = max(1, scale(strategy.reset_every, tenth))
         for name, value, least in (
             ("model.init_count", model.init_count, 1),
             ("strategy.budget", strategy.budget, 1),
@@ -217,8 +217,15 @@ class Config:
         return resolved
 
 
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
+def given(steps: int | None) -> int:
+    """A schedule of a resolved config, in which none is left out.
+
+    Raises:
+        ConfigError: The config has not been resolved.
+    """
+    if steps is None:
+        raise ConfigError("required a config with every schedule given (Config.resolved()), got one without")
+    return steps
 
 
 T = TypeVar("T")
@@ -248,7 +255,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type a field asks for, or a ConfigError."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

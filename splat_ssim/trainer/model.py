@@ -102,7 +102,8 @@ def _seen(points: Tensor, view: View, radius: float) -> Tensor:
     within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
     # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
     reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
-    silhouette = torch.nn.functional.max_pool2d(view.alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    alpha = torch.ones(view.height, view.width) if view.alpha is None else view.alpha
+    silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
     # What a view does not show, or shows too close to tell, it does not exclude.
     return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import Adam
 
-from splat_ssim.trainer.config import OptimizerConfig
+from splat_ssim.trainer.config import OptimizerConfig, given
 
 Optimizers = dict[str, torch.optim.Optimizer]
 
@@ -28,7 +28,8 @@ def set_learning_rates(
         extent: Of the scene, the unit of the positions' rate.
     """
     progress = step / steps
-    late = max(0.0, step - config.decay_start) / max(1, steps - config.decay_start)
+    decay_start = given(config.decay_start)
+    late = max(0, step - decay_start) / max(1, steps - decay_start)
     for name, optimizer in optimizers.items():
         if name == "means":
             rate = extent * config.means * (config.means_final / config.means) ** progress

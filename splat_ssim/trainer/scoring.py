@@ -34,7 +34,8 @@ def score_views(
         view = views[index].to(device)
         truth = view.pixels()
         pred = render_view(view)[0].permute(0, 3, 1, 2)
-        loss = photometric_loss(pred, truth, mask=None if view.mask is None else view.mask[None, None])
+        mask = None if view.mask is None else view.mask[None, None]
+        loss, _ = photometric_loss(pred, truth, mask=mask, return_terms=True)
         weights = pixel_weights(pred[0].clamp(0, 1), truth[0])
         # Weights depend on the render, so the sums they enter need a second one.
         info = render_view(view, pixel_weights=weights[None])[2]

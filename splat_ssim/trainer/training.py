@@ -16,7 +16,7 @@ from splat_ssim.registry import get_loss
 from splat_ssim.strategy import make_strategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
-from splat_ssim.trainer.config import Config, write_yaml
+from splat_ssim.trainer.config import Config, given, write_yaml
 from splat_ssim.trainer.data import Scene, View, load_scene
 from splat_ssim.trainer.evaluation import evaluate, psnr, write_json
 from splat_ssim.trainer.model import Splats, create_splats, render
@@ -109,7 +109,9 @@ class Trainer:
         with clock("render"):
             view = self.view_of_step(step).to(self.device)
             target = view.pixels()
-            colors, _, info = self.render(view, min(config.model.sh_degree, step // config.model.sh_degree_interval))
+            colors, _, info = self.render(
+                view, min(config.model.sh_degree, step // given(config.model.sh_degree_interval))
+            )
             pred = colors.permute(0, 3, 1, 2)
             self.strategy.step_pre_backward(splats, self.optimizers, self.strategy_state, step, info)
 
@@ -138,8 +140,8 @@ class Trainer:
         clock.finish_step()
 
         def report() -> dict[str, float]:
-            values = {"loss": loss.detach(), **terms, "psnr": psnr(pred.detach(), target, view.mask)}
-            return {**{key: float(value) for key, value in values.items()}, "gaussians": len(splats["means"])}
+            values = {key: float(value) for key, value in {"loss": loss.detach(), **terms}.items()}
+            return {**values, "psnr": psnr(pred.detach(), target, view.mask), "gaussians": len(splats["means"])}
 
         return report
 
@@ -198,7 +200,7 @@ class Trainer:
             metrics["budget"] = self.config.strategy.budget
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
         if self.config.output.ply:
-            save_ply(self.folder / "scene.ply", self.splats)
+            save_ply(self.folder / "scene.ply", dict(self.splats))
         if self.config.output.video:
             with torch.no_grad():
                 path = [view.to(self.device) for view in orbit(self.scene.train, self.config.output.video_frames)]

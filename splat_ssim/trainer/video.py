@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ def write_video(path: Path, render_view: Callable[[View], Tensor], views: Sequen
     """
     import imageio.v2 as imageio
 
-    with imageio.get_writer(path, fps=fps, macro_block_size=2) as writer:
+    writer: Any = imageio.get_writer(path, fps=fps, macro_block_size=2)
+    with writer:
         for view in views:
             writer.append_data(to_bytes(render_view(view).permute(0, 3, 1, 2)))

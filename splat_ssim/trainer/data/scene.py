@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,10 @@ class View:
 
     def to(self, device: torch.device) -> View:
         """The same view with its tensors on `device`."""
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
-        return View(**moved)
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass
