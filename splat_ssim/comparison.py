@@ -1,0 +1,187 @@
+"""Two images, two folders of images or two volumes compared: PSNR, SSIM, MS-SSIM, a map of SSIM."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from splat_ssim import distributed, functional
+from splat_ssim.reference import MS_SSIM_WEIGHTS
+from splat_ssim.volume.io import Volume, load_volume, open_array, save_volume, volume_format
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+#: Volumes of more voxels are never held whole: MS-SSIM is left out for them.
+_WHOLE = 1 << 28
+
+
+def compare(
+    a: tyro.conf.Positional[Path],
+    b: tyro.conf.Positional[Path],
+    *,
+    map: Annotated[Path | None, tyro.conf.arg(name="map")] = None,
+    data_range: float | None = None,
+    padding: str = "same",
+    block: int = distributed.BLOCK,
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """Compares two images, two folders of images with the same names, or two volumes.
+
+    Volumes are read block by block where the format allows (zarr, npy, raw) and may be larger than memory.
+
+    Args:
+        a: Image, folder or volume file.
+        b: The same kind and shape.
+        map: Where to write S for every position: a picture, a folder for folders, or a volume file.
+        data_range: Largest minus smallest possible value; by default 1 for images (8 bits mean value / 255), and for
+            volumes 255 for uint8 or what both volumes together span.
+        padding: same or valid.
+        block: Edge of a block of a volume in voxels.
+        output: A JSON file for the result.
+
+    Returns:
+        psnr, ssim, ms_ssim (None where a side is too short for its five scales, or a volume too large) and data_range;
+        for folders also `images`, one entry for each pair.
+    """
+    kinds = [_kind(path) for path in (a, b)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
+    if kinds[0] == "volume":
+        result = _compare_volumes(a, b, map, data_range, padding, block)
+    elif kinds[0] == "image":
+        result = _compare_images(a, b, map, data_range or 1.0, padding)
+    else:
+        result = _compare_folders(a, b, map, data_range or 1.0, padding)
+    text = json.dumps(result, indent=1)
+    if output is not None:
+        output.write_text(text + "\n")
+    print(text)
+    return result
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise ValueError(f"required an image, a folder or a volume, got nothing at {path}")
+    if path.suffix.lower() in _IMAGES:
+        return "image"
+    if path.is_dir() and path.suffix.lower() != ".zarr" and _pictures(path):
+        return "folder"
+    volume_format(path)
+    return "volume"
+
+
+def _pictures(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _IMAGES)
+
+
+def _db(error: float, data_range: float) -> float:
+    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def _ms_ssim(first: Tensor, second: Tensor, data_range: float) -> float | None:
+    # The coarsest of the scales has to hold a window.
+    if min(first.shape[2:]) <= 10 * 2 ** (len(MS_SSIM_WEIGHTS) - 1):
+        return None
+    return float(functional.ms_ssim(first, second, data_range=data_range))
+
+
+def _read_image(path: Path) -> Tensor:
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous()
+
+
+def _compare_images(a: Path, b: Path, map_path: Path | None, data_range: float, padding: str) -> dict[str, Any]:
+    first, second = _read_image(a), _read_image(b)
+    if first.shape != second.shape:
+        raise ValueError(f"{a} and {b} must have the same size, got {first.shape[2:]} and {second.shape[2:]}")
+    ssim_map = functional.ssim(first, second, data_range=data_range, padding=padding, reduction="none")
+    if map_path is not None:
+        from PIL import Image
+
+        map_path.parent.mkdir(parents=True, exist_ok=True)
+        grey = (ssim_map[0].mean(0).clamp(0, 1) * 255).round().byte().numpy()
+        Image.fromarray(grey).save(map_path)
+    return {
+        "psnr": _db(float((first - second).double().square().mean()), data_range),
+        "ssim": float(ssim_map.double().mean()),
+        "ms_ssim": _ms_ssim(first, second, data_range),
+        "data_range": data_range,
+    }
+
+
+def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float, padding: str) -> dict[str, Any]:
+    names = _pictures(a)
+    if names != _pictures(b):
+        different = sorted(set(names) ^ set(_pictures(b)))
+        raise ValueError(f"{a} and {b} must hold images of the same names, got {different} in one only")
+    rows = [
+        {
+            "name": name,
+            **_compare_images(a / name, b / name, map_path and map_path / f"{name}.png", data_range, padding),
+        }
+        for name in names
+    ]
+
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in rows]
+        return None if None in values else float(np.mean(values))
+
+    return {**{key: mean(key) for key in ("psnr", "ssim", "ms_ssim")}, "data_range": data_range, "images": rows}
+
+
+def _compare_volumes(
+    a: Path, b: Path, map_path: Path | None, data_range: float | None, padding: str, block: int
+) -> dict[str, Any]:
+    import dask
+    import dask.array as da
+
+    first, second = da.from_array(open_array(a)), da.from_array(open_array(b))
+    if first.shape != second.shape:
+        raise ValueError(f"{a} and {b} must have the same shape, got {first.shape} and {second.shape}")
+    if data_range is None and first.dtype == second.dtype == np.uint8:
+        data_range = 255.0
+    # Bytes are intensities here, not fractions of a range: the volumes are compared as float32.
+    first, second = (v if v.dtype == np.float64 else v.astype(np.float32) for v in (first, second))
+    finite = da.isfinite(first).all() & da.isfinite(second).all()
+    low, high = da.minimum(first.min(), second.min()), da.maximum(first.max(), second.max())
+    error = da.square(first.astype(np.float64) - second).mean()
+    finite, low, high, error = dask.compute(finite, low, high, error)
+    if not finite:
+        raise ValueError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
+    data_range = float(high - low) if data_range is None else data_range
+    if data_range <= 0:
+        raise ValueError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
+    options = {"data_range": data_range, "padding": padding, "block": block}
+    ms_ssim = None
+    if first.size <= _WHOLE:
+        pair = [torch.from_numpy(v.compute()).reshape(1, -1, *v.shape[-3:]) for v in (first, second)]
+        ms_ssim = _ms_ssim(*pair, data_range)
+    if map_path is not None:
+        ssim_map = distributed.ssim3d(first, second, reduction="none", **options)
+        _save_map(map_path, ssim_map, a, radius=5 if padding == "valid" else 0)
+    return {
+        "psnr": _db(float(error), data_range),
+        "ssim": distributed.ssim3d(first, second, **options),
+        "ms_ssim": ms_ssim,
+        "data_range": data_range,
+    }
+
+
+def _save_map(path: Path, ssim_map: Any, like: Path, *, radius: int) -> None:
+    """Writes the map: to zarr block by block, else whole where `like` has its voxels."""
+    if volume_format(path) == "zarr":
+        import dask.array as da
+
+        da.to_zarr(ssim_map.rechunk((1, 64, 64, 64)), str(path), overwrite=True)
+        return
+    values = np.asarray(ssim_map.compute(), np.float32)
+    save_volume(path, Volume(values, load_volume(like).grid.crop((radius,) * 3, values.shape[1:])))

@@ -1,0 +1,269 @@
+"""SSIM of volumes larger than memory (dask), and the training loss on a volume cut over ranks (torch.distributed).
+
+Both are exact: blocks see the halo their windows reach into, so values and gradients are those of the whole volume.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from splat_ssim import functional
+from splat_ssim.loss import photometric_loss as _local_loss
+
+#: Edge of a block in voxels, unless told otherwise: some 100 MB of work a thread.
+BLOCK = 128
+
+
+def _even_chunks(length: int, block: int) -> tuple[int, ...]:
+    """About equal chunks of at most `block`: no sliver at the end that is thinner than a halo."""
+    count = max(1, math.ceil(length / block))
+    return tuple(length // count + (i < length % count) for i in range(count))
+
+
+def _as_dask(volume: Any, block: int):
+    """(n0, n1, n2) or (C, n0, n1, n2) as a dask array (C, n0, n1, n2) in even blocks."""
+    import dask.array as da
+
+    array = volume if isinstance(volume, da.Array) else da.from_array(volume)
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"volumes must have shape (n0, n1, n2) or (C, n0, n1, n2), got {array.shape}")
+    array = array if array.ndim == 4 else array[None]
+    return array.rechunk(((1,) * array.shape[0], *[_even_chunks(n, block) for n in array.shape[1:]]))
+
+
+def _block_map(first: np.ndarray, second: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """S of one block with its halo, float32."""
+    tensors = []
+    for array in (first, second):
+        # What torch's SSIM does not take, such as int16, becomes float32.
+        keep = array.dtype in (np.uint8, np.float32, np.float64)
+        tensors.append(torch.from_numpy(np.ascontiguousarray(array if keep else array.astype(np.float32)))[None])
+    return functional.ssim3d(*tensors, padding="same", reduction="none", **options)[0].numpy()
+
+
+def ssim3d(
+    volume1: Any,
+    volume2: Any,
+    *,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    block: int = BLOCK,
+) -> Any:
+    """`splat_ssim.ssim3d` of volumes that need not fit into memory, block by block, on one machine or a dask cluster.
+
+    Blocks are read as they are needed and carry a halo of window_size // 2 voxels, so the result is that of the whole
+    volumes up to the rounding of a float32 map whose mean is taken in float64.
+
+    Args:
+        volume1: (n0, n1, n2) or (C, n0, n1, n2): a dask, zarr, numpy or memory-mapped array. uint8 means
+            value / 255 · data_range, as in `splat_ssim.ssim3d`; other integers are taken as they are.
+        volume2: The same shape.
+        window_size: As for `splat_ssim.ssim3d`, and so are sigma, data_range, k1 and k2.
+        sigma: Standard deviation of the window in voxels.
+        data_range: Difference of the largest and the smallest possible value.
+        k1: Constant of the luminance term.
+        k2: Constant of the contrast-structure term.
+        padding: "same" or "valid".
+        reduction: "mean", computed with dask's current scheduler; "none": the map as a dask array, nothing computed.
+        block: Edge of a block in voxels; at least the window's.
+
+    Returns:
+        A float, or a dask array (C, n0, n1, n2), for "valid" smaller by window_size - 1.
+
+    Raises:
+        ValueError: Shapes that differ, an unknown padding or reduction, a block smaller than the window.
+        ImportError: dask is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> a = np.random.default_rng(0).random((40, 30, 20), dtype=np.float32)
+        >>> round(ssim3d(a, a, block=16), 6)
+        1.0
+    """
+    try:
+        import dask.array as da
+    except ImportError as error:
+        raise ImportError(f"splat_ssim.distributed.ssim3d needs pip install 'splat_ssim[volume]': {error}") from error
+    if padding not in ("same", "valid") or reduction not in ("mean", "none"):
+        raise ValueError(
+            f'padding must be "same" or "valid" and reduction "mean" or "none", got {padding!r} and {reduction!r}'
+        )
+    if block < window_size:
+        raise ValueError(f"block must be at least the window's {window_size} voxels, got {block}")
+    first, second = _as_dask(volume1, block), _as_dask(volume2, block)
+    if first.shape != second.shape:
+        raise ValueError(f"the volumes must have the same shape, got {first.shape} and {second.shape}")
+    radius = window_size // 2
+    if padding == "valid" and min(first.shape[1:]) < window_size:
+        raise ValueError(f'padding "valid" needs axes of at least {window_size} voxels, got {first.shape[1:]}')
+    options = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    # Without a boundary, blocks at the volume's borders end there, and the zero padding of the block is the volume's.
+    ssim_map = da.map_overlap(
+        _block_map,
+        first,
+        second,
+        depth={0: 0, 1: radius, 2: radius, 3: radius},
+        boundary="none",
+        dtype=np.float64 if np.float64 in (first.dtype, second.dtype) else np.float32,
+        meta=np.empty((0, 0, 0, 0), np.float32),
+        options=options,
+    )
+    if padding == "valid":
+        # An odd window's map starts radius in and ends radius before the end; an even one's a voxel later.
+        ssim_map = ssim_map[(slice(None), *[slice(radius, n - (window_size - 1 - radius)) for n in first.shape[1:]])]
+    return ssim_map if reduction == "none" else float(ssim_map.mean(dtype=np.float64).compute())
+
+
+# --- a volume cut over ranks
+
+
+def _neighbours(group: Any) -> tuple[int | None, int | None]:
+    """Global ranks that hold the planes below and above ours."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+
+    def of_group(index: int) -> int:
+        return index if group is None else dist.get_global_rank(group, index)
+
+    return (of_group(rank - 1) if rank > 0 else None), (of_group(rank + 1) if rank + 1 < size else None)
+
+
+def _exchange(to_below: Tensor, to_above: Tensor, group: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Sends planes to both neighbours and returns what they sent: (from below, from above)."""
+    below, above = _neighbours(group)
+    from_below, from_above = torch.empty_like(to_above), torch.empty_like(to_below)
+    operations = []
+    if below is not None:
+        operations.append(dist.P2POp(dist.isend, to_below.contiguous(), below, group))
+        operations.append(dist.P2POp(dist.irecv, from_below, below, group))
+    if above is not None:
+        operations.append(dist.P2POp(dist.isend, to_above.contiguous(), above, group))
+        operations.append(dist.P2POp(dist.irecv, from_above, above, group))
+    for work in dist.batch_isend_irecv(operations) if operations else []:
+        work.wait()
+    return (None if below is None else from_below), (None if above is None else from_above)
+
+
+class _WithHalo(torch.autograd.Function):
+    """Our planes between `radius` planes of each neighbour; backward sends their gradients home."""
+
+    @staticmethod
+    def forward(ctx, planes: Tensor, radius: int, group: Any) -> Tensor:
+        ctx.radius, ctx.group, ctx.depth = radius, group, planes.shape[2]
+        below, above = _exchange(planes[:, :, :radius].contiguous(), planes[:, :, -radius:].contiguous(), group)
+        ctx.start = 0 if below is None else radius
+        return torch.cat([part for part in (below, planes, above) if part is not None], dim=2)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        radius, start, stop = ctx.radius, ctx.start, ctx.start + ctx.depth
+        own = gradient[:, :, start:stop].clone()
+        # At the ends of the volume there is nobody to send to; the shapes stay those of a halo.
+        blank = torch.zeros_like(gradient[:, :, :radius])
+        to_below = gradient[:, :, :radius].contiguous() if start else blank
+        to_above = gradient[:, :, stop:].contiguous() if gradient.shape[2] > stop else blank
+        from_below, from_above = _exchange(to_below, to_above, ctx.group)
+        if from_below is not None:
+            own[:, :, :radius] += from_below
+        if from_above is not None:
+            own[:, :, -radius:] += from_above
+        return own, None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of every rank's number. Each rank differentiates the same total, so a part has the gradient 1."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor, group: Any) -> Tensor:
+        total = part.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, None
+
+
+def photometric_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    group: Any = None,
+    lambda_dssim: float = 0.2,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+) -> Tensor:
+    """`splat_ssim.loss.photometric_loss` of a volume whose planes are cut over the ranks of a process group.
+
+    Every rank calls it with its own planes, in the order of ranks, and gets the loss of the whole volume; `backward`,
+    which every rank has to call too, gives each rank the gradient by its planes, the part through its neighbours'
+    windows included. Padding is "same".
+
+    Args:
+        pred: (B, C, d, H, W) float, this rank's d planes; the ranks' d may differ.
+        target: The same shape; no gradient flows to it unless it requires one.
+        mask: (B, 1 or C, d, H, W) weights of 0 or more, on all ranks or on none.
+        group: The process group; by default all ranks.
+        lambda_dssim: Weight of 1 - SSIM; the rest is L1's.
+        window_size: As for `splat_ssim.ssim3d`, odd, and so are sigma, data_range, k1 and k2.
+        sigma: Standard deviation of the window in voxels.
+        data_range: Difference of the largest and the smallest possible value.
+        k1: Constant of the luminance term.
+        k2: Constant of the contrast-structure term.
+
+    Returns:
+        The scalar loss, the same on every rank.
+
+    Raises:
+        ValueError: Tensors that are no volumes or differ in shape, an even window, or fewer planes on a rank than the
+            window reaches.
+        RuntimeError: torch.distributed has not been initialised.
+    """
+    if not dist.is_initialized():
+        raise RuntimeError("the loss over ranks needs torch.distributed.init_process_group first")
+    if pred.ndim != 5 or pred.shape != target.shape:
+        raise ValueError(
+            f"pred and target must have the same shape (B, C, d, H, W), got {tuple(pred.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    radius = window_size // 2
+    if window_size % 2 == 0:
+        raise ValueError(f"window_size must be odd, got {window_size}")
+    planes = torch.tensor([pred.shape[2]])
+    dist.all_reduce(planes, op=dist.ReduceOp.MIN, group=group)
+    # Found out together, so that no rank waits for one that has raised.
+    if dist.get_world_size(group) > 1 and int(planes) < radius:
+        raise ValueError(f"every rank must have at least {radius} planes for window {window_size}, got {int(planes)}")
+    below, above = _neighbours(group)
+    weights = torch.ones_like(pred[:, :1]) if mask is None else mask.to(pred.dtype)
+    # Halos belong to their own ranks: no weight here.
+    weights = torch.nn.functional.pad(weights, (0, 0, 0, 0, radius * (below is not None), radius * (above is not None)))
+    total = weights.sum(dtype=torch.float64)
+    part = total.clone()
+    dist.all_reduce(total, group=group)
+    loss = _local_loss(
+        _WithHalo.apply(pred, radius, group),
+        _WithHalo.apply(target, radius, group),
+        mask=weights,
+        lambda_dssim=lambda_dssim,
+        window_size=window_size,
+        sigma=sigma,
+        data_range=data_range,
+        k1=k1,
+        k2=k2,
+    )
+    return _SumOverRanks.apply(loss * float(part / total) if total > 0 else loss * 0.0, group)
