@@ -103,8 +103,8 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
     temporary = output.with_suffix(".tmp")
     link = [cxx, "-shared", "-pthread", *(SANITIZE if debug else []), *linked, "-o", str(temporary)]
     if sys.platform.startswith("linux"):
-        # The C++ runtime goes inside, so that the wheel needs nothing but libc.
-        link += ["-static-libstdc++", "-static-libgcc"]
+        # The C++ runtime goes inside, so that the wheel needs nothing but libc, and stays inside: torch brings its own.
+        link += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
     _run(link)
     os.replace(temporary, output)
     return output

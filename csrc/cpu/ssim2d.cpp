@@ -12,104 +12,97 @@ constexpr int64_t kStripColumns = 512;
 constexpr int64_t kLeastBandRows = 64;
 constexpr int64_t kWantedTasks = 48;
 
-template <int kTaps, int kStride, int kPartials>
-struct Tile2d : Tile<kTaps, kStride, kPartials> {
-  using Base = Tile<kTaps, kStride, kPartials>;
-  using Base::Base, Base::args, Base::forward_columns, Base::gradient_rows, Base::input_columns, Base::kGradient;
-  using Base::kImages, Base::pitch, Base::problem, Base::radius, Base::rows, Base::window;
+struct Tile2d : Tile {
+  using Tile::Tile;
 
   int64_t lag, first_row, next_input;
   int64_t ring_rows, partial_rows;
-  float *ring, *columns, *partials, *adjoint;
-
-  static bool run_task(const Problem& problem, int64_t task, double* totals) {
-    return Tile2d(problem, task, totals).run();
-  }
+  float *ring, *averaged, *partials, *adjoint;
 
   bool prepare() {
     // The gradient's blocks of rows start `lag` behind the forward ones, so that both start where they must.
-    lag = round_up(2 * radius(), kRows) - radius();
-    first_row = kGradient ? gradient_rows.begin - radius() : most(rows.begin, problem.rows.begin);
-    next_input = first_row - radius();
-    ring_rows = kRows + radius() + (kGradient ? lag : radius());
-    partial_rows = kRows + radius() + lag;
-    const int64_t common = 2 + kImages, gradient = kGradient ? kPartials * (partial_rows + kRows) : 0;
-    const int64_t needed = common + 2 * ring_rows + 4 * kRows + gradient;
+    lag = round_up(2 * radius, kRows) - radius;
+    first_row = gradient ? gradient_rows.begin - radius : most(rows.begin, problem.rows.begin);
+    next_input = first_row - radius;
+    ring_rows = kRows + radius + (gradient ? lag : radius);
+    partial_rows = kRows + radius + lag;
+    const int64_t common = 2 + images, for_gradient = gradient ? maps * (partial_rows + kRows) : 0;
+    const int64_t needed = common + 2 * ring_rows + 4 * kRows + for_gradient;
     float* memory = static_cast<float*>(splat_ssim_scratch(needed * pitch * int64_t(sizeof(float))));
     if (!memory) return false;
-    this->begin(memory);
+    begin(memory);
     ring = memory + common * pitch;
-    columns = ring + 2 * ring_rows * pitch;
-    partials = columns + 4 * kRows * pitch;
-    adjoint = partials + kPartials * partial_rows * pitch;
+    averaged = ring + 2 * ring_rows * pitch;
+    partials = averaged + 4 * kRows * pitch;
+    adjoint = partials + maps * partial_rows * pitch;
     return true;
   }
 
   SPLAT_INLINE float* ring_row(int64_t row) const {
-    return ring + (row - first_row + radius()) % ring_rows * 2 * pitch;
+    return ring + (row - first_row + radius) % ring_rows * 2 * pitch;
   }
   SPLAT_INLINE float* partial_row(int64_t row) const {
-    return partials + (row - first_row) % partial_rows * kPartials * pitch;
+    return partials + (row - first_row) % partial_rows * maps * pitch;
   }
 
   void load_rows(int64_t end) {
     for (; next_input < end; ++next_input) {
       float* row = ring_row(next_input);
-      this->load_row(0, next_input, row, row + pitch, true);
+      load_row(0, next_input, row, row + pitch, true);
     }
   }
 
   void clear_partials(int64_t row) {
-    if constexpr (kGradient) std::memset(partial_row(row), 0, size_t(kPartials * pitch) * sizeof(float));
+    if (gradient) std::memset(partial_row(row), 0, size_t(maps * pitch) * sizeof(float));
   }
 
   // The forward rows [row, row + kRows).
   void forward_block(int64_t row) {
-    load_rows(row + kRows + radius());
+    load_rows(row + kRows + radius);
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
-    for (int64_t t = 0; t < window.size() + kRows - 1; ++t) {
-      s[t] = ring_row(row - radius() + t);
+    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
+      s[t] = ring_row(row - radius + t);
       d[t] = s[t] + pitch;
     }
     const int64_t count = input_columns.count();
-    column_moments<kTaps>(s, window, count, columns, columns + 2 * pitch, 4 * pitch);
-    column_moments<kTaps>(d, window, count, columns + pitch, columns + 3 * pitch, 4 * pitch);
+    problem.passes.column_moments(s, problem.taps, count, averaged, averaged + 2 * pitch, 4 * pitch);
+    problem.passes.column_moments(d, problem.taps, count, averaged + pitch, averaged + 3 * pitch, 4 * pitch);
     for (int64_t r = 0; r < kRows; ++r) {
       if (!problem.rows.contains(row + r)) {
         clear_partials(row + r);
         continue;
       }
-      float* out = kGradient ? partial_row(row + r) : nullptr;
-      this->point_row(columns + r * 4 * pitch, out, pitch);
-      this->finish_point_row(0, row + r, out, pitch);
+      float* out = gradient ? partial_row(row + r) : nullptr;
+      point_row(averaged + r * 4 * pitch, out, pitch);
+      finish_point_row(0, row + r, out, pitch);
     }
   }
 
   // The gradient of rows [row, row + kRows).
   void gradient_block(int64_t row) {
     const float* from[kMaxTaps + kRows];
-    for (int m = 0; m < kPartials; ++m) {
-      for (int64_t t = 0; t < window.size() + kRows - 1; ++t) from[t] = partial_row(row - radius() + t) + m * pitch;
-      column_sums<kTaps, false>(from, window, forward_columns.count(), adjoint + m * pitch, kPartials * pitch);
+    for (int m = 0; m < maps; ++m) {
+      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) from[t] = partial_row(row - radius + t) + m * pitch;
+      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * pitch, maps * pitch);
     }
     for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
       const float* s = ring_row(row + r);
-      this->finish_gradient_row(0, row + r, adjoint + r * kPartials * pitch, s, s + pitch);
+      finish_gradient_row(0, row + r, adjoint + r * maps * pitch, s, s + pitch);
     }
   }
 
   bool run() {
     if (!prepare()) return false;
-    const int64_t end = kGradient ? gradient_rows.end + lag : least(rows.end, problem.rows.end);
+    const int64_t end = gradient ? gradient_rows.end + lag : least(rows.end, problem.rows.end);
     for (int64_t row = first_row; row < end; row += kRows) {
-      const bool beyond = kGradient && row >= gradient_rows.end + radius();
+      const bool beyond = gradient && row >= gradient_rows.end + radius;
       if (!beyond && row < problem.rows.end && row + kRows > problem.rows.begin) {
         forward_block(row);
       } else {
-        load_rows(row + kRows + radius());
+        load_rows(row + kRows + radius);
         for (int r = 0; r < kRows; ++r) clear_partials(row + r);
       }
-      if constexpr (kGradient)
+      if (gradient)
         if (row - lag >= gradient_rows.begin) gradient_block(row - lag);
     }
     load_rows(rows.end);

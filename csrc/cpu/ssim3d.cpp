@@ -14,112 +14,104 @@ constexpr int64_t kLeastSegmentSlices = 32;
 constexpr int64_t kWantedTasks = 8;
 constexpr int64_t kPartialsBytes = 3 << 20;
 
-template <int kTaps, int kStride, int kPartials>
-struct Tile3d : Tile<kTaps, kStride, kPartials> {
-  using Base = Tile<kTaps, kStride, kPartials>;
-  using Base::Base, Base::args, Base::forward_columns, Base::gradient_rows, Base::gradient_slices, Base::input_columns;
-  using Base::kGradient, Base::kImages, Base::pitch, Base::problem, Base::radius, Base::rows, Base::slices;
-  using Base::window;
+struct Tile3d : Tile {
+  using Tile::Tile;
 
   static constexpr int kMaps = 4;  // in the ring: moments going forward, partials (3 or 4) going back
 
   Span forward_slices, forward_rows;
   int64_t ring_rows, partial_slices, partial_pitch, partial_rows;
-  float *inputs, *ring, *columns, *partials, *zeros;
-
-  static bool run_task(const Problem& problem, int64_t task, double* totals) {
-    return Tile3d(problem, task, totals).run();
-  }
+  float *inputs, *ring, *averaged, *partials, *zeros;
 
   bool prepare() {
-    forward_slices = (kGradient ? gradient_slices.widened(radius()) : slices).within(problem.slices);
+    forward_slices = (gradient ? gradient_slices.widened(radius) : slices).within(problem.slices);
     // Going back, blocks of rows start at the first gradient row; rows outside what is defined are zero there.
-    forward_rows = kGradient ? gradient_rows.widened(radius()) : rows.within(problem.rows);
-    ring_rows = kRows + 2 * radius();
-    partial_slices = 2 * kRows + 2 * radius() - 1;
+    forward_rows = gradient ? gradient_rows.widened(radius) : rows.within(problem.rows);
+    ring_rows = kRows + 2 * radius;
+    partial_slices = 2 * kRows + 2 * radius - 1;
     partial_pitch = round_up(forward_columns.count() + kLanes, 16);
     partial_rows = round_up(forward_rows.count(), kRows);
-    const int64_t common = 2 + kImages, inputs_rows = 2 * (window.size() + kRows - 1);
+    const int64_t common = 2 + images, inputs_rows = 2 * (args.taps + kRows - 1);
     const int64_t in_rows = common + inputs_rows + (ring_rows + 1) * kRows * kMaps;
-    const int64_t in_partials = kGradient ? partial_slices * partial_rows * kPartials : 0;
+    const int64_t in_partials = gradient ? partial_slices * partial_rows * maps : 0;
     const int64_t floats = in_rows * pitch + (in_partials + 1) * partial_pitch;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    this->begin(memory);
+    begin(memory);
     inputs = memory + common * pitch;
     ring = inputs + inputs_rows * pitch;
-    columns = ring + ring_rows * kRows * kMaps * pitch;
-    zeros = columns + kRows * kMaps * pitch;
+    averaged = ring + ring_rows * kRows * kMaps * pitch;
+    zeros = averaged + kRows * kMaps * pitch;
     partials = zeros + partial_pitch;
     for (int64_t j = 0; j < partial_pitch; ++j) zeros[j] = 0;
     return true;
   }
 
   SPLAT_INLINE float* ring_row(int64_t row) const {
-    return ring + (row - forward_rows.begin + radius()) % ring_rows * kRows * kMaps * pitch;
+    return ring + (row - forward_rows.begin + radius) % ring_rows * kRows * kMaps * pitch;
   }
   SPLAT_INLINE float* partial_row(int64_t slice, int64_t row) const {
     const int64_t slot = (slice - forward_slices.begin) % partial_slices;
-    return partials + (slot * partial_rows + row - forward_rows.begin) * kPartials * partial_pitch;
+    return partials + (slot * partial_rows + row - forward_rows.begin) * maps * partial_pitch;
   }
 
   // A ring row of moments, averaged across the slices around [slice, slice + kRows).
   void average_inputs(int64_t slice, int64_t row) {
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
-    for (int64_t t = 0; t < window.size() + kRows - 1; ++t) {
+    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
       float* to = inputs + 2 * t * pitch;
       // Every owned slice is once in the middle of a block: there its rows are counted.
-      const int64_t at = slice - radius() + t;
-      const bool total = !kGradient && at >= slice && at < least(slice + kRows, forward_slices.end);
-      this->load_row(at, row, to, to + pitch, total);
+      const int64_t at = slice - radius + t;
+      const bool total = !gradient && at >= slice && at < least(slice + kRows, forward_slices.end);
+      load_row(at, row, to, to + pitch, total);
       s[t] = to;
       d[t] = to + pitch;
     }
     float* out = ring_row(row);
-    column_moments<kTaps>(s, window, input_columns.count(), out, out + 2 * pitch, kMaps * pitch);
-    column_moments<kTaps>(d, window, input_columns.count(), out + pitch, out + 3 * pitch, kMaps * pitch);
+    problem.passes.column_moments(s, problem.taps, input_columns.count(), out, out + 2 * pitch, kMaps * pitch);
+    problem.passes.column_moments(d, problem.taps, input_columns.count(), out + pitch, out + 3 * pitch, kMaps * pitch);
   }
 
-  // `maps` maps of one of the block's slices, averaged down the rows around [row, row + kRows), to `columns`.
-  void average_rows(int64_t row, int64_t in_block, int maps, int64_t count) {
+  // `number` maps of one of the block's slices, averaged down the rows around [row, row + kRows), to `averaged`.
+  void average_rows(int64_t row, int64_t in_block, int64_t number, int64_t count) {
     const float* from[kMaxTaps + kRows];
-    for (int m = 0; m < maps; ++m) {
-      for (int64_t t = 0; t < window.size() + kRows - 1; ++t)
-        from[t] = ring_row(row - radius() + t) + (in_block * kMaps + m) * pitch;
-      column_sums<kTaps, false>(from, window, count, columns + m * pitch, kMaps * pitch);
+    for (int m = 0; m < number; ++m) {
+      for (int64_t t = 0; t < args.taps + kRows - 1; ++t)
+        from[t] = ring_row(row - radius + t) + (in_block * kMaps + m) * pitch;
+      problem.passes.column_sums(from, problem.taps, count, averaged + m * pitch, kMaps * pitch);
     }
   }
 
   void forward_block(int64_t slice) {
-    int64_t next = forward_rows.begin - radius();
+    int64_t next = forward_rows.begin - radius;
     for (int64_t row = forward_rows.begin; row < forward_rows.end; row += kRows) {
-      for (; next < row + kRows + radius(); ++next) average_inputs(slice, next);
+      for (; next < row + kRows + radius; ++next) average_inputs(slice, next);
       for (int64_t z = 0; z < kRows && slice + z < forward_slices.end; ++z) {
         average_rows(row, z, 4, input_columns.count());
-        for (int64_t r = 0; r < kRows; ++r) finish_row(slice + z, row + r, columns + r * kMaps * pitch);
+        for (int64_t r = 0; r < kRows; ++r) finish_row(slice + z, row + r, averaged + r * kMaps * pitch);
       }
     }
   }
 
   void finish_row(int64_t slice, int64_t row, const float* sums) {
-    float* out = kGradient ? partial_row(slice, row) : nullptr;
+    float* out = gradient ? partial_row(slice, row) : nullptr;
     if (problem.rows.contains(row) && row < forward_rows.end) {
-      this->point_row(sums, out, partial_pitch);
-      this->finish_point_row(slice, row, out, partial_pitch);
-    } else if (kGradient) {
-      std::memset(out, 0, size_t(kPartials * partial_pitch) * sizeof(float));
+      point_row(sums, out, partial_pitch);
+      finish_point_row(slice, row, out, partial_pitch);
+    } else if (gradient) {
+      std::memset(out, 0, size_t(maps * partial_pitch) * sizeof(float));
     }
   }
 
   // A ring row of partials, averaged across the slices around [slice, slice + kRows).
   void average_partials(int64_t slice, int64_t row) {
     const float* from[kMaxTaps + kRows];
-    for (int m = 0; m < kPartials; ++m) {
-      for (int64_t t = 0; t < window.size() + kRows - 1; ++t) {
-        const int64_t at = slice - radius() + t;
+    for (int m = 0; m < maps; ++m) {
+      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
+        const int64_t at = slice - radius + t;
         from[t] = forward_slices.contains(at) ? partial_row(at, row) + m * partial_pitch : zeros;
       }
-      column_sums<kTaps, false>(from, window, forward_columns.count(), ring_row(row) + m * pitch, kMaps * pitch);
+      problem.passes.column_sums(from, problem.taps, forward_columns.count(), ring_row(row) + m * pitch, kMaps * pitch);
     }
   }
 
@@ -127,12 +119,12 @@ struct Tile3d : Tile<kTaps, kStride, kPartials> {
     int64_t next = forward_rows.begin;
     float *s = inputs, *d = inputs + pitch;
     for (int64_t row = gradient_rows.begin; row < gradient_rows.end; row += kRows) {
-      for (; next < least(row + kRows + radius(), forward_rows.end); ++next) average_partials(slice, next);
+      for (; next < least(row + kRows + radius, forward_rows.end); ++next) average_partials(slice, next);
       for (int64_t z = 0; z < kRows && slice + z < gradient_slices.end; ++z) {
-        average_rows(row, z, kPartials, forward_columns.count());
+        average_rows(row, z, maps, forward_columns.count());
         for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
-          this->load_row(slice + z, row + r, s, d, true);
-          this->finish_gradient_row(slice + z, row + r, columns + r * kMaps * pitch, s, d);
+          load_row(slice + z, row + r, s, d, true);
+          finish_gradient_row(slice + z, row + r, averaged + r * kMaps * pitch, s, d);
         }
       }
     }
@@ -141,15 +133,15 @@ struct Tile3d : Tile<kTaps, kStride, kPartials> {
   // Without a gradient: all owned slices, for Σ |x - y| of those where the index is not defined.
   void total_slices(Span undefined) {
     for (int64_t slice = undefined.begin; slice < undefined.end; ++slice)
-      for (int64_t row = rows.begin; row < rows.end; ++row) this->load_row(slice, row, inputs, inputs + pitch, true);
+      for (int64_t row = rows.begin; row < rows.end; ++row) load_row(slice, row, inputs, inputs + pitch, true);
   }
 
   bool run() {
     if (!prepare()) return false;
-    if constexpr (kGradient) {
+    if (gradient) {
       int64_t done = forward_slices.begin;
       for (int64_t slice = gradient_slices.begin; slice < gradient_slices.end; slice += kRows) {
-        const int64_t needed = least(least(slice + kRows, gradient_slices.end) + radius(), forward_slices.end);
+        const int64_t needed = least(least(slice + kRows, gradient_slices.end) + radius, forward_slices.end);
         for (; done < needed; done += kRows) forward_block(done);
         gradient_block(slice);
       }

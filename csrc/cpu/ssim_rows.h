@@ -1,68 +1,6 @@
 // Reading image rows of any dtype: what the kernels see are rows of the shifted sum and difference in float32.
 #pragma once
-#include <cstring>
-
 #include "ssim.h"
-
-namespace {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
-typedef uint16_t Words __attribute__((vector_size(kLanes * 2)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-
-template <class To, class From>
-SPLAT_INLINE To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
-
-template <class Raw, class T>
-SPLAT_INLINE Raw load_raw(const T* p) {
-  Raw raw;
-  std::memcpy(&raw, p, sizeof(Raw));
-  return raw;
-}
-
-SPLAT_INLINE Floats load_lanes(const float* p) { return load(p); }
-
-SPLAT_INLINE Floats load_lanes(const BFloat* p) {
-  return bits_as<Floats>(__builtin_convertvector(load_raw<Words>(p), Ints) << 16);
-}
-
-SPLAT_INLINE Floats load_lanes(const Half* p) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__)
-  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  // The half's bits moved into place have an exponent too small by 112; infinity and NaN need all exponent bits.
-  const Ints raw = __builtin_convertvector(load_raw<Words>(p), Ints);
-  const Ints moved = (raw & 0x7fff) << 13;
-  const Ints special = (Ints)((raw & 0x7c00) == 0x7c00);
-  const Ints magnitude = bits_as<Ints>(bits_as<Floats>(moved) * 0x1p112f);
-  return bits_as<Floats>((special & (moved | 0x7f800000)) | (~special & magnitude) | ((raw & 0x8000) << 16));
-#endif
-}
-
-SPLAT_INLINE Floats load_lanes(const uint8_t* p) {
-  return __builtin_convertvector(__builtin_convertvector(load_raw<Bytes>(p), Ints), Floats);
-}
-
-// value / 255 · data_range, rounded as a division would round it: a float image made by dividing is equal to it.
-template <class T>
-SPLAT_INLINE Floats in_range(Floats value, float data_range) {
-  if constexpr (sizeof(T) > 1) return value;
-  const Floats product = value * data_range;
-  const Floats quotient = product * (1.0f / 255.0f);
-  return quotient + (product - quotient * 255.0f) * (1.0f / 255.0f);
-}
 
 // How raw values become the rows: scaled by a power of two near 1 / data_range, so that nothing over- or underflows,
 // then shifted by the tile's constants.
@@ -72,86 +10,14 @@ struct Shift {
 };
 
 // Writes `count` shifted sums and differences; returns Σ |x - y|, unscaled, weighted where there is a weight.
-template <class X, class Y, bool kTotal>
-double shift_row(const X* x, const Y* y, const float* weight, int64_t count, const Shift& shift, float* sums,
-                 float* differences) {
-  Floats lanes = {};
-  auto block = [&](Floats a, Floats b, const float* w, float* s, float* d, Ints inside) __attribute__((always_inline)) {
-    a = in_range<X>(a, shift.data_range);
-    b = in_range<Y>(b, shift.data_range);
-    const Floats difference = a - b;
-    store(s, (a * shift.scale - shift.each) + (b * shift.scale - shift.each));
-    store(d, difference * shift.scale - shift.difference);
-    if constexpr (kTotal) {
-      const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
-      lanes += w ? size * load(w) : size;
-    }
-  };
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes)
-    block(load_lanes(x + j), load_lanes(y + j), weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
-  if (j < count) {
-    X last_x[kLanes] = {};
-    Y last_y[kLanes] = {};
-    float last_weight[kLanes] = {}, last_s[kLanes], last_d[kLanes];
-    int32_t inside[kLanes] = {};
-    const int64_t rest = count - j;
-    std::memcpy(last_x, x + j, rest * sizeof(X));
-    std::memcpy(last_y, y + j, rest * sizeof(Y));
-    if (weight) std::memcpy(last_weight, weight + j, rest * sizeof(float));
-    for (int64_t k = 0; k < rest; ++k) inside[k] = -1;
-    block(load_lanes(last_x), load_lanes(last_y), weight ? last_weight : nullptr, last_s, last_d,
-          load_raw<Ints>(inside));
-    std::memcpy(sums + j, last_s, rest * sizeof(float));
-    std::memcpy(differences + j, last_d, rest * sizeof(float));
-  }
-  double total = 0;
-  if constexpr (kTotal)
-    for (int k = 0; k < kLanes; ++k) total += lanes[k];
-  return total;
-}
-
 typedef double (*ShiftRow)(const char* x, const char* y, const float* weight, int64_t count, const Shift& shift,
                            float* sums, float* differences);
 
-template <class X, class Y, bool kTotal>
-double shift_row_erased(const char* x, const char* y, const float* weight, int64_t count, const Shift& shift,
-                        float* sums, float* differences) {
-  return shift_row<X, Y, kTotal>(reinterpret_cast<const X*>(x), reinterpret_cast<const Y*>(y), weight, count, shift,
-                                 sums, differences);
-}
-
-// A pair of images: how to read rows of both, with and without Σ |x - y|.
+// How to read rows of two images, and the bytes of their elements.
 struct Reader {
-  ShiftRow plain = nullptr, totalling = nullptr;
-  int64_t bytes1 = 0, bytes2 = 0;
+  ShiftRow shift_row;
+  int64_t bytes1, bytes2;
 };
 
-template <class X, class Y>
-Reader make_reader() {
-  return {shift_row_erased<X, Y, false>, shift_row_erased<X, Y, true>, int64_t(sizeof(X)), int64_t(sizeof(Y))};
-}
-
-template <class X>
-Reader reader_for_second(int64_t dtype2) {
-  switch (dtype2) {
-    case kFloat32: return make_reader<X, float>();
-    case kFloat16: return make_reader<X, Half>();
-    case kBFloat16: return make_reader<X, BFloat>();
-    case kUint8: return make_reader<X, uint8_t>();
-  }
-  return {};
-}
-
-// A reader without functions where a dtype is unknown.
-inline Reader reader_for(int64_t dtype1, int64_t dtype2) {
-  switch (dtype1) {
-    case kFloat32: return reader_for_second<float>(dtype2);
-    case kFloat16: return reader_for_second<Half>(dtype2);
-    case kBFloat16: return reader_for_second<BFloat>(dtype2);
-    case kUint8: return reader_for_second<uint8_t>(dtype2);
-  }
-  return {};
-}
-
-}  // namespace
+// A reader without a function where a dtype is unknown.
+extern "C" Reader SPLAT_KERNEL(ssim_reader)(int64_t dtype1, int64_t dtype2);

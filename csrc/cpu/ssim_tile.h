@@ -10,8 +10,8 @@
 #include <cstring>
 
 #include "parallel.h"
+#include "ssim_passes.h"
 #include "ssim_rows.h"
-#include "ssim_window.h"
 
 namespace {
 
@@ -33,7 +33,9 @@ struct Problem {
   int64_t planes, segments, bands, strips;
   Span slices, rows, columns;      // where the index is defined
   bool folds;                      // padding by copies: the gradient of the border is added to what was copied
-  float window[kMaxTaps];
+  Taps taps;
+  Passes passes;
+  int partials;                    // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
   float scale, sign;               // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
   float c1_twice, c2_twice;
 };
@@ -49,15 +51,14 @@ SPLAT_INLINE int64_t source_of(int64_t i, int64_t n, int64_t padding) {
   return -1;
 }
 
-template <int kTaps, int kStride, int kPartials>
 struct Tile {
-  static constexpr bool kGradient = kPartials > 0;
-  static constexpr int kImages = kPartials == 4 ? 2 : 1;
-
   const Problem& problem;
   const Arguments& args;
-  const Window<kTaps> window;
   double* const totals;  // [3], see Arguments::sums
+  const int64_t stride, radius, border;
+  const int64_t maps;    // of partial derivatives: 0, 3 or 4
+  const bool gradient;
+  const int images;      // how many gradients
 
   int64_t plane;
   Span slices, rows, columns;                 // what the tile owns
@@ -73,12 +74,9 @@ struct Tile {
   PointConstants point;
   float l1;
 
-  SPLAT_INLINE int64_t stride() const { return kStride ? kStride : problem.stride; }
-  SPLAT_INLINE int64_t radius() const { return kTaps ? kTaps / 2 : problem.radius; }
-  SPLAT_INLINE int64_t border() const { return radius() * stride(); }
-
   Tile(const Problem& p, int64_t task, double* sums)
-      : problem(p), args(*p.args), window(p.window, static_cast<int>(args.taps)), totals(sums) {
+      : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.radius), border(p.border),
+        maps(p.partials), gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
     const int64_t strip = task % p.strips, band = task / p.strips % p.bands;
     const int64_t segment = task / (p.strips * p.bands) % p.segments;
     plane = task / (p.strips * p.bands * p.segments);
@@ -86,17 +84,17 @@ struct Tile {
     rows = {args.height * band / p.bands, args.height * (band + 1) / p.bands};
     columns.begin = strip == 0 ? 0 : p.width * strip / p.strips / kLanes * kLanes;
     columns.end = strip + 1 == p.strips ? p.width : p.width * (strip + 1) / p.strips / kLanes * kLanes;
-    gradient_slices = with_padding(slices, args.depth, radius());
-    gradient_rows = with_padding(rows, args.height, radius());
-    gradient_columns = with_padding(columns, p.width, border());
-    forward_columns = kGradient ? gradient_columns.widened(border()) : columns;
-    input_columns = forward_columns.widened(border());
+    gradient_slices = with_padding(slices, args.depth, radius);
+    gradient_rows = with_padding(rows, args.height, radius);
+    gradient_columns = with_padding(columns, p.width, border);
+    forward_columns = gradient ? gradient_columns.widened(border) : columns;
+    input_columns = forward_columns.widened(border);
     pitch = round_up(input_columns.count() + 2 * kLanes, 16);
   }
 
   // A stretch that ends at the border of the image, and the padding beyond it where the gradient folds back.
   Span with_padding(Span owned, int64_t side, int64_t by) const {
-    if (!problem.folds || !kGradient) return owned;
+    if (!problem.folds || !gradient) return owned;
     return {owned.begin == 0 ? -by : owned.begin, owned.end == side ? side + by : owned.end};
   }
 
@@ -106,7 +104,7 @@ struct Tile {
     return view.data + (image * view.batch + channel * view.channel) * bytes;
   }
 
-  // `memory`: 2 + kImages rows.
+  // `memory`: 2 + images rows.
   void begin(float* memory) {
     dssim = memory;
     contrast = memory + pitch;
@@ -124,8 +122,8 @@ struct Tile {
     point.sign = problem.sign;
     point.a = static_cast<float>(coefficients[0] * problem.scale);
     point.b = static_cast<float>(coefficients[1] * problem.scale);
-    l1 = static_cast<float>(coefficients[2]) * (kPartials == 3 ? problem.sign : 1.0f);
-    if (kGradient && problem.folds) clear_gradients();
+    l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
+    if (gradient && problem.folds) clear_gradients();
   }
 
   // The mean of 64 samples of the tile. A difference is shifted only where the images are clearly apart.
@@ -138,7 +136,7 @@ struct Tile {
         const int64_t row = rows.begin + (rows.count() - 1) * i / 7;
         const int64_t column = columns.begin + (columns.count() - 1) * j / 7;
         float s, d;
-        read(slice, row, {column, column + 1}, nullptr, &s, &d, false);
+        read(slice, row, {column, column + 1}, nullptr, &s, &d);
         sum_s += s;
         sum_d += d;
       }
@@ -150,17 +148,14 @@ struct Tile {
   SPLAT_INLINE const float* weight_row(int64_t slice, int64_t row) const {
     return weight + slice * args.weight.slice + row * args.weight.row;
   }
-  SPLAT_INLINE const float* l1_weight_row(int64_t slice, int64_t row) const {
-    return l1_weight ? weight_row(slice, row) : nullptr;
-  }
 
-  // Columns of an image row, shifted, to s and d; with `total` returns Σ |x - y|.
-  double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d, bool total) const {
+  // Columns of an image row, shifted, to s and d; returns Σ |x - y|.
+  double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
     const Reader& reader = problem.reader;
     const char* x = image1 + (slice * args.img1.slice + row * args.img1.row + stretch.begin) * reader.bytes1;
     const char* y = image2 + (slice * args.img2.slice + row * args.img2.row + stretch.begin) * reader.bytes2;
-    return (total ? reader.totalling : reader.plain)(x, y, w, stretch.count(), shift, s, d);
+    return reader.shift_row(x, y, w, stretch.count(), shift, s, d);
   }
 
   // The input columns of a row of the padded images. With `total`, a row the tile owns adds Σ |x - y| to the totals.
@@ -175,12 +170,12 @@ struct Tile {
     const Span inside = input_columns.within({0, problem.width});
     float *s0 = s - input_columns.begin, *d0 = d - input_columns.begin;
     if (total && slices.contains(slice) && rows.contains(row)) {
-      read(from_slice, from_row, {inside.begin, columns.begin}, nullptr, s0 + inside.begin, d0 + inside.begin, false);
+      read(from_slice, from_row, {inside.begin, columns.begin}, nullptr, s0 + inside.begin, d0 + inside.begin);
       const float* w = l1_weight ? weight_row(slice, row) + columns.begin : nullptr;
-      totals[2] += read(from_slice, from_row, columns, w, s0 + columns.begin, d0 + columns.begin, true);
-      read(from_slice, from_row, {columns.end, inside.end}, nullptr, s0 + columns.end, d0 + columns.end, false);
+      totals[2] += read(from_slice, from_row, columns, w, s0 + columns.begin, d0 + columns.begin);
+      read(from_slice, from_row, {columns.end, inside.end}, nullptr, s0 + columns.end, d0 + columns.end);
     } else {
-      read(from_slice, from_row, inside, nullptr, s0 + inside.begin, d0 + inside.begin, false);
+      read(from_slice, from_row, inside, nullptr, s0 + inside.begin, d0 + inside.begin);
     }
     auto fill = [&](Span outside) {
       for (int64_t e = outside.begin; e < outside.end; ++e) {
@@ -195,27 +190,15 @@ struct Tile {
 
   // `source_of` for an element of a row, or -1.
   int64_t source_column(int64_t e) const {
-    const int64_t pixel = e < 0 ? -((stride() - 1 - e) / stride()) : e / stride();
+    const int64_t pixel = e < 0 ? -((stride - 1 - e) / stride) : e / stride;
     const int64_t copied = source_of(pixel, args.width, args.padding);
-    return copied < 0 ? -1 : copied * stride() + (e - pixel * stride());
+    return copied < 0 ? -1 : copied * stride + (e - pixel * stride);
   }
 
   // A row of the four moments (averaged but along the row) to 1 - S and to partial derivatives.
-  SPLAT_INLINE void point_row(const float* sums, float* out, int64_t out_pitch) {
-    const int64_t count = forward_columns.count();
-    for (int64_t j = 0; j < count; j += kLanes) {
-      Floats mean[4];
-      row_sums<kTaps, 4>(sums + j, pitch, stride(), window, mean);
-      const Point p = evaluate<kPartials>({mean[0], mean[1], mean[2], mean[3]}, point);
-      store(dssim + j, p.dssim);
-      store(contrast + j, p.contrast);
-      if constexpr (kGradient) {
-        store(out + j, p.mean_1);
-        store(out + out_pitch + j, p.square_s);
-        store(out + 2 * out_pitch + j, p.square_d);
-        if constexpr (kPartials == 4) store(out + 3 * out_pitch + j, p.mean_2);
-      }
-    }
+  void point_row(const float* sums, float* out, int64_t out_pitch) const {
+    problem.passes.point_row({sums, pitch, forward_columns.count(), stride, dssim, contrast, out, out_pitch},
+                             problem.taps, point);
   }
 
   // Weights, totals and the map; the partials vanish where the index is not defined.
@@ -223,8 +206,8 @@ struct Tile {
     const Span defined = forward_columns.within(problem.columns);
     const int64_t begin = defined.begin - forward_columns.begin, end = most(begin, defined.end - forward_columns.begin);
     const float* w = weight ? weight_row(slice, row) + forward_columns.begin : nullptr;
-    if constexpr (kGradient)
-      for (int m = 0; m < kPartials; ++m, out += out_pitch) {
+    if (gradient)
+      for (int m = 0; m < maps; ++m, out += out_pitch) {
         for (int64_t j = 0; j < begin; ++j) out[j] = 0;
         for (int64_t j = end; j < forward_columns.count(); ++j) out[j] = 0;
         if (w)
@@ -253,49 +236,26 @@ struct Tile {
 
   // One row of the gradient, given the partials averaged but along the row, and the row's s and d.
   void finish_gradient_row(int64_t slice, int64_t row, const float* sums, const float* s, const float* d) {
+    GradientRow work = {};
+    work.sums = sums;
+    work.sums_pitch = pitch;
+    work.count = gradient_columns.count();
+    work.stride = stride;
+    work.s = s + 2 * border;
+    work.d = d + 2 * border;
+    work.shift_d = shift.difference;
     if (problem.folds) {
-      gradient_row(sums, s, d, folded, folded + pitch, 0.0f, nullptr);
+      work.out1 = folded;
+      work.out2 = folded + pitch;
+      problem.passes.gradient_row(work, problem.taps);
       fold_row(slice, row, d);
       return;
     }
-    gradient_row(sums, s, d, output_of(gradient_view(0), slice, row) + columns.begin,
-                 kImages == 2 ? output_of(gradient_view(1), slice, row) + columns.begin : nullptr, l1,
-                 l1_weight_row(slice, row));
-  }
-
-  SPLAT_INLINE void gradient_lanes(const float* sums, const float* s, const float* d, Floats slope, Floats* out) {
-    Floats mean[kPartials];
-    row_sums<kTaps, kPartials>(sums, pitch, stride(), window, mean);
-    const Floats shifted = load(d), from_s = load(s) * mean[1], from_d = shifted * mean[2];
-    const Floats difference = shifted + shift.difference;
-    const Ints unequal = (Ints)(difference != 0.0f);
-    const Ints sign = bits_as<Ints>(difference) & (Ints{} + INT32_MIN);
-    const Floats l1_part = bits_as<Floats>((bits_as<Ints>(slope) ^ sign) & unequal);
-    out[0] = mean[0] + from_s + from_d + l1_part;
-    if constexpr (kPartials == 4) out[1] = mean[3] + from_s - from_d - l1_part;
-  }
-
-  SPLAT_INLINE void gradient_row(const float* sums, const float* s, const float* d, float* out1, float* out2,
-                                 float slope, const float* weights) {
-    const int64_t count = gradient_columns.count();
-    s += 2 * border();
-    d += 2 * border();
-    if (weights) weights += gradient_columns.begin;
-    Floats result[kImages];
-    int64_t j = 0;
-    for (; j + kLanes <= count; j += kLanes) {
-      const Floats slopes = weights ? slope * load(weights + j) : broadcast(slope);
-      gradient_lanes(sums + j, s + j, d + j, slopes, result);
-      store(out1 + j, result[0]);
-      if constexpr (kImages == 2) store(out2 + j, result[1]);
-    }
-    if (j == count) return;
-    float last[kLanes] = {};
-    const size_t rest = size_t(count - j) * sizeof(float);
-    if (weights) std::memcpy(last, weights + j, rest);
-    gradient_lanes(sums + j, s + j, d + j, weights ? slope * load(last) : broadcast(slope), result);
-    std::memcpy(out1 + j, &result[0], rest);
-    if constexpr (kImages == 2) std::memcpy(out2 + j, &result[1], rest);
+    work.slope = l1;
+    if (l1_weight) work.weights = weight_row(slice, row) + columns.begin;
+    work.out1 = output_of(gradient_view(0), slice, row) + columns.begin;
+    if (images == 2) work.out2 = output_of(gradient_view(1), slice, row) + columns.begin;
+    problem.passes.gradient_row(work, problem.taps);
   }
 
   // Adds the row in `folded` to the image row it is a copy of, and its columns to those they are copies of.
@@ -303,7 +263,7 @@ struct Tile {
     const bool inside = slices.contains(slice) && rows.contains(row);
     const int64_t to_slice = source_of(slice, args.depth, args.padding);
     const int64_t to_row = source_of(row, args.height, args.padding);
-    for (int image = 0; image < kImages; ++image) {
+    for (int image = 0; image < images; ++image) {
       const float* from = folded + image * pitch - gradient_columns.begin;
       float* to = output_of(gradient_view(image), to_slice, to_row);
       for (int64_t e = gradient_columns.begin; e < columns.begin; ++e) to[source_column(e)] += from[e];
@@ -314,7 +274,7 @@ struct Tile {
   }
 
   void add_l1(int64_t slice, int64_t row, const float* d, float* to, float slope) const {
-    const float* w = l1_weight_row(slice, row);
+    const float* w = l1_weight ? weight_row(slice, row) : nullptr;
     for (int64_t e = columns.begin; e < columns.end; ++e) {
       const float difference = d[e] + shift.difference, by = w ? slope * w[e] : slope;
       to[e] += difference > 0 ? by : difference < 0 ? -by : 0.0f;
@@ -322,7 +282,7 @@ struct Tile {
   }
 
   void clear_gradients() const {
-    for (int image = 0; image < kImages; ++image)
+    for (int image = 0; image < images; ++image)
       for (int64_t slice = slices.begin; slice < slices.end; ++slice)
         for (int64_t row = rows.begin; row < rows.end; ++row)
           std::memset(output_of(gradient_view(image), slice, row) + columns.begin, 0,
@@ -330,22 +290,11 @@ struct Tile {
   }
 };
 
-typedef bool (*RunTile)(const Problem& problem, int64_t task, double* totals);
-
-// Picks the instance of a tile for the window and the layout: 11 taps and one or three channels are compiled for.
-template <template <int, int, int> class Kernel, int kPartials>
-RunTile choose_tile(const Problem& problem) {
-  if (problem.args->taps != 11) return Kernel<0, 0, kPartials>::run_task;
-  if (problem.stride == 1) return Kernel<11, 1, kPartials>::run_task;
-  if (problem.stride == 3) return Kernel<11, 3, kPartials>::run_task;
-  return Kernel<11, 0, kPartials>::run_task;
-}
-
 // All of `problem` but the cut into tiles. False where the arguments make no sense.
 bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.args = &args;
-  problem.reader = reader_for(args.img1.dtype, args.img2.dtype);
-  if (!problem.reader.plain || args.taps < 1 || args.taps > kMaxTaps || args.taps % 2 == 0) return false;
+  problem.reader = SPLAT_KERNEL(ssim_reader)(args.img1.dtype, args.img2.dtype);
+  if (!problem.reader.shift_row || args.taps < 1 || args.taps > kMaxTaps || args.taps % 2 == 0) return false;
   if (!(args.data_range > 0) || args.padding < kSame || args.padding > kReplicate) return false;
   problem.stride = args.interleaved ? args.channels : 1;
   problem.width = args.width * problem.stride;
@@ -359,7 +308,10 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.rows = {inset, args.height - inset};
   problem.columns = {inset * problem.stride, (args.width - inset) * problem.stride};
   if (problem.slices.count() <= 0 || problem.rows.count() <= 0 || problem.columns.count() <= 0) return false;
-  for (int64_t k = 0; k < args.taps; ++k) problem.window[k] = static_cast<float>(args.window[k]);
+  problem.taps.count = static_cast<int>(args.taps);
+  for (int64_t k = 0; k < args.taps; ++k) problem.taps.weight[k] = static_cast<float>(args.window[k]);
+  problem.partials = args.grad1.data && args.grad2.data ? 4 : args.grad1.data || args.grad2.data ? 3 : 0;
+  problem.passes = SPLAT_KERNEL(ssim_passes)(problem.taps.count, problem.stride, problem.partials);
   problem.scale = std::ldexp(1.0f, -std::ilogb(args.data_range));
   const double squared = double(problem.scale) * problem.scale;
   problem.c1_twice = static_cast<float>(2 * args.c1 * squared);
@@ -369,18 +321,15 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
 }
 
 // Runs all tiles and adds up their totals, in an order that does not depend on the threads. Returns a status.
-template <template <int, int, int> class Kernel>
+template <class Kernel>
 int run_tiles(const Problem& problem) {
   const Arguments& args = *problem.args;
   const int64_t tiles = problem.segments * problem.bands * problem.strips, tasks = problem.planes * tiles;
   double* totals = static_cast<double*>(std::calloc(size_t(most(tasks, 1)) * 3, sizeof(double)));
   if (!totals) return 1;
-  const RunTile run = args.grad1.data && args.grad2.data   ? choose_tile<Kernel, 4>(problem)
-                      : args.grad1.data || args.grad2.data ? choose_tile<Kernel, 3>(problem)
-                                                           : choose_tile<Kernel, 0>(problem);
   int failed = 0;
   parallel_for(tasks, static_cast<int>(args.threads), [&](int64_t task, int) {
-    if (!run(problem, task, totals + task * 3)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    if (!Kernel(problem, task, totals + task * 3).run()) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   for (int64_t plane = 0; plane < problem.planes; ++plane)
     for (int k = 0; k < 3; ++k) {

@@ -413,16 +413,17 @@ torch.library.register_autograd(
 )
 
 
+def _keep_nothing(ctx, inputs, output):
+    pass
+
+
 def _refuse_second_derivative(ctx, *grads):
     raise NotImplementedError("splat_ssim is differentiable once: the second derivative of SSIM is not implemented")
 
 
 for _name in ("ssim_map_backward", "ssim_channel_means_backward", "scaled_gradient"):
     torch.library.register_autograd(
-        "splat_ssim::" + _name,
-        _refuse_second_derivative,
-        setup_context=lambda ctx, inputs, output: None,
-        lib=_definitions,
+        "splat_ssim::" + _name, _refuse_second_derivative, setup_context=_keep_nothing, lib=_definitions
     )
 
 

@@ -1,0 +1,225 @@
+// The passes of a separable window down the columns and along the rows, and the index itself.
+//
+// With s = x + y, d = x - y, mu and V their windowed means and variances (Wang et al. 2004, eq. 13, rearranged):
+//   A = mu_s² + mu_d² + 2 C1,  B = V_s + V_d + 2 C2,  u = 2 mu_d² / A,  v = 2 V_d / B,  1 - S = u + v - u v
+// so four maps are averaged (s, d, s², d²) and the distance from 1 needs no difference of nearly equal numbers. The
+// constants c_s and c_d are taken off s and d before anything is squared, which keeps V = E[s²] - E[s]² exact.
+#include <cstring>
+
+#include "ssim_passes.h"
+
+namespace {
+
+// One axis of the window. The count of taps is a template argument where it matters for speed, else (0) a member.
+template <int kTaps>
+struct Window {
+  Floats half[kTaps / 2 + 1];
+  SPLAT_INLINE explicit Window(const Taps& taps) {
+#pragma GCC unroll 32
+    for (int k = 0; k <= kTaps / 2; ++k) half[k] = broadcast(taps.weight[k]);
+  }
+  SPLAT_INLINE Floats operator[](int k) const { return half[k <= kTaps / 2 ? k : kTaps - 1 - k]; }
+  static constexpr int size() { return kTaps; }
+};
+
+template <>
+struct Window<0> {
+  const Taps& taps;
+  SPLAT_INLINE explicit Window(const Taps& values) : taps(values) {}
+  SPLAT_INLINE Floats operator[](int k) const { return broadcast(taps.weight[k]); }
+  SPLAT_INLINE int size() const { return taps.count; }
+};
+
+SPLAT_INLINE Floats reciprocal(Floats a) {
+#if defined(__AVX512F__)
+  // 14 bits, then one Newton step: half the time of a division and as exact to 1.5 units in the last place.
+  const Floats r = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)a);
+  return r * (2.0f - a * r);
+#else
+  return 1.0f / a;
+#endif
+}
+
+// sum_r += Σ_k w_k f(row_{k+r}[j]), f the identity or the square.
+template <int kTaps, bool kSquare>
+SPLAT_INLINE void add_rows(const float* const* rows, const Window<kTaps>& w, int64_t j, Floats* sum) {
+  if constexpr (kTaps > 0) {
+#pragma GCC unroll 64
+    for (int t = 0; t < kTaps + kRows - 1; ++t) {
+      Floats value = load(rows[t] + j);
+      if (kSquare) value *= value;
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+        if (t - r >= 0 && t - r < kTaps) sum[r] += w[t - r] * value;
+    }
+  } else {
+    for (int t = 0; t < w.size() + kRows - 1; ++t) {
+      Floats value = load(rows[t] + j);
+      if (kSquare) value *= value;
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+        if (t - r >= 0 && t - r < w.size()) sum[r] += w[t - r] * value;
+    }
+  }
+}
+
+template <int kTaps, bool kSquare>
+void column_pass(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
+  const Window<kTaps> w(taps);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Floats sum[kRows] = {};
+    add_rows<kTaps, kSquare>(rows, w, j, sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) store(out + r * out_pitch + j, sum[r]);
+  }
+}
+
+template <int kTaps>
+void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
+  column_pass<kTaps, false>(rows, taps, count, out, out_pitch);
+}
+
+template <int kTaps>
+void column_moments(const float* const* rows, const Taps& taps, int64_t count, float* mean, float* square,
+                    int64_t out_pitch) {
+  column_pass<kTaps, false>(rows, taps, count, mean, out_pitch);
+  column_pass<kTaps, true>(rows, taps, count, square, out_pitch);
+}
+
+// sum_m = Σ_k w_k maps[m * pitch + k * stride]: lanes of kMaps maps along a row.
+template <int kTaps, int kMaps>
+SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, const Window<kTaps>& w, Floats* sum) {
+#pragma GCC unroll 4
+  for (int m = 0; m < kMaps; ++m) sum[m] = Floats{};
+  if constexpr (kTaps > 0) {
+#pragma GCC unroll 32
+    for (int k = 0; k < kTaps; ++k)
+#pragma GCC unroll 4
+      for (int m = 0; m < kMaps; ++m) sum[m] += w[k] * load(maps + m * pitch + k * stride);
+  } else {
+    for (int k = 0; k < w.size(); ++k)
+#pragma GCC unroll 4
+      for (int m = 0; m < kMaps; ++m) sum[m] += w[k] * load(maps + m * pitch + k * stride);
+  }
+}
+
+// The means of s - c_s, d - c_d and of their squares.
+struct Moments {
+  Floats s, d, ss, dd;
+};
+
+// 1 - S, 1 - contrast-structure, and how they change with the moments, combined for the gradients by x and y:
+//   dL/dx = w * mean_1 + s (w * square_s) + d (w * square_d),  dL/dy = w * mean_2 + s (w * square_s) - d (w * square_d)
+// where s and d are the shifted ones. With one gradient, mean_1 and square_d carry its sign.
+struct Point {
+  Floats dssim, contrast, mean_1, mean_2, square_s, square_d;
+};
+
+template <int kPartials>
+SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
+  Point p;
+  const Floats mu_s = m.s + c.shift_s, mu_d = m.d + c.shift_d;
+  const Floats var_s = m.ss - m.s * m.s, var_d = m.dd - m.d * m.d;
+  const Floats dd = mu_d * mu_d;
+  const Floats a = mu_s * mu_s + (dd + c.c1_twice), b = var_s + (var_d + c.c2_twice);
+  const Floats r = reciprocal(a * b);
+  const Floats over_a = b * r, over_b = a * r;
+  const Floats u = 2.0f * dd * over_a, v = 2.0f * var_d * over_b;
+  p.dssim = v + (u - u * v);
+  p.contrast = v;
+  if constexpr (kPartials > 0) {
+    const Floats by_b = ((c.a + c.b) - c.a * u) * over_b;
+    const Floats by_a = (2.0f * (c.a - c.a * v)) * over_a;
+    const Floats by_dd = 2.0f * (by_b * (2.0f - v)), by_ss = -2.0f * (by_b * v);
+    const Floats by_d = by_a * mu_d * (2.0f - u) - m.d * by_dd;
+    const Floats by_s = -(by_a * u * mu_s) - m.s * by_ss;
+    p.square_s = by_ss;
+    if constexpr (kPartials == 3) {
+      p.mean_1 = by_s + c.sign * by_d;
+      p.square_d = c.sign * by_dd;
+    } else {
+      p.mean_1 = by_s + by_d;
+      p.mean_2 = by_s - by_d;
+      p.square_d = by_dd;
+    }
+  }
+  return p;
+}
+
+template <int kTaps, int kStride, int kPartials>
+void point_row(const PointRow& row, const Taps& taps, const PointConstants& constants) {
+  const Window<kTaps> w(taps);
+  const int64_t stride = kStride ? kStride : row.stride, pitch = row.partials_pitch;
+  for (int64_t j = 0; j < row.count; j += kLanes) {
+    Floats mean[4];
+    row_sums<kTaps, 4>(row.sums + j, row.sums_pitch, stride, w, mean);
+    const Point p = evaluate<kPartials>({mean[0], mean[1], mean[2], mean[3]}, constants);
+    store(row.dssim + j, p.dssim);
+    store(row.contrast + j, p.contrast);
+    if constexpr (kPartials > 0) {
+      store(row.partials + j, p.mean_1);
+      store(row.partials + pitch + j, p.square_s);
+      store(row.partials + 2 * pitch + j, p.square_d);
+      if constexpr (kPartials == 4) store(row.partials + 3 * pitch + j, p.mean_2);
+    }
+  }
+}
+
+template <int kTaps, int kStride, int kPartials>
+SPLAT_INLINE void gradient_lanes(const GradientRow& row, const Window<kTaps>& w, int64_t j, Floats slope, Floats* out) {
+  Floats mean[kPartials];
+  row_sums<kTaps, kPartials>(row.sums + j, row.sums_pitch, kStride ? kStride : row.stride, w, mean);
+  const Floats d = load(row.d + j), from_s = load(row.s + j) * mean[1], from_d = d * mean[2];
+  const Floats difference = d + row.shift_d;
+  const Ints unequal = (Ints)(difference != 0.0f);
+  const Ints sign = bits_as<Ints>(difference) & (Ints{} + INT32_MIN);
+  const Floats from_l1 = bits_as<Floats>((bits_as<Ints>(slope) ^ sign) & unequal);
+  out[0] = mean[0] + from_s + from_d + from_l1;
+  if constexpr (kPartials == 4) out[1] = mean[3] + from_s - from_d - from_l1;
+}
+
+template <int kTaps, int kStride, int kPartials>
+void gradient_row(const GradientRow& row, const Taps& taps) {
+  constexpr bool kBoth = kPartials == 4;
+  const Window<kTaps> w(taps);
+  const float* weights = row.weights;
+  Floats result[2];
+  int64_t j = 0;
+  for (; j + kLanes <= row.count; j += kLanes) {
+    const Floats slope = weights ? row.slope * load(weights + j) : broadcast(row.slope);
+    gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, result);
+    store(row.out1 + j, result[0]);
+    if constexpr (kBoth) store(row.out2 + j, result[1]);
+  }
+  if (j == row.count) return;
+  float last[kLanes] = {};
+  const size_t rest = size_t(row.count - j) * sizeof(float);
+  if (weights) std::memcpy(last, weights + j, rest);
+  const Floats slope = weights ? row.slope * load(last) : broadcast(row.slope);
+  gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, result);
+  std::memcpy(row.out1 + j, &result[0], rest);
+  if constexpr (kBoth) std::memcpy(row.out2 + j, &result[1], rest);
+}
+
+template <int kTaps, int kStride>
+Passes passes_for(int partials) {
+  Passes passes = {column_sums<kTaps>, column_moments<kTaps>, point_row<kTaps, kStride, 0>, nullptr};
+  if (partials == 3) {
+    passes.point_row = point_row<kTaps, kStride, 3>;
+    passes.gradient_row = gradient_row<kTaps, kStride, 3>;
+  } else if (partials == 4) {
+    passes.point_row = point_row<kTaps, kStride, 4>;
+    passes.gradient_row = gradient_row<kTaps, kStride, 4>;
+  }
+  return passes;
+}
+
+}  // namespace
+
+// 11 taps, and one or three channels in a row, are compiled for.
+extern "C" Passes SPLAT_KERNEL(ssim_passes)(int taps, int64_t stride, int partials) {
+  if (taps != 11) return passes_for<0, 0>(partials);
+  if (stride == 1) return passes_for<11, 1>(partials);
+  if (stride == 3) return passes_for<11, 3>(partials);
+  return passes_for<11, 0>(partials);
+}

@@ -1,0 +1,56 @@
+// The loops over rows that take all the time. Everything around them is the same for any window and layout; these are
+// instances for them, picked once a call.
+#pragma once
+#include "ssim.h"
+
+// Rows that a pass down the columns yields at once: their sums stay in registers while the input rows go by.
+constexpr int kRows = 8;
+
+// The window of one axis: symmetric, `taps` weights.
+struct Taps {
+  int count;
+  float weight[kMaxTaps];
+};
+
+// What `evaluate` needs besides the moments; see ssim.h.
+struct PointConstants {
+  float shift_s, shift_d;  // c_s, c_d
+  float c1_twice, c2_twice;
+  float a, b;              // the gradient's coefficients of 1 - S and of 1 - contrast-structure
+  float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
+};
+
+// One row of moments, averaged but along the row, to 1 - S, 1 - contrast-structure and the partial derivatives.
+struct PointRow {
+  const float* sums;         // 4 maps: s, d, s², d²
+  int64_t sums_pitch;
+  int64_t count, stride;     // elements; from one neighbour in the row to the next
+  float *dssim, *contrast;
+  float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
+  int64_t partials_pitch;
+};
+
+// One row of partials, averaged but along the row, to the gradient of that row of the images.
+struct GradientRow {
+  const float* sums;         // 3 or 4 maps
+  int64_t sums_pitch;
+  int64_t count, stride;
+  const float *s, *d;        // the row itself
+  float shift_d;
+  float slope;               // of |x - y|, times the weights where there are any
+  const float* weights;
+  float *out1, *out2;        // out2 only with 4 maps
+};
+
+struct Passes {
+  // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
+  void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
+  // The same of the rows and of their squares.
+  void (*column_moments)(const float* const* rows, const Taps& taps, int64_t count, float* mean, float* square,
+                         int64_t out_pitch);
+  void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);
+  void (*gradient_row)(const GradientRow& row, const Taps& taps);
+};
+
+// `partials`: 0 without a gradient, 3 for one image's, 4 for both.
+extern "C" Passes SPLAT_KERNEL(ssim_passes)(int taps, int64_t stride, int partials);
