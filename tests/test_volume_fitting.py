@@ -8,8 +8,10 @@ import torch
 
 from splat_ssim.trainer.cli import main
 from splat_ssim.trainer.config import ConfigError, read_yaml
+from splat_ssim.trainer.ply import save_ply
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
 from splat_ssim.volume.config import VolumeConfig, VolumeOutputConfig
+from splat_ssim.volume.distill import distill, radiance_volume
 from splat_ssim.volume.export import load_gaussians_ply, load_quantized
 from splat_ssim.volume.fitting import Fitting, read_target
 
@@ -182,3 +184,36 @@ def test_seeds_decide(tmp_path, scan):
         fitting.run()
         fields.append(fitting.field())
     assert torch.equal(fields[0], fields[1]) and not torch.equal(fields[0], fields[2])
+
+
+def test_a_trained_scene_becomes_a_volume(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    count = 300
+    points = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    red = torch.tensor([1.0, 0.0, 0.0])
+    splats = {
+        "means": points + torch.tensor([5.0, 0.0, 0.0]),
+        "scales": torch.full((count, 3), 0.15).log(),
+        "quats": torch.randn(count, 4, generator=generator),
+        "opacities": torch.full((count,), 2.0),
+        "sh0": ((red - 0.5) / 0.28209479).expand(count, 1, 3),
+        "shN": torch.zeros(count, 0, 3),
+    }
+    save_ply(tmp_path / "scene.ply", splats)
+    volume = load_volume(distill(tmp_path / "scene.ply", tmp_path / "scene.npz", size=24))
+    assert max(volume.data.shape) <= 30 and volume.data.shape[0] == 4
+    density, *colors = volume.data
+    # A hollow red ball around (5, 0, 0).
+    radius = (volume.grid.points() - torch.tensor([5.0, 0.0, 0.0])).norm(dim=-1).numpy()
+    assert density[abs(radius - 1) < 0.1].mean() > 10 * density[radius < 0.5].mean()
+    np.testing.assert_allclose(colors[0], density, atol=1e-5)
+    assert not np.any(colors[1]) and not np.any(colors[2])
+    # A surface thinner than a voxel keeps its mass.
+    thin = {**splats, "scales": splats["scales"] - 5.0}
+    spacing = volume.grid.spacing[0]
+    mass = float(radiance_volume(thin, volume.grid)[0].sum()) * spacing**3
+    exact = float(torch.sigmoid(torch.tensor(2.0)) * count * (2 * torch.pi) ** 1.5 * (0.15 * np.exp(-5.0)) ** 3)
+    assert mass == pytest.approx(exact, rel=0.1)
+    with pytest.raises(ValueError, match=r"opacity above 0\.05, got none among 300"):
+        save_ply(tmp_path / "clear.ply", {**splats, "opacities": splats["opacities"] - 20})
+        distill(tmp_path / "clear.ply", tmp_path / "clear.npz")
