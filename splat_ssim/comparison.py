@@ -160,11 +160,11 @@ def _compare_volumes(
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
         raise ValueError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
-    options = {"data_range": data_range, "padding": padding, "block": block}
+    options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}
     ms_ssim = None
     if first.size <= _WHOLE:
         pair = [torch.from_numpy(v.compute()).reshape(1, -1, *v.shape[-3:]) for v in (first, second)]
-        ms_ssim = _ms_ssim(*pair, data_range)
+        ms_ssim = _ms_ssim(pair[0], pair[1], data_range)
     if map_path is not None:
         ssim_map = distributed.ssim3d(first, second, reduction="none", **options)
         _save_map(map_path, ssim_map, a, radius=5 if padding == "valid" else 0)

@@ -121,7 +121,8 @@ def ssim3d(
     )
     if padding == "valid":
         # An odd window's map starts radius in and ends radius before the end; an even one's a voxel later.
-        ssim_map = ssim_map[(slice(None), *[slice(radius, n - (window_size - 1 - radius)) for n in first.shape[1:]])]
+        inside = [slice(radius, n - (window_size - 1 - radius)) for n in first.shape[1:]]
+        ssim_map = ssim_map[:, inside[0], inside[1], inside[2]]
     return ssim_map if reduction == "none" else float(ssim_map.mean(dtype=np.float64).compute())
 
 
@@ -255,7 +256,7 @@ def photometric_loss(
     total = weights.sum(dtype=torch.float64)
     part = total.clone()
     dist.all_reduce(total, group=group)
-    loss = _local_loss(
+    loss: Any = _local_loss(
         _WithHalo.apply(pred, radius, group),
         _WithHalo.apply(target, radius, group),
         mask=weights,

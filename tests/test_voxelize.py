@@ -43,7 +43,7 @@ def compare(tensors, grid):
     gradients = torch.autograd.grad((volume * weight.float()).sum(), tensors)
     wanted_gradients = torch.autograd.grad((wanted * weight).sum(), doubles)
     value = ((volume - wanted).detach().abs() * clear).max() / wanted.abs().max().clamp_min(1e-12)
-    errors = {"value": float(value)}
+    errors = {"value": float(value.detach())}
     for name, a, b in zip(NAMES, gradients, wanted_gradients, strict=False):
         errors[name] = float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
     return errors

@@ -22,10 +22,10 @@ class Crop:
         core_shape: Voxels of the core.
     """
 
-    start: tuple[int, int, int]
-    shape: tuple[int, int, int]
-    core_start: tuple[int, int, int]
-    core_shape: tuple[int, int, int]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    core_start: tuple[int, ...]
+    core_shape: tuple[int, ...]
 
     def of(self, volume: Tensor) -> Tensor:
         """Core and halo of a volume (..., n0, n1, n2), a view."""

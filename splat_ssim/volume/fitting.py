@@ -93,7 +93,7 @@ class Fitting:
         self.target = read_target(config.data_dir, config.data)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | None = None
-        self.levels: dict[int, tuple[int, int, int]] = {}  # step -> nodes of the grid from then on
+        self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
         self.model = self._gaussians() if config.model.name == "gaussians" else self._grid()
         self.optimizer = self._optimizer()
         self.step = 0
@@ -136,6 +136,7 @@ class Fitting:
         """One step: read the field, compare, step the optimiser. Returns the loss."""
         config, target = self.config, self.target
         shape = target.grid.shape
+        mask: Tensor | None
         if config.crop:
             crop = random_crop(shape, config.crop, halo=HALO, generator=self.generator)
             mask = crop.mask() if target.mask is None else crop.mask() * crop.of(target.mask)
@@ -143,8 +144,8 @@ class Fitting:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
         pred, wanted = self.model(crop.grid(target.grid)), crop.of(target.values)
         criterion = self.loss if step % config.loss_every == 0 else l1_loss
-        loss = criterion(pred[None], wanted[None], mask=mask)
-        loss = loss[0] if isinstance(loss, tuple) else loss
+        result = criterion(pred[None], wanted[None], mask=mask)
+        loss = result[0] if isinstance(result, tuple) else result
         if config.tv:
             loss = loss + config.tv * tv3d(pred)
         loss.backward()
@@ -206,7 +207,7 @@ class Fitting:
             data = target.normalization.invert(volume.numpy())
             save_volume(self.folder / f"volume.{config.output.format}", Volume(data, target.grid))
         if isinstance(self.model, GaussianField):
-            metrics.update(self._export_gaussians())
+            metrics.update(self._export_gaussians(self.model))
         if config.output.slices:
             save_slice_sheet(self.folder / "pictures" / "slices.png", volume, target.values)
         if config.output.video:
@@ -218,13 +219,13 @@ class Fitting:
         )
         return metrics
 
-    def _export_gaussians(self) -> dict[str, Any]:
+    def _export_gaussians(self, field: GaussianField) -> dict[str, Any]:
         """PLY and the quantised file; what the latter weighs and costs."""
         metrics: dict[str, Any] = {}
         if self.config.output.ply:
-            save_gaussians_ply(self.folder / "gaussians.ply", self.model)
+            save_gaussians_ply(self.folder / "gaussians.ply", field)
         if self.config.output.quantized:
-            path = save_quantized(self.folder / "gaussians.quantized", self.model, self.target.grid)
+            path = save_quantized(self.folder / "gaussians.quantized", field, self.target.grid)
             with torch.no_grad():
                 volume = load_quantized(path)(self.target.grid)
             volume = volume.clamp(0, 1) if self.target.normalization.clip else volume

@@ -36,9 +36,9 @@ class VoxelGrid:
         (torch.Size([4, 5, 6, 3]), [0.0, 0.0, 2.0])
     """
 
-    shape: tuple[int, int, int]
-    affine: tuple[tuple[float, ...], ...] = _IDENTITY
-    start: tuple[int, int, int] = (0, 0, 0)
+    shape: tuple[int, ...]
+    affine: Sequence[Sequence[float]] = _IDENTITY
+    start: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(int(n) != n or n < 1 for n in self.shape):
@@ -94,12 +94,12 @@ class VoxelGrid:
         return np.asarray(self.affine, dtype=np.float64)
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
+    def spacing(self) -> tuple[float, ...]:
         """Distance of neighbouring voxel centres along each array axis."""
         return tuple(float(s) for s in np.linalg.norm(self.matrix[:3, :3], axis=0))
 
     @property
-    def origin(self) -> tuple[float, float, float]:
+    def origin(self) -> tuple[float, ...]:
         """World x, y, z of the array's first voxel."""
         matrix = self.matrix
         return tuple(float(v) for v in matrix[:3, :3] @ np.asarray(self.start) + matrix[:3, 3])

@@ -90,7 +90,7 @@ class GridField(nn.Module):
         return GridField(fine(VoxelGrid(tuple(shape))).contiguous(), self.grid)
 
 
-def grid_shape(parameters: int, grid: VoxelGrid, channels: int = 1) -> tuple[int, int, int]:
+def grid_shape(parameters: int, grid: VoxelGrid, channels: int = 1) -> tuple[int, ...]:
     """Nodes along each axis, in the proportions of the volume, with at most so many parameters in all."""
     voxels = grid.shape[0] * grid.shape[1] * grid.shape[2]
     scale = min(1.0, (parameters / channels / voxels) ** (1 / 3))

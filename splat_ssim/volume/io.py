@@ -257,7 +257,7 @@ def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
 def _read_nifti(path: Path):
     import nibabel
 
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     data = np.asanyarray(image.dataobj)
     while data.ndim > 4 and data.shape[3] == 1:  # (x, y, z, 1, channels)
         data = data[:, :, :, 0]
@@ -398,7 +398,7 @@ def _write_zarr(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     array.attrs["affine"] = affine.tolist()
 
 
-_READERS = {
+_READERS: dict[str, Any] = {
     "npy": _read_npy,
     "npz": _read_npz,
     "nifti": _read_nifti,
@@ -406,7 +406,7 @@ _READERS = {
     "nrrd": _read_nrrd,
     "zarr": _read_zarr,
 }
-_WRITERS = {
+_WRITERS: dict[str, Any] = {
     "npy": _write_npy,
     "npz": _write_npz,
     "raw": _write_raw,

@@ -11,7 +11,8 @@ from .reference import voxelize_reference
 
 def _check(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, features: Tensor | None) -> None:
     count = means.shape[0] if means.ndim else 0
-    wanted = {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3))}
+    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+    wanted |= {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3))}
     wanted["densities"] = (densities, (count,))
     if features is not None:
         if features.ndim != 2:
