@@ -78,9 +78,9 @@ inline TileBox tile_box(const Record& g, int64_t columns, int64_t rows, int tile
   return {left, top, static_cast<int>(x1) / tile - left + 1, static_cast<int>(y1) / tile - top + 1};
 }
 
-// Whether alpha reaches 1/255 somewhere in boxes given by their edges relative to the mean. Alpha is largest on one of
+// One bit a box, given by its edges relative to the mean: whether alpha reaches 1/255 in it. Alpha is largest on one of
 // the two edges next to the mean: there the best point of the line is clamped to the edge.
-SPLAT_INLINE Ints reaches(const Record& g, Floats left, Floats right, Floats top, Floats bottom) {
+SPLAT_INLINE uint32_t reaches(const Record& g, Floats left, Floats right, Floats top, Floats bottom) {
   const Floats zero{};
   const Floats x = minimum(maximum(zero, left), right), y = minimum(maximum(zero, top), bottom);
   const Floats best_y = minimum(maximum(g.slope_x * x, top), bottom);
@@ -88,7 +88,7 @@ SPLAT_INLINE Ints reaches(const Record& g, Floats left, Floats right, Floats top
   const Floats at_x = x * (g.A * x + g.B * best_y) + g.C * best_y * best_y;
   const Floats at_y = best_x * (g.A * best_x + g.B * y) + g.C * y * y;
   // The margin is more than the rounding of what the pixels compute.
-  return maximum(at_x, at_y) >= kLog2MinAlpha - 1e-3f - g.log_opacity;
+  return at_least_bits(maximum(at_x, at_y), broadcast(kLog2MinAlpha - 1e-3f - g.log_opacity));
 }
 
 // Calls body(tile of the image) for the tiles the instance meets, row by row.
@@ -97,24 +97,23 @@ SPLAT_INLINE void for_tiles(const Bins& bins, const Record& g, Body&& body) {
   const TileBox box = tile_box(g, bins.columns, bins.rows, bins.tile);
   const int count = box.wide * box.high;
   if (count == 1) {
-    body(box.top * bins.columns + box.left);
+    body(static_cast<int32_t>(box.top * bins.columns + box.left));
     return;
   }
-  alignas(64) float lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = static_cast<float>(l);
+  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float inverse = 1.0f / static_cast<float>(box.wide), side = static_cast<float>(bins.tile);
   for (int first = 0; first < count; first += kLanes) {
-    const Floats index = load(lane) + static_cast<float>(first);
+    const Floats index = load(kNumbers) + static_cast<float>(first);
     const Ints row = __builtin_convertvector((index + 0.5f) * inverse, Ints);
-    const Ints column = __builtin_convertvector(index, Ints) - row * box.wide;
-    const Floats left = __builtin_convertvector(column + box.left, Floats) * side - g.x;
-    const Floats top = __builtin_convertvector(row + box.top, Floats) * side - g.y;
-    uint32_t bits = sign_bits(reaches(g, left, left + (side - 1.0f), top, top + (side - 1.0f)));
+    const Ints column = __builtin_convertvector(index, Ints) - row * box.wide + box.left;
+    const Ints line = row + box.top;
+    const Floats left = __builtin_convertvector(column, Floats) * side - g.x;
+    const Floats top = __builtin_convertvector(line, Floats) * side - g.y;
+    uint32_t bits = reaches(g, left, left + (side - 1.0f), top, top + (side - 1.0f));
     if (count - first < kLanes) bits &= (1u << (count - first)) - 1;
-    for (; bits; bits &= bits - 1) {
-      const int i = first + __builtin_ctz(bits);
-      body((box.top + i / box.wide) * bins.columns + box.left + i % box.wide);
-    }
+    alignas(64) int32_t tiles[kLanes];
+    *reinterpret_cast<UnalignedInts*>(tiles) = line * static_cast<int32_t>(bins.columns) + column;
+    for (; bits; bits &= bits - 1) body(tiles[__builtin_ctz(bits)]);
   }
 }
 
@@ -172,15 +171,19 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
   }
   order = sort_by_key(order, order + n, seen);
   const int64_t image_tiles = bins.columns * bins.rows;
+  constexpr int64_t kAhead = 12;  // instances are in the order of depth: their memory is asked for this far ahead
   parallel_for(chunks, bins.threads, [&](int64_t chunk, int) {
     int32_t* histogram = offsets + chunk * tiles;
     std::memset(histogram, 0, static_cast<size_t>(tiles) * 4);
     for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
       const int64_t i = static_cast<uint32_t>(order[s]);
-      const int64_t base = i / bins.gaussians * image_tiles;
+      const int64_t later = static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s]);
+      __builtin_prefetch(lists.records + later);
+      __builtin_prefetch(lists.starts + later);
+      const int32_t base = static_cast<int32_t>(bins.gaussians == n ? 0 : i / bins.gaussians * image_tiles);
       int32_t next = lists.starts[i];
-      for_tiles(bins, lists.records[i], [&](int64_t tile) {
-        lists.pair_tiles[next++] = static_cast<int32_t>(base + tile);
+      for_tiles(bins, lists.records[i], [&](int32_t tile) {
+        lists.pair_tiles[next++] = base + tile;
         ++histogram[base + tile];
       });
       lists.counts[i] = next - lists.starts[i];
@@ -201,6 +204,7 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
     int32_t* next = offsets + chunk * tiles;
     for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
       const int32_t i = static_cast<int32_t>(order[s]);
+      __builtin_prefetch(lists.pair_tiles + lists.starts[static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s])]);
       for (int32_t p = lists.starts[i]; p < lists.starts[i] + lists.counts[i]; ++p) {
         const int32_t slot = next[lists.pair_tiles[p]]++;
         lists.ids[slot] = i;

@@ -45,14 +45,14 @@ struct Grid {
 template <int kTile>
 constexpr Grid<kTile> kGrid{};
 
-// Gaussians of a tile's list whose pairs are worked on at a time: as many as keep the alphas in the first-level cache.
+// Gaussians of a tile's list whose pairs are worked on at a time: few enough to keep their alphas in the nearest cache.
 template <int kTile>
 struct Chunk {
   static constexpr int kBlocks = Grid<kTile>::kBlocks;
-  static constexpr int kGaussians = kTile == 16 ? 16 : 6;
+  static constexpr int kGaussians = 16;
   static constexpr int kPairs = kGaussians * kBlocks;
   Record records[kGaussians];  // mean relative to the tile
-  uint32_t pairs[kPairs + kUnroll];  // Gaussian << 6 | block
+  uint32_t pairs[kPairs + kAppendSlack];  // Gaussian << 6 | block
   Floats alphas[(kPairs + kUnroll) * kParts];
   uint64_t masks[kGaussians];
   int count = 0, pair_count = 0;
@@ -87,7 +87,7 @@ SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
   for (int first = 0; first < grid.kBlocks; first += kLanes) {
     const Floats left = load(grid.left + first) - g.x, top = load(grid.top + first) - g.y;
     const float side = kBlockSide - 1;
-    mask |= static_cast<uint64_t>(sign_bits(reaches(g, left, left + side, top, top + side))) << first;
+    mask |= static_cast<uint64_t>(reaches(g, left, left + side, top, top + side)) << first;
   }
   return mask;
 }
@@ -95,9 +95,7 @@ SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
 template <int kTile>
 SPLAT_INLINE void add_pairs(Chunk<kTile>& chunk, int index, uint64_t mask) {
   chunk.masks[index] = mask;
-  for (; mask; mask &= mask - 1) {
-    chunk.pairs[chunk.pair_count++] = static_cast<uint32_t>(index << 6 | __builtin_ctzll(mask));
-  }
+  chunk.pair_count += append_bits(chunk.pairs + chunk.pair_count, static_cast<uint32_t>(index) << 6, mask);
 }
 
 // Alphas of all pairs, not yet clamped, 0 under 1/255.
@@ -151,16 +149,24 @@ struct Canvas {
 };
 
 // Calls body(pixel of the tile in block order, offset in the image) for all pixels inside the image.
-template <int kTile, class Body>
-SPLAT_INLINE void for_pixels(const Job& job, const TilePlace& at, Body&& body) {
+template <int kTile, bool kWhole, class Body>
+SPLAT_INLINE void for_pixels_of(const Job& job, const TilePlace& at, Body& body) {
   for (int block = 0; block < Grid<kTile>::kBlocks; ++block) {
     const int64_t left = at.left + block % Grid<kTile>::kSide * kBlockSide;
     const int64_t top = at.top + block / Grid<kTile>::kSide * kBlockSide;
-    const int wide = static_cast<int>(job.width - left < kBlockSide ? job.width - left : kBlockSide);
-    for (int y = 0; y < kBlockSide && top + y < job.height; ++y) {
+    const int64_t wide = kWhole || job.width - left > kBlockSide ? kBlockSide : job.width - left;
+    for (int y = 0; y < kBlockSide && (kWhole || top + y < job.height); ++y) {
       const int64_t offset = (at.image * job.height + top + y) * job.width + left;
       for (int x = 0; x < wide; ++x) body(block * kBlockPixels + y * kBlockSide + x, offset + x);
     }
+  }
+}
+template <int kTile, class Body>
+SPLAT_INLINE void for_pixels(const Job& job, const TilePlace& at, Body&& body) {
+  if (at.left + kTile <= job.width && at.top + kTile <= job.height) {
+    for_pixels_of<kTile, true>(job, at, body);
+  } else {
+    for_pixels_of<kTile, false>(job, at, body);
   }
 }
 
@@ -176,9 +182,9 @@ SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
   return alive;
 }
 
-template <int kTile>
-SPLAT_INLINE uint64_t still_alive(uint64_t alive, const float* T) {
-  for (uint64_t left = alive; left; left &= left - 1) {
+// `alive` without those of the blocks in `touched` where all pixels have finished.
+SPLAT_INLINE uint64_t still_alive(uint64_t alive, uint64_t touched, const float* T) {
+  for (uint64_t left = touched; left; left &= left - 1) {
     const int block = __builtin_ctzll(left);
     bool finished = true;
     for (int part = 0; part < kParts; ++part) {
@@ -202,9 +208,11 @@ void forward_tile(const Job& job, int64_t tile) {
   const Floats max_alpha = broadcast(job.max_alpha);
   while (next < end && alive) {
     take<kTile>(job, at, next, end, chunk);
+    uint64_t touched = 0;
     for (int j = 0; j < chunk.count; ++j) {
       add_pairs<kTile>(chunk, j, touched_blocks<kTile>(chunk.records[j]) & alive);
       job.lists.masks[next + j] = chunk.masks[j];
+      touched |= chunk.masks[j];
     }
     evaluate<kTile>(chunk);
     for (int p = 0; p < chunk.pair_count; ++p) {
@@ -221,7 +229,7 @@ void forward_tile(const Job& job, int64_t tile) {
         }
       }
     }
-    alive = still_alive<kTile>(alive, canvas.T);
+    alive = still_alive(alive, touched, canvas.T);
     next += chunk.count;
   }
   job.lists.tile_ends[tile] = static_cast<int32_t>(next);
@@ -362,6 +370,11 @@ SPLAT_INLINE void gather(const Job& job, int64_t instance, float* sums) {
   for (int i = 0; i < kSlot; ++i) sums[i] = 0.0f;
   const Lists& lists = job.lists;
   const int64_t first = lists.starts[instance];
+  // What a later instance will read: its slots lie wherever its tiles put them.
+  const int64_t later = instance + 8 < lists.instances ? instance + 8 : instance;
+  for (int64_t p = lists.starts[later]; p < lists.starts[later] + lists.counts[later]; ++p) {
+    __builtin_prefetch(job.slots + lists.pair_slots[p] * int64_t{kSlot});
+  }
   for (int64_t p = first; p < first + lists.counts[instance]; ++p) {
     const int64_t slot = lists.pair_slots[p];
     if (slot >= lists.tile_ends[lists.pair_tiles[p]]) continue;  // all pixels had finished before

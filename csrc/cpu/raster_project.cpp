@@ -65,26 +65,17 @@ struct Gaussians {
 };
 
 Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
-  alignas(64) float soa[11 * kLanes];
-  load_rows(o.means + first * 3, 3, 3, valid, soa);
-  load_rows(o.quats + first * 4, 4, 4, valid, soa + 3 * kLanes);
-  load_rows(o.scales + first * 3, 3, 3, valid, soa + 7 * kLanes);
-  load_rows(o.opacities + first, 1, 1, valid, soa + 10 * kLanes);
   Gaussians g;
-  for (int i = 0; i < 3; ++i) {
-    g.mean[i] = load(soa + i * kLanes);
-    g.scale[i] = load(soa + (7 + i) * kLanes);
-    if (o.raw) g.scale[i] = exponential(g.scale[i]);
-  }
+  read_rows<3>(o.means + first * 3, valid, g.mean);
+  read_rows<4>(o.quats + first * 4, valid, g.quat);
+  read_rows<3>(o.scales + first * 3, valid, g.scale);
+  read_rows<1>(o.opacities + first, valid, &g.opacity);
+  for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = exponential(g.scale[i]);
   Floats norm2{};
-  for (int i = 0; i < 4; ++i) {
-    g.quat[i] = load(soa + (3 + i) * kLanes);
-    norm2 += g.quat[i] * g.quat[i];
-  }
+  for (int i = 0; i < 4; ++i) norm2 += g.quat[i] * g.quat[i];
   // As torch.nn.functional.normalize: a quaternion of zeros stays one, and is no rotation.
   g.inverse_norm = 1.0f / maximum(square_root(norm2), broadcast(1e-12f));
   for (int i = 0; i < 4; ++i) g.quat[i] *= g.inverse_norm;
-  g.opacity = load(soa + 10 * kLanes);
   if (o.raw) g.opacity = 1.0f / (1.0f + exponential(-g.opacity));
   const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
   g.R[0] = 1.0f - 2.0f * (y * y + z * z), g.R[1] = 2.0f * (x * y - w * z), g.R[2] = 2.0f * (x * z + w * y);
@@ -238,17 +229,15 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
   const Floats x = cam.fx * w.u + cam.cx, y = cam.fy * w.v + cam.cy;
   Floats radii[2];
   const Ints seen = bounds(o, w, opacity, x, y, radii);
-  alignas(64) float soa[12 * kLanes];
-  const Floats values[12] = {x, y, w.a, w.b, w.c, w.z, opacity, radii[0], radii[1]};
-  for (int i = 0; i < 9; ++i) store(soa + i * kLanes, i == 6 ? values[i] : keep(seen, values[i]));
-  store_rows(out.means2d + first * 2, 2, 2, valid, soa);
-  store_rows(out.conics + first * 3, 3, 3, valid, soa + 2 * kLanes);
-  store_rows(out.depths + first, 1, 1, valid, soa + 5 * kLanes);
-  store_rows(out.opacities + first, 1, 1, valid, soa + 6 * kLanes);
-  for (int l = 0; l < valid; ++l) {
-    out.radii[(first + l) * 2] = static_cast<int32_t>(soa[7 * kLanes + l]);
-    out.radii[(first + l) * 2 + 1] = static_cast<int32_t>(soa[8 * kLanes + l]);
-  }
+  const Floats mean2d[2] = {keep(seen, x), keep(seen, y)}, depth = keep(seen, w.z);
+  const Floats conic[3] = {keep(seen, w.a), keep(seen, w.b), keep(seen, w.c)};
+  write_rows<2>(out.means2d + first * 2, valid, mean2d);
+  write_rows<3>(out.conics + first * 3, valid, conic);
+  write_rows<1>(out.depths + first, valid, &depth);
+  write_rows<1>(out.opacities + first, valid, &opacity);
+  for (int i = 0; i < 2; ++i) radii[i] = as_floats(__builtin_convertvector(keep(seen, radii[i]), Ints));
+  // Only moved about, as bits.
+  write_rows<2>(reinterpret_cast<float*>(out.radii + first * 2), valid, radii);
   if (!out.colors) return;
   Floats d[3], basis[kMaxCoefficients];
   direction(cam, g, d);
@@ -257,8 +246,8 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
   for (int k = 0; k < used(o); ++k) {
     for (int i = 0; i < 3; ++i) color[i] += basis[k] * load(h.soa + (3 * k + i) * kLanes);
   }
-  for (int i = 0; i < 3; ++i) store(soa + i * kLanes, keep(seen, maximum(color[i], Floats{})));
-  store_rows(out.colors + first * 3, 3, 3, valid, soa);
+  for (int i = 0; i < 3; ++i) color[i] = keep(seen, maximum(color[i], Floats{}));
+  write_rows<3>(out.colors + first * 3, valid, color);
 }
 
 // --- backward ------------------------------------------------------------------------------------------------------
@@ -278,18 +267,18 @@ struct Sums {
 };
 
 // Reads `columns` values of each lane, zero where there are none or the Gaussian is not seen.
-SPLAT_INLINE void read_gradient(const float* rows, int64_t first, int columns, int valid, Ints seen, Floats* values) {
-  alignas(64) float soa[3 * kLanes];
-  if (rows) load_rows(rows + first * columns, columns, columns, valid, soa);
-  for (int i = 0; i < columns; ++i) values[i] = rows ? keep(seen, load(soa + i * kLanes)) : Floats{};
+template <int columns>
+SPLAT_INLINE void read_gradient(const float* rows, int64_t first, int valid, Ints seen, Floats* values) {
+  if (rows) read_rows<columns>(rows + first * columns, valid, values);
+  for (int i = 0; i < columns; ++i) values[i] = rows ? keep(seen, values[i]) : Floats{};
 }
 
 // Colours back to coefficients and to the direction, and so to the mean: returns dL/dmean in `v`.
 SPLAT_INLINE void color_gradient(const Options& o, const Gradients& io, const Camera& cam, const Gaussians& g,
                                  const Harmonics& h, int64_t first, int valid, Ints seen, Sums& sums, Floats* v) {
   Floats color[3], v_color[3], d[3], basis[kMaxCoefficients];
-  read_gradient(io.colors, first, 3, valid, seen, color);
-  read_gradient(io.v_colors, first, 3, valid, seen, v_color);
+  read_gradient<3>(io.colors, first, valid, seen, color);
+  read_gradient<3>(io.v_colors, first, valid, seen, v_color);
   for (int i = 0; i < 3; ++i) v_color[i] = keep(color[i] > 0.0f, v_color[i]);
   const Floats inverse = direction(cam, g, d);
   harmonics(o.degree, d[0], d[1], d[2], basis);
@@ -332,15 +321,16 @@ SPLAT_INLINE void covariance_gradient(const Options& o, const View& w, const Gau
 
 void backward_block(const Options& o, const Gradients& io, const Camera& cam, const Gaussians& g, const Harmonics& h,
                     int64_t first, int valid, Sums& sums, Floats* v_pose) {
-  alignas(64) int32_t seen_lanes[kLanes] = {};
-  for (int l = 0; l < valid; ++l) seen_lanes[l] = io.radii[(first + l) * 2] > 0 ? -1 : 0;
-  const Ints seen = *reinterpret_cast<const UnalignedInts*>(seen_lanes);
+  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Floats radii[2];
+  read_rows<2>(reinterpret_cast<const float*>(io.radii + first * 2), valid, radii);
+  const Ints seen = (as_ints(radii[0]) > 0) & (load(kNumbers) < static_cast<float>(valid));
   const View w = look(o, cam, g);
   Floats v_mean2d[2], v_depth[1], v_conic[3], v_opacity[1], G[3];
-  read_gradient(io.v_means2d, first, 2, valid, seen, v_mean2d);
-  read_gradient(io.v_depths, first, 1, valid, seen, v_depth);
-  read_gradient(io.v_conics, first, 3, valid, seen, v_conic);
-  read_gradient(io.v_opacities, first, 1, valid, broadcast_int(-1), v_opacity);
+  read_gradient<2>(io.v_means2d, first, valid, seen, v_mean2d);
+  read_gradient<1>(io.v_depths, first, valid, seen, v_depth);
+  read_gradient<3>(io.v_conics, first, valid, seen, v_conic);
+  read_gradient<1>(io.v_opacities, first, valid, broadcast_int(-1), v_opacity);
   covariance_gradient(o, w, g, v_conic, v_opacity[0], G, sums);
   for (int i = 0; i < 3; ++i) G[i] = keep(seen, G[i]);
 
@@ -378,28 +368,25 @@ void backward_block(const Options& o, const Gradients& io, const Camera& cam, co
 // From the sums to the gradients of the parameters.
 void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, const Sums& sums, int64_t first,
                      int valid) {
-  alignas(64) float soa[11 * kLanes];
-  Floats dR[9];
+  Floats v_scale[3], dR[9];
   for (int j = 0; j < 3; ++j) {
-    Floats v_scale = sums.M[j] * g.R[j] + sums.M[3 + j] * g.R[3 + j] + sums.M[6 + j] * g.R[6 + j];
-    if (o.raw) v_scale *= g.scale[j];
-    store(soa + j * kLanes, sums.mean[j]);
-    store(soa + (7 + j) * kLanes, v_scale);
+    v_scale[j] = sums.M[j] * g.R[j] + sums.M[3 + j] * g.R[3 + j] + sums.M[6 + j] * g.R[6 + j];
+    if (o.raw) v_scale[j] *= g.scale[j];
     for (int i = 0; i < 3; ++i) dR[i * 3 + j] = sums.M[i * 3 + j] * g.scale[j];
   }
   const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
-  const Floats dq[4] = {
+  Floats dq[4] = {
       2.0f * (x * (dR[7] - dR[5]) + y * (dR[2] - dR[6]) + z * (dR[3] - dR[1])),
       2.0f * (y * (dR[1] + dR[3]) + z * (dR[2] + dR[6]) + w * (dR[7] - dR[5]) - 2.0f * x * (dR[4] + dR[8])),
       2.0f * (x * (dR[1] + dR[3]) + z * (dR[5] + dR[7]) + w * (dR[2] - dR[6]) - 2.0f * y * (dR[0] + dR[8])),
       2.0f * (x * (dR[2] + dR[6]) + y * (dR[5] + dR[7]) + w * (dR[3] - dR[1]) - 2.0f * z * (dR[0] + dR[4]))};
   const Floats along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-  for (int i = 0; i < 4; ++i) store(soa + (3 + i) * kLanes, (dq[i] - g.quat[i] * along) * g.inverse_norm);
-  store(soa + 10 * kLanes, o.raw ? sums.opacity * g.opacity * (1.0f - g.opacity) : sums.opacity);
-  store_rows(io.v_means + first * 3, 3, 3, valid, soa);
-  store_rows(io.v_quats + first * 4, 4, 4, valid, soa + 3 * kLanes);
-  store_rows(io.v_scales + first * 3, 3, 3, valid, soa + 7 * kLanes);
-  store_rows(io.v_opacity + first, 1, 1, valid, soa + 10 * kLanes);
+  for (int i = 0; i < 4; ++i) dq[i] = (dq[i] - g.quat[i] * along) * g.inverse_norm;
+  const Floats v_opacity = o.raw ? sums.opacity * g.opacity * (1.0f - g.opacity) : sums.opacity;
+  write_rows<3>(io.v_means + first * 3, valid, sums.mean);
+  write_rows<4>(io.v_quats + first * 4, valid, dq);
+  write_rows<3>(io.v_scales + first * 3, valid, v_scale);
+  write_rows<1>(io.v_opacity + first, valid, &v_opacity);
   if (!io.v_sh0) return;
   const int head = used0(o), tail = used(o) - head;
   store_rows(io.v_sh0 + first * o.coefficients0 * 3, o.coefficients0 * 3, head * 3, valid, sums.harmonics);

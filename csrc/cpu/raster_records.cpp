@@ -13,25 +13,24 @@ struct Inputs {
 constexpr float kRadiusExtent = 3.33f;
 
 void pack(const Inputs& in, int64_t first, int valid, Record* records) {
-  alignas(64) float soa[16 * kLanes] = {};
-  load_rows(in.means2d + first * 2, 2, 2, valid, soa);
-  load_rows(in.conics + first * 3, 3, 3, valid, soa + 2 * kLanes);
-  load_rows(in.opacities + first, 1, 1, valid, soa + 5 * kLanes);
-  for (int l = 0; l < valid; ++l) {
-    for (int k = 0; k < in.channels; ++k) soa[(8 + k) * kLanes + l] = in.colors[(first + l) * in.channels + k];
-    soa[12 * kLanes + l] = static_cast<float>(in.radii[(first + l) * 2]);
-    soa[13 * kLanes + l] = static_cast<float>(in.radii[(first + l) * 2 + 1]);
-  }
-  const Floats a = load(soa + 2 * kLanes), b = load(soa + 3 * kLanes), c = load(soa + 4 * kLanes);
-  const Floats log_opacity = log2(load(soa + 5 * kLanes));
+  Floats mean[2], conic[3], opacity, radii[2];
+  read_rows<2>(in.means2d + first * 2, valid, mean);
+  read_rows<3>(in.conics + first * 3, valid, conic);
+  read_rows<1>(in.opacities + first, valid, &opacity);
+  read_rows<2>(reinterpret_cast<const float*>(in.radii + first * 2), valid, radii);
+  const Floats a = conic[0], b = conic[1], c = conic[2], log_opacity = log2(opacity);
   // An opacity above one reaches further than the radii, which stop at kRadiusExtent.
   const Floats further = 1.0f + maximum(log_opacity, Floats{}) * (2.0f * kLn2 / (kRadiusExtent * kRadiusExtent));
   const Floats stretch = square_root(further);
-  for (int i = 0; i < 2; ++i) store(soa + i * kLanes, load(soa + i * kLanes) - 0.5f);
-  store(soa + 2 * kLanes, a * (-0.5f * kLog2E)), store(soa + 3 * kLanes, b * -kLog2E);
-  store(soa + 4 * kLanes, c * (-0.5f * kLog2E)), store(soa + 5 * kLanes, log_opacity);
-  store(soa + 6 * kLanes, -b / c), store(soa + 7 * kLanes, -b / a);
-  for (int i = 12; i < 14; ++i) store(soa + i * kLanes, load(soa + i * kLanes) * stretch);
+  for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(as_ints(radii[i]), Floats) * stretch;
+  alignas(64) float soa[16 * kLanes] = {};
+  const Floats fields[8] = {mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E,
+                            c * (-0.5f * kLog2E), log_opacity, -b / c, -b / a};
+  for (int i = 0; i < 8; ++i) store(soa + i * kLanes, fields[i]);
+  for (int l = 0; l < valid; ++l) {
+    for (int k = 0; k < in.channels; ++k) soa[(8 + k) * kLanes + l] = in.colors[(first + l) * in.channels + k];
+  }
+  for (int i = 0; i < 2; ++i) store(soa + (12 + i) * kLanes, radii[i]);
   store_rows(reinterpret_cast<float*>(records + first), 16, 16, valid, soa);
 }
 

@@ -29,6 +29,7 @@ SPLAT_INLINE Floats square_root(Floats a) { return _mm512_maskz_sqrt_ps(0xffff, 
 SPLAT_INLINE Floats rough_reciprocal(Floats a) { return _mm512_maskz_rcp14_ps(0xffff, a); }
 // One bit a lane: its sign bit, so also what a comparison gave.
 SPLAT_INLINE uint32_t sign_bits(Ints a) { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(a)); }
+SPLAT_INLINE uint32_t at_least_bits(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 #elif defined(__AVX2__)
 SPLAT_INLINE Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 SPLAT_INLINE Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }
@@ -55,6 +56,33 @@ SPLAT_INLINE uint32_t sign_bits(Ints a) {
   return bits;
 }
 #endif
+
+#if !defined(__AVX512F__)
+// One bit a lane: a >= b.
+SPLAT_INLINE uint32_t at_least_bits(Floats a, Floats b) { return sign_bits(a >= b); }
+#endif
+
+// Appends base | i to `list` for each bit i that is set, in increasing order, and returns how many; may write
+// kAppendSlack entries more.
+constexpr int kAppendSlack = 16;
+SPLAT_INLINE int append_bits(uint32_t* list, uint32_t base, uint64_t bits) {
+#if defined(__AVX512F__)
+  int count = 0;
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (uint32_t first = 0; bits >> first; first += 16) {
+    const __m512i values = _mm512_or_si512(lanes, _mm512_set1_epi32(static_cast<int>(base | first)));
+    const __mmask16 here = static_cast<__mmask16>(bits >> first);
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(here, values));
+    count += __builtin_popcount(here);
+    if (first == 48) break;
+  }
+  return count;
+#else
+  int count = 0;
+  for (; bits; bits &= bits - 1) list[count++] = base | static_cast<uint32_t>(__builtin_ctzll(bits));
+  return count;
+#endif
+}
 
 // 1 / a to about 2e-7, by one Newton step.
 SPLAT_INLINE Floats reciprocal(Floats a) {
@@ -149,6 +177,69 @@ SPLAT_INLINE void sum_lanes_from(Floats* values, float* sums) {
 template <int n>
 SPLAT_INLINE void sum_lanes(Floats (&values)[n], float* sums) {
   sum_lanes_from<1, n>(values, sums);
+}
+
+// Lane l of part j is element columns·l + j of kLanes·columns consecutive ones: `next` is merged in where they are its.
+template <int columns, int j, int source, int... l>
+SPLAT_INLINE Floats pick(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(
+      so_far, next, ((l * columns + j) / kLanes == source ? kLanes + (l * columns + j) % kLanes : l)...);
+}
+template <int columns, int j, int source = 0>
+SPLAT_INLINE Floats part_of_rows(const Floats* rows, Floats so_far) {
+  if constexpr (source == columns) {
+    return so_far;
+  } else {
+    return part_of_rows<columns, j, source + 1>(rows, pick<columns, j, source>(so_far, rows[source], Lanes{}));
+  }
+}
+// Element i of vector k is lane i / columns of part i % columns, counting i from k·kLanes.
+template <int columns, int k, int source, int... l>
+SPLAT_INLINE Floats place(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(
+      so_far, next, ((k * kLanes + l) % columns == source ? kLanes + (k * kLanes + l) / columns : l)...);
+}
+template <int columns, int k, int source = 0>
+SPLAT_INLINE Floats vector_of_rows(const Floats* parts, Floats so_far) {
+  if constexpr (source == columns) {
+    return so_far;
+  } else {
+    return vector_of_rows<columns, k, source + 1>(parts, place<columns, k, source>(so_far, parts[source], Lanes{}));
+  }
+}
+
+// The `columns` parts of kLanes rows of that many values; lanes beyond `valid` repeat the last valid row.
+template <int columns, int... j>
+SPLAT_INLINE void read_rows(const float* rows, int valid, Floats* parts, std::integer_sequence<int, j...>) {
+  alignas(64) float padded[kLanes * columns];
+  if (valid < kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      for (int i = 0; i < columns; ++i) padded[l * columns + i] = rows[(l < valid ? l : valid - 1) * columns + i];
+    }
+    rows = padded;
+  }
+  const Floats whole[] = {load(rows + j * kLanes)...};
+  ((parts[j] = part_of_rows<columns, j>(whole, whole[0])), ...);
+}
+template <int columns>
+SPLAT_INLINE void read_rows(const float* rows, int valid, Floats* parts) {
+  read_rows<columns>(rows, valid, parts, std::make_integer_sequence<int, columns>{});
+}
+
+// The inverse; writes the valid rows only.
+template <int columns, int... k>
+SPLAT_INLINE void write_rows(float* rows, int valid, const Floats* parts, std::integer_sequence<int, k...>) {
+  if (valid == kLanes) {
+    (store(rows + k * kLanes, vector_of_rows<columns, k>(parts, parts[0])), ...);
+    return;
+  }
+  alignas(64) float padded[kLanes * columns];
+  (store(padded + k * kLanes, vector_of_rows<columns, k>(parts, parts[0])), ...);
+  std::memcpy(rows, padded, static_cast<size_t>(valid) * columns * sizeof(float));
+}
+template <int columns>
+SPLAT_INLINE void write_rows(float* rows, int valid, const Floats* parts) {
+  write_rows<columns>(rows, valid, parts, std::make_integer_sequence<int, columns>{});
 }
 
 // soa[j·kLanes + l] = rows[l·stride + j] for j < columns; lanes beyond `valid` repeat the last valid row.

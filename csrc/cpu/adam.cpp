@@ -1,0 +1,83 @@
+// Adam, one pass over parameter, gradient and both moments; and its form for the rows that were visible.
+#include "parallel.h"
+#include "raster_vector.h"
+
+namespace {
+
+constexpr int64_t kTask = 16384;  // elements of one task: 256 KiB of the four arrays
+
+struct Adam {
+  float *parameter, *first, *second;
+  const float* gradient;
+  float beta1, beta2, eps;
+  float rate;              // learning rate / (1 - beta1^step)
+  float inverse_correction;  // 1 / sqrt(1 - beta2^step)
+
+  // m += (1 - beta1)(g - m), v = beta2 v + (1 - beta2) g², p -= rate·m / (sqrt(v)·inverse_correction + eps)
+  SPLAT_INLINE void update(int64_t i) const {
+    const Floats g = load(gradient + i), old = load(first + i);
+    const Floats m = old + (1.0f - beta1) * (g - old);
+    const Floats v = beta2 * load(second + i) + ((1.0f - beta2) * g) * g;
+    store(first + i, m);
+    store(second + i, v);
+    store(parameter + i, load(parameter + i) - rate * m / (square_root(v) * inverse_correction + eps));
+  }
+
+  SPLAT_INLINE void update_rest(int64_t i, int count) const {
+    // The last few elements go through a whole vector of their own.
+    alignas(64) float p[kLanes] = {}, g[kLanes] = {}, m[kLanes] = {}, v[kLanes] = {};
+    const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+    std::memcpy(p, parameter + i, bytes), std::memcpy(g, gradient + i, bytes);
+    std::memcpy(m, first + i, bytes), std::memcpy(v, second + i, bytes);
+    Adam rest = *this;
+    rest.parameter = p, rest.gradient = g, rest.first = m, rest.second = v;
+    rest.update(0);
+    std::memcpy(parameter + i, p, bytes), std::memcpy(first + i, m, bytes), std::memcpy(second + i, v, bytes);
+  }
+
+  SPLAT_INLINE void update_range(int64_t begin, int64_t end) const {
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) update(i);
+    if (i < end) update_rest(i, static_cast<int>(end - i));
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// pointers: parameter, gradient, first and second moment, each of `count` elements. constants: beta1, beta2, eps, the
+// learning rate over its bias correction, and 1 / sqrt of the second bias correction.
+SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* parameter, const float* gradient, float* first, float* second,
+                                    const double* constants, int64_t count, int threads) {
+  const Adam adam{parameter, first, second, gradient, static_cast<float>(constants[0]),
+                  static_cast<float>(constants[1]), static_cast<float>(constants[2]),
+                  static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+  parallel_for((count + kTask - 1) / kTask, threads, [&](int64_t task, int) {
+    const int64_t end = (task + 1) * kTask < count ? (task + 1) * kTask : count;
+    adam.update_range(task * kTask, end);
+  });
+  return 0;
+}
+
+// The same for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
+SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
+                                         const double* constants, const uint8_t* visible, int64_t rows, int64_t width,
+                                         int threads) {
+  const Adam adam{parameter, first, second, gradient, static_cast<float>(constants[0]),
+                  static_cast<float>(constants[1]), static_cast<float>(constants[2]),
+                  static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+  constexpr int64_t kRows = 1024;
+  parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int) {
+    const int64_t end = (task + 1) * kRows < rows ? (task + 1) * kRows : rows;
+    for (int64_t row = task * kRows; row < end;) {
+      // Neighbouring visible rows are one range.
+      int64_t last = row;
+      while (last < end && visible[last]) ++last;
+      if (last > row) adam.update_range(row * width, last * width);
+      row = last + 1;
+    }
+  });
+  return 0;
+}
+}

@@ -1,0 +1,183 @@
+"""Adam as splatting trainers use it: compiled on the CPU, and a form that leaves unseen Gaussians alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import adam as _ops
+
+# Options of torch.optim.Adam that the compiled step does not have, with the value it assumes.
+_PLAIN = {
+    "weight_decay": 0,
+    "amsgrad": False,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "decoupled_weight_decay": False,
+}
+
+
+def _start_state(state: dict[str, Any], parameter: Tensor) -> None:
+    """The state torch.optim.Adam begins with."""
+    state["step"] = torch.tensor(0.0, dtype=torch.float32)
+    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam with a compiled, multi-threaded step for float32 parameters on the CPU.
+
+    Arguments, parameter groups, `state` and `state_dict` are those of torch.optim.Adam, so strategies and checkpoints
+    go back and forth. Where a parameter is elsewhere or of another dtype, or an option such as weight decay is in use,
+    torch's own step runs: the numbers agree to rounding.
+
+    Source: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.optim import Adam
+        >>> weights = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = Adam([weights], lr=0.1)
+        >>> weights.square().sum().backward()
+        >>> optimizer.step()
+        >>> [round(w, 3) for w in weights.tolist()]
+        [0.9, 0.9, 0.9]
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure`, where given, recomputes the loss first and its value is returned."""
+        if not self._compiled():
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    _start_state(state, parameter)
+                state["step"] += 1
+                step = state["step"].item()
+                _ops.step(
+                    parameter,
+                    parameter.grad.contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    rate=float(group["lr"]) / (1 - beta1**step),
+                    betas=(beta1, beta2),
+                    eps=group["eps"],
+                    second_correction=1 - beta2**step,
+                )
+        return loss
+
+    def _compiled(self) -> bool:
+        """Whether the compiled step does what the groups ask for."""
+        for group in self.param_groups:
+            if any(group.get(name, plain) != plain for name, plain in _PLAIN.items()):
+                return False
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                moments = [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
+                if not _ops.supported(parameter, *moments):
+                    return False
+                if parameter.grad is not None and (parameter.grad.is_sparse or parameter.grad.dtype != torch.float32):
+                    return False
+        return True
+
+
+class SelectiveAdam(torch.optim.Optimizer):
+    """Adam without bias correction that changes only the rows (Gaussians) that were visible.
+
+    m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g², p -= lr·m / (sqrt(v) + eps), on visible rows; the others keep
+    parameter and moments. Runs compiled for float32 on the CPU, in torch elsewhere; `state` is laid out as in
+    torch.optim.Adam.
+
+    Args:
+        params: Parameters or groups; the first dimension of each is that of `visibility`.
+        lr: Learning rate.
+        betas: Decay of the two moments.
+        eps: Added to the denominator.
+
+    Raises:
+        ValueError: A negative learning rate or eps, or betas outside [0, 1).
+
+    Source: S. S. Mallick et al., "Taming 3DGS", 2024, "Sparse Adam".
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.optim import SelectiveAdam
+        >>> means = torch.nn.Parameter(torch.zeros(2, 3))
+        >>> optimizer = SelectiveAdam([means], lr=0.1)
+        >>> means.sum().backward()
+        >>> optimizer.step(torch.tensor([True, False]))
+        >>> bool(means[0].abs().min() > 0), bool(means[1].abs().max() == 0)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+    ):
+        if lr < 0 or eps < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"lr >= 0, eps >= 0 and betas in [0, 1) are required, got {lr}, {eps} and {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, visibility: Tensor) -> None:  # type: ignore[override]
+        """One step for the rows where `visibility`, [N] bool, is true.
+
+        Raises:
+            TypeError: `visibility` is not bool.
+            ValueError: Its length is not that of a parameter's first dimension.
+        """
+        if visibility.dtype != torch.bool:
+            raise TypeError(f"visibility must be a bool tensor, got {visibility.dtype}")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if visibility.shape != parameter.shape[:1]:
+                    raise ValueError(
+                        f"visibility must have shape {tuple(parameter.shape[:1])}, got {tuple(visibility.shape)}"
+                    )
+                state = self.state[parameter]
+                if not state:
+                    _start_state(state, parameter)
+                state["step"] += 1
+                self._update(parameter, state, visibility, group)
+
+    @staticmethod
+    def _update(parameter: Tensor, state: dict[str, Any], visibility: Tensor, group: dict[str, Any]) -> None:
+        m, v, gradient, (beta1, beta2) = state["exp_avg"], state["exp_avg_sq"], parameter.grad, group["betas"]
+        assert gradient is not None
+        on_cpu = visibility.device.type == "cpu"
+        if on_cpu and _ops.supported(parameter, m, v) and gradient.dtype == parameter.dtype:
+            _ops.step(
+                parameter,
+                gradient.contiguous(),
+                m,
+                v,
+                rate=float(group["lr"]),
+                betas=group["betas"],
+                eps=group["eps"],
+                second_correction=1.0,
+                visible=visibility.contiguous(),
+            )
+            return
+        rows = visibility.nonzero().squeeze(1)
+        g = gradient[rows]
+        m[rows] = new_m = m[rows].lerp(g, 1 - beta1)
+        v[rows] = new_v = v[rows] * beta2 + (1 - beta2) * g * g
+        parameter.index_add_(0, rows, new_m / (new_v.sqrt() + group["eps"]), alpha=-float(group["lr"]))
