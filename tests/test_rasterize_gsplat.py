@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_rasterize import BACKGROUND, make_scene
 
 from splat_ssim.render import gsplat_cuda, rasterization
+from tests.test_rasterize import BACKGROUND, make_scene
 
 torch_impl = pytest.importorskip("gsplat.cuda._torch_impl")
 
