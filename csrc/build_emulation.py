@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels as C++ into a second library that runs them on the CPU, for tests. Standard library only.
 
 python csrc/build_emulation.py              # build build/emulation/libsplat_ssim_emulation.so
-python csrc/build_emulation.py --sanitize   # with the address and undefined-behaviour sanitizers
+python csrc/build_emulation.py --sanitize   # a program under the address and undefined-behaviour sanitizers
 python csrc/build_emulation.py --count      # counting operations and shared-memory wavefronts
 """
 
@@ -26,24 +26,26 @@ VARIANTS = {
 
 
 def build(variant: str = "plain") -> Path:
-    """Compiles what is out of date. Returns the library."""
+    """Compiles what is out of date. Returns the library, or for "sanitize" the program emulation/sanitize.cpp."""
     folder = native.ROOT / "build" / "emulation"
-    library = folder / f"libsplat_ssim_emulation_{variant}.so"
+    program = variant == "sanitize"
+    library = folder / ("sanitize" if program else f"libsplat_ssim_emulation_{variant}.so")
+    sources = [*SOURCES, "emulation/sanitize.cpp"] if program else SOURCES
     folder.mkdir(parents=True, exist_ok=True)
     inputs = [p for name in ("cuda", "emulation") for p in (native.CSRC / name).iterdir()]
     newest = max(p.stat().st_mtime for p in [*inputs, Path(__file__)])
     if library.exists() and library.stat().st_mtime > newest:
         return library
     flags = [*FLAGS, *VARIANTS[variant], "-DSPLAT_EMULATION"]
-    objects = [folder / f"{Path(source).stem}.{variant}.{os.getpid()}.o" for source in SOURCES]
+    objects = [folder / f"{Path(source).stem}.{variant}.{os.getpid()}.o" for source in sources]
     commands = [
         [native.compiler(), *flags, "-c", str(native.CSRC / source), "-o", str(target)]
-        for source, target in zip(SOURCES, objects, strict=True)
+        for source, target in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
     temporary = library.with_suffix(f".{os.getpid()}.tmp")
-    link = [native.compiler(), "-shared", *flags, *map(str, objects), "-o", str(temporary)]
+    link = [native.compiler(), *([] if program else ["-shared"]), *flags, *map(str, objects), "-o", str(temporary)]
     subprocess.run(link, check=True)
     for target in objects:
         target.unlink()

@@ -7,6 +7,7 @@ every workspace and output with NaN (deterministic mode), so what a kernel forge
 import ctypes
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -284,3 +285,14 @@ def test_arguments_the_launchers_refuse(kernels):
     for options in (Options(window_size=4), Options(window_size=17), Options(padding="valid")):
         with pytest.raises(RuntimeError, match=r"do not take images of size \[1, 1, 1, 8, 8\]"):
             launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, (None, None))
+
+
+def test_every_kernel_under_the_sanitizers(library):
+    """csrc/emulation/sanitize.cpp: AddressSanitizer and UndefinedBehaviorSanitizer find nothing."""
+    import build_emulation
+
+    program = build_emulation.build("sanitize")
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" launches\n")

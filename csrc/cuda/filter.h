@@ -50,8 +50,8 @@ SPLAT_DEVICE void add_moments(const SsimProblem& a, Real (&h)[kColumns][4], int 
 }
 
 // Horizontal moments E[s], E[d], E[s²], E[d²] of kColumns neighbouring outputs from a row of (s, d) in shared memory.
-// Returns Σ|d| over the outputs' own columns.
-template <int kTaps, int kColumns>
+// With kOwn, returns Σ|d| over the outputs' own columns.
+template <int kTaps, bool kOwn = false, int kColumns>
 SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4]) {
   static_assert(kColumns == 1 || kColumns % 2 == 0, "two columns are read at once");
   Real own = 0.f;
@@ -60,13 +60,13 @@ SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[k
     if (kColumns == 1) {
       const Pair v = load_shared(row + c);
       add_moments<kTaps>(a, h, c, v.x, v.y);
-      if (c == kTaps / 2) own = absolute(v.y);
+      if (kOwn && c == kTaps / 2) own = absolute(v.y);
     } else {
       const Quad v = load_shared(reinterpret_cast<const Quad*>(row + c));
       add_moments<kTaps>(a, h, c, v.x, v.y);
       add_moments<kTaps>(a, h, c + 1, v.z, v.w);
-      if (c >= kTaps / 2 && c < kTaps / 2 + kColumns) own = own + absolute(v.y);
-      if (c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) own = own + absolute(v.w);
+      if (kOwn && c >= kTaps / 2 && c < kTaps / 2 + kColumns) own = own + absolute(v.y);
+      if (kOwn && c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) own = own + absolute(v.w);
     }
   }
   return own;

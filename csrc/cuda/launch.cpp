@@ -45,6 +45,16 @@ bool plain(const SsimTensor& tensor) {
   return tensor.type == kFloat32 && tensor.stride[4] == 1 && tensor.scale == 1.f;
 }
 
+// Whether a weight of the map lies like an adjoint map: what the plain kernels read.
+bool like_a_map(const SsimTensor& weight, const SsimProblem& p) {
+  const Int64 plane = p.map_slice * p.map_size[0];
+  const Int64 stride[5] = {plane * p.size[1], plane, p.map_slice, p.map_size[2], 1};
+  const int size[5] = {p.size[0], p.size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
+  bool alike = weight.type == kFloat32;
+  for (int axis = 0; axis < 5; ++axis) alike = alike && (size[axis] == 1 || weight.stride[axis] == stride[axis]);
+  return alike;
+}
+
 bool plain_slices(const SsimProblem& p) {
   const Int64 row = p.image[0].stride[3], limit = 1ll << 31;
   return row == p.image[1].stride[3] && row >= 0 && row * p.size[3] + p.size[4] < limit &&
@@ -60,7 +70,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
     if (volume) return simple ? kBackward3d : wide ? kAdjoint3dWide : kAdjoint3d;
     return simple ? kBackward2d : wide ? kAdjoint2dWide : kAdjoint2d;
   }
-  simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || plain(p.weight));
+  simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || like_a_map(p.weight, p));
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
   if (simple && p.partials) return volume ? kPartials3d : kPartials2d;
   if (volume) return wide ? kForward3dWide : kForward3d;
@@ -151,6 +161,8 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
     p->lead[axis] = trimmed ? radius : 0;
     p->map_size[axis] = p->size[axis + 2] - 2 * p->lead[axis];
   }
+  p->map_slice = static_cast<Int64>(p->map_size[1]) * p->map_size[2];
+  p->partial_stride = p->map_slice * p->map_size[0] * p->size[0] * p->size[1];
   fill_taps(*p, *o);
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));

@@ -32,6 +32,8 @@ struct SsimProblem {
   const float* plane_weight;  // in: derivatives of the loss by 1 - S and by 1 - CS, [plane][2]
   float* partials;      // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
   float* block_sums;    // workspace [3][plane][blocks a plane]
+  Int64 map_slice;      // voxels of a slice of the map
+  Int64 partial_stride;  // voxels of all maps: the distance between two adjoint maps
   int size[5];          // batch, channels, depth, height, width of the images
   int map_size[3];      // depth, height, width of the map
   int lead[3];          // image index = map index + lead: 0 for padding "same", the radius for "valid"

@@ -45,11 +45,6 @@ SPLAT_DEVICE float* block_sum_place(const SsimProblem& a, int kind) {
   return a.block_sums + kind * blocks + block_index();
 }
 
-// Voxels of all maps of one kind: the distance between two adjoint maps.
-SPLAT_DEVICE Int64 partial_stride(const SsimProblem& a) {
-  return static_cast<Int64>(a.size[0]) * a.size[1] * a.map_size[0] * a.map_size[1] * a.map_size[2];
-}
-
 // Derivatives of the loss by the four moments of one voxel whose upstream gradients are v (of 1 - S) and c (of 1 - CS).
 SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], Real v, Real c, Real (&by)[4]) {
   const Real t = multiply_add(v, 1.f - r.a, c) * r.inverse_b;
@@ -83,7 +78,7 @@ struct AnyVoxel {
       }
       any_derivatives(r, moment, v, c, by);
 #pragma unroll
-      for (int m = 0; m < 4; ++m) store_global(a.partials + m * partial_stride(a) + place, by[m]);
+      for (int m = 0; m < 4; ++m) store_global(a.partials + m * a.partial_stride + place, by[m]);
     }
   }
 };
@@ -115,9 +110,6 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     clear(state[j]);
   }
   Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
-  float *out0 = a.partials + place, *out1 = out0 + partial_stride(a), *out2 = out1 + partial_stride(a);
-  const float* weight = static_cast<const float*>(a.weight.data) + plane_offset(a.weight, b.batch, b.channel) +
-                        b.y0 * a.weight.stride[3] + b.x0 + first;
 
   auto fetch = [&](int row) {
     const bool inside = static_cast<unsigned>(row + a.lead[1]) < static_cast<unsigned>(height);
@@ -142,7 +134,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     fetch(row + 1);
     barrier();
     Real h[kColumns][4];
-    const Real own = row_moments<kTaps>(a, buffer + first, h);
+    const Real own = row_moments<kTaps, kMode == kValue>(a, buffer + first, h);
     if (kMode == kValue) {
       const Real counts = static_cast<unsigned>(row - b.y0) < static_cast<unsigned>(y1 - b.y0) ? 1.f : 0.f;
       l1 = multiply_add(counts, own, l1);
@@ -158,27 +150,22 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
         continue;
       }
       const Similarity r = similarity(a, moment);
-      Real by[4];
-      dssim_derivatives<true>(r, moment, by);
       if (stores[j]) {
         if (kMode == kValue) dssim = dssim + r.dssim;
         if (kMode == kPartials) {
-          const Real share = a.weight.data ? load_global(weight + j) : Real(1.f), v = share * a.dssim_scale;
+          Real by[4];
+          dssim_derivatives<true>(r, moment, by);
+          const float* weight = static_cast<const float*>(a.weight.data);  // laid out like an adjoint map
+          float* const out = a.partials + place + j;
+          const Real share = weight ? load_global(weight + place + j) : Real(1.f), v = share * a.dssim_scale;
           dssim = multiply_add(share, r.dssim, dssim);
-          store_global(out0 + j, by[0] * v);
-          store_global(out1 + j, by[2] * v);
-          store_global(out2 + j, by[3] * v);
+          store_global(out, by[0] * v);
+          store_global(out + a.partial_stride, by[2] * v);
+          store_global(out + 2 * a.partial_stride, by[3] * v);
         }
       }
     }
-    if (!emits) return;
-    if (kMode == kAny) place += a.map_size[2];
-    if (kMode == kPartials) {
-      out0 += a.map_size[2];
-      out1 += a.map_size[2];
-      out2 += a.map_size[2];
-      weight += a.weight.stride[3];
-    }
+    if (emits) place += a.map_size[2];
   };
   fetch(b.y0 - kRadius);
 #pragma unroll 1
@@ -209,7 +196,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
-    maps[m] = a.partials + m * partial_stride(a) + (b.plane * a.map_size[1] + load_y) * a.map_size[2] + load_x;
+    maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[1] + load_y) * a.map_size[2] + load_x;
   }
 #pragma unroll
   for (int k = 0; k <= kColumns; ++k) {

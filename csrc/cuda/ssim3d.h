@@ -65,11 +65,12 @@ struct SliceLoads {
     }
   }
 
-  // Plain: from the slice's first element.
-  SPLAT_DEVICE void read(const float* slice, Real (&values)[kCount]) const {
+  // Plain: from the slice's first element, where the slice is inside the volume; else zeros.
+  SPLAT_DEVICE void read(const float* slice, bool inside, Real (&values)[kCount]) const {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      if (where[k] >= 0) values[k] = load_global(slice + where[k]);
+      values[k] = 0.f;
+      if (inside && where[k] >= 0) values[k] = load_global(slice + where[k]);
     }
   }
 
@@ -83,7 +84,10 @@ struct SliceLoads {
   }
 
   // Any tensor: from the corner of the halo tile.
-  SPLAT_DEVICE void read(const SsimTensor& tensor, Int64 corner, Real (&values)[kCount]) const {
+  SPLAT_DEVICE void read(const SsimTensor& tensor, Int64 corner, bool inside, Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) values[k] = 0.f;
+    if (!inside) return;
     switch (tensor.type) {
       case kFloat32: read_as<kFloat32>(tensor, corner, values); break;
       case kFloat16: read_as<kFloat16>(tensor, corner, values); break;
@@ -153,41 +157,42 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     return kPlain ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
   };
   Int64 at_x = start(a.image[0]), at_y = start(a.image[1]);
+  const float *plain_x = static_cast<const float*>(a.image[0].data), *plain_y = nullptr;
+  if (kPlain) {
+    plain_x += at_x;
+    plain_y = static_cast<const float*>(a.image[1].data) + at_y;
+  }
   Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
   AnyVoxel any;
   bool stores[T::kOutputs];
-  Int64 place[T::kOutputs];
 #pragma unroll
   for (int j = 0; j < T::kOutputs; ++j) {
     clear(state[j]);
     stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
-    place[j] = static_cast<Int64>(b.y0 + row0 + j) * a.map_size[2] + b.x0 + lane;
   }
-  const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
-  Int64 slice_place = (b.plane * a.map_size[0] + b.z0) * slice_voxels;
-  const float* weight = static_cast<const float*>(a.weight.data) + plane_offset(a.weight, b.batch, b.channel) +
-                        b.z0 * a.weight.stride[2] + (b.y0 + row0) * a.weight.stride[3] + b.x0 + lane;
+  // Of the thread's first output in an adjoint map.
+  Int64 place = (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] +
+                b.x0 + lane;
 
   auto fetch = [&](int z) {
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) next_x[k] = next_y[k] = 0.f;
-    if (static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2])) {
-      if constexpr (kPlain) {
-        loads.read(static_cast<const float*>(a.image[0].data) + at_x, next_x);
-        loads.read(static_cast<const float*>(a.image[1].data) + at_y, next_y);
-      } else {
-        loads.read(a.image[0], at_x, next_x);
-        loads.read(a.image[1], at_y, next_y);
-      }
+    const bool inside = static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2]);
+    if constexpr (kPlain) {
+      loads.read(plain_x, inside, next_x);
+      loads.read(plain_y, inside, next_y);
+      plain_x += a.image[0].stride[2];
+      plain_y += a.image[1].stride[2];
+    } else {
+      loads.read(a.image[0], at_x, inside, next_x);
+      loads.read(a.image[1], at_y, inside, next_y);
+      at_x += a.image[0].stride[2];
+      at_y += a.image[1].stride[2];
     }
-    at_x += a.image[0].stride[2];
-    at_y += a.image[1].stride[2];
   };
   auto step = [&](int z, bool emits) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const Real x = next_x[k], y = next_y[k];
-      if (t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x + y) - a.shift, x - y});
+      if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x + y) - a.shift, x - y});
     }
     fetch(z + 1);
     barrier();
@@ -207,9 +212,9 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 #pragma unroll
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       if (!emits || !stores[j]) continue;
-      const Int64 at = slice_place + place[j];
       if (kMode == kAny) {
-        any.add(a, moment, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane, at);
+        any.add(a, moment, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane,
+                place + j * static_cast<Int64>(a.map_size[2]));
         continue;
       }
       const Similarity r = similarity(a, moment);
@@ -217,17 +222,18 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
       if (kMode == kPartials) {
         Real by[4];
         dssim_derivatives<true>(r, moment, by);
-        const Real share = a.weight.data ? load_global(weight + j * a.weight.stride[3]) : Real(1.f);
+        const float* weight = static_cast<const float*>(a.weight.data);  // laid out like an adjoint map
+        const Int64 at = place + j * a.map_size[2];
+        const Real share = weight ? load_global(weight + at) : Real(1.f);
         const Real v = share * a.dssim_scale;
         dssim = multiply_add(share, r.dssim, dssim);
-        store_global(a.partials + at, by[0] * v);
-        store_global(a.partials + partial_stride(a) + at, by[2] * v);
-        store_global(a.partials + 2 * partial_stride(a) + at, by[3] * v);
+        float* const here = a.partials + at;
+        store_global(here, by[0] * v);
+        store_global(here + a.partial_stride, by[2] * v);
+        store_global(here + 2 * a.partial_stride, by[3] * v);
       }
     }
-    if (!emits) return;
-    slice_place += slice_voxels;
-    weight += a.weight.stride[2];
+    if (emits) place += a.map_slice;
   };
   fetch(b.z0 - T::kRadius);
 #pragma unroll 1
@@ -296,12 +302,13 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
   loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
                                                                      b.x0 - T::kRadius - a.lead[2], a.map_size[1],
                                                                      a.map_size[2], a.map_size[2]);
+  // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
   const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
   const float* maps[kMaps];
   Real next[kMaps][kLoads], state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
-    maps[m] = a.partials + m * partial_stride(a) + (b.plane * a.map_size[0] + load_z) * slice_voxels;
+    maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[0] + load_z) * slice_voxels;
   }
   bool stores[T::kOutputs];
 #pragma unroll
@@ -320,9 +327,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
     const bool inside = static_cast<unsigned>(z - a.lead[0]) < static_cast<unsigned>(a.map_size[0]);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
-#pragma unroll
-      for (int k = 0; k < kLoads; ++k) next[m][k] = 0.f;
-      if (inside) loads.read(maps[m], next[m]);
+      loads.read(maps[m], inside, next[m]);
       maps[m] += slice_voxels;
     }
   };

@@ -22,6 +22,7 @@
 typedef float Real;
 
 namespace emulation {
+inline void count_barrier() {}
 inline void count_shared(const void*, int, bool, int) {}
 inline void count_global(int, bool) {}
 }  // namespace emulation
@@ -34,8 +35,14 @@ SPLAT_DEVICE float plain_value(Real a) { return a; }
 
 SPLAT_DEVICE int thread_index() { return emulation::thread_index(); }
 SPLAT_DEVICE unsigned block_index() { return emulation::block_index(); }
-SPLAT_DEVICE void barrier(int line = __builtin_LINE()) { emulation::wait(emulation::Wait::kBlock, line); }
-SPLAT_DEVICE void barrier_of_roles(int) { emulation::wait(emulation::Wait::kBlock, -2); }
+SPLAT_DEVICE void barrier(int line = __builtin_LINE()) {
+  emulation::count_barrier();
+  emulation::wait(emulation::Wait::kBlock, line);
+}
+SPLAT_DEVICE void barrier_of_roles(int) {
+  emulation::count_barrier();
+  emulation::wait(emulation::Wait::kBlock, -2);
+}
 template <class T>
 SPLAT_DEVICE T shuffle_down(T v, int lanes) {
   emulation::exchange(&v, sizeof v, lanes);

@@ -16,7 +16,7 @@ namespace emulation {
 namespace {
 
 constexpr int kMostThreads = 1024, kWarp = 32, kFence = 64;
-constexpr std::size_t kStackBytes = 256 << 10;
+constexpr std::size_t kStackBytes = 64 << 10;
 constexpr unsigned char kNan = 0xff, kFenceByte = 0xa5;
 
 struct Fiber {

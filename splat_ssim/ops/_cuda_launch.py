@@ -44,6 +44,8 @@ class _Problem(ctypes.Structure):
         ("plane_weight", ctypes.c_void_p),
         ("partials", ctypes.c_void_p),
         ("block_sums", ctypes.c_void_p),
+        ("map_slice", ctypes.c_longlong),
+        ("partial_stride", ctypes.c_longlong),
         ("size", ctypes.c_int * 5),
         ("map_size", ctypes.c_int * 3),
         ("lead", ctypes.c_int * 3),

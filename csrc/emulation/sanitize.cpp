@@ -1,0 +1,163 @@
+// Runs every kernel once on images of awkward sizes under the sanitizers: no Python, so that every buffer is an exact
+// heap block AddressSanitizer fences. Built and started by tests/test_cuda_emulation.py; prints the number of launches.
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "../cuda/launch.h"
+
+extern "C" {
+int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks);
+int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream);
+int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
+int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
+int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
+int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
+const char* splat_emulation_fault(void);
+}
+
+namespace {
+
+int launches = 0;
+std::set<int> kernels;
+
+void check(int status, const char* what) {
+  ++launches;
+  if (status == kOk) return;
+  std::fprintf(stderr, "%s: status %d, %s\n", what, status, splat_emulation_fault());
+  std::exit(1);
+}
+
+struct Size {
+  int batch, channels, depth, height, width;
+};
+
+Int64 voxels(const int (&size)[5]) { return 1ll * size[0] * size[1] * size[2] * size[3] * size[4]; }
+
+// A tensor of exactly the bytes its elements take, planar or with the channels last.
+struct Buffer {
+  std::unique_ptr<unsigned char[]> bytes;
+  SsimTensor tensor{};
+
+  Buffer(const int (&size)[5], int type, bool channels_last) {
+    const Int64 count = voxels(size), width = type == kFloat32 ? 4 : type == kUint8 ? 1 : 2;
+    bytes.reset(new unsigned char[count * width]);
+    for (Int64 i = 0; i < count; ++i) {
+      if (type == kFloat32) reinterpret_cast<float*>(bytes.get())[i] = 0.01f * static_cast<float>(i * 7 % 100);
+      if (type == kUint8) bytes[i] = static_cast<unsigned char>(i * 37);
+      if (width == 2) reinterpret_cast<unsigned short*>(bytes.get())[i] = static_cast<unsigned short>(0x3800 + i % 99);
+    }
+    tensor.data = bytes.get();
+    tensor.type = type;
+    tensor.scale = type == kUint8 ? 1.f / 255 : 1.f;
+    const Int64 c = size[1], d = size[2], h = size[3], w = size[4];
+    const Int64 planar[5] = {c * d * h * w, d * h * w, h * w, w, 1}, last[5] = {c * d * h * w, 1, h * w * c, w * c, c};
+    for (int axis = 0; axis < 5; ++axis) tensor.stride[axis] = channels_last ? last[axis] : planar[axis];
+  }
+};
+
+struct Case {
+  Size size;
+  int window, type, target;
+  bool valid, channels_last, both, weighted, map;
+};
+
+std::vector<float> block_sums(SsimProblem& p, const SsimOptions& o, int operation) {
+  Int64 blocks = 0;
+  if (splat_ssim_cuda_prepare(&p, &o, operation, &blocks) != kOk) std::exit(2);
+  kernels.insert(p.kernel);
+  std::vector<float> sums(kSumKinds * blocks);
+  p.block_sums = sums.data();
+  return sums;
+}
+
+void run(const Case& c) {
+  const int size[5] = {c.size.batch, c.size.channels, c.size.depth, c.size.height, c.size.width};
+  const int spatial_dims = c.size.depth > 1 ? 3 : 2;
+  SsimOptions o{1.5, 0.01, 0.03, 1., spatial_dims, c.window, c.valid, c.both, 0, 2};
+  SsimProblem p{};
+  for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
+  Buffer x(size, c.type, c.channels_last), y(size, c.target, c.channels_last), gx(size, kFloat32, c.channels_last);
+  Buffer gy(size, c.type, c.channels_last);
+  p.image[0] = x.tensor;
+  p.image[1] = y.tensor;
+  p.dssim_scale = p.l1_scale = 1.f;
+  std::vector<float> sums = block_sums(p, o, kOperationForward);
+  const int map_size[5] = {size[0], size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
+  check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "value");
+
+  Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
+  if (c.map) p.map = map.tensor;
+  if (c.weighted) p.weight = weight.tensor, p.l1_weight = l1_weight.tensor;
+  p.grad[0] = gx.tensor;
+  if (c.both) p.grad[1] = gy.tensor;
+  o.both = c.both || c.map || c.weighted || c.channels_last || c.type != kFloat32 || c.target != kFloat32;
+  std::vector<float> partials((o.both || c.window > 11 ? 4 : 3) * voxels(map_size));
+  p.partials = partials.data();
+  for (int operation : {kOperationForward, kOperationBackward}) {
+    sums = block_sums(p, o, operation);
+    check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), operation ? "backward" : "forward");
+  }
+  if (spatial_dims == 2 && c.window <= 11 && !c.both) {
+    sums = block_sums(p, o, kOperationFused);
+    check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "fused");
+  }
+}
+
+void run_padding(int reflect) {
+  const int size[5] = {2, 2, 6, 7, 9}, padded_size[5] = {2, 2, 16, 17, 19};
+  Buffer x(size, kFloat16, true), y(size, kUint8, false), padded(padded_size, kFloat32, false), grad(size, kFloat32, true);
+  SsimPadding a{};
+  a.source[0] = x.tensor;
+  a.source[1] = y.tensor;
+  a.target = padded.tensor;
+  a.grad = grad.tensor;
+  for (int axis = 0; axis < 5; ++axis) a.size[axis] = size[axis];
+  for (int& radius : a.radius) radius = 5;
+  a.reflect = reflect;
+  a.l1_scale = 0.5f;
+  a.blocks = 3;
+  std::vector<float> sums(2 * a.blocks), results(2), combined(2);
+  a.block_sums = sums.data();
+  check(splat_ssim_cuda_pad(nullptr, &a, nullptr), "pad");
+  check(splat_ssim_cuda_fold(nullptr, &a, nullptr), "fold");
+  check(splat_ssim_cuda_l1(nullptr, &a, nullptr), "l1");
+  SsimReduction r{};
+  r.values[0] = sums.data();
+  r.count[0] = a.blocks;
+  r.results[0] = results.data();
+  r.combined = combined.data();
+  r.result_stride = r.kinds = 1;
+  r.groups = 2;
+  check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
+}
+
+}  // namespace
+
+int main() {
+  const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
+  for (const Case& c : {
+           Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{color, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{tiny, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{color, 7, kFloat16, kUint8, false, true, true, true, true},
+           Case{color, 15, kBfloat16, kBfloat16, true, true, true, false, true},
+           Case{odd, 13, kFloat32, kUint8, false, false, false, true, false},
+           Case{color, 11, kFloat32, kUint8, false, true, false, false, false},
+           Case{volume, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{volume, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{flat, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{volume, 11, kFloat16, kUint8, false, true, true, true, true},
+           Case{volume, 13, kFloat32, kFloat32, true, false, true, false, true},
+       }) {
+    run(c);
+  }
+  run_padding(0);
+  run_padding(1);
+  if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);
+  std::printf("%d launches\n", launches);
+  return kernels.size() == kPad ? 0 : 3;
+}

@@ -1,0 +1,183 @@
+"""Times the losses on a GPU beside every peer that can be imported, and appends to a CSV file.
+
+    python scripts/cuda_benchmark.py --csv benchmarks/cuda.csv
+
+One row for each peer and case: the median of the time of one call (CUDA events around several), the relative errors of
+value and gradient against float64 on a crop, and what the run was made with. All contestants of a case run in the same
+process, by turns, after a warm-up of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import splat_ssim
+from splat_ssim import reference
+from splat_ssim.loss import photometric_loss
+
+LAMBDA = 0.2
+IMAGES = ((1, 3, 1080, 1920), (1, 3, 2160, 3840), (25, 3, 256, 256))
+VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256), (1, 1, 512, 512, 512))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def with_l1(ssim: Loss) -> Loss:
+    """The photometric loss around a peer's SSIM."""
+    return lambda x, y: (1 - LAMBDA) * (x - y).abs().mean() + LAMBDA * (1 - ssim(x, y))
+
+
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def image_losses() -> Iterator[tuple[str, Loss]]:
+    """Every contestant for images."""
+    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA)
+    if _importable("fused_ssim"):
+        from fused_ssim import fused_ssim
+
+        yield "fused-ssim", with_l1(lambda x, y: fused_ssim(x, y))
+    if _importable("pytorch_msssim"):
+        from pytorch_msssim import ssim
+
+        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0))
+    if _importable("kornia"):
+        from kornia.metrics import ssim as kornia_ssim
+
+        yield "kornia", with_l1(lambda x, y: kornia_ssim(x, y, 11).mean())
+    compiled = torch.compile(lambda x, y: reference.photometric_loss(x, y, lambda_dssim=LAMBDA)[0], dynamic=False)
+    yield "torch.compile of the definition", compiled
+
+
+def volume_losses() -> Iterator[tuple[str, Loss]]:
+    """Every contestant for volumes."""
+    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA)
+    for module in ("fused_ssim3d", "fused_ssim"):
+        if _importable(module):
+            found = getattr(importlib.import_module(module), "fused_ssim3d", None)
+            if found is not None:
+                yield "fused-ssim3D", with_l1(found)
+                break
+    if _importable("pytorch_msssim"):
+        from pytorch_msssim import ssim
+
+        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0))
+
+
+def milliseconds(call: Callable[[], object], repeats: int = 20, inner: int = 5) -> float:
+    """Median time of one call."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(inner):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / inner)
+    return statistics.median(times)
+
+
+def errors(loss: Loss, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Relative errors of value and gradient (L2) against the definition in float64, "same" padding."""
+    x = x.detach().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    value = loss(x, y)
+    truth = reference.photometric_loss(exact, y.double(), lambda_dssim=LAMBDA)[0]
+    value.backward()
+    truth.backward()
+    gradient = (x.grad - exact.grad).norm() / exact.grad.norm()
+    return abs(value.item() - truth.item()) / truth.item(), gradient.item()
+
+
+def kinds(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of images for the errors: noise, and nearly flat."""
+    noise = torch.rand(shape, device="cuda")
+    flat = 0.9 + 1e-3 * torch.randn(shape, device="cuda")
+    return {"noise": (noise, torch.rand_like(noise)), "flat": (flat, flat + 1e-3 * torch.randn_like(flat))}
+
+
+def rows() -> Iterator[dict[str, object]]:
+    """One row for each case and contestant."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    common = {
+        "device": torch.cuda.get_device_name(),
+        "commit": commit,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "splat_ssim": splat_ssim.__version__,
+    }
+    for shapes, losses in ((IMAGES, image_losses), (VOLUMES, volume_losses)):
+        small = (1, 3, 512, 512) if shapes is IMAGES else (1, 1, 64, 64, 64)
+        for name, loss in losses():
+            accuracy = {}
+            for kind, pair in kinds(small).items():
+                accuracy[f"value_error_{kind}"], accuracy[f"gradient_error_{kind}"] = errors(loss, *pair)
+            for shape in shapes:
+                x, y = torch.rand(shape, device="cuda", requires_grad=True), torch.rand(shape, device="cuda")
+
+                def both(x: Tensor = x, y: Tensor = y, loss: Loss = loss) -> None:
+                    x.grad = None
+                    loss(x, y).backward()
+
+                def value(x: Tensor = x, y: Tensor = y, loss: Loss = loss) -> None:
+                    with torch.no_grad():
+                        loss(x, y)
+
+                case = {"peer": name, "shape": "x".join(map(str, shape)), **common}
+                try:
+                    torch.cuda.reset_peak_memory_stats()
+                    held = torch.cuda.memory_allocated()
+                    times = {"forward_backward_ms": milliseconds(both), "forward_ms": milliseconds(value)}
+                    peak = (torch.cuda.max_memory_allocated() - held) / (4 * x.numel())
+                    yield (
+                        case
+                        | {k: f"{v:.4f}" for k, v in times.items()}
+                        | {
+                            "peak_images": f"{peak:.1f}",
+                            **{k: f"{v:.2e}" for k, v in accuracy.items()},
+                        }
+                    )
+                except torch.cuda.OutOfMemoryError:
+                    yield case | {"forward_backward_ms": "out of memory"}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=Path("benchmarks/cuda.csv"), help="file to append to")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(1, "PyTorch reaches no CUDA device\n")
+    columns = ["device", "commit", "torch", "cuda", "splat_ssim", "shape", "peer", "forward_backward_ms", "forward_ms"]
+    columns += [
+        "peak_images",
+        *(f"{what}_error_{kind}" for kind in ("noise", "flat") for what in ("value", "gradient")),
+    ]
+    arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not arguments.csv.exists()
+    with arguments.csv.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if fresh:
+            writer.writeheader()
+        for row in rows():
+            writer.writerow(row)
+            file.flush()
+            print(*(f"{row.get(c, '')}" for c in ("peer", "shape", "forward_backward_ms", "forward_ms")), sep="\t")
+
+
+if __name__ == "__main__":
+    main()

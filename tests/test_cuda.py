@@ -1,0 +1,258 @@
+"""The operators on a GPU: numbers, and what only a GPU shows (streams, graphs, devices, memory, size).
+
+`make gpu` sets SPLAT_SSIM_GPU=1: then these tests fail, rather than being skipped, where CUDA is not reached.
+"""
+
+import os
+import threading
+
+import pytest
+import torch
+
+import splat_ssim
+from splat_ssim import reference
+from splat_ssim.ops import _cuda_module
+from splat_ssim.ops import ssim as ops
+from splat_ssim.ops.ssim import Options
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
+    ),
+]
+
+PADDINGS = ("same", "valid", "reflect", "replicate")
+#: float32 accumulation over up to 15³ taps; reciprocals with one rounding error more than the emulation's.
+VALUE, MAP, GRADIENT = 3e-6, 1e-5, 1e-5
+
+
+def images(*shape, dtype=torch.float32, channels_last=False, device="cuda"):
+    generator = torch.Generator().manual_seed(0)
+    img1 = torch.linspace(0, 9, shape[-1]).sin() * 0.3 + 0.5 + 0.2 * torch.rand(shape, generator=generator)
+    img2 = img1 + 0.1 * torch.randn(shape, generator=generator)
+    pair = (img1.clamp(0, 1), img2.clamp(0, 1))
+    if channels_last:
+        pair = tuple(img.movedim(1, -1).contiguous() for img in pair)
+    return tuple(img.to(device, dtype) for img in pair)
+
+
+def exact(img):
+    return reference.as_float(img, torch.float64).detach().requires_grad_()
+
+
+def keywords(options):
+    return {k: v for k, v in options._asdict().items() if k != "spatial_dims"}
+
+
+def check(img1, img2, options, weight=None, per_image=False, gradients=(True, True), tolerance=1.0):
+    """The photometric operator against the definition in float64."""
+    img1, img2 = (
+        img.detach().requires_grad_(need and img.is_floating_point())
+        for img, need in zip((img1, img2), gradients, strict=True)
+    )
+    assert ops.has_kernel(img1, img2, options)
+    terms = {"l1_weight": 0.7, "dssim_weight": 0.4, "weight": weight, "per_image": per_image}
+    found = ops.photometric(img1, img2, options, **terms)
+    x, y = exact(img1), exact(img2)
+    exact_weight = None if weight is None else weight.double()
+    expected = ops._photometric_definition(x, y, options, 0.7, 0.4, exact_weight, per_image)
+    for value, truth in zip(found, expected, strict=True):
+        assert (value - truth).abs().max() < VALUE * tolerance
+    if any(img.requires_grad for img in (img1, img2)):
+        found[0].sum().backward()
+        expected[0].sum().backward()
+        for img, truth in ((img1, x.grad), (img2, y.grad)):
+            if img.requires_grad:
+                assert img.grad.dtype == img.dtype
+                assert (img.grad - truth).abs().max() < GRADIENT * tolerance * truth.abs().max()
+
+
+def test_kernels_are_loaded():
+    assert _cuda_module.kernels(torch.cuda.current_device()) is not None
+
+
+def test_kernels_compiled_by_nvrtc(monkeypatch, tmp_path):
+    monkeypatch.setattr(_cuda_module, "embedded_image", lambda: None)
+    monkeypatch.setenv("SPLAT_SSIM_CACHE", str(tmp_path))
+    loaded = _cuda_module.load(torch.cuda.current_device())
+    monkeypatch.setattr(_cuda_module, "kernels", lambda index: loaded)
+    check(*images(1, 3, 50, 70), Options())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window_size", [3, 7, 11, 13, 15])
+@pytest.mark.parametrize("gradients", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 33, 40, 50)])
+def test_numbers(padding, window_size, gradients, shape):
+    options = Options(window_size, padding=padding, spatial_dims=len(shape) - 2)
+    check(*images(*shape), options, gradients=gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", [None, torch.uint8])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (2, 3, 16, 20, 30)])
+def test_dtypes_and_layouts(dtype, target, channels_last, shape):
+    img1, img2 = images(*shape, dtype=dtype, channels_last=channels_last)
+    if target:
+        img2 = (img2.float() * 255).to(torch.uint8)
+    options = Options(channels_last=channels_last, spatial_dims=len(shape) - 2)
+    rounding = {torch.float32: 1.0, torch.float16: 2**-10 / GRADIENT, torch.bfloat16: 2**-7 / GRADIENT}[dtype]
+    for gradients in ((True, False), (True, True)):
+        check(img1, img2, options, per_image=True, gradients=gradients, tolerance=rounding)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (3, 1, 5, 7), (1, 3, 2160, 3840), (1, 1, 1, 1, 1), (1, 1, 100, 90, 80)]
+)
+def test_tiny_and_large(shape):
+    check(*images(*shape), Options(spatial_dims=len(shape) - 2), gradients=(True, False))
+
+
+def test_a_batch_beyond_65535():
+    check(*images(70_000, 1, 2, 3), Options(), per_image=True)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (2, 1, 16, 20, 30)])
+def test_weights(padding, per_image, shape):
+    weight = torch.rand(shape[0], 1, *shape[2:], device="cuda")
+    weight[0] = 0
+    check(*images(*shape), Options(padding=padding, spatial_dims=len(shape) - 2), weight, per_image)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 16, 20, 30)])
+def test_map_and_channel_means(padding, shape):
+    img1, img2 = (img.requires_grad_() for img in images(*shape))
+    options = Options(padding=padding, spatial_dims=len(shape) - 2)
+    x, y = exact(img1), exact(img2)
+    for name, bound in (("ssim_map", MAP), ("ssim_channel_means", VALUE)):
+        found = getattr(ops, name)(img1, img2, options)
+        expected = getattr(reference, name)(x, y, **keywords(options))
+        assert (found - expected).abs().max() < bound
+        upstream = torch.randn_like(found)
+        grads = torch.autograd.grad(found, (img1, img2), upstream)
+        truths = torch.autograd.grad(expected, (x, y), upstream.double())
+        for grad, truth in zip(grads, truths, strict=True):
+            assert (grad - truth).abs().max() < 2 * GRADIENT * truth.abs().max()
+
+
+def test_ssim_never_exceeds_1_and_flat_images_are_accurate():
+    flat = 0.9 + 1e-3 * torch.randn(1, 3, 300, 300, device="cuda")
+    close = flat + 1e-5 * torch.randn_like(flat)
+    assert splat_ssim.ssim(flat, flat, reduction="none").max() <= 1
+    assert splat_ssim.ssim(flat, close, reduction="none").max() <= 1
+    check(flat, close, Options(), gradients=(True, False))
+
+
+def loss_and_gradient(img1, img2):
+    img1 = img1.detach().requires_grad_()
+    loss = ops.photometric(img1, img2, Options(), l1_weight=0.8, dssim_weight=0.2)[0]
+    return loss.detach(), torch.autograd.grad(loss, img1)[0]
+
+
+def test_runs_repeat_bit_by_bit():
+    img1, img2 = images(2, 3, 500, 700)
+    first = loss_and_gradient(img1, img2)
+    assert all(torch.equal(a, b) for _ in range(5) for a, b in zip(first, loss_and_gradient(img1, img2), strict=True))
+
+
+def test_nothing_synchronises():
+    img1, img2 = images(1, 3, 200, 300)
+    loss_and_gradient(img1, img2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradient(img1, img2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_current_stream_is_used():
+    img1, img2 = images(1, 3, 1080, 1920)
+    expected = loss_and_gradient(img1, img2)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(img1)
+        torch.cuda._sleep(50_000_000)  # a launch on another stream would read zeros
+        late.copy_(img1)
+        found = loss_and_gradient(late, img2)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_graphs_capture_and_replay():
+    img1, img2 = images(1, 3, 300, 400)
+    static = torch.zeros_like(img1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        loss_and_gradient(static, img2)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = loss_and_gradient(static, img2)
+    static.copy_(img1)
+    graph.replay()
+    expected = loss_and_gradient(img1, img2)
+    assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+
+
+def test_a_fresh_thread_has_the_context():
+    img1, img2 = images(1, 3, 100, 100)
+    expected, found = loss_and_gradient(img1, img2), []
+    thread = threading.Thread(target=lambda: found.append(loss_and_gradient(img1, img2)))
+    thread.start()
+    thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found[0], strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_the_device_of_the_images_is_used():
+    img1, img2 = images(1, 3, 100, 130)
+    expected = loss_and_gradient(img1, img2)
+    found = loss_and_gradient(img1.to("cuda:1"), img2.to("cuda:1"))  # while device 0 is current
+    assert torch.cuda.current_device() == 0
+    assert all(b.device.index == 1 and torch.equal(a, b.cpu().cuda()) for a, b in zip(expected, found, strict=True))
+
+
+def test_backward_keeps_4_bytes_an_element():
+    img1, img2 = images(1, 3, 1080, 1920)
+    img1.requires_grad_()
+    before = torch.cuda.memory_allocated()
+    loss = ops.photometric(img1, img2, Options(), l1_weight=0.8, dssim_weight=0.2)[0]
+    assert torch.cuda.memory_allocated() - before <= 4 * img1.numel() + 8192
+    loss.backward()
+
+
+def test_operators_pass_opcheck():
+    img1, img2 = images(1, 2, 20, 30)
+    arguments = (img1.requires_grad_(), img2, None, 0.8, 0.2, False, *Options(), True, False)
+    torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
+    torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (img1, img2, *Options()))
+    torch.library.opcheck(torch.ops.splat_ssim.ssim_channel_means, (img1, img2, *Options()))
+
+
+@pytest.mark.slow
+def test_more_than_2_31_elements():
+    side = 46_350  # side² > 2³¹
+    needed = 14 * side * side
+    if torch.cuda.get_device_properties(0).total_memory < needed * 1.2:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of device memory")
+    img1 = torch.empty(1, 1, side, side, device="cuda", dtype=torch.float16).uniform_(generator=None)
+    img2 = img1 + 0.05
+    img1.requires_grad_()
+    loss, l1, _ = ops.photometric(img1, img2, Options(), l1_weight=1e6, dssim_weight=1e6)
+    loss.backward()
+    # The far corner, which 32-bit offsets would miss, equals the same corner alone.
+    corner = img1.detach()[..., -200:, -300:].clone().requires_grad_()
+    scale = corner.numel() / img1.numel()
+    weights = {"l1_weight": 1e6 * scale, "dssim_weight": 1e6 * scale}
+    ops.photometric(corner, img2[..., -200:, -300:], Options(), **weights)[0].backward()
+    whole, alone = img1.grad[..., -180:, -280:].float(), corner.grad[..., -180:, -280:].float()
+    assert (whole - alone).abs().max() <= 2e-3 * alone.abs().max()
+    assert abs(l1.item() - 0.05) < 1e-3
