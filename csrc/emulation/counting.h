@@ -66,16 +66,20 @@ inline void close_block() {
   for (auto& visits : counter.visits) visits.clear();
 }
 
+inline void enter_block() {
+  if (block_index() == counter.block) return;
+  close_block();
+  counter.block = block_index();
+}
+
 inline void count_barrier() {
+  enter_block();
   ++counter.barriers[thread_index()];
   counter.visits[thread_index()].clear();
 }
 
 inline void count_shared(const void* p, int bytes, bool, int line) {
-  if (block_index() != counter.block) {
-    close_block();
-    counter.block = block_index();
-  }
+  enter_block();
   const int thread = thread_index();
   const Instruction key{thread / 32, counter.barriers[thread], line, counter.visits[thread][line]++};
   counter.open[key][thread % 32] = {reinterpret_cast<std::size_t>(p), bytes};

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -27,8 +28,14 @@ struct Fiber {
   bool started = false;
 };
 
+// Aligned as on the device, so that the banks are the same in every run.
+constexpr std::align_val_t kSharedAlignment{128};
+struct FreeShared {
+  void operator()(unsigned char* memory) const { ::operator delete[](memory, kSharedAlignment); }
+};
+
 struct Shared {
-  std::unique_ptr<unsigned char[]> memory;
+  std::unique_ptr<unsigned char[], FreeShared> memory;
   std::size_t bytes;
 };
 
@@ -162,7 +169,8 @@ void* shared(const void* site, std::size_t bytes) {
   auto found = machine.shared.find(site);
   if (found == machine.shared.end()) {
     const std::size_t given = bytes - std::min<std::size_t>(bytes, machine.shrink);
-    Shared array{std::unique_ptr<unsigned char[]>(new unsigned char[bytes + kFence]), given};
+    Shared array{nullptr, given};
+    array.memory.reset(static_cast<unsigned char*>(::operator new[](bytes + kFence, kSharedAlignment)));
     std::memset(array.memory.get(), kNan, given);
     std::memset(array.memory.get() + given, kFenceByte, bytes + kFence - given);
     found = machine.shared.emplace(site, std::move(array)).first;
