@@ -1,0 +1,479 @@
+"""Measures SSIM of this package against every peer that is importable, and against what the machine can do.
+
+    python scripts/benchmark.py                          # everything, a few minutes to an hour; see --quick
+    python scripts/benchmark.py speed --sizes 256x256 --peers splat_ssim pytorch-msssim
+    python scripts/benchmark.py plot                     # draws what the CSV files hold
+
+speed:  ours and every peer, forward alone and forward + backward, interleaved in one process. Each peer's run is
+        preceded by runs of ours; the ratio is the median over the rounds of peer / ours.
+memory: what one call needs beyond its inputs at its peak, in images, each in a fresh process.
+sweep:  ours alone over window sizes and image sizes: nanoseconds an element.
+plot:   figures from the CSV files.
+
+Rows are appended to CSV files in benchmarks/, a row measured again in place of the older one. Each says the commit, the
+device, the versions, and the peaks of the machine in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from _peers import Candidate, candidates
+
+import splat_ssim
+from splat_ssim.ops import _library
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = ("forward", "forward+backward")
+SIZES = ("256x256", "1080x1920", "64x64x64", "128x128x128")
+SWEEP_SIZES = (
+    "64x64",
+    "256x256",
+    "512x512",
+    "1080x1920",
+    "2160x3840",
+    "32x32x32",
+    "64x64x64",
+    "128x128x128",
+    "256x256x256",
+)
+SWEEP_WINDOWS = (5, 7, 9, 11, 13, 15, 17, 19, 21)
+
+#: What identifies a row; measuring again replaces it.
+KEYS = ("name", "size", "mode", "window", "threads", "device")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The machine
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """The device, its clock and its peaks, measured in this run."""
+
+    def __init__(self, device: str, threads: int):
+        self.device = device
+        self.threads = threads
+        torch.set_num_threads(threads)
+        self.name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()} ({_library.isa()})"
+
+    def time(self, function: Callable[[], object], repeats: int = 1) -> float:
+        """Seconds for one call, the mean of `repeats`."""
+        if self.device == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(repeats):
+                function()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1000 / repeats
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        return (time.perf_counter() - begin) / repeats
+
+    def fma_peak(self) -> float:
+        """Floating-point operations a second, an FMA counting as two, on all threads."""
+        if self.device == "cuda":
+            side = 8192
+            a, b = (torch.rand(side, side, device="cuda") for _ in range(2))
+            return 2 * side**3 / min(self.time(lambda: a @ b) for _ in range(5))
+        kernel = _library.kernel("peak_fma", (ctypes.c_int64, ctypes.c_int, ctypes.c_void_p), ctypes.c_int64)
+        sums = torch.zeros(self.threads)
+        work = self.threads * kernel(1_000_000, self.threads, sums.data_ptr())
+        return work / min(self.time(lambda: kernel(1_000_000, self.threads, sums.data_ptr())) for _ in range(30))
+
+    def copy_peak(self) -> float:
+        """Bytes a second read and written by a copy much larger than the caches."""
+        source = torch.rand(64 << 20, device=self.device)
+        target = torch.zeros_like(source)
+        if self.device == "cuda":
+            return 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(10))
+        types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        kernel = _library.kernel("peak_copy", types)
+        arguments = (source.data_ptr(), target.data_ptr(), source.numel(), self.threads)
+        return 8 * source.numel() / min(self.time(lambda: kernel(*arguments)) for _ in range(10))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def issue_slots(spatial_dims: int, window: int, mode: str) -> int:
+    """Multiply-adds an element that the four-map form needs, 50 of them pointwise (docs: the cost of SSIM)."""
+    forward, adjoint = 4 * spatial_dims * window, 3 * spatial_dims * window
+    return forward + 25 if mode == "forward" else forward + adjoint + 50
+
+
+def bytes_moved(mode: str) -> int:
+    """Bytes an element that must move: read two images, write one gradient."""
+    return 8 if mode == "forward" else 12
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measuring
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def parse_size(size: str) -> tuple[int, ...]:
+    """Turns "256x256" into (1, 3, 256, 256) and "64x64x64" into (1, 1, 64, 64, 64)."""
+    sides = tuple(int(side) for side in size.split("x"))
+    if len(sides) not in (2, 3):
+        raise ValueError(f"a size must be HxW or DxHxW, got {size!r}")
+    return (1, 3 if len(sides) == 2 else 1, *sides)
+
+
+def make_call(candidate: Candidate, size: str, mode: str, device: str, **options: object) -> Callable[[], object]:
+    """A call of the candidate on images of this size, the inputs made beforehand."""
+    generator = torch.Generator().manual_seed(0)
+    shape = parse_size(size)
+    img1 = torch.rand(shape, generator=generator)
+    img2 = (img1 + 0.1 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    img1, img2 = (candidate.prepare(img.to(device)) for img in (img1, img2))
+    function = candidate.callable() if not options else lambda x, y: splat_ssim_with(x, y, **options)
+    if mode == "forward":
+
+        def call() -> object:
+            with torch.no_grad():
+                return function(img1, img2)
+    else:
+        img1.requires_grad_()
+
+        def call() -> object:
+            return torch.autograd.grad(function(img1, img2), img1)
+
+    return call
+
+
+def splat_ssim_with(x: torch.Tensor, y: torch.Tensor, **options: object) -> torch.Tensor:
+    """Ours with other options than the defaults."""
+    return (splat_ssim.ssim if x.ndim == 4 else splat_ssim.ssim3d)(x, y, **options)
+
+
+def repeats_for(machine: Machine, call: Callable[[], object]) -> int:
+    """How many calls in a row take two milliseconds: shorter ones are not timed one by one."""
+    call()
+    return max(1, min(100, int(0.002 / max(machine.time(call), 1e-7))))
+
+
+def measure_speed(machine: Machine, size: str, mode: str, peers: list[Candidate], seconds: float) -> Iterable[dict]:
+    """Times of ours and of each peer; one row for each."""
+    ours = make_call(candidates(machine.device)[0], size, mode, machine.device)
+    repeats = repeats_for(machine, ours)
+    times: dict[str, list[tuple[float, float]]] = {}
+    spent: dict[str, float] = {}
+    calls: dict[str, tuple[Callable[[], object], int]] = {}
+    for peer in peers:
+        show(f"{size} {mode}: warming up {peer.name}")
+        call = make_call(peer, size, mode, machine.device)
+        try:
+            calls[peer.name] = call, repeats_for(machine, call)
+        except Exception as error:  # A peer's failure is a result, not ours to hide.
+            print(f"\n{peer.name} failed on {size} {mode}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        times[peer.name], spent[peer.name] = [], 0.0
+    round_number = 0
+    while any(active(name, spent, times, seconds) for name in times):
+        round_number += 1
+        show(f"{size} {mode}: round {round_number}")
+        for name in times:
+            if active(name, spent, times, seconds):
+                ours()
+                own = machine.time(ours, repeats)
+                theirs = machine.time(*calls[name])
+                times[name].append((own, theirs))
+                spent[name] += theirs * calls[name][1]
+    for name, pairs in times.items():
+        own, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(their / our for our, their in pairs)
+        yield {"name": name, "milliseconds": theirs * 1000, "ours": own * 1000, "ratio": ratio, "rounds": len(pairs)}
+
+
+def active(name: str, spent: dict[str, float], times: dict[str, list], seconds: float) -> bool:
+    """Whether a peer is measured once more: three rounds at least, then until its time is used up or 50 rounds."""
+    return len(times[name]) < 3 or (spent[name] < seconds and len(times[name]) < 50)
+
+
+def speed(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
+    """Ours against every peer."""
+    for size in arguments.sizes:
+        dims = len(size.split("x"))
+        for mode in arguments.modes:
+            chosen = [c for c in candidates(machine.device) if dims in c.dims and selected(c, arguments.peers)]
+            chosen = [c for c in chosen if mode == "forward" or c.differentiable]
+            rows = []
+            for row in measure_speed(machine, size, mode, chosen, arguments.seconds):
+                candidate = next(c for c in chosen if c.name == row["name"])
+                share = shares(row["milliseconds"], size, mode, 11, provenance)
+                rows.append({**row, "version": candidate.version, "size": size, "mode": mode, **share, **provenance})
+            show("")
+            for row in rows:
+                print(
+                    f"{size:>12} {mode:17} {row['name']:30} {row['milliseconds']:10.3f} ms {row['ratio']:8.1f} x ours"
+                )
+            update(arguments.output / "speed.csv", rows)
+
+
+def shares(milliseconds: float, size: str, mode: str, window: int, provenance: dict[str, object]) -> dict[str, float]:
+    """Nanoseconds an element, and the shares of the machine's peaks that the four-map form's work would be."""
+    shape = parse_size(size)
+    elements = torch.Size(shape).numel()
+    seconds = milliseconds / 1000
+    slots = elements * issue_slots(len(shape) - 2, window, mode)
+    return {
+        "window": window,
+        "ns_per_element": seconds * 1e9 / elements,
+        "fma_share": 2 * slots / seconds / (float(provenance["fma_gflops"]) * 1e9),
+        "copy_share": elements * bytes_moved(mode) / seconds / (float(provenance["copy_gb_s"]) * 1e9),
+    }
+
+
+def sweep(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
+    """Ours over windows and sizes."""
+    ours = candidates(machine.device)[0]
+    for size in arguments.sizes:
+        rows = []
+        for mode in arguments.modes:
+            calls = {}
+            for window in arguments.windows:
+                call = make_call(ours, size, mode, machine.device, window_size=window, sigma=window * 1.5 / 11)
+                calls[window] = call, repeats_for(machine, call)
+            times: dict[int, list[float]] = {window: [] for window in calls}
+            begin = time.perf_counter()
+            while len(times[arguments.windows[0]]) < 3 or time.perf_counter() - begin < arguments.seconds:
+                show(f"sweep {size} {mode}: round {len(times[arguments.windows[0]]) + 1}")
+                for window, (call, repeats) in calls.items():
+                    call()
+                    times[window].append(machine.time(call, repeats))
+            for window, values in times.items():
+                milliseconds = statistics.median(values) * 1000
+                share = shares(milliseconds, size, mode, window, provenance)
+                row = {"name": ours.name, "version": ours.version, "size": size, "mode": mode, "rounds": len(values)}
+                rows.append({**row, "milliseconds": milliseconds, **share, **provenance})
+        show("")
+        for row in rows:
+            print(f"{size:>12} {row['mode']:17} {row['window']:3} taps {row['ns_per_element']:8.3f} ns an element")
+        update(arguments.output / "sweep.csv", rows)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Memory
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def memory(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
+    """The peak of one call beyond its inputs; each in a process of its own, whose malloc gives everything back."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    for size in arguments.sizes:
+        dims = len(size.split("x"))
+        rows = []
+        for mode in arguments.modes:
+            for candidate in candidates(machine.device):
+                unwanted = dims not in candidate.dims or not selected(candidate, arguments.peers)
+                if unwanted or (mode != "forward" and not candidate.differentiable):
+                    continue
+                show(f"memory: {size} {mode} {candidate.name}")
+                command = [
+                    sys.executable,
+                    __file__,
+                    "memory",
+                    "--sizes",
+                    size,
+                    "--modes",
+                    mode,
+                    "--one",
+                    candidate.name,
+                ]
+                command += ["--device", machine.device, "--threads", str(machine.threads)]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True)
+                if done.returncode != 0:
+                    print(f"\n{candidate.name} failed on {size} {mode}: {done.stderr[-500:]}", file=sys.stderr)
+                    continue
+                extra = int(done.stdout.split()[-1])
+                row = {"name": candidate.name, "version": candidate.version, "size": size, "mode": mode, "window": 11}
+                images = extra / (4 * torch.Size(parse_size(size)).numel())
+                rows.append({**row, "extra_mib": extra / 2**20, "extra_images": images, **provenance})
+        show("")
+        for row in rows:
+            print(f"{size:>12} {row['mode']:17} {row['name']:30} {row['extra_images']:8.2f} images")
+        update(arguments.output / "memory.csv", rows)
+
+
+def extra_memory(candidate: Candidate, size: str, mode: str, device: str) -> int:
+    """Bytes at the peak of one call beyond what there is before it."""
+    # Libraries, threads and their scratch are there before; a compiled form needs its code for this size.
+    small = "x".join("32" for _ in size.split("x"))
+    make_call(candidate, size if candidate.compiled else small, mode, device)()
+    call = make_call(candidate, size, mode, device)
+    if candidate.compiled:
+        call()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# CSV and figures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def update(path: Path, rows: list[dict]) -> None:
+    """Writes the rows to the file, each in place of an older one with the same keys."""
+    rows = [{key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in r.items()} for r in rows]
+    merged = {tuple(row.get(key) for key in KEYS): row for row in [*read(path), *rows]}
+    columns = list(dict.fromkeys(column for row in merged.values() for column in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(merged.values())
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draws speed.csv and sweep.csv of the output folder."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    speed_rows = [r for r in read(arguments.output / "speed.csv") if r["mode"] == "forward+backward"]
+    sizes = list(dict.fromkeys(row["size"] for row in speed_rows))
+    if sizes:
+        figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 5), squeeze=False)
+        for axis, size in zip(axes[0], sizes, strict=True):
+            rows = sorted((r for r in speed_rows if r["size"] == size), key=lambda r: float(r["ratio"]))
+            names, ratios = [row["name"] for row in rows], [float(row["ratio"]) for row in rows]
+            axis.barh(names, ratios, color=["C2" if name.startswith("splat_ssim") else "C0" for name in names])
+            axis.set(xscale="log", title=size, xlabel="time of forward + backward, ours = 1")
+            for i, ratio in enumerate(ratios):
+                axis.text(ratio, i, f" {ratio:.3g}", va="center", fontsize=8)
+            axis.tick_params(labelsize=8)
+            axis.margins(x=0.25)
+        figure.tight_layout()
+        figure.savefig(arguments.output / "speed.png", dpi=120)
+
+    sweep_rows = [r for r in read(arguments.output / "sweep.csv") if r["mode"] == "forward+backward"]
+    if sweep_rows:
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+        for axis, dims in zip(axes, (2, 3), strict=True):
+            for window in sorted({int(row["window"]) for row in sweep_rows}):
+                rows = [r for r in sweep_rows if int(r["window"]) == window and len(r["size"].split("x")) == dims]
+                points = sorted((torch.Size(parse_size(r["size"])).numel(), float(r["ns_per_element"])) for r in rows)
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=f"{window} taps")
+            axis.set(xscale="log", xlabel="elements", ylabel="ns an element", title=f"{dims}D, forward + backward")
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(arguments.output / "sweep.png", dpi=120)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def show(text: str) -> None:
+    """One line of progress, overwritten by the next."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def selected(candidate: Candidate, names: list[str] | None) -> bool:
+    """Whether a candidate is asked for: by the start of its name."""
+    return names is None or any(candidate.name.startswith(name) for name in names)
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where it has changes."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whats = ("speed", "memory", "sweep", "plot")
+    parser.add_argument("what", nargs="*", choices=[*whats, []], help="what to do; all by default")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--sizes", nargs="+", help=f"HxW (3 channels) or DxHxW (1 channel); {' '.join(SIZES)}")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--windows", nargs="+", type=int, default=SWEEP_WINDOWS, help="window sizes of the sweep")
+    parser.add_argument("--peers", nargs="+", help="starts of candidates' names; all by default")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each candidate, at least three rounds")
+    parser.add_argument("--quick", action="store_true", help="small sizes, half a second for each candidate")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="folder of the CSV files and figures")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # The candidate a process of `memory` measures.
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device that torch can reach, found none")
+    machine = Machine(arguments.device, arguments.threads)
+    if arguments.one is not None:
+        candidate = next(c for c in candidates(arguments.device) if c.name == arguments.one)
+        print(extra_memory(candidate, arguments.sizes[0], arguments.modes[0], arguments.device))
+        return
+    if arguments.quick:
+        arguments.seconds = min(arguments.seconds, 0.5)
+    given, whats = arguments.sizes, arguments.what or whats
+    provenance: dict[str, object] = {}
+    if whats != ["plot"]:
+        provenance = {
+            "fma_gflops": machine.fma_peak() / 1e9,
+            "copy_gb_s": machine.copy_peak() / 1e9,
+            "threads": machine.threads,
+            "device": machine.name,
+            "torch": torch.__version__,
+            "commit": commit(),
+        }
+        print(f"{machine.name}, {machine.threads} threads: ", end="")
+        print(f"{provenance['fma_gflops']:.0f} GFLOP/s, copy {provenance['copy_gb_s']:.1f} GB/s")
+    for name, function, sizes, quick_sizes in (
+        ("speed", speed, SIZES, ("64x64", "16x16x16")),
+        ("memory", memory, SIZES, ("256x256",)),
+        ("sweep", sweep, SWEEP_SIZES, ("64x64", "128x128", "32x32x32")),
+    ):
+        if name in whats:
+            arguments.sizes = given or (quick_sizes if arguments.quick else sizes)
+            function(arguments, machine, provenance)
+    if "plot" in whats:
+        plot(arguments)
+
+
+if __name__ == "__main__":
+    main()
