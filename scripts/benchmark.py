@@ -166,13 +166,18 @@ def splat_ssim_with(x: torch.Tensor, y: torch.Tensor, **options: object) -> torc
 
 
 def repeats_for(machine: Machine, call: Callable[[], object]) -> int:
-    """How many calls in a row take two milliseconds: shorter ones are not timed one by one."""
-    call()
+    """How many calls in a row take two milliseconds: shorter ones are not timed one by one. Warms up, too."""
+    if machine.time(call) > 1:
+        return 1
     return max(1, min(100, int(0.002 / max(machine.time(call), 1e-7))))
 
 
-def measure_speed(machine: Machine, size: str, mode: str, peers: list[Candidate], seconds: float) -> Iterable[dict]:
+def measure_speed(
+    machine: Machine, size: str, mode: str, peers: list[Candidate], seconds: float, min_rounds: int
+) -> Iterable[dict]:
     """Times of ours and of each peer; one row for each."""
+    # Code compiled for another size or mode would count against the limit after which torch runs eagerly.
+    torch.compiler.reset()
     ours = make_call(candidates(machine.device)[0], size, mode, machine.device)
     repeats = repeats_for(machine, ours)
     times: dict[str, list[tuple[float, float]]] = {}
@@ -188,11 +193,16 @@ def measure_speed(machine: Machine, size: str, mode: str, peers: list[Candidate]
             continue
         times[peer.name], spent[peer.name] = [], 0.0
     round_number = 0
-    while any(active(name, spent, times, seconds) for name in times):
+
+    def active(name: str) -> bool:
+        """Some rounds at least, then until the peer's time is used up or 50 rounds."""
+        return len(times[name]) < min_rounds or (spent[name] < seconds and len(times[name]) < 50)
+
+    while any(active(name) for name in times):
         round_number += 1
         show(f"{size} {mode}: round {round_number}")
         for name in times:
-            if active(name, spent, times, seconds):
+            if active(name):
                 ours()
                 own = machine.time(ours, repeats)
                 theirs = machine.time(*calls[name])
@@ -204,11 +214,6 @@ def measure_speed(machine: Machine, size: str, mode: str, peers: list[Candidate]
         yield {"name": name, "milliseconds": theirs * 1000, "ours": own * 1000, "ratio": ratio, "rounds": len(pairs)}
 
 
-def active(name: str, spent: dict[str, float], times: dict[str, list], seconds: float) -> bool:
-    """Whether a peer is measured once more: three rounds at least, then until its time is used up or 50 rounds."""
-    return len(times[name]) < 3 or (spent[name] < seconds and len(times[name]) < 50)
-
-
 def speed(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
     """Ours against every peer."""
     for size in arguments.sizes:
@@ -217,7 +222,7 @@ def speed(arguments: argparse.Namespace, machine: Machine, provenance: dict[str,
             chosen = [c for c in candidates(machine.device) if dims in c.dims and selected(c, arguments.peers)]
             chosen = [c for c in chosen if mode == "forward" or c.differentiable]
             rows = []
-            for row in measure_speed(machine, size, mode, chosen, arguments.seconds):
+            for row in measure_speed(machine, size, mode, chosen, arguments.seconds, arguments.min_rounds):
                 candidate = next(c for c in chosen if c.name == row["name"])
                 share = shares(row["milliseconds"], size, mode, 11, provenance)
                 rows.append({**row, "version": candidate.version, "size": size, "mode": mode, **share, **provenance})
@@ -436,7 +441,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--windows", nargs="+", type=int, default=SWEEP_WINDOWS, help="window sizes of the sweep")
     parser.add_argument("--peers", nargs="+", help="starts of candidates' names; all by default")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each candidate, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each candidate")
+    parser.add_argument("--min-rounds", type=int, default=3, help="rounds for each candidate, however slow it is")
     parser.add_argument("--quick", action="store_true", help="small sizes, half a second for each candidate")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="folder of the CSV files and figures")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # The candidate a process of `memory` measures.
