@@ -140,3 +140,15 @@ def test_refusals_of_ms_ssim_l1():
         ms_ssim_l1_loss(IMAGE, IMAGE, lambda_ms_ssim=2)
     with pytest.raises(ValueError, match="larger than 160"):
         ms_ssim_l1_loss(IMAGE, IMAGE)
+
+
+def test_a_retained_graph_gives_the_gradient_again():
+    pred, target = pair(2, 3, 20, 22)
+    pred.requires_grad_()
+    loss = photometric_loss(pred, target)
+    first, second = (torch.autograd.grad(loss, pred, 2 * torch.ones(()), retain_graph=True)[0] for _ in range(2))
+    first_copy = first.clone()
+    first.zero_()  # What a caller does to one gradient does not show in the next.
+    (third,) = torch.autograd.grad(loss, pred, 2 * torch.ones(()))
+    torch.testing.assert_close(second, first_copy, rtol=0, atol=0)
+    torch.testing.assert_close(third, first_copy, rtol=0, atol=0)

@@ -295,6 +295,16 @@ def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *ar
     options = Options(*values)
     grads = _new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
+    if weight is None and not per_image:
+        # The common case in plain numbers: at small sizes a dozen operations on tiny tensors would cost more than it.
+        positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
+        row = [dssim_weight / positions, 0.0, l1_weight / elements]
+        coefficients = torch.tensor(row, dtype=torch.float64).repeat(call.planes, 1)
+        totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+        dssim_sum, _, l1_sum = totals.sum(0).tolist()
+        dssim, l1 = dssim_sum / positions, l1_sum / elements
+        means = (l1_weight * l1 + dssim_weight * dssim, l1, dssim)
+        return *(torch.tensor(mean, dtype=torch.float32) for mean in means), *grads
     counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
     coefficients = torch.zeros((call.batch, 3), dtype=torch.float64)
     coefficients[:, 0] = dssim_weight / counts[:, 0]
@@ -346,8 +356,17 @@ def _ssim_channel_means_backward_cpu(grad_means, img1, img2, *arguments):
     return grads
 
 
+def _per_image(upstream, gradient):
+    """The upstream gradient, () or (B,), shaped to multiply a gradient."""
+    return upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream
+
+
 def _scaled_gradient(gradient, upstream, image):
-    return gradient * (upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream)
+    return gradient * _per_image(upstream, gradient)
+
+
+def _scale_in_place(gradient, upstream, image):
+    return gradient.mul_(_per_image(upstream, gradient))
 
 
 torch.library.register_fake("splat_ssim::scaled_gradient", _scaled_gradient, lib=_definitions)
@@ -391,21 +410,34 @@ _register_recomputing("ssim_channel_means")
 
 
 def _photometric_context(ctx, inputs, output):
-    _loss, l1, dssim, grad1, grad2 = output
-    ctx.mark_non_differentiable(l1, dssim, grad1, grad2)
+    _loss, l1, dssim, *grads = output
+    ctx.mark_non_differentiable(l1, dssim, *grads)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0], inputs[1], grad1, grad2)
-    ctx.arguments = len(inputs)
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+    ctx.grads = grads
 
 
 def _photometric_backward(ctx, upstream, *unused):
     found = [None, None]
     if upstream is not None:
-        *images, grad1, grad2 = ctx.saved_tensors
-        for i, grad in enumerate((grad1, grad2)):
+        *images, weight = ctx.saved_tensors
+        grads = ctx.grads
+        if grads is None:
+            # A second backward through a retained graph: the first one gave the gradients away.
+            with torch.no_grad():
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*images, weight, *ctx.options)
+            grads = [grad1, grad2]
+        # In place, so that no second image is needed; not where the gradient is to be differentiated again or this is
+        # traced by torch.compile, which plans the memory itself.
+        in_place = not torch.is_grad_enabled() and type(grads[0]) is Tensor
+        if in_place:
+            ctx.grads = None
+        for i, grad in enumerate(grads):
             if ctx.needs_input_grad[i]:
-                found[i] = torch.ops.splat_ssim.scaled_gradient(grad, upstream, images[i]).to(images[i].dtype)
-    return *found, *(None,) * (ctx.arguments - 2)
+                scale = _scale_in_place if in_place else torch.ops.splat_ssim.scaled_gradient
+                found[i] = scale(grad, upstream, images[i]).to(images[i].dtype)
+    return *found, *(None,) * (len(ctx.options) + 1)
 
 
 torch.library.register_autograd(
