@@ -236,12 +236,12 @@ class _Call:
         self.kernels.launch("pad", argument, self.stream)
         return target
 
-    def _fold(self, place: int, padded_grad: Tensor, l1_scale: float, l1_weight: Tensor | None) -> None:
-        """Fills `grads[place]` from the gradient of the padded image."""
+    def _fold(self, place: int, padded_grad: Tensor, grad: Tensor, l1_scale: float, l1_weight: Tensor | None) -> None:
+        """Fills `grad`, of image `place`, from the gradient of the padded image."""
         order = self.originals if place == 0 else self.originals[::-1]
         argument = self._padding(order, l1_weight)
         argument.target = _describe(padded_grad, self.options)
-        argument.grad = _describe(self.grads[place], self.options)
+        argument.grad = _describe(grad, self.options)
         argument.l1_scale = l1_scale
         self.kernels.launch("fold", argument, self.stream)
 
@@ -310,9 +310,9 @@ class _Call:
                 problem.l1_weight = _describe(l1_weight, self.options)
         sums = self._run_gradient(problem, both=targets[1] is not None, weighted=l1_weight is not None)
         if self.padded:
-            for place, target in enumerate(targets):
-                if target is not None:
-                    self._fold(place, target, l1_scale, l1_weight)
+            for place, (target, grad) in enumerate(zip(targets, self.grads, strict=True)):
+                if target is not None and grad is not None:
+                    self._fold(place, target, grad, l1_scale, l1_weight)
         return sums
 
     def _run_gradient(self, problem: _Problem, both: bool, weighted: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,155 @@
+"""The host side of the CUDA operators without a GPU: a stand-in for the driver, and the operators on the emulation."""
+
+import ctypes
+
+import pytest
+import torch
+
+from splat_ssim.ops import _cuda_launch as launch
+from splat_ssim.ops import _cuda_module, _library, ssim_cuda
+from splat_ssim.ops import ssim as ops
+from splat_ssim.ops.ssim import Options
+from tests.test_cuda_emulation import images, kernels, library  # noqa: F401
+
+
+class FakeDriver:
+    """Remembers what is asked of it; hands out made-up handles, and callbacks where the launcher wants addresses."""
+
+    def __init__(self, refuse=()):
+        self.calls, self.launches, self.contexts, self.refuse = [], [], [], list(refuse)
+        self.current = self.result = 0
+
+        def launch_kernel(function, *rest):
+            self.launches.append((function, *rest[:8]))
+            return self.result
+
+        def get_current(context):
+            context[0] = self.current or None
+            return 0
+
+        def set_current(context):
+            self.contexts.append(context)
+            self.current = context or 0
+            return 0
+
+        pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+        self.callbacks = {
+            "cuLaunchKernel": ctypes.CFUNCTYPE(
+                ctypes.c_int, pointer, *([unsigned] * 7), pointer, ctypes.POINTER(pointer), pointer
+            )(launch_kernel),
+            "cuCtxGetCurrent": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(pointer))(get_current),
+            "cuCtxSetCurrent": ctypes.CFUNCTYPE(ctypes.c_int, pointer)(set_current),
+        }
+
+    def call(self, name, *arguments):
+        self.calls.append(name)
+        if name == "cuModuleLoadData" and self.refuse:
+            raise RuntimeError(self.refuse.pop())
+        if name == "cuDevicePrimaryCtxRetain":
+            arguments[0]._obj.value = 77
+        if name == "cuModuleGetFunction":
+            arguments[0]._obj.value = 1000 + self.calls.count(name)
+
+    def address(self, name):
+        return ctypes.cast(self.callbacks[name], ctypes.c_void_p).value
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    fake = FakeDriver()
+    properties = type("Properties", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
+    monkeypatch.setattr(_cuda_module, "_driver", lambda: fake)
+    monkeypatch.setattr(_cuda_module, "embedded_image", lambda: 4096)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    return fake
+
+
+def test_kernels_start_through_the_driver(driver):
+    found = _cuda_module.load(0)
+    names = launch.kernel_names(_library.library())
+    assert driver.calls.count("cuModuleGetFunction") == len(names)
+    assert found.multiprocessors == 132
+    img1, img2 = images(1, 3, 1080, 1920)
+    driver.current = 55  # another context is current on this thread
+    launch.photometric(found, 99, img1, img2, None, 0.8, 0.2, False, Options(), (torch.empty_like(img1), None))
+    (fused, grid, *rest), (reduce, reduce_grid, *_) = driver.launches
+    assert fused == 1001 + names.index("splat_fused2d")
+    assert reduce == 1001 + names.index("splat_reduce")
+    # 8 strips of 246 columns and 3 channels; segments fill the 2 places of 132 multiprocessors in one wave.
+    assert grid == 8 * 3 * 11
+    assert rest == [1, 1, 256, 1, 1, 0, 99]
+    assert reduce_grid == 1
+    assert driver.contexts == [77, 55, 77, 55]
+
+
+def test_the_own_context_stays_current(driver):
+    found = _cuda_module.load(0)
+    driver.current = 77
+    img1, img2 = images(1, 1, 20, 30)
+    launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
+    assert driver.contexts == []
+
+
+def test_a_refused_image_is_compiled_instead(driver, monkeypatch):
+    compiled = []
+    driver.refuse = ["no kernel image is available"]
+    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *a: compiled.append(a) or b"cubin")
+    _cuda_module.load(0)
+    assert compiled == [(_cuda_module.source(), "sm_90")]
+    assert driver.calls.count("cuModuleLoadData") == 2
+
+
+def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
+    def no_compiler(*arguments):
+        raise RuntimeError("no NVRTC found")
+
+    driver.refuse = ["refused"]
+    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", no_compiler)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    _cuda_module.kernels.cache_clear()
+    with pytest.warns(RuntimeWarning, match="no CUDA kernels for Card.*no NVRTC found"):
+        assert _cuda_module.kernels(0) is None
+    _cuda_module.kernels.cache_clear()
+
+
+def test_a_failed_launch_raises(driver):
+    found = _cuda_module.load(0)
+    driver.result = 2  # CUDA_ERROR_OUT_OF_MEMORY
+    img1, img2 = images(1, 1, 20, 30)
+    with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(status 3\)"):
+        launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid", "replicate"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
+    """Values, gradients, shapes, dtypes and strides of all five, the CUDA ones run by the emulation."""
+    monkeypatch.setattr(ssim_cuda, "_target", lambda image: (kernels, 0))
+    img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
+    options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
+    cpu = torch.ops.splat_ssim
+    map_ = cpu.ssim_map(img1, img2, *options)
+    grad_map, grad_means = torch.randn_like(map_), torch.randn(*ops._map_shape(img1, options)[:2], 2)
+    weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape)
+    calls = [
+        (ssim_cuda._ssim_map, cpu.ssim_map, (img1, img2, *options)),
+        (ssim_cuda._ssim_channel_means, cpu.ssim_channel_means, (img1, img2, *options)),
+    ]
+    for needs in ((True, False), (False, True), (True, True), (False, False)):
+        tail = (*options, *needs)
+        for mask, per_image in ((None, False), (None, True), (weight, False)):
+            arguments = (img1, img2, mask, 0.7, 0.4, per_image, *tail)
+            calls.append((ssim_cuda._photometric, cpu.photometric, arguments))
+        if any(needs):
+            calls.append((ssim_cuda._ssim_map_backward, cpu.ssim_map_backward, (grad_map, img1, img2, *tail)))
+            backward = (ssim_cuda._ssim_channel_means_backward, cpu.ssim_channel_means_backward)
+            calls.append((*backward, (grad_means, img1, img2, *tail)))
+    for cuda_function, cpu_function, arguments in calls:
+        found, expected = cuda_function(*arguments), cpu_function(*arguments)
+        pairs = zip(found, expected, strict=True) if isinstance(expected, (tuple, list)) else [(found, expected)]
+        for a, b in pairs:
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+            if b.numel():
+                assert (a - b).abs().max() <= 2e-5 * b.abs().max()
