@@ -144,7 +144,8 @@ def _compare_volumes(
     import dask
     import dask.array as da
 
-    first, second = da.from_array(open_array(a)), da.from_array(open_array(b))
+    sources = [open_array(path) for path in (a, b)]
+    first, second = (da.from_array(source, chunks="auto") for source in sources)
     if first.shape != second.shape:
         raise ValueError(f"{a} and {b} must have the same shape, got {first.shape} and {second.shape}")
     if data_range is None and first.dtype == second.dtype == np.uint8:
@@ -160,17 +161,19 @@ def _compare_volumes(
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
         raise ValueError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
+    # Read by slices where they may be: as floats only bytes that mean no 255ths of the range.
+    floats = [first, second] if data_range != 255 and np.uint8 in (sources[0].dtype, sources[1].dtype) else sources
     options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}
     ms_ssim = None
     if first.size <= _WHOLE:
         pair = [torch.from_numpy(v.compute()).reshape(1, -1, *v.shape[-3:]) for v in (first, second)]
         ms_ssim = _ms_ssim(pair[0], pair[1], data_range)
     if map_path is not None:
-        ssim_map = distributed.ssim3d(first, second, reduction="none", **options)
+        ssim_map = distributed.ssim3d(floats[0], floats[1], reduction="none", **options)
         _save_map(map_path, ssim_map, a, radius=5 if padding == "valid" else 0)
     return {
         "psnr": _db(float(error), data_range),
-        "ssim": distributed.ssim3d(first, second, **options),
+        "ssim": distributed.ssim3d(floats[0], floats[1], **options),
         "ms_ssim": ms_ssim,
         "data_range": data_range,
     }

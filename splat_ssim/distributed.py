@@ -26,25 +26,44 @@ def _even_chunks(length: int, block: int) -> tuple[int, ...]:
     return tuple(length // count + (i < length % count) for i in range(count))
 
 
-def _as_dask(volume: Any, block: int):
-    """(n0, n1, n2) or (C, n0, n1, n2) as a dask array (C, n0, n1, n2) in even blocks."""
-    import dask.array as da
+def _chunks(shape: tuple[int, ...], block: int) -> tuple[tuple[int, ...], ...]:
+    """Chunks of (C, n0, n1, n2): one channel and an even block."""
+    return ((1,) * shape[0], *[_even_chunks(n, block) for n in shape[1:]])
 
-    array = volume if isinstance(volume, da.Array) else da.from_array(volume)
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"volumes must have shape (n0, n1, n2) or (C, n0, n1, n2), got {array.shape}")
-    array = array if array.ndim == 4 else array[None]
-    return array.rechunk(((1,) * array.shape[0], *[_even_chunks(n, block) for n in array.shape[1:]]))
+
+def _four_axes(volume: Any) -> tuple[int, ...]:
+    """The shape (C, n0, n1, n2) of a volume that may lack its first axis."""
+    shape = tuple(volume.shape)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ValueError(f"volumes must have shape (n0, n1, n2) or (C, n0, n1, n2), got {shape}")
+    return shape if len(shape) == 4 else (1, *shape)
 
 
 def _block_map(first: np.ndarray, second: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     """S of one block with its halo, float32."""
     tensors = []
     for array in (first, second):
-        # What torch's SSIM does not take, such as int16, becomes float32.
-        keep = array.dtype in (np.uint8, np.float32, np.float64)
-        tensors.append(torch.from_numpy(np.ascontiguousarray(array if keep else array.astype(np.float32)))[None])
+        # What torch's SSIM does not take, such as int16, becomes float32. A copy: memory maps are not writable.
+        dtype = array.dtype if array.dtype in (np.uint8, np.float32, np.float64) else np.float32
+        tensors.append(torch.from_numpy(np.array(array, dtype, order="C"))[None])
     return functional.ssim3d(*tensors, padding="same", reduction="none", **options)[0].numpy()
+
+
+def _read_and_map(
+    volume1: Any, volume2: Any, radius: int, options: dict[str, Any], block_info: Any = None
+) -> np.ndarray:
+    """S of one block of volumes that are read by slices: the block and its halo are all that is held."""
+    location = block_info[None]["array-location"]
+    outer, inner = [slice(*location[0])], [slice(None)]
+    for (start, stop), length in zip(location[1:], volume1.shape[-3:], strict=True):
+        low = max(0, start - radius)
+        outer.append(slice(low, min(length, stop + radius)))
+        inner.append(slice(start - low, stop - low))
+    window = tuple(outer) if len(volume1.shape) == 4 else tuple(outer[1:])
+    parts = [
+        np.asarray(volume[window]).reshape(-1, *[o.stop - o.start for o in outer[1:]]) for volume in (volume1, volume2)
+    ]
+    return _block_map(parts[0], parts[1], options)[tuple(inner)]
 
 
 def ssim3d(
@@ -62,7 +81,8 @@ def ssim3d(
 ) -> Any:
     """`splat_ssim.ssim3d` of volumes that need not fit into memory, block by block, on one machine or a dask cluster.
 
-    Blocks are read as they are needed and carry a halo of window_size // 2 voxels, so the result is that of the whole
+    Zarr and memory-mapped arrays are read with the halo each block needs; dask arrays go through `map_overlap`. Blocks
+    carry a halo of window_size // 2 voxels, so the result is that of the whole
     volumes up to the rounding of a float32 map whose mean is taken in float64.
 
     Args:
@@ -101,27 +121,28 @@ def ssim3d(
         )
     if block < window_size:
         raise ValueError(f"block must be at least the window's {window_size} voxels, got {block}")
-    first, second = _as_dask(volume1, block), _as_dask(volume2, block)
-    if first.shape != second.shape:
-        raise ValueError(f"the volumes must have the same shape, got {first.shape} and {second.shape}")
+    shape = _four_axes(volume1)
+    if shape != _four_axes(volume2):
+        raise ValueError(f"the volumes must have the same shape, got {shape} and {_four_axes(volume2)}")
     radius = window_size // 2
-    if padding == "valid" and min(first.shape[1:]) < window_size:
-        raise ValueError(f'padding "valid" needs axes of at least {window_size} voxels, got {first.shape[1:]}')
+    if padding == "valid" and min(shape[1:]) < window_size:
+        raise ValueError(f'padding "valid" needs axes of at least {window_size} voxels, got {shape[1:]}')
     options = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
-    # Without a boundary, blocks at the volume's borders end there, and the zero padding of the block is the volume's.
-    ssim_map = da.map_overlap(
-        _block_map,
-        first,
-        second,
-        depth={0: 0, 1: radius, 2: radius, 3: radius},
-        boundary="none",
-        dtype=np.float64 if np.float64 in (first.dtype, second.dtype) else np.float32,
-        meta=np.empty((0, 0, 0, 0), np.float32),
-        options=options,
-    )
+    dtype = np.float64 if np.float64 in (volume1.dtype, volume2.dtype) else np.float32
+    described = {"dtype": dtype, "meta": np.empty((0, 0, 0, 0), dtype), "options": options}
+    # In both ways blocks at the volume's borders end there, and the zero padding of the block is the volume's.
+    if isinstance(volume1, da.Array) or isinstance(volume2, da.Array):
+        pair = [da.asarray(volume).reshape(shape).rechunk(_chunks(shape, block)) for volume in (volume1, volume2)]
+        depth = {0: 0, 1: radius, 2: radius, 3: radius}
+        ssim_map = da.map_overlap(_block_map, *pair, depth=depth, boundary="none", **described)
+    else:
+        # map_overlap would keep every block until all its neighbours have had their share; reading halos does not.
+        ssim_map = da.map_blocks(
+            _read_and_map, volume1=volume1, volume2=volume2, radius=radius, chunks=_chunks(shape, block), **described
+        )
     if padding == "valid":
         # An odd window's map starts radius in and ends radius before the end; an even one's a voxel later.
-        inside = [slice(radius, n - (window_size - 1 - radius)) for n in first.shape[1:]]
+        inside = [slice(radius, n - (window_size - 1 - radius)) for n in shape[1:]]
         ssim_map = ssim_map[:, inside[0], inside[1], inside[2]]
     return ssim_map if reduction == "none" else float(ssim_map.mean(dtype=np.float64).compute())
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,15 @@ def test_blocks_give_the_whole_volumes_ssim(padding, window_size):
     found = distributed.ssim3d(first, second, reduction="none", block=17, **options)
     assert found.shape == in_memory.shape and found.npartitions > 8
     np.testing.assert_allclose(found.compute(), in_memory, rtol=0, atol=2e-6)  # float32 sums
+    # dask arrays, in whatever chunks they come, go another way.
+    overlapped = distributed.ssim3d(
+        da.from_array(first, chunks=20),
+        da.from_array(second, chunks=(1, 45, 9, 31)),
+        reduction="none",
+        block=17,
+        **options,
+    )
+    np.testing.assert_allclose(overlapped.compute(), found.compute(), rtol=0, atol=1e-6)
     mean = distributed.ssim3d(first, second, block=17, **options)
     assert mean == pytest.approx(in_memory.mean(dtype=np.float64), abs=1e-7)
 

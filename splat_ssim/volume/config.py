@@ -118,7 +118,7 @@ class VolumeConfig:
     #: Steps see a random crop of so many voxels a side, with the halo SSIM needs; 0: the whole volume.
     crop: int = 0
     #: Length of the run.
-    steps: int = 5000
+    steps: int = 4000
     #: Multiplies the length of the run.
     steps_scaler: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
