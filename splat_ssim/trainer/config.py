@@ -79,8 +79,8 @@ class OptimizerConfig:
     """Learning rates of Adam. Positions decay log-linearly over the run, the others over its last part."""
 
     #: Of positions, in units of the scene's extent, at the first and at the last step.
-    means: float = 1.6e-4
-    means_final: float = 1.6e-6
+    means: float = 5e-4
+    means_final: float = 5e-6
     scales: float = 5e-3
     quats: float = 1e-3
     opacities: float = 2.5e-2
@@ -150,7 +150,7 @@ class Config:
     #: Options of the loss, a YAML mapping.
     loss_kwargs: YamlMapping = field(default_factory=dict)
     #: Length of the run.
-    steps: int = 10_000
+    steps: int = 7_000
     #: Multiplies the length and every schedule that is stated in steps.
     steps_scaler: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"

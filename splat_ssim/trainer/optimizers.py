@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.optim import Adam
+from splat_ssim.optim import Adam
 
 from splat_ssim.trainer.config import OptimizerConfig, given
 
