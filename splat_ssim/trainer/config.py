@@ -150,7 +150,7 @@ class Config:
     #: Options of the loss, a YAML mapping.
     loss_kwargs: YamlMapping = field(default_factory=dict)
     #: Length of the run.
-    steps: int = 7_000
+    steps: int = 6_500
     #: Multiplies the length and every schedule that is stated in steps.
     steps_scaler: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from splat_ssim.optim import Adam
 
+from splat_ssim.optim import Adam
 from splat_ssim.trainer.config import OptimizerConfig, given
 
 Optimizers = dict[str, torch.optim.Optimizer]
