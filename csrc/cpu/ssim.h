@@ -30,6 +30,7 @@ struct Arguments {
   int64_t interleaved;         // channels are the innermost axis
   int64_t taps, padding, threads;
   int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
+  int64_t contrast;            // the sums of 1 - contrast-structure are wanted; they are not weighted
   const double* window;        // [taps], symmetric, sums to 1
   const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - contrast-structure and |x - y|
   double* sums;                // [planes][3]: the weighted sums of these three, written

@@ -26,15 +26,17 @@ struct Tile2d : Tile {
     next_input = first_row - radius;
     ring_rows = kRows + radius + (gradient ? lag : radius);
     partial_rows = kRows + radius + lag;
-    const int64_t common = 2 + images, for_gradient = gradient ? maps * (partial_rows + kRows) : 0;
-    const int64_t needed = common + 2 * ring_rows + 4 * kRows + for_gradient;
-    float* memory = static_cast<float*>(splat_ssim_scratch(needed * pitch * int64_t(sizeof(float))));
+    const int64_t adjoint_floats = maps * kRows * adjoint_pitch;
+    const int64_t in_rows = common_rows() + 2 * ring_rows + 4 * kRows + maps * partial_rows;
+    const int64_t floats = in_rows * pitch + adjoint_floats;
+    float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory);
-    ring = memory + common * pitch;
+    begin(memory, kRows);
+    ring = memory + common_rows() * pitch;
     averaged = ring + 2 * ring_rows * pitch;
     partials = averaged + 4 * kRows * pitch;
     adjoint = partials + maps * partial_rows * pitch;
+    for (int64_t j = 0; j < adjoint_floats; ++j) adjoint[j] = 0;
     return true;
   }
 
@@ -83,11 +85,12 @@ struct Tile2d : Tile {
     const float* from[kMaxTaps + kRows];
     for (int m = 0; m < maps; ++m) {
       for (int64_t t = 0; t < args.taps + kRows - 1; ++t) from[t] = partial_row(row - radius + t) + m * pitch;
-      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * pitch, maps * pitch);
+      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
+                                 maps * adjoint_pitch);
     }
     for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
       const float* s = ring_row(row + r);
-      finish_gradient_row(0, row + r, adjoint + r * maps * pitch, s, s + pitch);
+      finish_gradient_row(0, row + r, adjoint + r * maps * adjoint_pitch + lead, s, s + pitch);
     }
   }
 

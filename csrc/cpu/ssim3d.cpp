@@ -21,29 +21,29 @@ struct Tile3d : Tile {
 
   Span forward_slices, forward_rows;
   int64_t ring_rows, partial_slices, partial_pitch, partial_rows;
-  float *inputs, *ring, *averaged, *partials, *zeros;
+  float *inputs, *ring, *averaged, *zeros, *adjoint, *partials;
 
   bool prepare() {
     forward_slices = (gradient ? gradient_slices.widened(radius) : slices).within(problem.slices);
-    // Going back, blocks of rows start at the first gradient row; rows outside what is defined are zero there.
-    forward_rows = gradient ? gradient_rows.widened(radius) : rows.within(problem.rows);
+    forward_rows = (gradient ? gradient_rows.widened(radius) : rows).within(problem.rows);
     ring_rows = kRows + 2 * radius;
     partial_slices = 2 * kRows + 2 * radius - 1;
     partial_pitch = round_up(forward_columns.count() + kLanes, 16);
     partial_rows = round_up(forward_rows.count(), kRows);
-    const int64_t common = 2 + images, inputs_rows = 2 * (args.taps + kRows - 1);
-    const int64_t in_rows = common + inputs_rows + (ring_rows + 1) * kRows * kMaps;
+    const int64_t inputs_rows = 2 * (args.taps + kRows - 1), adjoint_floats = maps * kRows * adjoint_pitch;
+    const int64_t in_rows = common_rows() + inputs_rows + (ring_rows + 1) * kRows * kMaps;
     const int64_t in_partials = gradient ? partial_slices * partial_rows * maps : 0;
-    const int64_t floats = in_rows * pitch + (in_partials + 1) * partial_pitch;
+    const int64_t floats = in_rows * pitch + in_partials * partial_pitch + pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory);
-    inputs = memory + common * pitch;
+    begin(memory, 1);
+    inputs = memory + common_rows() * pitch;
     ring = inputs + inputs_rows * pitch;
     averaged = ring + ring_rows * kRows * kMaps * pitch;
     zeros = averaged + kRows * kMaps * pitch;
-    partials = zeros + partial_pitch;
-    for (int64_t j = 0; j < partial_pitch; ++j) zeros[j] = 0;
+    adjoint = zeros + pitch;
+    partials = adjoint + adjoint_floats;
+    for (int64_t j = 0; j < pitch + adjoint_floats; ++j) zeros[j] = 0;
     return true;
   }
 
@@ -72,13 +72,13 @@ struct Tile3d : Tile {
     problem.passes.column_moments(d, problem.taps, input_columns.count(), out + pitch, out + 3 * pitch, kMaps * pitch);
   }
 
-  // `number` maps of one of the block's slices, averaged down the rows around [row, row + kRows), to `averaged`.
-  void average_rows(int64_t row, int64_t in_block, int64_t number, int64_t count) {
+  // The moments of one of the block's slices, averaged down the rows around [row, row + kRows).
+  void average_moments(int64_t row, int64_t in_block) {
     const float* from[kMaxTaps + kRows];
-    for (int m = 0; m < number; ++m) {
+    for (int m = 0; m < 4; ++m) {
       for (int64_t t = 0; t < args.taps + kRows - 1; ++t)
         from[t] = ring_row(row - radius + t) + (in_block * kMaps + m) * pitch;
-      problem.passes.column_sums(from, problem.taps, count, averaged + m * pitch, kMaps * pitch);
+      problem.passes.column_sums(from, problem.taps, input_columns.count(), averaged + m * pitch, 4 * pitch);
     }
   }
 
@@ -87,20 +87,16 @@ struct Tile3d : Tile {
     for (int64_t row = forward_rows.begin; row < forward_rows.end; row += kRows) {
       for (; next < row + kRows + radius; ++next) average_inputs(slice, next);
       for (int64_t z = 0; z < kRows && slice + z < forward_slices.end; ++z) {
-        average_rows(row, z, 4, input_columns.count());
-        for (int64_t r = 0; r < kRows; ++r) finish_row(slice + z, row + r, averaged + r * kMaps * pitch);
+        average_moments(row, z);
+        for (int64_t r = 0; r < kRows && row + r < forward_rows.end; ++r) finish_row(slice + z, row + r, averaged + r * 4 * pitch);
       }
     }
   }
 
-  void finish_row(int64_t slice, int64_t row, const float* sums) {
+  void finish_row(int64_t slice, int64_t row, float* sums) {
     float* out = gradient ? partial_row(slice, row) : nullptr;
-    if (problem.rows.contains(row) && row < forward_rows.end) {
-      point_row(sums, out, partial_pitch);
-      finish_point_row(slice, row, out, partial_pitch);
-    } else if (gradient) {
-      std::memset(out, 0, size_t(maps * partial_pitch) * sizeof(float));
-    }
+    point_row(sums, out, partial_pitch);
+    finish_point_row(slice, row, out, partial_pitch);
   }
 
   // A ring row of partials, averaged across the slices around [slice, slice + kRows).
@@ -115,16 +111,29 @@ struct Tile3d : Tile {
     }
   }
 
+  // The same down the rows, for one of the block's slices; there is nothing outside the rows that are defined.
+  void average_adjoints(int64_t row, int64_t in_block) {
+    const float* from[kMaxTaps + kRows];
+    for (int m = 0; m < maps; ++m) {
+      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
+        const int64_t at = row - radius + t;
+        from[t] = forward_rows.contains(at) ? ring_row(at) + (in_block * kMaps + m) * pitch : zeros;
+      }
+      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
+                                 maps * adjoint_pitch);
+    }
+  }
+
   void gradient_block(int64_t slice) {
     int64_t next = forward_rows.begin;
     float *s = inputs, *d = inputs + pitch;
     for (int64_t row = gradient_rows.begin; row < gradient_rows.end; row += kRows) {
       for (; next < least(row + kRows + radius, forward_rows.end); ++next) average_partials(slice, next);
       for (int64_t z = 0; z < kRows && slice + z < gradient_slices.end; ++z) {
-        average_rows(row, z, maps, forward_columns.count());
+        average_adjoints(row, z);
         for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
           load_row(slice + z, row + r, s, d, true);
-          finish_gradient_row(slice + z, row + r, averaged + r * kMaps * pitch, s, d);
+          finish_gradient_row(slice + z, row + r, adjoint + r * maps * adjoint_pitch + lead, s, d);
         }
       }
     }

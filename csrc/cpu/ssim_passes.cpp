@@ -40,55 +40,103 @@ SPLAT_INLINE Floats reciprocal(Floats a) {
 #endif
 }
 
-// sum_r += Σ_k w_k f(row_{k+r}[j]), f the identity or the square.
-template <int kTaps, bool kSquare>
-SPLAT_INLINE void add_rows(const float* const* rows, const Window<kTaps>& w, int64_t j, Floats* sum) {
-  if constexpr (kTaps > 0) {
-#pragma GCC unroll 64
-    for (int t = 0; t < kTaps + kRows - 1; ++t) {
-      Floats value = load(rows[t] + j);
-      if (kSquare) value *= value;
+// sum_r += Σ_k w_k row_{k+r}[j], and the same of the rows' squares.
+template <int kTaps, bool kMean, bool kSquare>
+SPLAT_INLINE void add_row(Floats value, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
+  const Floats squared = value * value;
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r)
-        if (t - r >= 0 && t - r < kTaps) sum[r] += w[t - r] * value;
+  for (int r = 0; r < kRows; ++r)
+    if (t - r >= 0 && t - r < w.size()) {
+      if (kMean) mean[r] += w[t - r] * value;
+      if (kSquare) square[r] += w[t - r] * squared;
     }
-  } else {
-    for (int t = 0; t < w.size() + kRows - 1; ++t) {
-      Floats value = load(rows[t] + j);
-      if (kSquare) value *= value;
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r)
-        if (t - r >= 0 && t - r < w.size()) sum[r] += w[t - r] * value;
-    }
-  }
 }
 
-template <int kTaps, bool kSquare>
-void column_pass(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
+template <int kTaps, bool kMean, bool kSquare>
+void column_pass(const float* const* rows, const Taps& taps, int64_t count, float* mean_out, float* square_out,
+                 int64_t out_pitch) {
   const Window<kTaps> w(taps);
   for (int64_t j = 0; j < count; j += kLanes) {
-    Floats sum[kRows] = {};
-    add_rows<kTaps, kSquare>(rows, w, j, sum);
+    Floats mean[kRows] = {}, square[kRows] = {};
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 64
+      for (int t = 0; t < kTaps + kRows - 1; ++t)
+        add_row<kTaps, kMean, kSquare>(load(rows[t] + j), t, w, mean, square);
+    } else {
+      for (int t = 0; t < w.size() + kRows - 1; ++t)
+        add_row<kTaps, kMean, kSquare>(load(rows[t] + j), t, w, mean, square);
+    }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) store(out + r * out_pitch + j, sum[r]);
+    for (int r = 0; r < kRows; ++r) {
+      if (kMean) store(mean_out + r * out_pitch + j, mean[r]);
+      if (kSquare) store(square_out + r * out_pitch + j, square[r]);
+    }
   }
 }
 
 template <int kTaps>
 void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
-  column_pass<kTaps, false>(rows, taps, count, out, out_pitch);
+  column_pass<kTaps, true, false>(rows, taps, count, out, nullptr, out_pitch);
 }
 
 template <int kTaps>
 void column_moments(const float* const* rows, const Taps& taps, int64_t count, float* mean, float* square,
                     int64_t out_pitch) {
-  column_pass<kTaps, false>(rows, taps, count, mean, out_pitch);
-  column_pass<kTaps, true>(rows, taps, count, square, out_pitch);
+  if constexpr (kLanes == 16) {
+    column_pass<kTaps, true, true>(rows, taps, count, mean, square, out_pitch);
+  } else {
+    // 16 registers hold the sums of one of the two.
+    column_pass<kTaps, true, false>(rows, taps, count, mean, nullptr, out_pitch);
+    column_pass<kTaps, false, true>(rows, taps, count, nullptr, square, out_pitch);
+  }
 }
 
+#if defined(__AVX512F__)
+// Loads of 64 bytes from any address mostly touch two cache lines. Some taps are shifted out of two neighbouring vectors
+// instead, as many as balance the load ports with the shuffle port.
+constexpr int kShuffledTaps = 5;
+
+// Adds taps [kTap, kEnd) of a row to `sum`.
+template <int kTaps, int kStride, int kTap, int kEnd>
+SPLAT_INLINE Floats add_taps(const float* p, const Floats* vectors, const Window<kTaps>& w, Floats sum) {
+  if constexpr (kTap == kEnd) {
+    return sum;
+  } else {
+    constexpr int kOffset = kTap * kStride, kVector = kOffset / kLanes;
+    Floats value;
+    if constexpr (kTap == 0 || kTap > kShuffledTaps) {
+      value = load(p + kOffset);
+    } else {
+      value = (Floats)_mm512_maskz_alignr_epi32(0xffff, (__m512i)vectors[kVector + 1], (__m512i)vectors[kVector],
+                                                kOffset % kLanes);
+    }
+    return add_taps<kTaps, kStride, kTap + 1, kEnd>(p, vectors, w, sum + w[kTap] * value);
+  }
+}
+
+// Two chains of additions, half as long as one.
+template <int kTaps, int kStride>
+SPLAT_INLINE Floats shuffled_row_sum(const float* p, const Window<kTaps>& w) {
+  constexpr int kVectors = kShuffledTaps * kStride / kLanes + 2;
+  Floats vectors[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) vectors[i] = load(p + i * kLanes);
+  return add_taps<kTaps, kStride, 0, kShuffledTaps + 1>(p, vectors, w, Floats{}) +
+         add_taps<kTaps, kStride, kShuffledTaps + 1, kTaps>(p, vectors, w, Floats{});
+}
+#endif
+
 // sum_m = Σ_k w_k maps[m * pitch + k * stride]: lanes of kMaps maps along a row.
-template <int kTaps, int kMaps>
+template <int kTaps, int kStride, int kMaps>
 SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, const Window<kTaps>& w, Floats* sum) {
+#if defined(__AVX512F__)
+  if constexpr (kTaps > 0 && kStride > 0) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kMaps; ++m) sum[m] = shuffled_row_sum<kTaps, kStride>(maps + m * pitch, w);
+    return;
+  }
+#endif
+  if (kStride > 0) stride = kStride;
 #pragma GCC unroll 4
   for (int m = 0; m < kMaps; ++m) sum[m] = Floats{};
   if constexpr (kTaps > 0) {
@@ -146,21 +194,28 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
   return p;
 }
 
+// In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
 template <int kTaps, int kStride, int kPartials>
 void point_row(const PointRow& row, const Taps& taps, const PointConstants& constants) {
   const Window<kTaps> w(taps);
-  const int64_t stride = kStride ? kStride : row.stride, pitch = row.partials_pitch;
+  const int64_t from = row.sums_pitch, to = row.partials_pitch;
   for (int64_t j = 0; j < row.count; j += kLanes) {
     Floats mean[4];
-    row_sums<kTaps, 4>(row.sums + j, row.sums_pitch, stride, w, mean);
-    const Point p = evaluate<kPartials>({mean[0], mean[1], mean[2], mean[3]}, constants);
+    row_sums<kTaps, kStride, 4>(row.sums + j, from, row.stride, w, mean);
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) store(row.sums + m * from + j, mean[m]);
+  }
+  for (int64_t j = 0; j < row.count; j += kLanes) {
+    const float* sums = row.sums + j;
+    const Point p =
+        evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants);
     store(row.dssim + j, p.dssim);
-    store(row.contrast + j, p.contrast);
+    if (row.contrast) store(row.contrast + j, p.contrast);
     if constexpr (kPartials > 0) {
       store(row.partials + j, p.mean_1);
-      store(row.partials + pitch + j, p.square_s);
-      store(row.partials + 2 * pitch + j, p.square_d);
-      if constexpr (kPartials == 4) store(row.partials + 3 * pitch + j, p.mean_2);
+      store(row.partials + to + j, p.square_s);
+      store(row.partials + 2 * to + j, p.square_d);
+      if constexpr (kPartials == 4) store(row.partials + 3 * to + j, p.mean_2);
     }
   }
 }
@@ -168,7 +223,7 @@ void point_row(const PointRow& row, const Taps& taps, const PointConstants& cons
 template <int kTaps, int kStride, int kPartials>
 SPLAT_INLINE void gradient_lanes(const GradientRow& row, const Window<kTaps>& w, int64_t j, Floats slope, Floats* out) {
   Floats mean[kPartials];
-  row_sums<kTaps, kPartials>(row.sums + j, row.sums_pitch, kStride ? kStride : row.stride, w, mean);
+  row_sums<kTaps, kStride, kPartials>(row.sums + j, row.sums_pitch, row.stride, w, mean);
   const Floats d = load(row.d + j), from_s = load(row.s + j) * mean[1], from_d = d * mean[2];
   const Floats difference = d + row.shift_d;
   const Ints unequal = (Ints)(difference != 0.0f);

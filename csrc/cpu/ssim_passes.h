@@ -22,10 +22,10 @@ struct PointConstants {
 
 // One row of moments, averaged but along the row, to 1 - S, 1 - contrast-structure and the partial derivatives.
 struct PointRow {
-  const float* sums;         // 4 maps: s, d, s², d²
+  float* sums;               // 4 maps: s, d, s², d²; overwritten
   int64_t sums_pitch;
   int64_t count, stride;     // elements; from one neighbour in the row to the next
-  float *dssim, *contrast;
+  float *dssim, *contrast;   // contrast may be null
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
   int64_t partials_pitch;
 };

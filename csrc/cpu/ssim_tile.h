@@ -66,6 +66,8 @@ struct Tile {
   Span gradient_slices;
   Span forward_columns, input_columns;
   int64_t pitch;                              // of the rows of scratch memory
+  int64_t lead, adjoint_pitch;                // rows of averaged partials start `lead` in: zeros are around them
+  int32_t* copied;                            // for each input column the one it copies, or -1
 
   float *dssim, *contrast, *folded;           // one row each; `folded` one for each gradient
   const char *image1, *image2;
@@ -87,9 +89,11 @@ struct Tile {
     gradient_slices = with_padding(slices, args.depth, radius);
     gradient_rows = with_padding(rows, args.height, radius);
     gradient_columns = with_padding(columns, p.width, border);
-    forward_columns = gradient ? gradient_columns.widened(border) : columns;
+    forward_columns = (gradient ? gradient_columns.widened(border) : columns).within(p.columns);
     input_columns = forward_columns.widened(border);
-    pitch = round_up(input_columns.count() + 2 * kLanes, 16);
+    pitch = round_up(most(0, input_columns.count()) + 2 * kLanes, 16);
+    lead = round_up(2 * border, 16);
+    adjoint_pitch = lead + pitch;
   }
 
   // A stretch that ends at the border of the image, and the padding beyond it where the gradient folds back.
@@ -104,8 +108,16 @@ struct Tile {
     return view.data + (image * view.batch + channel * view.channel) * bytes;
   }
 
-  // `memory`: 2 + images rows.
-  void begin(float* memory) {
+  int64_t common_rows() const { return 3 + images; }
+  // `memory` has `common_rows` rows. The images are prefetched `rows_ahead` rows ahead.
+  void begin(float* memory, int64_t rows_ahead) {
+    copied = reinterpret_cast<int32_t*>(memory);
+    memory += pitch;
+    for (int64_t j = 0; j < input_columns.count(); ++j) {
+      const int64_t e = input_columns.begin + j;
+      const bool inside = e >= 0 && e < problem.width;
+      copied[j] = inside ? int32_t(j) : !problem.folds ? -1 : int32_t(source_column(e) - input_columns.begin);
+    }
     dssim = memory;
     contrast = memory + pitch;
     folded = memory + 2 * pitch;
@@ -113,7 +125,7 @@ struct Tile {
     image2 = plane_of(args.img2, problem.reader.bytes2);
     weight = args.weight.data ? reinterpret_cast<const float*>(plane_of(args.weight, sizeof(float))) : nullptr;
     l1_weight = args.weighs_l1 ? weight : nullptr;
-    choose_shift();
+    choose_shift(rows_ahead);
     const double* coefficients = args.coefficients + plane * 3;
     point.shift_s = 2 * shift.each;
     point.shift_d = shift.difference;
@@ -127,8 +139,12 @@ struct Tile {
   }
 
   // The mean of 64 samples of the tile. A difference is shifted only where the images are clearly apart.
-  void choose_shift() {
-    shift = {problem.scale, static_cast<float>(args.data_range), 0, 0};
+  void choose_shift(int64_t rows_ahead) {
+    shift = {};
+    shift.scale = problem.scale;
+    shift.data_range = static_cast<float>(args.data_range);
+    shift.ahead1 = rows_ahead * args.img1.row * problem.reader.bytes1;
+    shift.ahead2 = rows_ahead * args.img2.row * problem.reader.bytes2;
     double sum_s = 0, sum_d = 0;
     for (int i = 0; i < 8; ++i)
       for (int j = 0; j < 8; ++j) {
@@ -177,15 +193,14 @@ struct Tile {
     } else {
       read(from_slice, from_row, inside, nullptr, s0 + inside.begin, d0 + inside.begin);
     }
-    auto fill = [&](Span outside) {
-      for (int64_t e = outside.begin; e < outside.end; ++e) {
-        const int64_t copied = source_column(e);
-        s0[e] = copied < 0 ? outside_s : s0[copied];
-        d0[e] = copied < 0 ? outside_d : d0[copied];
+    auto fill = [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin - input_columns.begin; j < end - input_columns.begin; ++j) {
+        s[j] = copied[j] < 0 ? outside_s : s[copied[j]];
+        d[j] = copied[j] < 0 ? outside_d : d[copied[j]];
       }
     };
-    fill({input_columns.begin, inside.begin});
-    fill({inside.end, input_columns.end});
+    fill(input_columns.begin, inside.begin);
+    fill(inside.end, input_columns.end);
   }
 
   // `source_of` for an element of a row, or -1.
@@ -195,35 +210,34 @@ struct Tile {
     return copied < 0 ? -1 : copied * stride + (e - pixel * stride);
   }
 
-  // A row of the four moments (averaged but along the row) to 1 - S and to partial derivatives.
-  void point_row(const float* sums, float* out, int64_t out_pitch) const {
-    problem.passes.point_row({sums, pitch, forward_columns.count(), stride, dssim, contrast, out, out_pitch},
+  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials.
+  void point_row(float* sums, float* out, int64_t out_pitch) const {
+    problem.passes.point_row({sums, pitch, forward_columns.count(), stride, dssim, args.contrast ? contrast : nullptr, out,
+                              out_pitch},
                              problem.taps, point);
   }
 
-  // Weights, totals and the map; the partials vanish where the index is not defined.
+  // Weights, totals and the map; partials are 0 beyond the columns where the index is defined.
   void finish_point_row(int64_t slice, int64_t row, float* out, int64_t out_pitch) {
-    const Span defined = forward_columns.within(problem.columns);
-    const int64_t begin = defined.begin - forward_columns.begin, end = most(begin, defined.end - forward_columns.begin);
+    const int64_t end = forward_columns.count();
     const float* w = weight ? weight_row(slice, row) + forward_columns.begin : nullptr;
     if (gradient)
       for (int m = 0; m < maps; ++m, out += out_pitch) {
-        for (int64_t j = 0; j < begin; ++j) out[j] = 0;
-        for (int64_t j = end; j < forward_columns.count(); ++j) out[j] = 0;
+        for (int64_t j = end; j < round_up(end, kLanes); ++j) out[j] = 0;
         if (w)
-          for (int64_t j = begin; j < end; ++j) out[j] *= w[j];
+          for (int64_t j = 0; j < end; ++j) out[j] *= w[j];
       }
     if (!slices.contains(slice) || !rows.contains(row)) return;
-    const int64_t mine0 = most(begin, columns.begin - forward_columns.begin);
-    const int64_t mine1 = most(mine0, least(end, columns.end - forward_columns.begin));
+    const Span mine = columns.within(forward_columns);
+    const int64_t mine0 = mine.begin - forward_columns.begin, mine1 = mine.end - forward_columns.begin;
     if (args.map.data) {
       float* map = output_of(args.map, slice, row) + forward_columns.begin;
       for (int64_t j = mine0; j < mine1; ++j) map[j] = 1.0f - dssim[j];
     }
     if (w)
-      for (int64_t j = mine0; j < mine1; ++j) dssim[j] *= w[j], contrast[j] *= w[j];
+      for (int64_t j = mine0; j < mine1; ++j) dssim[j] *= w[j];
     totals[0] += row_total(dssim, mine0, mine1);
-    totals[1] += row_total(contrast, mine0, mine1);
+    if (args.contrast) totals[1] += row_total(contrast, mine0, mine1);
   }
 
   float* output_of(const View& view, int64_t slice, int64_t row) const {
@@ -234,15 +248,16 @@ struct Tile {
   // The view of gradient `image` of those wanted.
   const View& gradient_view(int image) const { return image == 1 || !args.grad1.data ? args.grad2 : args.grad1; }
 
-  // One row of the gradient, given the partials averaged but along the row, and the row's s and d.
+  // One row of the gradient, given the partials averaged but along the row (zeros around
+  // them), and the row's s and d.
   void finish_gradient_row(int64_t slice, int64_t row, const float* sums, const float* s, const float* d) {
     GradientRow work = {};
-    work.sums = sums;
-    work.sums_pitch = pitch;
+    work.sums = sums + gradient_columns.begin - border - forward_columns.begin;
+    work.sums_pitch = adjoint_pitch;
     work.count = gradient_columns.count();
     work.stride = stride;
-    work.s = s + 2 * border;
-    work.d = d + 2 * border;
+    work.s = s + gradient_columns.begin - input_columns.begin;
+    work.d = d + gradient_columns.begin - input_columns.begin;
     work.shift_d = shift.difference;
     if (problem.folds) {
       work.out1 = folded;

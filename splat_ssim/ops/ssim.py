@@ -156,8 +156,8 @@ _HAS_LIBRARY = _library.library() is not None
 
 _PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
 
-#: `Arguments` of csrc/cpu/ssim.h: six views of six words, ten sizes, three pointers, three doubles.
-_ARGUMENTS = struct.Struct("=49q3d")
+#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, three doubles.
+_ARGUMENTS = struct.Struct("=50q3d")
 _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 
@@ -224,6 +224,7 @@ class _Call:
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
+        contrast: bool = False,
     ) -> Tensor:
         options, first = self.options, self.first
         outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
@@ -245,6 +246,7 @@ class _Call:
             _PADDING_CODES[options.padding],
             torch.get_num_threads(),
             weight_inset is None,
+            contrast,
             ctypes.addressof(window),
             coefficients.data_ptr(),
             totals.data_ptr(),
@@ -340,7 +342,7 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
 def _ssim_channel_means_cpu(img1, img2, *arguments):
     options = Options(*arguments)
     call = _Call(img1, img2, options, planar=True)
-    totals = call.run(torch.zeros((call.planes, 3), dtype=torch.float64))
+    totals = call.run(torch.zeros((call.planes, 3), dtype=torch.float64), contrast=True)
     means = 1 - totals[:, :2] / _positions(options, call.first.shape)
     return means.float().view(call.batch, call.channels, 2)
 
