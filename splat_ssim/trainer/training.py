@@ -57,12 +57,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.scene = read_scene(config)
+        self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
         self.splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device)
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         self.strategy = make_strategy(config.strategy, self.score_views)
         self.strategy.check_sanity(self.splats, self.optimizers)
-        self.strategy_state = self.strategy.initialize_state(scene_scale=self.scene.extent)
+        self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
         self.clock = StageClock(config.profile, self.device)
         self.step = 0
         self.train_seconds = 0.0
@@ -129,7 +130,7 @@ class Trainer:
 
         with clock("optimiser"):
             set_learning_rates(
-                self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.scene.extent
+                self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.extent
             )
             for optimizer in self.optimizers.values():
                 optimizer.step()
