@@ -32,9 +32,9 @@ def step(
     second_correction: float,
     visible: Tensor | None = None,
 ) -> None:
-    """One step in place; with m and v the moments, c the second correction, p the parameter, g its gradient:
+    """One step of Adam, in place.
 
-    m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g², p -= rate·m / (sqrt(v / c) + eps).
+    m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g², p -= rate·m / (sqrt(v / second_correction) + eps).
 
     Args:
         parameter: float32, contiguous, on the CPU, as are the next three, all of one shape.
