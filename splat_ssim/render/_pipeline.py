@@ -14,7 +14,7 @@ from .reference import Projection
 
 def default_tile_size(width: int, height: int) -> int:
     """Measured: small tiles waste fewer lanes, large ones repeat less work once there are enough of them."""
-    return 16 if width * height < 256 * 256 else 32
+    return 16 if width * height <= 256 * 256 else 32
 
 
 def render(
