@@ -420,6 +420,16 @@ def _photometric_context(ctx, inputs, output):
     ctx.grads = grads
 
 
+def _scaled(grad: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+    """`grad` times `upstream`; where this is the last backward through the graph, in its memory or not at all."""
+    last = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.is_grad_enabled()
+    if not last or torch._C._autograd._get_current_graph_task_keep_graph():
+        return torch.ops.splat_ssim.scaled_gradient(grad, upstream, image)
+    if upstream.ndim:
+        return grad.mul_(upstream.view(-1, *(1,) * (grad.ndim - 1)))
+    return grad if upstream.item() == 1.0 else grad.mul_(upstream)
+
+
 def _photometric_backward(ctx, upstream, *unused):
     found = [None, None]
     if upstream is not None:
