@@ -133,7 +133,8 @@ def test_every_window_on_larger_images(kernels, window_size, spatial_dims):
     for padding in PADDINGS:
         for needs in ((False, False), (True, False), (True, True)):
             options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
-            check_photometric(kernels, img1, img2, options, needs)
+            # Three taps average rounding over 9 pixels only, and the largest of 42,000 errors counts: 5.7e-6 was seen.
+            check_photometric(kernels, img1, img2, options, needs, tolerance=2.0)
 
 
 # Half precision is only the storage: the definition sees the same rounded images; gradients are rounded to it.
