@@ -168,7 +168,7 @@ class CappedGrowth:
     """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
 
     A round draws voxels in proportion to the square of the blurred residual, which is the gradient of the squared error
-    by the field; a new Gaussian there has the residual as its density, of either sign.
+    by the field; a new Gaussian there has the residual, or its share of it, as its density, of either sign.
 
     Args:
         budget: The field never has more Gaussians.
@@ -217,6 +217,9 @@ class CappedGrowth:
                 return False
             chosen = sample_voxels(residual.square().sum(0), grown, generator)
             new = new_gaussians(chosen, self.sigma, residual, grid, generator)
+            # Where many are put close together, each takes its share: together they must not overshoot.
+            alone = GaussianField({**new, "densities": torch.ones(grown)})
+            new["densities"] /= alone(grid)[0].flatten()[chosen].clamp(min=1.0)
         if "features" in new:
             # The residual's own ratios may be anything; the colour of the target is a better start.
             new["features"] = new_gaussians(chosen, self.sigma, target, grid, generator)["features"]
