@@ -6,11 +6,14 @@ ARGS ?=
 # On a machine without a GPU, PyTorch's own CPU package index saves gigabytes: see the README.
 PIP_ARGS ?=
 
+# Where nvcc is found, kernels are built for these; other GPUs compile theirs at first use. `make wheel` builds all.
+export TORCH_CUDA_ARCH_LIST ?= 7.5;8.9;9.0+PTX
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test check wheel pins clean
+.PHONY: train test check gpu wheel pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -26,10 +29,14 @@ check: $(VENV)/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+## gpu: everything that needs a GPU: build, tests, compute-sanitizer, benchmark; fails where CUDA is not reached
+gpu: $(VENV)/test.done
+	PYTHON=$(BIN)/python bash scripts/gpu.sh
+
 ## wheel: one wheel for every Python and torch, in dist/
 wheel: $(VENV)/torch.done
 	$(PIP) build
-	$(BIN)/python -m build --wheel -o dist .
+	TORCH_CUDA_ARCH_LIST= $(BIN)/python -m build --wheel -o dist .
 
 ## pins: resolve constraints.txt anew for Python 3.10 and newer
 pins: $(VENV)/torch.done
@@ -37,7 +44,7 @@ pins: $(VENV)/torch.done
 	echo "torch==2.13.0" > $(VENV)/torch.in
 	{ echo "# Pinned versions for 'make train' and 'make test', Python 3.10 and newer: 'make pins' writes this file."; \
 	  $(BIN)/uv pip compile -q --universal --python-version 3.10 --all-extras --constraint $(VENV)/torch.in --no-header \
-	    --no-annotate pyproject.toml | grep -v -E '^(nvidia-|cuda-|triton)'; } > constraints.tmp
+	    --no-annotate pyproject.toml | grep -v -E '^(nvidia-cu|nvidia-n|cuda-|triton)'; } > constraints.tmp
 	mv constraints.tmp constraints.txt
 
 clean:

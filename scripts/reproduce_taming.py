@@ -103,7 +103,7 @@ class Options:
 def command(name: str, options: Options, folder: Path) -> list[str]:
     """The training command of a scene: resumes where its run folder has a checkpoint."""
     train = [sys.executable, str(ROOT / "scripts" / "train.py")]
-    if any(folder.glob("checkpoint*")):
+    if (folder / "checkpoint.pt").exists():
         return [*train, "--resume", str(folder)]
     scene = SCENES[name]
     budget = (

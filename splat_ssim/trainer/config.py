@@ -100,6 +100,8 @@ class StrategyConfig:
     name: str = "capped"
     #: Most Gaussians there may be (capped, mcmc, taming).
     budget: int = 30_000
+    #: Where given, the budget is this multiple of the Gaussians at the start.
+    budget_multiplier: float | None = None
     #: Densification happens after refine_start, every refine_every steps, before refine_stop (default 0.6 of the run).
     refine_start: int = 100
     refine_every: int = 100
@@ -210,6 +212,8 @@ class Config:
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if strategy.budget_multiplier is not None and strategy.budget_multiplier <= 0:
+            raise ConfigError(f"strategy.budget_multiplier must be positive, got {strategy.budget_multiplier}")
         if not 0 <= model.sh_degree <= 3:
             raise ConfigError(f"model.sh_degree must be 0, 1, 2 or 3, got {model.sh_degree}")
         if not 0 < model.init_opacity < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -61,6 +62,8 @@ class Trainer:
         self.background = torch.tensor(self.scene.background, device=self.device)
         self.splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device)
         self.optimizers = make_optimizers(self.splats, config.optimizer)
+        if config.strategy.budget_multiplier is not None:
+            config.strategy.budget = max(1, int(config.strategy.budget_multiplier * len(self.splats["means"])))
         self.strategy = make_strategy(config.strategy, self.score_views)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
@@ -129,9 +132,7 @@ class Trainer:
             loss.backward()
 
         with clock("optimiser"):
-            set_learning_rates(
-                self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.extent
-            )
+            set_learning_rates(self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.extent)
             for optimizer in self.optimizers.values():
                 optimizer.step()
                 optimizer.zero_grad()
@@ -193,6 +194,7 @@ class Trainer:
             **{key: result[key] for key in ("psnr", "ssim", "ssim_padding")},
             "num_gaussians": len(self.splats["means"]),
             "train_seconds": round(self.train_seconds, 3),
+            "peak_memory_bytes": peak_memory(self.device),
             "step": self.step,
             "device": self.device.type,
             "loss": self.config.loss,
@@ -254,6 +256,13 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of torch on a CUDA device, of the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_scene(config: Config) -> Scene:
