@@ -135,7 +135,9 @@ def test_a_run_writes_what_it_promises(options, tmp_path):
     metrics = main([*options, "--output.tensorboard", "--output.video", "--output.video-frames", "3", "--profile"])
     folder = tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    expected = {"psnr", "ssim", "ssim_padding", "num_gaussians", "train_seconds", "step", "device", "loss"}
+    expected = {"psnr", "ssim", "ssim_padding", "num_gaussians", "train_seconds", "step", "device", "loss"} | {
+        "peak_memory_bytes"
+    }
     assert set(metrics) == expected
     assert (metrics["step"], metrics["device"], metrics["loss"]) == (40, "cpu", "fused_ssim")
     assert metrics["ssim_padding"] == "same"

@@ -19,9 +19,12 @@ _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 _LONGEST_AXIS = 2**31 - 8192
 
 
-@torch.compiler.assume_constant_result
 def _has_device_kernels(index: int) -> bool:
     return _cuda_module.kernels(index) is not None
+
+
+# What torch.compiler.assume_constant_result sets; the decorator itself would import Dynamo, seconds of every start.
+_has_device_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
