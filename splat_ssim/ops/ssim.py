@@ -301,7 +301,7 @@ def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *ar
         # The common case in plain numbers: at small sizes a dozen operations on tiny tensors would cost more than it.
         positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
         row = [dssim_weight / positions, 0.0, l1_weight / elements]
-        coefficients = torch.tensor(row, dtype=torch.float64).repeat(call.planes, 1)
+        coefficients = torch.tensor([row] * call.planes, dtype=torch.float64)
         totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
         dssim_sum, _, l1_sum = totals.sum(0).tolist()
         dssim, l1 = dssim_sum / positions, l1_sum / elements
