@@ -193,6 +193,43 @@ def test_accuracy_where_peers_lose_it(shape):
     check_all(0.9 + 1e-3 * noise1, 0.5 + 1e-3 * noise2, options)
 
 
+def saturated(shape):
+    """A flat and almost white half within dark texture, as in a photograph; with a little noise, and with more."""
+    generator = torch.Generator().manual_seed(0)
+    image = 0.2 * torch.rand(shape, generator=generator)
+    image[..., shape[-2] // 4 : 3 * shape[-2] // 4, :] = 0.99
+    return (image + scale * torch.randn(shape, generator=generator) for scale in (0.005, 0.01))
+
+
+# B = V_s + V_d + 2 C2 is only some 10⁻³ where an image is flat, and the gradient is as exact as B. In 2D the variances
+# are taken about each window's own centre where they must be. In 3D they are taken about one constant of the tile: they
+# lose float32's 6e-8 of squares of up to 1.
+@needs_library
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    ("shape", "offset", "gradient"),
+    [
+        ((1, 2, 150, 200), 0, 2e-6),
+        ((1, 1, 40, 67), 1000, 2e-6),
+        ((1, 40, 53, 3), 0, 2e-6),
+        ((1, 1, 24, 26, 40), 0, 3e-5),
+    ],
+    ids=str,
+)
+def test_flat_parts_far_from_the_mean(shape, offset, gradient, padding):
+    img1, img2 = (offset + image for image in saturated(shape))
+    options = options_for(shape, padding=padding, channels_last=shape[-1] == 3)
+
+    def dssim(x, y):
+        return ops.photometric(x, y, options, l1_weight=0.0, dssim_weight=1.0)[0]
+
+    loss, *found = differentiate(dssim, img1, img2)
+    truth, *expected = differentiate(dssim, img1.double(), img2.double())
+    assert abs(loss.item() - truth.item()) <= 1e-7
+    for image in range(2):
+        assert_close(found[image], expected[image], gradient)
+
+
 @needs_library
 @pytest.mark.parametrize("shape", [(2, 3, 90, 70), (1, 1, 30, 40, 20)], ids=str)
 def test_equal_images(shape):

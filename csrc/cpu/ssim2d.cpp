@@ -15,6 +15,8 @@ constexpr int64_t kWantedTasks = 48;
 struct Tile2d : Tile {
   using Tile::Tile;
 
+  static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
+
   int64_t lag, first_row, next_input;
   int64_t ring_rows, partial_rows;
   float *ring, *averaged, *partials, *adjoint;
@@ -27,14 +29,14 @@ struct Tile2d : Tile {
     ring_rows = kRows + radius + (gradient ? lag : radius);
     partial_rows = kRows + radius + lag;
     const int64_t adjoint_floats = maps * kRows * adjoint_pitch;
-    const int64_t in_rows = common_rows() + 2 * ring_rows + 4 * kRows + maps * partial_rows;
+    const int64_t in_rows = common_rows() + 2 * ring_rows + kMoments * kRows + maps * partial_rows;
     const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
     begin(memory, kRows);
     ring = memory + common_rows() * pitch;
     averaged = ring + 2 * ring_rows * pitch;
-    partials = averaged + 4 * kRows * pitch;
+    partials = averaged + kMoments * kRows * pitch;
     adjoint = partials + maps * partial_rows * pitch;
     for (int64_t j = 0; j < adjoint_floats; ++j) adjoint[j] = 0;
     return true;
@@ -67,15 +69,17 @@ struct Tile2d : Tile {
       d[t] = s[t] + pitch;
     }
     const int64_t count = input_columns.count();
-    problem.passes.column_moments(s, problem.taps, count, averaged, averaged + 2 * pitch, 4 * pitch);
-    problem.passes.column_moments(d, problem.taps, count, averaged + pitch, averaged + 3 * pitch, 4 * pitch);
+    problem.passes.column_moments(s, problem.taps, count,
+                                  {averaged, averaged + 2 * pitch, averaged + 4 * pitch, kMoments * pitch});
+    problem.passes.column_moments(
+        d, problem.taps, count, {averaged + pitch, averaged + 3 * pitch, averaged + 5 * pitch, kMoments * pitch});
     for (int64_t r = 0; r < kRows; ++r) {
       if (!problem.rows.contains(row + r)) {
         clear_partials(row + r);
         continue;
       }
       float* out = gradient ? partial_row(row + r) : nullptr;
-      point_row(averaged + r * 4 * pitch, out, pitch);
+      point_row(averaged + r * kMoments * pitch, true, out, pitch);
       finish_point_row(0, row + r, out, pitch);
     }
   }

@@ -68,8 +68,9 @@ struct Tile3d : Tile {
       d[t] = to + pitch;
     }
     float* out = ring_row(row);
-    problem.passes.column_moments(s, problem.taps, input_columns.count(), out, out + 2 * pitch, kMaps * pitch);
-    problem.passes.column_moments(d, problem.taps, input_columns.count(), out + pitch, out + 3 * pitch, kMaps * pitch);
+    const int64_t count = input_columns.count();
+    problem.passes.column_moments(s, problem.taps, count, {out, out + 2 * pitch, nullptr, kMaps * pitch});
+    problem.passes.column_moments(d, problem.taps, count, {out + pitch, out + 3 * pitch, nullptr, kMaps * pitch});
   }
 
   // The moments of one of the block's slices, averaged down the rows around [row, row + kRows).
@@ -95,7 +96,7 @@ struct Tile3d : Tile {
 
   void finish_row(int64_t slice, int64_t row, float* sums) {
     float* out = gradient ? partial_row(slice, row) : nullptr;
-    point_row(sums, out, partial_pitch);
+    point_row(sums, false, out, partial_pitch);
     finish_point_row(slice, row, out, partial_pitch);
   }
 

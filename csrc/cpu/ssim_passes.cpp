@@ -3,7 +3,10 @@
 // With s = x + y, d = x - y, mu and V their windowed means and variances (Wang et al. 2004, eq. 13, rearranged):
 //   A = mu_s² + mu_d² + 2 C1,  B = V_s + V_d + 2 C2,  u = 2 mu_d² / A,  v = 2 V_d / B,  1 - S = u + v - u v
 // so four maps are averaged (s, d, s², d²) and the distance from 1 needs no difference of nearly equal numbers. The
-// constants c_s and c_d are taken off s and d before anything is squared, which keeps V = E[s²] - E[s]² exact.
+// constants c_s and c_d are taken off s and d before anything is squared, which keeps V = E[s²] - E[s]² exact where the
+// images stay near them. Where they do not, and V is small, V is summed again about the window's own centre
+// (`local_moments`; in images, not in volumes): in a photograph those are the flat bright and dark parts. No constant of
+// a tile can do there, since what is next to a flat part may be anything.
 #include <cstring>
 
 #include "ssim_passes.h"
@@ -30,6 +33,9 @@ struct Window<0> {
   SPLAT_INLINE int size() const { return taps.count; }
 };
 
+// Squares of means up to this multiple of B = V_s + V_d + 2 C2 may be taken off the means of the squares to get V.
+constexpr float kCancellation = 32.0f;
+
 SPLAT_INLINE Floats reciprocal(Floats a) {
 #if defined(__AVX512F__)
   // 14 bits, then one Newton step: half the time of a division and as exact to 1.5 units in the last place.
@@ -52,43 +58,60 @@ SPLAT_INLINE void add_row(Floats value, int t, const Window<kTaps>& w, Floats* m
     }
 }
 
-template <int kTaps, bool kMean, bool kSquare>
-void column_pass(const float* const* rows, const Taps& taps, int64_t count, float* mean_out, float* square_out,
-                 int64_t out_pitch) {
+// With `kLocal`, values are taken about the middle rows while they are summed, and the variances are written too.
+template <int kTaps, bool kMean, bool kSquare, bool kLocal>
+void column_pass(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
   const Window<kTaps> w(taps);
+  const int middle = (w.size() + kRows) / 2 - 1;
   for (int64_t j = 0; j < count; j += kLanes) {
-    Floats mean[kRows] = {}, square[kRows] = {};
+    Floats mean[kRows] = {}, square[kRows] = {}, centre = {};
+    if constexpr (kLocal) centre = 0.5f * (load(rows[middle] + j) + load(rows[middle + 1] + j));
     if constexpr (kTaps > 0) {
 #pragma GCC unroll 64
       for (int t = 0; t < kTaps + kRows - 1; ++t)
-        add_row<kTaps, kMean, kSquare>(load(rows[t] + j), t, w, mean, square);
+        add_row<kTaps, kMean, kSquare>(load(rows[t] + j) - centre, t, w, mean, square);
     } else {
       for (int t = 0; t < w.size() + kRows - 1; ++t)
-        add_row<kTaps, kMean, kSquare>(load(rows[t] + j), t, w, mean, square);
+        add_row<kTaps, kMean, kSquare>(load(rows[t] + j) - centre, t, w, mean, square);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      if (kMean) store(mean_out + r * out_pitch + j, mean[r]);
-      if (kSquare) store(square_out + r * out_pitch + j, square[r]);
+      const int64_t at = r * out.pitch + j;
+      if constexpr (kMean) store(out.mean + at, mean[r] + centre);
+      if constexpr (kSquare && kLocal) {
+        const Floats all = kMean ? mean[r] + centre : load(out.mean + at), local = kMean ? mean[r] : all - centre;
+        const Floats variance = square[r] - local * local;
+        store(out.variance + at, variance);
+        store(out.square + at, variance + all * all);
+      } else if constexpr (kSquare) {
+        store(out.square + at, square[r]);
+      }
     }
   }
 }
 
 template <int kTaps>
 void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
-  column_pass<kTaps, true, false>(rows, taps, count, out, nullptr, out_pitch);
+  column_pass<kTaps, true, false, false>(rows, taps, count, {out, nullptr, nullptr, out_pitch});
+}
+
+template <int kTaps, bool kLocal>
+void moments(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  if constexpr (kLanes == 16) {
+    column_pass<kTaps, true, true, kLocal>(rows, taps, count, out);
+  } else {
+    // 16 registers hold the sums of one of the two.
+    column_pass<kTaps, true, false, kLocal>(rows, taps, count, out);
+    column_pass<kTaps, false, true, kLocal>(rows, taps, count, out);
+  }
 }
 
 template <int kTaps>
-void column_moments(const float* const* rows, const Taps& taps, int64_t count, float* mean, float* square,
-                    int64_t out_pitch) {
-  if constexpr (kLanes == 16) {
-    column_pass<kTaps, true, true>(rows, taps, count, mean, square, out_pitch);
-  } else {
-    // 16 registers hold the sums of one of the two.
-    column_pass<kTaps, true, false>(rows, taps, count, mean, nullptr, out_pitch);
-    column_pass<kTaps, false, true>(rows, taps, count, nullptr, square, out_pitch);
-  }
+void column_moments(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  if (out.variance)
+    moments<kTaps, true>(rows, taps, count, out);
+  else
+    moments<kTaps, false>(rows, taps, count, out);
 }
 
 #if defined(__AVX512F__)
@@ -151,9 +174,9 @@ SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, con
   }
 }
 
-// The means of s - c_s, d - c_d and of their squares.
+// The means of s - c_s and d - c_d, and their variances.
 struct Moments {
-  Floats s, d, ss, dd;
+  Floats s, d, var_s, var_d;
 };
 
 // 1 - S, 1 - contrast-structure, and how they change with the moments, combined for the gradients by x and y:
@@ -167,12 +190,11 @@ template <int kPartials>
 SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
   Point p;
   const Floats mu_s = m.s + c.shift_s, mu_d = m.d + c.shift_d;
-  const Floats var_s = m.ss - m.s * m.s, var_d = m.dd - m.d * m.d;
   const Floats dd = mu_d * mu_d;
-  const Floats a = mu_s * mu_s + (dd + c.c1_twice), b = var_s + (var_d + c.c2_twice);
+  const Floats a = mu_s * mu_s + (dd + c.c1_twice), b = m.var_s + (m.var_d + c.c2_twice);
   const Floats r = reciprocal(a * b);
   const Floats over_a = b * r, over_b = a * r;
-  const Floats u = 2.0f * dd * over_a, v = 2.0f * var_d * over_b;
+  const Floats u = 2.0f * dd * over_a, v = 2.0f * m.var_d * over_b;
   p.dssim = v + (u - u * v);
   p.contrast = v;
   if constexpr (kPartials > 0) {
@@ -194,16 +216,75 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
   return p;
 }
 
+SPLAT_INLINE bool any(Ints lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)lanes) != 0;
+#else
+  return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
+#endif
+}
+
+SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
+  return bits_as<Floats>((which & bits_as<Ints>(yes)) | (~which & bits_as<Ints>(no)));
+}
+
+// Mean and variance along a row of columns with these means and variances, summed about the window's middle column.
+template <int kTaps, int kStride>
+SPLAT_INLINE void local_moments(const float* means, const float* variances, int64_t stride, const Window<kTaps>& w,
+                                Floats& mean, Floats& variance) {
+  if (kStride > 0) stride = kStride;
+  const int middle = w.size() / 2;
+  const Floats centre = load(means + middle * stride);
+  Floats sum = {}, squares;
+  row_sums<kTaps, kStride, 1>(variances, 0, stride, w, &squares);
+#pragma GCC unroll 16
+  for (int k = 0; k < middle; ++k) {
+    const Floats left = load(means + k * stride) - centre, right = load(means + (2 * middle - k) * stride) - centre;
+    sum += w[k] * (left + right);
+    squares += w[k] * (left * left + right * right);
+  }
+  mean = centre + sum;
+  variance = squares - sum * sum;
+}
+
+// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B if `variances` are given. A lane is replaced for
+// what it is itself, so a result depends neither on its neighbours nor on where a tile begins.
+template <int kTaps, int kStride>
+SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, bool variances,
+                                 const Window<kTaps>& w, float c2_twice) {
+  Floats mean[4];
+  row_sums<kTaps, kStride, 4>(sums, pitch, stride, w, mean);
+  const Floats squared[2] = {mean[0] * mean[0], mean[1] * mean[1]};
+  Floats variance[2] = {mean[2] - squared[0], mean[3] - squared[1]};
+  if (variances) {
+    const Floats enough = kCancellation * (variance[0] + variance[1] + c2_twice);
+#pragma GCC unroll 2
+    for (int m = 0; m < 2; ++m) {
+      const Ints cancels = (Ints)(squared[m] > enough);
+      if (!any(cancels)) continue;
+      Floats local_mean, local_variance;
+      local_moments<kTaps, kStride>(sums + m * pitch, sums + (4 + m) * pitch, stride, w, local_mean,
+                                    local_variance);
+      mean[m] = choose(cancels, local_mean, mean[m]);
+      variance[m] = choose(cancels, local_variance, variance[m]);
+    }
+  }
+  return {mean[0], mean[1], variance[0], variance[1]};
+}
+
 // In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
 template <int kTaps, int kStride, int kPartials>
-void point_row(const PointRow& row, const Taps& taps, const PointConstants& constants) {
+void point_row(PointRow row, const Taps& taps, PointConstants constants) {
   const Window<kTaps> w(taps);
   const int64_t from = row.sums_pitch, to = row.partials_pitch;
   for (int64_t j = 0; j < row.count; j += kLanes) {
-    Floats mean[4];
-    row_sums<kTaps, kStride, 4>(row.sums + j, from, row.stride, w, mean);
-#pragma GCC unroll 4
-    for (int m = 0; m < 4; ++m) store(row.sums + m * from + j, mean[m]);
+    const Moments m = row_moments<kTaps, kStride>(row.sums + j, from, row.stride, row.variances, w, constants.c2_twice);
+    store(row.sums + j, m.s);
+    store(row.sums + from + j, m.d);
+    store(row.sums + 2 * from + j, m.var_s);
+    store(row.sums + 3 * from + j, m.var_d);
   }
   for (int64_t j = 0; j < row.count; j += kLanes) {
     const float* sums = row.sums + j;

@@ -20,10 +20,17 @@ struct PointConstants {
   float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
 };
 
+// Where kRows rows of averages down the columns go: of values, of their squares, and of V, or null.
+struct ColumnMoments {
+  float *mean, *square, *variance;
+  int64_t pitch;
+};
+
 // One row of moments, averaged but along the row, to 1 - S, 1 - contrast-structure and the partial derivatives.
 struct PointRow {
-  float* sums;               // 4 maps: s, d, s², d²; overwritten
+  float* sums;               // 4 maps: s, d, s², d²; with `variances` 6: V_s, V_d of the columns too; overwritten
   int64_t sums_pitch;
+  bool variances;
   int64_t count, stride;     // elements; from one neighbour in the row to the next
   float *dssim, *contrast;   // contrast may be null
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
@@ -46,9 +53,8 @@ struct Passes {
   // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
   void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
   // The same of the rows and of their squares.
-  void (*column_moments)(const float* const* rows, const Taps& taps, int64_t count, float* mean, float* square,
-                         int64_t out_pitch);
-  void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);
+  void (*column_moments)(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out);
+  void (*point_row)(PointRow row, const Taps& taps, PointConstants constants);
   void (*gradient_row)(const GradientRow& row, const Taps& taps);
 };
 

@@ -211,9 +211,9 @@ struct Tile {
   }
 
   // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials.
-  void point_row(float* sums, float* out, int64_t out_pitch) const {
-    problem.passes.point_row({sums, pitch, forward_columns.count(), stride, dssim, args.contrast ? contrast : nullptr, out,
-                              out_pitch},
+  void point_row(float* sums, bool variances, float* out, int64_t out_pitch) const {
+    problem.passes.point_row({sums, pitch, variances, forward_columns.count(), stride, dssim,
+                              args.contrast ? contrast : nullptr, out, out_pitch},
                              problem.taps, point);
   }
 
