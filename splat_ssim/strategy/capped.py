@@ -11,7 +11,7 @@ from gsplat.strategy.base import Strategy
 from torch import Tensor
 
 from splat_ssim.render.reference import rotations
-from splat_ssim.strategy.operations import Optimizers, Params, replace_parameters, zero_state
+from splat_ssim.strategy.operations import Optimizers, Params, check_parameters, replace_parameters, zero_state
 
 
 @dataclass
@@ -57,9 +57,7 @@ class CappedStrategy(Strategy):
     def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
         """Raises ValueError where a parameter this strategy reads is missing."""
         super().check_sanity(params, optimizers)
-        missing = {"means", "scales", "quats", "opacities"} - set(params.keys())
-        if missing:
-            raise ValueError(f"params must hold means, scales, quats and opacities, got none for {sorted(missing)}")
+        check_parameters(params)
 
     def step_pre_backward(
         self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, info: dict[str, Any]

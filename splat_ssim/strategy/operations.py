@@ -12,6 +12,13 @@ Params = MutableMapping[str, torch.nn.Parameter] | torch.nn.ParameterDict
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
+def check_parameters(params: Params) -> None:
+    """Raises ValueError where a parameter that densification reads is missing."""
+    missing = {"means", "scales", "quats", "opacities"} - set(params.keys())
+    if missing:
+        raise ValueError(f"params must hold means, scales, quats and opacities, got none for {sorted(missing)}")
+
+
 @torch.no_grad()
 def replace_parameters(
     params: Params,

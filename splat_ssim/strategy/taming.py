@@ -14,10 +14,8 @@ from gsplat.strategy.base import Strategy
 from gsplat.strategy.ops import duplicate, remove, reset_opa, split
 from torch import Tensor
 
+from splat_ssim.strategy.operations import Optimizers, Params, check_parameters, zero_state
 from splat_ssim.strategy.scoring import ViewStats, budget_curve, view_score
-
-Params = dict[str, torch.nn.Parameter] | torch.nn.ParameterDict
-Optimizers = dict[str, torch.optim.Optimizer]
 
 
 @dataclass
@@ -93,9 +91,7 @@ class TamingStrategy(Strategy):
     def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
         """Raises ValueError where a parameter this strategy reads is missing."""
         super().check_sanity(params, optimizers)
-        missing = {"means", "scales", "quats", "opacities"} - set(params.keys())
-        if missing:
-            raise ValueError(f"params must hold means, scales, quats and opacities, got none for {sorted(missing)}")
+        check_parameters(params)
 
     def step_pre_backward(
         self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, info: dict[str, Any]
@@ -134,8 +130,7 @@ class TamingStrategy(Strategy):
             raise ValueError("densification needs at least 1 Gaussian to start from, got 0")
         state["budget_curve"] = budget_curve(len(means), self.budget, len(self.event_steps))
         state["trim"] = max(len(means) - self.budget, 0)
-        state["grad2d"] = torch.zeros(len(means), device=means.device)
-        state["count"] = torch.zeros(len(means), device=means.device)
+        zero_state(state, ("grad2d", "count"), len(means), means.device)
 
     def _trim_start(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
         """A start larger than the budget is sampled down to it, once."""
