@@ -213,8 +213,8 @@ def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Te
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
     if mask is not None and mask_mode == "normalize":
-        masked = {"mask": mask, "mask_mode": mask_mode, "reduction": reduction}
-        return reference.ssim(img1, img2, **masked, **definition_options(options))
+        constants = definition_options(options)
+        return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **constants)
     img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
     if reduction in ("mean", "image"):
         # One pass gives the value and the gradient.

@@ -18,7 +18,7 @@ from splat_ssim._checks import (
     check_padding,
     check_reduction,
 )
-from splat_ssim.modules import _WithOptions
+from splat_ssim.modules import SSIMOptions, _WithOptions
 from splat_ssim.ops.ssim import Options, definition_options, photometric
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
@@ -91,17 +91,34 @@ def photometric_loss(
     check_mask(mask, mask_mode, pred, channels_last)
     options = Options(window_size, sigma, data_range, k1, k2, padding, pred.ndim - 2, channels_last)
     if mask is not None and mask_mode == "normalize":
-        masked = {"mask": mask, "mask_mode": mask_mode, "reduction": reduction}
         loss, l1, ssim = reference.photometric_loss(
-            pred, target, lambda_dssim=lambda_dssim, **masked, **definition_options(options)
+            pred,
+            target,
+            lambda_dssim=lambda_dssim,
+            reduction=reduction,
+            mask=mask,
+            mask_mode=mask_mode,
+            **definition_options(options),
         )
         l1, ssim = l1.detach(), ssim.detach()
     else:
         pred, target, weight, _ = reference.apply_mask(pred, target, mask, mask_mode, data_range)
-        weights = {"l1_weight": 1 - lambda_dssim, "dssim_weight": lambda_dssim, "weight": weight}
-        loss, l1, dssim = photometric(pred, target, options, per_image=reduction == "image", **weights)
+        loss, l1, dssim = photometric(
+            pred,
+            target,
+            options,
+            l1_weight=1 - lambda_dssim,
+            dssim_weight=lambda_dssim,
+            weight=weight,
+            per_image=reduction == "image",
+        )
         ssim = 1 - dssim
     return (loss, {"l1": l1, "ssim": ssim}) if return_terms else loss
+
+
+class _LossOptions(SSIMOptions, total=False):
+    lambda_dssim: float
+    return_terms: bool
 
 
 class PhotometricLoss(_WithOptions):
@@ -111,6 +128,8 @@ class PhotometricLoss(_WithOptions):
         >>> criterion = PhotometricLoss(lambda_dssim=0.2, channels_last=True)
         >>> loss = criterion(torch.rand(1, 64, 64, 3), torch.rand(1, 64, 64, 3))
     """
+
+    options: _LossOptions
 
     def __init__(
         self,
@@ -132,17 +151,19 @@ class PhotometricLoss(_WithOptions):
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("mask_mode", mask_mode, MASK_MODES)
         super().__init__(
-            lambda_dssim=lambda_dssim,
-            window_size=window_size,
-            sigma=sigma,
-            data_range=data_range,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            reduction=reduction,
-            mask_mode=mask_mode,
-            channels_last=channels_last,
-            return_terms=return_terms,
+            _LossOptions(
+                lambda_dssim=lambda_dssim,
+                window_size=window_size,
+                sigma=sigma,
+                data_range=data_range,
+                k1=k1,
+                k2=k2,
+                padding=padding,
+                reduction=reduction,
+                mask_mode=mask_mode,
+                channels_last=channels_last,
+                return_terms=return_terms,
+            )
         )
 
     def forward(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> LossResult:

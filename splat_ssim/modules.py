@@ -8,15 +8,30 @@ from torch import Tensor, nn
 
 from splat_ssim import functional
 from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants
-from splat_ssim.reference import MS_SSIM_WEIGHTS
+from splat_ssim.reference import MS_SSIM_WEIGHTS, Constants, MapOptions
+
+
+class SSIMOptions(MapOptions, total=False):
+    """What `SSIM` and `SSIM3D` keep."""
+
+    reduction: str
+    mask_mode: str
+
+
+class MSSSIMOptions(Constants, total=False):
+    """What `MSSSIM` keeps."""
+
+    weights: Sequence[float]
+    reduction: str
+    channels_last: bool
 
 
 class _WithOptions(nn.Module):
-    """Keeps keyword options, checked on construction, and shows them in the module's text."""
+    """Keeps keyword options, whose constants are checked on construction, and shows them in the module's text."""
 
-    def __init__(self, **options: object):
+    def __init__(self, options: Constants):
         super().__init__()
-        check_constants(*(options[name] for name in ("window_size", "sigma", "data_range", "k1", "k2")))
+        check_constants(options["window_size"], options["sigma"], options["data_range"], options["k1"], options["k2"])
         self.options = options
 
     def extra_repr(self) -> str:
@@ -32,6 +47,7 @@ class SSIM(_WithOptions):
     """
 
     _function = staticmethod(functional.ssim)
+    options: SSIMOptions
 
     def __init__(
         self,
@@ -50,15 +66,17 @@ class SSIM(_WithOptions):
         check_choice("reduction", reduction, functional.REDUCTIONS)
         check_choice("mask_mode", mask_mode, MASK_MODES)
         super().__init__(
-            window_size=window_size,
-            sigma=sigma,
-            data_range=data_range,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            reduction=reduction,
-            mask_mode=mask_mode,
-            channels_last=channels_last,
+            SSIMOptions(
+                window_size=window_size,
+                sigma=sigma,
+                data_range=data_range,
+                k1=k1,
+                k2=k2,
+                padding=padding,
+                reduction=reduction,
+                mask_mode=mask_mode,
+                channels_last=channels_last,
+            )
         )
 
     def forward(self, img1: Tensor, img2: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -83,6 +101,8 @@ class MSSSIM(_WithOptions):
         >>> value = splat_ssim.MSSSIM()(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192))
     """
 
+    options: MSSSIMOptions
+
     def __init__(
         self,
         *,
@@ -97,14 +117,16 @@ class MSSSIM(_WithOptions):
     ):
         check_choice("reduction", reduction, functional.REDUCTIONS)
         super().__init__(
-            window_size=window_size,
-            sigma=sigma,
-            data_range=data_range,
-            k1=k1,
-            k2=k2,
-            weights=tuple(weights),
-            reduction=reduction,
-            channels_last=channels_last,
+            MSSSIMOptions(
+                window_size=window_size,
+                sigma=sigma,
+                data_range=data_range,
+                k1=k1,
+                k2=k2,
+                weights=tuple(weights),
+                reduction=reduction,
+                channels_last=channels_last,
+            )
         )
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:

@@ -18,17 +18,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Wang's exponents of the five scales of MS-SSIM, fine to coarse.
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 #: torch's name of each padding; "valid" pads nothing.
 _PAD_MODES = {"same": "constant", "reflect": "reflect", "replicate": "replicate"}
+
+
+class Constants(TypedDict, total=False):
+    """The window and the constants of SSIM, by keyword."""
+
+    window_size: int
+    sigma: float
+    data_range: float
+    k1: float
+    k2: float
+
+
+class MapOptions(Constants, total=False):
+    """What the map of S depends on besides the images, by keyword."""
+
+    padding: str
+    channels_last: bool
 
 
 def gaussian_taps(window_size: int = 11, sigma: float = 1.5) -> tuple[float, ...]:
@@ -186,7 +206,7 @@ def dssim_map(
     return to_channels_last(found) if channels_last else found
 
 
-def ssim_map(img1: Tensor, img2: Tensor, **options) -> Tensor:
+def ssim_map(img1: Tensor, img2: Tensor, **options: Unpack[MapOptions]) -> Tensor:
     """S for every position of the window; the options are those of `dssim_map`."""
     return 1 - dssim_map(img1, img2, **options)
 
@@ -273,7 +293,7 @@ def ssim(
 ) -> Tensor:
     """`splat_ssim.ssim` and `ssim3d` (by rank) without its checks; see there for the options."""
     img1, img2, weights, valid = apply_mask(img1, img2, mask, mask_mode, data_range)
-    constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    constants: Constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
     dssim = dssim_map(img1, img2, padding=padding, channels_last=channels_last, valid=valid, **constants)
     return similarity(dssim, weights, reduction, channels_last)
 
@@ -314,7 +334,7 @@ def photometric_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, l1, ssim) of `(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)`; `reduction` is "mean" or "image"."""
     pred, target, weights, valid = apply_mask(pred, target, mask, mask_mode, data_range)
-    constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    constants: Constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
     dissimilar = dssim_map(pred, target, padding=padding, channels_last=channels_last, valid=valid, **constants)
     dssim = weighted_mean(dissimilar, weights, reduction, channels_last)
     l1 = weighted_mean(absolute_difference(pred, target, data_range), weights, reduction, channels_last)
@@ -347,10 +367,13 @@ def pyramid(
 ) -> list[tuple[Tensor, Tensor]]:
     """The images (B, C, spatial…) of each scale, fine to coarse, in float32 or wider."""
     dtype = compute_dtype(img1, img2)
-    pair = tuple(as_float(img, dtype, data_range) for img in (img1, img2))
-    pairs = [tuple(to_channels_first(img) for img in pair) if channels_last else pair]
+    img1, img2 = as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
+    if channels_last:
+        img1, img2 = to_channels_first(img1), to_channels_first(img2)
+    pairs = [(img1, img2)]
     while len(pairs) < scales:
-        pairs.append(tuple(halve(img) for img in pairs[-1]))
+        img1, img2 = halve(img1), halve(img2)
+        pairs.append((img1, img2))
     return pairs
 
 
@@ -367,6 +390,6 @@ def ms_ssim(
     channels_last: bool = False,
 ) -> Tensor:
     """(B, C): MS-SSIM of each image and channel."""
-    options = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
+    constants: Constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
     pairs = pyramid(img1, img2, len(weights), data_range, channels_last)
-    return combine_scales([ssim_channel_means(*pair, **options) for pair in pairs], weights)
+    return combine_scales([ssim_channel_means(*pair, **constants) for pair in pairs], weights)

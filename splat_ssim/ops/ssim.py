@@ -327,8 +327,8 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
     options, shape = call.options, call.first.shape
     images = 1 if per_image else call.batch
     if weight is None:
-        counts = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
-        return torch.tensor([counts], dtype=torch.float64), None
+        plain = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
+        return torch.tensor([plain], dtype=torch.float64), None
     spread = call.spread(weight)
     inset = options.window_size // 2 if options.padding == "valid" else 0
     inner = spread
@@ -501,9 +501,17 @@ def has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
     return torch.compiler.is_compiling() or not (transformed(img1) or transformed(img2))
 
 
-def definition_options(options: Options) -> dict[str, object]:
+def definition_options(options: Options) -> reference.MapOptions:
     """The options as keyword arguments of splat_ssim.reference, which tells images from volumes by their rank."""
-    return {name: value for name, value in options._asdict().items() if name != "spatial_dims"}
+    return {
+        "window_size": options.window_size,
+        "sigma": options.sigma,
+        "data_range": options.data_range,
+        "k1": options.k1,
+        "k2": options.k2,
+        "padding": options.padding,
+        "channels_last": options.channels_last,
+    }
 
 
 def ssim_map(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
