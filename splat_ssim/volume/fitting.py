@@ -77,8 +77,10 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
                 f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
                 f"{weights.shape} from {weights.min()} to {weights.max()}"
             )
-        mask = torch.from_numpy(weights.astype(np.float32))[None]
-    return Target(torch.from_numpy(normalization.apply(volume.data)), volume.grid, normalization, mask)
+        mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
+    # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
+    values = np.ascontiguousarray(normalization.apply(volume.data))
+    return Target(torch.from_numpy(values), volume.grid, normalization, mask)
 
 
 class Fitting:
