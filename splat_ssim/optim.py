@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .ops import adam as _ops
 
+# What `hold_gradient` keeps beside the moments of a parameter.
+_HELD, _HELD_VISIBILITY = "held_gradient", "held_visibility"
+
 # Options of torch.optim.Adam that the compiled step does not have, with the value it assumes.
 _PLAIN = {
     "weight_decay": 0,
@@ -26,6 +29,61 @@ def _start_state(state: dict[str, Any], parameter: Tensor) -> None:
     state["step"] = torch.tensor(0.0, dtype=torch.float32)
     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+def hold_gradient(optimizer: torch.optim.Optimizer, visibility: Tensor | None = None) -> None:
+    """Adds the gradient to a sum in the optimiser's state and clears it: the step comes later, with `release_gradient`.
+
+    The sum lies beside the moments. Checkpoints take it along, and densification, which carries moments over when it
+    appends, splits or removes Gaussians, does the same with it: a new Gaussian's sum is zero, an old one's is kept.
+
+    Args:
+        optimizer: Adam or SelectiveAdam of one parameter, as gsplat's strategies ask for.
+        visibility: [N] bool, the Gaussians in view; kept for `release_gradient`.
+
+    Source: S. S. Mallick et al., "Taming 3DGS", 2024: the harmonics' step every 16 iterations.
+    """
+    parameter = optimizer.param_groups[0]["params"][0]
+    if parameter.grad is None:
+        return
+    state = optimizer.state[parameter]
+    if not state:
+        _start_state(state, parameter)
+    state[_HELD] = parameter.grad if _HELD not in state else state[_HELD].add_(parameter.grad)
+    parameter.grad = None
+    if visibility is not None:
+        # In the parameter's dtype, for so torch.optim's load_state_dict would have it anyway.
+        seen = visibility.to(parameter.dtype)
+        state[_HELD_VISIBILITY] = torch.maximum(state[_HELD_VISIBILITY], seen) if _HELD_VISIBILITY in state else seen
+
+
+def release_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Makes the sum of `hold_gradient` the parameter's gradient.
+
+    Args:
+        optimizer: As of `hold_gradient`.
+
+    Returns:
+        [N] bool, the Gaussians that were in view at any of the calls; None where none was told.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.optim import Adam, hold_gradient, release_gradient
+        >>> weights = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = Adam([weights], lr=0.1)
+        >>> for _ in range(16):
+        ...     weights.sum().backward()
+        ...     hold_gradient(optimizer)
+        >>> release_gradient(optimizer)
+        >>> weights.grad
+        tensor([16., 16.])
+    """
+    parameter = optimizer.param_groups[0]["params"][0]
+    state = optimizer.state[parameter]
+    if _HELD in state:
+        parameter.grad = state.pop(_HELD)
+    seen = state.pop(_HELD_VISIBILITY, None)
+    return None if seen is None else seen > 0
 
 
 class Adam(torch.optim.Adam):

@@ -65,6 +65,9 @@ def _taming(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         grow_grad2d=config.grow_gradient,
         prune_opa=config.prune_opacity,
         reset_every=given(config.reset_every),
+        num_views=config.score_views,
+        high_opacity=config.high_opacity,
+        high_opacity_start=config.high_opacity_start,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ def replace_parameters(
     optimizers: Optimizers,
     new_values: Callable[[str, Tensor], Tensor],
     new_moments: Callable[[Tensor], Tensor],
+    names: Iterable[str] | None = None,
 ) -> None:
     """Gives every parameter new values, possibly of another length, and carries its optimiser's state over.
 
@@ -33,8 +34,9 @@ def replace_parameters(
         optimizers: Name -> optimiser of that one parameter.
         new_values: (name, old values) -> new values.
         new_moments: Old (N, …) moment of an optimiser -> the new one.
+        names: Of the parameters to replace; by default all.
     """
-    for name in list(params.keys()):
+    for name in list(params.keys() if names is None else names):
         old = params[name]
         new = torch.nn.Parameter(new_values(name, old.detach()), requires_grad=old.requires_grad)
         params[name] = new

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gsplat.strategy.base import Strategy
 from gsplat.strategy.ops import duplicate, remove, reset_opa, split
 from torch import Tensor
 
-from splat_ssim.strategy.operations import Optimizers, Params, check_parameters, zero_state
+from splat_ssim.strategy.operations import Optimizers, Params, check_parameters, replace_parameters, zero_state
 from splat_ssim.strategy.scoring import ViewStats, budget_curve, view_score
 
 
@@ -43,6 +43,12 @@ class TamingStrategy(Strategy):
         prune_fraction: Share of the number of candidates that is drawn for pruning.
         reset_every: Steps between opacity resets, within the densification phase.
         reset_opacity: Opacity is cut to this value at a reset.
+        high_opacity: Whether opacities may pass 1 from `high_opacity_start` on: their activation turns from sigmoid to
+            the absolute value, at which the renderer's clamp of alpha makes them Gaussians with a flat top.
+            "intended": the values go on being optimised, with fresh moments. "released": as in the published code,
+            whose new tensor never reaches the optimiser, they stay as they are to the end. The loop must render with
+            `state["opacity_activation"]`, "sigmoid" or "absolute".
+        high_opacity_start: The turn comes after this step, by default after `refine_stop_iter`, and never earlier.
 
     Example:
         >>> strategy = TamingStrategy(budget=50_000, score_views=trainer.score_views)  # doctest: +SKIP
@@ -62,6 +68,8 @@ class TamingStrategy(Strategy):
     prune_fraction: float = 0.5
     reset_every: int = 3000
     reset_opacity: float = 0.01
+    high_opacity: Literal["off", "intended", "released"] = "off"
+    high_opacity_start: int | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +78,16 @@ class TamingStrategy(Strategy):
         if self.refine_every < 1 or self.reset_every < 1:
             raise ValueError(
                 f"refine_every and reset_every must be at least 1, got {self.refine_every} and {self.reset_every}"
+            )
+        if self.high_opacity not in ("off", "intended", "released"):
+            raise ValueError(f"high_opacity must be off, intended or released, got {self.high_opacity!r}")
+        if self.high_opacity_start is None:
+            self.high_opacity_start = self.refine_stop_iter
+        if self.high_opacity != "off" and self.high_opacity_start < self.refine_stop_iter:
+            # Scores, pruning and resets read logits.
+            raise ValueError(
+                f"high_opacity_start must not come before refine_stop_iter ({self.refine_stop_iter}), "
+                f"got {self.high_opacity_start}"
             )
 
     @property
@@ -86,6 +104,7 @@ class TamingStrategy(Strategy):
             "scene_scale": scene_scale,
             "budget_curve": None,
             "num_gaussians": [],
+            "opacity_activation": "sigmoid",
         }
 
     def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
@@ -111,6 +130,8 @@ class TamingStrategy(Strategy):
         packed: bool = False,
     ) -> None:
         """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, densifies."""
+        if self.high_opacity != "off" and step == self.high_opacity_start:
+            self._turn_opacities(params, optimizers, state)
         if step >= self.refine_stop_iter:
             return
         if state["budget_curve"] is None:
@@ -123,6 +144,19 @@ class TamingStrategy(Strategy):
             self._densify(params, optimizers, state, step, state["budget_curve"][events.index(step)])
         if step > 0 and step % self.reset_every == 0:
             reset_opa(params=params, optimizers=optimizers, state=state, value=self.reset_opacity)
+
+    def _turn_opacities(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
+        """From logits to the opacities themselves, at which nothing changes in the picture."""
+        replace_parameters(
+            params,
+            optimizers,
+            new_values=lambda name, logits: torch.sigmoid(logits),
+            new_moments=torch.zeros_like,
+            names=("opacities",),
+        )
+        # Without a gradient no optimiser moves it, whichever tensor it holds: what the released code comes to.
+        params["opacities"].requires_grad_(self.high_opacity == "intended")
+        state["opacity_activation"] = "absolute"
 
     def _start(self, params: Params, state: dict[str, Any]) -> None:
         means = params["means"]

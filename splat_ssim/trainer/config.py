@@ -76,8 +76,12 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Learning rates of Adam. Positions decay log-linearly over the run, the others over its last part."""
+    """Adam and its learning rates. Positions decay log-linearly over the run, the others over its last part."""
 
+    #: adam: compiled on the CPU; torch_adam: torch's own; sparse_adam: compiled, changes only the Gaussians in view.
+    name: Literal["adam", "torch_adam", "sparse_adam"] = "adam"
+    #: shN takes a step each so many steps, on the sum of the gradients (Taming 3DGS: 16); steps_scaler leaves it alone.
+    sh_every: int = 1
     #: Of positions, in units of the scene's extent, at the first and at the last step.
     means: float = 5e-4
     means_final: float = 5e-6
@@ -116,6 +120,12 @@ class StrategyConfig:
     grow_gradient: float = 2e-4
     #: Learning rate of the positional noise (mcmc).
     noise: float = 5e5
+    #: Training views scored at each event (taming); 0: no score, growth and pruning are drawn evenly.
+    score_views: int = 10
+    #: Opacities may pass 1 late in the run (taming): intended: and are optimised; released: frozen, as published.
+    high_opacity: Literal["off", "intended", "released"] = "off"
+    #: From this step on; by default from refine_stop on.
+    high_opacity_start: int | None = None
 
 
 @dataclass
@@ -203,12 +213,15 @@ class Config:
         strategy.refine_every = max(1, scale(strategy.refine_every))
         strategy.refine_stop = scale(strategy.refine_stop, resolved.steps * 6 // 10)
         strategy.reset_every = max(1, scale(strategy.reset_every, tenth))
+        strategy.high_opacity_start = scale(strategy.high_opacity_start, strategy.refine_stop)
         for name, value, least in (
             ("model.init_count", model.init_count, 1),
             ("strategy.budget", strategy.budget, 1),
             ("checkpoint_every", self.checkpoint_every, 0),
             ("output.eval_every", self.output.eval_every, 0),
             ("output.images", self.output.images, 0),
+            ("optimizer.sh_every", optimizer.sh_every, 1),
+            ("strategy.score_views", strategy.score_views, 0),
         ):
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -108,6 +109,26 @@ def _seen(points: Tensor, view: View, radius: float) -> Tensor:
     return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
 
 
+def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) -> Tensor:
+    """(N,) opacities: the sigmoid of logits ("sigmoid") or the absolute value of what may pass 1 ("absolute").
+
+    Raises:
+        ValueError: The activation is another.
+    """
+    if activation not in ("sigmoid", "absolute"):
+        raise ValueError(f"the activation of opacities must be sigmoid or absolute, got {activation!r}")
+    values = splats["opacities"]
+    return torch.sigmoid(values) if activation == "sigmoid" else values.abs()
+
+
+def standard_splats(splats: Splats, activation: str) -> dict[str, Tensor]:
+    """The Gaussians with opacities as logits, as PLY files and viewers have them; what exceeds 0.99 is cut there."""
+    if activation == "sigmoid":
+        return dict(splats)
+    opacities = activated_opacities(splats, activation).detach().clamp(max=0.99)
+    return {**splats, "opacities": torch.logit(opacities, eps=1e-6)}
+
+
 def render(
     splats: Splats,
     view: View,
@@ -115,6 +136,7 @@ def render(
     sh_degree: int,
     background: Tensor,
     antialiased: bool = False,
+    opacity_activation: str = "sigmoid",
     render_mode: str = "RGB",
     pixel_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict]:
@@ -126,17 +148,20 @@ def render(
         sh_degree: Highest degree of spherical harmonics that takes part.
         background: (3,) float32.
         antialiased: Mip-Splatting's opacity compensation.
+        opacity_activation: See `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
         pixel_weights: [1, H, W] or None; where given, info has each Gaussian's sums over its pixels.
 
     Returns:
         colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
     """
+    # The renderer applies exp and sigmoid by itself, or neither.
+    raw = opacity_activation == "sigmoid"
     return rasterization(
         means=splats["means"],
         quats=splats["quats"],
-        scales=splats["scales"],
-        opacities=splats["opacities"],
+        scales=splats["scales"] if raw else splats["scales"].exp(),
+        opacities=splats["opacities"] if raw else activated_opacities(splats, opacity_activation),
         colors=(splats["sh0"], splats["shN"]),
         viewmats=view.viewmat[None],
         Ks=view.K[None],
@@ -147,6 +172,6 @@ def render(
         backgrounds=background[None],
         render_mode=render_mode,
         rasterize_mode="antialiased" if antialiased else "classic",
-        raw=True,
+        raw=raw,
         pixel_weights=pixel_weights,
     )

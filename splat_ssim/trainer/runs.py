@@ -29,6 +29,8 @@ class Run:
     splats: Splats
     step: int
     device: torch.device
+    #: How the opacities are stored: see `activated_opacities`.
+    opacity_activation: str = "sigmoid"
 
     def render(self, view: View) -> Tensor:
         """(1, H, W, 3) colours of a view."""
@@ -41,6 +43,7 @@ class Run:
                 sh_degree=model.sh_degree,
                 background=background,
                 antialiased=model.antialiased,
+                opacity_activation=self.opacity_activation,
             )[0]
 
 
@@ -60,7 +63,8 @@ def load_run(folder: Path, *, device: str = "auto", data_dir: Path | None = None
         config = replace(config, data_dir=data_dir)
     where = pick_device(device)
     state = load_checkpoint(folder, where, restore_generators=False)
-    return Run(folder, config, read_scene(config), Splats(state["splats"]), state["step"], where)
+    activation = state["strategy"].get("opacity_activation", "sigmoid")
+    return Run(folder, config, read_scene(config), Splats(state["splats"]), state["step"], where, activation)
 
 
 def evaluate_run(

@@ -20,8 +20,8 @@ from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.config import Config, given, write_yaml
 from splat_ssim.trainer.data import Scene, View, load_scene
 from splat_ssim.trainer.evaluation import evaluate, psnr, write_json
-from splat_ssim.trainer.model import Splats, create_splats, render
-from splat_ssim.trainer.optimizers import make_optimizers, set_learning_rates
+from splat_ssim.trainer.model import Splats, activated_opacities, create_splats, render, standard_splats
+from splat_ssim.trainer.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.trainer.ply import save_ply
 from splat_ssim.trainer.profiling import StageClock
 from splat_ssim.trainer.scoring import score_views
@@ -124,7 +124,7 @@ class Trainer:
             loss = self.loss(pred, target, mask=mask)
             loss, terms = loss if isinstance(loss, tuple) else (loss, {})
             if config.opacity_penalty:
-                loss = loss + config.opacity_penalty * torch.sigmoid(splats["opacities"]).mean()
+                loss = loss + config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
             if config.scale_penalty:
                 loss = loss + config.scale_penalty * torch.exp(splats["scales"]).mean()
 
@@ -133,9 +133,8 @@ class Trainer:
 
         with clock("optimiser"):
             set_learning_rates(self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.extent)
-            for optimizer in self.optimizers.values():
-                optimizer.step()
-                optimizer.zero_grad()
+            visible = (info["radii"] > 0).all(-1).any(0)
+            step_optimizers(self.optimizers, config.optimizer, step=step, visible=visible)
 
         with clock("strategy"):
             self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, step, info, packed=False)
@@ -169,8 +168,14 @@ class Trainer:
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
             background=self.background,
             antialiased=model.antialiased,
+            opacity_activation=self.opacity_activation,
             pixel_weights=pixel_weights,
         )
+
+    @property
+    def opacity_activation(self) -> str:
+        """How opacities are stored at present, which a strategy may change: see `activated_opacities`."""
+        return self.strategy_state.get("opacity_activation", "sigmoid")
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Means over the test views, or the training views where there are none, written to eval/<step>.json too."""
@@ -202,8 +207,9 @@ class Trainer:
         if self.strategy_state.get("budget_curve") is not None:
             metrics["budget"] = self.config.strategy.budget
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
+            metrics["budget_counts"] = self.strategy_state["num_gaussians"]
         if self.config.output.ply:
-            save_ply(self.folder / "scene.ply", dict(self.splats))
+            save_ply(self.folder / "scene.ply", standard_splats(self.splats, self.opacity_activation))
         if self.config.output.video:
             with torch.no_grad():
                 path = [view.to(self.device) for view in orbit(self.scene.train, self.config.output.video_frames)]
@@ -223,6 +229,7 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.train_seconds,
                 "splats": {name: param.detach() for name, param in self.splats.items()},
+                "frozen": [name for name, param in self.splats.items() if not param.requires_grad],
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
                 "strategy": self.strategy_state,
             },
@@ -231,7 +238,11 @@ class Trainer:
     def _load(self) -> None:
         state = load_checkpoint(self.folder, self.device)
         self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self.splats = Splats({name: torch.nn.Parameter(value) for name, value in state["splats"].items()})
+        # A checkpoint from before there were frozen parameters has none.
+        frozen = state.get("frozen", ())
+        self.splats = Splats(
+            {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
+        )
         self.optimizers = make_optimizers(self.splats, self.config.optimizer)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
