@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,101 +76,83 @@ torch.library.define(
 )
 
 
-def _project_options(
-    tensors: Sequence[Tensor | None],
-    width: int,
-    height: int,
-    planes: tuple[float, ...],
-    degree: int,
-    antialiased: bool,
-    raw: bool,
-) -> tuple[ctypes.Array, ctypes.Array, ctypes.Array]:
-    means, sh0, shN, viewmats = tensors[0], tensors[4], tensors[5], tensors[6]
-    coefficients = [0 if part is None else part.shape[1] for part in (sh0, shN)]
-    threads = torch.get_num_threads()
-    sizes = (len(means), len(viewmats), *coefficients, degree, width, height, antialiased, raw, threads)
-    return _sizes(*sizes), (_D * 4)(*planes), _pointers(tensors)
+class _Scene(NamedTuple):
+    """The first arguments of both operators of the projection, in the order of `_SCENE`."""
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    sh0: Tensor | None
+    shN: Tensor | None
+    viewmats: Tensor
+    Ks: Tensor
+    width: int
+    height: int
+    near_plane: float
+    far_plane: float
+    radius_clip: float
+    eps2d: float
+    degree: int
+    antialiased: bool
+    raw: bool
 
 
-def _projected_like(means: Tensor, viewmats: Tensor, degree: int) -> tuple[Tensor, ...]:
+_SCENE_LENGTH = len(_Scene._fields)
+
+
+def _project_options(scene: _Scene) -> tuple[ctypes.Array, ctypes.Array, list[Tensor | None]]:
+    """The kernels' sizes and planes, and the tensors, dense, that they read."""
+    *tensors, width, height, near_plane, far_plane, radius_clip, eps2d, degree, antialiased, raw = scene
+    sizes = _sizes(
+        scene.means.shape[0],
+        scene.viewmats.shape[0],
+        0 if scene.sh0 is None else scene.sh0.shape[1],
+        0 if scene.shN is None else scene.shN.shape[1],
+        degree,
+        width,
+        height,
+        antialiased,
+        raw,
+        torch.get_num_threads(),
+    )
+    return sizes, (_D * 4)(near_plane, far_plane, radius_clip, eps2d), [_dense(tensor) for tensor in tensors]
+
+
+def _projected_like(scene: _Scene) -> tuple[Tensor, ...]:
     """Of means2d, depths, conics, opacities, colours and radii."""
+    means, viewmats = scene.means, scene.viewmats
     shape = (viewmats.shape[0], means.shape[0])
     return (
         means.new_empty((*shape, 2)),
         means.new_empty(shape),
         means.new_empty((*shape, 3)),
         means.new_empty(shape),
-        means.new_empty((*shape, 3) if degree >= 0 else (0,)),
+        means.new_empty((*shape, 3) if scene.degree >= 0 else (0,)),
         means.new_empty((*shape, 2), dtype=torch.int32),
     )
 
 
 @torch.library.impl("splat_ssim::raster_project", "CPU")
-def _project(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    sh0: Tensor | None,
-    shN: Tensor | None,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    degree: int,
-    antialiased: bool,
-    raw: bool,
-) -> tuple[Tensor, ...]:
-    tensors = [_dense(t) for t in (means, quats, scales, opacities, sh0, shN, viewmats, Ks)]
-    planes = (near_plane, far_plane, radius_clip, eps2d)
-    outputs = _projected_like(means, viewmats, degree)
-    options = _project_options(tensors, width, height, planes, degree, antialiased, raw)
-    _call("raster_project", _PROJECT, *options, *map(_pointer, outputs))
+def _project(*arguments) -> tuple[Tensor, ...]:
+    scene = _Scene(*arguments)
+    outputs = _projected_like(scene)
+    sizes, planes, tensors = _project_options(scene)
+    _call("raster_project", _PROJECT, sizes, planes, _pointers(tensors), *map(_pointer, outputs))
     return outputs
 
 
 @torch.library.register_fake("splat_ssim::raster_project")
-def _(
-    means,
-    quats,
-    scales,
-    opacities,
-    sh0,
-    shN,
-    viewmats,
-    Ks,
-    width,
-    height,
-    near_plane,
-    far_plane,
-    radius_clip,
-    eps2d,
-    degree,
-    antialiased,
-    raw,
-):
-    return _projected_like(means, viewmats, degree)
+def _(*arguments):
+    return _projected_like(_Scene(*arguments))
 
 
-def _project_gradients_like(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    sh0: Tensor | None,
-    shN: Tensor | None,
-    viewmats: Tensor,
-    degree: int,
-    colored: bool,
-    pose: bool,
-) -> list[Tensor]:
-    used, results = (degree + 1) ** 2, [torch.empty(t.shape, dtype=t.dtype) for t in (means, quats, scales, opacities)]
-    for part in (sh0, shN):
-        if part is None or not colored:
+def _project_gradients_like(scene: _Scene, v_colors: Tensor | None, pose: bool) -> list[Tensor]:
+    """Of means, quats, scales, opacities, sh0, shN and viewmats."""
+    means, viewmats, used = scene.means, scene.viewmats, (scene.degree + 1) ** 2
+    results = [torch.empty(t.shape, dtype=t.dtype) for t in (means, scene.quats, scene.scales, scene.opacities)]
+    for part in (scene.sh0, scene.shN):
+        if part is None or v_colors is None or scene.degree < 0:
             results.append(means.new_empty((0,)))
             continue
         # Coefficients above the degree in use get a gradient of zero, which the kernel leaves alone.
@@ -180,50 +163,23 @@ def _project_gradients_like(
 
 
 @torch.library.impl("splat_ssim::raster_project_backward", "CPU")
-def _project_backward(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    sh0: Tensor | None,
-    shN: Tensor | None,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    degree: int,
-    antialiased: bool,
-    raw: bool,
-    radii: Tensor,
-    colors: Tensor,
-    v_means2d: Tensor | None,
-    v_depths: Tensor | None,
-    v_conics: Tensor | None,
-    v_opacities: Tensor | None,
-    v_colors: Tensor | None,
-    pose: bool,
-) -> tuple[Tensor, ...]:
-    tensors = [_dense(t) for t in (means, quats, scales, opacities, sh0, shN, viewmats, Ks)]
-    planes = (near_plane, far_plane, radius_clip, eps2d)
-    v_outputs = [_dense(t) for t in (v_means2d, v_depths, v_conics, v_opacities, v_colors)]
-    colored = degree >= 0 and v_colors is not None
-    results = _project_gradients_like(*tensors[:7], degree, colored, pose)
-    tasks = (len(means) + _PROJECT_TASK - 1) // _PROJECT_TASK
-    poses = means.new_zeros((tasks, len(viewmats), _POSE_SUMS)) if pose else None
-    sizes, plane_values, inputs = _project_options(tensors, width, height, planes, degree, antialiased, raw)
+def _project_backward(*arguments) -> tuple[Tensor, ...]:
+    scene, (radii, colors, *v_outputs, pose) = _Scene(*arguments[:_SCENE_LENGTH]), arguments[_SCENE_LENGTH:]
+    means, viewmats = scene.means, scene.viewmats
+    sizes, planes, tensors = _project_options(scene)
+    v_dense = [_dense(v_output) for v_output in v_outputs]
+    results = _project_gradients_like(scene, v_outputs[4], pose)
+    tasks = (means.shape[0] + _PROJECT_TASK - 1) // _PROJECT_TASK
+    poses = means.new_zeros((tasks, viewmats.shape[0], _POSE_SUMS)) if pose else None
     _call(
         "raster_project_backward",
         _PROJECT_BACKWARD,
         sizes,
-        plane_values,
-        inputs,
+        planes,
+        _pointers(tensors),
         _pointer(radii),
         _pointer(colors),
-        _pointers(v_outputs),
+        _pointers(v_dense),
         _pointers(results[:6]),
         _pointer(poses),
     )
@@ -245,35 +201,9 @@ def _viewmat_gradient(sums: Tensor, viewmats: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("splat_ssim::raster_project_backward")
-def _(
-    means,
-    quats,
-    scales,
-    opacities,
-    sh0,
-    shN,
-    viewmats,
-    Ks,
-    width,
-    height,
-    near_plane,
-    far_plane,
-    radius_clip,
-    eps2d,
-    degree,
-    antialiased,
-    raw,
-    radii,
-    colors,
-    v_means2d,
-    v_depths,
-    v_conics,
-    v_opacities,
-    v_colors,
-    pose,
-):
-    colored = degree >= 0 and v_colors is not None
-    return tuple(_project_gradients_like(means, quats, scales, opacities, sh0, shN, viewmats, degree, colored, pose))
+def _(*arguments):
+    scene, (_radii, _colors, *v_outputs, pose) = _Scene(*arguments[:_SCENE_LENGTH]), arguments[_SCENE_LENGTH:]
+    return tuple(_project_gradients_like(scene, v_outputs[4], pose))
 
 
 class _Project(torch.autograd.Function):
