@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test check types gpu wheel pins clean
+.PHONY: train test check gpu wheel pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -23,13 +23,10 @@ train: $(VENV)/train.done
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
 
-## check: formatting and lint
+## check: formatting, lint and types
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-## types: mypy; not clean yet (108 errors on 2026-11-21), so CI does not run it
-types: $(VENV)/test.done
 	$(BIN)/mypy
 
 ## gpu: everything that needs a GPU: build, tests, compute-sanitizer, benchmark; fails where CUDA is not reached

@@ -17,13 +17,16 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from splat_ssim import functional, loss, reference
 from splat_ssim._checks import check_images, check_mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Sides of the probe pair: as large as five-scale MS-SSIM needs, and a small volume.
 _PROBE_SHAPES = ((1, 3, 176, 176), (1, 1, 24, 24, 24))
@@ -58,6 +61,10 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
     return reference.weighted_mean(reference.absolute_difference(pred, target).square(), mask, "mean")
 
 
+class _SSIMLossOptions(reference.MapOptions, total=False):
+    reduction: str
+
+
 def ssim_loss(
     pred: Tensor,
     target: Tensor,
@@ -65,7 +72,7 @@ def ssim_loss(
     lambda_dssim: float = 0.2,
     mask: Tensor | None = None,
     mask_mode: str = "weight",
-    **options: object,
+    **options: Unpack[_SSIMLossOptions],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The number of `splat_ssim.loss.photometric_loss` computed in plain torch, to compare with.
 
@@ -117,7 +124,7 @@ def get_loss(name: str, **kwargs: object) -> Loss:
         >>> criterion = get_loss("torch.nn.functional:mse_loss")
     """
     if name in LOSSES:
-        found = functools.partial(LOSSES[name], **kwargs)
+        found: Loss = functools.partial(LOSSES[name], **kwargs)
     elif ":" in name:
         found = _with_mask(name, _imported(name, kwargs))
     else:
@@ -189,11 +196,11 @@ def _probe(name: str, function: Loss) -> None:
         # A loss that draws random numbers must not change those of the training.
         with torch.no_grad(), torch.random.fork_rng([torch.cuda.current_device()] if with_cuda else []):
             try:
-                good, bad = (function(pred, target.to(device)) for pred in (near, far))
+                results = [function(pred, target.to(device)) for pred in (near, far)]
             except Exception as error:  # Whatever a plug-in raises is reported, see below.
                 failure = failure or error
                 continue
-        good, bad = _scalar(name, good), _scalar(name, bad)
+        good, bad = (_scalar(name, result) for result in results)
         if good > bad:
             raise ValueError(
                 f"the loss {name!r} must fall as the images become alike, got {good:g} for a near copy and {bad:g} for "

@@ -6,6 +6,7 @@ that are not smoothed, `eps`, windows of even size or given by the caller.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 #: The window of one axis: numbers, or tensors that differ by channel; None leaves the axis as it is.
-Taps = Sequence[float] | Sequence[Tensor] | None
+Taps = Sequence[float | Tensor] | None
 
 
 class Moments(NamedTuple):
@@ -47,7 +48,8 @@ def smooth(images: Tensor, taps: Sequence[Taps]) -> Tensor:
         if weights is None:
             continue
         length = images.shape[dim] - len(weights) + 1
-        images = sum(images.narrow(dim, offset, length) * tap for offset, tap in enumerate(weights))
+        terms = [images.narrow(dim, offset, length) * tap for offset, tap in enumerate(weights)]
+        images = functools.reduce(torch.add, terms)
     return images
 
 

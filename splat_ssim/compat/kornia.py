@@ -14,6 +14,7 @@ NotImplementedError.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -189,8 +190,8 @@ def _ssim_map(
     exact = dtype == torch.float64 or eps > _INVISIBLE * c1 * c2
     if not exact and _textbook.has_kernel(window_size, [window_size], max_val):
         function = functional.ssim if spatial_dims == 2 else functional.ssim3d
-        options = {"window_size": window_size, "data_range": max_val, "padding": mode}
-        return function(img1, img2, reduction="none", **options).to(dtype)
+        found = function(img1, img2, window_size=window_size, data_range=max_val, padding=mode, reduction="none")
+        return found.to(dtype)
     taps = [gaussian(window_size, _SIGMA)] * spatial_dims
     img1, img2 = (reference.pad(img, before, after, mode, spatial_dims) for img in (img1, img2))
     return _textbook.moments(img1, img2, taps).ssim(c1, c2, eps).to(dtype)
@@ -266,11 +267,11 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
     def _similarity(self, img1: Tensor, img2: Tensor) -> Tensor:
         """(B, H, W): the mean over channels of luminance times contrast-structure terms."""
         img1, img2 = self._padded(img1), self._padded(img2)
-        product = 1
+        contrast_structures = []
         for sigma in self.sigmas:
             found = _textbook.moments(img1, img2, self._taps(sigma))
-            product = product * found.contrast_structure(self.c2)
-        return (found.luminance(self.c1) * product).mean(1)
+            contrast_structures.append(found.contrast_structure(self.c2))
+        return (found.luminance(self.c1) * math.prod(contrast_structures)).mean(1)
 
     def _distance(self, img1: Tensor, img2: Tensor) -> Tensor:
         """(B, H, W): the absolute difference, smoothed by the last sigma and averaged over channels."""
@@ -316,14 +317,13 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
     if img.ndim < 2:
         raise ValueError(f"img must have the shape (…, H, W), got {tuple(img.shape)}")
     check_choice("reduction", reduction, ("mean", "sum"))
-    total: Tensor | int = 0
-    for dim in (-2, -1):
+
+    def along(dim: int) -> Tensor:
         differences = img.diff(dim=dim).abs()
         summed = differences.sum((-2, -1))
-        if reduction == "mean":
-            summed = summed / max(1, differences.shape[-2] * differences.shape[-1])
-        total = total + summed
-    return total
+        return summed / max(1, differences.shape[-2] * differences.shape[-1]) if reduction == "mean" else summed
+
+    return along(-2) + along(-1)
 
 
 def inverse_depth_smoothness_loss(idepth: Tensor, image: Tensor) -> Tensor:
@@ -351,11 +351,12 @@ def inverse_depth_smoothness_loss(idepth: Tensor, image: Tensor) -> Tensor:
         raise ValueError(f"idepth and image must be on the same device, got {idepth.device} and {image.device}")
     if idepth.dtype != image.dtype:
         raise ValueError(f"idepth and image must have the same dtype, got {idepth.dtype} and {image.dtype}")
-    total: Tensor | int = 0
-    for dim in (-1, -2):
+
+    def along(dim: int) -> Tensor:
         weights = torch.exp(-image.diff(dim=dim).abs().mean(1, keepdim=True))
-        total = total + (idepth.diff(dim=dim) * weights).abs().mean()
-    return total
+        return (idepth.diff(dim=dim) * weights).abs().mean()
+
+    return along(-1) + along(-2)
 
 
 def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:

@@ -7,14 +7,59 @@ channels see different sigmas.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from splat_ssim.compat import _textbook
 from splat_ssim.compat import kornia as _kornia
-from splat_ssim.compat.kornia import *  # noqa: F403 - everything else is the same
+from splat_ssim.compat.kornia import (
+    SSIM,
+    CauchyLoss,
+    CharbonnierLoss,
+    GemanMcclureLoss,
+    InverseDepthSmoothnessLoss,
+    PSNRLoss,
+    SSIMLoss,
+    TotalVariation,
+    WelschLoss,
+    cauchy_loss,
+    charbonnier_loss,
+    geman_mcclure_loss,
+    inverse_depth_smoothness_loss,
+    psnr_loss,
+    ssim,
+    ssim_loss,
+    total_variation,
+    welsch_loss,
+)
 
-__all__ = _kornia.__all__
+__all__ = [
+    "SSIM",
+    "SSIM3D",
+    "CauchyLoss",
+    "CharbonnierLoss",
+    "GemanMcclureLoss",
+    "InverseDepthSmoothnessLoss",
+    "MS_SSIMLoss",
+    "PSNRLoss",
+    "SSIM3DLoss",
+    "SSIMLoss",
+    "TotalVariation",
+    "WelschLoss",
+    "cauchy_loss",
+    "charbonnier_loss",
+    "geman_mcclure_loss",
+    "inverse_depth_smoothness_loss",
+    "psnr_loss",
+    "ssim",
+    "ssim3d",
+    "ssim3d_loss",
+    "ssim_loss",
+    "total_variation",
+    "welsch_loss",
+]
 
 
 def ssim3d(
@@ -26,8 +71,8 @@ def ssim3d(
         >>> ssim3d(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), window_size=5).shape
         torch.Size([1, 1, 8, 8, 8])
     """
-    options = {"spatial_dims": 3, "same": "replicate", "gaussian": _textbook.float32_gaussian}
-    return _kornia._ssim_map(img1, img2, window_size, max_val, eps, padding, **options)
+    gaussian = _textbook.float32_gaussian
+    return _kornia._ssim_map(img1, img2, window_size, max_val, eps, padding, 3, same="replicate", gaussian=gaussian)
 
 
 def ssim3d_loss(
@@ -93,13 +138,13 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
         img1, img2 = self._padded(img1), self._padded(img2)
         windows = self._windows(img1.shape[1])
         share = len(windows) // img1.shape[1]
-        luminances, product = [], 1
+        luminances, contrast_structures = [], []
         for index, sigma in enumerate(windows):
             channel = slice(index // share, index // share + 1)
             found = _textbook.moments(img1[:, channel], img2[:, channel], self._taps(sigma))
-            product = product * found.contrast_structure(self.c2)
             luminances.append(found.luminance(self.c1))
-        return (luminances[-1] * luminances[-2] * luminances[-3] * product)[:, 0]
+            contrast_structures.append(found.contrast_structure(self.c2))
+        return (luminances[-1] * luminances[-2] * luminances[-3] * math.prod(contrast_structures))[:, 0]
 
     def _distance(self, img1: Tensor, img2: Tensor) -> Tensor:
         difference = self._padded((img1 - img2).abs())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +63,13 @@ def ssim(
     """
     X, Y = _images(X, Y)
     win_size = _window_size(win_size, win)
-    options = _options(X, data_range, win_size, win_sigma, win, K)
+    window = _Window(win_size, win_sigma, win, data_range, K)
+    options = _options(X, window)
     if options is not None and not nonnegative_ssim:
         # One pass gives the value and the gradient.
         dssim, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=1.0, per_image=not size_average)
         return (1 - dssim).to(X.dtype)
-    means = _means(X, Y, data_range, win_size, win_sigma, win, K)[..., 0]
+    means = _means(X, Y, window)[..., 0]
     if nonnegative_ssim:
         means = torch.relu(means)
     return (means.mean() if size_average else means.mean(1)).to(X.dtype)
@@ -116,12 +118,23 @@ def ms_ssim(
         )
     exponents = reference.MS_SSIM_WEIGHTS if weights is None else [float(weight) for weight in weights]
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
-    scales = [_means(X, Y, data_range, win_size, win_sigma, win, K)]
+    window = _Window(win_size, win_sigma, win, data_range, K)
+    scales = [_means(X, Y, window)]
     for _ in exponents[1:]:
         X, Y = reference.halve(X), reference.halve(Y)
-        scales.append(_means(X, Y, data_range, win_size, win_sigma, win, K))
+        scales.append(_means(X, Y, window))
     values = reference.combine_scales(scales, exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
+
+
+class _Window(NamedTuple):
+    """The window and the constants, `win` in place of the Gaussian where it is given."""
+
+    size: int
+    sigma: float
+    win: Tensor | None
+    data_range: float
+    K: Sequence[float]
 
 
 def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,47 +166,40 @@ def _window_size(win_size: int, win: Tensor | None) -> int:
     return win_size
 
 
-def _options(
-    X: Tensor, data_range: float, win_size: int, win_sigma: float, win: Tensor | None, K: Sequence[float]
-) -> Options | None:
+def _options(X: Tensor, window: _Window) -> Options | None:
     """The options of the operators where they give the original's number, else None."""
-    k1, k2 = K
+    size, sigma, win, data_range, (k1, k2) = window
     sides = X.shape[2:]
     if win is not None or X.dtype == torch.float64 or X.shape[0] == 0:
         return None
-    if not _textbook.has_kernel(win_size, sides, win_sigma, data_range, k1, k2):
+    if not _textbook.has_kernel(size, sides, sigma, data_range, k1, k2):
         return None
-    return Options(win_size, win_sigma, data_range, k1, k2, "valid", len(sides))
+    return Options(size, sigma, data_range, k1, k2, "valid", len(sides))
 
 
-def _means(
-    X: Tensor, Y: Tensor, data_range: float, win_size: int, win_sigma: float, win: Tensor | None, K: Sequence[float]
-) -> Tensor:
+def _means(X: Tensor, Y: Tensor, window: _Window) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
-    k1, k2 = K
-    sides = X.shape[2:]
-    if (
-        win is None
-        and X.dtype != torch.float64
-        and _textbook.has_kernel(win_size, sides, win_sigma, data_range, k1, k2)
-    ):
-        options = Options(win_size, win_sigma, data_range, k1, k2, "valid", len(sides))
+    options = _options(X, window)
+    if options is not None:
         return ssim_channel_means(X, Y, options)
 
+    size, sigma, win, data_range, (k1, k2) = window
+    sides = X.shape[2:]
+    taps: _textbook.Taps
     if win is None:
-        taps = _textbook.float32_gaussian(win_size, win_sigma)
+        taps = _textbook.float32_gaussian(size, sigma)
     elif win.shape[0] == X.shape[1]:
-        per_channel = win.to(X.device, _textbook.wide(X).dtype).reshape(win.shape[0], *[1] * len(sides), win_size)
+        per_channel = win.to(X.device, _textbook.wide(X).dtype).reshape(win.shape[0], *[1] * len(sides), size)
         taps = per_channel.unbind(-1)
     else:
         raise ValueError(f"win must have one window for each of the {X.shape[1]} channels, got {tuple(win.shape)}")
-    short = [side for side in sides if side < win_size]
+    short = [side for side in sides if side < size]
     if short:
         warnings.warn(
-            f"axes shorter than the window of {win_size} are not smoothed, got the shape {tuple(X.shape)}", stacklevel=3
+            f"axes shorter than the window of {size} are not smoothed, got the shape {tuple(X.shape)}", stacklevel=3
         )
     c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
-    axes = [None if side < win_size else taps for side in sides]
+    axes = [None if side < size else taps for side in sides]
     found = _textbook.moments(_textbook.wide(X), _textbook.wide(Y), axes)
     contrast_structure = found.contrast_structure(c2)
     maps = (found.luminance(c1) * contrast_structure, contrast_structure)

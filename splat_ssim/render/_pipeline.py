@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import Projection
+from .reference import Projection, absolute_gradient
 
 
 def default_tile_size(width: int, height: int) -> int:
@@ -47,9 +47,8 @@ def render(
     camera_ids = gaussian_ids = None
     if packed:
         camera_ids, gaussian_ids = (projected.radii > 0).all(-1).nonzero(as_tuple=True)
-        taken = (field[camera_ids, gaussian_ids] for field in projected[:5])
         values = values[camera_ids, gaussian_ids]
-        projected = Projection(*taken, None)
+        projected = _geometry(projected, (camera_ids, gaussian_ids))
     # The graph goes through this very tensor, so that a strategy may ask for its gradient.
     means2d = projected.means2d
 
@@ -60,7 +59,7 @@ def render(
             dark = backgrounds.new_zeros(cameras, 1)
             backgrounds = torch.cat([backgrounds, dark], -1) if "RGB" in render_mode else dark
     options = {"max_alpha": max_alpha, "tile_size": tile}
-    if packed:
+    if camera_ids is not None:
         images, alphas, sums = _packed(
             backend, projected, values, backgrounds, camera_ids, cameras, width, height, absgrad, pixel_weights, options
         )
@@ -112,7 +111,7 @@ def _project(
     geometry = (means, quats, scales, opacities)
     if sh_degree is None:
         projected = backend.project(*geometry, None, None, viewmats, Ks, width, height, sh_degree=None, **options)
-        return projected, colors if colors.dim() == 3 else colors.expand(len(viewmats), -1, -1)
+        return projected, sh0 if sh0.dim() == 3 else sh0.expand(len(viewmats), -1, -1)
     if sh0.dim() == 4:
         # Coefficients of its own for each camera.
         each = [
@@ -125,6 +124,12 @@ def _project(
     else:
         projected = backend.project(*geometry, sh0, shN, viewmats, Ks, width, height, sh_degree=sh_degree, **options)
     return projected, projected.colors
+
+
+def _geometry(projected: Projection, index: tuple[Tensor | slice | None, ...]) -> Projection:
+    """The Gaussians `index` picks, without their colours."""
+    radii, means2d, depths, conics, opacities = (field[index] for field in projected[:5])
+    return Projection(radii, means2d, depths, conics, opacities, None)
 
 
 def _packed(
@@ -147,7 +152,7 @@ def _packed(
     for camera, end in enumerate(ends):
         rows = slice(start, end)
         start = end
-        part = Projection(*(field[None, rows] for field in projected[:5]), None)
+        part = _geometry(projected, (None, rows))
         if absgrad and part.means2d.requires_grad:
             _forward_absgrad(projected.means2d, part.means2d, rows)
         background = None if backgrounds is None else backgrounds[camera, None]
@@ -168,8 +173,6 @@ def _forward_absgrad(packed: Tensor, part: Tensor, rows: slice) -> None:
     """Hands the |gradient| sums of one camera's rows on to the packed tensor the caller holds."""
 
     def hook(_: Tensor) -> None:
-        if getattr(packed, "absgrad", None) is None:
-            packed.absgrad = torch.zeros_like(packed)
-        packed.absgrad[rows] = part.absgrad[0]
+        absolute_gradient(packed)[rows] = absolute_gradient(part)[0]
 
     part.register_hook(hook)

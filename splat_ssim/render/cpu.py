@@ -36,8 +36,10 @@ def project(
     degree = -1 if sh_degree is None else sh_degree
     scene = (means, quats, scales, opacities, sh0, shN, viewmats, Ks, width, height)
     planes = (near_plane, far_plane, radius_clip, eps2d)
-    *fields, colors, radii = torch.ops.splat_ssim.raster_project(*scene, *planes, degree, antialiased, raw)
-    return Projection(radii, *fields, None if sh_degree is None else colors)
+    means2d, depths, conics, effective, colors, radii = torch.ops.splat_ssim.raster_project(
+        *scene, *planes, degree, antialiased, raw
+    )
+    return Projection(radii, means2d, depths, conics, effective, None if sh_degree is None else colors)
 
 
 def composite(
@@ -57,16 +59,16 @@ def composite(
     """
     p = projection
     geometry = (p.means2d, p.conics, p.opacities)
-    images, first_alphas = [], None
+    images, masks = [], []
     for first in range(0, colors.shape[-1], MAX_CHANNELS):
         part = colors[..., first : first + MAX_CHANNELS] if colors.shape[-1] > MAX_CHANNELS else colors
         behind = None if backgrounds is None else backgrounds[:, first : first + MAX_CHANNELS]
-        image, alphas, _, _ = torch.ops.splat_ssim.raster_composite(
+        image, mask, _, _ = torch.ops.splat_ssim.raster_composite(
             *geometry, part, p.radii, p.depths, behind, width, height, tile_size, max_alpha, absgrad
         )
         images.append(image)
-        first_alphas = alphas if first_alphas is None else first_alphas
-    return images[0] if len(images) == 1 else torch.cat(images, -1), first_alphas
+        masks.append(mask)
+    return images[0] if len(images) == 1 else torch.cat(images, -1), masks[0]
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class Projection(NamedTuple):
 class Accumulators(NamedTuple):
     """Sums over the pixels each Gaussian contributes to."""
 
-    count: Tensor  # [C, N] number of pixels
+    count: Tensor  # type: ignore[assignment]  # [C, N] number of pixels; takes the place of tuple's method
     weight: Tensor  # [C, N] sum of pixel_weights
     opacity: Tensor  # [C, N] sum of transmittance times alpha
     distance: Tensor  # [C, N] sum of the distance, in pixels, from the pixel's centre to the Gaussian's
@@ -271,13 +271,19 @@ def _grid(rows: slice, columns: slice, like: Tensor) -> tuple[Tensor, Tensor]:
     return ys[:, None], xs[None, :]
 
 
+def absolute_gradient(means2d: Tensor) -> Tensor:
+    """`means2d.absgrad`, where gsplat's strategies look for the sums of |gradient|: zeros at first."""
+    attributes = vars(means2d)
+    if attributes.get("absgrad") is None:
+        attributes["absgrad"] = torch.zeros_like(means2d)
+    return attributes["absgrad"]
+
+
 def _sum_absolute(means2d: Tensor, camera: int, ids: Tensor, offsets: Tensor) -> None:
     """Adds up |gradient| over pixels in `means2d.absgrad` when the backward pass comes through `offsets`."""
 
     def hook(gradient: Tensor) -> None:
-        if getattr(means2d, "absgrad", None) is None:
-            means2d.absgrad = torch.zeros_like(means2d)
-        means2d.absgrad[camera].index_add_(0, ids, gradient.detach().abs().sum(0))
+        absolute_gradient(means2d)[camera].index_add_(0, ids, gradient.detach().abs().sum(0))
 
     offsets.register_hook(hook)
 
