@@ -142,5 +142,3 @@ def test_what_gsplat_cannot_do_on_cuda():
     scene, common = make_scene(), dict(antialiased=False, raw=False, tile_size=None)
     with pytest.raises(ValueError, match=r"max_alpha must be 0\.999 on CUDA"):
         gsplat_cuda.render(*scene, 40, 36, max_alpha=0.99, pixel_weights=None, **common)
-    with pytest.raises(NotImplementedError, match="pixel_weights needs the CPU renderer"):
-        gsplat_cuda.render(*scene, 40, 36, max_alpha=0.999, pixel_weights=torch.ones(1, 36, 40), **common)

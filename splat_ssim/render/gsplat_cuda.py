@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gsplat_accumulate import accumulate
+
 #: The clamp of alpha that is compiled into gsplat 1.5.3.
 GSPLAT_MAX_ALPHA = 0.999
 
@@ -29,13 +31,11 @@ def render(
 
     Raises:
         ValueError: `max_alpha` is not the one gsplat was compiled with.
-        NotImplementedError: `pixel_weights` is given; gsplat has no such sums.
     """
     if max_alpha != GSPLAT_MAX_ALPHA:
         raise ValueError(f"max_alpha must be {GSPLAT_MAX_ALPHA} on CUDA (compiled into gsplat), got {max_alpha}")
-    if pixel_weights is not None:
-        raise NotImplementedError("pixel_weights needs the CPU renderer: gsplat sums nothing for each Gaussian")
     from gsplat import rasterization as gsplat_rasterization
+    from gsplat import rasterize_to_indices_in_range
 
     if raw:
         scales, opacities = scales.exp(), opacities.sigmoid()
@@ -45,4 +45,7 @@ def render(
         options["tile_size"] = tile_size
     mode = "antialiased" if antialiased else "classic"
     scene = (means, quats, scales, opacities, colors, *cameras_and_size)
-    return gsplat_rasterization(*scene, rasterize_mode=mode, **options)
+    images, alphas, info = gsplat_rasterization(*scene, rasterize_mode=mode, **options)
+    if pixel_weights is not None:
+        info["accumulators"] = accumulate(info, pixel_weights, max_alpha=max_alpha, query=rasterize_to_indices_in_range)
+    return images, alphas, info
