@@ -14,6 +14,8 @@ from splat_ssim import reference
 from splat_ssim.ops import _cuda_module
 from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.ssim import Options
+from splat_ssim.volume import VoxelGrid, voxelize
+from tests.test_voxelize import compare, rotated, sample
 
 pytestmark = [
     pytest.mark.cuda,
@@ -256,3 +258,60 @@ def test_more_than_2_31_elements():
     whole, alone = img1.grad[..., -180:, -280:].float(), corner.grad[..., -180:, -280:].float()
     assert (whole - alone).abs().max() <= 2e-3 * alone.abs().max()
     assert abs(l1.item() - 0.05) < 1e-3
+
+
+def on_gpu(tensors):
+    return [t.detach().cuda().requires_grad_() for t in tensors]
+
+
+def run_voxelizer(tensors, grid):
+    return voxelize(*tensors[:4], grid, features=tensors[4] if len(tensors) > 4 else None)
+
+
+@pytest.mark.parametrize("features", [0, 3, 6])
+@pytest.mark.parametrize("smallest,largest", [(0.4, 6.0), (1.0, 2.0), (0.4, 25.0)])
+def test_voxelizer_numbers(features, smallest, largest):
+    def run(tensors, grid):
+        # The definition is compared with on the CPU; the kernels see copies on the device.
+        return run_voxelizer([t.cuda() for t in tensors], grid).cpu()
+
+    for grid in (VoxelGrid.regular((30, 26, 40)), rotated((20, 30, 25)), VoxelGrid.regular((1, 1, 1))):
+        errors = compare(sample(grid, 40, smallest=smallest, largest=largest, features=features), grid, run)
+        assert max(errors.values()) < 3e-5, errors
+
+
+def test_voxelizer_repeats_bit_by_bit_and_agrees_with_the_cpu():
+    grid = VoxelGrid.regular((128, 128, 128))
+    tensors = sample(grid, 50_000, smallest=1.0, largest=2.0)
+    expected = run_voxelizer(tensors, grid)
+    upstream = torch.randn(expected.shape)
+    wanted = torch.autograd.grad(expected, tensors, upstream)
+    results = []
+    for _ in range(3):
+        device = on_gpu(tensors)
+        volume = run_voxelizer(device, grid)
+        results.append([volume.detach(), *torch.autograd.grad(volume, device, upstream.cuda())])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    # Voxels within rounding of the cut-off, where g jumps by 0.011, may fall on either side.
+    assert (results[0][0].cpu() - expected).abs().gt(1e-4).float().mean() < 1e-4
+    for found, truth in zip(results[0][1:], wanted, strict=True):
+        assert (found.cpu() - truth).norm() < 1e-3 * truth.norm()
+
+
+def test_a_crop_of_the_voxelizer_has_the_bits_of_the_whole():
+    grid = VoxelGrid.regular((40, 33, 50), spacing=(1.0, 2.0, 0.7), origin=(3, 4, 5))
+    tensors = on_gpu(sample(grid, 300, smallest=0.4, largest=6.0, features=1, seed=2))
+    whole = run_voxelizer(tensors, grid)
+    part = run_voxelizer(tensors, grid.crop((3, 7, 11), (20, 21, 9)))
+    assert torch.equal(whole[:, 3:23, 7:28, 11:20], part)
+
+
+def test_voxelizer_passes_opcheck():
+    from splat_ssim.ops import voxelize as voxel_ops
+
+    grid = VoxelGrid.regular((6, 7, 18))
+    means, quats, scales, densities = on_gpu(sample(grid, 6))
+    affine = [v for row in grid.affine for v in row]
+    values = densities.detach()[:, None].requires_grad_()
+    torch.library.opcheck(voxel_ops.voxelize, (means, quats, scales, values, affine, [0, 0, 0, *grid.shape]))

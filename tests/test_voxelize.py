@@ -32,10 +32,10 @@ def run(tensors, grid):
     return voxelize(*tensors[:4], grid, features=tensors[4] if len(tensors) > 4 else None)
 
 
-def compare(tensors, grid):
+def compare(tensors, grid, run=run):
     """Value and gradients of the kernel and of the float64 definition; returns the largest relative errors."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    volume, wanted = run(tensors, grid), run(doubles, grid)
+    volume, wanted = run(tensors, grid), voxelize(*doubles[:4], grid, features=doubles[4] if len(doubles) > 4 else None)
     # At the cut-off g jumps from 0.011 to 0; voxels within rounding of it may fall on either side.
     q = mahalanobis_squared(*doubles[:3], grid.points(dtype=torch.float64).reshape(-1, 3))
     clear = ((q - 9).abs() > 1e-4).all(0).reshape(grid.shape)

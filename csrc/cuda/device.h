@@ -31,6 +31,7 @@ SPLAT_DEVICE Real reciprocal(Real x) {
   return r;
 }
 SPLAT_DEVICE Real absolute(Real a) { return fabsf(a); }
+SPLAT_DEVICE Real power_of_two(Real a) { return exp2f(a); }
 template <class T>
 SPLAT_DEVICE T load_shared(const T* p) { return *p; }
 template <class T>
@@ -38,7 +39,11 @@ SPLAT_DEVICE void store_shared(T* p, T v) { *p = v; }
 SPLAT_DEVICE Real load_global(const float* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }
+SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
+SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
 SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
+SPLAT_DEVICE void store_global(int* p, int v) { *p = v; }
+SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }
 SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) { *p = bits; }
 

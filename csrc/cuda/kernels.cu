@@ -1,7 +1,8 @@
-// The entry points of all SSIM kernels; problem.h lists them. Compiled by nvcc, by NVRTC, and by g++ for the emulation.
+// The entry points of all kernels; problem.h lists them. Compiled by nvcc, by NVRTC, and by g++ for the emulation.
 #include "fused2d.h"
 #include "padding.h"
 #include "ssim3d.h"
+#include "voxelize.h"
 
 // Registers: 65,536 an SM. The plain 2D kernels run 4 blocks of 128 threads on one (128 registers), the fused ones and
 // the plain 3D kernels 2 of 256. The kAny and wide kernels may use more.
@@ -25,3 +26,10 @@ SPLAT_ENTRY(splat_pad, 256, 1, SsimPadding) { pad(a); }
 SPLAT_ENTRY(splat_fold, 256, 1, SsimPadding) { fold(a); }
 SPLAT_ENTRY(splat_l1, 256, 1, SsimPadding) { l1(a); }
 SPLAT_ENTRY(splat_reduce, 256, 1, SsimReduction) { reduce(a); }
+SPLAT_ENTRY(splat_voxel_prepare, 128, 1, VoxelProblem) { voxel_prepare(a); }
+SPLAT_ENTRY(splat_voxel_pairs, 128, 1, VoxelProblem) { voxel_pairs(a); }
+SPLAT_ENTRY(splat_voxel_render, 128, 8, VoxelProblem) { voxel_render<1>(a); }
+SPLAT_ENTRY(splat_voxel_render_many, 128, 8, VoxelProblem) { voxel_render<4>(a); }
+SPLAT_ENTRY(splat_voxel_gather, 128, 8, VoxelProblem) { voxel_gather<1>(a); }
+SPLAT_ENTRY(splat_voxel_gather_many, 128, 6, VoxelProblem) { voxel_gather<4>(a); }
+SPLAT_ENTRY(splat_voxel_chain, 128, 1, VoxelProblem) { voxel_chain(a); }

@@ -115,7 +115,14 @@ struct SsimReduction {
   ENTRY(kPad, splat_pad, 256)                      \
   ENTRY(kFold, splat_fold, 256)                    \
   ENTRY(kL1, splat_l1, 256)                        \
-  ENTRY(kReduce, splat_reduce, 256)
+  ENTRY(kReduce, splat_reduce, 256)                \
+  ENTRY(kVoxelPrepare, splat_voxel_prepare, 128)   \
+  ENTRY(kVoxelPairs, splat_voxel_pairs, 128)       \
+  ENTRY(kVoxelRender, splat_voxel_render, 128)     \
+  ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128) \
+  ENTRY(kVoxelGather, splat_voxel_gather, 128)     \
+  ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128) \
+  ENTRY(kVoxelChain, splat_voxel_chain, 128)
 
 #define SPLAT_SSIM_ID(id, name, threads) id,
 enum SsimKernel { SPLAT_SSIM_KERNELS(SPLAT_SSIM_ID) kKernelCount };

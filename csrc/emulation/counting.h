@@ -106,11 +106,14 @@ inline Real operator-(Real a, Real b) { return ++emulation::counter.counts.added
 inline Real operator*(Real a, Real b) { return ++emulation::counter.counts.multiplied, Real(a.value * b.value); }
 inline Real operator-(Real a) { return Real(-a.value); }
 inline bool operator!=(Real a, Real b) { return a.value != b.value; }
+inline bool operator<=(Real a, Real b) { return a.value <= b.value; }
 
 inline Real multiply_add(Real a, Real b, Real c) {
   return ++emulation::counter.counts.fused, Real(std::fmaf(a.value, b.value, c.value));
 }
 inline Real reciprocal(Real x) { return ++emulation::counter.counts.reciprocals, Real(1.f / x.value); }
+// Counted as a reciprocal: both go to the special function unit.
+inline Real power_of_two(Real a) { return ++emulation::counter.counts.reciprocals, Real(std::exp2(a.value)); }
 inline Real absolute(Real a) { return Real(std::fabs(a.value)); }
 inline float plain_value(Real a) { return a.value; }
 

@@ -30,6 +30,7 @@ inline void count_global(int, bool) {}
 SPLAT_DEVICE Real multiply_add(Real a, Real b, Real c) { return std::fmaf(a, b, c); }
 SPLAT_DEVICE Real reciprocal(Real x) { return 1.f / x; }
 SPLAT_DEVICE Real absolute(Real a) { return std::fabs(a); }
+SPLAT_DEVICE Real power_of_two(Real a) { return std::exp2(a); }
 SPLAT_DEVICE float plain_value(Real a) { return a; }
 #endif
 
@@ -70,6 +71,22 @@ SPLAT_DEVICE unsigned load_global(const unsigned short* p) {
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) {
   emulation::count_global(1, false);
   return *p;
+}
+SPLAT_DEVICE int load_global(const int* p) {
+  emulation::count_global(4, false);
+  return *p;
+}
+SPLAT_DEVICE Int64 load_global(const Int64* p) {
+  emulation::count_global(8, false);
+  return *p;
+}
+SPLAT_DEVICE void store_global(int* p, int v) {
+  emulation::count_global(4, true);
+  *p = v;
+}
+SPLAT_DEVICE void store_global(Int64* p, Int64 v) {
+  emulation::count_global(8, true);
+  *p = v;
 }
 SPLAT_DEVICE void store_global(float* p, Real v) {
   emulation::count_global(4, true);

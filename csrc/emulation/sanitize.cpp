@@ -1,13 +1,16 @@
 // Runs every kernel once on images of awkward sizes under the sanitizers: no Python, so that every buffer is an exact
 // heap block AddressSanitizer fences. Built and started by tests/test_cuda_emulation.py; prints the number of launches.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <vector>
 
 #include "../cuda/launch.h"
+#include "../cuda/voxel_problem.h"
 
 extern "C" {
 int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks);
@@ -16,6 +19,7 @@ int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
+int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
 const char* splat_emulation_fault(void);
 }
 
@@ -135,6 +139,53 @@ void run_padding(int reflect) {
   check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
 }
 
+void voxel_stage(VoxelProblem& p, VoxelStage stage) {
+  p.stage = stage;
+  check(splat_ssim_cuda_voxelize(nullptr, &p, nullptr), "voxelize");
+}
+
+// Forward and backward of the voxeliser on a crop that ends inside a brick.
+void run_voxelizer(int channels) {
+  const int count = 150;
+  std::vector<float> means(3 * count), quats(4 * count), scales(3 * count), values(channels * count, 0.5f);
+  for (int i = 0; i < 3 * count; ++i) means[i] = static_cast<float>(i * 7 % 29) - 4.f, scales[i] = 0.3f + i % 5;
+  for (int i = 0; i < 4 * count; ++i) quats[i] = 1.f + static_cast<float>(i % 3);
+  VoxelProblem p{};
+  for (int k = 0; k < 3; ++k) {
+    p.to_world[4 * k] = p.to_index[4 * k] = 1.;
+    p.start[k] = 1;
+    p.size[k] = 9 + 4 * k;
+    p.bricks[k] = 2 + k / 2;
+  }
+  p.count = count;
+  p.channels = channels;
+  p.means = means.data(), p.quats = quats.data(), p.scales = scales.data(), p.values = values.data();
+  const int voxels = p.size[0] * p.size[1] * p.size[2], bricks = p.bricks[0] * p.bricks[1] * p.bricks[2];
+  std::vector<VoxelRecord> records(count);
+  std::vector<Int64> counts(count), ends(count), starts(bricks + 1);
+  p.records = records.data(), p.brick_counts = counts.data(), p.pair_ends = ends.data();
+  voxel_stage(p, kStagePrepare);
+  std::partial_sum(counts.begin(), counts.end(), ends.begin());
+  std::vector<int> pair_bricks(ends.back()), pair_gaussians(ends.back()), order(ends.back()), sorted(ends.back());
+  p.pair_bricks = pair_bricks.data(), p.pair_gaussians = pair_gaussians.data();
+  voxel_stage(p, kStagePairs);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pair_bricks[a] < pair_bricks[b]; });
+  for (std::size_t i = 0; i < order.size(); ++i) sorted[i] = pair_gaussians[order[i]];
+  for (int b = 0; b <= bricks; ++b) {
+    starts[b] = std::count_if(pair_bricks.begin(), pair_bricks.end(), [&](int brick) { return brick < b; });
+  }
+  std::vector<float> volume(channels * voxels), gradient(channels * voxels, 1.f), sums(9 * count);
+  p.brick_gaussians = sorted.data(), p.brick_starts = starts.data();
+  p.volume = volume.data(), p.gradient = gradient.data(), p.sums = sums.data();
+  voxel_stage(p, kStageRender);
+  std::vector<float> by_mean(3 * count), by_quat(4 * count), by_scale(3 * count), by_value(channels * count);
+  p.grad_means = by_mean.data(), p.grad_quats = by_quat.data();
+  p.grad_scales = by_scale.data(), p.grad_values = by_value.data();
+  voxel_stage(p, kStageGather);
+  voxel_stage(p, kStageChain);
+}
+
 }  // namespace
 
 int main() {
@@ -157,6 +208,8 @@ int main() {
   }
   run_padding(0);
   run_padding(1);
+  run_voxelizer(1);
+  run_voxelizer(6);
   if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);
   std::printf("%d launches\n", launches);
   return kernels.size() == kPad ? 0 : 3;

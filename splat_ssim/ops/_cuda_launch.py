@@ -136,10 +136,11 @@ class Kernels:
         expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction)]
         if list(sizes) != expected:
             raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
+        self.library = library
         self._prepare = library.splat_ssim_cuda_prepare
         self._names = kernel_names(library)
         self._launchers = {}
-        for name in ("ssim", "pad", "fold", "l1", "reduce"):
+        for name in ("ssim", "pad", "fold", "l1", "reduce", "voxelize"):
             function = library[f"splat_ssim_cuda_{name}"]
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             self._launchers[name] = function

@@ -1,4 +1,4 @@
-"""The voxeliser as torch operators: splat_ssim::voxelize and its backward, on the CPU in float32."""
+"""The voxeliser as torch operators: splat_ssim::voxelize and its backward, in float32. voxelize_cuda.py has CUDA's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ _FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctyp
 _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, ctypes.c_int)
 
 
-def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
-    """Matrices and window in the kernels' axis order (last array axis first), and the shape that is rendered."""
+def lattice_numbers(affine: list[float]) -> list[float]:
+    """Index to world (3x3) and back, and the origin, with indices in the kernels' order: last array axis first."""
     matrix = torch.tensor(affine, dtype=torch.float64).reshape(4, 4)
     to_world = matrix[:3, :3].flip(1)
-    numbers = [*to_world.flatten().tolist(), *torch.linalg.inv(to_world).flatten().tolist(), *matrix[:3, 3].tolist()]
+    return [*to_world.flatten().tolist(), *torch.linalg.inv(to_world).flatten().tolist(), *matrix[:3, 3].tolist()]
+
+
+def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
+    """Matrices and window in the kernels' axis order, and the shape that is rendered."""
+    numbers = lattice_numbers(affine)
     shape = [*window[3:5], max(window[5], _MIN_WIDTH)]
     return (ctypes.c_double * 21)(*numbers), (ctypes.c_int64 * 6)(*window[2::-1], *shape[::-1]), shape
 

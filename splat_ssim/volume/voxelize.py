@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..ops import _library
 from ..ops import voxelize as _ops
+from ..ops import voxelize_cuda as _cuda
 from .grid import VoxelGrid
 from .reference import voxelize_reference
 
@@ -25,6 +26,12 @@ def _check(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, feat
             raise TypeError(f"{name} must be float32 or float64, as means, got {tensor.dtype} beside {means.dtype}")
         if tensor.device != means.device:
             raise ValueError(f"{name} must be on {means.device}, where means is, got {tensor.device}")
+
+
+def _has_kernels(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return _cuda.has_kernels(device)
+    return device.type == "cpu" and _library.library() is not None
 
 
 def voxelize(
@@ -51,8 +58,8 @@ def voxelize(
         features: (N, F), for example colours: F more channels Σ rho_i f_i exp(…), weighted by density.
 
     Returns:
-        (1 + F, *grid.shape), density first. float64, and devices other than the CPU, take the plain torch definition,
-        which is slow.
+        (1 + F, *grid.shape), density first. float64, and devices other than the CPU and CUDA, take the plain torch
+        definition, which is slow.
 
     Raises:
         ValueError: Shapes that do not fit, tensors on different devices.
@@ -72,7 +79,7 @@ def voxelize(
     values = densities[:, None]  # [N, 1]
     if features is not None:
         values = torch.cat([values, values * features], dim=1)  # [N, 1 + F]
-    if means.dtype == torch.float32 and means.device.type == "cpu" and _library.library() is not None:
+    if means.dtype == torch.float32 and _has_kernels(means.device):
         affine = [v for row in grid.affine for v in row]
         return _ops.voxelize(means, quats, scales, values, affine, [*grid.start, *grid.shape])
     return voxelize_reference(means, quats, scales, values, grid)
