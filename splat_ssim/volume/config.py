@@ -74,7 +74,7 @@ class VolumeStrategyConfig:
     #: The last round is after this share of the steps.
     stop: float = 0.4
     #: Share of the Gaussians, those of least mass, that a round puts elsewhere.
-    recycle: float = 0.0
+    recycle: float = 0.05
     #: Standard deviation of new Gaussians in voxels.
     sigma: float = 1.2
 
