@@ -18,7 +18,8 @@ struct alignas(64) Record {
   float slope_x, slope_y;  // at fixed dx alpha is largest at dy = slope_x dx, at fixed dy at dx = slope_y dy
   float colors[4];
   float reach_x, reach_y;  // half the box outside which alpha is under 1/255
-  float unused[2];
+  float D;                 // of the same as A (dx - slope_y dy)² + D dy² + log_opacity
+  float unused;
 };
 static_assert(sizeof(Record) == 64, "one cache line, 16 floats");
 
@@ -58,25 +59,17 @@ inline Lists split_lists(const float* records, int32_t* buffer, int64_t instance
 struct Bins {
   int64_t gaussians, columns, rows;  // columns and rows of tiles in an image
   int tile, threads;
-  const int32_t* bounds;  // [instances] bound of its tiles, 0 where it is not seen
-  const float* depths;    // [instances] positive where seen
+  const int32_t* boxes;  // [instances, 2] packed tile boxes, of no tiles where it is not seen
+  const float* depths;   // [instances] positive where seen
 };
 
-// The tiles of an image that an instance's box meets.
+// The tiles of an image that an instance's box meets: left and top in one number, width and height in the other.
+constexpr int64_t kMaxTiles = 1 << 15;  // in a row or column of an image
 struct TileBox {
   int left, top, wide, high;
 };
-
-inline TileBox tile_box(const Record& g, int64_t columns, int64_t rows, int tile) {
-  const float last_x = static_cast<float>(columns * tile - 1), last_y = static_cast<float>(rows * tile - 1);
-  const float x0 = __builtin_fmaxf(__builtin_ceilf(g.x - g.reach_x), 0.0f);
-  const float y0 = __builtin_fmaxf(__builtin_ceilf(g.y - g.reach_y), 0.0f);
-  const float x1 = __builtin_fminf(__builtin_floorf(g.x + g.reach_x), last_x);
-  const float y1 = __builtin_fminf(__builtin_floorf(g.y + g.reach_y), last_y);
-  if (!(x0 <= x1 && y0 <= y1)) return {0, 0, 0, 0};
-  const int left = static_cast<int>(x0) / tile, top = static_cast<int>(y0) / tile;
-  return {left, top, static_cast<int>(x1) / tile - left + 1, static_cast<int>(y1) / tile - top + 1};
-}
+inline TileBox unpack_box(const int32_t* box) { return {box[0] & 0xffff, box[0] >> 16, box[1] & 0xffff, box[1] >> 16}; }
+inline int32_t tiles_of_box(const int32_t* box) { return (box[1] & 0xffff) * (box[1] >> 16); }
 
 // One bit a box, given by its edges relative to the mean: whether alpha reaches 1/255 in it. Alpha is largest on one of
 // the two edges next to the mean: there the best point of the line is clamped to the edge.
@@ -93,8 +86,8 @@ SPLAT_INLINE uint32_t reaches(const Record& g, Floats left, Floats right, Floats
 
 // Calls body(tile of the image) for the tiles the instance meets, row by row.
 template <class Body>
-SPLAT_INLINE void for_tiles(const Bins& bins, const Record& g, Body&& body) {
-  const TileBox box = tile_box(g, bins.columns, bins.rows, bins.tile);
+SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g, Body&& body) {
+  const TileBox box = unpack_box(bins.boxes + 2 * instance);
   const int count = box.wide * box.high;
   if (count == 1) {
     body(static_cast<int32_t>(box.top * bins.columns + box.left));
@@ -163,11 +156,12 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
   for (int64_t i = 0; i < n; ++i) {
     lists.starts[i] = pair;
     lists.counts[i] = 0;
-    pair += bins.bounds[i];
+    const int32_t bound = tiles_of_box(bins.boxes + 2 * i);
+    pair += bound;
     uint32_t key;
     std::memcpy(&key, bins.depths + i, 4);
     order[seen] = static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(i);
-    seen += bins.bounds[i] > 0;
+    seen += bound > 0;
   }
   order = sort_by_key(order, order + n, seen);
   const int64_t image_tiles = bins.columns * bins.rows;
@@ -180,9 +174,10 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
       const int64_t later = static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s]);
       __builtin_prefetch(lists.records + later);
       __builtin_prefetch(lists.starts + later);
+      __builtin_prefetch(bins.boxes + 2 * later);
       const int32_t base = static_cast<int32_t>(bins.gaussians == n ? 0 : i / bins.gaussians * image_tiles);
       int32_t next = lists.starts[i];
-      for_tiles(bins, lists.records[i], [&](int32_t tile) {
+      for_tiles(bins, i, lists.records[i], [&](int32_t tile) {
         lists.pair_tiles[next++] = base + tile;
         ++histogram[base + tile];
       });

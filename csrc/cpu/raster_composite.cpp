@@ -18,7 +18,7 @@ namespace {
 constexpr int kBlockSide = 4;
 constexpr int kBlockPixels = kBlockSide * kBlockSide;
 constexpr int kParts = kBlockPixels / kLanes;
-constexpr int kUnroll = 4;          // alphas computed side by side
+constexpr int kUnroll = 4;          // alphas computed side by side: one alone waits for its own results
 constexpr int kMaxChannels = 4;
 constexpr int kSlot = 16;           // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
 constexpr float kMinTransmittance = 1e-4f;
@@ -45,18 +45,22 @@ struct Grid {
 template <int kTile>
 constexpr Grid<kTile> kGrid{};
 
-// Gaussians of a tile's list whose pairs are worked on at a time: few enough to keep their alphas in the nearest cache.
-template <int kTile>
+// The next Gaussians of a tile's list, and the blocks each of them meets.
+template <int kTile, int kCount>
 struct Chunk {
   static constexpr int kBlocks = Grid<kTile>::kBlocks;
-  static constexpr int kGaussians = 16;
-  static constexpr int kPairs = kGaussians * kBlocks;
-  Record records[kGaussians];  // mean relative to the tile
-  uint32_t pairs[kPairs + kAppendSlack];  // Gaussian << 6 | block
-  Floats alphas[(kPairs + kUnroll) * kParts];
-  uint64_t masks[kGaussians];
-  int count = 0, pair_count = 0;
+  static constexpr int kGaussians = kCount;
+  Record records[kGaussians + 1];  // mean relative to the tile; the last is transparent
+  uint64_t masks[kGaussians];      // bits of blocks
+  int count = 0;
 };
+
+// Forward works block by block: a bit for each Gaussian of a chunk.
+template <int kTile>
+using ForwardChunk = Chunk<kTile, 64>;
+// Backward works Gaussian by Gaussian: few enough to keep their alphas in the nearest cache.
+template <int kTile>
+using BackwardChunk = Chunk<kTile, 16>;
 
 struct Job {
   Lists lists;
@@ -84,7 +88,11 @@ template <int kTile>
 SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
   const Grid<kTile>& grid = kGrid<kTile>;
   uint64_t mask = 0;
+  constexpr int kRows = kLanes < grid.kSide ? 1 : kLanes / grid.kSide;  // of blocks, in a vector
+  // Vectors wholly above or below the box are left out.
+  const float margin = kRows * kBlockSide - 1;
   for (int first = 0; first < grid.kBlocks; first += kLanes) {
+    if (grid.top[first] > g.y + g.reach_y || grid.top[first] + margin < g.y - g.reach_y) continue;
     const Floats left = load(grid.left + first) - g.x, top = load(grid.top + first) - g.y;
     const float side = kBlockSide - 1;
     mask |= static_cast<uint64_t>(reaches(g, left, left + side, top, top + side)) << first;
@@ -92,37 +100,56 @@ SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
   return mask;
 }
 
-template <int kTile>
-SPLAT_INLINE void add_pairs(Chunk<kTile>& chunk, int index, uint64_t mask) {
-  chunk.masks[index] = mask;
-  chunk.pair_count += append_bits(chunk.pairs + chunk.pair_count, static_cast<uint32_t>(index) << 6, mask);
+// log2(alpha) at a pixel. Every product is added to something that is none, so that there is one way to contract it:
+// forward and backward get the same bits.
+SPLAT_INLINE Floats log_alpha(const Record& g, Floats dx, Floats dy) {
+  const Floats u = dx - g.slope_y * dy;
+  const Floats across = g.D * dy;
+  const Floats along = g.A * u;
+  return along * u + (across * dy + g.log_opacity);
 }
 
-// Alphas of all pairs, not yet clamped, 0 under 1/255.
+// From log2(alpha): alphas not yet clamped, 0 under 1/255.
+SPLAT_INLINE void finish_alphas(Floats (&e)[kUnroll]) {
+  for (int u = 0; u < kUnroll; ++u) e[u] = exp2(e[u]);
+  for (int u = 0; u < kUnroll; ++u) e[u] = keep(e[u] >= kMinAlpha, e[u]);
+}
+
+// The alphas of a chunk for backward: a flat list of (Gaussian, block) pairs.
 template <int kTile>
-SPLAT_INLINE void evaluate(Chunk<kTile>& chunk) {
+struct Alphas {
+  static constexpr int kPairs = BackwardChunk<kTile>::kGaussians * Grid<kTile>::kBlocks;
+  uint32_t pairs[kPairs + kAppendSlack];  // Gaussian << 6 | block
+  Floats values[(kPairs + kUnroll) * kParts];
+  int count = 0;
+};
+
+template <int kTile>
+SPLAT_INLINE void evaluate(const BackwardChunk<kTile>& chunk, Alphas<kTile>& alphas) {
   const Grid<kTile>& grid = kGrid<kTile>;
-  for (int i = 0; i < kUnroll; ++i) chunk.pairs[chunk.pair_count + i] = 0;
-  const int vectors = chunk.pair_count * kParts;
+  alphas.count = 0;
+  for (int j = 0; j < chunk.count; ++j) {
+    alphas.count += append_bits(alphas.pairs + alphas.count, static_cast<uint32_t>(j) << 6, chunk.masks[j]);
+  }
+  for (int i = 0; i < kUnroll; ++i) alphas.pairs[alphas.count + i] = 0;
+  const int vectors = alphas.count * kParts;
   for (int first = 0; first < vectors; first += kUnroll) {
     Floats e[kUnroll];
     for (int u = 0; u < kUnroll; ++u) {
-      const uint32_t pair = chunk.pairs[(first + u) / kParts];
+      const uint32_t pair = alphas.pairs[(first + u) / kParts];
       const Record& g = chunk.records[pair >> 6];
       const int pixel = static_cast<int>(pair & 63) * kBlockPixels + (first + u) % kParts * kLanes;
-      const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
-      e[u] = dx * (g.A * dx + g.B * dy) + (g.C * dy * dy + g.log_opacity);
+      e[u] = log_alpha(g, load(grid.x + pixel) - g.x, load(grid.y + pixel) - g.y);
     }
-    for (int u = 0; u < kUnroll; ++u) e[u] = exp2(e[u]);
-    for (int u = 0; u < kUnroll; ++u) chunk.alphas[first + u] = keep(e[u] >= kMinAlpha, e[u]);
+    finish_alphas(e);
+    for (int u = 0; u < kUnroll; ++u) alphas.values[first + u] = e[u];
   }
 }
 
 // Takes the next Gaussians of a list into the chunk: mean relative to the tile.
-template <int kTile>
-SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_t end, Chunk<kTile>& chunk) {
-  chunk.pair_count = 0;
-  chunk.count = static_cast<int>(end - next < chunk.kGaussians ? end - next : chunk.kGaussians);
+template <int kTile, int kCount>
+SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_t end, Chunk<kTile, kCount>& chunk) {
+  chunk.count = static_cast<int>(end - next < kCount ? end - next : kCount);
   for (int j = 0; j < chunk.count; ++j) {
     // The list is padded, so that looking ahead stays inside.
     __builtin_prefetch(job.lists.records + job.lists.ids[next + j + kListPadding / 2]);
@@ -130,6 +157,15 @@ SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_
     chunk.records[j].x -= static_cast<float>(at.left);
     chunk.records[j].y -= static_cast<float>(at.top);
   }
+}
+
+// The same with the masks that forward left.
+template <int kTile>
+SPLAT_INLINE void take_again(const Job& job, const TilePlace& at, int64_t next, int64_t end,
+                             BackwardChunk<kTile>& chunk, Alphas<kTile>& alphas) {
+  take(job, at, next, end, chunk);
+  for (int j = 0; j < chunk.count; ++j) chunk.masks[j] = job.lists.masks[next + j];
+  evaluate(chunk, alphas);
 }
 
 // A transmittance is negative once its pixel has finished. Composites `alpha`: returns the weight and updates T.
@@ -182,57 +218,98 @@ SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
   return alive;
 }
 
-// `alive` without those of the blocks in `touched` where all pixels have finished.
-SPLAT_INLINE uint64_t still_alive(uint64_t alive, uint64_t touched, const float* T) {
-  for (uint64_t left = touched; left; left &= left - 1) {
-    const int block = __builtin_ctzll(left);
-    bool finished = true;
-    for (int part = 0; part < kParts; ++part) {
-      const Ints signs = as_ints(load(T + block * kBlockPixels + part * kLanes));
-      finished = finished && sign_bits(signs) == (1u << kLanes) - 1;
-    }
-    if (finished) alive &= ~(uint64_t{1} << block);
+// sets[block] = bits of the chunk's Gaussians that meet the block, for the blocks in `wanted`.
+template <int kTile>
+SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t wanted, uint64_t* sets) {
+  constexpr int kGroups = chunk.kGaussians / kLanes, kHalves = (chunk.kBlocks + 31) / 32;
+  alignas(64) int32_t halves[kHalves][chunk.kGaussians];
+  for (int j = 0; j < chunk.kGaussians; ++j) {
+    const uint64_t mask = j < chunk.count ? chunk.masks[j] : 0;
+    for (int h = 0; h < kHalves; ++h) halves[h][j] = static_cast<int32_t>(static_cast<uint32_t>(mask >> (32 * h)));
   }
-  return alive;
+  for (uint64_t left = wanted; left; left &= left - 1) {
+    const int block = __builtin_ctzll(left);
+    uint64_t set = 0;
+    for (int group = 0; group < kGroups; ++group) {
+      const Ints masks = *reinterpret_cast<const UnalignedInts*>(halves[block / 32] + group * kLanes);
+      set |= static_cast<uint64_t>(sign_bits(masks << (31 - block % 32))) << (group * kLanes);
+    }
+    sets[block] = set;
+  }
+}
+
+// Composites a set of the chunk's Gaussians on one vector of pixels. Returns those left when all its pixels had finished.
+template <int kTile, int kColors>
+SPLAT_INLINE uint64_t composite_pixels(const ForwardChunk<kTile>& chunk, uint64_t set, int pixel, float limit,
+                                       Canvas<kTile, kColors>& canvas) {
+  const Floats x = load(kGrid<kTile>.x + pixel), y = load(kGrid<kTile>.y + pixel), max_alpha = broadcast(limit);
+  Floats T = load(canvas.T + pixel), sums[kColors];
+  for (int i = 0; i < kColors; ++i) sums[i] = load(canvas.sums[i] + pixel);
+  while (set && sign_bits(as_ints(T)) != (1u << kLanes) - 1) {
+    const Record* next[kUnroll];
+    Floats alphas[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) {
+      const Record& g = *(next[u] = chunk.records + (set ? __builtin_ctzll(set) : chunk.kGaussians));
+      set &= set - 1;
+      alphas[u] = log_alpha(g, x - g.x, y - g.y);
+    }
+    finish_alphas(alphas);
+    for (int u = 0; u < kUnroll; ++u) {
+      Ints counts;
+      const Floats weight = advance(minimum(alphas[u], max_alpha), T, counts);
+      for (int i = 0; i < kColors; ++i) sums[i] += weight * next[u]->colors[i];
+    }
+  }
+  store(canvas.T + pixel, T);
+  for (int i = 0; i < kColors; ++i) store(canvas.sums[i] + pixel, sums[i]);
+  return set;
+}
+
+// Composites the chunk block by block. Blocks where all pixels finish leave `alive`, and the masks of the Gaussians
+// behind.
+template <int kTile, int kColors>
+SPLAT_INLINE void composite_chunk(ForwardChunk<kTile>& chunk, float max_alpha, Canvas<kTile, kColors>& canvas,
+                                  uint64_t& alive) {
+  uint64_t touched = 0;
+  for (int j = 0; j < chunk.count; ++j) touched |= chunk.masks[j] = touched_blocks<kTile>(chunk.records[j]) & alive;
+  uint64_t sets[Grid<kTile>::kBlocks];
+  sets_of_blocks<kTile>(chunk, touched, sets);
+  for (; touched; touched &= touched - 1) {
+    const int block = __builtin_ctzll(touched);
+    uint64_t rest = ~uint64_t{0};
+    uint32_t finished = ~0u;
+    for (int part = 0; part < kParts; ++part) {
+      const int pixel = block * kBlockPixels + part * kLanes;
+      rest &= composite_pixels<kTile, kColors>(chunk, sets[block], pixel, max_alpha, canvas);
+      finished &= sign_bits(as_ints(load(canvas.T + pixel)));
+    }
+    if (finished != (1u << kLanes) - 1) continue;
+    alive &= ~(uint64_t{1} << block);
+    for (; rest; rest &= rest - 1) chunk.masks[__builtin_ctzll(rest)] &= ~(uint64_t{1} << block);
+  }
 }
 
 template <int kTile, int kColors>
 void forward_tile(const Job& job, int64_t tile) {
   const TilePlace at = place(job, tile, kTile);
   Canvas<kTile, kColors> canvas;
-  Chunk<kTile> chunk;
+  ForwardChunk<kTile> chunk;
+  chunk.records[chunk.kGaussians] = Record{};
+  chunk.records[chunk.kGaussians].log_opacity = -1e30f;
   uint64_t alive = start<kTile>(job, at, canvas.T);
   std::memset(canvas.sums, 0, sizeof(canvas.sums));
-  int64_t next = job.lists.tile_starts[tile];
+  int64_t next = job.lists.tile_starts[tile], last = next;
   const int64_t end = job.lists.tile_starts[tile + 1];
-  const Floats max_alpha = broadcast(job.max_alpha);
   while (next < end && alive) {
-    take<kTile>(job, at, next, end, chunk);
-    uint64_t touched = 0;
+    take(job, at, next, end, chunk);
+    composite_chunk<kTile, kColors>(chunk, job.max_alpha, canvas, alive);
     for (int j = 0; j < chunk.count; ++j) {
-      add_pairs<kTile>(chunk, j, touched_blocks<kTile>(chunk.records[j]) & alive);
       job.lists.masks[next + j] = chunk.masks[j];
-      touched |= chunk.masks[j];
+      if (chunk.masks[j]) last = next + j + 1;
     }
-    evaluate<kTile>(chunk);
-    for (int p = 0; p < chunk.pair_count; ++p) {
-      const Record& g = chunk.records[chunk.pairs[p] >> 6];
-      const int first = static_cast<int>(chunk.pairs[p] & 63) * kBlockPixels;
-      for (int part = 0; part < kParts; ++part) {
-        const int pixel = first + part * kLanes;
-        Floats T = load(canvas.T + pixel);
-        Ints counts;
-        const Floats weight = advance(minimum(chunk.alphas[p * kParts + part], max_alpha), T, counts);
-        store(canvas.T + pixel, T);
-        for (int i = 0; i < kColors; ++i) {
-          store(canvas.sums[i] + pixel, load(canvas.sums[i] + pixel) + weight * g.colors[i]);
-        }
-      }
-    }
-    alive = still_alive(alive, touched, canvas.T);
     next += chunk.count;
   }
-  job.lists.tile_ends[tile] = static_cast<int32_t>(next);
+  job.lists.tile_ends[tile] = static_cast<int32_t>(last);
   float background[kColors] = {};
   for (int i = 0; i < kColors && job.backgrounds; ++i) background[i] = job.backgrounds[at.image * kColors + i];
   for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) {
@@ -298,7 +375,8 @@ template <int kTile, int kColors, bool kAbsolute>
 void backward_tile(const Job& job, int64_t tile) {
   const TilePlace at = place(job, tile, kTile);
   Replay<kTile, kColors> replay;
-  Chunk<kTile> chunk;
+  BackwardChunk<kTile> chunk;
+  Alphas<kTile> alphas;
   start<kTile>(job, at, replay.canvas.T);
   std::memset(replay.canvas.sums, 0, sizeof(replay.canvas.sums));
   std::memset(replay.v_alpha, 0, sizeof(replay.v_alpha));
@@ -315,13 +393,11 @@ void backward_tile(const Job& job, int64_t tile) {
   const Floats max_alpha = broadcast(job.max_alpha);
   const int64_t end = job.lists.tile_ends[tile];
   for (int64_t next = job.lists.tile_starts[tile]; next < end; next += chunk.count) {
-    take<kTile>(job, at, next, end, chunk);
-    for (int j = 0; j < chunk.count; ++j) add_pairs<kTile>(chunk, j, job.lists.masks[next + j]);
-    evaluate<kTile>(chunk);
+    take_again(job, at, next, end, chunk, alphas);
     int done = 0;
     for (int j = 0; j < chunk.count; ++j) {
       const int count = __builtin_popcountll(chunk.masks[j]);
-      backward_gaussian<kTile, kColors, kAbsolute>(chunk.records[j], chunk.pairs + done, chunk.alphas + done * kParts,
+      backward_gaussian<kTile, kColors, kAbsolute>(chunk.records[j], alphas.pairs + done, alphas.values + done * kParts,
                                                    count, max_alpha, replay, job.slots + (next + j) * kSlot);
       done += count;
     }
@@ -334,28 +410,27 @@ void accumulate_tile(const Job& job, int64_t tile) {
   const Grid<kTile>& grid = kGrid<kTile>;
   const TilePlace at = place(job, tile, kTile);
   Canvas<kTile, 1> canvas;
-  Chunk<kTile> chunk;
+  BackwardChunk<kTile> chunk;
+  Alphas<kTile> alphas;
   start<kTile>(job, at, canvas.T);
   std::memset(canvas.sums, 0, sizeof(canvas.sums));
   for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) { canvas.sums[0][pixel] = job.pixel_weights[offset]; });
   const int64_t end = job.lists.tile_ends[tile];
   for (int64_t next = job.lists.tile_starts[tile]; next < end; next += chunk.count) {
-    take<kTile>(job, at, next, end, chunk);
-    for (int j = 0; j < chunk.count; ++j) add_pairs<kTile>(chunk, j, job.lists.masks[next + j]);
-    evaluate<kTile>(chunk);
+    take_again(job, at, next, end, chunk, alphas);
     for (int j = 0, p = 0; j < chunk.count; ++j) {
       const Record& g = chunk.records[j];
       Floats sums[4] = {};
       for (const int last = p + __builtin_popcountll(chunk.masks[j]); p < last; ++p) {
         for (int part = 0; part < kParts; ++part) {
-          const int pixel = static_cast<int>(chunk.pairs[p] & 63) * kBlockPixels + part * kLanes;
+          const int pixel = static_cast<int>(alphas.pairs[p] & 63) * kBlockPixels + part * kLanes;
           Floats T = load(canvas.T + pixel);
           Ints counts;
-          const Floats alpha = minimum(chunk.alphas[p * kParts + part], broadcast(job.max_alpha));
+          const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
+          const Floats alpha = minimum(alphas.values[p * kParts + part], broadcast(job.max_alpha));
           const Floats weight = advance(alpha, T, counts);
           store(canvas.T + pixel, T);
           const Ints met = counts & (alpha > 0.0f);
-          const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
           sums[0] += keep(met, broadcast(1.0f)), sums[1] += keep(met, load(canvas.sums[0] + pixel));
           sums[2] += weight, sums[3] += keep(met, square_root(dx * dx + dy * dy));
         }
@@ -447,13 +522,13 @@ extern "C" {
 
 // Lists the Gaussians of every tile, in `lists` (see raster_bins.h), and composites them.
 SPLAT_EXPORT int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
-                                                const int32_t* bounds, const float* depths, const float* backgrounds,
+                                                const int32_t* boxes, const float* depths, const float* backgrounds,
                                                 float* colors, float* alphas) {
   if (!acceptable(sizes)) return 2;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]), tile = static_cast<int>(sizes[4]);
   job.backgrounds = backgrounds, job.colors = colors, job.alphas = alphas;
-  const Bins bins{sizes[1], job.columns, job.rows, tile, threads, bounds, depths};
+  const Bins bins{sizes[1], job.columns, job.rows, tile, threads, boxes, depths};
   if (!fill_lists(bins, job.lists)) return 1;
   const TileFunction function = tile == 16 ? forward_function<16>(job.channels) : forward_function<32>(job.channels);
   parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });

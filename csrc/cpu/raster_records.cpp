@@ -7,12 +7,24 @@ struct Inputs {
   const float *means2d, *conics, *opacities, *colors;
   const int32_t* radii;
   int channels;
+  float last_x, last_y;  // pixels of the last tile
+  int tile_bits;         // log2 of the tile's side
 };
 
 // kMaxExtent of the projection: its radii reach this many standard deviations at most.
 constexpr float kRadiusExtent = 3.33f;
 
-void pack(const Inputs& in, int64_t first, int valid, Record* records) {
+// First and number of the tiles between two pixel coordinates, of which the lower is not negative.
+SPLAT_INLINE void tile_range(const Inputs& in, Floats low, Floats high, Ints& first, Ints& count) {
+  Ints begin = __builtin_convertvector(low, Ints);
+  begin -= __builtin_convertvector(begin, Floats) < low;  // rounded up: a comparison gives -1
+  const Ints end = __builtin_convertvector(high, Ints);
+  first = begin >> in.tile_bits;
+  count = ((end >> in.tile_bits) - first + 1) & (begin <= end) & (high >= 0.0f);
+}
+
+// Writes the records and tile boxes of kLanes instances.
+void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* boxes) {
   Floats mean[2], conic[3], opacity, radii[2];
   read_rows<2>(in.means2d + first * 2, valid, mean);
   read_rows<3>(in.conics + first * 3, valid, conic);
@@ -22,6 +34,7 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records) {
   // An opacity above one reaches further than the radii, which stop at kRadiusExtent.
   const Floats further = 1.0f + maximum(log_opacity, Floats{}) * (2.0f * kLn2 / (kRadiusExtent * kRadiusExtent));
   const Floats stretch = square_root(further);
+  const Ints seen = (as_ints(radii[0]) > 0) & (as_ints(radii[1]) > 0);
   for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(as_ints(radii[i]), Floats) * stretch;
   alignas(64) float soa[16 * kLanes] = {};
   const Floats fields[8] = {mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E,
@@ -31,39 +44,43 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records) {
     for (int k = 0; k < in.channels; ++k) soa[(8 + k) * kLanes + l] = in.colors[(first + l) * in.channels + k];
   }
   for (int i = 0; i < 2; ++i) store(soa + (12 + i) * kLanes, radii[i]);
+  store(soa + 14 * kLanes, (c - b * b / a) * (-0.5f * kLog2E));
   store_rows(reinterpret_cast<float*>(records + first), 16, 16, valid, soa);
+  const Floats x = load(soa), y = load(soa + kLanes), zero{};
+  Ints left, top, wide, high;
+  tile_range(in, maximum(x - radii[0], zero), minimum(x + radii[0], broadcast(in.last_x)), left, wide);
+  tile_range(in, maximum(y - radii[1], zero), minimum(y + radii[1], broadcast(in.last_y)), top, high);
+  const Ints any = seen & (wide > 0) & (high > 0);
+  const Floats packed[2] = {as_floats((left | top << 16) & any), as_floats((wide | high << 16) & any)};
+  write_rows<2>(reinterpret_cast<float*>(boxes + first * 2), valid, packed);
 }
 
 }  // namespace
 
 extern "C" {
 
-// sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], bounds [C·N], and to `totals` the bound
-// of all pairs and the length of the int32 buffer of lists; 1 where that is too long for 32-bit numbers.
+// sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], tile boxes [C·N, 2], and to `totals` a
+// bound of all pairs and the length of the int32 buffer of lists; 1 where that is too long for 32-bit numbers.
 SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
                                               const float* opacities, const float* colors, const int32_t* radii,
-                                              float* records, int32_t* bounds, int64_t* totals) {
+                                              float* records, int32_t* boxes, int64_t* totals) {
   const int64_t n = sizes[0] * sizes[1];
   const int tile = static_cast<int>(sizes[4]);
   const int64_t columns = (sizes[2] + tile - 1) / tile, rows = (sizes[3] + tile - 1) / tile;
-  const Inputs in{means2d, conics, opacities, colors, radii, static_cast<int>(sizes[5])};
+  const Inputs in{means2d, conics, opacities, colors, radii, static_cast<int>(sizes[5]),
+                  static_cast<float>(columns * tile - 1), static_cast<float>(rows * tile - 1), tile == 16 ? 4 : 5};
   if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return 2;
+  if (columns >= kMaxTiles || rows >= kMaxTiles) return 2;
   Record* out = reinterpret_cast<Record*>(records);
   constexpr int64_t kTask = 1024;
   parallel_for((n + kTask - 1) / kTask, static_cast<int>(sizes[6]), [&](int64_t task, int) {
     const int64_t end = (task + 1) * kTask < n ? (task + 1) * kTask : n;
     for (int64_t first = task * kTask; first < end; first += kLanes) {
-      const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
-      pack(in, first, valid, out);
-      for (int64_t i = first; i < first + valid; ++i) {
-        const bool seen = radii[i * 2] > 0 && radii[i * 2 + 1] > 0;
-        const TileBox box = seen ? tile_box(out[i], columns, rows, tile) : TileBox{0, 0, 0, 0};
-        bounds[i] = box.wide * box.high;
-      }
+      pack(in, first, static_cast<int>(end - first < kLanes ? end - first : kLanes), out, boxes);
     }
   });
   totals[0] = 0;
-  for (int64_t i = 0; i < n; ++i) totals[0] += bounds[i];
+  for (int64_t i = 0; i < n; ++i) totals[0] += tiles_of_box(boxes + 2 * i);
   totals[1] = list_size(n, sizes[0] * columns * rows, totals[0]);
   return totals[1] > INT32_MAX ? 1 : 0;
 }

@@ -291,7 +291,7 @@ def _composite(
     images = means2d.new_empty((cameras, height, width, channels))
     alphas = means2d.new_empty((cameras, height, width, 1))
     records = means2d.new_empty((cameras * n, 16))
-    bounds = radii.new_empty((cameras * n,))
+    boxes = radii.new_empty((cameras * n, 2))
     totals = (ctypes.c_int64 * 2)()
     sizes = _composite_sizes(opacities, images, tile_size)
     threads = torch.get_num_threads()
@@ -300,7 +300,7 @@ def _composite(
         _RECORDS,
         _sizes(*sizes, threads),
         *map(_pointer, inputs),
-        *map(_pointer, (records, bounds)),
+        *map(_pointer, (records, boxes)),
         totals,
     )
     lists = radii.new_empty((totals[1],))
@@ -309,7 +309,7 @@ def _composite(
         _COMPOSITE,
         _sizes(*sizes, totals[0], threads),
         max_alpha,
-        *map(_pointer, (records, lists, bounds, depths, backgrounds, images, alphas)),
+        *map(_pointer, (records, lists, boxes, depths, backgrounds, images, alphas)),
     )
     return images, alphas, records, lists
 
