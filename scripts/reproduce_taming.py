@@ -14,10 +14,6 @@ with Limited Resources", SIGGRAPH Asia 2024, tables 1 to 3 and the supplement.
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-
-ROOT = Path(__file__).resolve().parent.parent
+from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, write_csv
 
 
 @dataclass(frozen=True)
@@ -100,41 +95,32 @@ class Options:
     dry_run: bool = False
 
 
-def command(name: str, options: Options, folder: Path) -> list[str]:
-    """The training command of a scene: resumes where its run folder has a checkpoint."""
-    train = [sys.executable, str(ROOT / "scripts" / "train.py")]
-    if (folder / "checkpoint.pt").exists():
-        return [*train, "--resume", str(folder)]
+def job(name: str, options: Options, folder: Path) -> Job:
+    """The training of a scene."""
     scene = SCENES[name]
     budget = (
-        ["--strategy.budget-multiplier", str(scene.multiplier)]
+        ("--strategy.budget-multiplier", str(scene.multiplier))
         if options.mode == "budget"
-        else ["--strategy.budget", str(scene.big)]
+        else ("--strategy.budget", str(scene.big))
     )
-    return [
-        *train,
-        *("--config", str(ROOT / "configs" / f"taming_{options.mode}.yaml")),
-        *("--data-dir", str(options.dataset_root / name)),
-        *("--result-dir", str(folder)),
-        *("--data.factor", str(scene.factor)),
-        *("--steps-scaler", str(options.steps_scaler)),
-        *("--device", options.device),
-        *budget,
-    ]
+    return Job(
+        folder,
+        (
+            *("--config", str(ROOT / "configs" / f"taming_{options.mode}.yaml")),
+            *("--data-dir", str(options.dataset_root / name)),
+            *("--data.factor", str(scene.factor)),
+            *("--steps-scaler", str(options.steps_scaler)),
+            *("--device", options.device),
+            *budget,
+        ),
+    )
 
 
 def run_scene(name: str, options: Options, folder: Path) -> str:
-    """Trains a scene unless it is done; returns what became of it."""
-    if (folder / "metrics.json").exists():
-        return "done before"
-    if not (options.dataset_root / name).is_dir():
+    """Trains a scene unless it is done or missing; returns what became of it."""
+    if read_metrics(folder) is None and not (options.dataset_root / name).is_dir():
         return f"skipped: {options.dataset_root / name} is missing"
-    line = command(name, options, folder)
-    print(" ".join(line), flush=True)
-    if options.dry_run:
-        return "dry run"
-    status = subprocess.run(line).returncode
-    return "done" if status == 0 else f"failed with exit status {status}; run again to resume it"
+    return run(job(name, options, folder), dry_run=options.dry_run)
 
 
 def row(name: str, mode: str, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -191,56 +177,32 @@ def _cell(key: str, value: Any) -> str:
 
 def write_table(folder: Path, mode: str, notes: dict[str, str]) -> list[dict[str, Any]]:
     """Writes results.csv, results.md and results.png from the run folders; returns the rows."""
-    rows = [
-        row(name, mode, json.loads((folder / name / "metrics.json").read_text()))
-        for name in SCENES
-        if (folder / name / "metrics.json").exists()
-    ]
+    rows = [row(name, mode, metrics) for name in SCENES if (metrics := read_metrics(folder / name)) is not None]
     means = [found for dataset in (M360, TNT, DB) if (found := mean_row(dataset, mode, rows))]
     lines = [{key: _cell(key, line.get(key)) for key in COLUMNS} for line in [*rows, *means]]
-    temporary = folder / "results.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)
-    os.replace(temporary, folder / "results.csv")
+    write_csv(folder / "results.csv", COLUMNS, lines)
     text = [
         f"# Taming 3DGS, {mode}",
         "",
         "Published figures: Mallick et al., SIGGRAPH Asia 2024; their GPUs and image resizing differ from these runs'.",
         "LPIPS is n/a: the weights of its network are not to be had from a package index.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(line.values()) + " |" for line in lines),
+        *markdown_table(COLUMNS, lines),
         "",
         *(f"* {name}: {note}" for name, note in notes.items()),
     ]
     (folder / "results.md").write_text("\n".join(text) + "\n")
     if rows:
-        plot(folder / "results.png", rows)
+        bars(
+            folder / "results.png",
+            [line["scene"] for line in rows],
+            {
+                label: [line[key] for line in rows]
+                for label, key in (("splat_ssim", "psnr"), ("published", "psnr_published"))
+            },
+            "PSNR (dB)",
+        )
     return rows
-
-
-def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """PSNR of each scene beside the published one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(1.5 + 0.7 * len(rows), 4), layout="constrained")
-    positions = range(len(rows))
-    axes.bar([p - 0.2 for p in positions], [line["psnr"] for line in rows], 0.4, label="splat_ssim")
-    known = [(p + 0.2, line["psnr_published"]) for p, line in enumerate(rows) if line["psnr_published"] is not None]
-    if known:
-        axes.bar(*zip(*known, strict=True), 0.4, label="published")
-    axes.set_xticks(list(positions), [line["scene"] for line in rows], rotation=45)
-    axes.set_ylabel("PSNR (dB)")
-    axes.set_ylim(bottom=min(15, min(line["psnr"] for line in rows) - 1))
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main(options: Options) -> int:

@@ -29,6 +29,9 @@ def _capped(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
         growth=config.growth,
+        final_prune=config.final_prune,
+        score_views=score_views,
+        num_views=max(1, config.score_views),
         prune_opa=config.prune_opacity,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from splat_ssim.render.reference import rotations
 from splat_ssim.strategy.operations import Optimizers, Params, check_parameters, replace_parameters, zero_state
+from splat_ssim.strategy.scoring import ViewStats
 
 
 @dataclass
@@ -32,6 +34,11 @@ class CappedStrategy(Strategy):
         growth: Share of the current number that an event adds at most, recycled ones not counted.
         prune_opa: Gaussians less opaque than this are recycled.
         split_shrink: The longest axis of a split Gaussian is divided by this.
+        final_prune: Share of the Gaussians that is removed at `refine_stop_iter`: those of the least sum of
+            transmittance times alpha over the pixels of a few training views, which are redundant where others cover
+            them.
+        score_views: Called with a number; yields a `ViewStats` for each of that many training views. For `final_prune`.
+        num_views: How many views it asks for.
 
     Example:
         >>> strategy = CappedStrategy(budget=30_000)
@@ -45,10 +52,17 @@ class CappedStrategy(Strategy):
     growth: float = 0.05
     prune_opa: float = 0.005
     split_shrink: float = 1.6
+    final_prune: float = 0.0
+    score_views: Callable[[int], Iterable[ViewStats]] | None = None
+    num_views: int = 10
 
     def __post_init__(self) -> None:
         if self.budget < 1 or self.refine_every < 1:
             raise ValueError(f"budget and refine_every must be at least 1, got {self.budget} and {self.refine_every}")
+        if not 0 <= self.final_prune < 1:
+            raise ValueError(f"final_prune must be in [0, 1), got {self.final_prune}")
+        if self.final_prune > 0 and self.score_views is None:
+            raise ValueError("final_prune needs score_views, the training views it judges by, got None")
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """The running state for both hooks; its tensors are made at the first step, on their device."""
@@ -77,6 +91,8 @@ class CappedStrategy(Strategy):
         packed: bool = False,
     ) -> None:
         """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, recycles and grows."""
+        if step == self.refine_stop_iter and self.final_prune > 0:
+            self._prune_least_seen(params, optimizers)
         if step >= self.refine_stop_iter:
             return
         means = params["means"]
@@ -106,6 +122,15 @@ class CappedStrategy(Strategy):
         if len(parents) > 0:
             self._split(params, optimizers, parents, dead[: len(parents)])
         zero_state(state, ("grad2d",), len(params["means"]), demand.device)
+
+    def _prune_least_seen(self, params: Params, optimizers: Optimizers) -> None:
+        """Source: Z. Fan et al., "LightGaussian", NeurIPS 2024: the global significance, here without its volume."""
+        assert self.score_views is not None
+        seen = torch.stack([stats.contribution for stats in self.score_views(self.num_views)]).sum(0)
+        count = len(params["means"])
+        # In their old order: only the number changes.
+        kept = seen.topk(count - int(self.final_prune * count)).indices.sort().values
+        replace_parameters(params, optimizers, lambda name, values: values[kept], lambda moment: moment[kept])
 
     def _split(self, params: Params, optimizers: Optimizers, parents: Tensor, recycled: Tensor) -> None:
         """Splits `parents`; the first children take the places of `recycled`, the others are appended."""

@@ -54,6 +54,10 @@ class DataConfig:
     test_every: int = 8
     #: Behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
+    #: Training starts on images reduced by this power of 2, which halves at equal intervals; 1: full size throughout.
+    coarse_factor: int = 1
+    #: From this step on images are of full size; by default from 0.3 of the run on.
+    coarse_stop: int | None = None
 
 
 @dataclass
@@ -114,6 +118,8 @@ class StrategyConfig:
     reset_every: int | None = None
     #: Share of the Gaussians added at most at each event (capped).
     growth: float = 0.05
+    #: Share of the Gaussians removed when densification ends: those that training views see least of (capped).
+    final_prune: float = 0.0
     #: Gaussians less opaque than this are removed or put to use elsewhere.
     prune_opacity: float = 0.005
     #: Image-plane gradient, in half images, above which a Gaussian is cloned or split (default strategy).
@@ -193,7 +199,10 @@ class Config:
         """
         resolved = dataclasses.replace(
             self,
-            **{name: dataclasses.replace(getattr(self, name)) for name in ("model", "optimizer", "strategy", "output")},
+            **{
+                name: dataclasses.replace(getattr(self, name))
+                for name in ("data", "model", "optimizer", "strategy", "output")
+            },
         )
 
         def scale(steps: int | None, default: int = 0) -> int:
@@ -201,12 +210,13 @@ class Config:
 
         resolved.steps = scale(self.steps)
         resolved.steps_scaler = 1.0
-        model, optimizer, strategy = resolved.model, resolved.optimizer, resolved.strategy
+        data, model, optimizer, strategy = resolved.data, resolved.model, resolved.optimizer, resolved.strategy
         if self.steps < 1 or resolved.steps < 1:
             raise ConfigError(
                 f"steps times steps_scaler must be at least 1, got {self.steps} times {self.steps_scaler}"
             )
         tenth = max(1, resolved.steps // 10)
+        data.coarse_stop = scale(data.coarse_stop, resolved.steps * 3 // 10)
         model.sh_degree_interval = max(1, scale(model.sh_degree_interval, tenth))
         optimizer.decay_start = scale(optimizer.decay_start, resolved.steps * 7 // 10)
         strategy.refine_start = scale(strategy.refine_start)
@@ -215,6 +225,7 @@ class Config:
         strategy.reset_every = max(1, scale(strategy.reset_every, tenth))
         strategy.high_opacity_start = scale(strategy.high_opacity_start, strategy.refine_stop)
         for name, value, least in (
+            ("data.coarse_factor", data.coarse_factor, 1),
             ("model.init_count", model.init_count, 1),
             ("strategy.budget", strategy.budget, 1),
             ("checkpoint_every", self.checkpoint_every, 0),
@@ -227,6 +238,10 @@ class Config:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
         if strategy.budget_multiplier is not None and strategy.budget_multiplier <= 0:
             raise ConfigError(f"strategy.budget_multiplier must be positive, got {strategy.budget_multiplier}")
+        if data.coarse_factor.bit_count() != 1:
+            raise ConfigError(f"data.coarse_factor must be a power of 2, got {data.coarse_factor}")
+        if not 0 <= strategy.final_prune < 1:
+            raise ConfigError(f"strategy.final_prune must be in [0, 1), got {strategy.final_prune}")
         if not 0 <= model.sh_degree <= 3:
             raise ConfigError(f"model.sh_degree must be 0, 1, 2 or 3, got {model.sh_degree}")
         if not 0 < model.init_opacity < 1:

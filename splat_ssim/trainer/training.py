@@ -17,7 +17,7 @@ from splat_ssim.registry import get_loss
 from splat_ssim.strategy import make_strategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
-from splat_ssim.trainer.config import Config, given, write_yaml
+from splat_ssim.trainer.config import Config, DataConfig, given, write_yaml
 from splat_ssim.trainer.data import Scene, View, load_scene
 from splat_ssim.trainer.evaluation import evaluate, psnr, write_json
 from splat_ssim.trainer.model import Splats, activated_opacities, create_splats, render, standard_splats
@@ -58,6 +58,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.scene = read_scene(config)
+        self.coarse_views: dict[tuple[int, int], View] = {}
         self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
         self.splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device)
@@ -151,7 +152,13 @@ class Trainer:
         views = self.scene.train
         epoch, position = divmod(step, len(views))
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        return views[int(torch.randperm(len(views), generator=generator)[position])]
+        index = int(torch.randperm(len(views), generator=generator)[position])
+        factor = coarseness(self.config.data, step)
+        if factor == 1:
+            return views[index]
+        if (index, factor) not in self.coarse_views:
+            self.coarse_views[index, factor] = views[index].reduced(factor)
+        return self.coarse_views[index, factor]
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
         """What `count` training views say of each Gaussian, for the strategies that ask."""
@@ -267,6 +274,12 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+
+
+def coarseness(config: DataConfig, step: int) -> int:
+    """By what the training images of a step are reduced: coarse_factor at first, 1 from coarse_stop on."""
+    stop, halvings = given(config.coarse_stop), config.coarse_factor.bit_length() - 1
+    return 1 if step >= stop else config.coarse_factor >> (step * halvings // stop)
 
 
 def peak_memory(device: torch.device) -> int:

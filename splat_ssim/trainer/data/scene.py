@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -59,6 +60,25 @@ class View:
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def reduced(self, factor: int) -> View:
+        """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
+
+        Raises:
+            SceneError: The image is smaller than one box.
+        """
+        if min(self.height, self.width) < factor:
+            raise SceneError(
+                f"{self.name}: required at least {factor}x{factor} pixels to reduce by {factor}, "
+                f"got {self.height}x{self.width}"
+            )
+        pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
+        alpha = None if self.alpha is None else F.avg_pool2d(self.alpha[None], factor)[0]
+        # A pixel counts where all that it is made of does.
+        mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
+        K = self.K.clone()
+        K[:2] /= factor
+        return replace(self, image=pixels, alpha=alpha, mask=mask, K=K)
 
 
 @dataclass

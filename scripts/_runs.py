@@ -1,0 +1,136 @@
+"""Training runs in a row, and tables of what they came to: what the scripts that compare runs have in common.
+
+A run that is done is not trained again, one that was interrupted goes on from its checkpoint, and one that fails does
+not stop the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# The scripts run from a checkout too, without the package installed.
+sys.path.insert(0, str(ROOT))
+
+from splat_ssim.trainer.config import Config, read_yaml  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of scripts/train.py: where it writes, and its other arguments."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """What a finished run's metrics.json holds; None where it has none."""
+    path = folder / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def run(job: Job, *, dry_run: bool = False) -> str:
+    """Trains unless that is done; returns what became of it, which begins with "failed" where something went wrong."""
+    record = job.folder / "command.json"
+    # A run of before, with other options, must not pass for this one.
+    if record.exists() and json.loads(record.read_text()) != list(job.arguments):
+        return f"failed: {job.folder} holds a run with other options; choose another --result-dir"
+    if read_metrics(job.folder) is not None:
+        return "done before"
+    train = [sys.executable, str(ROOT / "scripts" / "train.py")]
+    if (job.folder / "checkpoint.pt").exists():
+        line = [*train, "--resume", str(job.folder)]
+    else:
+        line = [*train, "--result-dir", str(job.folder), *job.arguments]
+    print(" ".join(line), flush=True)
+    if dry_run:
+        return "dry run"
+    job.folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(list(job.arguments)) + "\n")
+    status = subprocess.run(line).returncode
+    return "done" if status == 0 else f"failed with exit status {status}; run again to resume it"
+
+
+def scaled(config: Path, steps: int | None) -> tuple[str, ...]:
+    """The options that give a config another length, its schedules in proportion."""
+    if steps is None:
+        return ()
+    length = read_yaml(config).get("steps", Config.steps)
+    return ("--steps-scaler", str(steps / length))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation (of the sample), or the value alone where there is one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table all at once: a temporary file is renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+    os.replace(temporary, path)
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(line[column] for column in columns) + " |" for line in lines),
+    ]
+
+
+def bars(
+    path: Path,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    axis: str,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Bars side by side, one colour a series; a value that is None has none.
+
+    Args:
+        path: PNG to write.
+        groups: Names of the groups of bars.
+        series: Name -> one value for each group.
+        axis: Name of the values.
+        labels: Written above the groups.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 0.7 * len(groups), 4), layout="constrained")
+    width = 0.8 / len(series)
+    known: list[float] = []
+    for index, (name, values) in enumerate(series.items()):
+        heights = {p + width * (index - (len(series) - 1) / 2): v for p, v in enumerate(values) if v is not None}
+        if heights:
+            axes.bar(list(heights), list(heights.values()), width=width, label=name)
+            known += heights.values()
+    axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
+    axes.set_ylabel(axis)
+    # Differences show where the axis does not begin at zero.
+    span = max(known) - min(known)
+    axes.set_ylim(min(known) - max(0.2 * span, 0.02 * abs(min(known))), None)
+    for position, label in enumerate(labels or ()):
+        top = max(value for values in series.values() if (value := values[position]) is not None)
+        axes.annotate(label, (position, top), ha="center", va="bottom", fontsize=8)
+    if len(series) > 1:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,194 @@
+"""What each ingredient of a recipe is worth: the recipe, the recipe without each, and without all, on any scene.
+
+    python scripts/ablate.py --recipe taming                       # configs/taming_chair.yaml on the chair
+    python scripts/ablate.py --recipe fast --seeds 0 1 2
+    python scripts/ablate.py --data-dir SCENE --config OWN.yaml --steps 30000
+
+Runs that are done are passed over, interrupted ones go on, and one that fails does not stop the others. After each run
+the tables are written anew: results.csv (a row a run), results.md (a row a variant) and results.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
+
+FULL = "full"
+
+#: Recipe -> its config on the chair.
+CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml"}
+
+#: Recipe -> ingredient -> the options that take it out.
+INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "taming": {
+        "fused loss": ("--loss", "ssim"),
+        "sparse Adam": ("--optimizer.name", "adam"),
+        "lazy SH": ("--optimizer.sh-every", "1"),
+        "score": ("--strategy.score-views", "0"),
+        "budget": ("--strategy.name", "default"),
+    },
+    "fast": {
+        "fused loss": ("--loss", "ssim"),
+        "fused optimiser": ("--optimizer.name", "torch_adam"),
+        "sparse Adam": ("--optimizer.name", "adam"),
+        "lazy SH": ("--optimizer.sh-every", "1", "--optimizer.shN", "1.25e-4"),
+        "progressive resolution": ("--data.coarse-factor", "1"),
+        "final pruning": ("--strategy.final-prune", "0"),
+    },
+}
+
+NOTES = {
+    "taming": (
+        "Without the score, growth and pruning are drawn evenly; without the budget, gsplat's DefaultStrategy grows by "
+        "its threshold (and has no score either). Without all of them, it is 3DGS."
+    ),
+    "fast": "Without the fused optimiser, torch.optim.Adam steps every Gaussian.",
+}
+
+COLUMNS = ("variant", "seed", "psnr", "ssim", "num_gaussians", "train_seconds")
+SUMMARY = ("variant", "PSNR", "ΔPSNR", "SSIM", "Gaussians", "train seconds", "Δ seconds", "seeds")
+
+
+@dataclass
+class Options:
+    """Trains a recipe with and without each of its ingredients and writes one table."""
+
+    recipe: Literal["taming", "fast"] = "taming"
+    #: What every run starts from; by default the recipe's on the chair.
+    config: Path | None = None
+    #: Scene folder; by default the config's.
+    data_dir: Path | None = None
+    #: Length of a run; the config's schedules are scaled with it. By default the config's.
+    steps: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    #: Which variants: full, no-<ingredient>, none; by default all.
+    variants: tuple[str, ...] = ()
+    #: Most Gaussians; by default the config's.
+    budget: int | None = None
+    #: Runs and tables go here; by default results/ablation_<recipe>.
+    result_dir: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: Only print the commands.
+    dry_run: bool = False
+
+
+def variants(recipe: str) -> dict[str, tuple[str, ...]]:
+    """Name of a variant -> the options that make it of the recipe."""
+    ingredients = INGREDIENTS[recipe]
+    without = {"no-" + name.lower().replace(" ", "-"): options for name, options in ingredients.items()}
+    # Where two ingredients are values of one option, the one without both comes first among them.
+    everything: dict[str, str] = {}
+    for options in ingredients.values():
+        for option, value in zip(options[::2], options[1::2], strict=True):
+            everything.setdefault(option, value)
+    return {FULL: (), **without, "none": tuple(word for pair in everything.items() for word in pair)}
+
+
+def job(name: str, seed: int, options: Options, folder: Path) -> Job:
+    """The run of a variant with a seed."""
+    config = options.config or ROOT / "configs" / CONFIGS[options.recipe]
+    given = {"--data-dir": options.data_dir, "--strategy.budget": options.budget}
+    arguments = [
+        *("--config", str(config)),
+        *(word for option, value in given.items() if value is not None for word in (option, str(value))),
+        *scaled(config, options.steps),
+        *("--seed", str(seed)),
+        *("--device", options.device),
+        *("--output.images", "0"),
+        *variants(options.recipe)[name],
+    ]
+    return Job(folder / f"{name}_{seed}", tuple(arguments))
+
+
+def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, str]]:
+    """A line for each variant that has a run; differences are to the full recipe over the seeds both have."""
+    full = {row["seed"]: row for row in rows if row["variant"] == FULL}
+    lines = []
+    for name in names:
+        members = [row for row in rows if row["variant"] == name]
+        if not members:
+            continue
+        pairs = [(row, full[row["seed"]]) for row in members if row["seed"] in full and name != FULL]
+
+        def difference(key: str, digits: int, pairs: Sequence[tuple[dict, dict]] = pairs) -> str:
+            if not pairs:
+                return ""
+            text = spread([row[key] - base[key] for row, base in pairs], digits)
+            return text if text.startswith("-") else "+" + text
+
+        lines.append(
+            {
+                "variant": name,
+                "PSNR": spread([row["psnr"] for row in members], 2),
+                "ΔPSNR": difference("psnr", 2),
+                "SSIM": spread([row["ssim"] for row in members], 4),
+                "Gaussians": spread([row["num_gaussians"] for row in members], 0),
+                "train seconds": spread([row["train_seconds"] for row in members], 1),
+                "Δ seconds": difference("train_seconds", 1),
+                "seeds": str(len(members)),
+            }
+        )
+    return lines
+
+
+def write_tables(folder: Path, options: Options, names: Sequence[str], notes: dict[str, str]) -> list[dict[str, str]]:
+    """Writes results.csv, results.md and results.png from the run folders; returns the summary."""
+    rows = []
+    for seed in options.seeds:
+        for name in names:
+            metrics = read_metrics(folder / f"{name}_{seed}")
+            if metrics is not None:
+                rows.append({"variant": name, "seed": seed, **{key: metrics[key] for key in COLUMNS[2:]}})
+    lines = summary(rows, names)
+    write_csv(folder / "results.csv", COLUMNS, rows)
+    text = [
+        f"# Ablation of the recipe {options.recipe}",
+        "",
+        f"{NOTES[options.recipe]} Differences are to the full recipe with the same seed.",
+        "",
+        *markdown_table(SUMMARY, lines),
+        "",
+        *(f"* {name}: {note}" for name, note in notes.items()),
+    ]
+    (folder / "results.md").write_text("\n".join(text) + "\n")
+    if lines:
+        bars(
+            folder / "results.png",
+            [line["variant"] for line in lines],
+            {"train": [float(line["train seconds"].split()[0]) for line in lines]},
+            "seconds",
+            labels=[f"{line['PSNR'].split()[0]} dB" for line in lines],
+        )
+    return lines
+
+
+def main(options: Options) -> int:
+    """Runs the variants in turn; returns 1 where one failed."""
+    known = variants(options.recipe)
+    unknown = sorted(set(options.variants) - set(known))
+    if unknown:
+        sys.exit(f"error: --variants must be among {', '.join(known)}, got {', '.join(unknown)}")
+    names = options.variants or tuple(known)
+    folder = options.result_dir or Path("results") / f"ablation_{options.recipe}"
+    folder.mkdir(parents=True, exist_ok=True)
+    notes: dict[str, str] = {}
+    for seed in options.seeds:
+        for name in names:
+            one = job(name, seed, options, folder)
+            notes[one.folder.name] = run(one, dry_run=options.dry_run)
+            print(f"{one.folder.name}: {notes[one.folder.name]}", flush=True)
+            if not options.dry_run:
+                write_tables(folder, options, names, notes)
+    if not options.dry_run:
+        print((folder / "results.md").read_text())
+    return int(any(note.startswith("failed") for note in notes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
