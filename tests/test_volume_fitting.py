@@ -78,6 +78,25 @@ def test_resuming_gives_the_same_metrics(tmp_path, scan):
     assert resumed | {"train_seconds": 0} == whole | {"train_seconds": 0}
 
 
+@pytest.mark.parametrize("name", ["default", "mcmc"])
+def test_resuming_a_strategy_gives_the_same_metrics(tmp_path, scan, name):
+    config = VolumeConfig(data_dir=scan, steps=30)
+    config.strategy.budget, config.strategy.name, config.output = 150, name, VolumeOutputConfig(progress=False)
+    config.result_dir = tmp_path / "whole"
+    whole = Fitting(config)
+    whole.run()
+    config.result_dir = tmp_path / "part"
+    interrupted = Fitting(config)
+    while interrupted.step < 7:
+        interrupted.fit_step(interrupted.step)
+        interrupted.step += 1
+        interrupted.change_model()
+    interrupted.save()
+    resumed = main(["--resume", str(tmp_path / "part")])
+    assert 75 < resumed["num_gaussians"] <= 150
+    assert resumed["psnr3d"] == whole.evaluate()["psnr3d"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +115,12 @@ def test_resuming_gives_the_same_metrics(tmp_path, scan):
 def test_options_all_fit(tmp_path, scan, options):
     metrics = run(tmp_path / "run", scan, "--output.format", "", "--output.no-video", *options, steps=15)
     assert metrics["psnr3d"] > 17, metrics
+
+
+@pytest.mark.parametrize("name", ["capped", "default", "mcmc"])
+def test_strategies_of_the_trainer_fit(tmp_path, scan, name):
+    metrics = run(tmp_path / "run", scan, "--strategy.name", name, "--output.format", "", "--output.no-video")
+    assert metrics["psnr3d"] > 19 and 130 <= metrics["num_gaussians"] <= 150, metrics
 
 
 def test_grid_refines_in_levels(tmp_path, scan):
@@ -140,6 +165,11 @@ def test_a_mask_says_what_counts(tmp_path, scan):
         (["--loss", "nonsense"], "a loss must be one of"),
         (["--device", "cuda"], "fitted on the CPU"),
         (["--strategy.budget", "0"], "strategy.budget must be at least 1"),
+        (["--strategy.name", "taming"], "must not be taming for a volume: its score is over training views"),
+        (
+            ["--strategy.name", "none_such"],
+            "one of residual, none, capped, default, mcmc for a volume, got 'none_such'",
+        ),
         (["--data.normalize", "window"], "window must be"),
         (["--data-dir", "nowhere.nii.gz"], "no volume at nowhere.nii.gz"),
         (["--data-dir", "README.md"], "a volume file must end in one of"),

@@ -66,17 +66,24 @@ class VolumeOptimizerConfig:
 class VolumeStrategyConfig:
     """Growth of the number of Gaussians."""
 
-    #: capped: from model.start to the budget in rounds, where the residual is; none: the budget from the start.
-    name: Literal["capped", "none"] = "capped"
+    #: residual: from model.start to the budget in rounds, where the residual is; none: the budget from the start;
+    #: capped, default (gsplat's), mcmc: the trainer's strategies by volumetric gradients.
+    name: str = "residual"
     #: Most Gaussians there may be.
     budget: int = 50_000
     rounds: int = 8
     #: The last round is after this share of the steps.
     stop: float = 0.4
-    #: Share of the Gaussians, those of least mass, that a round puts elsewhere.
+    #: Share of the Gaussians, those of least mass, that a round puts elsewhere (residual).
     recycle: float = 0.05
-    #: Standard deviation of new Gaussians in voxels.
+    #: Standard deviation of new Gaussians in voxels (residual); up to it they are cloned, above it split (default).
     sigma: float = 1.2
+    #: Gaussians of a smaller |density| are removed or put to use elsewhere (capped, default, mcmc).
+    prune_density: float = 0.005
+    #: Gradient of the loss, summed over the voxels, by a mean in voxels, below which no Gaussian grows (default).
+    grow_gradient: float = 0.0
+    #: Positional noise of Gaussians of next to no density, in their own variance times their learning rate (mcmc).
+    noise: float = 1.0
 
 
 @dataclass
@@ -156,6 +163,9 @@ class VolumeConfig:
             ("strategy.rounds", self.strategy.rounds, 1, None),
             ("strategy.stop", self.strategy.stop, 0, 1),
             ("strategy.recycle", self.strategy.recycle, 0, 0.9),
+            ("strategy.prune_density", self.strategy.prune_density, 0, 1),
+            ("strategy.grow_gradient", self.strategy.grow_gradient, 0, None),
+            ("strategy.noise", self.strategy.noise, 0, None),
         ):
             if value < low or (high is not None and value > high):
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"

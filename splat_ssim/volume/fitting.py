@@ -29,6 +29,7 @@ from .io import Volume, load_volume, save_volume
 from .losses import tv3d
 from .normalization import Normalization, choose_normalization
 from .pictures import save_mip_video, save_slice_sheet
+from .strategies import StrategyGrowth, make_growth
 
 #: Steps between two Morton sorts, and between two refreshes of the progress bar.
 SORT_EVERY, REPORT_EVERY = 200, 25
@@ -94,10 +95,12 @@ class Fitting:
         self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.target = read_target(config.data_dir, config.data)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.growth: CappedGrowth | None = None
+        self.growth: CappedGrowth | StrategyGrowth | None = None
         self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
         self.model = self._gaussians() if config.model.name == "gaussians" else self._grid()
         self.optimizer = self._optimizer()
+        if isinstance(self.growth, StrategyGrowth) and isinstance(self.model, GaussianField):
+            self.growth.check(self.model, self.optimizer)
         self.step = 0
         self.train_seconds = 0.0
         self.last_loss = math.nan
@@ -150,10 +153,11 @@ class Fitting:
         loss = result[0] if isinstance(result, tuple) else result
         if config.tv:
             loss = loss + config.tv * tv3d(pred)
+        # The last step's gradients are there until now: growth reads them.
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._set_learning_rates(step)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.model, GaussianField):
             floor = math.log(config.model.min_sigma * voxel_size(target.grid))
             self.model.tensors["log_scales"].data.clamp_(min=floor)
@@ -166,11 +170,16 @@ class Fitting:
                 self.model = self.model.upsampled(self.levels[self.step])
                 self.optimizer = self._optimizer()
             return
-        grew = self.growth is not None and self.growth.step(
-            self.step, self.model, self.optimizer, self.target.values, self.target.grid, self.generator
-        )
+        model, target = self.model, self.target
+        grew = False
+        if isinstance(self.growth, CappedGrowth):
+            grew = self.growth.step(self.step, model, self.optimizer, target.values, target.grid, self.generator)
+        elif self.growth is not None:
+            grew = self.growth.step(self.step, model, self.optimizer)
         if grew or self.step % SORT_EVERY == 0:
-            sort_gaussians(self.model, self.optimizer, self.target.grid)
+            order = sort_gaussians(model, self.optimizer, target.grid)
+            if isinstance(self.growth, StrategyGrowth):
+                self.growth.reorder(order)
 
     @torch.no_grad()
     def field(self) -> Tensor:
@@ -247,6 +256,7 @@ class Fitting:
                 "train_seconds": self.train_seconds,
                 "last_loss": self.last_loss,
                 "draws": self.generator.get_state(),
+                "strategy": self.growth.state if isinstance(self.growth, StrategyGrowth) else {},
             },
         )
 
@@ -262,18 +272,23 @@ class Fitting:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.train_seconds, self.last_loss = state["step"], state["train_seconds"], state["last_loss"]
         self.generator.set_state(state["draws"])
+        if isinstance(self.growth, StrategyGrowth):
+            self.growth.state = state["strategy"]
 
     def _gaussians(self) -> GaussianField:
         config = self.config
         budget, count = config.strategy.budget, config.strategy.budget
-        if config.strategy.name == "capped":
+        if config.strategy.name != "none":
             count = max(1, round(budget * config.model.start))
+        if config.strategy.name == "residual":
             last = max(1, round(config.steps * config.strategy.stop))
             rounds = config.strategy.rounds
             at_steps = sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)})
             self.growth = CappedGrowth(
                 budget, tuple(at_steps), recycle=config.strategy.recycle, sigma=config.strategy.sigma
             )
+        elif config.strategy.name != "none":
+            self.growth = make_growth(config.strategy, config.steps, count, self.target.grid)
         return GaussianField.from_volume(
             self.target.values, self.target.grid, count, spread=config.model.spread, generator=self.generator
         )

@@ -245,6 +245,8 @@ def replace_gaussians(
         field.tensors[name] = parameter
 
 
-def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> None:
-    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with."""
-    replace_gaussians(field, optimizer, morton_order(field.tensors["means"], grid))
+def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> Tensor:
+    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with; returns the order."""
+    order = morton_order(field.tensors["means"], grid)
+    replace_gaussians(field, optimizer, order)
+    return order

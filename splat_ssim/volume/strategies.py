@@ -1,0 +1,192 @@
+"""The trainer's densification strategies on the Gaussians of a volume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import VolumeStrategyConfig
+from .gaussians import GaussianField, replace_gaussians, voxel_size
+from .grid import VoxelGrid
+
+#: Names of a field's tensors, and what strategies call them.
+_NAMES = {"means": "means", "log_scales": "scales", "quats": "quats", "densities": "densities", "features": "features"}
+
+#: The events of gsplat's MCMC add this share of the Gaussians.
+_MCMC_GROWTH = 0.05
+
+#: Longer than any run: an additive field has no use for opacity resets.
+_NEVER = 1 << 40
+
+
+@dataclass
+class _Group:
+    """One parameter group of an optimiser with the optimiser's state: what a strategy takes for its optimiser."""
+
+    state: dict[Tensor, Any]
+    param_groups: list[dict[str, Any]]
+
+
+class StrategyGrowth:
+    """Drives a strategy with gsplat's hooks on a `GaussianField`, by volumetric gradients.
+
+    A strategy was written for images; it is shown a volume in its own terms:
+
+    * the gradient of a projected centre is the length of the summed loss's gradient by the mean, in voxels, under one
+      camera that sees every Gaussian;
+    * the opacity is |density|, cut off at 1;
+    * scales up to `small` voxels count as small.
+
+    The field is a sum, so a Gaussian that comes to be several shares its mass |density| · volume among them equally.
+    The budget is hard for every strategy. One that grows by a threshold (gsplat's default) is given, at every event,
+    the threshold that only as many Gaussians pass as there is room for; should any be beyond the budget all the same,
+    those of least mass go.
+
+    Args:
+        strategy: Has `step_pre_backward` and `step_post_backward` of gsplat's strategies.
+        budget: The field never has more Gaussians.
+        grid: The voxels of the volume.
+        small: In voxels.
+    """
+
+    def __init__(self, strategy: Any, budget: int, grid: VoxelGrid, *, small: float = 1.2) -> None:
+        self.strategy, self.budget = strategy, budget
+        self.threshold: float | None = getattr(strategy, "grow_grad2d", None)
+        self.voxel_size = voxel_size(grid)
+        self.voxels = math.prod(grid.shape)
+        # Strategies call small what is up to a hundredth of the scene.
+        self.state = strategy.initialize_state(scene_scale=100 * small * self.voxel_size)
+
+    def check(self, field: GaussianField, optimizer: torch.optim.Optimizer) -> None:
+        """The strategy's own check of parameters and optimisers."""
+        self.strategy.check_sanity(*self._shown(field, optimizer))
+
+    @torch.no_grad()
+    def step(self, step: int, field: GaussianField, optimizer: torch.optim.Optimizer) -> bool:
+        """To be called after the optimiser's step, with the gradients still there; whether the Gaussians changed.
+
+        Args:
+            step: Steps done before this one.
+            field: Changed in place: its parameters are replaced.
+            optimizer: Its state follows the Gaussians; new ones start from zero.
+        """
+        gradient = field.tensors["means"].grad
+        if gradient is None:
+            raise ValueError("a strategy needs the gradients of the step: call it before they are cleared")
+        params, optimizers = self._shown(field, optimizer)
+        means2d = torch.zeros(1, len(field), 2, requires_grad=True)
+        info = {
+            **{"width": 2, "height": 2, "n_cameras": 1, "gaussian_ids": None},
+            **{"means2d": means2d, "radii": torch.ones(1, len(field), 2)},
+        }
+        self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
+        means2d.grad = torch.zeros(1, len(field), 2)
+        lengths = gradient.norm(dim=1) * (self.voxels * self.voxel_size)
+        means2d.grad[0, :, 0] = lengths
+        if self.threshold is not None and step % self.strategy.refine_every == 0:
+            self.strategy.grow_grad2d = max(self.threshold, self._threshold_for_room(lengths))
+        before = {name: params[name] for name in ("means", "densities", "scales")}
+        self.strategy.step_post_backward(params, optimizers, self.state, step, info)
+        if params["means"] is before["means"]:
+            return False
+        self._share_mass(params, before)
+        for name, shown in _NAMES.items():
+            if name in field.tensors:
+                field.tensors[name] = params[shown]
+        self._keep_budget(field, optimizer)
+        return True
+
+    def reorder(self, order: Tensor) -> None:
+        """To be called when the field's Gaussians were put in another order."""
+        for name, value in self.state.items():
+            if isinstance(value, Tensor) and value.shape[:1] == order.shape:
+                self.state[name] = value[order]
+
+    def _threshold_for_room(self, lengths: Tensor) -> float:
+        """The mean gradient that as many Gaussians exceed as may be added, at most."""
+        room = self.budget - len(lengths)
+        if room >= len(lengths):
+            return 0.0
+        if room <= 0:
+            return math.inf
+        if self.state["grad2d"] is not None:
+            lengths = (self.state["grad2d"] + lengths) / (self.state["count"] + 1)
+        return float(lengths.topk(room + 1).values[-1])
+
+    def _shown(
+        self, field: GaussianField, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, nn.Parameter], dict[str, _Group]]:
+        """The field's tensors and optimiser in the strategy's terms."""
+        params = {_NAMES[name]: tensor for name, tensor in field.tensors.items()}
+        opacities = field.tensors["densities"].detach().abs().clamp(1e-6, 1 - 1e-6)
+        params["opacities"] = nn.Parameter(torch.logit(opacities), requires_grad=False)
+        # Which Gaussian each one comes from: strategies copy parameters that they do not know.
+        params["origin"] = nn.Parameter(torch.arange(len(field)), requires_grad=False)
+        groups = {_NAMES[group["name"]]: _Group(optimizer.state, [group]) for group in optimizer.param_groups}
+        return params, groups
+
+    @staticmethod
+    def _share_mass(params: dict[str, nn.Parameter], before: dict[str, nn.Parameter]) -> None:
+        origin = params["origin"]
+        family = torch.bincount(origin, minlength=len(before["means"]))[origin]
+        shrunk = (before["scales"].sum(1)[origin] - params["scales"].sum(1)).exp()
+        shared = before["densities"][origin] * shrunk / family
+        params["densities"].copy_(torch.where(family > 1, shared, params["densities"]))
+
+    def _keep_budget(self, field: GaussianField, optimizer: torch.optim.Optimizer) -> None:
+        if len(field) <= self.budget:
+            return
+        mass = field.tensors["densities"].abs() * field.tensors["log_scales"].sum(1).exp()
+        keep = mass.topk(self.budget, sorted=False).indices.sort().values
+        for name, value in self.state.items():
+            if isinstance(value, Tensor) and value.shape[:1] == mass.shape:
+                self.state[name] = value[keep]
+        replace_gaussians(field, optimizer, keep)
+
+
+def make_growth(config: VolumeStrategyConfig, steps: int, start: int, grid: VoxelGrid) -> StrategyGrowth:
+    """The trainer's strategy that a config names, on a volume.
+
+    Args:
+        config: Its rounds are spread over the first `stop` of the run.
+        steps: Length of the run.
+        start: Gaussians at the start.
+        grid: The voxels of the volume.
+
+    Raises:
+        ValueError: A strategy that makes no sense on a volume, or that does not exist.
+    """
+    from ..strategy import STRATEGIES, make_strategy
+    from ..trainer.config import StrategyConfig
+
+    if config.name == "taming":
+        raise ValueError(
+            "strategy.name must not be taming for a volume: its score is over training views, of which a volume has "
+            "none; residual is the nearest to it"
+        )
+    if config.name not in STRATEGIES:
+        known = ", ".join(["residual", "none", *(name for name in STRATEGIES if name != "taming")])
+        raise ValueError(f"strategy.name must be one of {known} for a volume, got {config.name!r}")
+    factor, rounds = max(1.0, config.budget / start), config.rounds
+    if config.name == "mcmc":
+        rounds = max(rounds, math.ceil(math.log(factor) / math.log(1 + _MCMC_GROWTH)) + 1)
+    every = max(1, round(steps * config.stop) // rounds)
+    trainers = StrategyConfig(
+        name=config.name,
+        budget=config.budget,
+        refine_start=0,
+        refine_every=every,
+        refine_stop=every * rounds + 1,
+        reset_every=_NEVER,
+        # The budget is reached in the last round.
+        growth=factor ** (1 / rounds) - 1 + 1 / start,
+        prune_opacity=config.prune_density,
+        grow_gradient=config.grow_gradient,
+        noise=config.noise,
+    )
+    strategy = make_strategy(trainers, lambda count: ())
+    return StrategyGrowth(strategy, config.budget, grid, small=config.sigma)
