@@ -24,7 +24,7 @@ import tyro
 from _runs import ROOT, Job, markdown_table, read_metrics, run, spread, write_csv
 
 #: Steps by number of Gaussians, for 2 and 10 minutes on two cores; others take the last.
-STEPS = {10_000: 1800, 50_000: 4000, 100_000: 4000}
+STEPS = {10_000: 1600, 50_000: 4000, 100_000: 4000}
 
 #: Kind of run -> options beside the number of steps, and whether seeds matter.
 KINDS = {

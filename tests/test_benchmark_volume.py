@@ -84,7 +84,7 @@ def test_steps_go_with_the_size():
         for size, kind, _, job in benchmark_volume.jobs(benchmark_volume.Options(sizes=(10_000, 70_000)))
     }
     for kind in ("L1", "L1 + SSIM3D"):
-        for size, steps in ((10_000, "1800"), (70_000, "4000")):
+        for size, steps in ((10_000, "1600"), (70_000, "4000")):
             arguments = found[size, kind]
             assert arguments[arguments.index("--steps") + 1] == steps
     assert "--steps" not in found[10_000, "grid, L1 + SSIM3D"]
