@@ -68,9 +68,9 @@ def scaled(config: Path, steps: int | None) -> tuple[str, ...]:
     return ("--steps-scaler", str(steps / length))
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation (of the sample), or the value alone where there is one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
+def spread(values: Sequence[float], digits: int, *, signed: bool = False) -> str:
+    """Mean ± standard deviation (of the sample), or the value alone where there is one; `signed`: with + or -."""
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -98,7 +98,9 @@ def bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     axis: str,
+    *,
     labels: Sequence[str] | None = None,
+    from_zero: bool = False,
 ) -> None:
     """Bars side by side, one colour a series; a value that is None has none.
 
@@ -108,13 +110,14 @@ def bars(
         series: Name -> one value for each group.
         axis: Name of the values.
         labels: Written above the groups.
+        from_zero: Whether the axis begins at zero, for amounts; otherwise it shows differences.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(1.5 + 0.7 * len(groups), 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(max(4, 1.5 + 0.7 * len(groups)), 4), layout="constrained")
     width = 0.8 / len(series)
     known: list[float] = []
     for index, (name, values) in enumerate(series.items()):
@@ -124,13 +127,12 @@ def bars(
             known += heights.values()
     axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
     axes.set_ylabel(axis)
-    # Differences show where the axis does not begin at zero.
-    span = max(known) - min(known)
-    axes.set_ylim(min(known) - max(0.2 * span, 0.02 * abs(min(known))), None)
+    margin = max(0.2 * (max(known) - min(known)), 0.02 * abs(min(known)))
+    axes.set_ylim(0 if from_zero else min(known) - margin, max(known) + 0.5 * margin)
     for position, label in enumerate(labels or ()):
         top = max(value for values in series.values() if (value := values[position]) is not None)
         axes.annotate(label, (position, top), ha="center", va="bottom", fontsize=8)
     if len(series) > 1:
-        axes.legend()
+        figure.legend(loc="outside upper center", ncols=len(series))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -19,17 +19,22 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
+from splat_ssim.trainer.config import OptimizerConfig
+
 FULL = "full"
 
 #: Recipe -> its config on the chair.
 CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml"}
+
+#: A rate for few steps on sums would be too high at every step: the trainer's default comes back with them.
+EVERY_STEP = ("--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
 
 #: Recipe -> ingredient -> the options that take it out.
 INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "taming": {
         "fused loss": ("--loss", "ssim"),
         "sparse Adam": ("--optimizer.name", "adam"),
-        "lazy SH": ("--optimizer.sh-every", "1"),
+        "lazy SH": EVERY_STEP,
         "score": ("--strategy.score-views", "0"),
         "budget": ("--strategy.name", "default"),
     },
@@ -37,7 +42,7 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "fused loss": ("--loss", "ssim"),
         "fused optimiser": ("--optimizer.name", "torch_adam"),
         "sparse Adam": ("--optimizer.name", "adam"),
-        "lazy SH": ("--optimizer.sh-every", "1", "--optimizer.shN", "1.25e-4"),
+        "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
         "final pruning": ("--strategy.final-prune", "0"),
     },
@@ -117,10 +122,7 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[s
         pairs = [(row, full[row["seed"]]) for row in members if row["seed"] in full and name != FULL]
 
         def difference(key: str, digits: int, pairs: Sequence[tuple[dict, dict]] = pairs) -> str:
-            if not pairs:
-                return ""
-            text = spread([row[key] - base[key] for row, base in pairs], digits)
-            return text if text.startswith("-") else "+" + text
+            return spread([row[key] - base[key] for row, base in pairs], digits, signed=True) if pairs else ""
 
         lines.append(
             {
@@ -163,6 +165,7 @@ def write_tables(folder: Path, options: Options, names: Sequence[str], notes: di
             [line["variant"] for line in lines],
             {"train": [float(line["train seconds"].split()[0]) for line in lines]},
             "seconds",
+            from_zero=True,
             labels=[f"{line['PSNR'].split()[0]} dB" for line in lines],
         )
     return lines

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
+from splat_ssim.trainer.config import OptimizerConfig
+
 #: Run -> the share of DefaultStrategy's Gaussians that is its budget.
 SHARES = {"default": None, "taming-half": 0.5, "taming-equal": 1.0}
 
@@ -58,7 +60,7 @@ def job(name: str, seed: int, budget: int | None, options: Options) -> Job:
         *("--seed", str(seed)),
         *("--device", options.device),
         *("--output.images", "0"),
-        *("--optimizer.name", "adam", "--optimizer.sh-every", "1"),
+        *("--optimizer.name", "adam", "--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN)),
         *strategy,
     ]
     return Job(options.result_dir / f"{name}_{seed}", tuple(arguments))
@@ -103,7 +105,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
         def over(key: str, digits: int, members: Sequence[dict[str, Any]] = members) -> str:
             values = [row[key] for row in members if row[key] is not None]
-            return spread(values, digits) if values else ""
+            return spread(values, digits, signed=key.endswith("difference")) if values else ""
 
         holds = [row["count_is_curve"] for row in members]
         lines.append(

@@ -66,7 +66,10 @@ def test_each_variant_takes_one_ingredient_out(script, tmp_path, recipe):
             taken[name] = line.split("--output.images 0")[1].strip()
     assert taken["full_0"] == ""
     wanted = {
-        "taming": {"no-budget_0": "--strategy.name default", "no-lazy-sh_0": "--optimizer.sh-every 1"},
+        "taming": {
+            "no-budget_0": "--strategy.name default",
+            "no-lazy-sh_0": "--optimizer.sh-every 1 --optimizer.shN 0.000125",
+        },
         "fast": {
             "no-progressive-resolution_0": "--data.coarse-factor 1",
             "no-final-pruning_0": "--strategy.final-prune 0",
@@ -129,7 +132,7 @@ def test_strategies_are_compared_at_half_and_at_equal_count(script, tmp_path):
     status, text = script(compare_strategies, "--result-dir", tmp_path, "--seeds", 0, 1)
     assert "| taming-half | 30.35 ± 0.64 | -0.15 ± 0.07 |" in text and "| 2 of 2 runs |" in text
     # The second run of taming-equal left its curve.
-    assert "| 0.50 ± 0.00 |" in text and "| 1 of 2 runs |" in text and status == 1
+    assert "| +0.50 ± 0.00 |" in text and "| 1 of 2 runs |" in text and status == 1
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert len(rows) == 6 and rows[1]["psnr_difference"].startswith("-0.1") and rows[0]["psnr_difference"] == ""
     assert (tmp_path / "results.png").stat().st_size > 0
