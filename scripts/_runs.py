@@ -127,7 +127,7 @@ def bars(
             known += heights.values()
     axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
     axes.set_ylabel(axis)
-    margin = max(0.2 * (max(known) - min(known)), 0.02 * abs(min(known)))
+    margin = max(0.2 * (max(known) - min(known)), 0.02 * abs(min(known)), 1e-3)
     axes.set_ylim(0 if from_zero else min(known) - margin, max(known) + 0.5 * margin)
     for position, label in enumerate(labels or ()):
         top = max(value for values in series.values() if (value := values[position]) is not None)
