@@ -127,6 +127,8 @@ def test_strategies_are_compared_at_half_and_at_equal_count(script, tmp_path):
     for seed, psnr in enumerate((30.0, 31.0)):
         finished(tmp_path / f"default_{seed}", metrics(psnr, 10.0))
         finished(tmp_path / f"taming-half_{seed}", metrics(psnr - 0.1 * (1 + seed), 8.0, 50, **curve))
+        for name in ("recipe-half", "recipe-equal"):
+            finished(tmp_path / f"{name}_{seed}", metrics(psnr + 1.0, 8.0, 50, **curve))
         equal = {"budget": 100, "budget_curve": [20, 100], "budget_counts": [20, 100 - seed]}
         finished(tmp_path / f"taming-equal_{seed}", metrics(psnr + 0.5, 9.0, **equal))
     status, text = script(compare_strategies, "--result-dir", tmp_path, "--seeds", 0, 1)
@@ -134,7 +136,7 @@ def test_strategies_are_compared_at_half_and_at_equal_count(script, tmp_path):
     # The second run of taming-equal left its curve.
     assert "| +0.50 ± 0.00 |" in text and "| 1 of 2 runs |" in text and status == 1
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert len(rows) == 6 and rows[1]["psnr_difference"].startswith("-0.1") and rows[0]["psnr_difference"] == ""
+    assert len(rows) == 10 and rows[1]["psnr_difference"].startswith("-0.1") and rows[0]["psnr_difference"] == ""
     assert (tmp_path / "results.png").stat().st_size > 0
 
 
