@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -115,6 +115,12 @@ class Adam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        _ops.step(self._updates())
+        return loss
+
+    def _updates(self) -> list[_ops.Update]:
+        """What a compiled step is to do; counts the step."""
+        updates = []
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -125,23 +131,26 @@ class Adam(torch.optim.Adam):
                     _start_state(state, parameter)
                 state["step"] += 1
                 step = state["step"].item()
-                _ops.step(
-                    parameter,
-                    parameter.grad.contiguous(),
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    rate=float(group["lr"]) / (1 - beta1**step),
-                    betas=(beta1, beta2),
-                    eps=group["eps"],
-                    second_correction=1 - beta2**step,
+                updates.append(
+                    _ops.Update(
+                        parameter,
+                        parameter.grad.contiguous(),
+                        state["exp_avg"],
+                        state["exp_avg_sq"],
+                        rate=float(group["lr"]) / (1 - beta1**step),
+                        betas=(beta1, beta2),
+                        eps=group["eps"],
+                        second_correction=1 - beta2**step,
+                    )
                 )
-        return loss
+        return updates
 
     def _compiled(self) -> bool:
         """Whether the compiled step does what the groups ask for."""
         for group in self.param_groups:
-            if any(group.get(name, plain) != plain for name, plain in _PLAIN.items()):
-                return False
+            for name, plain in _PLAIN.items():
+                if group.get(name, plain) != plain:
+                    return False
             for parameter in group["params"]:
                 state = self.state.get(parameter, {})
                 moments = [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
@@ -150,6 +159,23 @@ class Adam(torch.optim.Adam):
                 if parameter.grad is not None and (parameter.grad.is_sparse or parameter.grad.dtype != torch.float32):
                     return False
         return True
+
+
+@torch.no_grad()
+def step_together(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Steps several optimisers. Those that are Adam on the CPU are one piece of work for the threads: six small
+    parameters cost as much as one large one.
+
+    Each gets what its own `step()` would give it; one with step hooks is stepped by that.
+    """
+    updates: list[_ops.Update] = []
+    for optimizer in optimizers:
+        hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        if type(optimizer) is Adam and not hooked and optimizer._compiled():
+            updates += optimizer._updates()
+        else:
+            optimizer.step()
+    _ops.step(updates)
 
 
 class SelectiveAdam(torch.optim.Optimizer):
@@ -222,17 +248,9 @@ class SelectiveAdam(torch.optim.Optimizer):
         assert gradient is not None
         on_cpu = visibility.device.type == "cpu"
         if on_cpu and _ops.supported(parameter, m, v) and gradient.dtype == parameter.dtype:
-            _ops.step(
-                parameter,
-                gradient.contiguous(),
-                m,
-                v,
-                rate=float(group["lr"]),
-                betas=group["betas"],
-                eps=group["eps"],
-                second_correction=1.0,
-                visible=visibility.contiguous(),
-            )
+            rate, eps = float(group["lr"]), group["eps"]
+            update = _ops.Update(parameter, gradient.contiguous(), m, v, rate, group["betas"], eps, 1.0)
+            _ops.step_rows(update, visibility.contiguous())
             return
         rows = visibility.nonzero().squeeze(1)
         g = gradient[rows]

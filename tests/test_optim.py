@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from splat_ssim.optim import Adam, SelectiveAdam
+from splat_ssim.optim import Adam, SelectiveAdam, step_together
 
 SHAPES = [(1,), (7,), (5, 3), (400, 15, 3), (40000,)]
 
@@ -39,6 +39,25 @@ def test_same_as_torch():
         assert a.state[p].keys() == b.state[q].keys()
         for name, value in b.state[q].items():
             torch.testing.assert_close(a.state[p][name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_together_is_each_by_itself():
+    """Also where one of them is torch's own, has an option of torch's, or a hook."""
+    together, alone, hooked = parameters(), parameters(), []
+    kinds = [{}, {"lr": 0.1}, {"weight_decay": 0.1}, {}, {"eps": 1e-15}]
+    a, b = ([Adam([p], **kind) for p, kind in zip(params, kinds, strict=True)] for params in (together, alone))
+    a[3], b[3] = torch.optim.Adam([together[3]]), torch.optim.Adam([alone[3]])
+    a[4].register_step_post_hook(lambda *_: hooked.append(True))
+    for step in range(3):
+        give_gradients(together, step)
+        give_gradients(alone, step)
+        step_together(a)
+        for optimizer in b:
+            optimizer.step()
+    for p, q in zip(together, alone, strict=True):
+        assert torch.equal(p, q)
+    assert len(hooked) == 3
+    step_together([])
 
 
 def test_state_goes_to_torch_and_back():

@@ -33,6 +33,10 @@ def give_gradients(splats, step):
     return torch.rand(len(splats["means"]), generator=generator) < 0.5
 
 
+def radii_of(visible):
+    return visible.int()[None, :, None].expand(1, -1, 2)
+
+
 def values_of(splats):
     return {name: parameter.detach().clone() for name, parameter in splats.items()}
 
@@ -44,7 +48,7 @@ class TestSteps:
         optimizers = make_optimizers(splats, config)
         before = values_of(splats)
         visible = give_gradients(splats, 0)
-        step_optimizers(optimizers, config, step=0, visible=visible)
+        step_optimizers(optimizers, config, step=0, radii=radii_of(visible))
         for name, parameter in splats.items():
             moved = (parameter != before[name]).reshape(40, -1)
             assert not moved[~visible].any() and moved[visible].all()
@@ -60,7 +64,7 @@ class TestSteps:
             config = OptimizerConfig(name="sparse_adam", sh_every=4)
             optimizers = make_optimizers(splats, config)
             for step in range(10):
-                step_optimizers(optimizers, config, step=step, visible=give_gradients(splats, step))
+                step_optimizers(optimizers, config, step=step, radii=radii_of(give_gradients(splats, step)))
             results.append(splats)
         for name in NAMES:
             # Steps of up to 0.1 in float32, whose roundings differ.
@@ -82,8 +86,8 @@ class TestSteps:
             total += splats["shN"].grad
             seen |= visible
             assert torch.equal(splats["shN"], before)
-            step_optimizers(optimizers, config, step=step, visible=visible)
-            step_optimizers(dense, OptimizerConfig(name=kind), step=step, visible=visible)
+            step_optimizers(optimizers, config, step=step, radii=radii_of(visible))
+            step_optimizers(dense, OptimizerConfig(name=kind), step=step, radii=radii_of(visible))
         for name in NAMES[:-1]:
             assert torch.equal(splats[name], others[name])
         # Adam's first step is lr·sign of the gradient; without bias correction lr·0.1/sqrt(0.001) of it.
@@ -164,14 +168,14 @@ def drive(strategy, splats, optimizers, config, steps):
         means2d = splats["means"][None, :, :2] * 10
         visible = torch.ones(len(splats["means"]), dtype=torch.bool)
         visible[:3] = False
-        radii = visible.int()[None, :, None].expand(1, -1, 2)
+        radii = radii_of(visible)
         info = {"means2d": means2d, "width": 10, "height": 10, "n_cameras": 1, "radii": radii, "gaussian_ids": None}
         strategy.step_pre_backward(splats, optimizers, state, step, info)
         # sh0 names the Gaussian and is not optimised; the gradient of shN is that name.
         names = splats["sh0"].detach()
         loss = means2d.sum() + 1e-3 * sum(splats[name].sum() for name in ("scales", "quats", "opacities"))
         (loss + (splats["shN"] * names).sum()).backward()
-        step_optimizers(optimizers, config, step=step, visible=visible)
+        step_optimizers(optimizers, config, step=step, radii=radii)
         strategy.step_post_backward(splats, optimizers, state, step, info, packed=False)
         yield step
 

@@ -42,31 +42,37 @@ struct Adam {
   }
 };
 
+Adam make_adam(float* parameter, const float* gradient, float* first, float* second, const double* constants) {
+  return {parameter, first, second, gradient, static_cast<float>(constants[0]), static_cast<float>(constants[1]),
+          static_cast<float>(constants[2]), static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+}
+
 }  // namespace
 
 extern "C" {
 
-// pointers: parameter, gradient, first and second moment, each of `count` elements. constants: beta1, beta2, eps, the
-// learning rate over its bias correction, and 1 / sqrt of the second bias correction.
-SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* parameter, const float* gradient, float* first, float* second,
-                                    const double* constants, int64_t count, int threads) {
-  const Adam adam{parameter, first, second, gradient, static_cast<float>(constants[0]),
-                  static_cast<float>(constants[1]), static_cast<float>(constants[2]),
-                  static_cast<float>(constants[3]), static_cast<float>(constants[4])};
-  parallel_for((count + kTask - 1) / kTask, threads, [&](int64_t task, int) {
-    const int64_t end = (task + 1) * kTask < count ? (task + 1) * kTask : count;
-    adam.update_range(task * kTask, end);
+// One step of `arrays` parameters at once. pointers: parameter, gradient, first and second moment of each; constants of
+// each: beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias correction;
+// counts: elements of each.
+SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
+                                    int64_t arrays, int threads) {
+  int64_t tasks = 0;
+  for (int64_t i = 0; i < arrays; ++i) tasks += (counts[i] + kTask - 1) / kTask;
+  parallel_for(tasks, threads, [&](int64_t task, int) {
+    int64_t i = 0;
+    for (; task >= (counts[i] + kTask - 1) / kTask; ++i) task -= (counts[i] + kTask - 1) / kTask;
+    const int64_t end = (task + 1) * kTask < counts[i] ? (task + 1) * kTask : counts[i];
+    float* const* p = pointers + 4 * i;
+    make_adam(p[0], p[1], p[2], p[3], constants + 5 * i).update_range(task * kTask, end);
   });
   return 0;
 }
 
-// The same for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
+// One step of one parameter for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
 SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
                                          const double* constants, const uint8_t* visible, int64_t rows, int64_t width,
                                          int threads) {
-  const Adam adam{parameter, first, second, gradient, static_cast<float>(constants[0]),
-                  static_cast<float>(constants[1]), static_cast<float>(constants[2]),
-                  static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+  const Adam adam = make_adam(parameter, gradient, first, second, constants);
   constexpr int64_t kRows = 1024;
   parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int) {
     const int64_t end = (task + 1) * kRows < rows ? (task + 1) * kRows : rows;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient
+from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient, step_together
 from splat_ssim.trainer.config import OptimizerConfig, given
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -28,28 +28,33 @@ def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig) -> 
 
 
 @torch.no_grad()
-def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: int, visible: Tensor) -> None:
+def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: int, radii: Tensor) -> None:
     """Steps every optimiser and clears the gradients; the higher harmonics' only each `sh_every` steps, on their sum.
 
     Args:
         optimizers: As of `make_optimizers`.
         config: Which optimiser, and sh_every.
         step: From 0; the harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
-        visible: [N] bool, the Gaussians in the view of this step: all that sparse Adam changes.
+        radii: [C, N, 2] of the Gaussians in the views of this step, 0 where not in view: sparse Adam changes the others.
     """
-    for name, optimizer in optimizers.items():
-        seen: Tensor | None = visible
-        if name == "shN" and config.sh_every > 1:
-            hold_gradient(optimizer, visible)
-            if (step + 1) % config.sh_every != 0:
-                continue
-            seen = release_gradient(optimizer)
-        if isinstance(optimizer, SelectiveAdam):
-            if seen is not None:
-                optimizer.step(seen)
+    sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
+    visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
+    due, seen = dict(optimizers), dict.fromkeys(optimizers, visible)
+    if lazy:
+        hold_gradient(optimizers["shN"], visible)
+        if (step + 1) % config.sh_every == 0:
+            seen["shN"] = release_gradient(optimizers["shN"])
         else:
-            optimizer.step()
-        optimizer.zero_grad()
+            del due["shN"]
+    if sparse:
+        for name, optimizer in due.items():
+            if seen[name] is not None:
+                optimizer.step(seen[name])  # type: ignore[call-overload]
+    else:
+        step_together(due.values())
+    for optimizer in due.values():
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = None
 
 
 def set_learning_rates(

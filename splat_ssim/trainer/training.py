@@ -134,8 +134,7 @@ class Trainer:
 
         with clock("optimiser"):
             set_learning_rates(self.optimizers, config.optimizer, step=step, steps=config.steps, extent=self.extent)
-            visible = (info["radii"] > 0).all(-1).any(0)
-            step_optimizers(self.optimizers, config.optimizer, step=step, visible=visible)
+            step_optimizers(self.optimizers, config.optimizer, step=step, radii=info["radii"])
 
         with clock("strategy"):
             self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, step, info, packed=False)
