@@ -112,6 +112,8 @@ def photometric_loss(
             weight=weight,
             per_image=reduction == "image",
         )
+        if not return_terms:
+            return loss
         ssim = 1 - dssim
     return (loss, {"l1": l1, "ssim": ssim}) if return_terms else loss
 

@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int64_t kStripColumns = 512;
-constexpr int64_t kLeastBandRows = 64;
+constexpr int64_t kLeastBandRows = 128;
 constexpr int64_t kWantedTasks = 48;
 
 struct Tile2d : Tile {
@@ -18,67 +18,57 @@ struct Tile2d : Tile {
   static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
 
   int64_t lag, first_row, next_input;
-  int64_t ring_rows, partial_rows;
-  float *ring, *averaged, *partials, *adjoint;
+  Ring inputs, partials;  // rows of s and d; of partials
+  float *averaged, *adjoint;
 
   bool prepare() {
     // The gradient's blocks of rows start `lag` behind the forward ones, so that both start where they must.
     lag = round_up(2 * radius, kRows) - radius;
     first_row = gradient ? gradient_rows.begin - radius : most(rows.begin, problem.rows.begin);
     next_input = first_row - radius;
-    ring_rows = kRows + radius + (gradient ? lag : radius);
-    partial_rows = kRows + radius + lag;
+    const int64_t input_rows = kRows + radius + (gradient ? lag : radius), partial_rows = kRows + radius + lag;
     const int64_t adjoint_floats = maps * kRows * adjoint_pitch;
-    const int64_t in_rows = common_rows() + 2 * ring_rows + kMoments * kRows + maps * partial_rows;
+    const int64_t in_rows = common_rows() + 2 * input_rows + kMoments * kRows + maps * partial_rows;
     const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
     begin(memory, kRows);
-    ring = memory + common_rows() * pitch;
-    averaged = ring + 2 * ring_rows * pitch;
-    partials = averaged + kMoments * kRows * pitch;
-    adjoint = partials + maps * partial_rows * pitch;
+    inputs = {memory + common_rows() * pitch, next_input, input_rows, 2 * pitch};
+    averaged = inputs.memory + 2 * input_rows * pitch;
+    partials = {averaged + kMoments * kRows * pitch, first_row, partial_rows, maps * pitch};
+    adjoint = partials.memory + maps * partial_rows * pitch;
     for (int64_t j = 0; j < adjoint_floats; ++j) adjoint[j] = 0;
     return true;
   }
 
-  SPLAT_INLINE float* ring_row(int64_t row) const {
-    return ring + (row - first_row + radius) % ring_rows * 2 * pitch;
-  }
-  SPLAT_INLINE float* partial_row(int64_t row) const {
-    return partials + (row - first_row) % partial_rows * maps * pitch;
-  }
-
   void load_rows(int64_t end) {
     for (; next_input < end; ++next_input) {
-      float* row = ring_row(next_input);
+      float* row = inputs[next_input];
       load_row(0, next_input, row, row + pitch, true);
     }
   }
 
   void clear_partials(int64_t row) {
-    if (gradient) std::memset(partial_row(row), 0, size_t(maps * pitch) * sizeof(float));
+    if (gradient) std::memset(partials[row], 0, size_t(maps * pitch) * sizeof(float));
   }
 
   // The forward rows [row, row + kRows).
   void forward_block(int64_t row) {
     load_rows(row + kRows + radius);
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
-    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
-      s[t] = ring_row(row - radius + t);
-      d[t] = s[t] + pitch;
-    }
+    inputs.list(row - radius, args.taps + kRows - 1, s);
+    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) d[t] = s[t] + pitch;
     const int64_t count = input_columns.count();
-    problem.passes.column_moments(s, problem.taps, count,
+    problem.passes.column_moments(s, nullptr, problem.taps, count,
                                   {averaged, averaged + 2 * pitch, averaged + 4 * pitch, kMoments * pitch});
     problem.passes.column_moments(
-        d, problem.taps, count, {averaged + pitch, averaged + 3 * pitch, averaged + 5 * pitch, kMoments * pitch});
+        d, nullptr, problem.taps, count, {averaged + pitch, averaged + 3 * pitch, averaged + 5 * pitch, kMoments * pitch});
     for (int64_t r = 0; r < kRows; ++r) {
       if (!problem.rows.contains(row + r)) {
         clear_partials(row + r);
         continue;
       }
-      float* out = gradient ? partial_row(row + r) : nullptr;
+      float* out = gradient ? partials[row + r] : nullptr;
       point_row(averaged + r * kMoments * pitch, true, out, pitch);
       finish_point_row(0, row + r, out, pitch);
     }
@@ -87,13 +77,14 @@ struct Tile2d : Tile {
   // The gradient of rows [row, row + kRows).
   void gradient_block(int64_t row) {
     const float* from[kMaxTaps + kRows];
+    partials.list(row - radius, args.taps + kRows - 1, from);
     for (int m = 0; m < maps; ++m) {
-      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) from[t] = partial_row(row - radius + t) + m * pitch;
       problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
                                  maps * adjoint_pitch);
+      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) from[t] += pitch;
     }
     for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
-      const float* s = ring_row(row + r);
+      const float* s = inputs[row + r];
       finish_gradient_row(0, row + r, adjoint + r * maps * adjoint_pitch + lead, s, s + pitch);
     }
   }

@@ -5,8 +5,9 @@
 // so four maps are averaged (s, d, s², d²) and the distance from 1 needs no difference of nearly equal numbers. The
 // constants c_s and c_d are taken off s and d before anything is squared, which keeps V = E[s²] - E[s]² exact where the
 // images stay near them. Where they do not, and V is small, V is summed again about the window's own centre
-// (`local_moments`; in images, not in volumes): in a photograph those are the flat bright and dark parts. No constant of
-// a tile can do there, since what is next to a flat part may be anything.
+// (`local_moments`): in a photograph or a scan those are the flat bright and dark parts. No constant of a tile can do
+// there, since what is next to a flat part may be anything. For that, the passes before the last yield V as well: that of
+// an axis is summed about the middle rows, and to it comes the mean of the V of the axes before.
 #include <cstring>
 
 #include "ssim_passes.h"
@@ -48,8 +49,7 @@ SPLAT_INLINE Floats reciprocal(Floats a) {
 
 // sum_r += Σ_k w_k row_{k+r}[j], and the same of the rows' squares.
 template <int kTaps, bool kMean, bool kSquare>
-SPLAT_INLINE void add_row(Floats value, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
-  const Floats squared = value * value;
+SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
     if (t - r >= 0 && t - r < w.size()) {
@@ -58,21 +58,27 @@ SPLAT_INLINE void add_row(Floats value, int t, const Window<kTaps>& w, Floats* m
     }
 }
 
-// With `kLocal`, values are taken about the middle rows while they are summed, and the variances are written too.
-template <int kTaps, bool kMean, bool kSquare, bool kLocal>
-void column_pass(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
+// With `kLocal`, values are taken about the middle rows while they are summed, and the variances are written too; with
+// `kNested`, `variances` are rows of those of the values, which add to the squares.
+template <int kTaps, bool kMean, bool kSquare, bool kLocal, bool kNested>
+void column_pass(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
+                 ColumnMoments out) {
   const Window<kTaps> w(taps);
   const int middle = (w.size() + kRows) / 2 - 1;
   for (int64_t j = 0; j < count; j += kLanes) {
     Floats mean[kRows] = {}, square[kRows] = {}, centre = {};
     if constexpr (kLocal) centre = 0.5f * (load(rows[middle] + j) + load(rows[middle + 1] + j));
+    const auto add = [&](int t) __attribute__((always_inline)) {
+      const Floats value = load(rows[t] + j) - centre;
+      Floats squared = value * value;
+      if constexpr (kNested) squared += load(variances[t] + j);
+      add_row<kTaps, kMean, kSquare>(value, squared, t, w, mean, square);
+    };
     if constexpr (kTaps > 0) {
 #pragma GCC unroll 64
-      for (int t = 0; t < kTaps + kRows - 1; ++t)
-        add_row<kTaps, kMean, kSquare>(load(rows[t] + j) - centre, t, w, mean, square);
+      for (int t = 0; t < kTaps + kRows - 1; ++t) add(t);
     } else {
-      for (int t = 0; t < w.size() + kRows - 1; ++t)
-        add_row<kTaps, kMean, kSquare>(load(rows[t] + j) - centre, t, w, mean, square);
+      for (int t = 0; t < w.size() + kRows - 1; ++t) add(t);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -82,7 +88,7 @@ void column_pass(const float* const* rows, const Taps& taps, int64_t count, Colu
         const Floats all = kMean ? mean[r] + centre : load(out.mean + at), local = kMean ? mean[r] : all - centre;
         const Floats variance = square[r] - local * local;
         store(out.variance + at, variance);
-        store(out.square + at, variance + all * all);
+        if (out.square) store(out.square + at, variance + all * all);
       } else if constexpr (kSquare) {
         store(out.square + at, square[r]);
       }
@@ -92,26 +98,30 @@ void column_pass(const float* const* rows, const Taps& taps, int64_t count, Colu
 
 template <int kTaps>
 void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
-  column_pass<kTaps, true, false, false>(rows, taps, count, {out, nullptr, nullptr, out_pitch});
+  column_pass<kTaps, true, false, false, false>(rows, nullptr, taps, count, {out, nullptr, nullptr, out_pitch});
 }
 
-template <int kTaps, bool kLocal>
-void moments(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
+template <int kTaps, bool kLocal, bool kNested>
+void moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
+             ColumnMoments out) {
   if constexpr (kLanes == 16) {
-    column_pass<kTaps, true, true, kLocal>(rows, taps, count, out);
+    column_pass<kTaps, true, true, kLocal, kNested>(rows, variances, taps, count, out);
   } else {
     // 16 registers hold the sums of one of the two.
-    column_pass<kTaps, true, false, kLocal>(rows, taps, count, out);
-    column_pass<kTaps, false, true, kLocal>(rows, taps, count, out);
+    column_pass<kTaps, true, false, kLocal, false>(rows, variances, taps, count, out);
+    column_pass<kTaps, false, true, kLocal, kNested>(rows, variances, taps, count, out);
   }
 }
 
 template <int kTaps>
-void column_moments(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if (out.variance)
-    moments<kTaps, true>(rows, taps, count, out);
+void column_moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
+                    ColumnMoments out) {
+  if (variances)
+    moments<kTaps, true, true>(rows, variances, taps, count, out);
+  else if (out.variance)
+    moments<kTaps, true, false>(rows, nullptr, taps, count, out);
   else
-    moments<kTaps, false>(rows, taps, count, out);
+    moments<kTaps, false, false>(rows, nullptr, taps, count, out);
 }
 
 #if defined(__AVX512F__)

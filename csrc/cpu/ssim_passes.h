@@ -20,7 +20,8 @@ struct PointConstants {
   float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
 };
 
-// Where kRows rows of averages down the columns go: of values, of their squares, and of V, or null.
+// Where kRows rows of averages down the columns go: of values, of their squares, and V. Without V, the squares are sums;
+// with it they follow from it, and may be left out (null).
 struct ColumnMoments {
   float *mean, *square, *variance;
   int64_t pitch;
@@ -52,8 +53,9 @@ struct GradientRow {
 struct Passes {
   // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
   void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
-  // The same of the rows and of their squares.
-  void (*column_moments)(const float* const* rows, const Taps& taps, int64_t count, ColumnMoments out);
+  // The same of the rows and of their squares; `variances`, or null, are V of the rows' values themselves.
+  void (*column_moments)(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
+                         ColumnMoments out);
   void (*point_row)(PointRow row, const Taps& taps, PointConstants constants);
   void (*gradient_row)(const GradientRow& row, const Taps& taps);
 };

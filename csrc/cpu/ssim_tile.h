@@ -51,6 +51,21 @@ SPLAT_INLINE int64_t source_of(int64_t i, int64_t n, int64_t padding) {
   return -1;
 }
 
+// Memory of the last `count` of consecutive rows (or slices), `size` floats each.
+struct Ring {
+  float* memory;
+  int64_t first, count, size;  // `first`: the lowest index there is
+  SPLAT_INLINE float* operator[](int64_t i) const { return memory + (i - first) % count * size; }
+  // Rows i, i + 1, … i + number - 1; a single division, which is dear.
+  SPLAT_INLINE void list(int64_t i, int64_t number, const float** rows) const {
+    int64_t slot = (i - first) % count;
+    for (int64_t t = 0; t < number; ++t) {
+      rows[t] = memory + slot * size;
+      slot = slot + 1 == count ? 0 : slot + 1;
+    }
+  }
+};
+
 struct Tile {
   const Problem& problem;
   const Arguments& args;

@@ -197,7 +197,9 @@ def _view(tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
 
 
 class _Call:
-    """One kernel call: `run` fills the outputs it is given and returns the totals (planes, 3).
+    """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
+
+    Coefficients and totals may be plain arrays: at small sizes an operation on a tiny tensor costs more than the kernel.
 
     A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
     and weighs |x - y| too.
@@ -218,17 +220,18 @@ class _Call:
 
     def run(
         self,
-        coefficients: Tensor,
+        coefficients: Tensor | ctypes.Array,
         weight: Tensor | None = None,
         weight_inset: int | None = None,
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
         contrast: bool = False,
-    ) -> Tensor:
+    ) -> ctypes.Array:
         options, first = self.options, self.first
         outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
-        totals = torch.empty((self.planes, 3), dtype=torch.float64)
+        totals = (ctypes.c_double * (3 * self.planes))()
+        plain = isinstance(coefficients, ctypes.Array)
         window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
         packed = _ARGUMENTS.pack(
@@ -248,8 +251,8 @@ class _Call:
             weight_inset is None,
             contrast,
             ctypes.addressof(window),
-            coefficients.data_ptr(),
-            totals.data_ptr(),
+            ctypes.addressof(coefficients) if plain else coefficients.data_ptr(),
+            ctypes.addressof(totals),
             (options.k1 * options.data_range) ** 2,
             (options.k2 * options.data_range) ** 2,
             options.data_range,
@@ -258,6 +261,11 @@ class _Call:
         status = _library.kernel(name, (ctypes.c_char_p,))(packed)
         _library.check(status, name, (first.shape, self.second.shape))
         return totals
+
+
+def _rows(totals: ctypes.Array) -> Tensor:
+    """The totals of `_Call.run` as a tensor, (planes, 3)."""
+    return torch.frombuffer(totals, dtype=torch.float64).view(-1, 3)
 
 
 def _positions(options: Options, shape: torch.Size) -> int:
@@ -298,21 +306,19 @@ def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *ar
     grads = _new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
     if weight is None and not per_image:
-        # The common case in plain numbers: at small sizes a dozen operations on tiny tensors would cost more than it.
         positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
-        row = [dssim_weight / positions, 0.0, l1_weight / elements]
-        coefficients = torch.tensor([row] * call.planes, dtype=torch.float64)
+        row = (dssim_weight / positions, 0.0, l1_weight / elements)
+        coefficients = (ctypes.c_double * (3 * call.planes))(*row * call.planes)
         totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
-        dssim_sum, _, l1_sum = totals.sum(0).tolist()
-        dssim, l1 = dssim_sum / positions, l1_sum / elements
+        dssim, l1 = sum(totals[0::3]) / positions, sum(totals[2::3]) / elements
         means = (l1_weight * l1 + dssim_weight * dssim, l1, dssim)
-        return *(torch.tensor(mean, dtype=torch.float32) for mean in means), *grads
+        return *(torch.scalar_tensor(mean, dtype=torch.float32) for mean in means), *grads
     counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
     coefficients = torch.zeros((call.batch, 3), dtype=torch.float64)
     coefficients[:, 0] = dssim_weight / counts[:, 0]
     coefficients[:, 2] = l1_weight / counts[:, 1]
     per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
-    totals = call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2))
+    totals = _rows(call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2)))
     totals = totals.view(call.batch, -1, 3).sum(1)
     if not per_image:
         totals = totals.sum(0, keepdim=True)
@@ -342,7 +348,7 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
 def _ssim_channel_means_cpu(img1, img2, *arguments):
     options = Options(*arguments)
     call = _Call(img1, img2, options, planar=True)
-    totals = call.run(torch.zeros((call.planes, 3), dtype=torch.float64), contrast=True)
+    totals = _rows(call.run(torch.zeros((call.planes, 3), dtype=torch.float64), contrast=True))
     means = 1 - totals[:, :2] / _positions(options, call.first.shape)
     return means.float().view(call.batch, call.channels, 2)
 
@@ -368,6 +374,9 @@ def _scaled_gradient(gradient, upstream, image):
 
 
 def _scale_in_place(gradient, upstream, image):
+    # Mostly the loss is what backward starts from. To ask a GPU would stop it.
+    if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
     return gradient.mul_(_per_image(upstream, gradient))
 
 
@@ -420,16 +429,6 @@ def _photometric_context(ctx, inputs, output):
     ctx.grads = grads
 
 
-def _scaled(grad: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
-    """`grad` times `upstream`; where this is the last backward through the graph, in its memory or not at all."""
-    last = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.is_grad_enabled()
-    if not last or torch._C._autograd._get_current_graph_task_keep_graph():
-        return torch.ops.splat_ssim.scaled_gradient(grad, upstream, image)
-    if upstream.ndim:
-        return grad.mul_(upstream.view(-1, *(1,) * (grad.ndim - 1)))
-    return grad if upstream.item() == 1.0 else grad.mul_(upstream)
-
-
 def _photometric_backward(ctx, upstream, *unused):
     found = [None, None]
     if upstream is not None:
@@ -457,12 +456,17 @@ torch.library.register_autograd(
 )
 
 
+def _photometric_below_autograd(*arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.splat_ssim.photometric.default(*arguments)
+
+
 class _Photometric(torch.autograd.Function):
     """The same autograd for eager calls: torch.library's takes 0.3 ms a call to look up the schema's defaults."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        output = torch.ops.splat_ssim.photometric(*arguments)
+        output = _photometric_below_autograd(*arguments)
         _photometric_context(ctx, arguments, output)
         return output
 
@@ -557,8 +561,10 @@ def photometric(
         return _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
     recording = torch.is_grad_enabled()
     need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
-    eager = (need1 or need2) and not torch.compiler.is_compiling()
-    operator = _Photometric.apply if eager else torch.ops.splat_ssim.photometric
+    if torch.compiler.is_compiling():
+        operator = torch.ops.splat_ssim.photometric
+    else:
+        operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
     loss, l1, dssim, _, _ = operator(img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
     return loss, l1, dssim
 
