@@ -177,6 +177,12 @@ SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
   return weight;
 }
 
+// Three channels are compiled for, and four, which serve for one and two as well: the colours beyond are zero.
+template <int kColors>
+SPLAT_INLINE int channels_of(const Job& job) {
+  return kColors == 3 ? 3 : job.channels;
+}
+
 template <int kTile, int kColors>
 struct Canvas {
   static constexpr int kBlocks = Grid<kTile>::kBlocks;
@@ -311,11 +317,12 @@ void forward_tile(const Job& job, int64_t tile) {
   }
   job.lists.tile_ends[tile] = static_cast<int32_t>(last);
   float background[kColors] = {};
-  for (int i = 0; i < kColors && job.backgrounds; ++i) background[i] = job.backgrounds[at.image * kColors + i];
+  const int channels = channels_of<kColors>(job);
+  for (int i = 0; i < channels && job.backgrounds; ++i) background[i] = job.backgrounds[at.image * channels + i];
   for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) {
     const float T = __builtin_fabsf(canvas.T[pixel]);
     job.alphas[offset] = 1.0f - T;
-    for (int i = 0; i < kColors; ++i) job.colors[offset * kColors + i] = canvas.sums[i][pixel] + T * background[i];
+    for (int i = 0; i < channels; ++i) job.colors[offset * channels + i] = canvas.sums[i][pixel] + T * background[i];
   });
 }
 
@@ -381,12 +388,13 @@ void backward_tile(const Job& job, int64_t tile) {
   std::memset(replay.canvas.sums, 0, sizeof(replay.canvas.sums));
   std::memset(replay.v_alpha, 0, sizeof(replay.v_alpha));
   std::memset(replay.behind, 0, sizeof(replay.behind));
+  const int channels = channels_of<kColors>(job);
   for_pixels<kTile>(job, at, [&](int pixel, int64_t offset) {
     float behind = job.v_alphas ? job.v_alphas[offset] * job.alphas[offset] : 0.0f;
     replay.v_alpha[pixel] = job.v_alphas ? job.v_alphas[offset] : 0.0f;
-    for (int i = 0; i < kColors && job.v_colors; ++i) {
-      replay.canvas.sums[i][pixel] = job.v_colors[offset * kColors + i];
-      behind += job.v_colors[offset * kColors + i] * job.colors[offset * kColors + i];
+    for (int i = 0; i < channels && job.v_colors; ++i) {
+      replay.canvas.sums[i][pixel] = job.v_colors[offset * channels + i];
+      behind += job.v_colors[offset * channels + i] * job.colors[offset * channels + i];
     }
     replay.behind[pixel] = behind;
   });
@@ -481,22 +489,12 @@ using TileFunction = void (*)(const Job&, int64_t);
 
 template <int kTile>
 TileFunction forward_function(int channels) {
-  switch (channels) {
-    case 1: return forward_tile<kTile, 1>;
-    case 2: return forward_tile<kTile, 2>;
-    case 3: return forward_tile<kTile, 3>;
-    default: return forward_tile<kTile, 4>;
-  }
+  return channels == 3 ? forward_tile<kTile, 3> : forward_tile<kTile, 4>;
 }
 
 template <int kTile, bool kAbsolute>
 TileFunction backward_function(int channels) {
-  switch (channels) {
-    case 1: return backward_tile<kTile, 1, kAbsolute>;
-    case 2: return backward_tile<kTile, 2, kAbsolute>;
-    case 3: return backward_tile<kTile, 3, kAbsolute>;
-    default: return backward_tile<kTile, 4, kAbsolute>;
-  }
+  return channels == 3 ? backward_tile<kTile, 3, kAbsolute> : backward_tile<kTile, 4, kAbsolute>;
 }
 
 // sizes: C, N, width, height, tile, channels, pairs, threads.

@@ -106,12 +106,13 @@ void clear_planes(const Crop& crop, int64_t channels, int z_begin, int z_end, fl
 void add_slab(const Gaussians& gaussians, const Footprint* footprints, const Crop& crop, int z_begin, int z_end,
               float* volume) {
   clear_planes(crop, gaussians.channels, z_begin, z_end, volume);
-  for (int64_t c = 0; c < gaussians.channels; c += kGroup) {
-    const int64_t left = gaussians.channels - c;
-    if (left >= 4) add_group<4>(gaussians, footprints, crop, z_begin, z_end, c, volume);
-    else if (left == 3) add_group<3>(gaussians, footprints, crop, z_begin, z_end, c, volume);
-    else if (left == 2) add_group<2>(gaussians, footprints, crop, z_begin, z_end, c, volume);
-    else add_group<1>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+  for (int64_t c = 0; c < gaussians.channels;) {
+    if (gaussians.channels - c >= kGroup) {
+      add_group<kGroup>(gaussians, footprints, crop, z_begin, z_end, c, volume);
+      c += kGroup;
+    } else {
+      add_group<1>(gaussians, footprints, crop, z_begin, z_end, c++, volume);
+    }
   }
 }
 
@@ -312,14 +313,15 @@ void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& 
     return;
   }
   Sums sums{};
-  for (int64_t c = 0; c < channels; c += kGroup) {
+  for (int64_t c = 0; c < channels;) {
     const float* values = gaussians.values + i * channels + c;
     const float* group = gradient + c * channel;
-    const int64_t left = channels - c;
-    if (left >= 4) gather_group<4>(f, crop, values, group, channel, sums, by_value + c);
-    else if (left == 3) gather_group<3>(f, crop, values, group, channel, sums, by_value + c);
-    else if (left == 2) gather_group<2>(f, crop, values, group, channel, sums, by_value + c);
-    else gather_group<1>(f, crop, values, group, channel, sums, by_value + c);
+    if (channels - c >= kGroup) {
+      gather_group<kGroup>(f, crop, values, group, channel, sums, by_value + c);
+      c += kGroup;
+    } else {
+      gather_group<1>(f, crop, values, group, channel, sums, by_value + c++);
+    }
   }
   chain(f, frame, lattice, sums, i, out);
 }
