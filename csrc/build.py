@@ -34,7 +34,7 @@ BASE_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", 
 # order of additions keep their meaning.
 FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
-# The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves only where loops are to be unrolled.
+# The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves where loops are to be unrolled.
 OPTIMISE = ["-O2"]
 UNROLLED = {"raster_composite.cpp", "raster_project.cpp", "raster_records.cpp"}
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -92,7 +92,8 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
         source, target = CSRC / "cpu" / name, objects / f"{Path(name).stem}.{isa}.o"
         linked.append(str(target))
         if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
-            jobs.append([cxx, *flags, *extra, *(unrolled if name in UNROLLED else []), "-c", str(source), "-o", str(target)])
+            optional = unrolled if name in UNROLLED else []
+            jobs.append([cxx, *flags, *extra, *optional, "-c", str(source), "-o", str(target)])
     for source, extra in build_cuda.host_units(objects / "cuda"):
         target = objects / "cuda" / f"{source.stem}.o"
         linked.append(str(target))

@@ -163,10 +163,9 @@ class Adam(torch.optim.Adam):
 
 @torch.no_grad()
 def step_together(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Steps several optimisers. Those that are Adam on the CPU are one piece of work for the threads: six small
-    parameters cost as much as one large one.
+    """Steps several optimisers, those that are Adam on the CPU as one piece of work for the threads.
 
-    Each gets what its own `step()` would give it; one with step hooks is stepped by that.
+    Six small parameters then cost as much as one large one. Each gets what its own `step()` would give it; one with step hooks is stepped by that.
     """
     updates: list[_ops.Update] = []
     for optimizer in optimizers:

@@ -201,9 +201,9 @@ def saturated(shape):
     return (image + scale * torch.randn(shape, generator=generator) for scale in (0.005, 0.01))
 
 
-# B = V_s + V_d + 2 C2 is only some 10⁻³ where an image is flat, and the gradient is as exact as B. The variances are taken
-# about each window's own centre where they must be: about one constant of the tile they would lose float32's 6e-8 of
-# squares of up to 1, and the gradient 1e-5.
+# B = V_s + V_d + 2 C2 is only some 10⁻³ where an image is flat, and the gradient is as exact as B. The variances are
+# taken about each window's own centre where they must be: about one constant of the tile they would lose float32's 6e-8
+# of squares of up to 1, and the gradient 1e-5.
 @needs_library
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -199,7 +200,7 @@ def _view(tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
 class _Call:
     """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
 
-    Coefficients and totals may be plain arrays: at small sizes an operation on a tiny tensor costs more than the kernel.
+    Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
 
     A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
     and weighs |x - y| too.
@@ -561,9 +562,8 @@ def photometric(
         return _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
     recording = torch.is_grad_enabled()
     need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
-    if torch.compiler.is_compiling():
-        operator = torch.ops.splat_ssim.photometric
-    else:
+    operator: Callable[..., tuple[Tensor, ...]] = torch.ops.splat_ssim.photometric
+    if not torch.compiler.is_compiling():
         operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
     loss, l1, dssim, _, _ = operator(img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
     return loss, l1, dssim

@@ -35,11 +35,11 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
         optimizers: As of `make_optimizers`.
         config: Which optimiser, and sh_every.
         step: From 0; the harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
-        radii: [C, N, 2] of the Gaussians in the views of this step, 0 where not in view: sparse Adam changes the others.
+        radii: [C, N, 2] of the Gaussians in the views of this step, 0 where not in view; sparse Adam leaves those.
     """
     sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
     visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
-    due, seen = dict(optimizers), dict.fromkeys(optimizers, visible)
+    due, seen = dict(optimizers), dict[str, Tensor | None].fromkeys(optimizers, visible)
     if lazy:
         hold_gradient(optimizers["shN"], visible)
         if (step + 1) % config.sh_every == 0:
@@ -48,8 +48,9 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
             del due["shN"]
     if sparse:
         for name, optimizer in due.items():
-            if seen[name] is not None:
-                optimizer.step(seen[name])  # type: ignore[call-overload]
+            rows = seen[name]
+            if isinstance(optimizer, SelectiveAdam) and rows is not None:
+                optimizer.step(rows)
     else:
         step_together(due.values())
     for optimizer in due.values():
