@@ -165,7 +165,8 @@ class Adam(torch.optim.Adam):
 def step_together(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Steps several optimisers, those that are Adam on the CPU as one piece of work for the threads.
 
-    Six small parameters then cost as much as one large one. Each gets what its own `step()` would give it; one with step hooks is stepped by that.
+    Six small parameters then cost as much as one large one. Each gets what its own `step()` would give it; one with
+    step hooks is stepped by that.
     """
     updates: list[_ops.Update] = []
     for optimizer in optimizers:

@@ -232,7 +232,6 @@ class _Call:
         options, first = self.options, self.first
         outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
         totals = (ctypes.c_double * (3 * self.planes))()
-        plain = isinstance(coefficients, ctypes.Array)
         window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
         packed = _ARGUMENTS.pack(
@@ -252,7 +251,7 @@ class _Call:
             weight_inset is None,
             contrast,
             ctypes.addressof(window),
-            ctypes.addressof(coefficients) if plain else coefficients.data_ptr(),
+            coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients),
             ctypes.addressof(totals),
             (options.k1 * options.data_range) ** 2,
             (options.k2 * options.data_range) ** 2,

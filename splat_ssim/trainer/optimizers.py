@@ -39,7 +39,8 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
     """
     sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
     visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
-    due, seen = dict(optimizers), dict[str, Tensor | None].fromkeys(optimizers, visible)
+    due = dict(optimizers)
+    seen: dict[str, Tensor | None] = dict.fromkeys(optimizers, visible)
     if lazy:
         hold_gradient(optimizers["shN"], visible)
         if (step + 1) % config.sh_every == 0:
