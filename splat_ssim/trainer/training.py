@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,14 @@ class Trainer:
 
     def run(self) -> None:
         """Trains from the current step to the last."""
+        # What exists now stays: else Python's collector walks through all of torch's modules every so many steps.
+        gc.freeze()
+        try:
+            self._run()
+        finally:
+            gc.unfreeze()
+
+    def _run(self) -> None:
         config = self.config
         bar = tqdm(
             total=config.steps, initial=self.step, unit="it", disable=not config.output.progress, dynamic_ncols=True
