@@ -36,7 +36,7 @@ FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
 # The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves where loops are to be unrolled.
 OPTIMISE = ["-O2"]
-UNROLLED = {"raster_composite.cpp", "raster_project.cpp", "raster_records.cpp"}
+UNROLLED = {"raster_composite.cpp", "raster_project.cpp", "raster_records.cpp", "peak.cpp"}
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
@@ -108,7 +108,7 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
     link = [cxx, "-shared", "-pthread", *(SANITIZE if debug else []), *linked, "-o", str(temporary)]
     if sys.platform.startswith("linux"):
         # The C++ runtime goes inside, so that the wheel needs nothing but libc, and stays inside: torch brings its own.
-        link += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
+        link += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-ldl"]
     _run(link)
     os.replace(temporary, output)
     return output

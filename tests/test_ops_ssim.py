@@ -1,6 +1,8 @@
 """The SSIM operators on the CPU against the definition in float64: values, gradients, layouts, threads, ISAs."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -317,6 +319,24 @@ def test_number_of_threads_is_obeyed(threads, shape):
     assert {used() for _ in range(5)} == {1}
     threads(2)
     assert any(used() == 2 for _ in range(500))
+
+
+@needs_library
+def test_threads_after_a_fork():
+    """OpenMP's workers do not survive a fork, and it would wait for them."""
+    script = """
+import os, signal, torch
+from splat_ssim.loss import photometric_loss
+torch.set_num_threads(2)
+images = torch.rand(2, 1, 3, 256, 256)
+loss = photometric_loss(*images)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if torch.equal(photometric_loss(*images), loss) else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

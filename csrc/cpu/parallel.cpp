@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -132,6 +133,46 @@ Pool* pool() {
 
 std::atomic<int> last_thread_count{0};
 
+// The OpenMP runtime of the process, torch's, if there is one that speaks GNU's interface (GNU's, LLVM's and Intel's do).
+// Its workers wait for work by spinning: threads of our own would have to share the cores with them for some
+// milliseconds after every operation of torch's.
+class OpenMp {
+ public:
+  bool usable() const { return parallel_ && getpid() == pid_; }
+
+  int run(int64_t tasks, int threads, void (*body)(void*, int64_t, int), void* context) const {
+    Job job{tasks, body, context};
+    parallel_(work, &job, static_cast<unsigned>(threads), 0);
+    return job.busy.load();
+  }
+
+ private:
+  struct Job {
+    int64_t tasks;
+    void (*body)(void*, int64_t, int);
+    void* context;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> threads{0}, busy{0};
+  };
+
+  static void work(void* argument) {
+    Job& job = *static_cast<Job*>(argument);
+    const int thread = job.threads.fetch_add(1);
+    inside_task = true;
+    bool counted = false;
+    for (int64_t task = job.next.fetch_add(1); task < job.tasks; task = job.next.fetch_add(1)) {
+      if (!counted) job.busy.fetch_add(1);
+      counted = true;
+      job.body(job.context, task, thread);
+    }
+    inside_task = false;
+  }
+
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  const Parallel parallel_ = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  const pid_t pid_ = getpid();  // the runtime has no workers after a fork, and waits for them for ever
+};
+
 struct Arena {
   void* memory = nullptr;
   int64_t bytes = 0;
@@ -145,6 +186,11 @@ extern "C" void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)
   if (tasks <= 0) return;
   if (threads > tasks) threads = static_cast<int>(tasks);
   if (threads > 1 && !inside_task) {
+    static const OpenMp openmp;
+    if (openmp.usable()) {
+      last_thread_count.store(openmp.run(tasks, threads, body, context));
+      return;
+    }
     Pool* shared = pool();
     std::unique_lock<std::mutex> lock(shared->run_mutex, std::try_to_lock);
     if (lock.owns_lock()) {

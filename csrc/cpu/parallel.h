@@ -1,8 +1,8 @@
 // The thread pool every CPU kernel shares, and the scratch memory of its threads.
 //
 // Kernels receive the number of threads from the caller (torch.get_num_threads()); nothing here reads the environment.
-// Own threads rather than OpenMP: torch brings its own OpenMP runtime, and two runtimes spinning on the same cores
-// slow each other down; a slim container may not have one at all.
+// The threads are those of the OpenMP runtime that torch has loaded, reached without linking to it: two sets of threads
+// that wait by spinning slow each other down. Where there is none, and after a fork, the pool's own threads.
 #pragma once
 #include <cstdint>
 
@@ -11,7 +11,7 @@
 extern "C" {
 
 // Calls body(context, task, thread) for every task in [0, tasks), 0 <= thread < threads. Tasks are handed out in
-// increasing order as threads become free. The caller's thread takes part as thread 0 and returns when all are done.
+// increasing order as threads become free. The caller's thread takes part and returns when all are done.
 // A call from inside a task, or while another caller holds the pool, runs its tasks on the calling thread alone.
 // The body must not throw.
 void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void* context, int64_t task, int thread),
