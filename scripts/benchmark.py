@@ -169,7 +169,7 @@ def repeats_for(machine: Machine, call: Callable[[], object]) -> int:
     """How many calls in a row take two milliseconds: shorter ones are not timed one by one. Warms up, too."""
     if machine.time(call) > 1:
         return 1
-    return max(1, min(100, int(0.002 / max(machine.time(call), 1e-7))))
+    return max(1, min(100, int(0.01 / max(machine.time(call), 1e-7))))
 
 
 def measure_speed(
