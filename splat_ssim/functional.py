@@ -217,10 +217,10 @@ def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Te
         return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **constants)
     img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
     if reduction in ("mean", "image"):
-        # One pass gives the value and the gradient.
-        dssim, _, _ = photometric(
-            img1, img2, options, l1_weight=0.0, dssim_weight=1.0, weight=weight, per_image=reduction == "image"
+        # One pass gives the value and the gradient, with its sign: backward need not turn it round.
+        minus_dssim, _, _ = photometric(
+            img1, img2, options, l1_weight=0.0, dssim_weight=-1.0, weight=weight, per_image=reduction == "image"
         )
-        return 1 - dssim
+        return 1 + minus_dssim
     found = ssim_map(img1, img2, options)
     return reference.weighted_mean(found, weight, reduction, channels_last)
