@@ -3,13 +3,14 @@
 // A tile is 16 or 32 pixels wide and high, and made of blocks of 4×4 pixels: the 16 values of a block are one, two or four
 // vectors. Each Gaussian of a tile's list is tested against every block (the largest alpha it reaches there).
 //
-// Forward takes 64 Gaussians at a time and goes block by block: transmittance and colours of the block stay in registers
-// while its Gaussians are composited, their alphas computed four at a time, until all its pixels have finished. It keeps
-// which blocks each Gaussian met (a 64-bit mask). Backward takes 16 Gaussians at a time and goes Gaussian by Gaussian, whose
-// sums stay in registers: the pairs of Gaussian and block are written to a flat list, their alphas computed four at a time,
-// and then replayed in the forward's order: its transmittance is exactly the forward's, and the colour behind a Gaussian is
-// the total minus what came so far. It writes the sums of one Gaussian over one tile to a slot of its own; they are then
-// added for each Gaussian in the order of tiles. No atomics, and the result does not depend on the number of threads.
+// Forward takes 64 Gaussians at a time and goes block by block: transmittance and colours of the block stay in
+// registers while its Gaussians are composited, their alphas computed four at a time, until all its pixels have
+// finished. It keeps which blocks each Gaussian met (a 64-bit mask). Backward takes 16 Gaussians at a time and goes
+// Gaussian by Gaussian, whose sums stay in registers: the pairs of Gaussian and block are written to a flat list,
+// their alphas computed four at a time, and then replayed in the forward's order: its transmittance is exactly the
+// forward's, and the colour behind a Gaussian is the total minus what came so far. It writes the sums of one Gaussian
+// over one tile to a slot of its own; they are then added for each Gaussian in the order of tiles. No atomics, and
+// the result does not depend on the number of threads.
 #include "parallel.h"
 #include "raster_bins.h"
 #include "raster_vector.h"
