@@ -287,10 +287,14 @@ def test_every_instruction_set(monkeypatch, shape, isa):
 
 
 @needs_library
-@pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 3, 100, 1100), (1, 1, 64, 64, 64)], ids=str)
-def test_same_result_for_any_number_of_threads(threads, shape):
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 256, 256), (1, 3, 100, 1100), (1, 1, 64, 64, 64), (2, 3, 29, 75, 20)], ids=str
+)
+def test_same_result_for_any_number_of_threads(threads, shape, padding):
+    """Bit for bit: threads wait for one another's blocks of slices, and a volume's rows are cut for many of them."""
     img1, img2 = pair(shape)
-    options = options_for(shape)
+    options = options_for(shape)._replace(padding=padding)
 
     def run():
         loss = differentiate(
@@ -300,7 +304,7 @@ def test_same_result_for_any_number_of_threads(threads, shape):
 
     threads(1)
     one = run()
-    for number in (2, 3):
+    for number in (2, 3, 12):
         threads(number)
         assert all(torch.equal(x, y) for x, y in zip(one, run(), strict=True))
 

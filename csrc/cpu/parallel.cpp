@@ -205,7 +205,17 @@ struct Arena {
   int64_t bytes = 0;
   ~Arena() { std::free(memory); }
 };
-thread_local Arena arena;
+thread_local Arena arena, shared_arena;
+
+void* grown(Arena& arena, int64_t bytes) {
+  if (arena.bytes < bytes) {
+    std::free(arena.memory);
+    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+    arena.memory = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    arena.bytes = arena.memory ? rounded : 0;
+  }
+  return arena.memory;
+}
 
 }  // namespace
 
@@ -237,14 +247,15 @@ extern "C" void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)
   last_thread_count.store(1);
 }
 
-extern "C" void* splat_ssim_scratch(int64_t bytes) {
-  if (arena.bytes < bytes) {
-    std::free(arena.memory);
-    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
-    arena.memory = std::aligned_alloc(64, static_cast<size_t>(rounded));
-    arena.bytes = arena.memory ? rounded : 0;
+extern "C" void* splat_ssim_scratch(int64_t bytes) { return grown(arena, bytes); }
+
+extern "C" void* splat_ssim_shared_scratch(int64_t bytes) { return grown(shared_arena, bytes); }
+
+extern "C" void splat_ssim_wait(const int32_t* counter, int32_t least) {
+  for (int turns = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) < least; ++turns) {
+    if (turns < 4000) relax();
+    else sched_yield();
   }
-  return arena.memory;
 }
 
 extern "C" int splat_ssim_last_thread_count(void) { return last_thread_count.load(); }

@@ -21,6 +21,13 @@ void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void* cont
 // and is freed when the thread ends. Returns nullptr when the machine has none.
 void* splat_ssim_scratch(int64_t bytes);
 
+// The same, a second piece: for what all tasks of a call share, while they use the first.
+void* splat_ssim_shared_scratch(int64_t bytes);
+
+// A task waits for another of its parallel_for, one with a smaller number: those are all done or under way. Returns when
+// `*counter`, changed by __atomic operations, is at least `least`.
+void splat_ssim_wait(const int32_t* counter, int32_t least);
+
 // How many distinct threads took at least one task in the last parallel_for (a test asks).
 SPLAT_EXPORT int splat_ssim_last_thread_count(void);
 }

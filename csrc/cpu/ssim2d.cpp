@@ -32,7 +32,8 @@ struct Tile2d : Tile {
     const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory, kRows);
+    begin(memory, choose_shift());
+    clear_folded_gradients();
     inputs = {memory + common_rows() * pitch, next_input, input_rows, 2 * pitch};
     averaged = inputs.memory + 2 * input_rows * pitch;
     partials = {averaged + kMoments * kRows * pitch, first_row, partial_rows, maps * pitch};
@@ -69,7 +70,7 @@ struct Tile2d : Tile {
         continue;
       }
       float* out = gradient ? partials[row + r] : nullptr;
-      point_row(averaged + r * kMoments * pitch, true, out, pitch);
+      point_row(averaged + r * kMoments * pitch, out, pitch, 0, row + r + kRows + radius);
       finish_point_row(0, row + r, out, pitch);
     }
   }
@@ -117,6 +118,14 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim2d)(const Arguments* args) {
   problem.strips = (problem.width + strip - 1) / strip;
   const int64_t wanted = kWantedTasks / most(1, least(kWantedTasks, problem.planes * problem.strips));
   problem.bands = most(1, least(wanted, args->height / kLeastBandRows));
-  problem.segments = 1;
-  return run_tiles<Tile2d>(problem);
+  const int64_t tasks = problem.planes * problem.bands * problem.strips;
+  double* totals = static_cast<double*>(std::calloc(size_t(most(tasks, 1)) * 3, sizeof(double)));
+  if (!totals) return 1;
+  int failed = 0;
+  parallel_for(tasks, static_cast<int>(args->threads), [&](int64_t task, int) {
+    if (!Tile2d(problem, task, totals + task * 3).run()) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  });
+  add_totals(problem, totals, 1);
+  std::free(totals);
+  return failed;
 }

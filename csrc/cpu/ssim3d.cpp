@@ -1,69 +1,90 @@
-// SSIM of volumes: value, map and gradient in one pass over the slices of a tile, kRows slices at a time.
+// SSIM of volumes: value, map and gradient, kRows slices of a tile at a time.
 //
-// Forward: for each row, the slices around the block are read, shifted and averaged across slices (a ring of rows); then
-// every slice of the block is averaged down its rows and along them, which gives 1 - S and its partial derivatives.
-// Gradient: the partials of some slices are kept; a block whose neighbours are all there is averaged the same way.
-// Scratch is 2 kRows + 2 radius - 1 slices of partials of the tile, whose rows are chosen to fit, and rings of rows.
+// A forward block: for each row, the slices around the block are read, shifted and averaged across slices (a ring of
+// rows); then every slice of the block is averaged down its rows and along them, which gives 1 - S and its partial
+// derivatives. These go to the tile's ring of slices. A gradient block averages the partials around it the same way.
+// Each block is a task, or where threads are many, a piece of its rows is; ssim3d_schedule.h says in which order.
+// Scratch is the ring of slices of some tiles, for all threads together, and rings of rows for each thread.
+#include "ssim3d_schedule.h"
 #include "ssim_tile.h"
 
 namespace {
 
 constexpr int64_t kStripColumns = 256;
 constexpr int64_t kLeastBandRows = 32;
-constexpr int64_t kLeastSegmentSlices = 32;
-constexpr int64_t kWantedTasks = 8;
-constexpr int64_t kPartialsBytes = 3 << 20;
+constexpr int64_t kRingBytes = 12 << 20;  // of the rings of slices, if it suffices for one
+
+// A call: its cut into tiles and tasks, and what these share.
+struct Volumes {
+  Schedule schedule;
+  int64_t row_blocks;   // blocks of kRows rows of a tile, at most
+  int64_t ring_floats;  // of a tile's ring of slices, at most
+  int64_t pieces;       // of a block's rows
+  double* totals;       // [tiles, blocks, row_blocks, 3]
+  Shift* shifts;        // [tiles]
+  float* rings;         // [tiles of a group, ring_floats]
+
+  int64_t cells() const { return schedule.most_blocks() * row_blocks; }
+};
 
 struct Tile3d : Tile {
-  using Tile::Tile;
-
-  static constexpr int kMaps = 4;  // in the ring: means and variances going forward, partials (3 or 4) going back
+  static constexpr int kMaps = 4;     // in the ring: means and variances going forward, partials (3 or 4) going back
   static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
 
-  Span forward_slices, forward_rows;
+  const Schedule& schedule;
+  Span forward_rows;
   int64_t partial_pitch, partial_rows;
   Ring ring, partials;  // rows of kRows slices; slices of partials
   float *inputs, *averaged, *zeros, *adjoint;
 
-  bool prepare() {
-    forward_slices = (gradient ? gradient_slices.widened(radius) : slices).within(problem.slices);
+  Tile3d(const Problem& p, const Schedule& s, int64_t tile) : Tile(p, tile, nullptr), schedule(s) {
     forward_rows = (gradient ? gradient_rows.widened(radius) : rows).within(problem.rows);
-    const int64_t ring_rows = kRows + 2 * radius, partial_slices = 2 * kRows + 2 * radius - 1;
     partial_pitch = round_up(forward_columns.count() + kLanes, 16);
     partial_rows = round_up(forward_rows.count(), kRows);
-    const int64_t inputs_rows = 2 * (args.taps + kRows - 1), adjoint_floats = maps * kRows * adjoint_pitch;
-    const int64_t in_rows = common_rows() + inputs_rows + ring_rows * kRows * kMaps + kRows * kMoments;
-    const int64_t in_partials = gradient ? partial_slices * partial_rows * maps : 0;
-    const int64_t floats = in_rows * pitch + in_partials * partial_pitch + pitch + adjoint_floats;
+  }
+
+  int64_t row_blocks() const { return (most(forward_rows.count(), gradient_rows.count()) + kRows - 1) / kRows; }
+  int64_t ring_floats() const { return gradient ? schedule.ring_slices * partial_rows * maps * partial_pitch : 0; }
+
+  bool prepare(const Shift& shift_of_tile, float* ring_of_slices) {
+    const int64_t ring_rows = kRows + 2 * radius, adjoint_floats = maps * kRows * adjoint_pitch;
+    const int64_t inputs_rows = 2 * (args.taps + kRows - 1);
+    const int64_t in_rows = common_rows() + inputs_rows + ring_rows * kRows * kMaps + kRows * kMoments + 1;
+    const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory, 1);
+    begin(memory, shift_of_tile);
     inputs = memory + common_rows() * pitch;
-    ring = {inputs + inputs_rows * pitch, forward_rows.begin - radius, ring_rows, kRows * kMaps * pitch};
+    ring = {inputs + inputs_rows * pitch, 0, ring_rows, kRows * kMaps * pitch};
     averaged = ring.memory + ring_rows * kRows * kMaps * pitch;
     zeros = averaged + kRows * kMoments * pitch;
     adjoint = zeros + pitch;
-    partials = {adjoint + adjoint_floats, forward_slices.begin, partial_slices, partial_rows * maps * partial_pitch};
+    partials = {ring_of_slices, schedule.forward.begin, schedule.ring_slices, partial_rows * maps * partial_pitch};
     for (int64_t j = 0; j < pitch + adjoint_floats; ++j) zeros[j] = 0;
     return true;
   }
 
   int64_t partial_offset(int64_t row) const { return (row - forward_rows.begin) * maps * partial_pitch; }
 
-  // A ring row of moments, averaged across the slices around [slice, slice + kRows).
-  void average_inputs(int64_t slice, int64_t row) {
+  // A ring row of moments, averaged across the slices around [slice, slice + kRows). `totals`: add up its |x - y|.
+  void average_inputs(int64_t slice, int64_t row, bool total) {
+    float* out = ring[row];
+    const int64_t count = input_columns.count();
+    if (source_of(row, args.height, args.padding) < 0) {
+      const float constants[kMaps] = {-2 * shift.each, -shift.difference, 0, 0};
+      for (int64_t m = 0; m < kRows * kMaps; ++m)
+        for (int64_t j = 0; j < count; ++j) out[m * pitch + j] = constants[m % kMaps];
+      return;
+    }
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
     for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
       float* to = inputs + 2 * t * pitch;
       // Every owned slice is once in the middle of a block: there its rows are counted.
       const int64_t at = slice - radius + t;
-      const bool total = !gradient && at >= slice && at < least(slice + kRows, forward_slices.end);
-      load_row(at, row, to, to + pitch, total);
+      load_row(at, row, to, to + pitch, total && at >= slice && at < least(slice + kRows, schedule.forward.end));
       s[t] = to;
       d[t] = to + pitch;
     }
-    float* out = ring[row];
-    const int64_t count = input_columns.count();
     problem.passes.column_moments(s, nullptr, problem.taps, count, {out, nullptr, out + 2 * pitch, kMaps * pitch});
     problem.passes.column_moments(d, nullptr, problem.taps, count, {out + pitch, nullptr, out + 3 * pitch, kMaps * pitch});
   }
@@ -82,23 +103,39 @@ struct Tile3d : Tile {
     }
   }
 
-  void forward_block(int64_t slice) {
+  // Forward block `block`, rows of the row blocks `piece`; `cells`, the totals of the block's row blocks, are added to.
+  void forward(int64_t block, Span piece, double* cells) {
+    const int64_t slice = schedule.forward.begin + block * kRows, slices_end = schedule.forward.end;
+    const Span span = Span{forward_rows.begin + piece.begin * kRows, forward_rows.begin + piece.end * kRows};
+    const Span mine = span.within(forward_rows);
+    // What a tile owns but its window does not reach counts for |x - y| too.
+    const Span counted = {mine.begin == forward_rows.begin ? rows.begin : mine.begin,
+                          mine.end == forward_rows.end ? rows.end : mine.end};
     const float* around[kMaxTaps + kRows];
     float* slices_of_partials[kRows];
     for (int64_t z = 0; z < kRows; ++z) slices_of_partials[z] = gradient ? partials[slice + z] : nullptr;
-    int64_t next = forward_rows.begin - radius;
-    for (int64_t row = forward_rows.begin; row < forward_rows.end; row += kRows) {
-      for (; next < row + kRows + radius; ++next) average_inputs(slice, next);
+    ring.first = mine.begin - radius;
+    int64_t next = ring.first;
+    for (int64_t row = mine.begin; row < mine.end; row += kRows) {
+      totals = cells + 3 * (row - forward_rows.begin) / kRows;
+      for (; next < least(row + kRows, mine.end) + radius; ++next)
+        average_inputs(slice, next, !gradient && counted.contains(next));
       ring.list(row - radius, args.taps + kRows - 1, around);
-      for (int64_t z = 0; z < kRows && slice + z < forward_slices.end; ++z) {
+      for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
         average_moments(around, z);
-        for (int64_t r = 0; r < kRows && row + r < forward_rows.end; ++r) {
+        for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           float* out = gradient ? slices_of_partials[z] + partial_offset(row + r) : nullptr;
-          point_row(averaged + r * kMoments * pitch, true, out, partial_pitch);
+          point_row(averaged + r * kMoments * pitch, out, partial_pitch, slice + z + radius, row + r + kRows + radius);
           finish_point_row(slice + z, row + r, out, partial_pitch);
         }
       }
     }
+    if (gradient || block > 0 || piece.begin > 0) return;
+    // Slices where the index is not defined, for Σ |x - y|.
+    totals = cells;
+    for (int64_t at = slices.begin; at < slices.end; ++at)
+      for (int64_t row = rows.begin; row < rows.end && !schedule.forward.contains(at); ++row)
+        load_row(at, row, inputs, inputs + pitch, true);
   }
 
   // A ring row of partials, averaged across `slices`; there are none (null) where the index is not defined.
@@ -129,17 +166,25 @@ struct Tile3d : Tile {
     if (there.count() > 0) of.list(there.begin, there.count(), around + (there.begin - (block - radius)));
   }
 
-  void gradient_block(int64_t slice) {
+  // Gradient block `block`, likewise.
+  void backward(int64_t block, Span piece, double* cells) {
+    const int64_t slice = schedule.gradient.begin + block * kRows, slices_end = schedule.gradient.end;
+    const Span span = {gradient_rows.begin + piece.begin * kRows, gradient_rows.begin + piece.end * kRows};
+    const Span mine = span.within(gradient_rows);
     const float *slices_around[kMaxTaps + kRows], *around[kMaxTaps + kRows];
-    list_defined(partials, slice, forward_slices, slices_around);
-    int64_t next = forward_rows.begin;
+    list_defined(partials, slice, Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
+                 slices_around);
+    const Span needed = mine.widened(radius).within(forward_rows);
+    ring.first = needed.begin;
+    int64_t next = needed.begin;
     float *s = inputs, *d = inputs + pitch;
-    for (int64_t row = gradient_rows.begin; row < gradient_rows.end; row += kRows) {
-      for (; next < least(row + kRows + radius, forward_rows.end); ++next) average_partials(slices_around, next);
-      list_defined(ring, row, forward_rows, around);
-      for (int64_t z = 0; z < kRows && slice + z < gradient_slices.end; ++z) {
+    for (int64_t row = mine.begin; row < mine.end; row += kRows) {
+      totals = cells + 3 * (row - gradient_rows.begin) / kRows;
+      for (; next < least(row + kRows + radius, needed.end); ++next) average_partials(slices_around, next);
+      list_defined(ring, row, needed, around);
+      for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
         average_adjoints(around, z);
-        for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
+        for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           load_row(slice + z, row + r, s, d, true);
           finish_gradient_row(slice + z, row + r, adjoint + r * maps * adjoint_pitch + lead, s, d);
         }
@@ -147,30 +192,74 @@ struct Tile3d : Tile {
     }
   }
 
-  // Without a gradient: all owned slices, for Σ |x - y| of those where the index is not defined.
-  void total_slices(Span undefined) {
-    for (int64_t slice = undefined.begin; slice < undefined.end; ++slice)
-      for (int64_t row = rows.begin; row < rows.end; ++row) load_row(slice, row, inputs, inputs + pitch, true);
-  }
-
-  bool run() {
-    if (!prepare()) return false;
-    if (gradient) {
-      int64_t done = forward_slices.begin;
-      for (int64_t slice = gradient_slices.begin; slice < gradient_slices.end; slice += kRows) {
-        const int64_t needed = least(least(slice + kRows, gradient_slices.end) + radius, forward_slices.end);
-        for (; done < needed; done += kRows) forward_block(done);
-        gradient_block(slice);
-      }
-    } else {
-      for (int64_t slice = forward_slices.begin; slice < forward_slices.end; slice += kRows) forward_block(slice);
-      const Span outside = forward_slices.count() > 0 ? forward_slices : Span{slices.end, slices.end};
-      total_slices({slices.begin, outside.begin});
-      total_slices({outside.end, slices.end});
-    }
+  // One piece of a step of the schedule.
+  bool run(const Volumes& volumes, int64_t tile, float* ring_of_slices, Step step, int64_t piece) {
+    if (!prepare(volumes.shifts[tile], ring_of_slices)) return false;
+    const int64_t blocks = row_blocks();
+    const Span mine = {blocks * piece / volumes.pieces, blocks * (piece + 1) / volumes.pieces};
+    double* cells = volumes.totals + (tile * volumes.cells() + step.block * volumes.row_blocks) * 3;
+    step.gradient ? backward(step.block, mine, cells) : forward(step.block, mine, cells);
     return true;
   }
 };
+
+// Runs the tiles [first, first + count), their steps in the order of the schedule.
+bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, int64_t count, Progress progress) {
+  const Schedule& schedule = volumes.schedule;
+  int failed = 0;
+  progress.clear();
+  const int threads = static_cast<int>(problem.args->threads);
+  parallel_for(schedule.steps() * count * volumes.pieces, threads, [&](int64_t task, int) {
+    const int64_t piece = task % volumes.pieces, in_group = task / volumes.pieces % count;
+    const Step step = schedule.step(task / (volumes.pieces * count));
+    progress.wait(schedule, in_group, step, volumes.pieces);
+    Tile3d tile(problem, schedule, first + in_group);
+    if (!tile.run(volumes, first + in_group, volumes.rings + in_group * volumes.ring_floats, step, piece))
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    progress.finish(schedule, in_group, step);
+  });
+  return !failed;
+}
+
+// All tiles, some at a time. Returns a status.
+int run_volumes(const Problem& problem) {
+  const Arguments& args = *problem.args;
+  const bool gradient = problem.partials > 0;
+  const int64_t tiles_of_plane = problem.bands * problem.strips, tiles = problem.planes * tiles_of_plane;
+  Volumes volumes = {};
+  volumes.schedule = make_schedule(problem, gradient, args.threads > 1);
+  const Schedule& schedule = volumes.schedule;
+  for (int64_t tile = 0; tile < tiles_of_plane; ++tile) {
+    const Tile3d cut(problem, schedule, tile);
+    volumes.row_blocks = most(volumes.row_blocks, cut.row_blocks());
+    volumes.ring_floats = most(volumes.ring_floats, cut.ring_floats());
+  }
+  const int64_t floats = int64_t(sizeof(float)), ring_bytes = most(1, volumes.ring_floats * floats);
+  const int64_t group = gradient ? least(tiles, args.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
+  // Two steps of a tile's gradient overlap; folding adds to rows of other pieces.
+  const int64_t together = group * (gradient ? 2 : schedule.forward_blocks);
+  volumes.pieces = problem.folds ? 1 : most(1, least((args.threads + together - 1) / together, volumes.row_blocks / 2));
+
+  volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
+  volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
+  int32_t* counters = static_cast<int32_t*>(std::calloc(size_t(Progress::size(schedule, group)), sizeof(int32_t)));
+  volumes.rings = static_cast<float*>(splat_ssim_shared_scratch(group * volumes.ring_floats * floats));
+  bool done = volumes.totals && volumes.shifts && counters && (volumes.rings || volumes.ring_floats == 0);
+  if (done) {
+    parallel_for(tiles, static_cast<int>(args.threads), [&](int64_t index, int) {
+      Tile3d tile(problem, schedule, index);
+      volumes.shifts[index] = tile.choose_shift();
+      tile.clear_folded_gradients();
+    });
+    for (int64_t first = 0; done && first < tiles; first += group)
+      done = run_group(problem, volumes, first, least(group, tiles - first), {counters, Progress::size(schedule, group)});
+    add_totals(problem, volumes.totals, volumes.cells());
+  }
+  std::free(counters);
+  std::free(volumes.shifts);
+  std::free(volumes.totals);
+  return done ? 0 : 1;
+}
 
 }  // namespace
 
@@ -179,11 +268,10 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   if (!describe(*args, true, problem)) return 2;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
-  const int64_t slices = 2 * kRows + 2 * problem.radius - 1, columns = problem.width / problem.strips + 2 * problem.border;
-  const int64_t most_rows = most(kLeastBandRows, kPartialsBytes / (slices * columns * 3 * 4) - 2 * problem.radius);
-  const int64_t most_bands = most(1, args->height / kLeastBandRows);
-  problem.bands = least(most_bands, (args->height + most_rows - 1) / most_rows);
-  const int64_t wanted = kWantedTasks / most(1, least(kWantedTasks, problem.planes * problem.strips * problem.bands));
-  problem.segments = most(1, least(wanted, args->depth / kLeastSegmentSlices));
-  return run_tiles<Tile3d>(problem);
+  // The bands are such that a tile's ring of slices fits, with as many slices as a gradient and several threads need.
+  const int64_t columns = problem.width / problem.strips + 2 * problem.border + kLanes;
+  const int64_t row_bytes = make_schedule(problem, true, true).ring_slices * columns * 3 * int64_t(sizeof(float));
+  const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.radius);
+  problem.bands = least(most(1, args->height / kLeastBandRows), (args->height + most_rows - 1) / most_rows);
+  return run_volumes(problem);
 }

@@ -127,35 +127,36 @@ void column_moments(const float* const* rows, const float* const* variances, con
 #if defined(__AVX512F__)
 // Loads of 64 bytes from any address mostly touch two cache lines. Some taps are shifted out of two neighbouring vectors
 // instead, as many as balance the load ports with the shuffle port.
-constexpr int kShuffledTaps = 5;
+constexpr int kShuffledTaps = 6;
 
-// Adds taps [kTap, kEnd) of a row to `sum`.
-template <int kTaps, int kStride, int kTap, int kEnd>
-SPLAT_INLINE Floats add_taps(const float* p, const Floats* vectors, const Window<kTaps>& w, Floats sum) {
-  if constexpr (kTap == kEnd) {
-    return sum;
+// Tap kTap of a row.
+template <int kStride, int kTap>
+SPLAT_INLINE Floats row_tap(const float* p, const Floats* vectors) {
+  constexpr int kOffset = kTap * kStride, kVector = kOffset / kLanes;
+  if constexpr (kTap == 0 || kTap > kShuffledTaps) return load(p + kOffset);
+  return (Floats)_mm512_maskz_alignr_epi32(0xffff, (__m512i)vectors[kVector + 1], (__m512i)vectors[kVector],
+                                           kOffset % kLanes);
+}
+
+// Σ_k w_k of the taps [kTap, kTaps - kTap). Taps of equal weight are added first: additions have ports of their own on
+// some processors, and cost what they save on others.
+template <int kTaps, int kStride, int kTap>
+SPLAT_INLINE Floats add_taps(const float* p, const Floats* vectors, const Window<kTaps>& w) {
+  if constexpr (kTap == kTaps / 2) {
+    return w[kTap] * row_tap<kStride, kTap>(p, vectors);
   } else {
-    constexpr int kOffset = kTap * kStride, kVector = kOffset / kLanes;
-    Floats value;
-    if constexpr (kTap == 0 || kTap > kShuffledTaps) {
-      value = load(p + kOffset);
-    } else {
-      value = (Floats)_mm512_maskz_alignr_epi32(0xffff, (__m512i)vectors[kVector + 1], (__m512i)vectors[kVector],
-                                                kOffset % kLanes);
-    }
-    return add_taps<kTaps, kStride, kTap + 1, kEnd>(p, vectors, w, sum + w[kTap] * value);
+    const Floats both = row_tap<kStride, kTap>(p, vectors) + row_tap<kStride, kTaps - 1 - kTap>(p, vectors);
+    return add_taps<kTaps, kStride, kTap + 1>(p, vectors, w) + w[kTap] * both;
   }
 }
 
-// Two chains of additions, half as long as one.
 template <int kTaps, int kStride>
 SPLAT_INLINE Floats shuffled_row_sum(const float* p, const Window<kTaps>& w) {
   constexpr int kVectors = kShuffledTaps * kStride / kLanes + 2;
   Floats vectors[kVectors];
 #pragma GCC unroll 4
   for (int i = 0; i < kVectors; ++i) vectors[i] = load(p + i * kLanes);
-  return add_taps<kTaps, kStride, 0, kShuffledTaps + 1>(p, vectors, w, Floats{}) +
-         add_taps<kTaps, kStride, kShuffledTaps + 1, kTaps>(p, vectors, w, Floats{});
+  return add_taps<kTaps, kStride, 0>(p, vectors, w);
 }
 #endif
 
@@ -290,6 +291,10 @@ void point_row(PointRow row, const Taps& taps, PointConstants constants) {
   const Window<kTaps> w(taps);
   const int64_t from = row.sums_pitch, to = row.partials_pitch;
   for (int64_t j = 0; j < row.count; j += kLanes) {
+    if (row.next1) {
+      __builtin_prefetch(row.next1 + j * row.bytes1, 0, 2);
+      __builtin_prefetch(row.next2 + j * row.bytes2, 0, 2);
+    }
     const Moments m = row_moments<kTaps, kStride>(row.sums + j, from, row.stride, row.variances, w, constants.c2_twice);
     store(row.sums + j, m.s);
     store(row.sums + from + j, m.d);

@@ -36,6 +36,8 @@ struct PointRow {
   float *dssim, *contrast;   // contrast may be null
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
   int64_t partials_pitch;
+  const char *next1, *next2; // rows of the images to prefetch meanwhile, a line at a time, or null
+  int64_t bytes1, bytes2;    // of their elements
 };
 
 // One row of partials, averaged but along the row, to the gradient of that row of the images.

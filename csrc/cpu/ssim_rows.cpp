@@ -73,8 +73,6 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
   };
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    __builtin_prefetch(reinterpret_cast<const char*>(x + j) + shift.ahead1, 0, 2);
-    __builtin_prefetch(reinterpret_cast<const char*>(y + j) + shift.ahead2, 0, 2);
     block(load_lanes(x + j), load_lanes(y + j), weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
   }
   if (j < count) {

@@ -7,7 +7,6 @@
 struct Shift {
   float scale, data_range;
   float each, difference;   // c_s = 2 each, c_d = difference
-  int64_t ahead1, ahead2;   // bytes from the values read to those to prefetch
 };
 
 // Writes `count` shifted sums and differences; returns Σ |x - y|, unscaled, weighted where there is a weight.

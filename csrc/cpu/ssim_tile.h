@@ -2,7 +2,7 @@
 // with a row of moments and with a row of averaged partial derivatives.
 //
 // A plane is one channel of an image or a volume, or where channels are interleaved all of them (rows of W·C elements). It
-// is cut into tiles: a segment of slices (3D), of a band of rows, of a strip of columns. The cut depends on the shape
+// is cut into tiles: bands of rows of strips of columns, in volumes through all slices. The cut depends on the shape
 // alone, so the result does not depend on the number of threads.
 #pragma once
 #include <cmath>
@@ -30,7 +30,7 @@ struct Problem {
   Reader reader;
   int64_t stride, width;           // elements between neighbours of a row, elements of a row
   int64_t radius, border;          // of the window: in rows, in elements of a row
-  int64_t planes, segments, bands, strips;
+  int64_t planes, bands, strips;
   Span slices, rows, columns;      // where the index is defined
   bool folds;                      // padding by copies: the gradient of the border is added to what was copied
   Taps taps;
@@ -69,7 +69,7 @@ struct Ring {
 struct Tile {
   const Problem& problem;
   const Arguments& args;
-  double* const totals;  // [3], see Arguments::sums
+  double* totals;        // [3], see Arguments::sums
   const int64_t stride, radius, border;
   const int64_t maps;    // of partial derivatives: 0, 3 or 4
   const bool gradient;
@@ -95,9 +95,8 @@ struct Tile {
       : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.radius), border(p.border),
         maps(p.partials), gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
     const int64_t strip = task % p.strips, band = task / p.strips % p.bands;
-    const int64_t segment = task / (p.strips * p.bands) % p.segments;
-    plane = task / (p.strips * p.bands * p.segments);
-    slices = {args.depth * segment / p.segments, args.depth * (segment + 1) / p.segments};
+    plane = task / (p.strips * p.bands);
+    slices = {0, args.depth};
     rows = {args.height * band / p.bands, args.height * (band + 1) / p.bands};
     columns.begin = strip == 0 ? 0 : p.width * strip / p.strips / kLanes * kLanes;
     columns.end = strip + 1 == p.strips ? p.width : p.width * (strip + 1) / p.strips / kLanes * kLanes;
@@ -109,6 +108,10 @@ struct Tile {
     pitch = round_up(most(0, input_columns.count()) + 2 * kLanes, 16);
     lead = round_up(2 * border, 16);
     adjoint_pitch = lead + pitch;
+    image1 = plane_of(args.img1, problem.reader.bytes1);
+    image2 = plane_of(args.img2, problem.reader.bytes2);
+    weight = args.weight.data ? reinterpret_cast<const float*>(plane_of(args.weight, sizeof(float))) : nullptr;
+    l1_weight = args.weighs_l1 ? weight : nullptr;
   }
 
   // A stretch that ends at the border of the image, and the padding beyond it where the gradient folds back.
@@ -124,8 +127,9 @@ struct Tile {
   }
 
   int64_t common_rows() const { return 3 + images; }
-  // `memory` has `common_rows` rows. The images are prefetched `rows_ahead` rows ahead.
-  void begin(float* memory, int64_t rows_ahead) {
+  // `memory` has `common_rows` rows.
+  void begin(float* memory, const Shift& shift_of_tile) {
+    shift = shift_of_tile;
     copied = reinterpret_cast<int32_t*>(memory);
     memory += pitch;
     for (int64_t j = 0; j < input_columns.count(); ++j) {
@@ -136,11 +140,6 @@ struct Tile {
     dssim = memory;
     contrast = memory + pitch;
     folded = memory + 2 * pitch;
-    image1 = plane_of(args.img1, problem.reader.bytes1);
-    image2 = plane_of(args.img2, problem.reader.bytes2);
-    weight = args.weight.data ? reinterpret_cast<const float*>(plane_of(args.weight, sizeof(float))) : nullptr;
-    l1_weight = args.weighs_l1 ? weight : nullptr;
-    choose_shift(rows_ahead);
     const double* coefficients = args.coefficients + plane * 3;
     point.shift_s = 2 * shift.each;
     point.shift_d = shift.difference;
@@ -150,16 +149,13 @@ struct Tile {
     point.a = static_cast<float>(coefficients[0] * problem.scale);
     point.b = static_cast<float>(coefficients[1] * problem.scale);
     l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
-    if (gradient && problem.folds) clear_gradients();
   }
 
   // The mean of 64 samples of the tile. A difference is shifted only where the images are clearly apart.
-  void choose_shift(int64_t rows_ahead) {
+  Shift choose_shift() {
     shift = {};
     shift.scale = problem.scale;
     shift.data_range = static_cast<float>(args.data_range);
-    shift.ahead1 = rows_ahead * args.img1.row * problem.reader.bytes1;
-    shift.ahead2 = rows_ahead * args.img2.row * problem.reader.bytes2;
     double sum_s = 0, sum_d = 0;
     for (int i = 0; i < 8; ++i)
       for (int j = 0; j < 8; ++j) {
@@ -174,6 +170,7 @@ struct Tile {
     const float mean_s = static_cast<float>(sum_s / 64), mean_d = static_cast<float>(sum_d / 64);
     if (std::isfinite(mean_s)) shift.each = mean_s / 2;
     if (std::isfinite(mean_d) && std::fabs(mean_d) > 0.05 * args.data_range * problem.scale) shift.difference = mean_d;
+    return shift;
   }
 
   SPLAT_INLINE const float* weight_row(int64_t slice, int64_t row) const {
@@ -184,9 +181,15 @@ struct Tile {
   double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
     const Reader& reader = problem.reader;
-    const char* x = image1 + (slice * args.img1.slice + row * args.img1.row + stretch.begin) * reader.bytes1;
-    const char* y = image2 + (slice * args.img2.slice + row * args.img2.row + stretch.begin) * reader.bytes2;
-    return reader.shift_row(x, y, w, stretch.count(), shift, s, d);
+    return reader.shift_row(at1(slice, row, stretch.begin), at2(slice, row, stretch.begin), w, stretch.count(), shift, s,
+                            d);
+  }
+
+  SPLAT_INLINE const char* at1(int64_t slice, int64_t row, int64_t column) const {
+    return image1 + (slice * args.img1.slice + row * args.img1.row + column) * problem.reader.bytes1;
+  }
+  SPLAT_INLINE const char* at2(int64_t slice, int64_t row, int64_t column) const {
+    return image2 + (slice * args.img2.slice + row * args.img2.row + column) * problem.reader.bytes2;
   }
 
   // The input columns of a row of the padded images. With `total`, a row the tile owns adds Σ |x - y| to the totals.
@@ -225,11 +228,27 @@ struct Tile {
     return copied < 0 ? -1 : copied * stride + (e - pixel * stride);
   }
 
-  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials.
-  void point_row(float* sums, bool variances, float* out, int64_t out_pitch) const {
-    problem.passes.point_row({sums, pitch, variances, forward_columns.count(), stride, dssim,
-                              args.contrast ? contrast : nullptr, out, out_pitch},
-                             problem.taps, point);
+  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials. The image row
+  // `next_row`, if there is one, is prefetched meanwhile: all at once it would be waited for.
+  void point_row(float* sums, float* out, int64_t out_pitch, int64_t slice, int64_t next_row) const {
+    PointRow work = {};
+    work.sums = sums;
+    work.sums_pitch = pitch;
+    work.variances = true;
+    work.count = forward_columns.count();
+    work.stride = stride;
+    work.dssim = dssim;
+    work.contrast = args.contrast ? contrast : nullptr;
+    work.partials = out;
+    work.partials_pitch = out_pitch;
+    if (next_row < args.height) {
+      const int64_t column = most(0, input_columns.begin);
+      work.next1 = at1(slice, next_row, column);
+      work.next2 = at2(slice, next_row, column);
+      work.bytes1 = problem.reader.bytes1;
+      work.bytes2 = problem.reader.bytes2;
+    }
+    problem.passes.point_row(work, problem.taps, point);
   }
 
   // Weights, totals and the map; partials are 0 beyond the columns where the index is defined.
@@ -311,7 +330,9 @@ struct Tile {
     }
   }
 
-  void clear_gradients() const {
+  // Where padding folds back, gradients are added up.
+  void clear_folded_gradients() const {
+    if (!gradient || !problem.folds) return;
     for (int image = 0; image < images; ++image)
       for (int64_t slice = slices.begin; slice < slices.end; ++slice)
         for (int64_t row = rows.begin; row < rows.end; ++row)
@@ -350,25 +371,15 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   return true;
 }
 
-// Runs all tiles and adds up their totals, in an order that does not depend on the threads. Returns a status.
-template <class Kernel>
-int run_tiles(const Problem& problem) {
-  const Arguments& args = *problem.args;
-  const int64_t tiles = problem.segments * problem.bands * problem.strips, tasks = problem.planes * tiles;
-  double* totals = static_cast<double*>(std::calloc(size_t(most(tasks, 1)) * 3, sizeof(double)));
-  if (!totals) return 1;
-  int failed = 0;
-  parallel_for(tasks, static_cast<int>(args.threads), [&](int64_t task, int) {
-    if (!Kernel(problem, task, totals + task * 3).run()) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-  });
+// Adds up the totals of the tiles, `cells` of each, in their order: [planes, bands · strips, cells, 3].
+void add_totals(const Problem& problem, const double* totals, int64_t cells) {
+  const int64_t rows = problem.bands * problem.strips * cells;
   for (int64_t plane = 0; plane < problem.planes; ++plane)
     for (int k = 0; k < 3; ++k) {
       double total = 0;
-      for (int64_t tile = 0; tile < tiles; ++tile) total += totals[(plane * tiles + tile) * 3 + k];
-      args.sums[plane * 3 + k] = total;
+      for (int64_t row = 0; row < rows; ++row) total += totals[(plane * rows + row) * 3 + k];
+      problem.args->sums[plane * 3 + k] = total;
     }
-  std::free(totals);
-  return failed;
 }
 
 }  // namespace

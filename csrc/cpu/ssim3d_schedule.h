@@ -1,0 +1,107 @@
+// In which order the blocks of a volume's tile are worked on, and who waits for whom.
+//
+// A step is a forward block or a gradient block of kRows slices. A gradient block needs the forward blocks around it; a
+// forward block overwrites slices of the ring that gradient blocks before it needed. Steps are handed out in the order
+// of the schedule, a gradient block one step later than it might be where there are several threads: so it seldom waits
+// for one that is still at work, and never for one that nobody has begun.
+#pragma once
+#include "parallel.h"
+#include "ssim_tile.h"
+
+namespace {
+
+struct Step {
+  bool gradient;
+  int64_t block;
+};
+
+struct Schedule {
+  Span forward, gradient;  // slices
+  int64_t forward_blocks, gradient_blocks, radius;
+  int64_t slack;           // steps that a block is handed out later than it might be
+  int64_t ring_slices;     // that the ring of partials holds
+
+  int64_t steps() const { return forward_blocks + gradient_blocks; }
+  int64_t most_blocks() const { return most(forward_blocks, gradient_blocks); }
+
+  // Gradient block k needs the forward blocks before this one.
+  int64_t forward_before(int64_t k) const {
+    const int64_t own_end = least(gradient.begin + (k + 1) * kRows, gradient.end);
+    return most(0, (least(own_end + radius, forward.end) - forward.begin + kRows - 1) / kRows);
+  }
+
+  // Forward block i overwrites what gradient blocks before this one needed.
+  int64_t gradient_before(int64_t i) const {
+    const int64_t overwritten = least(forward.begin + (i + 1) * kRows, forward.end) - 1 - ring_slices;
+    const int64_t last = overwritten + radius - gradient.begin;
+    return overwritten < forward.begin || last < 0 ? 0 : least(gradient_blocks, last / kRows + 1);
+  }
+
+  // After how many forward blocks gradient block k is handed out.
+  int64_t handed_out_after(int64_t k) const { return least(forward_before(k) + slack, forward_blocks); }
+
+  // Whether no forward block needs a gradient block that is handed out after it, or `slack` ones before it.
+  bool ring_suffices() const {
+    for (int64_t i = 0, handed_out = 0; i < forward_blocks; ++i) {
+      while (handed_out < gradient_blocks && handed_out_after(handed_out) <= i) ++handed_out;
+      if (gradient_before(i) > most(0, handed_out - slack)) return false;
+    }
+    return true;
+  }
+
+  Step step(int64_t index) const {
+    // Of the first n gradient blocks the last is at n - 1 + handed_out_after(n - 1): found by bisection.
+    int64_t low = 0, high = gradient_blocks;  // gradient steps before `index`
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (middle + handed_out_after(middle) < index) low = middle + 1;
+      else high = middle;
+    }
+    const bool is_gradient = low < gradient_blocks && low + handed_out_after(low) == index;
+    return {is_gradient, is_gradient ? low : index - low};
+  }
+};
+
+Schedule make_schedule(const Problem& problem, bool gradient, bool threaded) {
+  Schedule schedule = {};
+  const Span all = {0, problem.args->depth};
+  schedule.radius = problem.radius;
+  schedule.slack = threaded ? 1 : 0;
+  schedule.forward = problem.slices;
+  schedule.forward_blocks = (schedule.forward.count() + kRows - 1) / kRows;
+  if (!gradient) return schedule;
+  schedule.gradient = problem.folds ? all.widened(problem.radius) : all;
+  schedule.gradient_blocks = (schedule.gradient.count() + kRows - 1) / kRows;
+  schedule.ring_slices = least(schedule.forward.count(), kRows);
+  while (!schedule.ring_suffices()) ++schedule.ring_slices;
+  return schedule;
+}
+
+// How many pieces of each step of each tile of a group are done.
+struct Progress {
+  int32_t* counters;  // [tiles, steps]: forward blocks, then gradient blocks
+  int64_t count;
+
+  static int64_t size(const Schedule& schedule, int64_t tiles) { return most(1, tiles * schedule.steps()); }
+
+  void clear() { std::memset(counters, 0, size_t(count) * sizeof(int32_t)); }
+
+  // Until what the step needs is there.
+  void wait(const Schedule& schedule, int64_t tile, Step step, int64_t pieces) const {
+    const int32_t* forward = counters + tile * schedule.steps();
+    const int32_t* gradient = forward + schedule.forward_blocks;
+    const int32_t* done = step.gradient ? forward : gradient;
+    const int64_t before = step.gradient ? schedule.forward_before(step.block) : schedule.gradient_before(step.block);
+    for (int64_t block = 0; block < before; ++block) splat_ssim_wait(done + block, int32_t(pieces));
+    // Blocks that fold back their padding add to slices of the one before.
+    const bool folds = step.gradient && schedule.gradient.begin < 0 && step.block > 0;
+    if (folds) splat_ssim_wait(gradient + step.block - 1, int32_t(pieces));
+  }
+
+  void finish(const Schedule& schedule, int64_t tile, Step step) {
+    int32_t* counter = counters + tile * schedule.steps() + step.block;
+    __atomic_fetch_add(counter + (step.gradient ? schedule.forward_blocks : 0), 1, __ATOMIC_RELEASE);
+  }
+};
+
+}  // namespace
