@@ -50,13 +50,30 @@ SPLAT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SPLAT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 SPLAT_INLINE int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
 
+// Sum of lanes, in a fixed order.
+SPLAT_INLINE double lanes_total(Floats lanes) {
+  typedef float Quarter __attribute__((vector_size(16)));
+  typedef double Doubles __attribute__((vector_size(32)));
+  Doubles sum = {};
+  for (int i = 0; i < kLanes / 4; ++i) {
+    Quarter part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&lanes) + 16 * i, 16);
+    sum += __builtin_convertvector(part, Doubles);
+  }
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// Writes whole vectors: up to kLanes - 1 values beyond `count` too.
+SPLAT_INLINE void fill(float* row, int64_t count, float value) {
+  for (int64_t j = 0; j < count; j += kLanes) store(row + j, broadcast(value));
+}
+
 // Sum of a row's [begin, end), in a fixed order.
 SPLAT_INLINE double row_total(const float* row, int64_t begin, int64_t end) {
   Floats lanes = {};
   int64_t j = begin;
   for (; j + kLanes <= end; j += kLanes) lanes += load(row + j);
-  double total = 0;
-  for (int k = 0; k < kLanes; ++k) total += lanes[k];
+  double total = lanes_total(lanes);
   for (; j < end; ++j) total += row[j];
   return total;
 }

@@ -8,9 +8,9 @@
 
 namespace {
 
-constexpr int64_t kStripColumns = 512;
+constexpr int64_t kStripColumns = 640;
 constexpr int64_t kLeastBandRows = 128;
-constexpr int64_t kWantedTasks = 48;
+constexpr int64_t kWantedTasks = 24;
 
 struct Tile2d : Tile {
   using Tile::Tile;

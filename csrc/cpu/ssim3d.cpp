@@ -72,8 +72,7 @@ struct Tile3d : Tile {
     const int64_t count = input_columns.count();
     if (source_of(row, args.height, args.padding) < 0) {
       const float constants[kMaps] = {-2 * shift.each, -shift.difference, 0, 0};
-      for (int64_t m = 0; m < kRows * kMaps; ++m)
-        for (int64_t j = 0; j < count; ++j) out[m * pitch + j] = constants[m % kMaps];
+      for (int64_t m = 0; m < kRows * kMaps; ++m) fill(out + m * pitch, count, constants[m % kMaps]);
       return;
     }
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];

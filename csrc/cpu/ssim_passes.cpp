@@ -271,6 +271,8 @@ SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t strid
   Floats variance[2] = {mean[2] - squared[0], mean[3] - squared[1]};
   if (variances) {
     const Floats enough = kCancellation * (variance[0] + variance[1] + c2_twice);
+    if (!any((Ints)(squared[0] > enough) | (Ints)(squared[1] > enough)))
+      return {mean[0], mean[1], variance[0], variance[1]};
 #pragma GCC unroll 2
     for (int m = 0; m < 2; ++m) {
       const Ints cancels = (Ints)(squared[m] > enough);
@@ -287,7 +289,9 @@ SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t strid
 
 // In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
 template <int kTaps, int kStride, int kPartials>
-void point_row(PointRow row, const Taps& taps, PointConstants constants) {
+void point_row(const PointRow& work, const Taps& taps, const PointConstants& values) {
+  const PointRow row = work;  // so that what is stored cannot change them
+  const PointConstants constants = values;
   const Window<kTaps> w(taps);
   const int64_t from = row.sums_pitch, to = row.partials_pitch;
   for (int64_t j = 0; j < row.count; j += kLanes) {
@@ -338,6 +342,7 @@ void gradient_row(const GradientRow& row, const Taps& taps) {
   int64_t j = 0;
   for (; j + kLanes <= row.count; j += kLanes) {
     const Floats slope = weights ? row.slope * load(weights + j) : broadcast(row.slope);
+    __builtin_prefetch(row.out1 + j + row.ahead1, 1, 2);
     gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, result);
     store(row.out1 + j, result[0]);
     if constexpr (kBoth) store(row.out2 + j, result[1]);

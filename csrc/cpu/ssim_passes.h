@@ -50,6 +50,7 @@ struct GradientRow {
   float slope;               // of |x - y|, times the weights where there are any
   const float* weights;
   float *out1, *out2;        // out2 only with 4 maps
+  int64_t ahead1;            // from an element of out1 to the one to prefetch for writing
 };
 
 struct Passes {
@@ -58,7 +59,7 @@ struct Passes {
   // The same of the rows and of their squares; `variances`, or null, are V of the rows' values themselves.
   void (*column_moments)(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
                          ColumnMoments out);
-  void (*point_row)(PointRow row, const Taps& taps, PointConstants constants);
+  void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);
   void (*gradient_row)(const GradientRow& row, const Taps& taps);
 };
 

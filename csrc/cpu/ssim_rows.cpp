@@ -90,9 +90,7 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
     std::memcpy(sums + j, last_s, rest * sizeof(float));
     std::memcpy(differences + j, last_d, rest * sizeof(float));
   }
-  double total = 0;
-  for (int k = 0; k < kLanes; ++k) total += lanes[k];
-  return total;
+  return lanes_total(lanes);
 }
 
 template <class X, class Y>

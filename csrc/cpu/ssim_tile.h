@@ -198,11 +198,15 @@ struct Tile {
     const int64_t from_row = source_of(row, args.height, args.padding);
     const float outside_s = -2 * shift.each, outside_d = -shift.difference;
     if (from_slice < 0 || from_row < 0) {
-      for (int64_t j = 0; j < input_columns.count(); ++j) s[j] = outside_s, d[j] = outside_d;
+      fill(s, input_columns.count(), outside_s);
+      fill(d, input_columns.count(), outside_d);
       return;
     }
     const Span inside = input_columns.within({0, problem.width});
     float *s0 = s - input_columns.begin, *d0 = d - input_columns.begin;
+    // Before the row is read, which goes over what this writes too much.
+    fill(s, inside.begin - input_columns.begin, outside_s);
+    fill(d, inside.begin - input_columns.begin, outside_d);
     if (total && slices.contains(slice) && rows.contains(row)) {
       read(from_slice, from_row, {inside.begin, columns.begin}, nullptr, s0 + inside.begin, d0 + inside.begin);
       const float* w = l1_weight ? weight_row(slice, row) + columns.begin : nullptr;
@@ -211,14 +215,18 @@ struct Tile {
     } else {
       read(from_slice, from_row, inside, nullptr, s0 + inside.begin, d0 + inside.begin);
     }
-    auto fill = [&](int64_t begin, int64_t end) {
+    fill(s0 + inside.end, input_columns.end - inside.end, outside_s);
+    fill(d0 + inside.end, input_columns.end - inside.end, outside_d);
+    if (!problem.folds) return;
+    auto copy = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin - input_columns.begin; j < end - input_columns.begin; ++j) {
-        s[j] = copied[j] < 0 ? outside_s : s[copied[j]];
-        d[j] = copied[j] < 0 ? outside_d : d[copied[j]];
+        if (copied[j] < 0) continue;
+        s[j] = s[copied[j]];
+        d[j] = d[copied[j]];
       }
     };
-    fill(input_columns.begin, inside.begin);
-    fill(inside.end, input_columns.end);
+    copy(input_columns.begin, inside.begin);
+    copy(inside.end, input_columns.end);
   }
 
   // `source_of` for an element of a row, or -1.
@@ -303,6 +311,7 @@ struct Tile {
     work.slope = l1;
     if (l1_weight) work.weights = weight_row(slice, row) + columns.begin;
     work.out1 = output_of(gradient_view(0), slice, row) + columns.begin;
+    work.ahead1 = 4 * gradient_view(0).row;
     if (images == 2) work.out2 = output_of(gradient_view(1), slice, row) + columns.begin;
     problem.passes.gradient_row(work, problem.taps);
   }
