@@ -171,17 +171,21 @@ SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, con
   }
 #endif
   if (kStride > 0) stride = kStride;
+  const int middle = w.size() / 2;
 #pragma GCC unroll 4
-  for (int m = 0; m < kMaps; ++m) sum[m] = Floats{};
-  if constexpr (kTaps > 0) {
-#pragma GCC unroll 32
-    for (int k = 0; k < kTaps; ++k)
-#pragma GCC unroll 4
-      for (int m = 0; m < kMaps; ++m) sum[m] += w[k] * load(maps + m * pitch + k * stride);
-  } else {
-    for (int k = 0; k < w.size(); ++k)
-#pragma GCC unroll 4
-      for (int m = 0; m < kMaps; ++m) sum[m] += w[k] * load(maps + m * pitch + k * stride);
+  for (int m = 0; m < kMaps; ++m) {
+    const float* centre = maps + m * pitch + middle * stride;
+    sum[m] = w[middle] * load(centre);
+    // Taps of equal weight are added first: see add_taps.
+    const auto add = [&](int k) __attribute__((always_inline)) {
+      sum[m] += w[middle - k] * (load(centre - k * stride) + load(centre + k * stride));
+    };
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 16
+      for (int k = 1; k <= kTaps / 2; ++k) add(k);
+    } else {
+      for (int k = 1; k <= middle; ++k) add(k);
+    }
   }
 }
 
@@ -260,31 +264,37 @@ SPLAT_INLINE void local_moments(const float* means, const float* variances, int6
   variance = squares - sum * sum;
 }
 
+// Replaces mean and variance where squares of means are beyond `enough`. A function of its own, so that the loop that
+// seldom calls it has all registers.
+template <int kTaps, int kStride>
+__attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitch, int64_t stride, const Taps& taps,
+                                                 const Floats* enough, Floats* mean, Floats* variance) {
+  const Window<kTaps> w(taps);
+  for (int m = 0; m < 2; ++m) {
+    const Ints cancels = (Ints)(mean[m] * mean[m] > *enough);
+    if (!any(cancels)) continue;
+    Floats local_mean, local_variance;
+    local_moments<kTaps, kStride>(sums + m * pitch, sums + (4 + m) * pitch, stride, w, local_mean, local_variance);
+    mean[m] = choose(cancels, local_mean, mean[m]);
+    variance[m] = choose(cancels, local_variance, variance[m]);
+  }
+}
+
 // The moments of lanes of a row, with variances exact to some 10⁻⁶ of B if `variances` are given. A lane is replaced for
 // what it is itself, so a result depends neither on its neighbours nor on where a tile begins.
 template <int kTaps, int kStride>
 SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, bool variances,
-                                 const Window<kTaps>& w, float c2_twice) {
+                                 const Window<kTaps>& w, const Taps& taps, float c2_twice) {
   Floats mean[4];
   row_sums<kTaps, kStride, 4>(sums, pitch, stride, w, mean);
-  const Floats squared[2] = {mean[0] * mean[0], mean[1] * mean[1]};
-  Floats variance[2] = {mean[2] - squared[0], mean[3] - squared[1]};
-  if (variances) {
-    const Floats enough = kCancellation * (variance[0] + variance[1] + c2_twice);
-    if (!any((Ints)(squared[0] > enough) | (Ints)(squared[1] > enough)))
-      return {mean[0], mean[1], variance[0], variance[1]};
-#pragma GCC unroll 2
-    for (int m = 0; m < 2; ++m) {
-      const Ints cancels = (Ints)(squared[m] > enough);
-      if (!any(cancels)) continue;
-      Floats local_mean, local_variance;
-      local_moments<kTaps, kStride>(sums + m * pitch, sums + (4 + m) * pitch, stride, w, local_mean,
-                                    local_variance);
-      mean[m] = choose(cancels, local_mean, mean[m]);
-      variance[m] = choose(cancels, local_variance, variance[m]);
-    }
-  }
-  return {mean[0], mean[1], variance[0], variance[1]};
+  const Floats squared_s = mean[0] * mean[0], squared_d = mean[1] * mean[1];
+  const Moments moments = {mean[0], mean[1], mean[2] - squared_s, mean[3] - squared_d};
+  if (!variances) return moments;
+  const Floats enough = kCancellation * (moments.var_s + moments.var_d + c2_twice);
+  if (!any((Ints)(squared_s > enough) | (Ints)(squared_d > enough))) return moments;
+  Floats means[2] = {moments.s, moments.d}, found[2] = {moments.var_s, moments.var_d};
+  replace_cancelled<kTaps, kStride>(sums, pitch, stride, taps, &enough, means, found);
+  return {means[0], means[1], found[0], found[1]};
 }
 
 // In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
@@ -299,7 +309,8 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
       __builtin_prefetch(row.next1 + j * row.bytes1, 0, 2);
       __builtin_prefetch(row.next2 + j * row.bytes2, 0, 2);
     }
-    const Moments m = row_moments<kTaps, kStride>(row.sums + j, from, row.stride, row.variances, w, constants.c2_twice);
+    const Moments m = 
+        row_moments<kTaps, kStride>(row.sums + j, from, row.stride, row.variances, w, taps, constants.c2_twice);
     store(row.sums + j, m.s);
     store(row.sums + from + j, m.d);
     store(row.sums + 2 * from + j, m.var_s);
