@@ -151,27 +151,33 @@ struct Tile {
     l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
   }
 
-  // The mean of 64 samples of the tile. A difference is shifted only where the images are clearly apart.
+  // The mean of up to 64 samples of the tile. A difference is shifted only where the images are clearly apart.
   Shift choose_shift() {
     shift = {};
     shift.scale = problem.scale;
     shift.data_range = static_cast<float>(args.data_range);
+    const int64_t down = samples(rows), along = samples(columns);
     double sum_s = 0, sum_d = 0;
-    for (int i = 0; i < 8; ++i)
-      for (int j = 0; j < 8; ++j) {
-        const int64_t slice = slices.begin + (slices.count() - 1) * ((i + j) % 8) / 7;
-        const int64_t row = rows.begin + (rows.count() - 1) * i / 7;
-        const int64_t column = columns.begin + (columns.count() - 1) * j / 7;
+    for (int64_t i = 0; i < down; ++i)
+      for (int64_t j = 0; j < along; ++j) {
+        const int64_t slice = slices.begin + slices.count() * (2 * ((i + j) % 8) + 1) / 16;
+        const int64_t row = rows.begin + rows.count() * (2 * i + 1) / (2 * down);
+        const int64_t column = columns.begin + columns.count() * (2 * j + 1) / (2 * along);
         float s, d;
         read(slice, row, {column, column + 1}, nullptr, &s, &d);
         sum_s += s;
         sum_d += d;
       }
-    const float mean_s = static_cast<float>(sum_s / 64), mean_d = static_cast<float>(sum_d / 64);
+    sum_s /= double(down * along);
+    sum_d /= double(down * along);
+    const float mean_s = static_cast<float>(sum_s), mean_d = static_cast<float>(sum_d);
     if (std::isfinite(mean_s)) shift.each = mean_s / 2;
     if (std::isfinite(mean_d) && std::fabs(mean_d) > 0.05 * args.data_range * problem.scale) shift.difference = mean_d;
     return shift;
   }
+
+  // One in sixteen, up to eight.
+  static int64_t samples(Span axis) { return most(1, least(8, axis.count() / 16)); }
 
   SPLAT_INLINE const float* weight_row(int64_t slice, int64_t row) const {
     return weight + slice * args.weight.slice + row * args.weight.row;

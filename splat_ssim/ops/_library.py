@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libsplat_ssim.so"
 
@@ -41,6 +43,8 @@ def library() -> ctypes.CDLL | None:
             "(pip install -e . rebuilds it)"
         )
     loaded.splat_ssim_cpu_isas.restype = ctypes.c_char_p
+    loaded.splat_ssim_prefer_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    loaded.splat_ssim_prefer_huge_pages.restype = None
     return loaded
 
 
@@ -83,6 +87,18 @@ def kernel(name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.
     function.argtypes = list(argtypes)
     function.restype = restype
     return function
+
+
+#: From this size on glibc maps fresh memory for every tensor: writing it takes longer for page faults than for kernels.
+_FRESH_BYTES = 32 << 20
+
+
+def prefer_huge_pages(output: torch.Tensor) -> None:
+    """Asks the system to back a CPU output that is to be written with huge pages, where it is large."""
+    loaded = library()
+    size = output.numel() * output.element_size()
+    if size >= _FRESH_BYTES and loaded is not None:
+        loaded.splat_ssim_prefer_huge_pages(output.data_ptr(), size)
 
 
 #: What a kernel returns; every kernel's status goes through `check`.

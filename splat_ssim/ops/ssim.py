@@ -230,6 +230,9 @@ class _Call:
         contrast: bool = False,
     ) -> ctypes.Array:
         options, first = self.options, self.first
+        for output in (map_, grad1, grad2):
+            if output is not None:
+                _library.prefer_huge_pages(output)
         outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
         totals = (ctypes.c_double * (3 * self.planes))()
         window = _window(options.window_size, options.sigma)
