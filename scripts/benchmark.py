@@ -7,7 +7,8 @@
 speed:  ours and every peer, forward alone and forward + backward, interleaved in one process. Each peer's run is
         preceded by runs of ours; the ratio is the median over the rounds of peer / ours.
 memory: what one call needs beyond its inputs at its peak, in images, each in a fresh process.
-sweep:  ours alone over window sizes and image sizes: nanoseconds an element.
+sweep:  ours alone over window sizes and image sizes: nanoseconds an element, of one image, and of a batch of small ones
+        that has a million elements: a call costs some 70 microseconds, however small the image.
 plot:   figures from the CSV files.
 
 Rows are appended to CSV files in benchmarks/, a row measured again in place of the older one. Each says the commit, the
@@ -51,7 +52,10 @@ SWEEP_SIZES = (
 SWEEP_WINDOWS = (5, 7, 9, 11, 13, 15, 17, 19, 21)
 
 #: What identifies a row; measuring again replaces it.
-KEYS = ("name", "size", "mode", "window", "threads", "device")
+KEYS = ("name", "size", "batch", "mode", "window", "threads", "device")
+
+#: Elements of a batch of the sweep.
+FILLED = 1 << 20
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,18 +134,20 @@ def bytes_moved(mode: str) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def parse_size(size: str) -> tuple[int, ...]:
-    """Turns "256x256" into (1, 3, 256, 256) and "64x64x64" into (1, 1, 64, 64, 64)."""
+def parse_size(size: str, batch: int = 1) -> tuple[int, ...]:
+    """Turns "256x256" into (batch, 3, 256, 256) and "64x64x64" into (batch, 1, 64, 64, 64)."""
     sides = tuple(int(side) for side in size.split("x"))
     if len(sides) not in (2, 3):
         raise ValueError(f"a size must be HxW or DxHxW, got {size!r}")
-    return (1, 3 if len(sides) == 2 else 1, *sides)
+    return (batch, 3 if len(sides) == 2 else 1, *sides)
 
 
-def make_call(candidate: Candidate, size: str, mode: str, device: str, **options: object) -> Callable[[], object]:
+def make_call(
+    candidate: Candidate, size: str, mode: str, device: str, batch: int = 1, **options: object
+) -> Callable[[], object]:
     """A call of the candidate on images of this size, the inputs made beforehand."""
     generator = torch.Generator().manual_seed(0)
-    shape = parse_size(size)
+    shape = parse_size(size, batch)
     img1 = torch.rand(shape, generator=generator)
     img2 = (img1 + 0.1 * torch.randn(shape, generator=generator)).clamp(0, 1)
     img1, img2 = (candidate.prepare(img.to(device)) for img in (img1, img2))
@@ -166,7 +172,7 @@ def splat_ssim_with(x: torch.Tensor, y: torch.Tensor, **options: object) -> torc
 
 
 def repeats_for(machine: Machine, call: Callable[[], object]) -> int:
-    """How many calls in a row take two milliseconds: shorter ones are not timed one by one. Warms up, too."""
+    """How many calls in a row take ten milliseconds: shorter ones are not timed one by one. Warms up, too."""
     if machine.time(call) > 1:
         return 1
     return max(1, min(100, int(0.01 / max(machine.time(call), 1e-7))))
@@ -234,9 +240,11 @@ def speed(arguments: argparse.Namespace, machine: Machine, provenance: dict[str,
             update(arguments.output / "speed.csv", rows)
 
 
-def shares(milliseconds: float, size: str, mode: str, window: int, provenance: dict[str, object]) -> dict[str, float]:
+def shares(
+    milliseconds: float, size: str, mode: str, window: int, provenance: dict[str, object], batch: int = 1
+) -> dict[str, float]:
     """Nanoseconds an element, and the shares of the machine's peaks that the four-map form's work would be."""
-    shape = parse_size(size)
+    shape = parse_size(size, batch)
     elements = torch.Size(shape).numel()
     seconds = milliseconds / 1000
     slots = elements * issue_slots(len(shape) - 2, window, mode)
@@ -249,14 +257,15 @@ def shares(milliseconds: float, size: str, mode: str, window: int, provenance: d
 
 
 def sweep(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
-    """Ours over windows and sizes."""
+    """Ours over windows and sizes, one image and a batch of small ones."""
     ours = candidates(machine.device)[0]
     for size in arguments.sizes:
         rows = []
-        for mode in arguments.modes:
+        filling = -(-FILLED // torch.Size(parse_size(size)).numel())
+        for mode, batch in ((mode, batch) for mode in arguments.modes for batch in dict.fromkeys((1, filling))):
             calls = {}
             for window in arguments.windows:
-                call = make_call(ours, size, mode, machine.device, window_size=window, sigma=window * 1.5 / 11)
+                call = make_call(ours, size, mode, machine.device, batch, window_size=window, sigma=window * 1.5 / 11)
                 calls[window] = call, repeats_for(machine, call)
             times: dict[int, list[float]] = {window: [] for window in calls}
             begin = time.perf_counter()
@@ -267,12 +276,13 @@ def sweep(arguments: argparse.Namespace, machine: Machine, provenance: dict[str,
                     times[window].append(machine.time(call, repeats))
             for window, values in times.items():
                 milliseconds = statistics.median(values) * 1000
-                share = shares(milliseconds, size, mode, window, provenance)
-                row = {"name": ours.name, "version": ours.version, "size": size, "mode": mode, "rounds": len(values)}
-                rows.append({**row, "milliseconds": milliseconds, **share, **provenance})
+                share = shares(milliseconds, size, mode, window, provenance, batch)
+                row = {"name": ours.name, "version": ours.version, "size": size, "batch": batch, "mode": mode}
+                rows.append({**row, "rounds": len(values), "milliseconds": milliseconds, **share, **provenance})
         show("")
         for row in rows:
-            print(f"{size:>12} {row['mode']:17} {row['window']:3} taps {row['ns_per_element']:8.3f} ns an element")
+            what = f"{row['batch']:>3} x {size:<12} {row['mode']:17} {row['window']:3} taps"
+            print(f"{what} {row['ns_per_element']:8.3f} ns an element")
         update(arguments.output / "sweep.csv", rows)
 
 
@@ -395,13 +405,17 @@ def plot(arguments: argparse.Namespace) -> None:
     if sweep_rows:
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
         for axis, dims in zip(axes, (2, 3), strict=True):
-            for window in sorted({int(row["window"]) for row in sweep_rows}):
+            for i, window in enumerate(sorted({int(row["window"]) for row in sweep_rows})):
                 rows = [r for r in sweep_rows if int(r["window"]) == window and len(r["size"].split("x")) == dims]
-                points = sorted((torch.Size(parse_size(r["size"])).numel(), float(r["ns_per_element"])) for r in rows)
-                if points:
-                    axis.plot(*zip(*points, strict=True), marker="o", label=f"{window} taps")
-            axis.set(xscale="log", xlabel="elements", ylabel="ns an element", title=f"{dims}D, forward + backward")
-            axis.set_ylim(bottom=0)
+                for single, style in ((False, "o-"), (True, ":")):
+                    best: dict[int, float] = {}
+                    for r in sorted(rows, key=lambda r: int(r["batch"]), reverse=single):
+                        best[torch.Size(parse_size(r["size"])).numel()] = float(r["ns_per_element"])
+                    label = None if single else f"{window} taps"
+                    axis.plot(*zip(*sorted(best.items()), strict=True), style, color=f"C{i}", label=label)
+            axis.set(xscale="log", xlabel="elements of an image", ylabel="ns an element")
+            axis.set(title=f"{dims}D, forward + backward; dotted: a call for each image")
+            axis.set_ylim(0, 3 * max(axis.lines[0].get_ydata()) if axis.lines else None)
             axis.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(arguments.output / "sweep.png", dpi=120)
