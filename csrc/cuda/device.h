@@ -41,6 +41,8 @@ SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }
 SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
 SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
+// Of memory that the same thread writes later: not through the read-only path.
+SPLAT_DEVICE Real load_own(const float* p) { return *p; }
 SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
 SPLAT_DEVICE void store_global(int* p, int v) { *p = v; }
 SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }

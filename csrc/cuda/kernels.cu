@@ -1,6 +1,7 @@
 // The entry points of all kernels; problem.h lists them. Compiled by nvcc, by NVRTC, and by g++ for the emulation.
 #include "fused2d.h"
 #include "padding.h"
+#include "scale.h"
 #include "ssim3d.h"
 #include "voxelize.h"
 
@@ -26,6 +27,7 @@ SPLAT_ENTRY(splat_pad, 256, 1, SsimPadding) { pad(a); }
 SPLAT_ENTRY(splat_fold, 256, 1, SsimPadding) { fold(a); }
 SPLAT_ENTRY(splat_l1, 256, 1, SsimPadding) { l1(a); }
 SPLAT_ENTRY(splat_reduce, 256, 1, SsimReduction) { reduce(a); }
+SPLAT_ENTRY(splat_scale, 256, 1, SsimScaling) { scale(a); }
 SPLAT_ENTRY(splat_voxel_prepare, 128, 1, VoxelProblem) { voxel_prepare(a); }
 SPLAT_ENTRY(splat_voxel_pairs, 128, 1, VoxelProblem) { voxel_pairs(a); }
 SPLAT_ENTRY(splat_voxel_render, 128, 8, VoxelProblem) { voxel_render<1>(a); }

@@ -133,12 +133,13 @@ Int64 block_count(const SsimProblem& p) {
 
 extern "C" {
 
-// Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction.
+// Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction, scaling.
 SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
   bytes[0] = sizeof(SsimProblem);
   bytes[1] = sizeof(SsimOptions);
   bytes[2] = sizeof(SsimPadding);
   bytes[3] = sizeof(SsimReduction);
+  bytes[4] = sizeof(SsimScaling);
 }
 
 // Name of kernel `id`, or nullptr past the last: what a module must contain, in the order of its table.
@@ -211,5 +212,11 @@ SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, vo
 // Fills a->results.
 SPLAT_EXPORT int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream) {
   return launch(module, kReduce, a->groups, a, stream);
+}
+
+// Multiplies a->gradient by a->upstream.
+SPLAT_EXPORT int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream) {
+  if (a->blocks < 1) return kBadArgument;
+  return launch(module, kScale, static_cast<Int64>(a->blocks) * a->groups, a, stream);
 }
 }

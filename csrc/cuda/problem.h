@@ -94,6 +94,16 @@ struct SsimReduction {
   float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
 };
 
+// Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
+// neighbouring elements, is multiplied by upstream[g·upstream_stride].
+struct SsimScaling {
+  float* gradient;
+  const float* upstream;
+  Int64 count, upstream_stride;
+  int groups;
+  int blocks;  // a group
+};
+
 // Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.
 #define SPLAT_SSIM_KERNELS(ENTRY)                  \
   ENTRY(kValue2d, splat_value2d, 128)              \
@@ -116,6 +126,7 @@ struct SsimReduction {
   ENTRY(kFold, splat_fold, 256)                    \
   ENTRY(kL1, splat_l1, 256)                        \
   ENTRY(kReduce, splat_reduce, 256)                \
+  ENTRY(kScale, splat_scale, 256)                  \
   ENTRY(kVoxelPrepare, splat_voxel_prepare, 128)   \
   ENTRY(kVoxelPairs, splat_voxel_pairs, 128)       \
   ENTRY(kVoxelRender, splat_voxel_render, 128)     \

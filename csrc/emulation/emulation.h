@@ -64,6 +64,7 @@ SPLAT_DEVICE Real load_global(const float* p) {
   emulation::count_global(4, false);
   return *p;
 }
+SPLAT_DEVICE Real load_own(const float* p) { return load_global(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned short* p) {
   emulation::count_global(2, false);
   return *p;

@@ -19,6 +19,7 @@ int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
+int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
 int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
 const char* splat_emulation_fault(void);
 }
@@ -139,6 +140,12 @@ void run_padding(int reflect) {
   check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
 }
 
+void run_scaling() {
+  std::vector<float> gradient(3 * 1501, 1.f), upstream{2.f, 1.f, 3.f};
+  SsimScaling a{gradient.data(), upstream.data(), 1501, 1, 3, 2};
+  check(splat_ssim_cuda_scale(nullptr, &a, nullptr), "scale");
+}
+
 void voxel_stage(VoxelProblem& p, VoxelStage stage) {
   p.stage = stage;
   check(splat_ssim_cuda_voxelize(nullptr, &p, nullptr), "voxelize");
@@ -208,6 +215,7 @@ int main() {
   }
   run_padding(0);
   run_padding(1);
+  run_scaling();
   run_voxelizer(1);
   run_voxelizer(6);
   if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);

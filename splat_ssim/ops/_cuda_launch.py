@@ -108,6 +108,17 @@ class _Reduction(ctypes.Structure):
     )
 
 
+class _Scaling(ctypes.Structure):
+    _fields_ = (
+        ("gradient", ctypes.c_void_p),
+        ("upstream", ctypes.c_void_p),
+        ("count", ctypes.c_longlong),
+        ("upstream_stride", ctypes.c_longlong),
+        ("groups", ctypes.c_int),
+        ("blocks", ctypes.c_int),
+    )
+
+
 #: How a launcher's status other than 0 reads.
 _STATUS = {2: "rejected its arguments", 3: "could not be started"}
 
@@ -131,16 +142,16 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL, module: int | None, multiprocessors: int) -> None:
-        sizes = (ctypes.c_int * 4)()
+        sizes = (ctypes.c_int * 5)()
         library.splat_ssim_cuda_layout(sizes)
-        expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction)]
+        expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction, _Scaling)]
         if list(sizes) != expected:
             raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
         self.library = library
         self._prepare = library.splat_ssim_cuda_prepare
         self._names = kernel_names(library)
         self._launchers = {}
-        for name in ("ssim", "pad", "fold", "l1", "reduce", "voxelize"):
+        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
             function = library[f"splat_ssim_cuda_{name}"]
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             self._launchers[name] = function
@@ -460,3 +471,22 @@ def fill_channel_mean_gradients(
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     plane_weight = (grad_means.detach().float() * (-1 / voxels)).contiguous()
     call.differentiate(call.problem(plane_weight=plane_weight))
+
+
+def scale(kernels: Kernels, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
+    """Multiplies `gradient`, float32, in place by `upstream`, () or one value for each image; reads it on the device.
+
+    Returns:
+        False, and nothing is done, where the images do not follow one another in memory.
+    """
+    groups = upstream.numel()
+    count = gradient.numel() // groups
+    owned = gradient.untyped_storage().nbytes() == 4 * gradient.numel()
+    if not owned or upstream.dtype != torch.float32 or (groups > 1 and gradient.stride(0) != count):
+        return False
+    stride = upstream.stride(0) if upstream.ndim else 0
+    argument = _Scaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
+    # Runs of 1,024 elements; enough blocks to fill the device, few enough to end at once where upstream is 1.
+    argument.blocks = max(1, min(-(-count // 1024), 16 * kernels.multiprocessors // groups))
+    kernels.launch("scale", argument, stream)
+    return True
