@@ -49,6 +49,13 @@ SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }
 SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) { *p = bits; }
 
+// p += elements. In volatile assembly because the compiler otherwise takes up to five instructions, copies included.
+template <class T>
+SPLAT_DEVICE void advance(T*& p, int elements) {
+  static_assert(sizeof(T) == 4, "float");
+  asm volatile("mad.wide.s32 %0, %1, 4, %0;" : "+l"(p) : "r"(elements));
+}
+
 SPLAT_DEVICE Real from_float16(unsigned bits) {
   Real r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(static_cast<unsigned short>(bits)));

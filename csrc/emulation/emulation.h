@@ -103,6 +103,11 @@ SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) {
   *p = bits;
 }
 
+template <class T>
+SPLAT_DEVICE void advance(T*& p, int elements) {
+  p += elements;
+}
+
 SPLAT_DEVICE unsigned to_bits(Real v) {
   const float plain = plain_value(v);
   unsigned bits;

@@ -96,11 +96,14 @@ void run(const Case& c) {
 
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
-  if (c.weighted) p.weight = weight.tensor, p.l1_weight = l1_weight.tensor;
+  const bool plain = c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
+  if (c.weighted) p.weight = weight.tensor;
+  if (c.weighted && !plain) p.l1_weight = l1_weight.tensor;
   p.grad[0] = gx.tensor;
   if (c.both) p.grad[1] = gy.tensor;
-  o.both = c.both || c.map || c.weighted || c.channels_last || c.type != kFloat32 || c.target != kFloat32;
-  std::vector<float> partials((o.both || c.window > 11 ? 4 : 3) * voxels(map_size));
+  // The plain pairs have three adjoint maps: of volumes, and of images with weights.
+  o.both = !plain || (spatial_dims == 2 && !c.weighted);
+  std::vector<float> partials((o.both ? 4 : 3) * voxels(map_size));
   p.partials = partials.data();
   for (int operation : {kOperationForward, kOperationBackward}) {
     sums = block_sums(p, o, operation);
@@ -199,7 +202,9 @@ int main() {
   const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
   for (const Case& c : {
            Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{odd, 11, kFloat32, kFloat32, false, false, false, true, false},
            Case{color, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{color, 11, kFloat32, kFloat32, true, false, false, true, false},
            Case{tiny, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{color, 7, kFloat16, kUint8, false, true, true, true, true},
            Case{color, 15, kBfloat16, kBfloat16, true, true, true, false, true},
@@ -207,6 +212,7 @@ int main() {
            Case{color, 11, kFloat32, kUint8, false, true, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{volume, 11, kFloat32, kFloat32, true, false, false, true, false},
            Case{flat, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat16, kUint8, false, true, true, true, true},
            Case{volume, 13, kFloat32, kFloat32, true, false, true, false, true},

@@ -17,7 +17,11 @@ _DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
 
 # Kernels that count |x - y| too, and the pairs that share three adjoint maps.
 _COUNT_L1 = ("splat_value2d", "splat_value3d")
-_PLAIN_PAIRS = (("splat_partials2d", "splat_backward2d"), ("splat_partials3d", "splat_backward3d"))
+_PLAIN_PAIRS = (
+    ("splat_weighted2d", "splat_backward2d"),
+    ("splat_partials3d", "splat_backward3d"),
+    ("splat_weighted3d", "splat_backward3d"),
+)
 
 #: Windows the kernels take; others take the torch definition.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
