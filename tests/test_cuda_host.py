@@ -116,7 +116,7 @@ def test_a_failed_launch_raises(driver):
     found = _cuda_module.load(0)
     driver.result = 2  # CUDA_ERROR_OUT_OF_MEMORY
     img1, img2 = images(1, 1, 20, 30)
-    with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(status 3\)"):
+    with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(CUDA error 2\)"):
         launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
 
 

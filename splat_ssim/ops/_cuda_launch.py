@@ -170,7 +170,8 @@ class Kernels:
         """
         status = self._launchers[name](self._module, ctypes.addressof(argument), stream)
         if status:
-            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status, 'failed')} (status {status})")
+            cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
+            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
 
     def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
         """Completes `problem`; returns the kernel that will run and its number of blocks."""
