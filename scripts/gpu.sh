@@ -21,10 +21,21 @@ capability=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_de
 SPLAT_SSIM_CUDA=auto TORCH_CUDA_ARCH_LIST="$capability+PTX" "$python" csrc/build.py
 "$python" -m splat_ssim
 
-# These files alone: others import packages that a machine without a network may lack.
-"$python" -m pytest -m "cuda or (emulation and not slow)" tests/test_cuda*.py tests/test_voxelize_cuda.py
+# What fails is told at the end: the machine is not lent for long.
+failed=""
+stage() {
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" || failed="$failed $name"
+}
 
-"$python" scripts/cuda_benchmark.py --csv benchmarks/cuda.csv
+# These files alone: others import packages that a machine without a network may lack.
+stage tests "$python" -m pytest -m "cuda or (emulation and not slow)" tests/test_cuda*.py tests/test_voxelize_cuda.py
+stage functions env SPLAT_SSIM_TEST_DEVICE=cuda "$python" -m pytest tests/test_functional.py tests/test_loss.py \
+  -k "agrees_with_the_definition or test_masks or test_dtypes_and_layouts or test_terms_make_up_the_loss"
+
+stage benchmark "$python" scripts/cuda_benchmark.py --csv benchmarks/cuda.csv
 
 # Last: some virtual machines refuse it the device.
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
@@ -34,10 +45,11 @@ if [ -n "$sanitizer" ]; then
   subset='(test_weights and same) or (test_map_and_channel_means and valid) or (test_dtypes_and_layouts and float16)'
   for tool in memcheck racecheck; do
     # Our kernels alone: PyTorch's take most of the time, and it probes the driver with calls that fail.
-    timeout 150 "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all --report-api-errors no \
-      --kernel-name kernel_substring=splat_ \
+    stage "$tool" timeout 150 "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
+      --report-api-errors no --kernel-name kernel_substring=splat_ \
       "$python" -m pytest -p no:cacheprovider tests/test_cuda.py -k "$subset"
   done
 else
   echo "compute-sanitizer is not installed: memcheck and racecheck did not run"
 fi
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }
