@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test check gpu wheel pins clean
+.PHONY: train test check gpu wheel wheel-check pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -30,13 +30,19 @@ check: $(VENV)/test.done
 	$(BIN)/mypy
 
 ## gpu: everything that needs a GPU: build, tests, compute-sanitizer, benchmark; fails where CUDA is not reached
-gpu: $(VENV)/test.done
-	PYTHON=$(BIN)/python bash scripts/gpu.sh
+gpu:
+	@# A Python whose torch reaches the GPU is used as it is: no network is needed then.
+	if $(PYTHON) -c "import numpy, pytest, torch; torch.cuda.init()" 2>/dev/null; then PYTHON=$(PYTHON) bash scripts/gpu.sh; \
+	else $(MAKE) $(VENV)/test.done && PYTHON=$(BIN)/python bash scripts/gpu.sh; fi
 
 ## wheel: one wheel for every Python and torch, in dist/
 wheel: $(VENV)/torch.done
 	$(PIP) build
 	TORCH_CUDA_ARCH_LIST= $(BIN)/python -m build --wheel -o dist .
+
+## wheel-check: the wheel with the Pythons that have torch: make wheel-check PYTHONS="a/bin/python b/bin/python"
+wheel-check: wheel
+	set -e; for python in $(or $(PYTHONS),$(BIN)/python); do $$python scripts/check_wheel.py $$(ls -t dist/*.whl | head -1); done
 
 ## pins: resolve constraints.txt anew for Python 3.10 and newer
 pins: $(VENV)/torch.done

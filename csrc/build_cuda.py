@@ -121,7 +121,10 @@ def host_units(folder: Path) -> list[tuple[Path, list[str]]]:
     image, text = kernel_image(folder), folder / "kernels_in_one.cu"
     if not text.exists() or text.read_text() != amalgamate():
         text.write_text(amalgamate())
+    compiler = wanted()
+    codes = [] if compiler is None else [flag.rpartition("code=")[2] for flag in architecture_flags(compiler)]
     embedding = [f'-DSPLAT_IMAGE_PATH="{image}"', f'-DSPLAT_SOURCE_PATH="{text}"']
+    embedding.append(f'-DSPLAT_ARCHITECTURES="{",".join(codes)}"')
     return [(FOLDER / name, embedding if name == "embedded.cpp" else []) for name in HOST_SOURCES]
 
 

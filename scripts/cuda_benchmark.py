@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import os
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,14 +28,19 @@ from splat_ssim.loss import photometric_loss
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize
 from splat_ssim.volume.reference import voxelize_reference
 
+ROOT = Path(__file__).resolve().parent.parent
 LAMBDA = 0.2
 IMAGES = ((1, 3, 1080, 1920), (1, 3, 2160, 3840), (25, 3, 256, 256))
 VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256), (1, 1, 512, 512, 512))
+#: Images the errors are measured on.
+KINDS = ("noise", "flat", "natural")
 #: Gaussians of 1 to 2 voxels, and the edge of the grid.
 VOXELIZER = ((50_000, 128), (10_000, 256), (500_000, 256))
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+#: Name, loss, and the padding its SSIM has: errors are against the definition with the same.
+Contestant = tuple[str, Loss, str]
 
 
 def with_l1(ssim: Loss) -> Loss:
@@ -45,38 +52,38 @@ def _importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def image_losses() -> Iterator[tuple[str, Loss]]:
+def image_losses() -> Iterator[Contestant]:
     """Every contestant for images."""
-    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA)
+    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA), "same"
     if _importable("fused_ssim"):
         from fused_ssim import fused_ssim
 
-        yield "fused-ssim", with_l1(lambda x, y: fused_ssim(x, y))
+        yield "fused-ssim", with_l1(lambda x, y: fused_ssim(x, y)), "same"
     if _importable("pytorch_msssim"):
         from pytorch_msssim import ssim
 
-        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0))
+        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0)), "valid"
     if _importable("kornia"):
         from kornia.metrics import ssim as kornia_ssim
 
-        yield "kornia", with_l1(lambda x, y: kornia_ssim(x, y, 11).mean())
+        yield "kornia", with_l1(lambda x, y: kornia_ssim(x, y, 11).mean()), "reflect"
     compiled = torch.compile(lambda x, y: reference.photometric_loss(x, y, lambda_dssim=LAMBDA)[0], dynamic=False)
-    yield "torch.compile of the definition", compiled
+    yield "torch.compile of the definition", compiled, "same"
 
 
-def volume_losses() -> Iterator[tuple[str, Loss]]:
+def volume_losses() -> Iterator[Contestant]:
     """Every contestant for volumes."""
-    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA)
+    yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA), "same"
     for module in ("fused_ssim3d", "fused_ssim"):
         if _importable(module):
             found = getattr(importlib.import_module(module), "fused_ssim3d", None)
             if found is not None:
-                yield "fused-ssim3D", with_l1(found)
+                yield "fused-ssim3D", with_l1(found), "same"
                 break
     if _importable("pytorch_msssim"):
         from pytorch_msssim import ssim
 
-        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0))
+        yield "pytorch-msssim", with_l1(lambda x, y: ssim(x, y, data_range=1.0)), "valid"
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 20, inner: int = 5) -> float:
@@ -95,23 +102,39 @@ def milliseconds(call: Callable[[], object], repeats: int = 20, inner: int = 5) 
     return statistics.median(times)
 
 
-def errors(loss: Loss, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Relative errors of value and gradient (L2) against the definition in float64, "same" padding."""
+def errors(loss: Loss, padding: str, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Relative errors of value and gradient (L2) against the definition in float64."""
     x = x.detach().requires_grad_()
     exact = x.detach().double().requires_grad_()
     value = loss(x, y)
-    truth = reference.photometric_loss(exact, y.double(), lambda_dssim=LAMBDA)[0]
+    truth = reference.photometric_loss(exact, y.double(), lambda_dssim=LAMBDA, padding=padding)[0]
     value.backward()
     truth.backward()
     gradient = (x.grad - exact.grad).norm() / exact.grad.norm()
     return abs(value.item() - truth.item()) / truth.item(), gradient.item()
 
 
+def natural_image() -> Tensor | None:
+    """A photograph-like image of the repository, (1, 3, 200, 200), or None without Pillow."""
+    if not _importable("PIL"):
+        return None
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(ROOT / "assets" / "chair_200" / "train" / "r_0.png") as file:
+        pixels = np.asarray(file.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous().cuda()
+
+
 def kinds(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of images for the errors: noise, and nearly flat."""
+    """Pairs of images for the errors: noise, nearly flat, and natural (images alone)."""
     noise = torch.rand(shape, device="cuda")
     flat = 0.9 + 1e-3 * torch.randn(shape, device="cuda")
-    return {"noise": (noise, torch.rand_like(noise)), "flat": (flat, flat + 1e-3 * torch.randn_like(flat))}
+    pairs = {"noise": (noise, torch.rand_like(noise)), "flat": (flat, flat + 1e-3 * torch.randn_like(flat))}
+    natural = natural_image() if len(shape) == 4 else None
+    if natural is not None:
+        pairs["natural"] = (natural, (natural + 0.05 * torch.randn_like(natural)).clamp(0, 1))
+    return pairs
 
 
 def voxelizer_case(count: int, edge: int) -> tuple[list[Tensor], VoxelGrid]:
@@ -161,7 +184,11 @@ def voxelizer_rows(common: dict[str, object]) -> Iterator[dict[str, object]]:
 
 def rows() -> Iterator[dict[str, object]]:
     """One row for each case and contestant."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    # A machine that is handed a copy of the files has no repository: $COMMIT names it there.
+    commit = os.environ.get("COMMIT", "")
+    if not commit and shutil.which("git"):
+        named = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+        commit = named.stdout.strip()
     common = {
         "device": torch.cuda.get_device_name(),
         "commit": commit,
@@ -171,10 +198,10 @@ def rows() -> Iterator[dict[str, object]]:
     }
     for shapes, losses in ((IMAGES, image_losses), (VOLUMES, volume_losses)):
         small = (1, 3, 512, 512) if shapes is IMAGES else (1, 1, 64, 64, 64)
-        for name, loss in losses():
+        for name, loss, padding in losses():
             accuracy = {}
             for kind, pair in kinds(small).items():
-                accuracy[f"value_error_{kind}"], accuracy[f"gradient_error_{kind}"] = errors(loss, *pair)
+                accuracy[f"value_error_{kind}"], accuracy[f"gradient_error_{kind}"] = errors(loss, padding, *pair)
             for shape in shapes:
                 x, y = torch.rand(shape, device="cuda", requires_grad=True), torch.rand(shape, device="cuda")
 
@@ -215,7 +242,7 @@ def main() -> None:
     columns = ["device", "commit", "torch", "cuda", "splat_ssim", "shape", "peer", "forward_backward_ms", "forward_ms"]
     columns += [
         "peak_images",
-        *(f"{what}_error_{kind}" for kind in ("noise", "flat") for what in ("value", "gradient")),
+        *(f"{what}_error_{kind}" for kind in KINDS for what in ("value", "gradient")),
     ]
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     fresh = not arguments.csv.exists()

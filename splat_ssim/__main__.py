@@ -19,14 +19,14 @@ def describe() -> dict[str, str]:
         "library": str(_library.LIBRARY_PATH) if cpu else "none: plain torch",
         "CPU kernels": f"{_library.isa()} (of {cpu})" if cpu else "none",
         "threads": str(torch.get_num_threads()),
-        "CUDA architectures": ", ".join(cuda_architectures()) or "none",
+        "CUDA architectures": ", ".join(cuda_architectures()) or "none: compiled at first use",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
         "device": device,
     }
 
 
 def cuda_architectures() -> list[str]:
-    """The CUDA architectures whose kernels are in the library, such as sm_90; empty for a CPU build."""
+    """The CUDA architectures whose kernels are in the library, such as sm_90; empty where it was built without nvcc."""
     loaded = _library.library()
     if loaded is None or not hasattr(loaded, "splat_ssim_cuda_architectures"):
         return []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splat_ssim.ops import _library
+from splat_ssim.__main__ import cuda_architectures
+from splat_ssim.ops import _cuda_module, _library
 
 OBJECTS = Path(__file__).resolve().parent.parent / "build" / "csrc"
 
@@ -51,6 +52,10 @@ def test_library_exports_only_its_own_names():
     exported = [name for letter, name in symbols(_library.LIBRARY_PATH, "-D") if letter in "TDB"]
     assert exported
     assert [name for name in exported if not name.startswith("splat_ssim_")] == []
+
+
+def test_the_architectures_of_the_cuda_image_are_known():
+    assert bool(cuda_architectures()) == (_cuda_module.embedded_image() is not None)
 
 
 def test_every_kernel_exists_for_every_instruction_set():

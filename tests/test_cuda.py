@@ -157,6 +157,21 @@ def loss_and_gradient(img1, img2):
     return loss.detach(), torch.autograd.grad(loss, img1)[0]
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_upstream_value_scales_the_gradient(per_image, channels_last):
+    img1, img2 = images(3, 2, 200, 300, channels_last=channels_last)
+    img1.requires_grad_()
+    terms = {"l1_weight": 0.7, "dssim_weight": 0.4, "per_image": per_image}
+    upstreams = [torch.ones(3), torch.tensor([0.5, 1.0, -3.0])] if per_image else [torch.tensor(1.0), torch.tensor(0.3)]
+    found = []
+    for upstream in upstreams:
+        loss = ops.photometric(img1, img2, Options(channels_last=channels_last), **terms)[0]
+        found += torch.autograd.grad(loss, img1, upstream.cuda())
+    ratio = upstreams[1].view(3, 1, 1, 1) if per_image else upstreams[1]
+    assert torch.equal(found[1], found[0] * ratio.cuda())
+
+
 def test_runs_repeat_bit_by_bit():
     img1, img2 = images(2, 3, 500, 700)
     first = loss_and_gradient(img1, img2)

@@ -116,8 +116,27 @@ def test_a_failed_launch_raises(driver):
     found = _cuda_module.load(0)
     driver.result = 2  # CUDA_ERROR_OUT_OF_MEMORY
     img1, img2 = images(1, 1, 20, 30)
-    with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(status 3\)"):
+    with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(CUDA error 2\)"):
         launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_image):  # noqa: F811
+    """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
+    monkeypatch.setattr(ssim_cuda, "_target", lambda image: (kernels, 0))
+    used = []
+    monkeypatch.setitem(ops.SCALES, "cpu", lambda *a: used.append(ssim_cuda._scale(*a)) or used[-1])
+    img1, img2 = images(3, 2, 13, 40, channels_last=channels_last)
+    img1.requires_grad_()
+    options, weights = Options(channels_last=channels_last), {"l1_weight": 0.7, "dssim_weight": 0.4}
+    upstream = torch.tensor([0.5, 1.0, -3.0]) if per_image else torch.tensor(0.5)
+    loss = ops.photometric(img1, img2, options, per_image=per_image, **weights)[0]
+    (found,) = torch.autograd.grad(loss, img1, upstream)
+    *_, plain, _ = torch.ops.splat_ssim.photometric(img1, img2, None, 0.7, 0.4, per_image, *options, True, False)
+    assert used == [True]
+    assert torch.equal(found, plain * (upstream.view(3, 1, 1, 1) if per_image else upstream))
 
 
 @pytest.mark.emulation

@@ -41,11 +41,20 @@ SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }
 SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
 SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
+// Of memory that the same thread writes later: not through the read-only path.
+SPLAT_DEVICE Real load_own(const float* p) { return *p; }
 SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
 SPLAT_DEVICE void store_global(int* p, int v) { *p = v; }
 SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }
 SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) { *p = bits; }
+
+// p += elements. In volatile assembly because the compiler otherwise takes up to five instructions, copies included.
+template <class T>
+SPLAT_DEVICE void advance(T*& p, int elements) {
+  static_assert(sizeof(T) == 4, "float");
+  asm volatile("mad.wide.s32 %0, %1, 4, %0;" : "+l"(p) : "r"(elements));
+}
 
 SPLAT_DEVICE Real from_float16(unsigned bits) {
   Real r;

@@ -30,6 +30,9 @@ SPLAT_EXPORT const void* splat_ssim_cuda_image(void) {
   return splat_ssim_image_bytes ? splat_ssim_image_begin : nullptr;
 }
 
+// The architectures in the fat binary, "sm_89,sm_90,compute_90"; empty without one.
+SPLAT_EXPORT const char* splat_ssim_cuda_architectures(void) { return SPLAT_ARCHITECTURES; }
+
 // The source of all kernels, a zero-terminated text for NVRTC.
 SPLAT_EXPORT const char* splat_ssim_cuda_source(void) { return splat_ssim_source_begin; }
 }

@@ -65,8 +65,12 @@ SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[k
       const Quad v = load_shared(reinterpret_cast<const Quad*>(row + c));
       add_moments<kTaps>(a, h, c, v.x, v.y);
       add_moments<kTaps>(a, h, c + 1, v.z, v.w);
-      if (kOwn && c >= kTaps / 2 && c < kTaps / 2 + kColumns) own = own + absolute(v.y);
-      if (kOwn && c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) own = own + absolute(v.w);
+      if (kOwn && c >= kTaps / 2 && c < kTaps / 2 + kColumns) {
+        own = c == kTaps / 2 ? absolute(v.y) : own + absolute(v.y);
+      }
+      if (kOwn && c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) {
+        own = c + 1 == kTaps / 2 ? absolute(v.w) : own + absolute(v.w);
+      }
     }
   }
   return own;

@@ -29,6 +29,7 @@ Shape shape_of(SsimKernel kernel) {
     case kFused2dStrided: return {246, 1, 21, 2};
     case kValue3d:
     case kPartials3d:
+    case kWeighted3d:
     case kBackward3d: return {32, 16, 10, 2};
     case kForward3d:
     case kAdjoint3d: return {32, 16, 10, 1};
@@ -40,9 +41,10 @@ Shape shape_of(SsimKernel kernel) {
 
 Int64 divide_up(Int64 a, Int64 b) { return (a + b - 1) / b; }
 
-// Float32 with neighbouring columns side by side: what the plain kernels read and write.
+// Float32 with neighbouring columns side by side, rows less than 2^31 apart: what the plain kernels read and write.
 bool plain(const SsimTensor& tensor) {
-  return tensor.type == kFloat32 && tensor.stride[4] == 1 && tensor.scale == 1.f;
+  const Int64 row = tensor.stride[3];
+  return tensor.type == kFloat32 && tensor.stride[4] == 1 && tensor.scale == 1.f && row == static_cast<int>(row);
 }
 
 // Whether a weight of the map lies like an adjoint map: what the plain kernels read.
@@ -72,7 +74,8 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   }
   simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || like_a_map(p.weight, p));
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
-  if (simple && p.partials) return volume ? kPartials3d : kPartials2d;
+  if (simple && p.partials && p.weight.data) return volume ? kWeighted3d : kWeighted2d;
+  if (simple && p.partials && volume) return kPartials3d;  // of images without weights the fused kernel makes more
   if (volume) return wide ? kForward3dWide : kForward3d;
   return wide ? kForward2dWide : kForward2d;
 }
@@ -133,12 +136,13 @@ Int64 block_count(const SsimProblem& p) {
 
 extern "C" {
 
-// Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction.
+// Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction, scaling.
 SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
   bytes[0] = sizeof(SsimProblem);
   bytes[1] = sizeof(SsimOptions);
   bytes[2] = sizeof(SsimPadding);
   bytes[3] = sizeof(SsimReduction);
+  bytes[4] = sizeof(SsimScaling);
 }
 
 // Name of kernel `id`, or nullptr past the last: what a module must contain, in the order of its table.
@@ -211,5 +215,11 @@ SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, vo
 // Fills a->results.
 SPLAT_EXPORT int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream) {
   return launch(module, kReduce, a->groups, a, stream);
+}
+
+// Multiplies a->gradient by a->upstream.
+SPLAT_EXPORT int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream) {
+  if (a->blocks < 1) return kBadArgument;
+  return launch(module, kScale, static_cast<Int64>(a->blocks) * a->groups, a, stream);
 }
 }

@@ -2,8 +2,9 @@
 #pragma once
 #include "problem.h"
 
-// What every exported launcher returns; splat_ssim/ops/_library.py knows the first three.
-enum SsimStatus { kOk = 0, kOutOfMemory = 1, kBadArgument = 2, kLaunchFailed = 3 };
+// What every exported launcher returns; splat_ssim/ops/_library.py knows the first three. kLaunchFailed carries the
+// driver's CUresult in the bits above the lowest eight.
+enum SsimStatus : int { kOk = 0, kOutOfMemory = 1, kBadArgument = 2, kLaunchFailed = 3 };
 
 // Starts `blocks` blocks of the kernel on the stream with a copy of `argument`. `module` is the caller's handle to the
 // loaded kernels (launch_driver.cpp says what it is).

@@ -30,12 +30,14 @@ SsimStatus launch(const void* handle, SsimKernel kernel, Int64 blocks, const voi
 #undef SPLAT_SSIM_THREADS
   if (!handle || blocks < 1 || blocks > 2147483647) return kBadArgument;
   const Module& module = *static_cast<const Module*>(handle);
+  auto status = [](int result) { return result == 0 ? kOk : static_cast<SsimStatus>(kLaunchFailed | result << 8); };
   void* current = nullptr;
-  if (module.get_current(&current) != 0) return kLaunchFailed;
-  if (current != module.context && module.set_current(module.context) != 0) return kLaunchFailed;
+  int result = module.get_current(&current);
+  if (result == 0 && current != module.context) result = module.set_current(module.context);
+  if (result != 0) return status(result);
   void* arguments[] = {const_cast<void*>(argument)};
-  const int result = module.launch_kernel(module.functions[kernel], static_cast<unsigned>(blocks), 1, 1,
-                                          threads[kernel], 1, 1, 0, stream, arguments, nullptr);
+  result = module.launch_kernel(module.functions[kernel], static_cast<unsigned>(blocks), 1, 1, threads[kernel], 1, 1, 0,
+                                stream, arguments, nullptr);
   if (current && current != module.context) module.set_current(current);
-  return result == 0 ? kOk : kLaunchFailed;
+  return status(result);
 }

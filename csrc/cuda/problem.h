@@ -94,10 +94,20 @@ struct SsimReduction {
   float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
 };
 
+// Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
+// neighbouring elements, is multiplied by upstream[g·upstream_stride].
+struct SsimScaling {
+  float* gradient;
+  const float* upstream;
+  Int64 count, upstream_stride;
+  int groups;
+  int blocks;  // a group
+};
+
 // Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.
 #define SPLAT_SSIM_KERNELS(ENTRY)                  \
   ENTRY(kValue2d, splat_value2d, 128)              \
-  ENTRY(kPartials2d, splat_partials2d, 128)        \
+  ENTRY(kWeighted2d, splat_weighted2d, 128)        \
   ENTRY(kForward2d, splat_forward2d, 128)          \
   ENTRY(kForward2dWide, splat_forward2d_wide, 128) \
   ENTRY(kBackward2d, splat_backward2d, 128)        \
@@ -107,6 +117,7 @@ struct SsimReduction {
   ENTRY(kFused2dStrided, splat_fused2d_strided, 256) \
   ENTRY(kValue3d, splat_value3d, 256)              \
   ENTRY(kPartials3d, splat_partials3d, 256)        \
+  ENTRY(kWeighted3d, splat_weighted3d, 256)        \
   ENTRY(kForward3d, splat_forward3d, 256)          \
   ENTRY(kForward3dWide, splat_forward3d_wide, 256) \
   ENTRY(kBackward3d, splat_backward3d, 256)        \
@@ -116,6 +127,7 @@ struct SsimReduction {
   ENTRY(kFold, splat_fold, 256)                    \
   ENTRY(kL1, splat_l1, 256)                        \
   ENTRY(kReduce, splat_reduce, 256)                \
+  ENTRY(kScale, splat_scale, 256)                  \
   ENTRY(kVoxelPrepare, splat_voxel_prepare, 128)   \
   ENTRY(kVoxelPairs, splat_voxel_pairs, 128)       \
   ENTRY(kVoxelRender, splat_voxel_render, 128)     \

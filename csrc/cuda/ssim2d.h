@@ -15,9 +15,10 @@
 
 namespace {
 
-// What the forward kernel makes. kValue and kPartials are for plain float32 images; kAny takes every type and layout
-// and decides at run time between sums, map and the four adjoint maps that gradients of both images need.
-enum Forward { kValue, kPartials, kAny };
+// What the forward kernel makes. kValue (sums), kPartials (three adjoint maps, volumes only) and kWeighted (the same,
+// every voxel with a weight) are for plain float32 images; kAny takes every type and layout and decides at run time
+// between sums, map and the four adjoint maps that gradients of both images need.
+enum Forward { kValue, kPartials, kWeighted, kAny };
 
 constexpr int kThreads2d = 128;
 
@@ -92,53 +93,65 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
   const int y1 = b.y0 + a.segment < a.map_size[1] ? b.y0 + a.segment : a.map_size[1];
   const int load_x = b.x0 - kRadius + t + a.lead[2], load_y = b.y0 - kRadius + a.lead[1];
   auto cursor = [&](const SsimTensor& image) {
-    const Int64 at = plane_offset(image, b.batch, b.channel) + load_y * image.stride[3];
+    const Int64 at = plane_offset(image, b.batch, b.channel) + (load_y - 1) * image.stride[3];  // fetch advances first
     return Cursor<kMode != kAny>(image, at + load_x * image.stride[4], image.stride[3]);
   };
   auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
-  bool loads[kColumns + 1], stores[kColumns];
-  Real state[kColumns][4][kHalo], next_x[kColumns + 1], next_y[kColumns + 1], dssim = 0.f, l1 = 0.f;
+  bool stores[kColumns];
+  int loaded_rows[kColumns + 1];  // as many as the image has where the thread loads the column, else none
+  Real state[kColumns][4][kHalo], next_x[kColumns + 1], next_y[kColumns + 1], dssim[kColumns], l1 = 0.f;
   AnyVoxel any;
 #pragma unroll
   for (int k = 0; k <= kColumns; ++k) {
-    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
-               (k < kColumns || t < kHalo);
+    const bool loads = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
+                       (k < kColumns || t < kHalo);
+    loaded_rows[k] = loads ? height : 0;
   }
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) {
     stores[j] = b.x0 + first + j < a.map_size[2];
+    dssim[j] = 0.f;
     clear(state[j]);
   }
   Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
+  // kWeighted: the thread's first column in the first adjoint map and in the weight, which is laid out like one.
+  float* out = a.partials + place;
+  const float* weight = static_cast<const float*>(a.weight.data) + place;
 
+  // Rows are counted in the image.
   auto fetch = [&](int row) {
-    const bool inside = static_cast<unsigned>(row + a.lead[1]) < static_cast<unsigned>(height);
+    bool wanted[kColumns + 1];
 #pragma unroll
-    for (int k = 0; k <= kColumns; ++k) next_x[k] = next_y[k] = 0.f;
-    if (inside) {
-      cursor_x.read(a.image[0], kThreads2d, loads, next_x);
-      cursor_y.read(a.image[1], kThreads2d, loads, next_y);
+    for (int k = 0; k <= kColumns; ++k) {
+      next_x[k] = next_y[k] = 0.f;
+      wanted[k] = static_cast<unsigned>(row) < static_cast<unsigned>(loaded_rows[k]);
     }
     cursor_x.advance();
     cursor_y.advance();
+    cursor_x.read(a.image[0], kThreads2d, wanted, next_x);
+    cursor_y.read(a.image[1], kThreads2d, wanted, next_y);
   };
-  auto step = [&](int row, bool emits) {
-    Pair* buffer = rows + (row & 1) * kRow;
+  int buffer = 0;
+  // Filters the fetched row and fetches `next`.
+  auto step = [&](int next, bool emits, bool counts) {
 #pragma unroll
     for (int k = 0; k <= kColumns; ++k) {
       if (k < kColumns || t < kHalo) {
         const Real x = next_x[k], y = next_y[k];
-        store_shared(buffer + t + k * kThreads2d, Pair{(x + y) - a.shift, x - y});
+        store_shared(rows + buffer + t + k * kThreads2d, Pair{(x + y) - a.shift, x - y});
       }
     }
-    fetch(row + 1);
+    fetch(next);
+    Real share[kColumns], by[kColumns][4];
+    if (kMode == kWeighted && emits) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) share[j] = stores[j] ? load_global(weight + j) : Real(0.f);
+    }
     barrier();
     Real h[kColumns][4];
-    const Real own = row_moments<kTaps, kMode == kValue>(a, buffer + first, h);
-    if (kMode == kValue) {
-      const Real counts = static_cast<unsigned>(row - b.y0) < static_cast<unsigned>(y1 - b.y0) ? 1.f : 0.f;
-      l1 = multiply_add(counts, own, l1);
-    }
+    const Real own = row_moments<kTaps, kMode == kValue>(a, rows + buffer + first, h);
+    if (kMode == kValue && counts) l1 = l1 + own;
+    buffer = kRow - buffer;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       Real moment[4];
@@ -146,34 +159,50 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       if (!emits) continue;
       if (kMode == kAny) {
-        if (stores[j]) any.add(a, moment, b.batch, b.channel, 0, row - kRadius, b.x0 + first + j, place + j);
+        const int y = next - 1 - kRadius - a.lead[1];
+        if (stores[j]) any.add(a, moment, b.batch, b.channel, 0, y, b.x0 + first + j, place + j);
         continue;
       }
       const Similarity r = similarity(a, moment);
-      if (stores[j]) {
-        if (kMode == kValue) dssim = dssim + r.dssim;
-        if (kMode == kPartials) {
-          Real by[4];
-          dssim_derivatives<true>(r, moment, by);
-          const float* weight = static_cast<const float*>(a.weight.data);  // laid out like an adjoint map
-          float* const out = a.partials + place + j;
-          const Real share = weight ? load_global(weight + place + j) : Real(1.f), v = share * a.dssim_scale;
-          dssim = multiply_add(share, r.dssim, dssim);
-          store_global(out, by[0] * v);
-          store_global(out + a.partial_stride, by[2] * v);
-          store_global(out + 2 * a.partial_stride, by[3] * v);
-        }
+      if (kMode == kValue) dssim[j] = dssim[j] + r.dssim;  // columns outside are left out at the end
+      if (kMode == kWeighted) {
+        const Real v = share[j] * a.dssim_scale;
+        dssim_derivatives<true>(r, moment, by[j]);
+        dssim[j] = multiply_add(share[j], r.dssim, dssim[j]);
+        by[j][0] = by[j][0] * v;
+        by[j][2] = by[j][2] * v;
+        by[j][3] = by[j][3] * v;
       }
     }
-    if (emits) place += a.map_size[2];
+    if (!emits) return;
+    if (kMode == kWeighted) {
+      if (stores[0]) {
+        float *const second = out + a.partial_stride, *const third = second + a.partial_stride;
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          if (j > 0 && !stores[j]) break;
+          store_global(out + j, by[j][0]);
+          store_global(second + j, by[j][2]);
+          store_global(third + j, by[j][3]);
+        }
+      }
+      out += a.map_size[2];
+      weight += a.map_size[2];
+    }
+    if (kMode == kAny) place += a.map_size[2];
   };
-  fetch(b.y0 - kRadius);
+  fetch(load_y);
+  int next = load_y + 1;
 #pragma unroll 1
-  for (int row = b.y0 - kRadius; row < b.y0 + kRadius; ++row) step(row, false);
+  for (; next <= load_y + kHalo; ++next) step(next, false, next > b.y0 && next <= y1);
+  const int last = y1 + kRadius + a.lead[1];
 #pragma unroll 1
-  for (int row = b.y0 + kRadius; row < y1 + kRadius; ++row) step(row, true);
+  for (; next <= last; ++next) step(next, true, next <= y1);
   if (!a.block_sums) return;
-  block_sum<kThreads2d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
+  Real sum = 0.f;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) sum = sum + (stores[j] ? dssim[j] : Real(0.f));
+  block_sum<kThreads2d>(kMode == kAny ? any.dssim : sum, block_sum_place(a, kSumDssim));
   if (kMode == kAny) block_sum<kThreads2d>(any.dcs, block_sum_place(a, kSumDcs));
   if (kMode == kValue) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
 }

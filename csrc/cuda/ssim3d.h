@@ -219,14 +219,17 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
       }
       const Similarity r = similarity(a, moment);
       if (kMode == kValue) dssim = dssim + r.dssim;
-      if (kMode == kPartials) {
-        Real by[4];
+      if (kMode == kPartials || kMode == kWeighted) {
+        Real by[4], v = a.dssim_scale;
         dssim_derivatives<true>(r, moment, by);
-        const float* weight = static_cast<const float*>(a.weight.data);  // laid out like an adjoint map
         const Int64 at = place + j * a.map_size[2];
-        const Real share = weight ? load_global(weight + at) : Real(1.f);
-        const Real v = share * a.dssim_scale;
-        dssim = multiply_add(share, r.dssim, dssim);
+        if (kMode == kWeighted) {
+          const Real share = load_global(static_cast<const float*>(a.weight.data) + at);  // laid out like an adjoint map
+          v = share * a.dssim_scale;
+          dssim = multiply_add(share, r.dssim, dssim);
+        } else {
+          dssim = dssim + r.dssim;
+        }
         float* const here = a.partials + at;
         store_global(here, by[0] * v);
         store_global(here + a.partial_stride, by[2] * v);

@@ -79,11 +79,11 @@ struct Cursor {
 template <>
 struct Cursor<true> {
   const float* here;
-  Int64 step;
+  int step;  // the launcher makes sure that it fits: one instruction a row less
 
   SPLAT_DEVICE Cursor(const SsimTensor& tensor, Int64 offset, Int64 step_)
-      : here(static_cast<const float*>(tensor.data) + offset), step(step_) {}
-  SPLAT_DEVICE void advance() { here += step; }
+      : here(static_cast<const float*>(tensor.data) + offset), step(static_cast<int>(step_)) {}
+  SPLAT_DEVICE void advance() { ::advance(here, step); }
 
   template <int kCount>
   SPLAT_DEVICE void read(const SsimTensor&, int spacing, const bool (&wanted)[kCount], Real (&values)[kCount]) const {

@@ -105,6 +105,7 @@ inline Real operator+(Real a, Real b) { return ++emulation::counter.counts.added
 inline Real operator-(Real a, Real b) { return ++emulation::counter.counts.added, Real(a.value - b.value); }
 inline Real operator*(Real a, Real b) { return ++emulation::counter.counts.multiplied, Real(a.value * b.value); }
 inline Real operator-(Real a) { return Real(-a.value); }
+inline bool operator==(Real a, Real b) { return a.value == b.value; }
 inline bool operator!=(Real a, Real b) { return a.value != b.value; }
 inline bool operator<=(Real a, Real b) { return a.value <= b.value; }
 

@@ -64,6 +64,7 @@ SPLAT_DEVICE Real load_global(const float* p) {
   emulation::count_global(4, false);
   return *p;
 }
+SPLAT_DEVICE Real load_own(const float* p) { return load_global(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned short* p) {
   emulation::count_global(2, false);
   return *p;
@@ -100,6 +101,11 @@ SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) {
 SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) {
   emulation::count_global(2, true);
   *p = bits;
+}
+
+template <class T>
+SPLAT_DEVICE void advance(T*& p, int elements) {
+  p += elements;
 }
 
 SPLAT_DEVICE unsigned to_bits(Real v) {

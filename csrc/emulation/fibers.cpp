@@ -53,6 +53,7 @@ struct Machine {
   char fault[200] = "";
   // Settings, see splat_emulation_configure.
   int order = kShuffled, skipped_site = -1, shrink = 0;
+  Int64 last_blocks = -1;  // how many blocks of a launch run, from its end; all where negative
   std::mt19937 random{1};
 };
 
@@ -196,7 +197,8 @@ bool run(Int64 blocks, int threads, void (*body)(const void*), const void* argum
   for (Fiber& fiber : machine.fibers) {
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
   }
-  for (Int64 block = 0; block < blocks; ++block) {
+  const Int64 first = machine.last_blocks < 0 ? 0 : std::max<Int64>(0, blocks - machine.last_blocks);
+  for (Int64 block = first; block < blocks; ++block) {
     if (!run_block(static_cast<unsigned>(block))) return false;
   }
   return true;
@@ -214,6 +216,9 @@ SPLAT_EXPORT void splat_emulation_configure(int order, unsigned seed, int skippe
   emulation::machine.skipped_site = skipped_site;
   emulation::machine.shrink = shrink;
 }
+
+// Of every launch only the last `blocks` blocks run (-1: all), to see the far end of images that are too large to walk.
+SPLAT_EXPORT void splat_emulation_only_last(Int64 blocks) { emulation::machine.last_blocks = blocks; }
 
 // What went wrong in the last launch; empty when nothing did.
 SPLAT_EXPORT const char* splat_emulation_fault(void) { return emulation::machine.fault; }

@@ -19,6 +19,7 @@ int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
 int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
+int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
 int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
 const char* splat_emulation_fault(void);
 }
@@ -95,11 +96,14 @@ void run(const Case& c) {
 
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
-  if (c.weighted) p.weight = weight.tensor, p.l1_weight = l1_weight.tensor;
+  const bool plain = c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
+  if (c.weighted) p.weight = weight.tensor;
+  if (c.weighted && !plain) p.l1_weight = l1_weight.tensor;
   p.grad[0] = gx.tensor;
   if (c.both) p.grad[1] = gy.tensor;
-  o.both = c.both || c.map || c.weighted || c.channels_last || c.type != kFloat32 || c.target != kFloat32;
-  std::vector<float> partials((o.both || c.window > 11 ? 4 : 3) * voxels(map_size));
+  // The plain pairs have three adjoint maps: of volumes, and of images with weights.
+  o.both = !plain || (spatial_dims == 2 && !c.weighted);
+  std::vector<float> partials((o.both ? 4 : 3) * voxels(map_size));
   p.partials = partials.data();
   for (int operation : {kOperationForward, kOperationBackward}) {
     sums = block_sums(p, o, operation);
@@ -137,6 +141,12 @@ void run_padding(int reflect) {
   r.result_stride = r.kinds = 1;
   r.groups = 2;
   check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
+}
+
+void run_scaling() {
+  std::vector<float> gradient(3 * 1501, 1.f), upstream{2.f, 1.f, 3.f};
+  SsimScaling a{gradient.data(), upstream.data(), 1501, 1, 3, 2};
+  check(splat_ssim_cuda_scale(nullptr, &a, nullptr), "scale");
 }
 
 void voxel_stage(VoxelProblem& p, VoxelStage stage) {
@@ -192,7 +202,9 @@ int main() {
   const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
   for (const Case& c : {
            Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
+           Case{odd, 11, kFloat32, kFloat32, false, false, false, true, false},
            Case{color, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{color, 11, kFloat32, kFloat32, true, false, false, true, false},
            Case{tiny, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{color, 7, kFloat16, kUint8, false, true, true, true, true},
            Case{color, 15, kBfloat16, kBfloat16, true, true, true, false, true},
@@ -200,6 +212,7 @@ int main() {
            Case{color, 11, kFloat32, kUint8, false, true, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, true, false, false, false, false},
+           Case{volume, 11, kFloat32, kFloat32, true, false, false, true, false},
            Case{flat, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat16, kUint8, false, true, true, true, true},
            Case{volume, 13, kFloat32, kFloat32, true, false, true, false, true},
@@ -208,6 +221,7 @@ int main() {
   }
   run_padding(0);
   run_padding(1);
+  run_scaling();
   run_voxelizer(1);
   run_voxelizer(6);
   if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);

@@ -17,7 +17,11 @@ _DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
 
 # Kernels that count |x - y| too, and the pairs that share three adjoint maps.
 _COUNT_L1 = ("splat_value2d", "splat_value3d")
-_PLAIN_PAIRS = (("splat_partials2d", "splat_backward2d"), ("splat_partials3d", "splat_backward3d"))
+_PLAIN_PAIRS = (
+    ("splat_weighted2d", "splat_backward2d"),
+    ("splat_partials3d", "splat_backward3d"),
+    ("splat_weighted3d", "splat_backward3d"),
+)
 
 #: Windows the kernels take; others take the torch definition.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
@@ -108,6 +112,17 @@ class _Reduction(ctypes.Structure):
     )
 
 
+class _Scaling(ctypes.Structure):
+    _fields_ = (
+        ("gradient", ctypes.c_void_p),
+        ("upstream", ctypes.c_void_p),
+        ("count", ctypes.c_longlong),
+        ("upstream_stride", ctypes.c_longlong),
+        ("groups", ctypes.c_int),
+        ("blocks", ctypes.c_int),
+    )
+
+
 #: How a launcher's status other than 0 reads.
 _STATUS = {2: "rejected its arguments", 3: "could not be started"}
 
@@ -131,16 +146,16 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL, module: int | None, multiprocessors: int) -> None:
-        sizes = (ctypes.c_int * 4)()
+        sizes = (ctypes.c_int * 5)()
         library.splat_ssim_cuda_layout(sizes)
-        expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction)]
+        expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction, _Scaling)]
         if list(sizes) != expected:
             raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
         self.library = library
         self._prepare = library.splat_ssim_cuda_prepare
         self._names = kernel_names(library)
         self._launchers = {}
-        for name in ("ssim", "pad", "fold", "l1", "reduce", "voxelize"):
+        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
             function = library[f"splat_ssim_cuda_{name}"]
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             self._launchers[name] = function
@@ -155,7 +170,8 @@ class Kernels:
         """
         status = self._launchers[name](self._module, ctypes.addressof(argument), stream)
         if status:
-            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status, 'failed')} (status {status})")
+            cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
+            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
 
     def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
         """Completes `problem`; returns the kernel that will run and its number of blocks."""
@@ -460,3 +476,22 @@ def fill_channel_mean_gradients(
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     plane_weight = (grad_means.detach().float() * (-1 / voxels)).contiguous()
     call.differentiate(call.problem(plane_weight=plane_weight))
+
+
+def scale(kernels: Kernels, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
+    """Multiplies `gradient`, float32, in place by `upstream`, () or one value for each image; reads it on the device.
+
+    Returns:
+        False, and nothing is done, where the images do not follow one another in memory.
+    """
+    groups = upstream.numel()
+    count = gradient.numel() // groups
+    owned = gradient.untyped_storage().nbytes() == 4 * gradient.numel()
+    if not owned or upstream.dtype != torch.float32 or (groups > 1 and gradient.stride(0) != count):
+        return False
+    stride = upstream.stride(0) if upstream.ndim else 0
+    argument = _Scaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
+    # Runs of 1,024 elements; enough blocks to fill the device, few enough to end at once where upstream is 1.
+    argument.blocks = max(1, min(-(-count // 1024), 16 * kernels.multiprocessors // groups))
+    kernels.launch("scale", argument, stream)
+    return True

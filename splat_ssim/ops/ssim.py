@@ -376,9 +376,17 @@ def _scaled_gradient(gradient, upstream, image):
     return gradient * _per_image(upstream, gradient)
 
 
+#: Device type -> function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
+#: returns False where it does not take them.
+SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
+
+
 def _scale_in_place(gradient, upstream, image):
-    # Mostly the loss is what backward starts from. To ask a GPU would stop it.
+    # Mostly the loss is what backward starts from: then there is nothing to do. To ask a GPU for it would stop it.
     if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    scale = SCALES.get(gradient.device.type)
+    if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
         return gradient
     return gradient.mul_(_per_image(upstream, gradient))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _cuda_launch as launch
 from . import _cuda_module
-from .ssim import KERNELS, Options, _map_shape, _new_gradients, _new_like, _wanted
+from .ssim import KERNELS, SCALES, Options, _map_shape, _new_gradients, _new_like, _wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 #: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
@@ -88,6 +88,10 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     return grads
 
 
+def _scale(gradient: Tensor, upstream: Tensor) -> bool:
+    return launch.scale(*_target(gradient), gradient, upstream)
+
+
 _implementations = torch.library.Library("splat_ssim", "IMPL", "CUDA")
 for _name, _function in {
     "ssim_map": _ssim_map,
@@ -99,3 +103,4 @@ for _name, _function in {
     _implementations.impl(_name, _function)
 
 KERNELS["cuda"] = _supports
+SCALES["cuda"] = _scale

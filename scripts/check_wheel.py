@@ -1,0 +1,87 @@
+"""Checks a built wheel with the Python and torch that run this script, away from the source tree.
+
+    python -m build --wheel                                      # or make wheel
+    /some/venv/bin/python scripts/check_wheel.py dist/splat_ssim-*.whl
+
+The wheel is unpacked into a temporary folder, the environment stays as it is. Needs torch and numpy, and pip for the
+interpreter; with pytest and scikit-image a part of the test suite runs too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ("tests/test_ops_ssim.py", "tests/test_loss.py")
+
+
+def check(installed: str) -> str:
+    """Value, gradient, operators and torch.compile of the loss. Returns a sentence about this environment."""
+    import torch
+
+    import splat_ssim
+    from splat_ssim import reference
+    from splat_ssim.loss import photometric_loss
+    from splat_ssim.ops import _library
+    from splat_ssim.ops.ssim import Options
+
+    if not Path(splat_ssim.__file__).is_relative_to(installed):
+        raise SystemExit(f"splat_ssim must come from {installed}, got {splat_ssim.__file__}")
+    if _library.library() is None:
+        raise SystemExit("the wheel's compiled library does not load")
+    for shape in ((2, 3, 45, 67), (1, 2, 19, 23, 31)):
+        x, y = torch.rand(shape, requires_grad=True), torch.rand(shape)
+        exact = x.detach().double().requires_grad_()
+        truth = reference.photometric_loss(exact, y.double())[0]
+        (gradient,) = torch.autograd.grad(truth, exact)
+        functions = [photometric_loss, torch.compile(photometric_loss, fullgraph=True)]
+        for function in functions:
+            value = function(x, y)
+            (found,) = torch.autograd.grad(value, x)
+            value_error = abs(value.item() - truth.item()) / truth.item()
+            gradient_error = ((found - gradient).abs().max() / gradient.abs().max()).item()
+            if value_error > 1e-6 or gradient_error > 1e-5:
+                raise SystemExit(f"relative errors of {value_error:.1e} (value), {gradient_error:.1e} (gradient)")
+        options = Options(spatial_dims=len(shape) - 2)
+        arguments = (x, y, None, 0.8, 0.2, False, *options, True, False)
+        torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
+        torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (x, y, *options))
+    return f"Python {sys.version.split()[0]}, torch {torch.__version__}: value, gradient, opcheck, torch.compile agree"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", type=Path, help="the wheel, or with --installed the folder it was unpacked into")
+    parser.add_argument("--installed", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.installed:
+        print(check(str(arguments.wheel)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        installed = Path(folder) / "installed"
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", installed]
+        subprocess.run([*pip, arguments.wheel.resolve()], check=True)
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+        def run(*command: object) -> None:
+            subprocess.run([sys.executable, *map(str, command)], check=True, cwd=folder, env=environment)
+
+        shutil.copy(__file__, folder)
+        run("-m", "splat_ssim")
+        run(Path(folder) / Path(__file__).name, "--installed", installed)
+        if all(importlib.util.find_spec(name) for name in ("pytest", "pytest_timeout", "skimage")):
+            shutil.copytree(ROOT / "tests", Path(folder) / "tests")
+            shutil.copy(ROOT / "pyproject.toml", folder)
+            run("-m", "pytest", "-p", "no:cacheprovider", *TESTS)
+
+
+if __name__ == "__main__":
+    main()
