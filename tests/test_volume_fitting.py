@@ -163,7 +163,6 @@ def test_a_mask_says_what_counts(tmp_path, scan):
     "change,text",
     [
         (["--loss", "nonsense"], "a loss must be one of"),
-        (["--device", "cuda"], "fitted on the CPU"),
         (["--strategy.budget", "0"], "strategy.budget must be at least 1"),
         (["--strategy.name", "taming"], "must not be taming for a volume: its score is over training views"),
         (

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..ops.voxelize_cuda import has_kernels
 from ..registry import get_loss, l1_loss
 from ..trainer.checkpoint import load_checkpoint, save_checkpoint
 from ..trainer.config import write_yaml
 from ..trainer.evaluation import write_json
+from ..trainer.training import pick_device
 from .config import VolumeConfig, VolumeDataConfig
 from .crops import make_crop, random_crop
 from .evaluation import evaluate_volume
@@ -47,6 +49,11 @@ class Target:
     normalization: Normalization
     mask: Tensor | None  # [1, 1, n0, n1, n2]
 
+    def to(self, device: torch.device) -> Target:
+        """The same with its tensors on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Target(self.values.to(device), self.grid, self.normalization, mask)
+
 
 def fit(config: VolumeConfig) -> dict[str, Any]:
     """Runs a config: volume, fit, evaluation, export. Returns what metrics.json holds.
@@ -57,6 +64,23 @@ def fit(config: VolumeConfig) -> dict[str, Any]:
     fitting = Fitting(config)
     fitting.run()
     return fitting.finish()
+
+
+def pick_volume_device(config: VolumeConfig) -> torch.device:
+    """The device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
+
+    Raises:
+        ValueError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
+    """
+    device = pick_device(config.device)
+    if device.type != "cuda" or config.model.name != "gaussians":
+        return device
+    # By the definition in plain torch, on whatever device, every Gaussian meets every voxel.
+    if has_kernels(torch.device("cuda", torch.cuda.current_device())):
+        return device
+    if config.device == "cuda":
+        raise ValueError("--device cuda requires this package's CUDA kernels to fit Gaussians, got none (see above)")
+    return torch.device("cpu")
 
 
 def read_target(path: Path, config: VolumeDataConfig) -> Target:
@@ -89,11 +113,11 @@ class Fitting:
 
     def __init__(self, config: VolumeConfig) -> None:
         self.config = config = config.resolved()
-        if config.device == "cuda":
-            raise ValueError("a volume is fitted on the CPU: --device must be auto or cpu, got cuda")
+        self.device = pick_volume_device(config)
         torch.manual_seed(config.seed)
         self.loss = get_loss(config.loss, **config.loss_kwargs)
-        self.target = read_target(config.data_dir, config.data)
+        self.target = read_target(config.data_dir, config.data).to(self.device)
+        # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None
         self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
@@ -122,10 +146,13 @@ class Fitting:
             loss = self.fit_step(self.step)
             self.step += 1
             self.change_model()
+            report = self.step % REPORT_EVERY == 0 or self.step == config.steps
+            if report:
+                # Waits for the device: so the seconds are those of the work, not of handing it over.
+                self.last_loss = float(loss)
             self.train_seconds += time.perf_counter() - start
             bar.update()
-            if self.step % REPORT_EVERY == 0 or self.step == config.steps:
-                self.last_loss = float(loss)
+            if report:
                 bar.set_postfix(loss=f"{self.last_loss:.4g}", parameters=self.parameters, refresh=False)
             if config.output.eval_every and self.step % config.output.eval_every == 0 and self.step < config.steps:
                 result = self.evaluate()
@@ -144,7 +171,7 @@ class Fitting:
         mask: Tensor | None
         if config.crop:
             crop = random_crop(shape, config.crop, halo=HALO, generator=self.generator)
-            mask = crop.mask() if target.mask is None else crop.mask() * crop.of(target.mask)
+            mask = crop.mask(self.device) if target.mask is None else crop.mask(self.device) * crop.of(target.mask)
         else:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
         pred, wanted = self.model(crop.grid(target.grid)), crop.of(target.values)
@@ -208,14 +235,14 @@ class Fitting:
             "bytes": self.model.nbytes,
             "train_seconds": round(self.train_seconds, 3),
             "step": self.step,
-            "device": "cpu",
+            "device": self.device.type,
             "loss": config.loss,
             "final_loss": self.last_loss,
         }
         if config.data_dir.is_file():
             metrics["source_bytes"] = config.data_dir.stat().st_size
         if config.output.format:
-            data = target.normalization.invert(volume.numpy())
+            data = target.normalization.invert(volume.cpu().numpy())
             save_volume(self.folder / f"volume.{config.output.format}", Volume(data, target.grid))
         if isinstance(self.model, GaussianField):
             metrics.update(self._export_gaussians(self.model))
@@ -238,7 +265,7 @@ class Fitting:
         if self.config.output.quantized:
             path = save_quantized(self.folder / "gaussians.quantized", field, self.target.grid)
             with torch.no_grad():
-                volume = load_quantized(path)(self.target.grid)
+                volume = load_quantized(path).to(self.device)(self.target.grid)
             volume = volume.clamp(0, 1) if self.target.normalization.clip else volume
             found = evaluate_volume(volume, self.target.values, data_range=self.target.normalization.data_range)
             metrics["bytes_quantized"] = path.stat().st_size
@@ -261,7 +288,7 @@ class Fitting:
         )
 
     def _load(self) -> None:
-        state = load_checkpoint(self.folder, torch.device("cpu"))
+        state = load_checkpoint(self.folder, self.device)
         tensors = {name: tensor.detach() for name, tensor in state["tensors"].items()}
         self.model = (
             GaussianField(tensors)
@@ -271,7 +298,7 @@ class Fitting:
         self.optimizer = self._optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.train_seconds, self.last_loss = state["step"], state["train_seconds"], state["last_loss"]
-        self.generator.set_state(state["draws"])
+        self.generator.set_state(state["draws"].cpu())
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]
 

@@ -37,6 +37,8 @@ def slice_sheet(field: Tensor, target: Tensor | None = None, *, count: int = 5) 
         For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
         slice runs up.
     """
+    field = field.cpu()
+    target = None if target is None else target.cpu()
     volumes = [field] if target is None else [field, target, (field - target).abs() * ERROR_GAIN]
     rows = []
     for axis in range(3):
@@ -67,7 +69,7 @@ def mip_frames(field: Tensor, *, frames: int = 48, axis: int = 2) -> list[np.nda
     Returns:
         uint8 pictures (H, W, 3) with even sides, as video codecs want them.
     """
-    volume = torch.movedim(field, 1 + axis, 1)  # [C, up, a, b]
+    volume = torch.movedim(field.cpu(), 1 + axis, 1)  # [C, up, a, b]
     channels, height, a, b = volume.shape
     side = math.ceil(math.hypot(a, b))
     # Every plane across the axis is turned alike: one 2D sampling with all planes as channels.
