@@ -47,6 +47,8 @@ def test_raw_by_shape_and_dtype(tmp_path):
     assert volume.grid.spacing == (2.0, 1.0, 0.5) and volume.grid.origin == (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match="shape and dtype must be given"):
         load_volume(tmp_path / "scan.raw")
+    with pytest.raises(ValueError, match=r"dtype must be one of numpy's, such as \"int16\", got 'short int'"):
+        load_volume(tmp_path / "scan.raw", shape=(2, 3, 4), dtype="short int")
     with pytest.raises(ValueError, match=r"must have 120 bytes .* got 48"):
         load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
 

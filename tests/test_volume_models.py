@@ -305,6 +305,23 @@ def test_slice_sheet_shows_field_target_and_error(tmp_path):
     assert save_slice_sheet(tmp_path / "a" / "slices.png", field).stat().st_size > 0
 
 
+def test_pictures_keep_the_proportions():
+    """A ball on a grid of unequal spacing is round in every slice and projection."""
+    spacing = (1.0, 2.0, 0.5)
+    z, y, x = torch.meshgrid(
+        *((torch.arange(n) - (n - 1) / 2) * s for n, s in zip((24, 12, 48), spacing, strict=True)), indexing="ij"
+    )
+    ball = ((x**2 + y**2 + z**2).sqrt() < 9).float()[None]
+    sheet = slice_sheet(ball, count=1, spacing=spacing)[..., 0]
+    assert sheet.shape == (3 * (48 + 4), 48 + 4)
+    pictures = [sheet[i * 52 + 2 : i * 52 + 50, 2:50] for i in range(3)]
+    pictures += [frame[..., 0] for frame in mip_frames(ball, frames=4, spacing=spacing)]
+    for picture in pictures:
+        high, wide = (np.flatnonzero((picture > 128).any(axis)) for axis in (1, 0))
+        # 18 across, in pixels of 0.5, to a voxel of the coarsest axis.
+        assert abs(np.ptp(high) + 1 - 36) <= 4 and abs(np.ptp(wide) + 1 - 36) <= 4
+
+
 def test_mip_video_turns(tmp_path):
     volume = torch.zeros(1, 9, 9, 11)
     volume[0, 4, 7, 2] = 1.0

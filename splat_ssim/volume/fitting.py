@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     Raises:
         ValueError: A volume that does not read, spans no range, or has another shape than its mask.
     """
+    options = list(inspect.signature(load_volume).parameters)[1:]
+    for name in config.read:
+        if name not in options:
+            raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
     volume = load_volume(path, **config.read)
     bounds = None if config.low is None or config.high is None else (config.low, config.high)
     normalization = choose_normalization(
@@ -96,16 +101,33 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     )
     mask = None
     if config.mask is not None:
-        weights = load_volume(config.mask).data
+        mask_volume = load_volume(config.mask)
+        weights = mask_volume.data
         if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
             raise ValueError(
                 f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
                 f"{weights.shape} from {weights.min()} to {weights.max()}"
             )
+        _check_place(mask_volume.grid, volume.grid, given=not {"spacing", "origin", "axes"}.isdisjoint(config.read))
         mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
     # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
     values = np.ascontiguousarray(normalization.apply(volume.data))
     return Target(torch.from_numpy(values), volume.grid, normalization, mask)
+
+
+def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:
+    """Refuses a mask whose file says that it lies elsewhere; `given`: the config says where the volume lies."""
+    silent = VoxelGrid.regular(volume.shape).affine
+    if given or silent in (mask.affine, volume.affine):
+        return
+    # To a tenth of a voxel over the whole volume: headers keep float32.
+    corners = torch.tensor(volume.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
+    apart = float((mask.to_index(volume.to_world(corners)) - corners).abs().max())
+    if apart > 0.1:
+        raise ValueError(
+            f"mask must lie where the volume does, got an affine that puts it up to {apart:.3g} voxels away; "
+            f"mask {[list(row) for row in mask.affine[:3]]}, volume {[list(row) for row in volume.affine[:3]]}"
+        )
 
 
 class Fitting:
@@ -247,9 +269,11 @@ class Fitting:
         if isinstance(self.model, GaussianField):
             metrics.update(self._export_gaussians(self.model))
         if config.output.slices:
-            save_slice_sheet(self.folder / "pictures" / "slices.png", volume, target.values)
+            save_slice_sheet(
+                self.folder / "pictures" / "slices.png", volume, target.values, spacing=target.grid.spacing
+            )
         if config.output.video:
-            save_mip_video(self.folder / "pictures" / "mip.mp4", volume)
+            save_mip_video(self.folder / "pictures" / "mip.mp4", volume, spacing=target.grid.spacing)
         write_json(self.folder / "metrics.json", metrics)
         print(
             f"{metrics['psnr3d']:.2f} dB, SSIM3D {metrics['ssim3d']:.4f}, {metrics['parameters']} parameters, "

@@ -11,8 +11,11 @@ _IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
 
 
 def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
-    vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,)) if np.ndim(value) <= 1 else None
-    if vector is None or not np.isfinite(vector).all():
+    try:
+        vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,))
+    except (ValueError, TypeError):
+        vector = np.full(3, np.nan)
+    if not np.isfinite(vector).all():
         raise ValueError(f"{name} must be one finite number or three (x, y, z), got {value!r}")
     return vector
 
