@@ -109,6 +109,13 @@ def test_wrong_files(tmp_path):
         load_volume(tmp_path / "complex.npy")
 
 
+def test_an_affine_without_spacing(tmp_path):
+    np.savez(tmp_path / "flat.npz", data=np.zeros((2, 2, 2)), affine=np.diag([0.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"flat.npz: affine must be invertible \(spacing above 0\).* pass spacing=1.0"):
+        load_volume(tmp_path / "flat.npz")
+    assert load_volume(tmp_path / "flat.npz", spacing=2.0).grid.spacing == (2.0, 2.0, 2.0)
+
+
 def test_nan_voxels(tmp_path):
     data = np.zeros((3, 3, 3), np.float32)
     data[1, 2, 0] = np.nan

@@ -305,6 +305,17 @@ def test_slice_sheet_shows_field_target_and_error(tmp_path):
     assert save_slice_sheet(tmp_path / "a" / "slices.png", field).stat().st_size > 0
 
 
+def test_colours_are_shown_bright_enough():
+    target = torch.zeros(4, 10, 10, 10)
+    target[:, 2:8, 2:8, 2:8] = torch.tensor([0.1, 0.1, 0.05, 0.0]).reshape(4, 1, 1, 1)
+    target[:2, 5, 5, 5] = 1.0  # One voxel of far more density.
+    shown = slice_sheet(target * 0.5, target, count=2)[16:26, 2:12]  # The first slice of the target.
+    for picture in (shown, *mip_frames(target, frames=2)):
+        red, green, blue = picture.reshape(-1, 3).max(0)
+        assert red >= 250 and 120 <= green <= 135 and blue == 0
+    assert not slice_sheet(target * 0)[2:12, 2:12].any()
+
+
 def test_pictures_keep_the_proportions():
     """A ball on a grid of unequal spacing is round in every slice and projection."""
     spacing = (1.0, 2.0, 0.5)

@@ -131,7 +131,10 @@ def load_volume(
             axes=axes,
         )
     else:
-        grid = VoxelGrid(data.shape[1:], np.asarray(affine).tolist())
+        try:
+            grid = VoxelGrid(data.shape[1:], np.asarray(affine).tolist())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; pass spacing=1.0 to replace what the file says") from None
     return Volume(_finite(data, path, nonfinite), grid)
 
 

@@ -29,6 +29,19 @@ def _grey_or_colour(plane: Tensor) -> np.ndarray:
     return (plane.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
+def _exposed(volume: Tensor, like: Tensor) -> Tensor:
+    """Four channels with colours as bright as the eye wants them: all but the brightest hundredth of `like`'s below 1.
+
+    Densities add up where Gaussians overlap, so that the largest is far above what most voxels have.
+    """
+    if volume.shape[0] != 4:
+        return volume
+    bright = like[1:].amax(0)
+    bright = bright[bright > 0]
+    level = float(np.percentile(bright.numpy(), 99)) if len(bright) else 1.0
+    return torch.cat([volume[:1], volume[1:] / min(1.0, level)])
+
+
 def _pixels(shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[int, ...]:
     """Pixels along each axis of a volume that is shown in its proportions: a voxel's shortest edge is one."""
     if spacing is None or max(spacing) < 1.001 * min(spacing):
@@ -58,10 +71,13 @@ def slice_sheet(
 
     Returns:
         For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
-        slice runs up.
+        slice runs up. Colours weighted by density are shown brighter, see `_exposed`.
     """
     field = field.cpu()
     target = None if target is None else target.cpu()
+    exposure = field if target is None else target
+    field = _exposed(field, exposure)
+    target = None if target is None else _exposed(target, exposure)
     volumes = [field] if target is None else [field, target, (field - target).abs() * ERROR_GAIN]
     rows, pixels = [], _pixels(field.shape[1:], spacing)
     for axis in range(3):
@@ -104,7 +120,7 @@ def mip_frames(
     Returns:
         uint8 pictures (H, W, 3) with even sides, as video codecs want them.
     """
-    volume = torch.movedim(field.cpu(), 1 + axis, 1)  # [C, up, a, b]
+    volume = torch.movedim(_exposed(field.cpu(), field.cpu()), 1 + axis, 1)  # [C, up, a, b]
     channels, height, a, b = volume.shape
     pixels = list(_pixels(field.shape[1:], spacing))
     tall = pixels.pop(axis)
