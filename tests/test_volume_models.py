@@ -333,6 +333,14 @@ def test_pictures_keep_the_proportions():
         assert abs(np.ptp(high) + 1 - 36) <= 4 and abs(np.ptp(wide) + 1 - 36) <= 4
 
 
+@pytest.mark.parametrize(
+    "axes,spacing,expected",
+    [("zyx", 1.0, (0, False)), ("xyz", (1.0, 1.0, 0.2), (2, False)), ("xzy", (1.0, 1.0, -3.0), (1, True))],
+)
+def test_what_is_upright(axes, spacing, expected):
+    assert VoxelGrid.regular((3, 4, 5), axes=axes, spacing=spacing).upright == expected
+
+
 def test_mip_video_turns(tmp_path):
     volume = torch.zeros(1, 9, 9, 11)
     volume[0, 4, 7, 2] = 1.0

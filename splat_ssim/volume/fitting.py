@@ -273,7 +273,9 @@ class Fitting:
                 self.folder / "pictures" / "slices.png", volume, target.values, spacing=target.grid.spacing
             )
         if config.output.video:
-            save_mip_video(self.folder / "pictures" / "mip.mp4", volume, spacing=target.grid.spacing)
+            axis, runs_down = target.grid.upright
+            upwards = volume.flip(1 + axis) if runs_down else volume
+            save_mip_video(self.folder / "pictures" / "mip.mp4", upwards, axis=axis, spacing=target.grid.spacing)
         write_json(self.folder / "metrics.json", metrics)
         print(
             f"{metrics['psnr3d']:.2f} dB, SSIM3D {metrics['ssim3d']:.4f}, {metrics['parameters']} parameters, "

@@ -107,6 +107,13 @@ class VoxelGrid:
         matrix = self.matrix
         return tuple(float(v) for v in matrix[:3, :3] @ np.asarray(self.start) + matrix[:3, 3])
 
+    @property
+    def upright(self) -> tuple[int, bool]:
+        """The array axis nearest to the world's z, and whether it runs down."""
+        along_z = self.matrix[2, :3] / self.spacing
+        axis = int(np.abs(along_z).argmax())
+        return axis, bool(along_z[axis] < 0)
+
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
         """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""
         return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
