@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,9 @@ SWEEP_SIZES = (
     "256x256x256",
 )
 SWEEP_WINDOWS = (5, 7, 9, 11, 13, 15, 17, 19, 21)
+
+#: Environment in which malloc gives back whatever is freed.
+GIVING_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 #: What identifies a row; measuring again replaces it.
 KEYS = ("name", "size", "batch", "mode", "window", "threads", "device")
@@ -293,7 +296,7 @@ def sweep(arguments: argparse.Namespace, machine: Machine, provenance: dict[str,
 
 def memory(arguments: argparse.Namespace, machine: Machine, provenance: dict[str, object]) -> None:
     """The peak of one call beyond its inputs; each in a process of its own, whose malloc gives everything back."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {**os.environ, **GIVING_MALLOC}
     for size in arguments.sizes:
         dims = len(size.split("x"))
         rows = []
@@ -342,6 +345,11 @@ def extra_memory(candidate: Candidate, size: str, mode: str, device: str) -> int
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+    return peak_beyond(call)
+
+
+def peak_beyond(call: Callable[[], object]) -> int:
+    """Bytes that this process holds at the peak of one call beyond what it holds before it; on the CPU."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     call()
@@ -366,10 +374,10 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def update(path: Path, rows: list[dict]) -> None:
+def update(path: Path, rows: list[dict], keys: Sequence[str] = KEYS) -> None:
     """Writes the rows to the file, each in place of an older one with the same keys."""
     rows = [{key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in r.items()} for r in rows]
-    merged = {tuple(row.get(key) for key in KEYS): row for row in [*read(path), *rows]}
+    merged = {tuple(row.get(key) for key in keys): row for row in [*read(path), *rows]}
     columns = list(dict.fromkeys(column for row in merged.values() for column in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -444,6 +452,18 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def describe(machine: Machine) -> dict[str, object]:
+    """What a row's figures belong to, the machine's peaks at this time included."""
+    return {
+        "fma_gflops": machine.fma_peak() / 1e9,
+        "copy_gb_s": machine.copy_peak() / 1e9,
+        "threads": machine.threads,
+        "device": machine.name,
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -473,14 +493,7 @@ def main() -> None:
     given, whats = arguments.sizes, arguments.what or whats
     provenance: dict[str, object] = {}
     if whats != ["plot"]:
-        provenance = {
-            "fma_gflops": machine.fma_peak() / 1e9,
-            "copy_gb_s": machine.copy_peak() / 1e9,
-            "threads": machine.threads,
-            "device": machine.name,
-            "torch": torch.__version__,
-            "commit": commit(),
-        }
+        provenance = describe(machine)
         print(f"{machine.name}, {machine.threads} threads: ", end="")
         print(f"{provenance['fma_gflops']:.0f} GFLOP/s, copy {provenance['copy_gb_s']:.1f} GB/s")
     for name, function, sizes, quick_sizes in (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -145,7 +146,19 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(f"* {size}: {ahead} dB above the better grid of as many numbers.")
     source = next((row["source_bytes"] for row in rows if row["source_bytes"]), None)
     if source is not None:
-        lines.append(f"* The compressed file of the volume has {source} bytes.")
+        lines.append(f"* The compressed file of the volume has {source} bytes, and is lossless.")
+        for size in dict.fromkeys(row["size"] for row in rows):
+            found = [r for r in rows if (r["size"], r["kind"]) == (size, "L1 + SSIM3D") and r["bytes_quantized"]]
+            if found:
+                share = [
+                    statistics.mean(float(r[key]) for r in found) / float(source)
+                    for key in ("bytes", "bytes_quantized")
+                ]
+                psnr = statistics.mean(float(r["psnr3d_quantized"]) for r in found)
+                lines.append(
+                    f"* {size}: the Gaussians are {share[0]:.0%} of that in float32, {share[1]:.0%} quantised, and "
+                    f"then give the volume to {psnr:.2f} dB."
+                )
     return lines
 
 

@@ -34,7 +34,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compares two images, two folders of images with the same names, or two volumes.
 
-    Volumes are read block by block where the format allows (zarr, npy, raw) and may be larger than memory.
+    Volumes are read block by block where the format allows (zarr, npy, raw) and may be larger than memory. They are
+    compared voxel by voxel: spacing and orientation are not looked at, and a map has those of `a`.
 
     Args:
         a: Image, folder or volume file.

@@ -47,6 +47,8 @@ def test_raw_by_shape_and_dtype(tmp_path):
     assert volume.grid.spacing == (2.0, 1.0, 0.5) and volume.grid.origin == (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match="shape and dtype must be given"):
         load_volume(tmp_path / "scan.raw")
+    with pytest.raises(ValueError, match=r"dtype must be one of numpy's, such as \"int16\", got 'short int'"):
+        load_volume(tmp_path / "scan.raw", shape=(2, 3, 4), dtype="short int")
     with pytest.raises(ValueError, match=r"must have 120 bytes .* got 48"):
         load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
 
@@ -105,6 +107,13 @@ def test_wrong_files(tmp_path):
     np.save(tmp_path / "complex.npy", np.zeros((2, 2, 2), complex))
     with pytest.raises(TypeError, match="real numbers, got complex128"):
         load_volume(tmp_path / "complex.npy")
+
+
+def test_an_affine_without_spacing(tmp_path):
+    np.savez(tmp_path / "flat.npz", data=np.zeros((2, 2, 2)), affine=np.diag([0.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"flat.npz: affine must be invertible \(spacing above 0\).* pass spacing=1.0"):
+        load_volume(tmp_path / "flat.npz")
+    assert load_volume(tmp_path / "flat.npz", spacing=2.0).grid.spacing == (2.0, 2.0, 2.0)
 
 
 def test_nan_voxels(tmp_path):

@@ -305,6 +305,42 @@ def test_slice_sheet_shows_field_target_and_error(tmp_path):
     assert save_slice_sheet(tmp_path / "a" / "slices.png", field).stat().st_size > 0
 
 
+def test_colours_are_shown_bright_enough():
+    target = torch.zeros(4, 10, 10, 10)
+    target[:, 2:8, 2:8, 2:8] = torch.tensor([0.1, 0.1, 0.05, 0.0]).reshape(4, 1, 1, 1)
+    target[:2, 5, 5, 5] = 1.0  # One voxel of far more density.
+    shown = slice_sheet(target * 0.5, target, count=2)[16:26, 2:12]  # The first slice of the target.
+    for picture in (shown, *mip_frames(target, frames=2)):
+        red, green, blue = picture.reshape(-1, 3).max(0)
+        assert red >= 250 and 120 <= green <= 135 and blue == 0
+    assert not slice_sheet(target * 0)[2:12, 2:12].any()
+
+
+def test_pictures_keep_the_proportions():
+    """A ball on a grid of unequal spacing is round in every slice and projection."""
+    spacing = (1.0, 2.0, 0.5)
+    z, y, x = torch.meshgrid(
+        *((torch.arange(n) - (n - 1) / 2) * s for n, s in zip((24, 12, 48), spacing, strict=True)), indexing="ij"
+    )
+    ball = ((x**2 + y**2 + z**2).sqrt() < 9).float()[None]
+    sheet = slice_sheet(ball, count=1, spacing=spacing)[..., 0]
+    assert sheet.shape == (3 * (48 + 4), 48 + 4)
+    pictures = [sheet[i * 52 + 2 : i * 52 + 50, 2:50] for i in range(3)]
+    pictures += [frame[..., 0] for frame in mip_frames(ball, frames=4, spacing=spacing)]
+    for picture in pictures:
+        high, wide = (np.flatnonzero((picture > 128).any(axis)) for axis in (1, 0))
+        # 18 across, in pixels of 0.5, to a voxel of the coarsest axis.
+        assert abs(np.ptp(high) + 1 - 36) <= 4 and abs(np.ptp(wide) + 1 - 36) <= 4
+
+
+@pytest.mark.parametrize(
+    "axes,spacing,expected",
+    [("zyx", 1.0, (0, False)), ("xyz", (1.0, 1.0, 0.2), (2, False)), ("xzy", (1.0, 1.0, -3.0), (1, True))],
+)
+def test_what_is_upright(axes, spacing, expected):
+    assert VoxelGrid.regular((3, 4, 5), axes=axes, spacing=spacing).upright == expected
+
+
 def test_mip_video_turns(tmp_path):
     volume = torch.zeros(1, 9, 9, 11)
     volume[0, 4, 7, 2] = 1.0

@@ -58,5 +58,7 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
     if restore_generators:
         torch.set_rng_state(generators["cpu"].cpu())
         if "cuda" in generators and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([generator.cpu() for generator in generators["cuda"]])
+            # The machine that goes on may have fewer devices.
+            states = generators["cuda"][: torch.cuda.device_count()]
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in states])
     return state

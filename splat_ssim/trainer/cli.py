@@ -82,10 +82,10 @@ def call(path: str, arguments: Sequence[str] | None = None) -> Any:
 
 @contextmanager
 def _one_sentence_errors() -> Iterator[None]:
-    """Ends the program with one sentence for what the user can put right: our own ValueErrors say what was required."""
+    """Ends the program with one sentence for what the user can put right: our own errors say what was required."""
     try:
         yield
-    except ValueError as wrong:
+    except (ValueError, FileNotFoundError, ImportError) as wrong:
         frames = traceback.extract_tb(wrong.__traceback__)
         if Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
             sys.exit(f"error: {wrong}")

@@ -39,9 +39,9 @@ class Crop:
             cropped = cropped.narrow(axis - 3, self.core_start[axis], self.core_shape[axis])
         return cropped
 
-    def mask(self) -> Tensor:
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
         """(1, 1, *shape) weights for a loss: 1 in the core, 0 in the halo."""
-        mask = torch.zeros(1, 1, *self.shape)
+        mask = torch.zeros(1, 1, *self.shape, device=device)
         self.core(mask).fill_(1.0)
         return mask
 

@@ -45,7 +45,7 @@ def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
 
 
 def load_gaussians_ply(path: str | Path) -> GaussianField:
-    """Reads what `save_gaussians_ply` wrote.
+    """Reads what `save_gaussians_ply` wrote, to the CPU.
 
     Raises:
         ValueError: No such PLY.
@@ -122,7 +122,7 @@ def save_quantized(
     if any(not 2 <= b <= 16 for b in bits.values()):
         raise ValueError(f"bits must be from 2 to 16, got {bits}")
     order = morton_order(field.tensors["means"], grid, cell=1.0)
-    tensors = {name: tensor.detach()[order].numpy().astype(np.float64) for name, tensor in field.tensors.items()}
+    tensors = {name: tensor.detach()[order].cpu().numpy().astype(np.float64) for name, tensor in field.tensors.items()}
     header: dict = {"count": len(field), "fields": {}}
     streams = []
     for name, values in tensors.items():
@@ -148,7 +148,7 @@ def save_quantized(
 
 
 def load_quantized(path: str | Path) -> GaussianField:
-    """Reads what `save_quantized` wrote.
+    """Reads what `save_quantized` wrote, to the CPU.
 
     Raises:
         ValueError: Another kind of file, or a truncated one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..ops.voxelize_cuda import has_kernels
 from ..registry import get_loss, l1_loss
 from ..trainer.checkpoint import load_checkpoint, save_checkpoint
 from ..trainer.config import write_yaml
 from ..trainer.evaluation import write_json
+from ..trainer.training import pick_device
 from .config import VolumeConfig, VolumeDataConfig
 from .crops import make_crop, random_crop
 from .evaluation import evaluate_volume
@@ -47,6 +50,11 @@ class Target:
     normalization: Normalization
     mask: Tensor | None  # [1, 1, n0, n1, n2]
 
+    def to(self, device: torch.device) -> Target:
+        """The same with its tensors on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Target(self.values.to(device), self.grid, self.normalization, mask)
+
 
 def fit(config: VolumeConfig) -> dict[str, Any]:
     """Runs a config: volume, fit, evaluation, export. Returns what metrics.json holds.
@@ -59,12 +67,33 @@ def fit(config: VolumeConfig) -> dict[str, Any]:
     return fitting.finish()
 
 
+def pick_volume_device(config: VolumeConfig) -> torch.device:
+    """The device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
+
+    Raises:
+        ValueError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
+    """
+    device = pick_device(config.device)
+    if device.type != "cuda" or config.model.name != "gaussians":
+        return device
+    # By the definition in plain torch, on whatever device, every Gaussian meets every voxel.
+    if has_kernels(torch.device("cuda", torch.cuda.current_device())):
+        return device
+    if config.device == "cuda":
+        raise ValueError("--device cuda requires this package's CUDA kernels to fit Gaussians, got none (see above)")
+    return torch.device("cpu")
+
+
 def read_target(path: Path, config: VolumeDataConfig) -> Target:
     """The volume of a file, normalised, with its mask.
 
     Raises:
         ValueError: A volume that does not read, spans no range, or has another shape than its mask.
     """
+    options = list(inspect.signature(load_volume).parameters)[1:]
+    for name in config.read:
+        if name not in options:
+            raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
     volume = load_volume(path, **config.read)
     bounds = None if config.low is None or config.high is None else (config.low, config.high)
     normalization = choose_normalization(
@@ -72,16 +101,33 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     )
     mask = None
     if config.mask is not None:
-        weights = load_volume(config.mask).data
+        mask_volume = load_volume(config.mask)
+        weights = mask_volume.data
         if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
             raise ValueError(
                 f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
                 f"{weights.shape} from {weights.min()} to {weights.max()}"
             )
+        _check_place(mask_volume.grid, volume.grid, given=not {"spacing", "origin", "axes"}.isdisjoint(config.read))
         mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
     # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
     values = np.ascontiguousarray(normalization.apply(volume.data))
     return Target(torch.from_numpy(values), volume.grid, normalization, mask)
+
+
+def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:
+    """Refuses a mask whose file says that it lies elsewhere; `given`: the config says where the volume lies."""
+    silent = VoxelGrid.regular(volume.shape).affine
+    if given or silent in (mask.affine, volume.affine):
+        return
+    # To a tenth of a voxel over the whole volume: headers keep float32.
+    corners = torch.tensor(volume.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
+    apart = float((mask.to_index(volume.to_world(corners)) - corners).abs().max())
+    if apart > 0.1:
+        raise ValueError(
+            f"mask must lie where the volume does, got an affine that puts it up to {apart:.3g} voxels away; "
+            f"mask {[list(row) for row in mask.affine[:3]]}, volume {[list(row) for row in volume.affine[:3]]}"
+        )
 
 
 class Fitting:
@@ -89,11 +135,11 @@ class Fitting:
 
     def __init__(self, config: VolumeConfig) -> None:
         self.config = config = config.resolved()
-        if config.device == "cuda":
-            raise ValueError("a volume is fitted on the CPU: --device must be auto or cpu, got cuda")
+        self.device = pick_volume_device(config)
         torch.manual_seed(config.seed)
         self.loss = get_loss(config.loss, **config.loss_kwargs)
-        self.target = read_target(config.data_dir, config.data)
+        self.target = read_target(config.data_dir, config.data).to(self.device)
+        # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None
         self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
@@ -122,10 +168,13 @@ class Fitting:
             loss = self.fit_step(self.step)
             self.step += 1
             self.change_model()
+            report = self.step % REPORT_EVERY == 0 or self.step == config.steps
+            if report:
+                # Waits for the device: so the seconds are those of the work, not of handing it over.
+                self.last_loss = float(loss)
             self.train_seconds += time.perf_counter() - start
             bar.update()
-            if self.step % REPORT_EVERY == 0 or self.step == config.steps:
-                self.last_loss = float(loss)
+            if report:
                 bar.set_postfix(loss=f"{self.last_loss:.4g}", parameters=self.parameters, refresh=False)
             if config.output.eval_every and self.step % config.output.eval_every == 0 and self.step < config.steps:
                 result = self.evaluate()
@@ -144,7 +193,7 @@ class Fitting:
         mask: Tensor | None
         if config.crop:
             crop = random_crop(shape, config.crop, halo=HALO, generator=self.generator)
-            mask = crop.mask() if target.mask is None else crop.mask() * crop.of(target.mask)
+            mask = crop.mask(self.device) if target.mask is None else crop.mask(self.device) * crop.of(target.mask)
         else:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
         pred, wanted = self.model(crop.grid(target.grid)), crop.of(target.values)
@@ -208,21 +257,25 @@ class Fitting:
             "bytes": self.model.nbytes,
             "train_seconds": round(self.train_seconds, 3),
             "step": self.step,
-            "device": "cpu",
+            "device": self.device.type,
             "loss": config.loss,
             "final_loss": self.last_loss,
         }
         if config.data_dir.is_file():
             metrics["source_bytes"] = config.data_dir.stat().st_size
         if config.output.format:
-            data = target.normalization.invert(volume.numpy())
+            data = target.normalization.invert(volume.cpu().numpy())
             save_volume(self.folder / f"volume.{config.output.format}", Volume(data, target.grid))
         if isinstance(self.model, GaussianField):
             metrics.update(self._export_gaussians(self.model))
         if config.output.slices:
-            save_slice_sheet(self.folder / "pictures" / "slices.png", volume, target.values)
+            save_slice_sheet(
+                self.folder / "pictures" / "slices.png", volume, target.values, spacing=target.grid.spacing
+            )
         if config.output.video:
-            save_mip_video(self.folder / "pictures" / "mip.mp4", volume)
+            axis, runs_down = target.grid.upright
+            upwards = volume.flip(1 + axis) if runs_down else volume
+            save_mip_video(self.folder / "pictures" / "mip.mp4", upwards, axis=axis, spacing=target.grid.spacing)
         write_json(self.folder / "metrics.json", metrics)
         print(
             f"{metrics['psnr3d']:.2f} dB, SSIM3D {metrics['ssim3d']:.4f}, {metrics['parameters']} parameters, "
@@ -238,7 +291,7 @@ class Fitting:
         if self.config.output.quantized:
             path = save_quantized(self.folder / "gaussians.quantized", field, self.target.grid)
             with torch.no_grad():
-                volume = load_quantized(path)(self.target.grid)
+                volume = load_quantized(path).to(self.device)(self.target.grid)
             volume = volume.clamp(0, 1) if self.target.normalization.clip else volume
             found = evaluate_volume(volume, self.target.values, data_range=self.target.normalization.data_range)
             metrics["bytes_quantized"] = path.stat().st_size
@@ -261,7 +314,7 @@ class Fitting:
         )
 
     def _load(self) -> None:
-        state = load_checkpoint(self.folder, torch.device("cpu"))
+        state = load_checkpoint(self.folder, self.device)
         tensors = {name: tensor.detach() for name, tensor in state["tensors"].items()}
         self.model = (
             GaussianField(tensors)
@@ -271,7 +324,7 @@ class Fitting:
         self.optimizer = self._optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.train_seconds, self.last_loss = state["step"], state["train_seconds"], state["last_loss"]
-        self.generator.set_state(state["draws"])
+        self.generator.set_state(state["draws"].cpu())
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]
 

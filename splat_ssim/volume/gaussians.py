@@ -72,7 +72,10 @@ class GaussianField(nn.Module):
             grid: Its voxels.
             count: How many Gaussians; at most the number of voxels.
             spread: Standard deviation over the local distance of Gaussians.
-            generator: Source of the random positions.
+            generator: Source of the random positions, on the CPU.
+
+        Returns:
+            The field, on the target's device; draws are made on the CPU, the same for every device.
 
         Raises:
             ValueError: A count that does not fit.
@@ -98,7 +101,7 @@ class GaussianField(nn.Module):
 
 def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
     """`count` different flat indices, drawn in proportion to the weights (Gumbel's trick; no limit on the voxels)."""
-    noise = torch.rand(weight.numel(), generator=generator).clamp_(1e-20, 1.0 - 1e-7)
+    noise = torch.rand(weight.numel(), generator=generator).to(weight.device).clamp_(1e-20, 1.0 - 1e-7)
     keys = weight.flatten().clamp(min=1e-30).log() - (-noise.log()).log()
     return keys.topk(count, sorted=False).indices.sort().values
 
@@ -114,18 +117,19 @@ def new_gaussians(
     """Gaussians in the chosen voxels, along the axes of the lattice but for a little, and round where voxels are cubes.
 
     Args:
-        chosen: (N,) flat indices of voxels.
+        chosen: (N,) flat indices of voxels, on the device the Gaussians shall be on.
         sigma: Standard deviation in voxels, one or (N,).
         values: (C, n0, n1, n2): the density (channel 0) each gets, and the other channels over it as features.
         grid: The voxels.
-        generator: Source of the places inside the voxels and of the orientations.
+        generator: Source of the places inside the voxels and of the orientations, on the CPU.
     """
-    count = len(chosen)
+    count, device = len(chosen), chosen.device
     indices = torch.stack(torch.unravel_index(chosen, grid.shape), -1).float()
-    indices += torch.rand(count, 3, generator=generator) - 0.5
+    indices += torch.rand(count, 3, generator=generator).to(device) - 0.5
     frame = torch.from_numpy(lattice_frame(grid)).float()
-    quats = frame + 0.1 * torch.randn(count, 4, generator=generator)
-    sizes = torch.as_tensor(sigma, dtype=torch.float32).expand(count)[:, None] * torch.tensor(grid.spacing)
+    quats = (frame + 0.1 * torch.randn(count, 4, generator=generator)).to(device)
+    sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=device).expand(count)
+    sizes = sigmas[:, None] * torch.tensor(grid.spacing, device=device)
     at = values.flatten(1)[:, chosen]  # [C, N]
     tensors = {
         "means": grid.to_world(indices),
@@ -199,14 +203,14 @@ class CappedGrowth:
             optimizer: Its state follows the Gaussians; new ones start from zero.
             target: (C, n0, n1, n2).
             grid: Its voxels.
-            generator: Source of the draws.
+            generator: Source of the draws, on the CPU.
         """
         if step not in self.at_steps:
             return False
         left = len(self.at_steps) - self.at_steps.index(step)
         with torch.no_grad():
             residual = torch.stack([blur(channel) for channel in target - field(grid)])
-            keep = torch.arange(len(field))
+            keep = torch.arange(len(field), device=target.device)
             replaced = int(self.recycle * len(field))
             if replaced:
                 tensors = field.tensors
@@ -218,7 +222,7 @@ class CappedGrowth:
             chosen = sample_voxels(residual.square().sum(0), grown, generator)
             new = new_gaussians(chosen, self.sigma, residual, grid, generator)
             # Where many are put close together, each takes its share: together they must not overshoot.
-            alone = GaussianField({**new, "densities": torch.ones(grown)})
+            alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
             new["densities"] /= alone(grid)[0].flatten()[chosen].clamp(min=1.0)
         if "features" in new:
             # The residual's own ratios may be anything; the colour of the target is a better start.

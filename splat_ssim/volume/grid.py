@@ -11,8 +11,11 @@ _IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
 
 
 def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
-    vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,)) if np.ndim(value) <= 1 else None
-    if vector is None or not np.isfinite(vector).all():
+    try:
+        vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,))
+    except (ValueError, TypeError):
+        vector = np.full(3, np.nan)
+    if not np.isfinite(vector).all():
         raise ValueError(f"{name} must be one finite number or three (x, y, z), got {value!r}")
     return vector
 
@@ -103,6 +106,13 @@ class VoxelGrid:
         """World x, y, z of the array's first voxel."""
         matrix = self.matrix
         return tuple(float(v) for v in matrix[:3, :3] @ np.asarray(self.start) + matrix[:3, 3])
+
+    @property
+    def upright(self) -> tuple[int, bool]:
+        """The array axis nearest to the world's z, and whether it runs down."""
+        along_z = self.matrix[2, :3] / self.spacing
+        axis = int(np.abs(along_z).argmax())
+        return axis, bool(along_z[axis] < 0)
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
         """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""

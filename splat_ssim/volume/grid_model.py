@@ -63,6 +63,7 @@ class GridField(nn.Module):
         for axis in range(3):
             start = grid.start[axis] - self.grid.start[axis]
             matrix = interpolation_matrix(volume.shape[1 + axis], self.grid.shape[axis], start, grid.shape[axis])
+            matrix = matrix.to(volume.device)
             volume = torch.movedim(torch.tensordot(matrix, volume, ([1], [1 + axis])), 0, 1 + axis)
         return volume
 
@@ -79,7 +80,7 @@ class GridField(nn.Module):
             raise ValueError(f"shape must be from 1 to {grid.shape} nodes, got {tuple(shape)}")
         values = target.double()
         for axis, nodes in enumerate(shape):
-            inverse = torch.linalg.pinv(interpolation_matrix(nodes, grid.shape[axis]).double())
+            inverse = torch.linalg.pinv(interpolation_matrix(nodes, grid.shape[axis]).double()).to(values.device)
             values = torch.movedim(torch.tensordot(inverse, values, ([1], [1 + axis])), 0, 1 + axis)
         return cls(values.float().contiguous(), grid)
 

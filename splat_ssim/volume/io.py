@@ -131,7 +131,10 @@ def load_volume(
             axes=axes,
         )
     else:
-        grid = VoxelGrid(data.shape[1:], np.asarray(affine).tolist())
+        try:
+            grid = VoxelGrid(data.shape[1:], np.asarray(affine).tolist())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; pass spacing=1.0 to replace what the file says") from None
     return Volume(_finite(data, path, nonfinite), grid)
 
 
@@ -240,9 +243,13 @@ def _read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | N
     dtype = dtype if dtype is not None else described.get("dtype")
     if not shape or dtype is None:
         raise ValueError(f"{path} is raw: shape and dtype must be given, got shape={shape or None}, dtype={dtype}")
-    wanted, found = math.prod(shape) * np.dtype(dtype).itemsize, path.stat().st_size
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f'{path} is raw: dtype must be one of numpy\'s, such as "int16", got {dtype!r}') from None
+    wanted, found = math.prod(shape) * dtype.itemsize, path.stat().st_size
     if wanted != found:
-        raise ValueError(f"{path} must have {wanted} bytes for shape {shape} of {np.dtype(dtype)}, got {found}")
+        raise ValueError(f"{path} must have {wanted} bytes for shape {shape} of {dtype}, got {found}")
     return np.memmap(path, dtype=dtype, mode="r", shape=shape), described.get("affine")
 
 

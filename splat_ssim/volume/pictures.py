@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,6 +14,9 @@ from torch import Tensor
 
 #: The error is shown times this, so that one grey level in ten is seen.
 ERROR_GAIN = 5.0
+
+#: Volumes of unequal spacing are shown at most so large.
+_LARGEST = 2048
 
 
 def _grey_or_colour(plane: Tensor) -> np.ndarray:
@@ -25,51 +29,102 @@ def _grey_or_colour(plane: Tensor) -> np.ndarray:
     return (plane.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def slice_sheet(field: Tensor, target: Tensor | None = None, *, count: int = 5) -> np.ndarray:
+def _exposed(volume: Tensor, like: Tensor) -> Tensor:
+    """Four channels with colours as bright as the eye wants them: all but the brightest hundredth of `like`'s below 1.
+
+    Densities add up where Gaussians overlap, so that the largest is far above what most voxels have.
+    """
+    if volume.shape[0] != 4:
+        return volume
+    bright = like[1:].amax(0)
+    bright = bright[bright > 0]
+    level = float(np.percentile(bright.numpy(), 99)) if len(bright) else 1.0
+    return torch.cat([volume[:1], volume[1:] / min(1.0, level)])
+
+
+def _pixels(shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[int, ...]:
+    """Pixels along each axis of a volume that is shown in its proportions: a voxel's shortest edge is one."""
+    if spacing is None or max(spacing) < 1.001 * min(spacing):
+        return tuple(shape)
+    extents = [n * s for n, s in zip(shape, spacing, strict=True)]
+    pixel = max(min(spacing), max(extents) / _LARGEST)
+    return tuple(max(1, round(extent / pixel)) for extent in extents)
+
+
+def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) with another number of pixels for the same extent."""
+    if tuple(plane.shape[1:]) == size:
+        return plane
+    return F.interpolate(plane[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def slice_sheet(
+    field: Tensor, target: Tensor | None = None, *, count: int = 5, spacing: Sequence[float] | None = None
+) -> np.ndarray:
     """Slices across each axis, (H, W, 3) uint8.
 
     Args:
         field: (C, n0, n1, n2), values in [0, 1].
         target: The same: under each slice of the field comes the target's, and |field - target| times 5.
         count: Slices an axis, evenly spaced between the borders.
+        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions; equal by default.
 
     Returns:
         For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
-        slice runs up.
+        slice runs up. Colours weighted by density are shown brighter, see `_exposed`.
     """
+    field = field.cpu()
+    target = None if target is None else target.cpu()
+    exposure = field if target is None else target
+    field = _exposed(field, exposure)
+    target = None if target is None else _exposed(target, exposure)
     volumes = [field] if target is None else [field, target, (field - target).abs() * ERROR_GAIN]
-    rows = []
+    rows, pixels = [], _pixels(field.shape[1:], spacing)
     for axis in range(3):
+        size = (pixels[1 if axis == 0 else 0], pixels[1 if axis == 2 else 2])
         at = [round((i + 0.5) * field.shape[1 + axis] / count - 0.5) for i in range(count)]
         for volume in volumes:
-            planes = [_grey_or_colour(volume.select(1 + axis, index)).transpose(1, 0, 2)[::-1] for index in at]
+            shown = [_resized(volume.select(1 + axis, index), size) for index in at]
+            planes = [_grey_or_colour(plane).transpose(1, 0, 2)[::-1] for plane in shown]
             rows.append(np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=40) for p in planes], 1))
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=40) for r in rows])
 
 
-def save_slice_sheet(path: str | Path, field: Tensor, target: Tensor | None = None, *, count: int = 5) -> Path:
+def save_slice_sheet(
+    path: str | Path,
+    field: Tensor,
+    target: Tensor | None = None,
+    *,
+    count: int = 5,
+    spacing: Sequence[float] | None = None,
+) -> Path:
     """Writes `slice_sheet` as a picture; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, slice_sheet(field, target, count=count))
+    imageio.imwrite(path, slice_sheet(field, target, count=count, spacing=spacing))
     return path
 
 
-def mip_frames(field: Tensor, *, frames: int = 48, axis: int = 2) -> list[np.ndarray]:
+def mip_frames(
+    field: Tensor, *, frames: int = 48, axis: int = 2, spacing: Sequence[float] | None = None
+) -> list[np.ndarray]:
     """Maximum-intensity projections of a volume that turns about one of its axes.
 
     Args:
         field: (C, n0, n1, n2), values in [0, 1].
         frames: Pictures a turn.
         axis: The array axis that stays upright.
+        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions; equal by default.
 
     Returns:
         uint8 pictures (H, W, 3) with even sides, as video codecs want them.
     """
-    volume = torch.movedim(field, 1 + axis, 1)  # [C, up, a, b]
+    volume = torch.movedim(_exposed(field.cpu(), field.cpu()), 1 + axis, 1)  # [C, up, a, b]
     channels, height, a, b = volume.shape
-    side = math.ceil(math.hypot(a, b))
+    pixels = list(_pixels(field.shape[1:], spacing))
+    tall = pixels.pop(axis)
+    side = math.ceil(math.hypot(*pixels))
     # Every plane across the axis is turned alike: one 2D sampling with all planes as channels.
     planes = volume.reshape(1, channels * height, a, b)
     ticks = (torch.arange(side, dtype=torch.float32) - (side - 1) / 2) * 2
@@ -77,18 +132,30 @@ def mip_frames(field: Tensor, *, frames: int = 48, axis: int = 2) -> list[np.nda
     pictures = []
     for i in range(frames):
         angle = 2 * math.pi * i / frames
-        first = (math.cos(angle) * depth - math.sin(angle) * across) / max(a - 1, 1)
-        second = (math.sin(angle) * depth + math.cos(angle) * across) / max(b - 1, 1)
+        # From pixels to voxels, and those from -1 on the first to 1 on the last.
+        first = (math.cos(angle) * depth - math.sin(angle) * across) * (a / pixels[0] / max(a - 1, 1))
+        second = (math.sin(angle) * depth + math.cos(angle) * across) * (b / pixels[1] / max(b - 1, 1))
         turned = F.grid_sample(planes, torch.stack([second, first], -1)[None], align_corners=True)
         picture = turned.reshape(channels, height, side, side).amax(2).flip(1)  # [C, up, across]
-        picture = F.pad(picture, (0, side % 2, 0, height % 2))
+        picture = _resized(picture, (tall, side))
+        picture = F.pad(picture, (0, side % 2, 0, tall % 2))
         pictures.append(_grey_or_colour(picture))
     return pictures
 
 
-def save_mip_video(path: str | Path, field: Tensor, *, frames: int = 48, axis: int = 2, fps: int = 16) -> Path:
+def save_mip_video(
+    path: str | Path,
+    field: Tensor,
+    *,
+    frames: int = 48,
+    axis: int = 2,
+    spacing: Sequence[float] | None = None,
+    fps: int = 16,
+) -> Path:
     """Writes `mip_frames` as an MP4; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, np.stack(mip_frames(field, frames=frames, axis=axis)), fps=fps, macro_block_size=2)
+    imageio.imwrite(
+        path, np.stack(mip_frames(field, frames=frames, axis=axis, spacing=spacing)), fps=fps, macro_block_size=2
+    )
     return path

@@ -78,13 +78,13 @@ class StrategyGrowth:
         if gradient is None:
             raise ValueError("a strategy needs the gradients of the step: call it before they are cleared")
         params, optimizers = self._shown(field, optimizer)
-        means2d = torch.zeros(1, len(field), 2, requires_grad=True)
+        means2d = torch.zeros(1, len(field), 2, device=gradient.device, requires_grad=True)
         info = {
             **{"width": 2, "height": 2, "n_cameras": 1, "gaussian_ids": None},
-            **{"means2d": means2d, "radii": torch.ones(1, len(field), 2)},
+            **{"means2d": means2d, "radii": torch.ones_like(means2d)},
         }
         self.strategy.step_pre_backward(params, optimizers, self.state, step, info)
-        means2d.grad = torch.zeros(1, len(field), 2)
+        means2d.grad = torch.zeros_like(means2d)
         lengths = gradient.norm(dim=1) * (self.voxels * self.voxel_size)
         means2d.grad[0, :, 0] = lengths
         if self.threshold is not None and step % self.strategy.refine_every == 0:
@@ -125,7 +125,8 @@ class StrategyGrowth:
         opacities = field.tensors["densities"].detach().abs().clamp(1e-6, 1 - 1e-6)
         params["opacities"] = nn.Parameter(torch.logit(opacities), requires_grad=False)
         # Which Gaussian each one comes from: strategies copy parameters that they do not know.
-        params["origin"] = nn.Parameter(torch.arange(len(field)), requires_grad=False)
+        origin = torch.arange(len(field), device=opacities.device)
+        params["origin"] = nn.Parameter(origin, requires_grad=False)
         groups = {_NAMES[group["name"]]: _Group(optimizer.state, [group]) for group in optimizer.param_groups}
         return params, groups
 

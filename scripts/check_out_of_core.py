@@ -1,0 +1,122 @@
+"""SSIM3D of two zarr volumes through dask: equal to the value in memory, in how much memory and time.
+
+    python scripts/check_out_of_core.py --size 512
+
+Writes two volumes of size³ float32 voxels plane by plane, takes their SSIM3D in a fresh process by
+`splat_ssim.distributed.ssim3d` and in another with both volumes whole in memory, and prints a JSON line of both values,
+their difference, and each process's peak resident memory (interpreter and libraries included). Fails where the values
+differ by more than 1e-7, or the first process's peak exceeds --limit-mb.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+# The repository's own package where none is installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+SLAB = 32
+
+
+@dataclass
+class Options:
+    """Compares the two ways on volumes of size³ voxels."""
+
+    size: int = 512
+    #: Edge of dask's blocks; by default the package's.
+    block: int | None = None
+    #: dask's threads.
+    workers: int = 2
+    limit_mb: float = 1000.0
+    #: Where the volumes are written; by default a temporary folder.
+    folder: Path | None = None
+    #: Only this way, of volumes that are in the folder already: what each process is told.
+    only: Literal["", "dask", "in-memory"] = ""
+
+
+def slabs(size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """First plane and voxels of both volumes: a smooth field and noise, the second with more noise; 8 bits deep."""
+    generator = np.random.default_rng(0)
+    wave = np.sin(np.arange(size) * 0.1)
+    for start in range(0, size, SLAB):
+        z = wave[start : start + SLAB, None, None]
+        smooth = 0.5 + 0.2 * (z * wave[None, :, None] + wave[None, None, :])
+        first = smooth + 0.05 * generator.standard_normal(smooth.shape, np.float32)
+        second = first + 0.05 * generator.standard_normal(smooth.shape, np.float32)
+        yield start, *(np.round(255 * np.clip(v, 0, 1)).astype(np.float32) / 255 for v in (first, second))
+
+
+def write(folder: Path, size: int) -> None:
+    """Writes a.zarr and b.zarr."""
+    import zarr
+
+    arrays = [
+        zarr.create_array(
+            store=str(folder / name), shape=(size,) * 3, dtype="f4", chunks=(min(64, size),) * 3, overwrite=True
+        )
+        for name in ("a.zarr", "b.zarr")
+    ]
+    for start, *values in slabs(size):
+        for array, voxels in zip(arrays, values, strict=True):
+            array[start : start + SLAB] = voxels
+
+
+def measure(options: Options, folder: Path) -> dict[str, float]:
+    """Value, seconds and peak of this process."""
+    import dask
+
+    from splat_ssim import distributed, ssim3d
+    from splat_ssim.volume.io import open_array
+
+    volumes = [open_array(folder / name) for name in ("a.zarr", "b.zarr")]
+    start = time.perf_counter()
+    if options.only == "dask":
+        with dask.config.set(scheduler="threads", num_workers=options.workers):
+            value = distributed.ssim3d(*volumes, block=options.block or distributed.BLOCK)
+    else:
+        import torch
+
+        # The map's mean in float64: the mean of a float32 sum of so many voxels would be the less exact of the two.
+        whole = [torch.from_numpy(volume[...])[None, None] for volume in volumes]
+        value = float(ssim3d(*whole, reduction="none").mean(dtype=torch.float64))
+    seconds = time.perf_counter() - start
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    return {"value": value, "seconds": round(seconds, 2), "peak_mb": round(peak, 1)}
+
+
+def main(options: Options) -> int:
+    """Runs both ways; returns 1 where they differ or dask's took too much memory."""
+    if options.only:
+        if options.folder is None:
+            raise ValueError("--only needs the --folder that holds a.zarr and b.zarr")
+        print(json.dumps(measure(options, options.folder)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, options.size)
+        found = {}
+        for only in ("dask", "in-memory"):
+            line = [sys.executable, __file__, "--only", only, "--folder", str(folder)]
+            line += ["--workers", str(options.workers), *(("--block", str(options.block)) if options.block else ())]
+            done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
+            found[only] = json.loads(done.stdout.splitlines()[-1])
+    difference = abs(found["dask"]["value"] - found["in-memory"]["value"])
+    print(json.dumps({"size": options.size, "workers": options.workers, "difference": difference, **found}))
+    return int(difference > 1e-7 or found["dask"]["peak_mb"] > options.limit_mb)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

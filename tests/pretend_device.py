@@ -1,0 +1,86 @@
+"""A device that is not the CPU, where there is none: tensors that say "meta" and compute on the CPU.
+
+Inside `pretend_device()` an operation on tensors of device("meta") works, on hidden CPU tensors, and raises what CUDA
+would: for tensors of both devices in one operation (numbers without axes, and CPU indices, excepted), for a CPU
+generator that is to draw on the device, and for `.numpy()`.
+"""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+
+#: Operations that copy between devices.
+_COPIES = ("aten::_to_copy", "aten::copy_", "aten::to")
+
+
+class _Pretend(torch.Tensor):
+    @staticmethod
+    def __new__(cls, hidden):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, hidden.shape, hidden.stride(), hidden.storage_offset(), dtype=hidden.dtype, device=DEVICE
+        )
+
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+    def __repr__(self):
+        return f"pretend({self.hidden!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        return _run(function, arguments, keywords or {})
+
+
+def _run(function, arguments, keywords):
+    tensors = [t for t in tree_flatten((arguments, keywords))[0] if isinstance(t, torch.Tensor)]
+    here, away = [[t for t in tensors if isinstance(t, _Pretend) == wanted] for wanted in (True, False)]
+    name = function._schema.name
+    if here and name not in _COPIES:
+        if name in ("aten::index.Tensor", "aten::index", "aten::index_put_", "aten::index_put"):
+            away = away[:0]
+        if any(t.ndim for t in away):
+            shapes = [tuple(t.shape) for t in away]
+            raise RuntimeError(f"{name}: all tensors must be on the same device, got some on the CPU: {shapes}")
+    device, generator = keywords.get("device"), keywords.get("generator")
+    on_device = torch.device(device) == DEVICE if device is not None else bool(here)
+    if on_device and generator is not None:
+        raise RuntimeError(f"{name}: a generator on the device must be given, got one on {generator.device}")
+    if device is not None and torch.device(device) == DEVICE:
+        keywords = {**keywords, "device": "cpu"}
+    arguments, plain = tree_map(lambda t: t.hidden if isinstance(t, _Pretend) else t, (arguments, keywords))
+    result = function(*arguments, **plain)
+    if name.endswith("_") and name != "aten::_to_copy" and isinstance(here[0] if here else None, _Pretend):
+        # In place: the caller's tensor, whose hidden one has changed.
+        return result if not isinstance(result, torch.Tensor) else here[0]
+    if not on_device:
+        return result
+    return tree_map(lambda t: _Pretend(t) if isinstance(t, torch.Tensor) else t, result)
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        return _run(function, arguments, keywords or {})
+
+
+def _constants(make):
+    """`torch.tensor(numbers, device=...)`, which never comes to a dispatch mode as such."""
+
+    def made(*arguments, device=None, **keywords):
+        if device is not None and torch.device(device) == DEVICE:
+            return make(*arguments, **keywords).to(DEVICE)
+        return make(*arguments, device=device, **keywords)
+
+    return made
+
+
+@contextmanager
+def pretend_device():
+    """Makes tensors on device("meta") compute."""
+    patched = [mock.patch.object(torch, name, _constants(getattr(torch, name))) for name in ("tensor", "as_tensor")]
+    with patched[0], patched[1], _Mode():
+        yield DEVICE
