@@ -14,7 +14,7 @@ from torch import Tensor
 
 from splat_ssim import distributed, functional
 from splat_ssim.reference import MS_SSIM_WEIGHTS
-from splat_ssim.volume.io import Volume, load_volume, open_array, save_volume, volume_format
+from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -181,11 +181,13 @@ def _compare_volumes(
 
 
 def _save_map(path: Path, ssim_map: Any, like: Path, *, radius: int) -> None:
-    """Writes the map: to zarr block by block, else whole where `like` has its voxels."""
+    """Writes the map where `like` has its voxels: to zarr block by block, else whole."""
+    grid = open_grid(like).crop((radius,) * 3, ssim_map.shape[1:])
     if volume_format(path) == "zarr":
         import dask.array as da
+        import zarr
 
         da.to_zarr(ssim_map.rechunk((1, 64, 64, 64)), str(path), overwrite=True)
+        zarr.open(str(path), mode="r+").attrs["affine"] = grid.rebased().matrix.tolist()
         return
-    values = np.asarray(ssim_map.compute(), np.float32)
-    save_volume(path, Volume(values, load_volume(like).grid.crop((radius,) * 3, values.shape[1:])))
+    save_volume(path, Volume(np.asarray(ssim_map.compute(), np.float32), grid))

@@ -208,7 +208,8 @@ def test_compare_volumes(tmp_path):
     np.testing.assert_allclose(written.data, whole(first, second, data_range=span, reduction="none")[0], atol=2e-6)
     np.testing.assert_allclose(written.grid.matrix, grid.matrix)
     compare(a, b, map=tmp_path / "map.zarr", padding="valid", data_range=1.0)
-    assert load_volume(tmp_path / "map.zarr").data.shape == (1, 20, 18, 16)
+    inside = load_volume(tmp_path / "map.zarr")
+    assert inside.data.shape == (1, 20, 18, 16) and inside.grid == grid.crop((5, 5, 5), (20, 18, 16)).rebased()
     data = [(255 * v).astype(np.uint8) for v in (first, second)]
     for name, values in zip("cd", data, strict=True):
         np.save(tmp_path / f"{name}.npy", values[0])

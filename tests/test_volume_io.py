@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from splat_ssim.volume import VoxelGrid
-from splat_ssim.volume.io import Volume, load_volume, open_array, save_volume, volume_format
+from splat_ssim.volume.io import Volume, load_volume, open_array, open_grid, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization, choose_normalization
 
 FORMATS = [".npy", ".npz", ".raw", ".nii.gz", ".nii", ".tif", ".nrrd", ".zarr"]
@@ -29,6 +29,7 @@ def test_round_trip(tmp_path, suffix, channels, dtype):
     assert back.data.dtype == dtype
     # NIfTI keeps its affine in float32.
     np.testing.assert_allclose(back.grid.matrix, grid.matrix, rtol=1e-6, atol=1e-5)
+    assert open_grid(path) == back.grid
     lazily = open_array(path)
     np.testing.assert_array_equal(np.asarray(lazily[...]).reshape(data.shape), data)
 

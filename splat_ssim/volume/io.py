@@ -194,6 +194,18 @@ def open_array(path: str | Path, *, key: str | None = None) -> Any:
     return data[0] if data.shape[0] == 1 else data
 
 
+def open_grid(path: str | Path) -> VoxelGrid:
+    """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_array` leaves them so."""
+    path = Path(path)
+    kind = volume_format(path)
+    if kind not in ("npy", "raw", "zarr"):
+        return load_volume(path).grid
+    array = open_array(path)
+    shape = tuple(array.shape[-3:])
+    affine = array.attrs.get("affine") if kind == "zarr" else _read_sidecar(path).get("affine")
+    return VoxelGrid.regular(shape) if affine is None else VoxelGrid(shape, np.asarray(affine).tolist())
+
+
 # --- the JSON file beside formats that have no place for an affine
 
 
