@@ -12,7 +12,7 @@ from PIL import Image
 
 import splat_ssim
 from splat_ssim.trainer.cli import main, parse
-from splat_ssim.trainer.config import Config, ConfigError, from_mapping, read_yaml, write_yaml
+from splat_ssim.trainer.config import Config, ConfigError, StrategyConfig, from_mapping, read_yaml, write_yaml
 from splat_ssim.trainer.evaluation import evaluate, psnr
 from splat_ssim.trainer.model import create_splats, neighbour_distance
 from splat_ssim.trainer.optimizers import make_optimizers, set_learning_rates
@@ -308,6 +308,10 @@ def test_initial_gaussians(ball):
     splats = create_splats(scene, Config().model, seed=0, device=torch.device("cpu"))
     assert len(splats["means"]) == 1543
     torch.testing.assert_close(torch.sigmoid(splats["opacities"]), torch.full((1543,), 0.1))
+    few = create_splats(scene, Config().model, seed=0, device=torch.device("cpu"), most=50)
+    assert {len(value) for value in few.values()} == {50}
+    assert StrategyConfig(name="capped", budget=50).most_at_start == 50
+    assert StrategyConfig(name="default", budget=50).most_at_start is None
     # The constant harmonic gives the point's colour back.
     colors = 0.5 + 0.28209479 * splats["sh0"][:, 0]
     torch.testing.assert_close(colors, torch.from_numpy(scene.colors), atol=1e-6, rtol=0)

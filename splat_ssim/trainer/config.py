@@ -133,6 +133,11 @@ class StrategyConfig:
     #: From this step on; by default from refine_stop on.
     high_opacity_start: int | None = None
 
+    @property
+    def most_at_start(self) -> int | None:
+        """How many Gaussians a run may start with: the budget of the strategies that only grow to theirs."""
+        return self.budget if self.name in ("capped", "mcmc") and self.budget_multiplier is None else None
+
 
 @dataclass
 class OutputConfig:

@@ -22,7 +22,9 @@ CARVE_CELLS = 48
 Splats = torch.nn.ParameterDict
 
 
-def create_splats(scene: Scene, config: ModelConfig, *, seed: int, device: torch.device) -> Splats:
+def create_splats(
+    scene: Scene, config: ModelConfig, *, seed: int, device: torch.device, most: int | None = None
+) -> Splats:
     """Gaussians to start from: means, scales (logarithms), quats, opacities (logits), sh0, shN.
 
     Args:
@@ -30,6 +32,7 @@ def create_splats(scene: Scene, config: ModelConfig, *, seed: int, device: torch
         config: Start and highest degree of spherical harmonics.
         seed: Of random positions and rotations.
         device: Where the parameters live.
+        most: How many Gaussians there may be: of more points, as many are drawn.
 
     Returns:
         means (N, 3), scales (N, 3), quats (N, 4) wxyz, opacities (N,), sh0 (N, 1, 3), shN (N, (degree+1)² - 1, 3),
@@ -42,6 +45,9 @@ def create_splats(scene: Scene, config: ModelConfig, *, seed: int, device: torch
         points, colors = random_points(scene, config.init_count, generator), None
     else:
         points, colors = scene.points, scene.colors
+    if most is not None and len(points) > most:
+        drawn = np.sort(generator.choice(len(points), most, replace=False))
+        points, colors = points[drawn], None if colors is None else colors[drawn]
     count = len(points)
     colors = np.full((count, 3), 0.5, np.float32) if colors is None else colors
     distances = neighbour_distance(points)

@@ -62,7 +62,9 @@ class Trainer:
         self.coarse_views: dict[tuple[int, int], View] = {}
         self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
-        self.splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device)
+        self.splats = create_splats(
+            self.scene, config.model, seed=config.seed, device=self.device, most=config.strategy.most_at_start
+        )
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         if config.strategy.budget_multiplier is not None:
             config.strategy.budget = max(1, int(config.strategy.budget_multiplier * len(self.splats["means"])))
