@@ -7,9 +7,10 @@ from gsplat.strategy.base import Strategy
 from splat_ssim import reference
 from splat_ssim.render import rasterization
 from splat_ssim.render.reference import Accumulators
-from splat_ssim.strategy import scoring
+from splat_ssim.strategy import make_strategy, scoring
 from splat_ssim.strategy.scoring import ViewStats, budget_curve
 from splat_ssim.strategy.taming import TamingStrategy, _draw
+from splat_ssim.trainer.config import Config, from_mapping
 from splat_ssim.trainer.data import View
 from splat_ssim.trainer.scoring import score_views
 
@@ -400,6 +401,12 @@ class TestStrategy:
         assert asked == [10] * 4
         assert state["num_gaussians"] == state["budget_curve"] == budget_curve(60, 150, 4)
         assert len(params["means"]) == 150
+
+    @pytest.mark.parametrize("name", ["default", "taming"])
+    def test_the_config_says_who_is_cloned_and_who_is_split(self, name):
+        for values, wanted in (({}, 0.01), ({"grow_scale": 0.002}, 0.002)):
+            config = from_mapping(Config, {"strategy": {"name": name, **values}}, "test").resolved()
+            assert make_strategy(config.strategy, lambda count: iter(())).grow_scale3d == wanted
 
     def test_opacity_reset(self):
         params, optimizers = make_scene(20)
