@@ -102,4 +102,5 @@ def test_finished_scenes_are_set_beside_the_published_figures(tmp_path):
     # Both scenes of Tanks & Temples are there, so their mean is set beside the published 23.89.
     mean = rows["Tanks & Temples", "mean"]
     assert (mean["psnr"], mean["psnr_difference"], mean["lpips"]) == ("23.000", "-0.890", "n/a")
+    assert (mean["num_gaussians_published"], mean["num_gaussians_difference"]) == ("290000", "-289900")
     assert ("Mip-NeRF 360", "mean") not in rows
