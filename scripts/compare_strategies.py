@@ -174,8 +174,9 @@ def write_tables(options: Options, notes: dict[str, str]) -> list[dict[str, Any]
     (folder / "results.md").write_text("\n".join(text) + "\n")
     if rows:
         psnr = {(row["run"], row["seed"]): row["psnr"] for row in rows}
-        series = {name: [psnr.get((name, seed)) for seed in options.seeds] for name in CONTENDERS}
-        bars(folder / "results.png", [f"seed {seed}" for seed in options.seeds], series, "PSNR (dB)")
+        names = list(CONTENDERS)
+        series = {f"seed {seed}": [psnr.get((name, seed)) for name in names] for seed in options.seeds}
+        bars(folder / "results.png", names, series, "PSNR (dB)")
     return rows
 
 
