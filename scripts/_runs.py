@@ -133,6 +133,7 @@ def bars(
         top = max(value for values in series.values() if (value := values[position]) is not None)
         axes.annotate(label, (position, top), ha="center", va="bottom", fontsize=8)
     if len(series) > 1:
-        figure.legend(loc="outside upper center", ncols=len(series))
+        # More in a row would not fit a narrow figure.
+        figure.legend(loc="outside upper center", ncols=min(len(series), 3))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -165,7 +165,7 @@ def write_tables(folder: Path, options: Options, names: Sequence[str], notes: di
             folder / "results.png",
             [line["variant"] for line in lines],
             {"train": [float(line["train seconds"].split()[0]) for line in lines]},
-            "seconds",
+            "training seconds",
             from_zero=True,
             labels=[f"{line['PSNR'].split()[0]} dB" for line in lines],
         )

@@ -3,9 +3,10 @@
     python scripts/compare_strategies.py --seeds 0 1 2
 
 For each seed, DefaultStrategy is trained first and ends with N Gaussians; then TamingStrategy with a budget of N/2 and
-of N, with the same schedule, optimiser (plain Adam) and seed, and again with the config's own optimiser: sparse Adam
-and the lazy SH step, the whole recipe of Taming 3DGS ("recipe-half", "recipe-equal"). The number of Gaussians is held
-to the budget curve at every event.
+of N, with the same schedule, optimiser (plain Adam) and seed. All three are then trained again with the config's own
+optimiser ("recipe-default", "recipe-half", "recipe-equal"): sparse Adam and the lazy SH step, with which TamingStrategy
+is the whole recipe of Taming 3DGS. Each is compared with the DefaultStrategy of its own optimiser and seed, so that a
+difference is the strategy's alone. The number of Gaussians is held to the budget curve at every event.
 Runs that are done are passed over, interrupted ones go on, and one that fails does not stop the others. After each run
 the tables are written anew: results.csv (a row a run), results.md (means over the seeds) and results.png.
 """
@@ -23,14 +24,37 @@ from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, sp
 
 from splat_ssim.trainer.config import OptimizerConfig
 
-#: Run -> the share of DefaultStrategy's Gaussians that is its budget.
-SHARES = {"default": None, "taming-half": 0.5, "taming-equal": 1.0, "recipe-half": 0.5, "recipe-equal": 1.0}
+
+@dataclass(frozen=True)
+class Contender:
+    """One kind of run.
+
+    Attributes:
+        baseline: The run of DefaultStrategy with the same optimiser, which this one is compared with.
+        share: The share of the baseline's Gaussians that is its budget; None for DefaultStrategy itself.
+    """
+
+    baseline: str
+    share: float | None = None
+
+
+#: In the order they are trained in, a baseline before those that need its number of Gaussians.
+CONTENDERS = {
+    "default": Contender("default"),
+    "taming-half": Contender("default", 0.5),
+    "taming-equal": Contender("default", 1.0),
+    "recipe-default": Contender("recipe-default"),
+    "recipe-half": Contender("recipe-default", 0.5),
+    "recipe-equal": Contender("recipe-default", 1.0),
+}
 
 COLUMNS = (
-    "run", "seed", "psnr", "psnr_difference", "ssim", "ssim_difference", "num_gaussians", "budget", "count_is_curve",
-    "train_seconds",
+    "run", "seed", "baseline", "psnr", "psnr_difference", "ssim", "ssim_difference", "num_gaussians", "budget",
+    "count_is_curve", "train_seconds",
 )  # fmt: skip
-SUMMARY = ("run", "PSNR", "to default", "SSIM", "to default, SSIM", "Gaussians", "train seconds", "count is the curve")
+SUMMARY = (
+    "run", "PSNR", "ΔPSNR", "to", "SSIM", "ΔSSIM", "Gaussians", "train seconds", "count is the curve",
+)  # fmt: skip
 
 
 @dataclass
@@ -49,7 +73,7 @@ class Options:
 
 
 def job(name: str, seed: int, budget: int | None, options: Options) -> Job:
-    """The run of a strategy with a seed: with plain Adam, so that the strategies alone differ, but for the recipe's."""
+    """The run of a strategy with a seed, with plain Adam or, for the recipe's, the config's own optimiser."""
     plain = ("--optimizer.name", "adam", "--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
     strategy = (
         ("--strategy.name", "default")
@@ -76,21 +100,24 @@ def count_is_curve(metrics: dict[str, Any]) -> bool:
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each finished run; differences are to DefaultStrategy with the same seed."""
+    """A row for each finished run; differences are to the baseline with the same seed."""
     rows = []
     for seed in seeds:
-        default = read_metrics(folder / f"default_{seed}")
-        for name in SHARES:
+        for name, contender in CONTENDERS.items():
             metrics = read_metrics(folder / f"{name}_{seed}")
-            if metrics is None or default is None:
+            baseline = read_metrics(folder / f"{contender.baseline}_{seed}")
+            if metrics is None or baseline is None:
                 continue
-            tamed = name != "default"
+            tamed = contender.share is not None
             rows.append(
                 {
                     "run": name,
                     "seed": seed,
+                    "baseline": contender.baseline if tamed else None,
                     **{key: metrics[key] for key in ("psnr", "ssim", "num_gaussians", "train_seconds")},
-                    **{f"{key}_difference": metrics[key] - default[key] if tamed else None for key in ("psnr", "ssim")},
+                    **{
+                        f"{key}_difference": metrics[key] - baseline[key] if tamed else None for key in ("psnr", "ssim")
+                    },
                     "budget": metrics["budget"] if tamed else None,
                     "count_is_curve": count_is_curve(metrics) if tamed else None,
                 }
@@ -101,7 +128,7 @@ def rows_of(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Mean and deviation over the seeds of each kind of run."""
     lines = []
-    for name in SHARES:
+    for name in CONTENDERS:
         members = [row for row in rows if row["run"] == name]
         if not members:
             continue
@@ -115,9 +142,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             {
                 "run": name,
                 "PSNR": over("psnr", 2),
-                "to default": over("psnr_difference", 2),
+                "ΔPSNR": over("psnr_difference", 2),
+                "to": members[0]["baseline"] or "",
                 "SSIM": over("ssim", 4),
-                "to default, SSIM": over("ssim_difference", 4),
+                "ΔSSIM": over("ssim_difference", 4),
                 "Gaussians": over("num_gaussians", 0),
                 "train seconds": over("train_seconds", 1),
                 "count is the curve": "" if None in holds else f"{sum(holds)} of {len(holds)} runs",
@@ -135,8 +163,8 @@ def write_tables(options: Options, notes: dict[str, str]) -> list[dict[str, Any]
     text = [
         "# TamingStrategy against DefaultStrategy",
         "",
-        "Same schedule and seed, plain Adam but for the recipe's runs, which have the config's optimiser too; mean ±",
-        "standard deviation over the seeds. Differences are to DefaultStrategy with the same seed, whose number of",
+        "Same schedule and seed; plain Adam, or for recipe-* the config's own optimiser; mean ± standard deviation",
+        "over the seeds. Differences are to DefaultStrategy with the same optimiser and seed, whose number of",
         "Gaussians is the budget of the equal runs and twice that of the half ones.",
         "",
         *markdown_table(SUMMARY, lines),
@@ -146,8 +174,9 @@ def write_tables(options: Options, notes: dict[str, str]) -> list[dict[str, Any]
     (folder / "results.md").write_text("\n".join(text) + "\n")
     if rows:
         psnr = {(row["run"], row["seed"]): row["psnr"] for row in rows}
-        series = {name: [psnr.get((name, seed)) for seed in options.seeds] for name in SHARES}
-        bars(folder / "results.png", [f"seed {seed}" for seed in options.seeds], series, "PSNR (dB)")
+        names = list(CONTENDERS)
+        series = {f"seed {seed}": [psnr.get((name, seed)) for name in names] for seed in options.seeds}
+        bars(folder / "results.png", names, series, "PSNR (dB)")
     return rows
 
 
@@ -157,12 +186,14 @@ def main(options: Options) -> int:
     notes: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
-        for name, share in SHARES.items():
-            default = read_metrics(options.result_dir / f"default_{seed}")
-            if share is not None and default is None:
-                notes[f"{name}_{seed}"] = "skipped: DefaultStrategy, which says its budget, has not finished"
+        for name, contender in CONTENDERS.items():
+            baseline = read_metrics(options.result_dir / f"{contender.baseline}_{seed}")
+            if contender.share is None:
+                notes[f"{name}_{seed}"] = run(job(name, seed, None, options))
+            elif baseline is None:
+                notes[f"{name}_{seed}"] = f"skipped: {contender.baseline}, which says its budget, has not finished"
             else:
-                budget = None if share is None or default is None else max(1, int(share * default["num_gaussians"]))
+                budget = max(1, int(contender.share * baseline["num_gaussians"]))
                 notes[f"{name}_{seed}"] = run(job(name, seed, budget, options))
             print(f"{name}_{seed}: {notes[f'{name}_{seed}']}", flush=True)
             rows = write_tables(options, notes)

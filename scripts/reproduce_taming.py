@@ -72,7 +72,8 @@ PUBLISHED = {
 
 COLUMNS = (
     "dataset", "scene", "psnr", "psnr_published", "psnr_difference", "ssim", "ssim_published", "ssim_difference",
-    "lpips", "lpips_published", "num_gaussians", "num_gaussians_published", "train_seconds", "peak_memory_bytes",
+    "lpips", "lpips_published", "num_gaussians", "num_gaussians_published", "num_gaussians_difference",
+    "train_seconds", "peak_memory_bytes",
 )  # fmt: skip
 
 
@@ -137,6 +138,7 @@ def row(name: str, mode: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "lpips": metrics.get("lpips"),
         "num_gaussians": metrics["num_gaussians"],
         "num_gaussians_published": scene.big if mode == "big" else None,
+        "num_gaussians_difference": metrics["num_gaussians"] - scene.big if mode == "big" else None,
         "train_seconds": metrics["train_seconds"],
         "peak_memory_bytes": metrics.get("peak_memory_bytes"),
     }
@@ -162,6 +164,7 @@ def mean_row(dataset: str, mode: str, rows: Sequence[dict[str, Any]]) -> dict[st
         "ssim_difference": None if ssim is None else means["ssim"] - ssim,
         "lpips_published": lpips,
         "num_gaussians_published": count,
+        "num_gaussians_difference": None if count is None else means["num_gaussians"] - count,
     }
 
 
@@ -170,9 +173,8 @@ def _cell(key: str, value: Any) -> str:
         return "n/a" if key == "lpips" else ""
     if isinstance(value, str):
         return value
-    if key.endswith("difference"):
-        return f"{value:+.3f}"
-    return f"{value:.3f}" if key.split("_")[0] in ("psnr", "ssim", "lpips") else f"{value:.0f}"
+    sign = "+" if key.endswith("difference") else ""
+    return f"{value:{sign}.3f}" if key.split("_")[0] in ("psnr", "ssim", "lpips") else f"{value:{sign}.0f}"
 
 
 def write_table(folder: Path, mode: str, notes: dict[str, str]) -> list[dict[str, Any]]:

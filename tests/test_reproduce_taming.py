@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from splat_ssim.strategy import make_strategy
+from splat_ssim.trainer.config import Config, from_mapping, read_yaml
+from tests.scenes import write_colmap
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "reproduce_taming.py"
 
@@ -24,6 +30,60 @@ def test_dry_run_names_each_scene_s_images_and_budget(tmp_path):
     assert lines[0].endswith("--strategy.budget 1548960") and "taming_big.yaml" in lines[0]
 
 
+@pytest.mark.parametrize("mode,every,events", [("budget", 500, 28), ("big", 100, 144)])
+def test_the_configs_are_the_published_schedule(mode, every, events):
+    path = ROOT / "configs" / f"taming_{mode}.yaml"
+    config = from_mapping(Config, read_yaml(path), str(path)).resolved()
+    strategy = make_strategy(config.strategy, lambda count: iter(()))
+    assert (config.steps, config.model.sh_degree_interval, strategy.num_views) == (30_000, 1000, 10)
+    assert strategy.event_steps == [step for step in range(500 + every, 15_000, every)]
+    assert len(strategy.event_steps) == events
+    assert (strategy.grow_grad2d, strategy.grow_scale3d) == (2e-4, 0.01)
+    assert (strategy.prune_opa, strategy.prune_scale3d, strategy.prune_fraction) == (0.005, 0.1, 0.5)
+    resets = [step for step in range(1, strategy.refine_stop_iter) if step % strategy.reset_every == 0]
+    assert resets == [3000, 6000, 9000, 12000] and strategy.reset_opacity == 0.01
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.sh_every, optimizer.means, optimizer.means_final) == (
+        *("sparse_adam", 16),
+        *(1.6e-4, 1.6e-6),
+    )
+    rates = (optimizer.sh0, optimizer.shN, optimizer.opacities, optimizer.scales, optimizer.quats)
+    assert rates == (2.5e-3, 2.5e-4, 0.025, 5e-3, 1e-3)
+    # The rates other than the positions' do not decay.
+    assert optimizer.decay_start == config.steps
+
+
+def test_a_failed_scene_stops_no_other_and_an_interrupted_one_goes_on(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    (data / "counter").mkdir(parents=True)
+    write_colmap(data / "room")
+    # 60 steps of 30,000.
+    options = ("--dataset-root", data, "--result-dir", out, "--device", "cpu", "--steps-scaler", 0.002)
+    done = run(*options, "--scenes", "counter", "kitchen", "room")
+    assert done.returncode == 1, done.stderr
+    assert "counter: failed with exit status 1; run again to resume it" in done.stdout
+    assert f"kitchen: skipped: {data / 'kitchen'} is missing" in done.stdout
+    assert "room: done" in done.stdout
+    metrics = json.loads((out / "room" / "metrics.json").read_text())
+    # Three points, twice as many in the end.
+    assert metrics["num_gaussians"] == metrics["budget"] == metrics["budget_curve"][-1] == 6
+    assert len(metrics["budget_counts"]) == 28 and metrics["budget_counts"] == metrics["budget_curve"]
+    text = (out / "results.md").read_text()
+    assert "* counter: failed" in text and "* kitchen: skipped" in text and "LPIPS is n/a:" in text
+    assert (out / "results.png").stat().st_size > 0
+    (line,) = csv.DictReader((out / "results.csv").open())
+    assert (line["scene"], line["lpips"], line["num_gaussians"]) == ("room", "n/a", "6")
+    assert line["psnr_published"] == "31.390" and int(line["peak_memory_bytes"]) > 0
+
+    # Killed before it was evaluated: its checkpoint is there.
+    (out / "room" / "metrics.json").unlink()
+    done = run(*options, "--scenes", "room")
+    assert done.returncode == 0 and f"--resume {out / 'room'}" in done.stdout, done.stderr
+    assert json.loads((out / "room" / "metrics.json").read_text())["psnr"] == metrics["psnr"]
+    done = run(*options, "--scenes", "room")
+    assert done.returncode == 0 and "room: done before" in done.stdout
+
+
 def test_unknown_scene(tmp_path):
     done = run("--dataset-root", tmp_path, "--scenes", "kitchenette")
     assert done.returncode == 1 and "got kitchenette" in done.stderr
@@ -42,4 +102,5 @@ def test_finished_scenes_are_set_beside_the_published_figures(tmp_path):
     # Both scenes of Tanks & Temples are there, so their mean is set beside the published 23.89.
     mean = rows["Tanks & Temples", "mean"]
     assert (mean["psnr"], mean["psnr_difference"], mean["lpips"]) == ("23.000", "-0.890", "n/a")
+    assert (mean["num_gaussians_published"], mean["num_gaussians_difference"]) == ("290000", "-289900")
     assert ("Mip-NeRF 360", "mean") not in rows

@@ -4,9 +4,15 @@ import pytest
 import torch
 from gsplat.strategy.base import Strategy
 
-from splat_ssim.strategy import scoring
+from splat_ssim import reference
+from splat_ssim.render import rasterization
+from splat_ssim.render.reference import Accumulators
+from splat_ssim.strategy import make_strategy, scoring
 from splat_ssim.strategy.scoring import ViewStats, budget_curve
 from splat_ssim.strategy.taming import TamingStrategy, _draw
+from splat_ssim.trainer.config import Config, from_mapping
+from splat_ssim.trainer.data import View
+from splat_ssim.trainer.scoring import score_views
 
 
 def make_scene(count, seed=0, scale=0.005):
@@ -96,6 +102,31 @@ class TestScore:
         rest = 100 + 5 + 10 + 25 + 50 + 0.1 + 50
         torch.testing.assert_close(score, torch.tensor([25 * (rest + 10), 25 * (rest + 30), 0.0]))
 
+    def test_each_of_the_nine_terms_by_hand(self):
+        # The middle one of three is the median of every quantity, the last has twice its value.
+        ramp = torch.tensor([1.0, 2.0, 4.0])
+        rest = dict(loss=0.25, depths=ramp, radii=ramp, pixel_count=ramp, pixel_weight=ramp, contribution=ramp)
+        stats = ViewStats(**rest, distance=ramp)
+        volumes = torch.stack([ramp, torch.ones(3), torch.ones(3)], 1)
+        total = 25 + 100 + 5 + 10 + 25 + 50 + 10 + 0.1 + 50
+        score = scoring.view_score(stats, 3e-4 * ramp, 0.1 * ramp, volumes)
+        torch.testing.assert_close(score, 50 * 0.25 * total * torch.tensor([0.5, 1.0, 2.0]))
+        # Without one of them, its weight is what is missing.
+        zero = torch.zeros(3)
+        for weight, field in ((5, "depths"), (10, "pixel_weight"), (0.1, "pixel_count"), (50, "contribution")):
+            less = ViewStats(**{**rest, field: zero}, distance=ramp)
+            score = scoring.view_score(less, 3e-4 * ramp, 0.1 * ramp, volumes)
+            torch.testing.assert_close(score[1].item(), 12.5 * (total - weight))
+        for weight, arguments in (
+            (25, (zero, 0.1 * ramp, volumes)),
+            (100, (3e-4 * ramp, zero, volumes)),
+            (25, (3e-4 * ramp, 0.1 * ramp, 0 * volumes)),
+        ):
+            score = scoring.view_score(stats, *arguments)
+            torch.testing.assert_close(score[1].item(), 12.5 * (total - weight))
+        score = scoring.view_score(ViewStats(**rest, distance=zero), 3e-4 * ramp, 0.1 * ramp, volumes)
+        torch.testing.assert_close(score[1].item(), 12.5 * (total - 50))
+
     def test_pixel_weights(self):
         truth = torch.zeros(3, 5, 5)
         truth[:, 2, 2] = 1.0
@@ -108,6 +139,59 @@ class TestScore:
         assert scoring.pixel_weights(truth * 0, truth * 0).abs().sum() == 0
         with pytest.raises(ValueError, match=r"same shape \(3, H, W\), got \(3, 5, 5\) and \(3, 5, 4\)"):
             scoring.pixel_weights(truth, truth[..., :4])
+
+
+class TestScoredViews:
+    """What the trainer's callable yields."""
+
+    def views(self, count):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(count, 6, 7, 3, generator=generator)
+        return [View(str(index), torch.eye(4), torch.eye(3), image) for index, image in enumerate(images)]
+
+    def test_loss_and_sums_of_a_view(self):
+        (view,) = self.views(1)
+        pred = torch.rand(1, 6, 7, 3, generator=torch.Generator().manual_seed(1))
+        given_weights = []
+
+        def render(view, pixel_weights=None):
+            given_weights.append(pixel_weights)
+            sums = Accumulators(*(torch.tensor([[float(i), 9.0]]) for i in range(1, 5)))
+            info = {"depths": torch.tensor([[2.0, 3.0]]), "radii": torch.tensor([[[4, 6], [0, 0]]])}
+            return pred, None, {**info, "accumulators": sums}
+
+        (stats,) = score_views(render, [view], 10, torch.device("cpu"))
+        truth, image = view.image.permute(2, 0, 1), pred[0].permute(2, 0, 1)
+        ssim = reference.ssim(image[None], truth[None], padding="same")
+        # L_v = 0.8·L1 + 0.2·(1 - SSIM).
+        wanted = 0.8 * (image - truth).abs().mean() + 0.2 * (1 - ssim)
+        assert stats.loss == pytest.approx(wanted.item(), rel=1e-5)
+        assert given_weights[0] is None
+        torch.testing.assert_close(given_weights[1][0], scoring.pixel_weights(image, truth))
+        assert stats.depths.tolist() == [2.0, 3.0] and stats.radii.tolist() == [6.0, 0.0]
+        sums = {name: value[0].item() for name, value in vars(stats).items() if name not in ("loss", "depths", "radii")}
+        fields = dict(zip(Accumulators._fields, range(1, 5), strict=True))
+        assert sums == {
+            "pixel_count": fields["count"],
+            "pixel_weight": fields["weight"],
+            "contribution": fields["opacity"],
+            "distance": fields["distance"],
+        }
+
+    @pytest.mark.parametrize("there,asked,seen", [(12, 10, 10), (4, 10, 4), (4, 0, 0)])
+    def test_views_are_drawn_without_replacement(self, there, asked, seen):
+        rendered = []
+
+        def render(view, pixel_weights=None):
+            rendered.append(view.name)
+            one = torch.ones(1, 1)
+            info = {"depths": one, "radii": torch.ones(1, 1, 2), "accumulators": Accumulators(one, one, one, one)}
+            return view.image[None], None, info
+
+        torch.manual_seed(0)
+        assert len(list(score_views(render, self.views(there), asked, torch.device("cpu")))) == seen
+        # Twice each: for the error, and for the sums it weighs.
+        assert len(rendered) == 2 * seen and len(set(rendered)) == seen
 
 
 class TestDraw:
@@ -176,6 +260,65 @@ class TestStrategy:
             smallest = params["scales"].exp().amin()
             assert bool(smallest < scale / 1.5) == changed
 
+    def test_clones_and_splits_share_the_room_as_they_qualify(self):
+        torch.manual_seed(0)
+        params, optimizers = make_scene(90)
+        with torch.no_grad():
+            # 30 qualify to be cloned, 20 to be split; the other 40 have no gradient.
+            params["scales"][30:50] = math.log(0.05)
+        strategy = self.strategy(params, budget=115, refine_stop_iter=11, reset_every=1000)
+        state = strategy.initialize_state(scene_scale=1.0)
+        run_step(strategy, params, optimizers, state, 0)
+        state["grad2d"] = torch.cat([torch.ones(50), torch.zeros(40)])
+        state["gradient"], state["score"] = state["grad2d"], torch.ones(90)
+        strategy._grow(params, optimizers, state, 115)
+        # floor(25 · 30 / 50) clones, the other 10 splits, each of which takes the parent out.
+        names = params["names"].round().int()
+        copies = torch.bincount(names, minlength=90)
+        assert len(names) == 115 and copies[50:].tolist() == [1] * 40
+        assert int((copies[:30] == 2).sum()) == 15 and int((copies[30:50] == 2).sum()) == 10
+        halves = copies[names] == 2
+        split = halves & (names >= 30)
+        # Parents are split into two of scale/1.6, and nobody else changes size (but for an optimiser step of 1e-3).
+        torch.testing.assert_close(
+            params["scales"].detach()[split].exp(), torch.full((20, 3), 0.05 / 1.6), rtol=3e-3, atol=0
+        )
+        assert params["scales"].detach()[~split & (names >= 30) & (names < 50)].exp().min() > 0.049
+
+    def test_the_gradient_is_the_mean_over_the_views_that_saw_it(self):
+        params, optimizers = make_scene(3)
+        strategy = self.strategy(params, budget=3)
+        state = strategy.initialize_state()
+        for step, (gradient, radii) in enumerate(
+            [
+                ([[3e-3, 0.0], [0.0, 4e-3], [1.0, 1.0]], [1, 1, 0]),
+                ([[6e-3, 8e-3], [1.0, 1.0], [1.0, 1.0]], [5, 0, 0]),
+            ]
+        ):
+            means2d = torch.zeros(1, 3, 2, requires_grad=True)
+            means2d.grad = torch.tensor([gradient])
+            info = {"means2d": means2d, "width": 200, "height": 100, "n_cameras": 1, "gaussian_ids": None}
+            info["radii"] = torch.tensor(radii)[None, :, None].expand(1, 3, 2)
+            strategy.step_post_backward(params, optimizers, state, step, info)
+        # In half images: 100 and 50 pixels. (0.3 + |0.6, 0.4|) / 2, 0.2, and none for the one nobody saw.
+        assert state["count"].tolist() == [2, 1, 0]
+        mean = state["grad2d"] / state["count"].clamp_min(1)
+        assert mean.tolist() == pytest.approx([(0.3 + math.hypot(0.6, 0.4)) / 2, 0.2, 0.0])
+
+    @pytest.mark.parametrize("step,pruned", [(20, False), (30, True)])
+    def test_size_is_pruned_only_after_the_first_reset(self, step, pruned):
+        torch.manual_seed(0)
+        params, optimizers = make_scene(100)
+        with torch.no_grad():
+            params["scales"][:10] = math.log(0.2)
+        strategy = self.strategy(params, budget=100)
+        state = strategy.initialize_state(scene_scale=1.0)
+        state["score"] = torch.ones(100)
+        # So large a share draws everyone, so all candidates go: those above 0.1 of the extent.
+        strategy.prune_fraction = 10.0
+        strategy._prune(params, optimizers, state, step)
+        assert len(params["means"]) == (90 if pruned else 100)
+
     def test_the_score_decides_who_grows(self):
         torch.manual_seed(0)
         params, optimizers = make_scene(100)
@@ -213,6 +356,57 @@ class TestStrategy:
         # All 25 drawn have score zero, so they are candidates; the room they leave is filled by others.
         assert transparent == 25 and len(params["means"]) == 200
         assert len(state["grad2d"]) == len(state["count"]) == 200
+
+    def test_a_loop_written_like_gsplats_example(self):
+        """Nothing but the hooks and the callable: a user's own loop, with a real renderer."""
+        torch.manual_seed(0)
+        params, optimizers = make_scene(60, scale=0.05)
+        generator = torch.Generator().manual_seed(3)
+        K = torch.tensor([[30.0, 0, 12], [0, 30, 12], [0, 0, 1]])
+        cameras = [torch.eye(4) for _ in range(3)]
+        for index, viewmat in enumerate(cameras):
+            viewmat[:3, 3] = torch.tensor([-0.5 + 0.1 * index, -0.5, 2.0])
+        views = [View(str(i), m, K, torch.rand(24, 24, 3, generator=generator)) for i, m in enumerate(cameras)]
+
+        def render(view, pixel_weights=None):
+            names = ("means", "quats", "scales", "opacities")
+            means, quats, scales, opacities = (params[name] for name in names)
+            return rasterization(
+                *(means, quats, scales.exp(), opacities.sigmoid(), params["sh0"], view.viewmat[None], view.K[None]),
+                *(24, 24),
+                sh_degree=0,
+                pixel_weights=pixel_weights,
+            )
+
+        asked = []
+
+        def scored(count):
+            asked.append(count)
+            return score_views(render, views, count, torch.device("cpu"))
+
+        strategy = TamingStrategy(
+            budget=150, score_views=scored, refine_start_iter=5, refine_every=10, refine_stop_iter=50, reset_every=20
+        )
+        strategy.check_sanity(params, optimizers)
+        state = strategy.initialize_state(scene_scale=1.0)
+        for step in range(60):
+            view = views[step % 3]
+            colors, _, info = render(view)
+            strategy.step_pre_backward(params, optimizers, state, step, info)
+            (colors[0] - view.image).abs().mean().backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            strategy.step_post_backward(params, optimizers, state, step, info, packed=False)
+        assert asked == [10] * 4
+        assert state["num_gaussians"] == state["budget_curve"] == budget_curve(60, 150, 4)
+        assert len(params["means"]) == 150
+
+    @pytest.mark.parametrize("name", ["default", "taming"])
+    def test_the_config_says_who_is_cloned_and_who_is_split(self, name):
+        for values, wanted in (({}, 0.01), ({"grow_scale": 0.002}, 0.002)):
+            config = from_mapping(Config, {"strategy": {"name": name, **values}}, "test").resolved()
+            assert make_strategy(config.strategy, lambda count: iter(())).grow_scale3d == wanted
 
     def test_opacity_reset(self):
         params, optimizers = make_scene(20)

@@ -40,6 +40,7 @@ def _default(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
     return DefaultStrategy(
         prune_opa=config.prune_opacity,
         grow_grad2d=config.grow_gradient,
+        grow_scale3d=config.grow_scale,
         refine_start_iter=config.refine_start,
         refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
@@ -66,6 +67,7 @@ def _taming(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
         refine_stop_iter=given(config.refine_stop),
         refine_every=config.refine_every,
         grow_grad2d=config.grow_gradient,
+        grow_scale3d=config.grow_scale,
         prune_opa=config.prune_opacity,
         reset_every=given(config.reset_every),
         num_views=config.score_views,

@@ -124,6 +124,8 @@ class StrategyConfig:
     prune_opacity: float = 0.005
     #: Image-plane gradient, in half images, above which a Gaussian is cloned or split (default strategy).
     grow_gradient: float = 2e-4
+    #: Up to this share of the scene's extent a Gaussian is cloned, a larger one is split (default, taming).
+    grow_scale: float = 0.01
     #: Learning rate of the positional noise (mcmc).
     noise: float = 5e5
     #: Training views scored at each event (taming); 0: no score, growth and pruning are drawn evenly.
