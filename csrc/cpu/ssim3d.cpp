@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kStripColumns = 256;
 constexpr int64_t kLeastBandRows = 32;
-constexpr int64_t kRingBytes = 12 << 20;  // of the rings of slices, if it suffices for one
+constexpr int64_t kRingBytes = 8 << 20;  // of the rings of slices, if it suffices for one
 
 // A call: its cut into tiles and tasks, and what these share.
 struct Volumes {
@@ -204,18 +204,20 @@ struct Tile3d : Tile {
 
 // Runs the tiles [first, first + count), their steps in the order of the schedule.
 bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, int64_t count, Progress progress) {
-  const Schedule& schedule = volumes.schedule;
   int failed = 0;
+  progress.tiles = count;
   progress.clear();
   const int threads = static_cast<int>(problem.args->threads);
-  parallel_for(schedule.steps() * count * volumes.pieces, threads, [&](int64_t task, int) {
-    const int64_t piece = task % volumes.pieces, in_group = task / volumes.pieces % count;
-    const Step step = schedule.step(task / (volumes.pieces * count));
-    progress.wait(schedule, in_group, step, volumes.pieces);
-    Tile3d tile(problem, schedule, first + in_group);
-    if (!tile.run(volumes, first + in_group, volumes.rings + in_group * volumes.ring_floats, step, piece))
+  parallel_for(volumes.schedule.steps() * progress.units(), threads, [&](int64_t task, int thread) {
+    const Step step = volumes.schedule.step(task / progress.units());
+    const int64_t unit = progress.take(step, thread, threads);
+    const int64_t in_group = unit / volumes.pieces;
+    progress.wait(step, in_group);
+    Tile3d tile(problem, volumes.schedule, first + in_group);
+    float* ring = volumes.rings + in_group * volumes.ring_floats;
+    if (!tile.run(volumes, first + in_group, ring, step, unit % volumes.pieces))
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-    progress.finish(schedule, in_group, step);
+    progress.finish(step, in_group);
   });
   return !failed;
 }
@@ -226,7 +228,7 @@ int run_volumes(const Problem& problem) {
   const bool gradient = problem.partials > 0;
   const int64_t tiles_of_plane = problem.bands * problem.strips, tiles = problem.planes * tiles_of_plane;
   Volumes volumes = {};
-  volumes.schedule = make_schedule(problem, gradient, args.threads > 1);
+  volumes.schedule = make_schedule(problem, gradient);
   const Schedule& schedule = volumes.schedule;
   for (int64_t tile = 0; tile < tiles_of_plane; ++tile) {
     const Tile3d cut(problem, schedule, tile);
@@ -235,15 +237,16 @@ int run_volumes(const Problem& problem) {
   }
   const int64_t floats = int64_t(sizeof(float)), ring_bytes = most(1, volumes.ring_floats * floats);
   const int64_t group = gradient ? least(tiles, args.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
-  // Two steps of a tile's gradient overlap; folding adds to rows of other pieces.
-  const int64_t together = group * (gradient ? 2 : schedule.forward_blocks);
+  // Forward blocks alone need not wait for one another; folding adds to rows of other pieces.
+  const int64_t together = group * (gradient ? 1 : schedule.forward_blocks);
   volumes.pieces = problem.folds ? 1 : most(1, least((args.threads + together - 1) / together, volumes.row_blocks / 2));
 
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
   volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
-  int32_t* counters = static_cast<int32_t*>(std::calloc(size_t(Progress::size(schedule, group)), sizeof(int32_t)));
+  Progress progress = {schedule, group, volumes.pieces, nullptr};
+  progress.counters = static_cast<int32_t*>(std::calloc(size_t(progress.size()), sizeof(int32_t)));
   volumes.rings = static_cast<float*>(splat_ssim_shared_scratch(group * volumes.ring_floats * floats));
-  bool done = volumes.totals && volumes.shifts && counters && (volumes.rings || volumes.ring_floats == 0);
+  bool done = volumes.totals && volumes.shifts && progress.counters && (volumes.rings || volumes.ring_floats == 0);
   if (done) {
     parallel_for(tiles, static_cast<int>(args.threads), [&](int64_t index, int) {
       Tile3d tile(problem, schedule, index);
@@ -251,10 +254,10 @@ int run_volumes(const Problem& problem) {
       tile.clear_folded_gradients();
     });
     for (int64_t first = 0; done && first < tiles; first += group)
-      done = run_group(problem, volumes, first, least(group, tiles - first), {counters, Progress::size(schedule, group)});
+      done = run_group(problem, volumes, first, least(group, tiles - first), progress);
     add_totals(problem, volumes.totals, volumes.cells());
   }
-  std::free(counters);
+  std::free(progress.counters);
   std::free(volumes.shifts);
   std::free(volumes.totals);
   return done ? 0 : 1;
@@ -267,9 +270,9 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   if (!describe(*args, true, problem)) return 2;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
-  // The bands are such that a tile's ring of slices fits, with as many slices as a gradient and several threads need.
+  // The bands are such that a tile's ring of slices fits, with a gradient or without.
   const int64_t columns = problem.width / problem.strips + 2 * problem.border + kLanes;
-  const int64_t row_bytes = make_schedule(problem, true, true).ring_slices * columns * 3 * int64_t(sizeof(float));
+  const int64_t row_bytes = make_schedule(problem, true).ring_slices * columns * 3 * int64_t(sizeof(float));
   const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.radius);
   problem.bands = least(most(1, args->height / kLeastBandRows), (args->height + most_rows - 1) / most_rows);
   return run_volumes(problem);

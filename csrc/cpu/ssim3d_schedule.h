@@ -2,8 +2,8 @@
 //
 // A step is a forward block or a gradient block of kRows slices. A gradient block needs the forward blocks around it; a
 // forward block overwrites slices of the ring that gradient blocks before it needed. Steps are handed out in the order
-// of the schedule, a gradient block one step later than it might be where there are several threads: so it seldom waits
-// for one that is still at work, and never for one that nobody has begun.
+// of the schedule, so that none waits for one that nobody has begun. Within a step a thread prefers the rows it had in
+// the step before: they are in its cache. That makes up for the waiting, and the smallest ring is the best for it.
 #pragma once
 #include "parallel.h"
 #include "ssim_tile.h"
@@ -18,7 +18,6 @@ struct Step {
 struct Schedule {
   Span forward, gradient;  // slices
   int64_t forward_blocks, gradient_blocks, radius;
-  int64_t slack;           // steps that a block is handed out later than it might be
   int64_t ring_slices;     // that the ring of partials holds
 
   int64_t steps() const { return forward_blocks + gradient_blocks; }
@@ -38,13 +37,13 @@ struct Schedule {
   }
 
   // After how many forward blocks gradient block k is handed out.
-  int64_t handed_out_after(int64_t k) const { return least(forward_before(k) + slack, forward_blocks); }
+  int64_t handed_out_after(int64_t k) const { return least(forward_before(k), forward_blocks); }
 
-  // Whether no forward block needs a gradient block that is handed out after it, or `slack` ones before it.
+  // Whether no forward block needs a gradient block that is handed out after it.
   bool ring_suffices() const {
     for (int64_t i = 0, handed_out = 0; i < forward_blocks; ++i) {
       while (handed_out < gradient_blocks && handed_out_after(handed_out) <= i) ++handed_out;
-      if (gradient_before(i) > most(0, handed_out - slack)) return false;
+      if (gradient_before(i) > handed_out) return false;
     }
     return true;
   }
@@ -62,11 +61,10 @@ struct Schedule {
   }
 };
 
-Schedule make_schedule(const Problem& problem, bool gradient, bool threaded) {
+Schedule make_schedule(const Problem& problem, bool gradient) {
   Schedule schedule = {};
   const Span all = {0, problem.args->depth};
   schedule.radius = problem.radius;
-  schedule.slack = threaded ? 1 : 0;
   schedule.forward = problem.slices;
   schedule.forward_blocks = (schedule.forward.count() + kRows - 1) / kRows;
   if (!gradient) return schedule;
@@ -77,31 +75,40 @@ Schedule make_schedule(const Problem& problem, bool gradient, bool threaded) {
   return schedule;
 }
 
-// How many pieces of each step of each tile of a group are done.
+// What has been taken and what is done of a group of tiles. A unit is a piece of a tile.
 struct Progress {
-  int32_t* counters;  // [tiles, steps]: forward blocks, then gradient blocks
-  int64_t count;
+  const Schedule& schedule;
+  int64_t tiles, pieces;
+  int32_t* counters;  // [steps, units]: whether it is taken; [tiles, steps]: how many pieces are done
 
-  static int64_t size(const Schedule& schedule, int64_t tiles) { return most(1, tiles * schedule.steps()); }
+  int64_t units() const { return tiles * pieces; }
+  int64_t size() const { return schedule.steps() * (units() + tiles); }
+  void clear() { std::memset(counters, 0, size_t(size()) * sizeof(int32_t)); }
 
-  void clear() { std::memset(counters, 0, size_t(count) * sizeof(int32_t)); }
+  int64_t index(Step step) const { return step.block + (step.gradient ? schedule.forward_blocks : 0); }
+  int32_t* done(int64_t tile) const { return counters + schedule.steps() * units() + tile * schedule.steps(); }
+
+  // A unit of a step that no other thread has taken.
+  int64_t take(Step step, int64_t thread, int64_t threads) {
+    int32_t* taken = counters + index(step) * units();
+    int64_t unit = least(thread * units() / threads, units() - 1);
+    while (__atomic_exchange_n(taken + unit, 1, __ATOMIC_RELAXED)) unit = (unit + 1) % units();
+    return unit;
+  }
 
   // Until what the step needs is there.
-  void wait(const Schedule& schedule, int64_t tile, Step step, int64_t pieces) const {
-    const int32_t* forward = counters + tile * schedule.steps();
+  void wait(Step step, int64_t tile) const {
+    const int32_t* forward = done(tile);
     const int32_t* gradient = forward + schedule.forward_blocks;
-    const int32_t* done = step.gradient ? forward : gradient;
+    const int32_t* needed = step.gradient ? forward : gradient;
     const int64_t before = step.gradient ? schedule.forward_before(step.block) : schedule.gradient_before(step.block);
-    for (int64_t block = 0; block < before; ++block) splat_ssim_wait(done + block, int32_t(pieces));
+    for (int64_t block = 0; block < before; ++block) splat_ssim_wait(needed + block, int32_t(pieces));
     // Blocks that fold back their padding add to slices of the one before.
     const bool folds = step.gradient && schedule.gradient.begin < 0 && step.block > 0;
     if (folds) splat_ssim_wait(gradient + step.block - 1, int32_t(pieces));
   }
 
-  void finish(const Schedule& schedule, int64_t tile, Step step) {
-    int32_t* counter = counters + tile * schedule.steps() + step.block;
-    __atomic_fetch_add(counter + (step.gradient ? schedule.forward_blocks : 0), 1, __ATOMIC_RELEASE);
-  }
+  void finish(Step step, int64_t tile) { __atomic_fetch_add(done(tile) + index(step), 1, __ATOMIC_RELEASE); }
 };
 
 }  // namespace
