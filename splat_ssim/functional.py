@@ -218,9 +218,10 @@ def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Te
     img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
     if reduction in ("mean", "image"):
         # One pass gives the value and the gradient, with its sign: backward need not turn it round.
-        minus_dssim, _, _ = photometric(
-            img1, img2, options, l1_weight=0.0, dssim_weight=-1.0, weight=weight, per_image=reduction == "image"
+        per_image = reduction == "image"
+        found, _, _ = photometric(
+            img1, img2, options, l1_weight=0.0, dssim_weight=-1.0, weight=weight, per_image=per_image, offset=1.0
         )
-        return 1 + minus_dssim
+        return found
     found = ssim_map(img1, img2, options)
     return reference.weighted_mean(found, weight, reduction, channels_last)

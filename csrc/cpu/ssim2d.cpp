@@ -22,9 +22,10 @@ struct Tile2d : Tile {
   float *averaged, *adjoint;
 
   bool prepare() {
+    first_row = most(gradient ? gradient_rows.begin - radius : rows.begin, problem.rows.begin);
     // The gradient's blocks of rows start `lag` behind the forward ones, so that both start where they must.
-    lag = round_up(2 * radius, kRows) - radius;
-    first_row = gradient ? gradient_rows.begin - radius : most(rows.begin, problem.rows.begin);
+    const int64_t behind = (first_row - gradient_rows.begin - radius) % kRows;
+    lag = radius + (behind + kRows) % kRows;
     next_input = first_row - radius;
     const int64_t input_rows = kRows + radius + (gradient ? lag : radius), partial_rows = kRows + radius + lag;
     const int64_t adjoint_floats = maps * kRows * adjoint_pitch;
@@ -36,7 +37,8 @@ struct Tile2d : Tile {
     clear_folded_gradients();
     inputs = {memory + common_rows() * pitch, next_input, input_rows, 2 * pitch};
     averaged = inputs.memory + 2 * input_rows * pitch;
-    partials = {averaged + kMoments * kRows * pitch, first_row, partial_rows, maps * pitch};
+    partials = {averaged + kMoments * kRows * pitch, gradient_rows.begin - radius, partial_rows, maps * pitch};
+    for (int64_t row = partials.first; row < first_row; ++row) clear_partials(row);
     adjoint = partials.memory + maps * partial_rows * pitch;
     for (int64_t j = 0; j < adjoint_floats; ++j) adjoint[j] = 0;
     return true;

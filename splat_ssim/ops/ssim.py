@@ -468,8 +468,23 @@ torch.library.register_autograd(
 
 
 def _photometric_below_autograd(*arguments):
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.splat_ssim.photometric.default(*arguments)
+    *values, offset = arguments
+    if _nobody_watches(*values[:3]):
+        output = _photometric_cpu(*values)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.splat_ssim.photometric.default(*values)
+    return output if offset == 0.0 else (output[0] + offset, *output[1:])
+
+
+def _nobody_watches(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors may go past the dispatcher, which takes as long as a small image.
+
+    CPU tensors of no subclass, no dispatch mode, no profiler.
+    """
+    if torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled():
+        return False
+    return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu") for t in tensors)
 
 
 class _Photometric(torch.autograd.Function):
@@ -478,10 +493,12 @@ class _Photometric(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         output = _photometric_below_autograd(*arguments)
-        _photometric_context(ctx, arguments, output)
+        _photometric_context(ctx, arguments[:-1], output)
         return output
 
-    backward = staticmethod(_photometric_backward)
+    @staticmethod
+    def backward(ctx, *upstream):
+        return (*_photometric_backward(ctx, *upstream), None)
 
 
 def _keep_nothing(ctx, inputs, output):
@@ -552,8 +569,9 @@ def photometric(
     dssim_weight: float,
     weight: Tensor | None = None,
     per_image: bool = False,
+    offset: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, l1, dssim): `l1_weight * l1 + dssim_weight * dssim` and its terms, the means of |x - y| and of 1 - S.
+    """(loss, l1, dssim), the means of |x - y| and of 1 - S: `loss = offset + l1_weight * l1 + dssim_weight * dssim`.
 
     Args:
         img1: Images in the layout `options` names, float32, float64, float16, bfloat16 or uint8.
@@ -564,18 +582,22 @@ def photometric(
         weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
             and are 0 where nothing has weight. "valid" crops them for 1 - S.
         per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
+        offset: Of the loss: 1 and a `dssim_weight` of -1 make it SSIM.
 
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
     """
     if not has_kernel(img1, img2, options):
-        return _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
+        loss, l1, dssim = _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
+        return (offset + loss if offset else loss), l1, dssim
     recording = torch.is_grad_enabled()
     need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
-    operator: Callable[..., tuple[Tensor, ...]] = torch.ops.splat_ssim.photometric
-    if not torch.compiler.is_compiling():
-        operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
-    loss, l1, dssim, _, _ = operator(img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
+    arguments = (img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
+    if torch.compiler.is_compiling():
+        loss, l1, dssim, _, _ = torch.ops.splat_ssim.photometric(*arguments)
+        return (offset + loss if offset else loss), l1, dssim
+    operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
+    loss, l1, dssim, _, _ = operator(*arguments, offset)
     return loss, l1, dssim
 
 
