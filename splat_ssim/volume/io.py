@@ -123,8 +123,6 @@ def load_volume(
         data = data[None]
     if data.ndim != 4 or 0 in data.shape:
         raise ValueError(f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {data.shape}")
-    if data.dtype.kind not in "buif":
-        raise ValueError(f"{path} must hold real numbers, got {data.dtype}")
     if spacing is not None or origin is not None or affine is None:
         grid = VoxelGrid.regular(
             data.shape[1:],
