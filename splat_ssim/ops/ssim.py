@@ -381,7 +381,7 @@ def _scaled_gradient(gradient, upstream, image):
 SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
 
 
-def _scale_in_place(gradient, upstream, image):
+def _scale_in_place(gradient, upstream):
     # Mostly the loss is what backward starts from: then there is nothing to do. To ask a GPU for it would stop it.
     if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
         return gradient
@@ -436,6 +436,7 @@ def _photometric_context(ctx, inputs, output):
     ctx.mark_non_differentiable(l1, dssim, *grads)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:3])
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
     ctx.options = inputs[3:]
     ctx.grads = grads
 
@@ -443,12 +444,11 @@ def _photometric_context(ctx, inputs, output):
 def _photometric_backward(ctx, upstream, *unused):
     found = [None, None]
     if upstream is not None:
-        *images, weight = ctx.saved_tensors
         grads = ctx.grads
         if grads is None:
             # A second backward through a retained graph: the first one gave the gradients away.
             with torch.no_grad():
-                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*images, weight, *ctx.options)
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*ctx.saved_tensors, *ctx.options)
             grads = [grad1, grad2]
         # In place, so that no second image is needed; not where the gradient is to be differentiated again or this is
         # traced by torch.compile, which plans the memory itself.
@@ -457,8 +457,11 @@ def _photometric_backward(ctx, upstream, *unused):
             ctx.grads = None
         for i, grad in enumerate(grads):
             if ctx.needs_input_grad[i]:
-                scale = _scale_in_place if in_place else torch.ops.splat_ssim.scaled_gradient
-                found[i] = scale(grad, upstream, images[i]).to(images[i].dtype)
+                if in_place:
+                    scaled = _scale_in_place(grad, upstream)
+                else:
+                    scaled = torch.ops.splat_ssim.scaled_gradient(grad, upstream, ctx.saved_tensors[i])
+                found[i] = scaled.to(ctx.dtypes[i])
     return *found, *(None,) * (len(ctx.options) + 1)
 
 
