@@ -230,16 +230,19 @@ int run_volumes(const Problem& problem) {
   Volumes volumes = {};
   volumes.schedule = make_schedule(problem, gradient);
   const Schedule& schedule = volumes.schedule;
+  int64_t least_blocks = INT64_MAX;
   for (int64_t tile = 0; tile < tiles_of_plane; ++tile) {
     const Tile3d cut(problem, schedule, tile);
+    least_blocks = least(least_blocks, cut.row_blocks());
     volumes.row_blocks = most(volumes.row_blocks, cut.row_blocks());
     volumes.ring_floats = most(volumes.ring_floats, cut.ring_floats());
   }
   const int64_t floats = int64_t(sizeof(float)), ring_bytes = most(1, volumes.ring_floats * floats);
   const int64_t group = gradient ? least(tiles, args.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
-  // Forward blocks alone need not wait for one another; folding adds to rows of other pieces.
+  // Forward blocks alone need not wait for one another. A piece has all rows that padding folds back to.
   const int64_t together = group * (gradient ? 1 : schedule.forward_blocks);
-  volumes.pieces = problem.folds ? 1 : most(1, least((args.threads + together - 1) / together, volumes.row_blocks / 2));
+  const int64_t blocks_of_piece = problem.folds ? (2 * problem.radius + kRows) / kRows + 1 : 2;
+  volumes.pieces = most(1, least((args.threads + together - 1) / together, least_blocks / blocks_of_piece));
 
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
   volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
