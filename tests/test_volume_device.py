@@ -19,7 +19,7 @@ from splat_ssim.volume.config import VolumeConfig, VolumeOutputConfig
 from splat_ssim.volume.fitting import Fitting, pick_volume_device
 from splat_ssim.volume.io import Volume
 from tests.pretend_device import DEVICE, pretend_device
-from tests.test_volume_fitting import GRID, SHAPE, phantom
+from tests.test_volume_fitting import GRID, SHAPE, fit_until, phantom
 
 CASES = {
     "residual": {"strategy.recycle": 0.2},
@@ -108,12 +108,7 @@ def test_a_run_elsewhere_is_the_cpus(tmp_path, case, request):
 def test_a_run_goes_on_on_another_device(tmp_path, case, request):
     config = make_config(tmp_path, case, device="cpu")
     _, expected = fitted(config)
-    part = Fitting(config)
-    while part.step < 5:
-        part.fit_step(part.step)
-        part.step += 1
-        part.change_model()
-    part.save()
+    fit_until(config, 5)
     request.getfixturevalue("pretend")
     found = main(["--resume", str(tmp_path / "run"), "--device", "auto"])
     assert found["device"] == "meta" and found["step"] == 12
@@ -188,12 +183,7 @@ def test_every_kind_of_run(tmp_path, case, device):
 @pytest.mark.parametrize("case", ["residual", "mcmc", "grid"])
 def test_a_run_goes_on_between_cpu_and_cuda(tmp_path, case, first, then):
     config = make_config(tmp_path, case, device=first)
-    part = Fitting(config)
-    while part.step < 5:
-        part.fit_step(part.step)
-        part.step += 1
-        part.change_model()
-    part.save()
+    fit_until(config, 5)
     found = main(["--resume", str(tmp_path / "run"), "--device", then])
     assert found["device"] == then and found["step"] == 12 and found["psnr3d"] > 12
 

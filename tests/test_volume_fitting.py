@@ -28,6 +28,16 @@ def phantom(channels=1):
     return np.round(220 * scale[:, None, None, None] * volume).astype(np.uint8)
 
 
+def fit_until(config, step):
+    """Begins a run and leaves it with a checkpoint of this step, as if it had been interrupted then."""
+    part = Fitting(config)
+    while part.step < step:
+        part.fit_step(part.step)
+        part.step += 1
+        part.change_model()
+    part.save()
+
+
 @pytest.fixture
 def scan(tmp_path):
     return save_volume(tmp_path / "scan.nii.gz", Volume(phantom(), GRID))
@@ -86,12 +96,7 @@ def test_resuming_a_strategy_gives_the_same_metrics(tmp_path, scan, name):
     whole = Fitting(config)
     whole.run()
     config.result_dir = tmp_path / "part"
-    interrupted = Fitting(config)
-    while interrupted.step < 7:
-        interrupted.fit_step(interrupted.step)
-        interrupted.step += 1
-        interrupted.change_model()
-    interrupted.save()
+    fit_until(config, 7)
     resumed = main(["--resume", str(tmp_path / "part")])
     assert 75 < resumed["num_gaussians"] <= 150
     assert resumed["psnr3d"] == whole.evaluate()["psnr3d"]

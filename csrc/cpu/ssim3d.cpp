@@ -66,7 +66,7 @@ struct Tile3d : Tile {
 
   int64_t partial_offset(int64_t row) const { return (row - forward_rows.begin) * maps * partial_pitch; }
 
-  // A ring row of moments, averaged across the slices around [slice, slice + kRows). `totals`: add up its |x - y|.
+  // A ring row of moments, averaged across the slices around [slice, slice + kRows). With `total`, |x - y| is added up.
   void average_inputs(int64_t slice, int64_t row, bool total) {
     float* out = ring[row];
     const int64_t count = input_columns.count();
@@ -197,7 +197,11 @@ struct Tile3d : Tile {
     const int64_t blocks = row_blocks();
     const Span mine = {blocks * piece / volumes.pieces, blocks * (piece + 1) / volumes.pieces};
     double* cells = volumes.totals + (tile * volumes.cells() + step.block * volumes.row_blocks) * 3;
-    step.gradient ? backward(step.block, mine, cells) : forward(step.block, mine, cells);
+    if (step.gradient) {
+      backward(step.block, mine, cells);
+    } else {
+      forward(step.block, mine, cells);
+    }
     return true;
   }
 };
@@ -247,7 +251,7 @@ int run_volumes(const Problem& problem) {
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
   volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
   Progress progress = {schedule, group, volumes.pieces, nullptr};
-  progress.counters = static_cast<int32_t*>(std::calloc(size_t(progress.size()), sizeof(int32_t)));
+  progress.counters = static_cast<int32_t*>(std::malloc(size_t(progress.size()) * sizeof(int32_t)));
   volumes.rings = static_cast<float*>(splat_ssim_shared_scratch(group * volumes.ring_floats * floats));
   bool done = volumes.totals && volumes.shifts && progress.counters && (volumes.rings || volumes.ring_floats == 0);
   if (done) {

@@ -23,7 +23,7 @@ struct Schedule {
   int64_t steps() const { return forward_blocks + gradient_blocks; }
   int64_t most_blocks() const { return most(forward_blocks, gradient_blocks); }
 
-  // Gradient block k needs the forward blocks before this one.
+  // Gradient block k needs the forward blocks before this one, and is handed out after as many.
   int64_t forward_before(int64_t k) const {
     const int64_t own_end = least(gradient.begin + (k + 1) * kRows, gradient.end);
     return most(0, (least(own_end + radius, forward.end) - forward.begin + kRows - 1) / kRows);
@@ -36,27 +36,24 @@ struct Schedule {
     return overwritten < forward.begin || last < 0 ? 0 : least(gradient_blocks, last / kRows + 1);
   }
 
-  // After how many forward blocks gradient block k is handed out.
-  int64_t handed_out_after(int64_t k) const { return least(forward_before(k), forward_blocks); }
-
   // Whether no forward block needs a gradient block that is handed out after it.
   bool ring_suffices() const {
     for (int64_t i = 0, handed_out = 0; i < forward_blocks; ++i) {
-      while (handed_out < gradient_blocks && handed_out_after(handed_out) <= i) ++handed_out;
+      while (handed_out < gradient_blocks && forward_before(handed_out) <= i) ++handed_out;
       if (gradient_before(i) > handed_out) return false;
     }
     return true;
   }
 
   Step step(int64_t index) const {
-    // Of the first n gradient blocks the last is at n - 1 + handed_out_after(n - 1): found by bisection.
+    // Of the first n gradient blocks the last is at n - 1 + forward_before(n - 1): found by bisection.
     int64_t low = 0, high = gradient_blocks;  // gradient steps before `index`
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (middle + handed_out_after(middle) < index) low = middle + 1;
+      if (middle + forward_before(middle) < index) low = middle + 1;
       else high = middle;
     }
-    const bool is_gradient = low < gradient_blocks && low + handed_out_after(low) == index;
+    const bool is_gradient = low < gradient_blocks && low + forward_before(low) == index;
     return {is_gradient, is_gradient ? low : index - low};
   }
 };

@@ -64,6 +64,7 @@ template <int kTaps, bool kMean, bool kSquare, bool kLocal, bool kNested>
 void column_pass(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
                  ColumnMoments out) {
   const Window<kTaps> w(taps);
+  static_assert(kLocal || !kSquare, "variances are taken about the middle rows");
   const int middle = (w.size() + kRows) / 2 - 1;
   for (int64_t j = 0; j < count; j += kLanes) {
     Floats mean[kRows] = {}, square[kRows] = {}, centre = {};
@@ -84,13 +85,11 @@ void column_pass(const float* const* rows, const float* const* variances, const 
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = r * out.pitch + j;
       if constexpr (kMean) store(out.mean + at, mean[r] + centre);
-      if constexpr (kSquare && kLocal) {
+      if constexpr (kSquare) {
         const Floats all = kMean ? mean[r] + centre : load(out.mean + at), local = kMean ? mean[r] : all - centre;
         const Floats variance = square[r] - local * local;
         store(out.variance + at, variance);
         if (out.square) store(out.square + at, variance + all * all);
-      } else if constexpr (kSquare) {
-        store(out.square + at, square[r]);
       }
     }
   }
@@ -101,15 +100,15 @@ void column_sums(const float* const* rows, const Taps& taps, int64_t count, floa
   column_pass<kTaps, true, false, false, false>(rows, nullptr, taps, count, {out, nullptr, nullptr, out_pitch});
 }
 
-template <int kTaps, bool kLocal, bool kNested>
+template <int kTaps, bool kNested>
 void moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
              ColumnMoments out) {
   if constexpr (kLanes == 16) {
-    column_pass<kTaps, true, true, kLocal, kNested>(rows, variances, taps, count, out);
+    column_pass<kTaps, true, true, true, kNested>(rows, variances, taps, count, out);
   } else {
     // 16 registers hold the sums of one of the two.
-    column_pass<kTaps, true, false, kLocal, false>(rows, variances, taps, count, out);
-    column_pass<kTaps, false, true, kLocal, kNested>(rows, variances, taps, count, out);
+    column_pass<kTaps, true, false, true, false>(rows, variances, taps, count, out);
+    column_pass<kTaps, false, true, true, kNested>(rows, variances, taps, count, out);
   }
 }
 
@@ -117,11 +116,9 @@ template <int kTaps>
 void column_moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
                     ColumnMoments out) {
   if (variances)
-    moments<kTaps, true, true>(rows, variances, taps, count, out);
-  else if (out.variance)
-    moments<kTaps, true, false>(rows, nullptr, taps, count, out);
+    moments<kTaps, true>(rows, variances, taps, count, out);
   else
-    moments<kTaps, false, false>(rows, nullptr, taps, count, out);
+    moments<kTaps, false>(rows, nullptr, taps, count, out);
 }
 
 #if defined(__AVX512F__)
@@ -280,16 +277,14 @@ __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitc
   }
 }
 
-// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B if `variances` are given. A lane is replaced for
-// what it is itself, so a result depends neither on its neighbours nor on where a tile begins.
+// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B. A lane is replaced for what it is itself, so a result depends neither on its neighbours nor on where a tile begins.
 template <int kTaps, int kStride>
-SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, bool variances,
-                                 const Window<kTaps>& w, const Taps& taps, float c2_twice) {
+SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, const Window<kTaps>& w,
+                                 const Taps& taps, float c2_twice) {
   Floats mean[4];
   row_sums<kTaps, kStride, 4>(sums, pitch, stride, w, mean);
   const Floats squared_s = mean[0] * mean[0], squared_d = mean[1] * mean[1];
   const Moments moments = {mean[0], mean[1], mean[2] - squared_s, mean[3] - squared_d};
-  if (!variances) return moments;
   const Floats enough = kCancellation * (moments.var_s + moments.var_d + c2_twice);
   if (!any((Ints)(squared_s > enough) | (Ints)(squared_d > enough))) return moments;
   Floats means[2] = {moments.s, moments.d}, found[2] = {moments.var_s, moments.var_d};
@@ -309,8 +304,7 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
       __builtin_prefetch(row.next1 + j * row.bytes1, 0, 2);
       __builtin_prefetch(row.next2 + j * row.bytes2, 0, 2);
     }
-    const Moments m = 
-        row_moments<kTaps, kStride>(row.sums + j, from, row.stride, row.variances, w, taps, constants.c2_twice);
+    const Moments m = row_moments<kTaps, kStride>(row.sums + j, from, row.stride, w, taps, constants.c2_twice);
     store(row.sums + j, m.s);
     store(row.sums + from + j, m.d);
     store(row.sums + 2 * from + j, m.var_s);

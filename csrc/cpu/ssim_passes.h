@@ -20,8 +20,8 @@ struct PointConstants {
   float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
 };
 
-// Where kRows rows of averages down the columns go: of values, of their squares, and V. Without V, the squares are sums;
-// with it they follow from it, and may be left out (null).
+// Where kRows rows of averages down the columns go: of values, of their squares, and V. The squares follow from V, and
+// may be left out (null).
 struct ColumnMoments {
   float *mean, *square, *variance;
   int64_t pitch;
@@ -29,9 +29,8 @@ struct ColumnMoments {
 
 // One row of moments, averaged but along the row, to 1 - S, 1 - contrast-structure and the partial derivatives.
 struct PointRow {
-  float* sums;               // 4 maps: s, d, s², d²; with `variances` 6: V_s, V_d of the columns too; overwritten
+  float* sums;               // 6 maps: s, d, s², d², V_s, V_d; the first four are overwritten
   int64_t sums_pitch;
-  bool variances;
   int64_t count, stride;     // elements; from one neighbour in the row to the next
   float *dssim, *contrast;   // contrast may be null
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2

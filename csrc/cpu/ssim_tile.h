@@ -78,7 +78,6 @@ struct Tile {
   int64_t plane;
   Span slices, rows, columns;                 // what the tile owns
   Span gradient_rows, gradient_columns;       // where it computes gradients: the padding too, where that folds back
-  Span gradient_slices;
   Span forward_columns, input_columns;
   int64_t pitch;                              // of the rows of scratch memory
   int64_t lead, adjoint_pitch;                // rows of averaged partials start `lead` in: zeros are around them
@@ -100,7 +99,6 @@ struct Tile {
     rows = {args.height * band / p.bands, args.height * (band + 1) / p.bands};
     columns.begin = strip == 0 ? 0 : p.width * strip / p.strips / kLanes * kLanes;
     columns.end = strip + 1 == p.strips ? p.width : p.width * (strip + 1) / p.strips / kLanes * kLanes;
-    gradient_slices = with_padding(slices, args.depth, radius);
     gradient_rows = with_padding(rows, args.height, radius);
     gradient_columns = with_padding(columns, p.width, border);
     forward_columns = (gradient ? gradient_columns.widened(border) : columns).within(p.columns);
@@ -248,7 +246,6 @@ struct Tile {
     PointRow work = {};
     work.sums = sums;
     work.sums_pitch = pitch;
-    work.variances = true;
     work.count = forward_columns.count();
     work.stride = stride;
     work.dssim = dssim;

@@ -590,18 +590,18 @@ def photometric(
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
     """
-    if not has_kernel(img1, img2, options):
-        loss, l1, dssim = _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
-        return (offset + loss if offset else loss), l1, dssim
-    recording = torch.is_grad_enabled()
-    need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
-    arguments = (img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
-    if torch.compiler.is_compiling():
+    if has_kernel(img1, img2, options):
+        recording = torch.is_grad_enabled()
+        need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
+        arguments = (img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
+        if not torch.compiler.is_compiling():
+            operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
+            loss, l1, dssim, _, _ = operator(*arguments, offset)
+            return loss, l1, dssim
         loss, l1, dssim, _, _ = torch.ops.splat_ssim.photometric(*arguments)
-        return (offset + loss if offset else loss), l1, dssim
-    operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
-    loss, l1, dssim, _, _ = operator(*arguments, offset)
-    return loss, l1, dssim
+    else:
+        loss, l1, dssim = _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
+    return (offset + loss if offset else loss), l1, dssim
 
 
 def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weight, weight, per_image: bool):
