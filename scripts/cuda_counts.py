@@ -6,17 +6,16 @@
 The bars hold for nvcc 13.0: another one may schedule otherwise.
 
 Two counts that check each other. The compiled one: registers, stack, spills and shared memory as ptxas reports them,
-and the machine instructions of the marching loop's body as cuobjdump shows them. The emulated one: the host emulation
-runs the same kernels and counts floating-point operations, global bytes and shared-memory wavefronts. Where both count
-the same thing, floating-point instructions an output, they must agree within 2%. Static counts: nothing here was
-measured on a GPU.
+and the machine instructions as cuobjdump shows them, of the whole kernel and of the marching loop's body. The emulated
+one (_cuda_emulated.py): the host emulation runs the same kernels and counts floating-point operations, global bytes and
+shared-memory wavefronts. Where both count the same thing, floating-point instructions an output of the plain marching
+kernels, they must agree within 2%. Static counts: nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import os
 import re
 import shutil
@@ -26,45 +25,69 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "csrc")]
+sys.path[:0] = [str(ROOT), str(ROOT / "csrc"), str(ROOT / "scripts")]
 
+import _cuda_emulated  # noqa: E402
 import build_cuda  # noqa: E402
-import build_emulation  # noqa: E402
-
-from splat_ssim.ops import _cuda_launch as launch  # noqa: E402
-from splat_ssim.ops.ssim import Options  # noqa: E402
 
 ARCHITECTURES = ("sm_89", "sm_90")
 FLOAT = ("FFMA", "FADD", "FMUL")
+DOUBLE = ("DFMA", "DADD", "DMUL")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """The most a kernel may take. Instructions are of one pass of the marching loop, which makes two outputs."""
+    """The most a kernel may take; bytes and wavefronts for an output of the run in _cuda_emulated.py."""
 
     registers: int
     shared_bytes: int
-    instructions: tuple[int, ...]  # of its steady loops, in the order of the code
-    wavefronts: float  # for 32 outputs
-    read_bytes: float  # an output; the counted image is one strip wide, a volume two tiles high
+    read_bytes: float  # the counted image is one strip wide, a volume two tiles high
     written_bytes: float
+    wavefronts: float = 0.0  # for 32 outputs
+    # One pass of each steady loop, which makes two outputs, in the order of the code. Of the plain marching kernels: the
+    # others' loops also hold the branches for types and layouts that a call does not take.
+    instructions: tuple[int, ...] = ()
 
 
-# Aims: 280, 350, 275 and 260 + 300 in 2D, 605 and 490 in 3D. value2d and value3d
-# also sum |x - y|. weighted3d alone is above: it multiplies by an upstream map, two loads, their addresses and two
-# multiplications more than partials3d.
+# Aims: 280, 350, 275 and 260 + 300 instructions in 2D, 605 and 490 in 3D. value2d and value3d also sum |x - y|.
+# weighted3d alone is above: it multiplies by an upstream map, two loads, their addresses and two multiplications more
+# than partials3d.
 BARS = {
-    "splat_value2d": Bar(128, 4_400, (280,), 15.0, 8.1, 0.1),
-    "splat_weighted2d": Bar(128, 4_400, (345,), 15.0, 12.1, 12.1),
-    "splat_backward2d": Bar(128, 6_500, (275,), 23.0, 20.1, 4.1),
-    "splat_fused2d": Bar(128, 34_100, (260, 300), 41.0, 8.1, 4.1),
-    "splat_value3d": Bar(128, 23_000, (560,), 50.0, 10.6, 0.1),
-    "splat_partials3d": Bar(128, 23_000, (605,), 50.0, 10.6, 12.1),
-    "splat_weighted3d": Bar(128, 23_000, (615,), 50.0, 14.6, 12.1),
-    "splat_backward3d": Bar(128, 25_100, (490,), 56.0, 23.9, 4.1),
+    "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (280,)),
+    "splat_weighted2d": Bar(128, 4_400, 12.1, 12.1, 15.0, (345,)),
+    "splat_backward2d": Bar(128, 6_500, 20.1, 4.1, 23.0, (275,)),
+    "splat_fused2d": Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 300)),
+    "splat_value3d": Bar(128, 23_000, 10.6, 0.1, 50.0, (560,)),
+    "splat_partials3d": Bar(128, 23_000, 10.6, 12.1, 50.0, (605,)),
+    "splat_weighted3d": Bar(128, 23_000, 14.6, 12.1, 50.0, (615,)),
+    "splat_backward3d": Bar(128, 25_100, 23.9, 4.1, 56.0, (490,)),
+    # Every type, layout and window, both gradients: as much shared memory and bytes, up to 168 registers in 2D (3
+    # blocks an SM), 255 in 3D (1 block). Windows of 13 and 15 taps run one output a thread.
+    "splat_forward2d": Bar(168, 4_400, 12.1, 16.1, 15.0),
+    "splat_adjoint2d": Bar(168, 8_600, 24.1, 8.1, 30.0),
+    "splat_fused2d_strided": Bar(128, 34_100, 8.1, 4.1, 41.0),
+    "splat_forward2d_wide": Bar(168, 2_400, 12.5, 16.1, 33.0),
+    "splat_adjoint2d_wide": Bar(168, 4_600, 25.0, 8.1, 67.0),
+    "splat_forward3d": Bar(255, 23_000, 14.6, 16.1, 50.0),
+    "splat_adjoint3d": Bar(255, 33_400, 29.1, 8.1, 75.0),
+    "splat_forward3d_wide": Bar(255, 19_800, 22.6, 16.1, 110.0),
+    "splat_adjoint3d_wide": Bar(255, 31_100, 45.1, 8.1, 165.0),
+    "splat_pad": Bar(64, 0, 4.1, 4.1),
+    # Reads two images for the sign of the L1 term and the padded gradient; voxels at the border gather several places.
+    "splat_fold": Bar(64, 0, 12.6, 4.1),
+    "splat_l1": Bar(64, 32, 8.1, 0.1, 0.1),
+    "splat_reduce": Bar(64, 64, 4.1, 0.1, 0.1),
+    "splat_scale": Bar(64, 0, 4.1, 4.1),
+    # A thread a Gaussian, then for each pair of it and a brick: 4 for the place, 24 of its box, 8 for a pair written.
+    "splat_voxel_prepare": Bar(128, 0, 100.0, 80.0),
+    "splat_voxel_pairs": Bar(64, 0, 32.0, 45.0),
+    "splat_voxel_chain": Bar(128, 0, 72.0, 40.0),
+    # As many as the Gaussians of the run touch: its figures, not a law.
+    "splat_voxel_render": Bar(64, 8_200, 8.6, 4.1, 170.0),
+    "splat_voxel_render_many": Bar(64, 8_200, 9.5, 16.1, 170.0),
+    "splat_voxel_gather": Bar(64, 0, 3_700.0, 40.0),
+    "splat_voxel_gather_many": Bar(80, 0, 7_800.0, 52.0),
 }
 
 
@@ -109,16 +132,28 @@ def binary_tools() -> Path | None:
 
 
 @dataclass(frozen=True)
-class Loop:
-    """The body of a marching loop: how many machine instructions, and of which kinds."""
+class Code:
+    """Some machine instructions, a kernel's or a loop's: how many, and of which kinds."""
 
     total: int
-    floating: int
-    local: int
+    floating: int  # float32
+    double: int  # float64
+    local: int  # accesses to local memory
+
+    @classmethod
+    def of(cls, names: list[str]) -> Code:
+        """Counts instructions by name."""
+        kinds = [name.split(".")[0] for name in names]
+        return cls(
+            len(kinds),
+            sum(kind in FLOAT for kind in kinds),
+            sum(kind in DOUBLE for kind in kinds),
+            sum(kind in ("LDL", "STL") for kind in kinds),
+        )
 
 
-def steady_loops(cubin: Path) -> dict[str, list[Loop]]:
-    """For each kernel the loops of at least 180 instructions that hold no other such loop, in the order of the code.
+def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
+    """For each kernel its code, and the loops of at least 180 instructions that hold no other such loop, in order.
 
     A march has two: filling the filter, then making outputs. The last one of a kernel that marches once is steady; the
     fused kernel has one loop for each role, without a separate warm-up.
@@ -129,7 +164,7 @@ def steady_loops(cubin: Path) -> dict[str, list[Loop]]:
     environment = {**os.environ, "PATH": f"{found}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [found / "cuobjdump", "-sass", cubin]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    loops: dict[str, list[Loop]] = {}
+    kernels: dict[str, tuple[Code, list[Code]]] = {}
     for function in text.split("Function : ")[1:]:
         name = function.split()[0]
         pattern = r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?PT?\d*\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);"
@@ -144,66 +179,13 @@ def steady_loops(cubin: Path) -> dict[str, list[Loop]]:
         for start, end in sorted(spans, key=lambda span: span[1] - span[0]):
             if all(end < first or start > last for first, last in inner):
                 inner.append((start, end))
-        bodies = [[op for at, op, _ in code if start <= at <= end] for start, end in sorted(inner)]
-        loops[name] = [
-            Loop(
-                len(body),
-                sum(op.split(".")[0] in FLOAT for op in body),
-                sum(op.startswith(("LDL", "STL")) for op in body),
-            )
-            for body in bodies
-        ]
-    return loops
+        loops = [Code.of([op for at, op, _ in code if start <= at <= end]) for start, end in sorted(inner)]
+        # NOPs fill the space behind the last instruction.
+        kernels[name] = (Code.of([op for _, op, _ in code if op != "NOP"]), loops)
+    return kernels
 
 
-@dataclass(frozen=True)
-class Emulated:
-    """Counts of the emulation for an output of the kernel."""
-
-    floating: float
-    read_bytes: float
-    written_bytes: float
-    wavefronts: float  # for 32 outputs
-    ideal_wavefronts: float
-
-
-def emulate(kernel: str, library: ctypes.CDLL) -> tuple[Emulated, float]:
-    """Runs a kernel on an image that fills its blocks, in one segment. Returns the counts, and its number of steps."""
-    volume, fused = kernel.endswith("3d"), "fused" in kernel
-    width = 246 if fused else 256
-    shape = (1, 1, 48, 32, 32) if volume else (1, 1, 192, width)
-    img1, img2 = torch.rand(shape), torch.rand(shape)
-    options = Options(spatial_dims=3 if volume else 2)
-    call = launch._Call(launch.Kernels(library, None, 1), 0, img1, img2, options, (torch.empty(shape), None))
-    problem = call.problem(1.0)
-    problem.l1_scale = 1.0
-    partials = call.empty(3, img1.numel()).zero_()
-    operation = launch._FUSED if fused else launch._BACKWARD if "backward" in kernel else launch._FORWARD
-    if operation != launch._FORWARD:
-        problem.grad[0] = launch._describe(call.grads[0], options)
-    if "partials" in kernel or "weighted" in kernel or "backward" in kernel:
-        problem.partials = partials.data_ptr()
-    if "weighted" in kernel:
-        weight = torch.rand(shape)
-        problem.weight = launch._describe(launch._volume(weight, options), options)
-    counts = (ctypes.c_double * 8)()
-    library.splat_emulation_take_counts(counts)
-    name, blocks = call.kernels.prepare(problem, call._requested(False), operation)
-    sums = call.empty(3, blocks)
-    problem.block_sums = sums.data_ptr()
-    problem.segment, problem.segments = shape[2], 1
-    call.kernels.launch("ssim", problem, 0)
-    library.splat_emulation_take_counts(counts)
-    if name != kernel:
-        raise SystemExit(f"{name} ran in the place of {kernel}")
-    fused_ops, added, multiplied, _, read, written, words, wavefronts = (count / img1.numel() for count in counts)
-    # Every step moves as much shared memory; a long segment's share of warm-up is next to nothing.
-    steps = 1 + (21 if fused else 10) / shape[2]
-    emulated = Emulated(fused_ops + added + multiplied, read, written, 32 * wavefronts / steps, words / steps)
-    return emulated, shape[2]
-
-
-def floating_an_output(kernel: str, loops: list[Loop], length: int) -> float:
+def floating_an_output(kernel: str, loops: list[Code], length: int) -> float:
     """Floating-point instructions of working threads for an output, of one segment of `length`, from the loops' bodies.
 
     A march fills its filter for 10 steps in the loop before the steady one. The fused kernel's role that filters
@@ -219,48 +201,59 @@ def floating_an_output(kernel: str, loops: list[Loop], length: int) -> float:
     return (loops[-1].floating + loops[-2].floating * 10 / length - idle) / 2
 
 
-def check(architecture: str, folder: Path, library: ctypes.CDLL) -> tuple[list[dict[str, object]], list[str]]:
+def check(
+    architecture: str, folder: Path, emulated: dict[str, _cuda_emulated.Emulated]
+) -> tuple[list[dict[str, object]], list[str]]:
     """One row for each kernel, and what is above its bar."""
     cubin, report = compile_kernels(architecture, folder)
-    loops, rows, faults = steady_loops(cubin), [], []
+    code, rows, faults = machine_code(cubin), [], []
     for kernel, found in sorted(report.items()):
-        row: dict[str, object] = {"architecture": architecture, "kernel": kernel, **found}
-        bar = BARS.get(kernel)
-        if found["stack"] or found["spills"]:
-            faults.append(f"{architecture} {kernel}: {found['stack']} bytes of stack, {found['spills']} of spills")
-        if bar is not None:
-            marches = loops[kernel] if "fused" in kernel else loops[kernel][-1:]
-            emulated, length = emulate(kernel, library)
-            compiled = floating_an_output(kernel, loops[kernel], length)
-            row |= {
-                "instructions": "+".join(str(loop.total) for loop in marches),
-                "float_instructions_an_output": f"{compiled:.1f}",
-                "emulated_float_an_output": f"{emulated.floating:.1f}",
-                "emulated_wavefronts_per_32": f"{emulated.wavefronts:.1f}",
-                "emulated_words_an_output": f"{emulated.ideal_wavefronts:.1f}",
-                "emulated_bytes_read": f"{emulated.read_bytes:.2f}",
-                "emulated_bytes_written": f"{emulated.written_bytes:.2f}",
+        (whole, loops), bar, counts = code[kernel], BARS[kernel], emulated[kernel]
+        marches = [] if not counts.length else loops if "fused" in kernel else loops[-1:]
+        rows.append(
+            {
+                "architecture": architecture,
+                "kernel": kernel,
+                **found,
+                "code": whole.total,
+                "code_float64": whole.double,
+                "loop": "+".join(str(loop.total) for loop in marches),
+                "loop_float_an_output": "",
+                "run": counts.use,
+                "output": counts.unit,
+                "float": f"{counts.floating:.1f}",
+                "special": f"{counts.special:.1f}",
+                "bytes_read": f"{counts.read_bytes:.2f}",
+                "bytes_written": f"{counts.written_bytes:.2f}",
+                "wavefronts_per_32": f"{counts.wavefronts:.1f}",
+                "words": f"{counts.words:.1f}",
             }
-            limits = {
-                "registers": (found["registers"], bar.registers),
-                "bytes of shared memory": (found["shared"], bar.shared_bytes),
-                "local accesses in the loop": (sum(loop.local for loop in marches), 0),
-                "wavefronts": (emulated.wavefronts, bar.wavefronts),
-                "wavefronts beside the words": (emulated.wavefronts, 1.25 * emulated.ideal_wavefronts),
-                "bytes read": (emulated.read_bytes, bar.read_bytes),
-                "bytes written": (emulated.written_bytes, bar.written_bytes),
-                "difference of the counts in %": (100 * abs(compiled / emulated.floating - 1), 2.0),
-            }
+        )
+        limits = {
+            "bytes of stack": (found["stack"], 0),
+            "bytes of spills": (found["spills"], 0),
+            "registers": (found["registers"], bar.registers),
+            "bytes of shared memory": (found["shared"], bar.shared_bytes),
+            "local accesses": (whole.local, 0),
+            "bytes read": (counts.read_bytes, bar.read_bytes),
+            "bytes written": (counts.written_bytes, bar.written_bytes),
+            "wavefronts": (counts.wavefronts, bar.wavefronts),
+        }
+        if bar.wavefronts > 1:
+            limits["wavefronts beside the words"] = (counts.wavefronts, 1.25 * counts.words)
+        if bar.instructions:
+            compiled = floating_an_output(kernel, loops, counts.length)
+            rows[-1]["loop_float_an_output"] = f"{compiled:.1f}"
+            limits["difference of the counts in %"] = (100 * abs(compiled / counts.floating - 1), 2.0)
             if len(marches) != len(bar.instructions):
                 faults.append(f"{architecture} {kernel}: {len(marches)} loops, {len(bar.instructions)} expected")
             for loop, most in zip(marches, bar.instructions, strict=False):
                 limits[f"instructions of the loop of {most}"] = (loop.total, most)
-            faults += [
-                f"{architecture} {kernel}: {value:.1f} {what}, at most {most:.1f}"
-                for what, (value, most) in limits.items()
-                if value > most
-            ]
-        rows.append(row)
+        faults += [
+            f"{architecture} {kernel}: {value:.1f} {what}, at most {most:.1f}"
+            for what, (value, most) in limits.items()
+            if value > most
+        ]
     return rows, faults
 
 
@@ -269,19 +262,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "cuda_static.csv")
     arguments = parser.parse_args()
-    library = ctypes.CDLL(str(build_emulation.build("count")))
+    emulated = _cuda_emulated.run_all()
     rows, faults = [], []
     with tempfile.TemporaryDirectory() as folder:
         for architecture in ARCHITECTURES:
-            more_rows, more_faults = check(architecture, Path(folder), library)
+            more_rows, more_faults = check(architecture, Path(folder), emulated)
             rows += more_rows
             faults += more_faults
-    columns = list(max(rows, key=len))
+    columns = list(rows[0])
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     with arguments.csv.open("w", newline="") as file:
-        file.write("# Static counts by scripts/cuda_counts.py, not measured on a GPU. Instructions: one pass of the\n")
         file.write(
-            "# marching loop's body for two outputs (fused: of each role). Bytes include halos of a small image.\n"
+            "# Static counts by scripts/cuda_counts.py, not measured on a GPU. code: machine instructions of the kernel.\n"
+            "# loop: those of one pass of the marching loop, for two outputs (fused: of each role); of general kernels\n"
+            "# with the branches for types that a call does not take. From float on: counted by the emulation for an\n"
+            "# output of the run; bytes include the halos of a small image. special: reciprocals and powers of two.\n"
         )
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

@@ -25,8 +25,8 @@ SPLAT_ENTRY(splat_backward3d, 256, 2, SsimProblem) { backward3d<11, true>(a); }
 SPLAT_ENTRY(splat_adjoint3d, 256, 1, SsimProblem) { backward3d<11, false>(a); }
 SPLAT_ENTRY(splat_adjoint3d_wide, 256, 1, SsimProblem) { backward3d<15, false>(a); }
 SPLAT_ENTRY(splat_pad, 256, 1, SsimPadding) { pad(a); }
-SPLAT_ENTRY(splat_fold, 256, 1, SsimPadding) { fold(a); }
-SPLAT_ENTRY(splat_l1, 256, 1, SsimPadding) { l1(a); }
+SPLAT_ENTRY(splat_fold, 256, 4, SsimPadding) { fold(a); }
+SPLAT_ENTRY(splat_l1, 256, 4, SsimPadding) { l1(a); }
 SPLAT_ENTRY(splat_reduce, 256, 1, SsimReduction) { reduce(a); }
 SPLAT_ENTRY(splat_scale, 256, 1, SsimScaling) { scale(a); }
 SPLAT_ENTRY(splat_voxel_prepare, 128, 1, VoxelProblem) { voxel_prepare(a); }

@@ -123,13 +123,27 @@ bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   return true;
 }
 
-Int64 block_count(const SsimProblem& p) {
+// The product, or one more than a grid has where it is larger.
+Int64 block_count(std::initializer_list<int> factors) {
   const Int64 most = kMostBlocks + 1ll;
   Int64 blocks = 1;
-  for (int factor : {p.strips, p.tiles, p.segments, p.size[0], p.size[1]}) {
-    blocks = factor > most / blocks ? most : blocks * factor;
-  }
+  for (int factor : factors) blocks = factor > most / blocks ? most : blocks * factor;
   return blocks;
+}
+
+Int64 block_count(const SsimProblem& p) {
+  return block_count({p.strips, p.tiles, p.segments, p.size[0], p.size[1]});
+}
+
+// Cuts the slices, with `radius` more on both sides, into tiles that are no wider than needed. Returns their number in
+// the whole batch.
+Int64 cut_into_tiles(SsimPadding& a, const int (&radius)[3]) {
+  const int depth = a.size[2] + 2 * radius[0], height = a.size[3] + 2 * radius[1], width = a.size[4] + 2 * radius[2];
+  a.lane_bits = 5;
+  while (1 << a.lane_bits < width && 1 << a.lane_bits < kTileThreads) ++a.lane_bits;
+  a.strips = static_cast<int>(divide_up(width, 1 << a.lane_bits));
+  a.tiles = static_cast<int>(divide_up(height, (kTileThreads >> a.lane_bits) * kTileRows));
+  return block_count({a.strips, a.tiles, depth, a.size[1], a.size[0]});
 }
 
 }  // namespace
@@ -192,24 +206,26 @@ SPLAT_EXPORT int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, 
 
 // Fills a->target from a->source[0].
 SPLAT_EXPORT int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream) {
-  Int64 voxels = static_cast<Int64>(a->size[0]) * a->size[1];
   for (int axis = 0; axis < 3; ++axis) {
     if (a->reflect && a->radius[axis] >= a->size[axis + 2]) return kBadArgument;
-    voxels *= a->size[axis + 2] + 2 * a->radius[axis];
   }
-  return launch(module, kPad, divide_up(voxels, 256), a, stream);
+  SsimPadding tiled = *a;
+  const Int64 tiles = cut_into_tiles(tiled, tiled.radius);
+  return launch(module, kPad, tiles, &tiled, stream);
 }
 
 // Fills a->grad from a->target, the gradient of the padded image.
 SPLAT_EXPORT int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream) {
-  Int64 voxels = 1;
-  for (int extent : a->size) voxels *= extent;
-  return launch(module, kFold, divide_up(voxels, 256), a, stream);
+  SsimPadding tiled = *a;
+  const Int64 tiles = cut_into_tiles(tiled, {0, 0, 0});
+  return launch(module, kFold, tiles, &tiled, stream);
 }
 
 // Fills a->block_sums, a->blocks for each image, with sums of |source[0] - source[1]|.
 SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream) {
-  return launch(module, kL1, static_cast<Int64>(a->blocks) * a->size[0], a, stream);
+  SsimPadding tiled = *a;
+  if (cut_into_tiles(tiled, {0, 0, 0}) > kMostBlocks) return kBadArgument;
+  return launch(module, kL1, block_count({a->blocks, a->size[0]}), &tiled, stream);
 }
 
 // Fills a->results.

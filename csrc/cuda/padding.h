@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int kElementwiseThreads = 256;
-
 // The index inside [0, size) that place `i` of the padded axis shows. The launcher makes sure that radius < size.
 SPLAT_DEVICE int shown(int i, int size, int reflect) {
   if (i < 0) return reflect ? -i : 0;
@@ -16,30 +14,49 @@ SPLAT_DEVICE int shown(int i, int size, int reflect) {
   return i;
 }
 
-// Splits a flat index over (batch, channel, depth, height, width).
-SPLAT_DEVICE void unravel(Int64 flat, const int (&size)[5], const int (&radius)[3], int (&index)[5]) {
-#pragma unroll
-  for (int axis = 4; axis > 0; --axis) {
-    const int extent = size[axis] + (axis >= 2 ? 2 * radius[axis >= 2 ? axis - 2 : 0] : 0);
-    index[axis] = static_cast<int>(flat % extent);
-    flat /= extent;
+// What a thread sees of a tile: column x, and kTileRows rows `pitch` apart from y on, of one slice. Tiles are numbered
+// along the width, the height, the slices of `depth`, channels and the batch; 32-bit divisions, once for all rows.
+struct TilePlace {
+  int batch, channel, z, y, x, pitch;
+
+  SPLAT_DEVICE TilePlace(const SsimPadding& a, unsigned tile, int depth) {
+    const int lanes = 1 << a.lane_bits;
+    pitch = kTileThreads >> a.lane_bits;
+    x = static_cast<int>(tile % a.strips) * lanes + (thread_index() & (lanes - 1));
+    tile /= a.strips;
+    y = static_cast<int>(tile % a.tiles) * pitch * kTileRows + (thread_index() >> a.lane_bits);
+    tile /= a.tiles;
+    z = static_cast<int>(tile % depth);
+    tile /= depth;
+    channel = static_cast<int>(tile % a.size[1]);
+    batch = static_cast<int>(tile / a.size[1]);
   }
-  index[0] = static_cast<int>(flat);
+};
+
+SPLAT_DEVICE Int64 offset_of(const SsimTensor& tensor, const TilePlace& p, int z, int y, int x) {
+  return plane_offset(tensor, p.batch, p.channel) + z * tensor.stride[2] + y * tensor.stride[3] + x * tensor.stride[4];
 }
 
-SPLAT_DEVICE Int64 offset_of(const SsimTensor& tensor, int batch, int channel, int z, int y, int x) {
-  return plane_offset(tensor, batch, channel) + z * tensor.stride[2] + y * tensor.stride[3] + x * tensor.stride[4];
-}
-
-// One thread a padded voxel: target = source at the shown place.
+// One tile a block: target, float32, = source at the shown place.
 SPLAT_DEVICE void pad(const SsimPadding& a) {
-  int i[5];
-  unravel(static_cast<Int64>(block_index()) * kElementwiseThreads + thread_index(), a.size, a.radius, i);
-  if (i[0] >= a.size[0]) return;
-  const int z = shown(i[2] - a.radius[0], a.size[2], a.reflect), y = shown(i[3] - a.radius[1], a.size[3], a.reflect);
-  const int x = shown(i[4] - a.radius[2], a.size[4], a.reflect);
-  const Real v = load_element(a.source[0], offset_of(a.source[0], i[0], i[1], z, y, x));
-  store_element(a.target, offset_of(a.target, i[0], i[1], i[2], i[3], i[4]), v);
+  const TilePlace p(a, block_index(), a.size[2] + 2 * a.radius[0]);
+  if (p.x >= a.size[4] + 2 * a.radius[2]) return;
+  const int x = shown(p.x - a.radius[2], a.size[4], a.reflect), z = shown(p.z - a.radius[0], a.size[2], a.reflect);
+  Int64 offset[kTileRows];
+  bool wanted[kTileRows];
+  Real values[kTileRows];
+#pragma unroll
+  for (int k = 0; k < kTileRows; ++k) {
+    const int row = p.y + k * p.pitch;
+    offset[k] = offset_of(a.source[0], p, z, shown(row - a.radius[1], a.size[3], a.reflect), x);
+    wanted[k] = row < a.size[3] + 2 * a.radius[1];
+  }
+  load_elements(a.source[0], offset, wanted, values);
+  float* const target = static_cast<float*>(a.target.data);
+#pragma unroll
+  for (int k = 0; k < kTileRows; ++k) {
+    if (wanted[k]) store_global(target + offset_of(a.target, p, p.z, p.y + k * p.pitch, p.x), values[k]);
+  }
 }
 
 // The places of the padded axis that show voxel i: two runs of consecutive ones beside i itself.
@@ -65,48 +82,62 @@ struct Shows {
   }
 };
 
-// One thread a voxel: the sum of the padded gradient over the places that show it, and the gradient of the L1 term.
+// One tile a block: the sum of the padded gradient over the places that show a voxel, and the gradient of the L1 term.
 SPLAT_DEVICE void fold(const SsimPadding& a) {
-  const int none[3] = {0, 0, 0};
-  int i[5];
-  unravel(static_cast<Int64>(block_index()) * kElementwiseThreads + thread_index(), a.size, none, i);
-  if (i[0] >= a.size[0]) return;
-  const Shows zs(i[2], a.size[2], a.radius[0], a.reflect), ys(i[3], a.size[3], a.radius[1], a.reflect);
-  const Shows xs(i[4], a.size[4], a.radius[2], a.reflect);
-  Real sum = 0.f;
-  for (int z = 0; z < zs.count(); ++z) {
-    for (int y = 0; y < ys.count(); ++y) {
-      for (int x = 0; x < xs.count(); ++x) {
-        sum = sum + load_element(a.target, offset_of(a.target, i[0], i[1], zs.place(z), ys.place(y), xs.place(x)));
+  const TilePlace p(a, block_index(), a.size[2]);
+  if (p.x >= a.size[4]) return;
+  const Shows zs(p.z, a.size[2], a.radius[0], a.reflect), xs(p.x, a.size[4], a.radius[2], a.reflect);
+  for (int k = 0; k < kTileRows; ++k) {
+    const int row = p.y + k * p.pitch;
+    if (row >= a.size[3]) return;
+    const Shows ys(row, a.size[3], a.radius[1], a.reflect);
+    Real sum = 0.f;
+    for (int z = 0; z < zs.count(); ++z) {
+      for (int y = 0; y < ys.count(); ++y) {
+        for (int x = 0; x < xs.count(); ++x) {
+          sum = sum + load_element(a.target, offset_of(a.target, p, zs.place(z), ys.place(y), xs.place(x)));
+        }
       }
     }
+    if (a.l1_scale != 0.f) {
+      const Real x = load_element(a.source[0], offset_of(a.source[0], p, p.z, row, p.x));
+      const Real y = load_element(a.source[1], offset_of(a.source[1], p, p.z, row, p.x));
+      Real share = a.l1_scale;
+      if (a.l1_weight.data) share = share * load_element(a.l1_weight, offset_of(a.l1_weight, p, p.z, row, p.x));
+      sum = sum + times_sign(share, x - y);
+    }
+    store_element(a.grad, offset_of(a.grad, p, p.z, row, p.x), sum);
   }
-  if (a.l1_scale != 0.f) {
-    const Real x = load_element(a.source[0], offset_of(a.source[0], i[0], i[1], i[2], i[3], i[4]));
-    const Real y = load_element(a.source[1], offset_of(a.source[1], i[0], i[1], i[2], i[3], i[4]));
-    Real share = a.l1_scale;
-    if (a.l1_weight.data) share = share * load_element(a.l1_weight, offset_of(a.l1_weight, i[0], i[1], i[2], i[3], i[4]));
-    sum = sum + times_sign(share, x - y);
-  }
-  store_element(a.grad, offset_of(a.grad, i[0], i[1], i[2], i[3], i[4]), sum);
 }
 
-// `blocks` blocks an image, each the sum of |x - y| over every `blocks`-th run of 256 voxels.
+// `blocks` blocks an image, each the sum of |x - y| over every `blocks`-th tile.
 SPLAT_DEVICE void l1(const SsimPadding& a) {
-  const int none[3] = {0, 0, 0}, batch = static_cast<int>(block_index() / a.blocks);
-  const Int64 voxels = static_cast<Int64>(a.size[1]) * a.size[2] * a.size[3] * a.size[4];
-  Int64 v = static_cast<Int64>(block_index() % a.blocks) * kElementwiseThreads + thread_index();
+  const unsigned tiles = static_cast<unsigned>(a.strips) * a.tiles * a.size[2] * a.size[1];
+  const unsigned batch = block_index() / a.blocks;
   Real sum = 0.f;
-  for (; v < voxels; v += static_cast<Int64>(a.blocks) * kElementwiseThreads) {
-    int i[5];
-    unravel(v, a.size, none, i);
-    const Real x = load_element(a.source[0], offset_of(a.source[0], batch, i[1], i[2], i[3], i[4]));
-    const Real y = load_element(a.source[1], offset_of(a.source[1], batch, i[1], i[2], i[3], i[4]));
-    Real share = 1.f;
-    if (a.l1_weight.data) share = load_element(a.l1_weight, offset_of(a.l1_weight, batch, i[1], i[2], i[3], i[4]));
-    sum = multiply_add(share, absolute(x - y), sum);
+  for (unsigned tile = block_index() % a.blocks; tile < tiles; tile += a.blocks) {
+    TilePlace p(a, tile, a.size[2]);
+    p.batch = static_cast<int>(batch);
+    bool wanted[kTileRows];
+    Real x[kTileRows], y[kTileRows], share[kTileRows];
+#pragma unroll
+    for (int k = 0; k < kTileRows; ++k) {
+      wanted[k] = p.x < a.size[4] && p.y + k * p.pitch < a.size[3];
+      share[k] = 1.f;
+    }
+    auto read = [&](const SsimTensor& tensor, Real(&values)[kTileRows]) {
+      Int64 offset[kTileRows];
+#pragma unroll
+      for (int k = 0; k < kTileRows; ++k) offset[k] = offset_of(tensor, p, p.z, p.y + k * p.pitch, p.x);
+      load_elements(tensor, offset, wanted, values);
+    };
+    read(a.source[0], x);
+    read(a.source[1], y);
+    if (a.l1_weight.data) read(a.l1_weight, share);
+#pragma unroll
+    for (int k = 0; k < kTileRows; ++k) sum = multiply_add(share[k], absolute(x[k] - y[k]), sum);
   }
-  block_sum<kElementwiseThreads>(sum, a.block_sums + block_index());
+  block_sum<kTileThreads>(sum, a.block_sums + block_index());
 }
 
 }  // namespace

@@ -66,6 +66,9 @@ struct SsimOptions {
   int multiprocessors;  // of the device, to cut the marching axis well
 };
 
+// A tile of the padding kernels: 2^lane_bits columns by 256 >> lane_bits rows of threads, each with kTileRows rows.
+constexpr int kTileThreads = 256, kTileRows = 4;
+
 // Argument of the padding kernels: `source` (size without padding) and `target` (with `radius` more on both sides).
 struct SsimPadding {
   SsimTensor source[2];  // pad: the image; fold: the two images, for the sign of the L1 term
@@ -78,6 +81,8 @@ struct SsimPadding {
   float l1_scale;        // fold: times weight and sign of source[0] - source[1] is added
   float* block_sums;     // l1: workspace [blocks]
   int blocks;            // l1: blocks an image
+  int lane_bits;         // filled in by the launchers, and tiles along the width and the height of a slice
+  int strips, tiles;
 };
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:

@@ -21,8 +21,8 @@ struct Tile {
   static constexpr int kOutputs = kTaps <= 11 ? 2 : 1;  // voxels a thread, one above the other
   static constexpr int kRows = kThreads3d / kTileColumns * kOutputs;
   static constexpr int kLoadedRows = kRows + kHalo, kLoadedColumns = kTileColumns + kHalo;
-  // Distances between rows that keep vector loads aligned and spread over the banks.
-  static constexpr int kMapPitch = (kLoadedColumns + 3) / 4 * 4, kQuadPitch = kTileColumns + 1;
+  // Distances between rows that keep vector loads aligned and spread over the banks: an odd number of vectors of four.
+  static constexpr int kMapPitch = ((kLoadedColumns + 3) / 4 | 1) * 4, kQuadPitch = kTileColumns + 1;
   static constexpr int kFilteredPitch = kTileColumns + 4;
 };
 

@@ -26,6 +26,25 @@ SPLAT_DEVICE Real load_element(const SsimTensor& tensor, Int64 offset) {
   }
 }
 
+// values[k] = the element at offset[k] where wanted[k] is set, else 0. Switches once, so that the loads leave together.
+template <int kType, int kCount>
+SPLAT_DEVICE void load_elements_as(const SsimTensor& tensor, const Int64 (&offset)[kCount],
+                                   const bool (&wanted)[kCount], Real (&values)[kCount]) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) values[k] = wanted[k] ? load_as<kType>(tensor, offset[k]) : Real(0.f);
+}
+
+template <int kCount>
+SPLAT_DEVICE void load_elements(const SsimTensor& tensor, const Int64 (&offset)[kCount], const bool (&wanted)[kCount],
+                                Real (&values)[kCount]) {
+  switch (tensor.type) {
+    case kFloat32: load_elements_as<kFloat32>(tensor, offset, wanted, values); break;
+    case kFloat16: load_elements_as<kFloat16>(tensor, offset, wanted, values); break;
+    case kBfloat16: load_elements_as<kBfloat16>(tensor, offset, wanted, values); break;
+    default: load_elements_as<kUint8>(tensor, offset, wanted, values); break;
+  }
+}
+
 // Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 SPLAT_DEVICE unsigned short to_bfloat16(Real v) {
   const unsigned bits = to_bits(v);

@@ -39,7 +39,7 @@ struct Shared {
   std::size_t bytes;
 };
 
-enum Order { kAscending = 0, kDescending = 1, kShuffled = 2 };
+enum Order { kAscending = 0, kDescending = 1, kShuffled = 2, kWarps = 3 };
 
 struct Machine {
   ucontext_t scheduler;
@@ -97,16 +97,18 @@ void release(int first, int last, Wait what) {
   }
 }
 
+// Lets the warp of thread `first` pass the shuffle at which all of it waits. False where it does not.
+bool release_warp(int first) {
+  const int last = std::min(first + kWarp, machine.threads), waiting = count(first, last, Wait::kWarp);
+  if (!waiting || waiting + count(first, last, Wait::kDone) < last - first) return false;
+  release(first, last, Wait::kWarp);
+  return true;
+}
+
 // Lets whole warps and the whole block pass what they all wait for. False on a fault.
 bool release_all() {
   bool moved = false;
-  for (int first = 0; first < machine.threads; first += kWarp) {
-    const int last = std::min(first + kWarp, machine.threads), waiting = count(first, last, Wait::kWarp);
-    if (waiting && waiting + count(first, last, Wait::kDone) == last - first) {
-      release(first, last, Wait::kWarp);
-      moved = true;
-    }
-  }
+  for (int first = 0; first < machine.threads; first += kWarp) moved |= release_warp(first);
   const int waiting = count(0, machine.threads, Wait::kBlock), done = count(0, machine.threads, Wait::kDone);
   if (moved || done == machine.threads) return true;
   if (waiting < machine.threads) {
@@ -134,10 +136,24 @@ bool run_block(unsigned block) {
     machine.fibers[i].rounds = 0;
   }
   while (count(0, machine.threads, Wait::kDone) < machine.threads) {
-    if (machine.order == kShuffled) std::shuffle(order.begin(), order.end(), machine.random);
-    for (int i : order) {
-      if (machine.fibers[i].waiting == Wait::kNone) resume(i);
-      if (machine.fault[0]) return false;
+    if (machine.order >= kShuffled) std::shuffle(order.begin(), order.end(), machine.random);
+    if (machine.order == kWarps) {
+      // Threads stay in the order of the shuffle inside their warps; warps in that of their first thread.
+      std::vector<int> rank(machine.threads / kWarp + 1, machine.threads);
+      for (int i = machine.threads - 1; i >= 0; --i) rank[order[i] / kWarp] = i;
+      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank[a / kWarp] < rank[b / kWarp]; });
+    }
+    for (auto begin = order.begin(); begin != order.end();) {
+      const bool alone = machine.order == kWarps;
+      const int first = *begin / kWarp * kWarp;
+      const auto end = alone ? begin + std::min(kWarp, machine.threads - first) : order.end();
+      do {
+        for (auto thread = begin; thread != end; ++thread) {
+          if (machine.fibers[*thread].waiting == Wait::kNone) resume(*thread);
+          if (machine.fault[0]) return false;
+        }
+      } while (alone && release_warp(first));
+      begin = end;
     }
     if (!release_all()) return false;
   }
@@ -208,7 +224,7 @@ bool run(Int64 blocks, int threads, void (*body)(const void*), const void* argum
 
 extern "C" {
 
-// order: 0 ascending, 1 descending, 2 shuffled from `seed`. Faults to plant: barriers of source line `skipped_site` do
+// order: 0 ascending, 1 descending, 2 shuffled from `seed`, 3 the same but each warp alone as far as it comes. Faults to plant: barriers of source line `skipped_site` do
 // nothing (-1: none), every shared array is declared `shrink` bytes too short.
 SPLAT_EXPORT void splat_emulation_configure(int order, unsigned seed, int skipped_site, int shrink) {
   emulation::machine.order = order;

@@ -1,9 +1,11 @@
 // Runs every kernel once on images of awkward sizes under the sanitizers: no Python, so that every buffer is an exact
 // heap block AddressSanitizer fences. Built and started by tests/test_cuda_emulation.py; prints the number of launches.
+// With --overrun one launch is told of a tensor longer than it is, which must not go unseen.
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -143,9 +145,10 @@ void run_padding(int reflect) {
   check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
 }
 
-void run_scaling() {
+// `beyond`: how many elements too many the kernel is told of.
+void run_scaling(Int64 beyond) {
   std::vector<float> gradient(3 * 1501, 1.f), upstream{2.f, 1.f, 3.f};
-  SsimScaling a{gradient.data(), upstream.data(), 1501, 1, 3, 2};
+  SsimScaling a{gradient.data(), upstream.data(), 1501 + beyond, 1, 3, 2};
   check(splat_ssim_cuda_scale(nullptr, &a, nullptr), "scale");
 }
 
@@ -198,7 +201,7 @@ void run_voxelizer(int channels) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
   for (const Case& c : {
            Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
@@ -221,7 +224,7 @@ int main() {
   }
   run_padding(0);
   run_padding(1);
-  run_scaling();
+  run_scaling(count > 1 && !std::strcmp(arguments[1], "--overrun") ? 1 : 0);
   run_voxelizer(1);
   run_voxelizer(6);
   if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);

@@ -94,6 +94,9 @@ class _Padding(ctypes.Structure):
         ("l1_scale", ctypes.c_float),
         ("block_sums", ctypes.c_void_p),
         ("blocks", ctypes.c_int),
+        ("lane_bits", ctypes.c_int),
+        ("strips", ctypes.c_int),
+        ("tiles", ctypes.c_int),
     )
 
 

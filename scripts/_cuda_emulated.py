@@ -1,0 +1,213 @@
+"""Counts what every CUDA kernel does by running it in the counting emulation, for cuda_counts.py.
+
+The kernels are started by the launchers of the package, on images and volumes that fill their blocks and in one
+segment, so that the counts are those of the middle of a large image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import build_emulation
+from splat_ssim.ops import _cuda_launch as launch
+from splat_ssim.ops import voxelize_cuda
+from splat_ssim.ops.ssim import Options
+from splat_ssim.volume import VoxelGrid
+
+_VOXEL_STAGES = ("prepare", "pairs", "render", "gather", "chain")
+_STAGES_BY_CHANNELS = ("render", "gather")
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """Counts of the emulation for an output of the kernel.
+
+    Attributes:
+        use: What the kernel was run for.
+        unit: What an output is.
+        length: Steps of the marching axis that made outputs, where the kernel marches.
+        floating: Floating-point instructions of float32: additions, multiplications, fused ones.
+        special: Reciprocals and powers of two.
+        read_bytes: From global memory, as requested.
+        written_bytes: To global memory.
+        wavefronts: Of shared memory, for 32 outputs, without the march's warm-up.
+        words: Requested of shared memory, likewise: the wavefronts of accesses without conflicts or broadcasts.
+    """
+
+    use: str
+    unit: str
+    length: int
+    floating: float
+    special: float
+    read_bytes: float
+    written_bytes: float
+    wavefronts: float
+    words: float
+
+
+class _CountingKernels(launch.Kernels):
+    """The launchers on the counting emulation, one segment a walk. Keeps the counts of each kernel's last run."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(library, None, 1)
+        self.counts: dict[str, list[float]] = {}
+        self.lengths: dict[str, int] = {}
+
+    def prepare(self, problem: launch._Problem, options: launch._Options, operation: int) -> tuple[str, int]:
+        name, blocks = super().prepare(problem, options, operation)
+        blocks //= problem.segments
+        outputs = problem.map_size if operation == launch._FORWARD else problem.size[2:]
+        problem.segment, problem.segments = outputs[0 if options.spatial_dims == 3 else 1], 1
+        self.lengths[name] = problem.segment
+        return name, blocks
+
+    def _take(self) -> list[float]:
+        counts = (ctypes.c_double * 8)()
+        self.library.splat_emulation_take_counts(counts)
+        return list(counts)
+
+    def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
+        self._take()
+        super().launch(name, argument, stream)
+        if name == "ssim":
+            kernel = self._names[argument.kernel]
+        elif name == "voxelize":
+            stage = _VOXEL_STAGES[argument.stage]
+            kernel = f"splat_voxel_{stage}" + ("_many" if argument.channels > 1 and stage in _STAGES_BY_CHANNELS else "")
+        else:
+            kernel = f"splat_{name}"
+        self.counts[kernel] = self._take()
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """A call that runs kernels, and the number of outputs that each of these makes."""
+
+    use: str
+    unit: str
+    run: Callable[[launch.Kernels], object]
+    outputs: dict[str, int]
+
+
+def _photometric(
+    img1: Tensor, img2: Tensor, options: Options, grads: tuple[Tensor | None, Tensor | None] = (None, None)
+) -> Callable[[launch.Kernels], object]:
+    return lambda kernels: launch.photometric(kernels, 0, img1, img2, None, 0.8, 0.2, False, options, grads)
+
+
+def _of_images(dims: int) -> Iterator[_Workload]:
+    """SSIM's kernels for images or volumes of float32."""
+    shape = (1, 1, 192, 256) if dims == 2 else (1, 1, 48, 32, 32)
+    # The fused kernel makes 246 columns of the 256 it loads.
+    fused_shape = (1, 1, 192, 246) if dims == 2 else shape
+    options, wide = Options(spatial_dims=dims), Options(15, spatial_dims=dims)
+    img1, img2, grad = torch.rand(shape), torch.rand(shape), torch.empty(shape)
+    count = img1.numel()
+    yield _Workload("value", "element", _photometric(img1, img2, options), {f"splat_value{dims}d": count})
+    upstream, both = torch.rand(shape), (grad, torch.empty(shape))
+    for use, o, grads, names in (
+        ("gradient of the map", options, (grad, None), ("weighted{}d", "backward{}d")),
+        ("both gradients of the map", options, both, ("forward{}d", "adjoint{}d")),
+        ("both gradients of the map, window of 15", wide, both, ("forward{}d_wide", "adjoint{}d_wide")),
+    ):
+        yield _Workload(
+            use,
+            "element",
+            lambda kernels, o=o, grads=grads: launch.fill_map_gradients(kernels, 0, upstream, img1, img2, o, grads),
+            {f"splat_{name.format(dims)}": count for name in names},
+        )
+    img1, img2, grad = torch.rand(fused_shape), torch.rand(fused_shape), torch.empty(fused_shape)
+    run = _photometric(img1, img2, options, (grad, None))
+    if dims == 3:
+        yield _Workload("loss and gradient", "element", run, {"splat_partials3d": count})
+        return
+    yield _Workload("loss and gradient", "element", run, {"splat_fused2d": img1.numel()})
+    last = Options(channels_last=True)
+    pair = [image.movedim(1, -1).contiguous() for image in (img1.expand(1, 3, -1, -1), img2.expand(1, 3, -1, -1))]
+    run = _photometric(*pair, last, (torch.empty_like(pair[0]), None))
+    yield _Workload("loss and gradient, NHWC", "element", run, {"splat_fused2d_strided": pair[0].numel()})
+
+
+def _elementwise() -> Iterator[_Workload]:
+    """Padding, its adjoint, sums and scaling."""
+    shape = (1, 1, 246, 246)
+    img1, img2, grad = torch.rand(shape), torch.rand(shape), torch.empty(shape)
+    options = Options(padding="reflect")
+    run = _photometric(img1, img2, options, (grad, None))
+    yield _Workload("reflect padding", "padded element", run, {"splat_pad": 256 * 256})
+    yield _Workload("reflect padding", "element", run, {"splat_fold": img1.numel(), "splat_l1": img1.numel()})
+    sums, means = torch.rand(1, 1 << 16), [torch.empty(()) for _ in range(3)]
+
+    def reduce(kernels: launch.Kernels) -> None:
+        call = launch._Call(kernels, 0, img1, img2, Options())
+        call.reduce([sums, sums], means[1:], [1.0, 1.0], combined=means[0], combine=(0.8, 0.2))
+
+    yield _Workload("two kinds of sums", "block sum", reduce, {"splat_reduce": 2 * sums.numel()})
+    gradient = torch.rand(1, 3, 256, 256)
+    run = lambda kernels: launch.scale(kernels, 0, gradient, torch.tensor(0.5))  # noqa: E731
+    yield _Workload("upstream other than 1", "element", run, {"splat_scale": gradient.numel()})
+
+
+def _voxelizer(channels: int) -> Iterator[_Workload]:
+    """The voxeliser on 500 Gaussians of one to two voxels' deviation in 32 x 32 x 32 voxels."""
+    generator = torch.Generator().manual_seed(0)
+    count, size = 500, 32
+    means = size * torch.rand(count, 3, generator=generator)
+    quats = torch.randn(count, 4, generator=generator)
+    scales = 1 + torch.rand(count, 3, generator=generator)
+    inputs = (means, quats, scales, torch.rand(count, channels, generator=generator))
+    affine = [value for row in VoxelGrid.regular((size,) * 3).affine for value in row]
+    window = [0, 0, 0, size, size, size]
+    gradient = torch.rand(channels, size, size, size)
+
+    def forward(kernels: launch.Kernels) -> None:
+        voxelize_cuda.forward(kernels, 0, inputs, affine, window)
+
+    def backward(kernels: launch.Kernels) -> None:
+        voxelize_cuda.backward(kernels, 0, gradient, inputs, affine, window)
+
+    suffix = "_many" if channels > 1 else ""
+    use = f"{count} Gaussians of 1 to 2 voxels in {size}^3, {channels} channel{'s' if channels > 1 else ''}"
+    yield _Workload(use, "voxel", forward, {f"splat_voxel_render{suffix}": size**3})
+    yield _Workload(use, "Gaussian", backward, {f"splat_voxel_gather{suffix}": count})
+    if channels == 1:
+        yield _Workload(use, "Gaussian", forward, {"splat_voxel_prepare": count, "splat_voxel_pairs": count})
+        yield _Workload(use, "Gaussian", backward, {"splat_voxel_chain": count})
+
+
+def run_all() -> dict[str, Emulated]:
+    """The counts of every kernel, by name."""
+    library = ctypes.CDLL(str(build_emulation.build("count")))
+    kernels, found = _CountingKernels(library), {}
+    workloads = itertools.chain(_of_images(2), _of_images(3), _elementwise(), _voxelizer(1), _voxelizer(4))
+    for workload in workloads:
+        kernels.counts.clear()
+        workload.run(kernels)
+        for name, outputs in workload.outputs.items():
+            if name not in kernels.counts:
+                raise SystemExit(f"{', '.join(kernels.counts)} ran in the place of {name}")
+            fused, added, multiplied, special, read, written, words, wavefronts = (
+                count / outputs for count in kernels.counts[name]
+            )
+            length = kernels.lengths.get(name, 0)
+            # Every step moves as much shared memory; a long segment's share of warm-up is next to nothing.
+            warm_up = 21 if "fused" in name else 14 if "wide" in name else 10
+            steps = 1 + warm_up / length if length else 1.0
+            found[name] = Emulated(
+                workload.use,
+                workload.unit,
+                length,
+                fused + added + multiplied,
+                special,
+                read,
+                written,
+                32 * wavefronts / steps,
+                words / steps,
+            )
+    return found
