@@ -2,12 +2,15 @@
 
 import torch
 
+from tests import devices
+
 
 def random_pair(generator, shape, dtype, top=1.0):
     """Two images that are alike, in [0, top]."""
-    img1 = torch.rand(shape, generator=generator, dtype=torch.float64)
-    img2 = (img1 + 0.2 * torch.randn(shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
-    return [(img * top).to(dtype) for img in (img1, img2)]
+    img1 = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    img2 = (img1 + 0.2 * noise).clamp(0, 1)
+    return [(img * top).to(devices.torch_device(), dtype) for img in (img1, img2)]
 
 
 def assert_same(ours, theirs, images, tolerance):

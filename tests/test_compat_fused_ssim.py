@@ -12,6 +12,8 @@ from splat_ssim import reference
 from splat_ssim.compat import fused_ssim, fused_ssim3d
 from tests.compare import assert_same, random_pair
 
+pytestmark = pytest.mark.usefixtures("device")
+
 FUNCTIONS = [
     (fused_ssim.fused_ssim, 2),
     (fused_ssim.fused_ssim3d, 3),

@@ -10,6 +10,8 @@ from splat_ssim.compat import kornia as newest
 from splat_ssim.compat import kornia_0_8
 from tests.compare import assert_same, random_pair
 
+pytestmark = pytest.mark.usefixtures("device")
+
 ours = newest if tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9) else kornia_0_8
 
 # Of the largest entry. float64: both sides round; kornia's windows of volumes and of MS_SSIMLoss are outer products

@@ -1,18 +1,17 @@
 """The public functions against the definition, over options, dtypes, layouts and transforms; and what they refuse."""
 
-import os
-
 import pytest
 import torch
 
 import splat_ssim
 from splat_ssim import reference
 from splat_ssim.ops.ssim import Options
+from tests import devices
 
-#: Where the images are: scripts/gpu.sh runs the tests named there once more with "cuda".
-DEVICE = os.environ.get("SPLAT_SSIM_TEST_DEVICE", "cpu")
+pytestmark = pytest.mark.usefixtures("device")
+
 #: CUDA kernels form moments about a constant and take approximate reciprocals.
-LOOSENED = 1 if DEVICE == "cpu" else 15
+LOOSENED = {"cpu": 1, "emulation": 15, "cuda": 15}
 # (dtype, value, gradient relative to its maximum). float32 moments about a mean; half precision only rounds the inputs,
 # and the reference sees the rounded ones: its error is the rounding of the returned gradient.
 TOLERANCES = [
@@ -25,9 +24,10 @@ TOLERANCES = [
 
 def pair(*shape, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    img1 = torch.rand(shape, generator=generator, dtype=torch.float64)
-    img2 = (img1 + 0.2 * torch.randn(shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
-    return img1.to(DEVICE, dtype), img2.to(DEVICE, dtype)
+    img1 = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    img2 = (img1 + 0.2 * noise).clamp(0, 1)
+    return img1.to(devices.torch_device(), dtype), img2.to(devices.torch_device(), dtype)
 
 
 def run(function, img1, img2, weigh=None, **options):
@@ -41,8 +41,8 @@ def run(function, img1, img2, weigh=None, **options):
 def check(function, definition, img1, img2, tolerance=None, **options):
     value_error, grad_error = tolerance or dict((d, (v, g)) for d, v, g in TOLERANCES)[img1.dtype]
     shape = definition(img1, img2, **options).shape
-    weigh = torch.rand(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    value_error, grad_error = value_error * LOOSENED, grad_error * LOOSENED
+    weigh = torch.rand(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64, device="cpu")
+    value_error, grad_error = (bound * LOOSENED[devices.current()] for bound in (value_error, grad_error))
     found = run(function, img1, img2, weigh, **options)
     wide = {key: x.double() if key == "mask" and x is not None else x for key, x in options.items()}
     expected = run(definition, img1.double(), img2.double(), weigh, **wide)
@@ -154,7 +154,8 @@ def test_channels_last(reduction, padding):
 
 def test_uint8_means_a_share_of_the_range():
     generator = torch.Generator().manual_seed(0)
-    img1, img2 = (torch.randint(0, 256, (1, 3, 20, 20), generator=generator, dtype=torch.uint8) for _ in range(2))
+    shape, options = (1, 3, 20, 20), {"generator": generator, "dtype": torch.uint8, "device": "cpu"}
+    img1, img2 = (torch.randint(0, 256, shape, **options).to(devices.torch_device()) for _ in range(2))
     float1, float2 = (img.float() * (4 / 255) for img in (img1, img2))
     expected, grad, _ = run(splat_ssim.ssim, float1, float2, data_range=4.0)
     assert splat_ssim.ssim(img1, img2, data_range=4.0).item() == pytest.approx(expected.item(), abs=1e-6)
@@ -208,7 +209,7 @@ def test_autocast_computes_in_float32():
     img1, img2 = pair(1, 3, 24, 24)
     expected = splat_ssim.ssim(img1, img2)
     wide = splat_ssim.ms_ssim(*pair(1, 1, 40, 40), window_size=3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(devices.torch_device().type, dtype=torch.bfloat16):
         assert splat_ssim.ssim(img1, img2) == expected
         assert splat_ssim.ms_ssim(*pair(1, 1, 40, 40), window_size=3) == wide
         assert splat_ssim.ssim(img1.bfloat16(), img2.bfloat16()).dtype == torch.float32

@@ -7,6 +7,8 @@ from splat_ssim import reference
 from splat_ssim.loss import PhotometricLoss, ms_ssim_l1_loss, photometric_loss
 from tests.test_functional import check, pair, run
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def definition(pred, target, **options):
     return reference.photometric_loss(pred, target, **options)[0]

@@ -421,6 +421,31 @@ def test_nan_stays_where_it_is_seen():
     assert_close(found[0, 0][~seen], expected[0, 0][~seen], 1e-6)
 
 
+@needs_library
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window_size", [3, 5, 7, 11])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_what_a_call_before_left_in_scratch_is_not_read(spatial_dims, window_size, padding):
+    large = torch.full((1, 1, *[40] * spatial_dims), float("nan"))
+    for side in range(window_size, window_size + 9):
+        shape = (1, 1, side + 1, side) if spatial_dims == 2 else (1, 1, side + 2, side, side + 1)
+        options = options_for(shape, window_size=window_size, padding=padding)
+        img1, img2 = pair(shape)
+
+        def loss(x, y, options=options):
+            return ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
+
+        truth, *expected = differentiate(loss, img1.double(), img2.double())
+        loss(large, large)
+        assert_close(loss(img1, img2), truth, 3e-7)
+        loss(large.requires_grad_(), large)
+        found = differentiate(loss, img1, img2)
+        assert_close(found[0], truth, 3e-7)
+        for gradient, wanted in zip(found[1:], expected, strict=True):
+            assert_close(gradient, wanted, 1e-5)
+        large = large.detach()
+
+
 def photometric_arguments(img1, img2, weight=None, per_image=False, **changes):
     options = options_for(img1.shape, **changes)
     return img1, img2, weight, 0.8, 0.2, per_image, *options, img1.requires_grad, img2.requires_grad

@@ -119,7 +119,10 @@ struct Tile3d : Tile {
       totals = cells + 3 * (row - forward_rows.begin) / kRows;
       for (; next < least(row + kRows, mine.end) + radius; ++next)
         average_inputs(slice, next, !gradient && counted.contains(next));
-      ring.list(row - radius, args.taps + kRows - 1, around);
+      // Below the last rows there are none: the pass reads the last one in their place, for its middle rows.
+      const int64_t there = next - (row - radius);
+      ring.list(row - radius, there, around);
+      for (int64_t t = there; t < args.taps + kRows - 1; ++t) around[t] = around[there - 1];
       for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
         average_moments(around, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {

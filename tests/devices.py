@@ -1,0 +1,94 @@
+"""Where the tests of public functions run: the CPU's kernels, CUDA's through the host emulation, and a GPU.
+
+A module takes part by `pytestmark = pytest.mark.usefixtures("device")` (conftest.py). Its tests make tensors on torch's
+default device; a generator is of the CPU and so are the tensors it fills, until they are moved to `torch_device()`.
+"""
+
+import ctypes
+import functools
+import os
+import warnings
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+
+from splat_ssim.ops import _cuda_launch, ssim_cuda
+from splat_ssim.ops import ssim as ops
+from tests.test_cuda_emulation import build
+
+#: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
+)
+DEVICES = (
+    "cpu",
+    pytest.param("emulation", marks=pytest.mark.emulation),
+    pytest.param("cuda", marks=[pytest.mark.cuda, needs_gpu]),
+)
+
+_OPERATORS = ("ssim_map", "ssim_map_backward", "photometric", "ssim_channel_means", "ssim_channel_means_backward")
+_current = "cpu"
+
+
+def current():
+    """The device of the running test: "cpu", "emulation" or "cuda"."""
+    return _current
+
+
+def torch_device():
+    """Where its tensors are."""
+    return torch.device("cuda" if _current == "cuda" else "cpu")
+
+
+@functools.cache
+def _emulated():
+    return _cuda_launch.Kernels(ctypes.CDLL(str(build("plain"))), None, 2)
+
+
+def _available(index):
+    return True
+
+
+_available._dynamo_marked_constant = True
+
+
+@contextmanager
+def _emulation():
+    """The CPU's operators run CUDA's launchers and kernels."""
+    kernels = _emulated()
+    kernels.library.splat_emulation_configure(2, 1, -1, 0)
+    library = torch.library.Library("splat_ssim", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an operator that is overridden is meant
+        for name in _OPERATORS:
+            library.impl(name, getattr(ssim_cuda, f"_{name}"), "CPU", allow_override=True)
+    with (
+        mock.patch.object(ssim_cuda, "_target", lambda image: (kernels, 0)),
+        mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
+        # Calls on the CPU's tensors go past the dispatcher.
+        mock.patch.object(ops, "_photometric_cpu", ssim_cuda._photometric),
+        mock.patch.dict(ops.KERNELS, cpu=ssim_cuda._supports),
+        mock.patch.dict(ops.SCALES, cpu=ssim_cuda._scale),
+    ):
+        try:
+            yield
+        finally:
+            library._destroy()
+
+
+@contextmanager
+def use(name):
+    """Runs what is inside on the device called `name`."""
+    global _current
+    _current = name
+    try:
+        if name == "emulation":
+            with _emulation():
+                yield
+        else:
+            with torch.device(torch_device()):
+                yield
+    finally:
+        _current = "cpu"
