@@ -79,7 +79,9 @@ class _CountingKernels(launch.Kernels):
             kernel = self._names[argument.kernel]
         elif name == "voxelize":
             stage = _VOXEL_STAGES[argument.stage]
-            kernel = f"splat_voxel_{stage}" + ("_many" if argument.channels > 1 and stage in _STAGES_BY_CHANNELS else "")
+            kernel = f"splat_voxel_{stage}" + (
+                "_many" if argument.channels > 1 and stage in _STAGES_BY_CHANNELS else ""
+            )
         else:
             kernel = f"splat_{name}"
         self.counts[kernel] = self._take()

@@ -32,8 +32,7 @@ stage() {
 
 # These files alone: others import packages that a machine without a network may lack.
 stage tests "$python" -m pytest -m "cuda or (emulation and not slow)" tests/test_cuda*.py tests/test_voxelize_cuda.py
-stage functions env SPLAT_SSIM_TEST_DEVICE=cuda "$python" -m pytest tests/test_functional.py tests/test_loss.py \
-  -k "agrees_with_the_definition or test_masks or test_dtypes_and_layouts or test_terms_make_up_the_loss"
+stage functions "$python" -m pytest -m cuda tests/test_functional.py tests/test_loss.py
 
 stage benchmark "$python" scripts/cuda_benchmark.py --csv benchmarks/cuda.csv
 
