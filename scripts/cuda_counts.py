@@ -45,7 +45,7 @@ class Bar:
     read_bytes: float  # the counted image is one strip wide, a volume two tiles high
     written_bytes: float
     wavefronts: float = 0.0  # for 32 outputs
-    # One pass of each steady loop, which makes two outputs, in the order of the code. Of the plain marching kernels: the
+    # One pass of each steady loop, which makes two outputs, in the order of the code. Of plain marching kernels: the
     # others' loops also hold the branches for types and layouts that a call does not take.
     instructions: tuple[int, ...] = ()
 
