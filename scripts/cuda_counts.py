@@ -273,8 +273,8 @@ def main() -> None:
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     with arguments.csv.open("w", newline="") as file:
         file.write(
-            "# Static counts by scripts/cuda_counts.py, not measured on a GPU. code: machine instructions of the kernel.\n"
-            "# loop: those of one pass of the marching loop, for two outputs (fused: of each role); of general kernels\n"
+            "# Static counts by scripts/cuda_counts.py, not measured on a GPU. code: instructions of the kernel.\n"
+            "# loop: of one pass of the marching loop, for two outputs (fused: of each role); of general kernels\n"
             "# with the branches for types that a call does not take. From float on: counted by the emulation for an\n"
             "# output of the run; bytes include the halos of a small image. special: reciprocals and powers of two.\n"
         )
