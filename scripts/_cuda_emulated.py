@@ -152,8 +152,11 @@ def _elementwise() -> Iterator[_Workload]:
 
     yield _Workload("two kinds of sums", "block sum", reduce, {"splat_reduce": 2 * sums.numel()})
     gradient = torch.rand(1, 3, 256, 256)
-    run = lambda kernels: launch.scale(kernels, 0, gradient, torch.tensor(0.5))  # noqa: E731
-    yield _Workload("upstream other than 1", "element", run, {"splat_scale": gradient.numel()})
+
+    def scale(kernels: launch.Kernels) -> None:
+        launch.scale(kernels, 0, gradient, torch.tensor(0.5))
+
+    yield _Workload("upstream other than 1", "element", scale, {"splat_scale": gradient.numel()})
 
 
 def _voxelizer(channels: int) -> Iterator[_Workload]:

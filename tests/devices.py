@@ -7,8 +7,10 @@ default device; a generator is of the CPU and so are the tensors it fills, until
 import ctypes
 import functools
 import os
+import sys
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -16,8 +18,8 @@ import torch
 
 from splat_ssim.ops import _cuda_launch, ssim_cuda
 from splat_ssim.ops import ssim as ops
-from tests.test_cuda_emulation import build
 
+ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
@@ -42,9 +44,17 @@ def torch_device():
     return torch.device("cuda" if _current == "cuda" else "cpu")
 
 
+def build_emulation(variant):
+    """The emulation's library, or its program "sanitize"; compiled where it is out of date."""
+    sys.path.insert(0, str(ROOT / "csrc"))
+    import build_emulation
+
+    return build_emulation.build(variant)
+
+
 @functools.cache
 def _emulated():
-    return _cuda_launch.Kernels(ctypes.CDLL(str(build("plain"))), None, 2)
+    return _cuda_launch.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
 
 
 def _available(index):

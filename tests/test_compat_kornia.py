@@ -8,6 +8,7 @@ import torch
 
 from splat_ssim.compat import kornia as newest
 from splat_ssim.compat import kornia_0_8
+from tests import devices
 from tests.compare import assert_same, random_pair
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -131,7 +132,8 @@ def test_losses_without_a_window(seed):
 
 
 def test_integers_are_taken_as_they_are():
-    images = [torch.randint(0, 256, (1, 2, 8, 9), generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    generators, shape = [torch.Generator().manual_seed(seed) for seed in (0, 1)], (1, 2, 8, 9)
+    images = [torch.randint(0, 256, shape, generator=g, device="cpu").to(devices.torch_device()) for g in generators]
     for dtype in (torch.uint8, torch.int32):
         img1, img2 = (img.to(dtype) for img in images)
         expected = kornia.metrics.ssim(img1, img2, 5, max_val=255.0)

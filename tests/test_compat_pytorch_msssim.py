@@ -60,7 +60,8 @@ def test_ssim(seed):
     if rng.random() < 0.2:
         images[1] = options["data_range"] - images[0]
     if rng.random() < 0.2:
-        taps = torch.rand(shape[1], *[1] * sum(side != 1 for side in sides), options["win_size"], generator=generator)
+        ones = [1] * sum(side != 1 for side in sides)
+        taps = torch.rand(shape[1], *ones, options["win_size"], generator=generator, device="cpu").to(images[0].device)
         options["win"] = taps / taps.sum(-1, keepdim=True)
     assert_same(
         quietly(lambda a, b: ours.ssim(a, b, **options)),
@@ -130,7 +131,7 @@ def test_a_short_axis_warns():
 
 
 def test_ms_ssim_has_no_nan():
-    image = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    image = random_pair(torch.Generator().manual_seed(0), (1, 1, 40, 40), torch.float32)[0].requires_grad_()
     value = ours.ms_ssim(image, 1 - image.detach(), data_range=1.0, win_size=3)
     assert value == original.ms_ssim(image, 1 - image.detach(), data_range=1.0, win_size=3) == 0
     value.backward()

@@ -3,7 +3,6 @@
 `make gpu` sets SPLAT_SSIM_GPU=1: then these tests fail, rather than being skipped, where CUDA is not reached.
 """
 
-import os
 import threading
 
 import pytest
@@ -15,14 +14,10 @@ from splat_ssim.ops import _cuda_module
 from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.ssim import Options
 from splat_ssim.volume import VoxelGrid, voxelize
+from tests.devices import needs_gpu
 from tests.test_voxelize import compare, rotated, sample
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
-    ),
-]
+pytestmark = [pytest.mark.cuda, needs_gpu]
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
 #: float32 accumulation over up to 15³ taps; reciprocals with one rounding error more than the emulation's.

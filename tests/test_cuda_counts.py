@@ -9,7 +9,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-import _cuda_emulated  # noqa: E402
 import cuda_counts  # noqa: E402
 
 
@@ -26,6 +25,6 @@ def missing():
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_kernels_are_within_their_bars(tmp_path):
     """Registers, stack, spills, instructions, wavefronts, bytes; the two floating-point counts agree within 2%."""
-    rows, faults = cuda_counts.check("sm_90", tmp_path, _cuda_emulated.run_all())
+    rows, faults = cuda_counts.check("sm_90", tmp_path, cuda_counts._cuda_emulated.run_all())
     assert faults == []
     assert {row["kernel"] for row in rows} == set(cuda_counts.BARS)

@@ -10,8 +10,6 @@ import mmap
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from splat_ssim import reference
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.ops.ssim import Options
+from tests.devices import ROOT, build_emulation
 
 pytestmark = pytest.mark.emulation
 
-ROOT = Path(__file__).resolve().parent.parent
 PADDINGS = ("same", "valid", "reflect", "replicate")
 #: Orders of the threads, see csrc/emulation/fibers.h.
 SHUFFLED, WARPS = 2, 3
@@ -33,16 +31,9 @@ VALUE, GRADIENT = 2e-6, 5e-6
 MAP = 1e-5
 
 
-def build(variant):
-    sys.path.insert(0, str(ROOT / "csrc"))
-    import build_emulation
-
-    return build_emulation.build(variant)
-
-
 @pytest.fixture(scope="session")
 def library():
-    loaded = ctypes.CDLL(str(build(os.environ.get("SPLAT_SSIM_EMULATION", "plain"))))
+    loaded = ctypes.CDLL(str(build_emulation(os.environ.get("SPLAT_SSIM_EMULATION", "plain"))))
     loaded.splat_emulation_fault.restype = ctypes.c_char_p
     return loaded
 
@@ -290,7 +281,7 @@ def test_scaling_reads_the_upstream_value_on_the_device(kernels, blocks):
 
 
 def test_scaling_by_1_touches_nothing(kernels, monkeypatch):
-    count = ctypes.CDLL(str(build("count")))
+    count = ctypes.CDLL(str(build_emulation("count")))
     counts = (ctypes.c_double * 8)()
     moved = []
     for value in (1.0, 2.0):
@@ -456,7 +447,7 @@ def sanitized():
 
     def run(*arguments):
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-        command = [build("sanitize"), *arguments]
+        command = [build_emulation("sanitize"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
     return run

@@ -7,6 +7,7 @@ import splat_ssim
 from splat_ssim import reference
 from splat_ssim.ops.ssim import Options
 from tests import devices
+from tests.compare import random_pair
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -23,11 +24,7 @@ TOLERANCES = [
 
 
 def pair(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    img1 = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    img2 = (img1 + 0.2 * noise).clamp(0, 1)
-    return img1.to(devices.torch_device(), dtype), img2.to(devices.torch_device(), dtype)
+    return tuple(random_pair(torch.Generator().manual_seed(seed), shape, dtype))
 
 
 def run(function, img1, img2, weigh=None, **options):

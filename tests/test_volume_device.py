@@ -3,7 +3,6 @@
 Without a GPU by a pretended device; on one the tests marked cuda.
 """
 
-import os
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from splat_ssim.volume import VoxelGrid, fitting, load_volume, morton_order, sav
 from splat_ssim.volume.config import VolumeConfig, VolumeOutputConfig
 from splat_ssim.volume.fitting import Fitting, pick_volume_device
 from splat_ssim.volume.io import Volume
+from tests.devices import needs_gpu
 from tests.pretend_device import DEVICE, pretend_device
 from tests.test_volume_fitting import GRID, SHAPE, fit_until, phantom
 
@@ -163,12 +163,7 @@ def test_gaussians_are_not_fitted_without_their_kernels(tmp_path, monkeypatch):
 
 # --- on a GPU
 
-needs_cuda = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
-    ),
-]
+needs_cuda = [pytest.mark.cuda, needs_gpu]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])

@@ -277,7 +277,8 @@ __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitc
   }
 }
 
-// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B. A lane is replaced for what it is itself, so a result depends neither on its neighbours nor on where a tile begins.
+// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B. A lane is replaced for what it is itself, so a
+// result depends neither on its neighbours nor on where a tile begins.
 template <int kTaps, int kStride>
 SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, const Window<kTaps>& w,
                                  const Taps& taps, float c2_twice) {

@@ -112,12 +112,11 @@ SPLAT_DEVICE void fold(const SsimPadding& a) {
 
 // `blocks` blocks an image, each the sum of |x - y| over every `blocks`-th tile.
 SPLAT_DEVICE void l1(const SsimPadding& a) {
-  const unsigned tiles = static_cast<unsigned>(a.strips) * a.tiles * a.size[2] * a.size[1];
-  const unsigned batch = block_index() / a.blocks;
+  const unsigned tiles = static_cast<unsigned>(a.strips) * a.tiles * a.size[2] * a.size[1];  // of an image
+  const unsigned first = block_index() / a.blocks * tiles;
   Real sum = 0.f;
-  for (unsigned tile = block_index() % a.blocks; tile < tiles; tile += a.blocks) {
-    TilePlace p(a, tile, a.size[2]);
-    p.batch = static_cast<int>(batch);
+  for (unsigned tile = first + block_index() % a.blocks; tile < first + tiles; tile += a.blocks) {
+    const TilePlace p(a, tile, a.size[2]);
     bool wanted[kTileRows];
     Real x[kTileRows], y[kTileRows], share[kTileRows];
 #pragma unroll

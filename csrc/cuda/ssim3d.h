@@ -74,26 +74,16 @@ struct SliceLoads {
     }
   }
 
-  template <int kType>
-  SPLAT_DEVICE void read_as(const SsimTensor& tensor, Int64 corner, Real (&values)[kCount]) const {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const Int64 at = corner + (where[k] >> 8) * tensor.stride[3] + (where[k] & 255) * tensor.stride[4];
-      if (where[k] >= 0) values[k] = load_as<kType>(tensor, at);
-    }
-  }
-
   // Any tensor: from the corner of the halo tile.
   SPLAT_DEVICE void read(const SsimTensor& tensor, Int64 corner, bool inside, Real (&values)[kCount]) const {
+    Int64 offset[kCount];
+    bool wanted[kCount];
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) values[k] = 0.f;
-    if (!inside) return;
-    switch (tensor.type) {
-      case kFloat32: read_as<kFloat32>(tensor, corner, values); break;
-      case kFloat16: read_as<kFloat16>(tensor, corner, values); break;
-      case kBfloat16: read_as<kBfloat16>(tensor, corner, values); break;
-      default: read_as<kUint8>(tensor, corner, values); break;
+    for (int k = 0; k < kCount; ++k) {
+      offset[k] = corner + (where[k] >> 8) * tensor.stride[3] + (where[k] & 255) * tensor.stride[4];
+      wanted[k] = inside && where[k] >= 0;
     }
+    load_elements(tensor, offset, wanted, values);
   }
 };
 

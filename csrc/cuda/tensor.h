@@ -65,8 +65,7 @@ SPLAT_DEVICE Int64 plane_offset(const SsimTensor& tensor, int batch, int channel
 }
 
 // A place in a tensor that walks along the marching axis. read() fetches values[k] = the element k·spacing columns to
-// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, scale 1, width stride 1. The
-// other switches over the type once a row, outside the loads, so that these still leave together.
+// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, scale 1, width stride 1.
 template <bool kPlain>
 struct Cursor {
   Int64 here, step;
@@ -74,24 +73,13 @@ struct Cursor {
   SPLAT_DEVICE Cursor(const SsimTensor&, Int64 offset, Int64 step_) : here(offset), step(step_) {}
   SPLAT_DEVICE void advance() { here += step; }
 
-  template <int kType, int kCount>
-  SPLAT_DEVICE void read_as(const SsimTensor& tensor, int spacing, const bool (&wanted)[kCount],
-                            Real (&values)[kCount]) const {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (wanted[k]) values[k] = load_as<kType>(tensor, here + k * spacing * tensor.stride[4]);
-    }
-  }
-
   template <int kCount>
   SPLAT_DEVICE void read(const SsimTensor& tensor, int spacing, const bool (&wanted)[kCount],
                          Real (&values)[kCount]) const {
-    switch (tensor.type) {
-      case kFloat32: read_as<kFloat32>(tensor, spacing, wanted, values); break;
-      case kFloat16: read_as<kFloat16>(tensor, spacing, wanted, values); break;
-      case kBfloat16: read_as<kBfloat16>(tensor, spacing, wanted, values); break;
-      default: read_as<kUint8>(tensor, spacing, wanted, values); break;
-    }
+    Int64 offset[kCount];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) offset[k] = here + k * spacing * tensor.stride[4];
+    load_elements(tensor, offset, wanted, values);
   }
 };
 

@@ -125,6 +125,25 @@ bool release_all() {
   return true;
 }
 
+// Puts the threads into the order of their next turn, where that changes: kWarps shuffles whole warps, and their lanes.
+void shuffle(std::vector<int>& order) {
+  if (machine.order < kShuffled) return;
+  std::shuffle(order.begin(), order.end(), machine.random);
+  if (machine.order == kShuffled) return;
+  std::vector<int> turn(machine.threads / kWarp);  // of each warp: the place of its first thread
+  for (int i = machine.threads - 1; i >= 0; --i) turn[order[i] / kWarp] = i;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return turn[a / kWarp] < turn[b / kWarp]; });
+}
+
+// Lets those of `count` threads that do not wait run until they do. False on a fault.
+bool resume_all(const int* threads, int count) {
+  for (int i = 0; i < count; ++i) {
+    if (machine.fibers[threads[i]].waiting == Wait::kNone) resume(threads[i]);
+    if (machine.fault[0]) return false;
+  }
+  return true;
+}
+
 bool run_block(unsigned block) {
   machine.block = block;
   machine.shared.clear();
@@ -136,24 +155,13 @@ bool run_block(unsigned block) {
     machine.fibers[i].rounds = 0;
   }
   while (count(0, machine.threads, Wait::kDone) < machine.threads) {
-    if (machine.order >= kShuffled) std::shuffle(order.begin(), order.end(), machine.random);
-    if (machine.order == kWarps) {
-      // Threads stay in the order of the shuffle inside their warps; warps in that of their first thread.
-      std::vector<int> rank(machine.threads / kWarp + 1, machine.threads);
-      for (int i = machine.threads - 1; i >= 0; --i) rank[order[i] / kWarp] = i;
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank[a / kWarp] < rank[b / kWarp]; });
-    }
-    for (auto begin = order.begin(); begin != order.end();) {
-      const bool alone = machine.order == kWarps;
-      const int first = *begin / kWarp * kWarp;
-      const auto end = alone ? begin + std::min(kWarp, machine.threads - first) : order.end();
+    shuffle(order);
+    // Blocks are of whole warps.
+    const int together = machine.order == kWarps ? kWarp : machine.threads;
+    for (int first = 0; first < machine.threads; first += together) {
       do {
-        for (auto thread = begin; thread != end; ++thread) {
-          if (machine.fibers[*thread].waiting == Wait::kNone) resume(*thread);
-          if (machine.fault[0]) return false;
-        }
-      } while (alone && release_warp(first));
-      begin = end;
+        if (!resume_all(order.data() + first, together)) return false;
+      } while (machine.order == kWarps && release_warp(order[first] / kWarp * kWarp));
     }
     if (!release_all()) return false;
   }
@@ -224,8 +232,9 @@ bool run(Int64 blocks, int threads, void (*body)(const void*), const void* argum
 
 extern "C" {
 
-// order: 0 ascending, 1 descending, 2 shuffled from `seed`, 3 the same but each warp alone as far as it comes. Faults to plant: barriers of source line `skipped_site` do
-// nothing (-1: none), every shared array is declared `shrink` bytes too short.
+// order: 0 ascending, 1 descending, 2 shuffled from `seed`, 3 the same but each warp alone as far as it comes. Faults to
+// plant: barriers of source line `skipped_site` do nothing (-1: none), every shared array is declared `shrink` bytes too
+// short.
 SPLAT_EXPORT void splat_emulation_configure(int order, unsigned seed, int skipped_site, int shrink) {
   emulation::machine.order = order;
   emulation::machine.random.seed(seed);

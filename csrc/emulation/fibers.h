@@ -1,8 +1,9 @@
 // Runs the threads of a block as fibers of one host thread, one block after the other.
 //
 // A fiber runs until it waits at a barrier or in a warp shuffle; the scheduler resumes the others in ascending,
-// descending or shuffled order, or one warp as far as it comes before the next, so a missing barrier shows. Shared memory is a fresh heap block for every array and
-// thread block, filled with NaN and fenced, so that AddressSanitizer or the fence sees an overrun.
+// descending or shuffled order, or one warp as far as it comes before the next, so a missing barrier shows. Shared
+// memory is a fresh heap block for every array and thread block, filled with NaN and fenced, so that AddressSanitizer or
+// the fence sees an overrun.
 #pragma once
 #include <cstddef>
 #include "../cuda/problem.h"
