@@ -54,8 +54,8 @@ class Bar:
 # weighted3d alone is above: it multiplies by an upstream map, two loads, their addresses and two multiplications more
 # than partials3d.
 BARS = {
-    "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (280,)),
-    "splat_weighted2d": Bar(128, 4_400, 12.1, 12.1, 15.0, (345,)),
+    "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (281,)),
+    "splat_weighted2d": Bar(128, 4_400, 12.1, 12.1, 15.0, (350,)),
     "splat_backward2d": Bar(128, 6_500, 20.1, 4.1, 23.0, (275,)),
     "splat_fused2d": Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 300)),
     "splat_value3d": Bar(128, 23_000, 10.6, 0.1, 50.0, (560,)),
@@ -67,12 +67,12 @@ BARS = {
     "splat_forward2d": Bar(168, 4_400, 12.1, 16.1, 15.0),
     "splat_adjoint2d": Bar(168, 8_600, 24.1, 8.1, 30.0),
     "splat_fused2d_strided": Bar(128, 34_100, 8.1, 4.1, 41.0),
-    "splat_forward2d_wide": Bar(168, 2_400, 12.5, 16.1, 33.0),
+    "splat_forward2d_wide": Bar(168, 2_400, 12.6, 16.1, 33.0),
     "splat_adjoint2d_wide": Bar(168, 4_600, 25.0, 8.1, 67.0),
     "splat_forward3d": Bar(255, 23_000, 14.6, 16.1, 50.0),
     "splat_adjoint3d": Bar(255, 33_400, 29.1, 8.1, 75.0),
-    "splat_forward3d_wide": Bar(255, 19_800, 22.6, 16.1, 110.0),
-    "splat_adjoint3d_wide": Bar(255, 31_100, 45.1, 8.1, 165.0),
+    "splat_forward3d_wide": Bar(255, 19_800, 22.7, 16.1, 110.0),
+    "splat_adjoint3d_wide": Bar(255, 31_100, 45.2, 8.1, 165.0),
     "splat_pad": Bar(64, 0, 4.1, 4.1),
     # Reads two images for the sign of the L1 term and the padded gradient; voxels at the border gather several places.
     "splat_fold": Bar(64, 0, 12.6, 4.1),

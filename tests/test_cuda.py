@@ -144,6 +144,7 @@ def test_ssim_never_exceeds_1_and_flat_images_are_accurate():
     assert splat_ssim.ssim(flat, flat, reduction="none").max() <= 1
     assert splat_ssim.ssim(flat, close, reduction="none").max() <= 1
     check(flat, close, Options(), gradients=(True, False))
+    check(1000 + flat, 1000 + close, Options(), gradients=(True, False))
 
 
 def loss_and_gradient(img1, img2):

@@ -126,6 +126,37 @@ def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
     check_photometric(kernels, *images(1, 1, 16, 15, 17), options, needs)
 
 
+# Float32 keeps 24 bits of s = x + y: without the image's own mean taken off first, values near 1000 have no variance
+# left, and those near 0.9 lose it to 2e-5.
+@pytest.mark.parametrize("shape", [(2, 2, 45, 60), (2, 1, 21, 18, 35)], ids=str)
+@pytest.mark.parametrize("window_size", [11, 13])
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
+@pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
+def test_images_far_from_0(kernels, shape, window_size, padding, needs):
+    options = Options(window_size, padding=padding, spatial_dims=len(shape) - 2)
+    img1, img2 = images(*shape)
+    check_photometric(kernels, 0.9 + img1 / 1000, 0.9 + img2 / 1000, options, needs)
+    # Each plane has a mean of its own.
+    far = torch.tensor([1000.0, -500.0]).view(2, *[1] * (len(shape) - 1))
+    check_photometric(kernels, far + img1, far + img2, options, needs)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_stays_where_it_is(kernels, spatial_dims, value):
+    """Though the places that the mean is taken from are among it."""
+    img1, img2 = images(*((1, 1, 64, 64) if spatial_dims == 2 else (1, 1, 32, 32, 32)))
+    options = Options(spatial_dims=spatial_dims)
+    clean, spoilt = torch.empty_like(img1), torch.empty_like(img1)
+    launch.fill_map(kernels, 0, img1, img2, options, clean)
+    img1[..., 17, :] = value
+    launch.fill_map(kernels, 0, img1, img2, options, spoilt)
+    row = slice(12, 23)
+    assert spoilt[..., row, :].isnan().any()
+    spoilt[..., row, :] = clean[..., row, :]
+    assert (spoilt - clean).abs().max() < MAP
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window_size", range(3, 16, 2))
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -23,6 +23,8 @@ SPLAT_DEVICE void barrier() { __syncthreads(); }
 SPLAT_DEVICE void barrier_of_roles(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
 SPLAT_DEVICE Real shuffle_down(Real v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
 SPLAT_DEVICE double shuffle_down(double v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
+// Of the warp's first thread: the compiler knows that all have the same.
+SPLAT_DEVICE Real broadcast(Real v) { return __shfl_sync(0xffffffffu, v, 0); }
 
 SPLAT_DEVICE Real multiply_add(Real a, Real b, Real c) { return fmaf(a, b, c); }
 SPLAT_DEVICE Real reciprocal(Real x) {

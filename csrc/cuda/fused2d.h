@@ -17,7 +17,8 @@ constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth 
 constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
-SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Pair* ring, Real* adjoint) {
+SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, Real shift, const Pair* ring,
+                                     Real* adjoint) {
   const int first = kFusedColumns * thread_index();
   Real state[kFusedColumns][4][kFusedHalo], in_map[kFusedColumns], owned[kFusedColumns], sum = 0.f;
 #pragma unroll
@@ -44,7 +45,7 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
       Real moment[4];
 #pragma unroll
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
-      const Similarity similar = similarity(a, moment);
+      const Similarity similar = similarity(a, moment, shift);
       dssim_derivatives<true>(similar, moment, by[j]);
       sum = multiply_add(owned[j] * row_owned, similar.dssim, sum);
       const Real scale = in_map[j] * row_in_map;
@@ -64,7 +65,8 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
 template <bool kPlain>
-SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, Pair* ring, const Real* adjoint) {
+SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, Real shift, Pair* ring,
+                                      const Real* adjoint) {
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
   const int load_x = b.x0 - kFusedHalo + t, first_row = b.y0 - kFusedHalo;
   auto cursor = [&](const SsimTensor& image) {
@@ -130,7 +132,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
       if (k < kFusedColumns || t < kFusedHalo) {
-        store_shared(row + k * kThreads2d, Pair{(next_x[k] + next_y[k]) - a.shift, next_x[k] - next_y[k]});
+        store_shared(row + k * kThreads2d, Pair{(next_x[k] - shift) + next_y[k], next_x[k] - next_y[k]});
       }
     }
     barrier_of_roles(kFusedThreads);
@@ -172,11 +174,12 @@ SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
   const Block2d b = block2d<kFusedOutputs>(a);
   const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
+  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
-    dssim = fused_forward_role(a, b, y1, ring, adjoint);
+    dssim = fused_forward_role(a, b, y1, shift, ring, adjoint);
   } else {
-    l1 = fused_backward_role<kPlain>(a, b, y1, ring, adjoint);
+    l1 = fused_backward_role<kPlain>(a, b, y1, shift, ring, adjoint);
   }
   block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
   block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));

@@ -15,11 +15,11 @@ struct Similarity {
   Real a, inverse_a, inverse_b, mu_s;
 };
 
-// From E[s], E[d], E[s²], E[d²], where s has a.shift subtracted.
-SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]) {
+// From E[s], E[d], E[s²], E[d²], where s has `shift` subtracted.
+SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4], Real shift) {
   Similarity r;
   const Real s = moment[0], d = moment[1], d2 = d * d;
-  r.mu_s = s + a.shift;
+  r.mu_s = s + shift;
   const Real A = multiply_add(0.5f, multiply_add(r.mu_s, r.mu_s, d2), a.c1);
   const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = moment[3] - d2;
   const Real B = multiply_add(0.5f, variance_s + variance_d, a.c2);

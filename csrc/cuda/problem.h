@@ -43,7 +43,6 @@ struct SsimProblem {
   int segment;          // outputs of the marching axis a block makes
   float taps[kMostTaps / 2 + 1];  // window weights from the edge to the centre, zero-padded to the kernel's taps
   float c1, c2;         // (k1·L)², (k2·L)²
-  float shift;          // subtracted from s = x + y before moments are formed; twice the mean shift of an image
   float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare

@@ -11,6 +11,7 @@
 #include "filter.h"
 #include "pointwise.h"
 #include "reduce.h"
+#include "shift.h"
 #include "tensor.h"
 
 namespace {
@@ -56,9 +57,9 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 struct AnyVoxel {
   Real dssim = 0.f, dcs = 0.f;  // running sums
 
-  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], int batch, int channel, int z, int y, int x,
-                        Int64 place) {
-    const Similarity r = similarity(a, moment);
+  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], Real shift, int batch, int channel, int z, int y,
+                        int x, Int64 place) {
+    const Similarity r = similarity(a, moment, shift);
     Real share = 1.f;
     if (a.weight.data) {
       const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
@@ -92,6 +93,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
   const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
   const int y1 = b.y0 + a.segment < a.map_size[1] ? b.y0 + a.segment : a.map_size[1];
   const int load_x = b.x0 - kRadius + t + a.lead[2], load_y = b.y0 - kRadius + a.lead[1];
+  const Real shift = plane_shift<kMode != kAny>(a, b.batch, b.channel);
   auto cursor = [&](const SsimTensor& image) {
     const Int64 at = plane_offset(image, b.batch, b.channel) + (load_y - 1) * image.stride[3];  // fetch advances first
     return Cursor<kMode != kAny>(image, at + load_x * image.stride[4], image.stride[3]);
@@ -138,7 +140,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     for (int k = 0; k <= kColumns; ++k) {
       if (k < kColumns || t < kHalo) {
         const Real x = next_x[k], y = next_y[k];
-        store_shared(rows + buffer + t + k * kThreads2d, Pair{(x + y) - a.shift, x - y});
+        store_shared(rows + buffer + t + k * kThreads2d, Pair{(x - shift) + y, x - y});
       }
     }
     fetch(next);
@@ -160,10 +162,10 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
       if (!emits) continue;
       if (kMode == kAny) {
         const int y = next - 1 - kRadius - a.lead[1];
-        if (stores[j]) any.add(a, moment, b.batch, b.channel, 0, y, b.x0 + first + j, place + j);
+        if (stores[j]) any.add(a, moment, shift, b.batch, b.channel, 0, y, b.x0 + first + j, place + j);
         continue;
       }
-      const Similarity r = similarity(a, moment);
+      const Similarity r = similarity(a, moment, shift);
       if (kMode == kValue) dssim[j] = dssim[j] + r.dssim;  // columns outside are left out at the end
       if (kMode == kWeighted) {
         const Real v = share[j] * a.dssim_scale;
@@ -220,6 +222,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
   const int y1 = b.y0 + a.segment < height ? b.y0 + a.segment : height;
   const int load_x = b.x0 - kRadius + t - a.lead[2], load_y = b.y0 - kRadius - a.lead[1];
+  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
   const float* maps[kMaps];
   bool loads[kColumns + 1], stores[kColumns];
   Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
@@ -302,7 +305,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
         const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = (x + y) - a.shift;
+        s[j] = (x - shift) + y;
         d[j] = x - y;
       }
     }

@@ -152,6 +152,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     plain_x += at_x;
     plain_y = static_cast<const float*>(a.image[1].data) + at_y;
   }
+  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
   AnyVoxel any;
   bool stores[T::kOutputs];
@@ -182,7 +183,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const Real x = next_x[k], y = next_y[k];
-      if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x + y) - a.shift, x - y});
+      if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x - shift) + y, x - y});
     }
     fetch(z + 1);
     barrier();
@@ -203,11 +204,11 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       if (!emits || !stores[j]) continue;
       if (kMode == kAny) {
-        any.add(a, moment, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane,
+        any.add(a, moment, shift, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane,
                 place + j * static_cast<Int64>(a.map_size[2]));
         continue;
       }
-      const Similarity r = similarity(a, moment);
+      const Similarity r = similarity(a, moment, shift);
       if (kMode == kValue) dssim = dssim + r.dssim;
       if (kMode == kPartials || kMode == kWeighted) {
         Real by[4], v = a.dssim_scale;
@@ -297,6 +298,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
                                                                      a.map_size[2], a.map_size[2]);
   // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
   const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
+  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
   const float* maps[kMaps];
   Real next[kMaps][kLoads], state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
 #pragma unroll
@@ -350,7 +352,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
         const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = (x + y) - a.shift;
+        s[j] = (x - shift) + y;
         d[j] = x - y;
       }
     }

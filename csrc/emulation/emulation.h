@@ -46,7 +46,12 @@ SPLAT_DEVICE void barrier_of_roles(int) {
 }
 template <class T>
 SPLAT_DEVICE T shuffle_down(T v, int lanes) {
-  emulation::exchange(&v, sizeof v, lanes);
+  emulation::exchange(&v, sizeof v, thread_index() + lanes);
+  return v;
+}
+template <class T>
+SPLAT_DEVICE T broadcast(T v) {
+  emulation::exchange(&v, sizeof v, thread_index() & ~31);
   return v;
 }
 

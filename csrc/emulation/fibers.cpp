@@ -203,8 +203,8 @@ void* shared(const void* site, std::size_t bytes) {
   return found->second.memory.get();
 }
 
-void exchange(void* value, std::size_t bytes, int lanes) {
-  const int self = machine.current, from = self + lanes;
+void exchange(void* value, std::size_t bytes, int from) {
+  const int self = machine.current;
   // Two sets of slots by turns: a fast thread may come to the next exchange before a slow one has read this one.
   Int64* slots = machine.slots[machine.fibers[self].rounds++ & 1];
   std::memcpy(slots + self, value, bytes);

@@ -22,8 +22,8 @@ void wait(Wait what, int site);
 // The array of `bytes` bytes belonging to the declaration at address `site`, the same for all threads of the block.
 void* shared(const void* site, std::size_t bytes);
 
-// The value of the thread `lanes` further on in the warp; its own value where there is none. At most 8 bytes.
-void exchange(void* value, std::size_t bytes, int lanes);
+// The value of thread `from` of the same warp; the caller's own where the warp has none. At most 8 bytes.
+void exchange(void* value, std::size_t bytes, int from);
 
 // Runs blocks x threads calls of body(argument). Returns false after a fault; splat_emulation_fault() says which.
 bool run(Int64 blocks, int threads, void (*body)(const void*), const void* argument);
