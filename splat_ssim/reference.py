@@ -110,6 +110,9 @@ def dissimilarity(
     if valid is None:
 
         def overall(images: Tensor) -> Tensor:
+            # Without the border: zeros there are far from an image's own mean.
+            for dim in axes:
+                images = images.narrow(dim, (len(taps) - 1) // 2, images.shape[dim] - len(taps) + 1)
             return images.mean(axes, keepdim=True)
 
         def mean(images: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ def dissimilarity(
 
 def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor:
     """The image in `dtype`; uint8 means value / 255 · data_range."""
-    return img.to(dtype) * (data_range / 255) if img.dtype == torch.uint8 else img.to(dtype)
+    return img.to(dtype) * data_range / 255 if img.dtype == torch.uint8 else img.to(dtype)
 
 
 def compute_dtype(*images: Tensor) -> torch.dtype:

@@ -44,7 +44,7 @@ Int64 divide_up(Int64 a, Int64 b) { return (a + b - 1) / b; }
 // Float32 with neighbouring columns side by side, rows less than 2^31 apart: what the plain kernels read and write.
 bool plain(const SsimTensor& tensor) {
   const Int64 row = tensor.stride[3];
-  return tensor.type == kFloat32 && tensor.stride[4] == 1 && tensor.scale == 1.f && row == static_cast<int>(row);
+  return tensor.type == kFloat32 && tensor.stride[4] == 1 && row == static_cast<int>(row);
 }
 
 // Whether a weight of the map lies like an adjoint map: what the plain kernels read.

@@ -8,13 +8,13 @@ typedef long long Int64;
 // What one element of a tensor is.
 enum SsimType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kUint8 = 3 };
 
-// A tensor (batch, channel, depth, height, width) of any strides, in elements. A read value is the stored one times
-// `scale` (data_range/255 for uint8, else 1). Images have depth 1. `data` is null where the tensor is not wanted.
+// A tensor (batch, channel, depth, height, width) of any strides, in elements. A uint8 means itself times
+// top / 255, where `top` is the data range. Images have depth 1. `data` is null where the tensor is not wanted.
 struct SsimTensor {
   void* data;
   Int64 stride[5];
   int type;
-  float scale;
+  float top;
 };
 
 // Block sums have three kinds: of 1 - S, of |image1 - image2|, of 1 - CS (contrast-structure).

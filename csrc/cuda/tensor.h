@@ -7,13 +7,15 @@ namespace {
 template <int kType>
 SPLAT_DEVICE Real load_as(const SsimTensor& tensor, Int64 offset) {
   if constexpr (kType == kFloat32) {
-    return load_global(static_cast<const float*>(tensor.data) + offset) * tensor.scale;
+    return load_global(static_cast<const float*>(tensor.data) + offset);
   } else if constexpr (kType == kUint8) {
     const unsigned value = load_global(static_cast<const unsigned char*>(tensor.data) + offset);
-    return Real(static_cast<float>(value)) * tensor.scale;
+    const Real product = Real(static_cast<float>(value)) * tensor.top, quotient = product * (1.f / 255);
+    // product / 255, rounded once: images made by that division are equal to the last bit.
+    return multiply_add(multiply_add(-quotient, 255.f, product), 1.f / 255, quotient);
   } else {
     const unsigned bits = load_global(static_cast<const unsigned short*>(tensor.data) + offset);
-    return (kType == kFloat16 ? from_float16(bits) : from_bits(bits << 16)) * tensor.scale;
+    return kType == kFloat16 ? from_float16(bits) : from_bits(bits << 16);
   }
 }
 
@@ -65,7 +67,7 @@ SPLAT_DEVICE Int64 plane_offset(const SsimTensor& tensor, int batch, int channel
 }
 
 // A place in a tensor that walks along the marching axis. read() fetches values[k] = the element k·spacing columns to
-// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, scale 1, width stride 1.
+// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, width stride 1.
 template <bool kPlain>
 struct Cursor {
   Int64 here, step;

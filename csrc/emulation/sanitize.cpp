@@ -59,7 +59,7 @@ struct Buffer {
     }
     tensor.data = bytes.get();
     tensor.type = type;
-    tensor.scale = type == kUint8 ? 1.f / 255 : 1.f;
+    tensor.top = 1.f;
     const Int64 c = size[1], d = size[2], h = size[3], w = size[4];
     const Int64 planar[5] = {c * d * h * w, d * h * w, h * w, w, 1}, last[5] = {c * d * h * w, 1, h * w * c, w * c, c};
     for (int axis = 0; axis < 5; ++axis) tensor.stride[axis] = channels_last ? last[axis] : planar[axis];

@@ -34,7 +34,7 @@ class _Tensor(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("stride", ctypes.c_longlong * 5),
         ("type", ctypes.c_int),
-        ("scale", ctypes.c_float),
+        ("top", ctypes.c_float),
     )
 
 
@@ -192,8 +192,8 @@ def _volume(image: Tensor, options: Options) -> Tensor:
 
 
 def _describe(tensor: Tensor, options: Options) -> _Tensor:
-    scale = options.data_range / 255 if tensor.dtype == torch.uint8 else 1.0
-    return _Tensor(tensor.data_ptr(), (ctypes.c_longlong * 5)(*tensor.stride()), _TYPES[tensor.dtype], scale)
+    strides = (ctypes.c_longlong * 5)(*tensor.stride())
+    return _Tensor(tensor.data_ptr(), strides, _TYPES[tensor.dtype], options.data_range)
 
 
 def _radii(options: Options) -> list[int]:

@@ -17,6 +17,8 @@ from .ssim import KERNELS, SCALES, Options, _map_shape, _new_gradients, _new_lik
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 #: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
 _LONGEST_AXIS = 2**31 - 8192
+#: Further out squares of squares leave float32.
+_DATA_RANGES = (1e-12, 1e12)
 
 
 def _has_device_kernels(index: int) -> bool:
@@ -33,6 +35,7 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
         and options.window_size in launch.WINDOW_SIZES
+        and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
         and _has_device_kernels(img1.device.index)

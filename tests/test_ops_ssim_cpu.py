@@ -1,0 +1,200 @@
+"""The CPU's SSIM kernels: instruction sets, threads, scratch, strides, and what PyTorch checks of operators."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from splat_ssim.ops import _library
+from splat_ssim.ops import ssim as ops
+from tests.ssim_checks import PADDINGS, assert_close, check_all, differentiate, options_for, pair
+
+needs_library = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """One thread where a test does not ask for more: these sizes gain nothing by two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def processors():
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(2, 3, 40, 53), (1, 2, 12, 14, 30)], ids=str)
+def test_channels_last_memory_format_is_read_in_place(shape):
+    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    img1, img2 = (image.to(memory_format=memory_format) for image in pair(shape))
+    options = options_for(shape)
+    call = ops._Call(img1, img2, options)
+    assert (call.first.data_ptr(), call.second.data_ptr()) == (img1.data_ptr(), img2.data_ptr())
+    check_all(img1, img2, options)
+    assert ops.ssim_map(img1, img2, options).is_contiguous(memory_format=memory_format)
+
+
+@needs_library
+def test_strides_are_read_in_place():
+    """Rows, channels and batch may be any distance apart; a step along the row makes a copy."""
+    large1, large2 = pair((4, 6, 60, 80))
+    options = ops.Options()
+    cut = (slice(None, None, 2), slice(1, 4), slice(5, 45), slice(7, 60))
+    img1, img2 = large1[cut], large2[cut]
+    assert ops._Call(img1, img2, options).first.data_ptr() == img1.data_ptr()
+    check_all(img1, img2, options)
+    check_all(large1[..., ::2], large2.transpose(2, 3)[:, :, :60, :40], options)
+    check_all(large1[:1, :1].expand(2, 3, -1, -1), large2[:2, :3].flip(3), options)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", _library.available_isas())
+@pytest.mark.parametrize("shape", [(1, 3, 45, 130), (1, 1, 20, 21, 40)], ids=str)
+def test_every_instruction_set(monkeypatch, shape, isa):
+    monkeypatch.setattr(_library, "kernel", functools.partial(_library.kernel, isa_name=isa))
+    check_all(*pair(shape), options_for(shape))
+    check_all(*pair(shape), options_for(shape, padding="reflect", window_size=7))
+    last = [image.to(memory_format=torch.channels_last) for image in pair((2, 3, 20, 37))]
+    check_all(*last, ops.Options())
+    for dtype in (torch.float16, torch.bfloat16):
+        check_all(*(image.to(dtype) for image in pair((1, 1, 15, 19))), ops.Options(), gradient=8e-3)
+    target = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    same = target.float() / 255
+    assert ops.photometric(same, target, ops.Options(), l1_weight=1.0, dssim_weight=1.0)[0] == 0
+
+
+@needs_library
+@pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 256, 256), (1, 3, 100, 1100), (1, 1, 64, 64, 64), (2, 3, 29, 75, 20)], ids=str
+)
+def test_same_result_for_any_number_of_threads(threads, shape, padding):
+    """Bit for bit: threads wait for one another's blocks of slices, and a volume's rows are cut for many of them."""
+    img1, img2 = pair(shape)
+    options = options_for(shape)._replace(padding=padding)
+
+    def run():
+        loss = differentiate(
+            lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2
+        )
+        return *loss, ops.ssim_map(img1, img2, options), ops.ssim_channel_means(img1, img2, options)
+
+    threads(1)
+    one = run()
+    for number in (2, 3, 12):
+        threads(number)
+        assert all(torch.equal(x, y) for x, y in zip(one, run(), strict=True))
+
+
+@needs_library
+@pytest.mark.skipif(processors() < 2, reason="one processor: torch's OpenMP may give one thread")
+@pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 1, 64, 64, 64)], ids=str)
+def test_number_of_threads_is_obeyed(threads, shape):
+    img1, img2 = pair(shape)
+    options = options_for(shape)
+
+    def used():
+        ops.photometric(img1, img2, options, l1_weight=0.8, dssim_weight=0.2)
+        return _library.library().splat_ssim_last_thread_count()
+
+    threads(1)
+    assert {used() for _ in range(5)} == {1}
+    threads(2)
+    assert any(used() == 2 for _ in range(500))
+
+
+@needs_library
+def test_threads_after_a_fork():
+    """OpenMP's workers do not survive a fork, and it would wait for them."""
+    script = """
+import os, signal, torch
+from splat_ssim.loss import photometric_loss
+torch.set_num_threads(2)
+images = torch.rand(2, 1, 3, 256, 256)
+loss = photometric_loss(*images)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if torch.equal(photometric_loss(*images), loss) else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
+
+
+@needs_library
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window_size", [3, 5, 7, 11])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_what_a_call_before_left_in_scratch_is_not_read(spatial_dims, window_size, padding):
+    large = torch.full((1, 1, *[40] * spatial_dims), float("nan"))
+    for side in range(window_size, window_size + 9):
+        shape = (1, 1, side + 1, side) if spatial_dims == 2 else (1, 1, side + 2, side, side + 1)
+        options = options_for(shape, window_size=window_size, padding=padding)
+        img1, img2 = pair(shape)
+
+        def loss(x, y, options=options):
+            return ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
+
+        truth, *expected = differentiate(loss, img1.double(), img2.double())
+        loss(large, large)
+        assert_close(loss(img1, img2), truth, 3e-7)
+        loss(large.clone().requires_grad_(), large)
+        found = differentiate(loss, img1, img2)
+        assert_close(found[0], truth, 3e-7)
+        for gradient, wanted in zip(found[1:], expected, strict=True):
+            assert_close(gradient, wanted, 1e-5)
+
+
+def photometric_arguments(img1, img2, weight=None, per_image=False, **changes):
+    options = options_for(img1.shape, **changes)
+    return img1, img2, weight, 0.8, 0.2, per_image, *options, img1.requires_grad, img2.requires_grad
+
+
+def sample_inputs():
+    """(operator, arguments) of every operator, layout and combination of gradients worth checking."""
+    calls = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        img1, img2 = (image.to(memory_format=memory_format).requires_grad_() for image in pair((2, 3, 12, 13)))
+        calls += [
+            ("ssim_map", (img1, img2, *ops.Options())),
+            ("ssim_map", (img1, img2.detach(), *ops.Options(padding="valid"))),
+            ("ssim_channel_means", (img1, img2, *ops.Options(padding="valid"))),
+            ("photometric", photometric_arguments(img1, img2)),
+            ("photometric", photometric_arguments(img1, img2.detach(), torch.rand(2, 1, 12, 13), True)),
+        ]
+    img1, img2 = (image.requires_grad_() for image in pair((1, 11, 12, 13, 2)))
+    calls.append(("photometric", photometric_arguments(img1.detach(), img2, channels_last=True)))
+    calls.append(("ssim_map", (img1, img2, *options_for(img1.shape, channels_last=True))))
+    return calls
+
+
+@needs_library
+@pytest.mark.parametrize("index", range(len(sample_inputs())))
+def test_opcheck(index):
+    name, arguments = sample_inputs()[index]
+    torch.library.opcheck(getattr(torch.ops.splat_ssim, name).default, arguments)
+
+
+def test_what_has_no_kernel_takes_the_definition(monkeypatch):
+    """Without the compiled library, and for float64, the same numbers come from plain torch."""
+    img1, img2 = pair((1, 3, 20, 21))
+    options = ops.Options()
+
+    def run():
+        loss = differentiate(
+            lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2
+        )
+        return *loss, ops.ssim_map(img1, img2, options), ops.ssim_channel_means(img1, img2, options)
+
+    found = run()
+    monkeypatch.setitem(ops.KERNELS, "cpu", lambda *_: False)
+    for value, expected in zip(found, run(), strict=True):
+        assert value.dtype == expected.dtype
+        assert_close(value, expected, 2e-6)
