@@ -6,8 +6,8 @@ from splat_ssim.ops import ssim as ops
 from tests import devices
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
-#: Every device's errors are below this times the CPU's: a GPU takes approximate reciprocals.
-LOOSENED = {"cpu": 1, "emulation": 1, "cuda": 3}
+#: A device's bounds, times the CPU's: CUDA's kernels sum a block in float32, and a GPU's reciprocals are approximate.
+LOOSENED = {"cpu": 1, "emulation": 1.5, "cuda": 3}
 
 
 def noise(shape, seed=0, scale=1.0):
@@ -48,11 +48,8 @@ def assert_close(found, expected, tolerance):
     assert error <= limit, (error, limit)
 
 
-def check_all(img1, img2, options, value=1e-7, gradient=2e-6, voxel=2e-6):
-    """The three operators and their gradients by both images against the definition in float64.
-
-    `value` bounds the error of a mean, `voxel` that of a single S.
-    """
+def check_all(img1, img2, options, value=1e-7, gradient=2e-6):
+    """The three operators and their gradients by both images against the definition in float64."""
     wide = [image.double() for image in (img1, img2)]
 
     def loss(x, y):
@@ -64,7 +61,7 @@ def check_all(img1, img2, options, value=1e-7, gradient=2e-6, voxel=2e-6):
     assert_close(found[2], expected[2], gradient)
 
     for function in (ops.ssim_map, ops.ssim_channel_means):
-        assert_close(function(img1, img2, options), function(*wide, options), voxel)
+        assert_close(function(img1, img2, options), function(*wide, options), 2e-6)
         upstream = noise(function(*wide, options).shape, 1).double()
 
         def weighted(x, y, function=function, upstream=upstream):

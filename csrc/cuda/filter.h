@@ -50,9 +50,9 @@ SPLAT_DEVICE void add_moments(const SsimProblem& a, Real (&h)[kColumns][4], int 
 }
 
 // Horizontal moments E[s], E[d], E[s²], E[d²] of kColumns neighbouring outputs from a row of (s, d) in shared memory.
-// With kOwn, returns Σ|d| over the outputs' own columns.
+// With kOwn, returns Σ|d + shift_d| over the outputs' own columns.
 template <int kTaps, bool kOwn = false, int kColumns>
-SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4]) {
+SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4], Real shift_d = 0.f) {
   static_assert(kColumns == 1 || kColumns % 2 == 0, "two columns are read at once");
   Real own = 0.f;
 #pragma unroll
@@ -60,16 +60,16 @@ SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[k
     if (kColumns == 1) {
       const Pair v = load_shared(row + c);
       add_moments<kTaps>(a, h, c, v.x, v.y);
-      if (kOwn && c == kTaps / 2) own = absolute(v.y);
+      if (kOwn && c == kTaps / 2) own = absolute(v.y + shift_d);
     } else {
       const Quad v = load_shared(reinterpret_cast<const Quad*>(row + c));
       add_moments<kTaps>(a, h, c, v.x, v.y);
       add_moments<kTaps>(a, h, c + 1, v.z, v.w);
       if (kOwn && c >= kTaps / 2 && c < kTaps / 2 + kColumns) {
-        own = c == kTaps / 2 ? absolute(v.y) : own + absolute(v.y);
+        own = c == kTaps / 2 ? absolute(v.y + shift_d) : own + absolute(v.y + shift_d);
       }
       if (kOwn && c + 1 >= kTaps / 2 && c + 1 < kTaps / 2 + kColumns) {
-        own = c + 1 == kTaps / 2 ? absolute(v.w) : own + absolute(v.w);
+        own = c + 1 == kTaps / 2 ? absolute(v.w + shift_d) : own + absolute(v.w + shift_d);
       }
     }
   }

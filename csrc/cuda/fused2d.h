@@ -17,7 +17,7 @@ constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth 
 constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
-SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, Real shift, const Pair* ring,
+SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
                                      Real* adjoint) {
   const int first = kFusedColumns * thread_index();
   Real state[kFusedColumns][4][kFusedHalo], in_map[kFusedColumns], owned[kFusedColumns], sum = 0.f;
@@ -65,7 +65,7 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
 template <bool kPlain>
-SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, Real shift, Pair* ring,
+SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
   const int load_x = b.x0 - kFusedHalo + t, first_row = b.y0 - kFusedHalo;
@@ -132,7 +132,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
       if (k < kFusedColumns || t < kFusedHalo) {
-        store_shared(row + k * kThreads2d, Pair{(next_x[k] - shift) + next_y[k], next_x[k] - next_y[k]});
+        store_shared(row + k * kThreads2d, shifted(next_x[k], next_y[k], shift));
       }
     }
     barrier_of_roles(kFusedThreads);
@@ -153,8 +153,9 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
 #pragma unroll
         for (int j = 0; j < kFusedColumns; ++j) {
           const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
-          gradient[j] = ssim + times_sign(a.l1_scale, d[j]);
-          if (stores[j]) l1 = l1 + absolute(d[j]);
+          const Real difference = d[j] + shift.d;
+          gradient[j] = ssim + times_sign(a.l1_scale, difference);
+          if (stores[j]) l1 = l1 + absolute(difference);
         }
         store(gradient);
       }
@@ -174,7 +175,7 @@ SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
   const Block2d b = block2d<kFusedOutputs>(a);
   const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
-  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
     dssim = fused_forward_role(a, b, y1, shift, ring, adjoint);

@@ -184,6 +184,7 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
   fill_taps(*p, *o);
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));
+  p->apart = static_cast<float>(0.05 * o->data_range);
   p->kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
   const Shape shape = shape_of(static_cast<SsimKernel>(p->kernel));
   const int* outputs = operation == kOperationForward ? p->map_size : p->size + 2;

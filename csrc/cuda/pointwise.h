@@ -6,22 +6,24 @@
 // No difference of nearly equal numbers is formed, and S never exceeds 1.
 // (Wang et al., IEEE TIP 13(4), 2004, eq. 13; the algebra is in docs/design.md.)
 #pragma once
-#include "device.h"
+#include "shift.h"
 
 namespace {
 
 struct Similarity {
   Real dssim, dcs;       // 1 - S, 1 - CS
-  Real a, inverse_a, inverse_b, mu_s;
+  Real a, inverse_a, inverse_b, mu_s, mu_d;
 };
 
-// From E[s], E[d], E[s²], E[d²], where s has `shift` subtracted.
-SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4], Real shift) {
+// From E[s], E[d], E[s²], E[d²], of s and d less their shifts.
+SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4], const Shift& shift) {
   Similarity r;
-  const Real s = moment[0], d = moment[1], d2 = d * d;
-  r.mu_s = s + shift;
+  const Real s = moment[0], d = moment[1];
+  r.mu_s = s + shift.s;
+  r.mu_d = d + shift.d;
+  const Real d2 = r.mu_d * r.mu_d;
   const Real A = multiply_add(0.5f, multiply_add(r.mu_s, r.mu_s, d2), a.c1);
-  const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = moment[3] - d2;
+  const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = multiply_add(-d, d, moment[3]);
   const Real B = multiply_add(0.5f, variance_s + variance_d, a.c2);
   r.inverse_a = reciprocal(A);
   r.inverse_b = reciprocal(B);
@@ -34,18 +36,18 @@ SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]
 // Derivatives of v·(1 - S) by the four moments; with kOneImage those by E[s] and E[d] are added into [0], which is all
 // the gradient of the first image needs, and [1] is unused.
 //     by E[s²]: -b·t/2,  by E[d²]: (1 - b/2)·t,  t = v(1 - a)/B
-//     by E[s]: -q·a·mu_s - 2·E[s]·(by E[s²]),  by E[d]: q·(2 - a)·E[d] - 2·E[d]·(by E[d²]),  q = v(1 - b)/A
+//     by E[s]: -q·a·mu_s - 2·E[s]·(by E[s²]),  by E[d]: q·(2 - a)·mu_d - 2·E[d]·(by E[d²]),  q = v(1 - b)/A
 template <bool kOneImage>
 SPLAT_DEVICE void derivatives(const Similarity& r, const Real (&moment)[4], Real t, Real q, Real (&by)[4]) {
   const Real s = moment[0], d = moment[1], h = -0.5f * r.dcs;
   by[2] = t * h;
   by[3] = multiply_add(t, h, t);
   if (kOneImage) {
-    const Real u = multiply_add(2.f, d, -r.a * (d + r.mu_s));
+    const Real u = multiply_add(2.f, r.mu_d, -r.a * (r.mu_d + r.mu_s));
     by[0] = multiply_add(q, u, -2.f * multiply_add(d, by[3], s * by[2]));
   } else {
     by[0] = multiply_add(q, -r.a * r.mu_s, -2.f * (s * by[2]));
-    by[1] = multiply_add(q, multiply_add(2.f, d, -r.a * d), -2.f * (d * by[3]));
+    by[1] = multiply_add(q, multiply_add(2.f, r.mu_d, -r.a * r.mu_d), -2.f * (d * by[3]));
   }
 }
 

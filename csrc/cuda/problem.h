@@ -43,6 +43,7 @@ struct SsimProblem {
   int segment;          // outputs of the marching axis a block makes
   float taps[kMostTaps / 2 + 1];  // window weights from the edge to the centre, zero-padded to the kernel's taps
   float c1, c2;         // (k1·L)², (k2·L)²
+  float apart;          // difference of the images' means from which x - y is shifted, see shift.h
   float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare

@@ -1,14 +1,30 @@
-// The constant that is subtracted from s = x + y before moments are formed: float32 has 24 bits, and E[s²] - E[s]² keeps
-// only those that the mean leaves.
+// Constants that are subtracted from s = x + y and d = x - y before moments are formed: float32 has 24 bits, and
+// E[s²] - E[s]² keeps only those that the mean leaves.
 #pragma once
 #include "tensor.h"
 
 namespace {
 
-// The mean of s over 32 places of the plane, one a lane; what is not finite counts as 0. It depends on the plane alone,
-// so that forward and backward kernels, and every cut into blocks, have the same. Every thread must call it.
+struct Shift {
+  Real s, d;
+};
+
+// (s, d) of a pixel, shifted. In this order as much is exact as can be: shift.s is some 2x.
+SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {(x - shift.s) + y, (x - y) - shift.d}; }
+
+// The mean over the lanes of a warp of what is finite, the rest counting as 0.
+SPLAT_DEVICE Real warp_mean(Real v) {
+  if (!(absolute(v) <= 3.4e38f)) v = 0.f;
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes >>= 1) v = v + shuffle_down(v, lanes);
+  return broadcast(v * (1.f / 32));
+}
+
+// The means of s and d over 32 places of the plane, one a lane; that of d only where the images are clearly apart, since
+// d = 0 and its sign must not be rounded away. They depend on the plane alone, so that forward and backward kernels,
+// and every cut into blocks, have the same. Every thread must call it.
 template <bool kPlain>
-SPLAT_DEVICE Real plane_shift(const SsimProblem& a, int batch, int channel) {
+SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
   const int lane = thread_index() & 31;
   // Spread evenly along each axis, in orders that are permutations of the lanes.
   auto place = [&](int axis, int order) {
@@ -20,11 +36,9 @@ SPLAT_DEVICE Real plane_shift(const SsimProblem& a, int batch, int channel) {
     return kPlain ? load_global(static_cast<const float*>(image.data) + at + x)
                   : load_element(image, at + x * image.stride[4]);
   };
-  Real sum = load(a.image[0]) + load(a.image[1]);
-  if (!(absolute(sum) <= 3.4e38f)) sum = 0.f;
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes >>= 1) sum = sum + shuffle_down(sum, lanes);
-  return broadcast(sum * (1.f / 32));
+  const Real vx = load(a.image[0]), vy = load(a.image[1]);
+  const Real d = warp_mean(vx - vy);
+  return {warp_mean(vx + vy), absolute(d) <= a.apart ? Real(0.f) : d};
 }
 
 }  // namespace

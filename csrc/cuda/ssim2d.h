@@ -1,7 +1,7 @@
 // SSIM of images in two kernels that march down the rows: forward (sums, map, or the adjoint maps), then backward.
 //
 // A block of 128 threads owns a strip of 128·kColumns output columns and walks down `segment` rows of it. Each row it
-// needs is loaded once, as s = x + y - shift and d = x - y, into one of two row buffers in shared memory; threads filter
+// needs is loaded once, as shifted s = x + y and d = x - y, into one of two row buffers in shared memory; threads filter
 // the row for their own columns there and feed the result to the vertical filter in registers (filter.h). One barrier
 // a row: while a row is read from one buffer, the next one is written to the other. The next row's loads are under way
 // meanwhile. A segment starts kTaps - 1 rows early to fill the filter.
@@ -57,8 +57,8 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 struct AnyVoxel {
   Real dssim = 0.f, dcs = 0.f;  // running sums
 
-  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], Real shift, int batch, int channel, int z, int y,
-                        int x, Int64 place) {
+  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
+                        int y, int x, Int64 place) {
     const Similarity r = similarity(a, moment, shift);
     Real share = 1.f;
     if (a.weight.data) {
@@ -93,7 +93,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
   const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
   const int y1 = b.y0 + a.segment < a.map_size[1] ? b.y0 + a.segment : a.map_size[1];
   const int load_x = b.x0 - kRadius + t + a.lead[2], load_y = b.y0 - kRadius + a.lead[1];
-  const Real shift = plane_shift<kMode != kAny>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kMode != kAny>(a, b.batch, b.channel);
   auto cursor = [&](const SsimTensor& image) {
     const Int64 at = plane_offset(image, b.batch, b.channel) + (load_y - 1) * image.stride[3];  // fetch advances first
     return Cursor<kMode != kAny>(image, at + load_x * image.stride[4], image.stride[3]);
@@ -140,7 +140,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     for (int k = 0; k <= kColumns; ++k) {
       if (k < kColumns || t < kHalo) {
         const Real x = next_x[k], y = next_y[k];
-        store_shared(rows + buffer + t + k * kThreads2d, Pair{(x - shift) + y, x - y});
+        store_shared(rows + buffer + t + k * kThreads2d, shifted(x, y, shift));
       }
     }
     fetch(next);
@@ -151,7 +151,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     }
     barrier();
     Real h[kColumns][4];
-    const Real own = row_moments<kTaps, kMode == kValue>(a, rows + buffer + first, h);
+    const Real own = row_moments<kTaps, kMode == kValue>(a, rows + buffer + first, h, shift.d);
     if (kMode == kValue && counts) l1 = l1 + own;
     buffer = kRow - buffer;
 #pragma unroll
@@ -222,7 +222,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
   const int y1 = b.y0 + a.segment < height ? b.y0 + a.segment : height;
   const int load_x = b.x0 - kRadius + t - a.lead[2], load_y = b.y0 - kRadius - a.lead[1];
-  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   const float* maps[kMaps];
   bool loads[kColumns + 1], stores[kColumns];
   Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
@@ -276,11 +276,11 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d[j]);
       l1 = multiply_add(share, absolute(d[j]), l1);
       if (kPlain) {
-        gradient[j] = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]) + sign;
+        gradient[j] = multiply_add(2.f, multiply_add(d[j] - shift.d, f[j][2], s[j] * f[j][1]), f[j][0]) + sign;
         if (!pairs && stores[j]) store_global(static_cast<float*>(a.grad[0].data) + at_1 + j, gradient[j]);
       } else if (stores[j]) {
         const Real by_s = multiply_add(2.f, s[j] * f[j][2], f[j][0]);
-        const Real by_d = multiply_add(2.f, d[j] * f[j][kMaps - 1], f[j][1]) + sign;
+        const Real by_d = multiply_add(2.f, (d[j] - shift.d) * f[j][kMaps - 1], f[j][1]) + sign;
         if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[4], by_s + by_d);
         if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[4], by_s - by_d);
       }
@@ -305,7 +305,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
         const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = (x - shift) + y;
+        s[j] = (x - shift.s) + y;
         d[j] = x - y;
       }
     }

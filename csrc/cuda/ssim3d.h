@@ -1,7 +1,7 @@
 // SSIM of volumes in two kernels that march through the slices: forward (sums, map, or the adjoint maps), then backward.
 //
 // A block of 256 threads owns a tile of 32 columns and kTileRows rows and walks through `segment` slices. A slice with
-// its halo is loaded once, as s = x + y - shift and d = x - y, into shared memory, filtered there along the width by
+// its halo is loaded once, as shifted s = x + y and d = x - y, into shared memory, filtered there along the width by
 // all threads (four neighbouring outputs each), then along the height by each thread for its own kOutputs voxels, whose
 // vertical filter (filter.h) runs along the slices in registers. Two barriers a slice. The next slice's loads are under
 // way meanwhile. A segment starts kTaps - 1 slices early to fill the filter.
@@ -152,7 +152,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     plain_x += at_x;
     plain_y = static_cast<const float*>(a.image[1].data) + at_y;
   }
-  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
   AnyVoxel any;
   bool stores[T::kOutputs];
@@ -183,7 +183,9 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const Real x = next_x[k], y = next_y[k];
-      if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) store_shared(slice + t + k * kThreads3d, Pair{(x - shift) + y, x - y});
+      if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) {
+        store_shared(slice + t + k * kThreads3d, shifted(x, y, shift));
+      }
     }
     fetch(z + 1);
     barrier();
@@ -191,7 +193,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     if (kMode == kValue && z >= b.z0 && z < z1) {
 #pragma unroll
       for (int j = 0; j < T::kOutputs; ++j) {
-        l1 = l1 + absolute(load_shared(&slice[(row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius].y));
+        l1 = l1 + absolute(shift.d + load_shared(&slice[(row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius].y));
       }
     }
     barrier();
@@ -298,7 +300,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
                                                                      a.map_size[2], a.map_size[2]);
   // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
   const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
-  const Real shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   const float* maps[kMaps];
   Real next[kMaps][kLoads], state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
 #pragma unroll
@@ -336,11 +338,11 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
     const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d);
     l1 = multiply_add(share, absolute(d), l1);
     if (kPlain) {
-      const Real gradient = multiply_add(2.f, multiply_add(d, f[2], s * f[1]), f[0]) + sign;
+      const Real gradient = multiply_add(2.f, multiply_add(d - shift.d, f[2], s * f[1]), f[0]) + sign;
       store_global(static_cast<float*>(a.grad[0].data) + at_1 + j * a.grad[0].stride[3], gradient);
     } else {
       const Real by_s = multiply_add(2.f, s * f[2], f[0]);
-      const Real by_d = multiply_add(2.f, d * f[kMaps - 1], f[1]) + sign;
+      const Real by_d = multiply_add(2.f, (d - shift.d) * f[kMaps - 1], f[1]) + sign;
       if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[3], by_s + by_d);
       if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[3], by_s - by_d);
     }
@@ -352,7 +354,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
         const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = (x - shift) + y;
+        s[j] = (x - shift.s) + y;
         d[j] = x - y;
       }
     }

@@ -60,6 +60,7 @@ class _Problem(ctypes.Structure):
         ("taps", ctypes.c_float * 8),
         ("c1", ctypes.c_float),
         ("c2", ctypes.c_float),
+        ("apart", ctypes.c_float),
         ("dssim_scale", ctypes.c_float),
         ("l1_scale", ctypes.c_float),
         ("kernel", ctypes.c_int),
