@@ -3,14 +3,19 @@
     python scripts/accuracy.py
 
 Each candidate is held to the definition in float64 (splat_ssim.reference) with the candidate's own padding, on the same
-float32 images: a photograph and a blurred, noisy copy; two images of noise; 0.9 plus noise of 1e-3; the photograph on
-top of 1000, with the range still 1; and an HDR image. Writes accuracy.csv and accuracy.png to benchmarks/.
+float32 images: a photograph and a blurred, noisy copy; two images of noise; 0.9 plus noise of 1e-3, and the same beside
+0.5; a flat and bright half within dark texture; the photograph on top of 1000, with the range still 1; and an HDR
+image. Writes accuracy.csv and accuracy.png to benchmarks/.
+
+"CUDA, emulated" is the arithmetic of our CUDA kernels, run by the host emulation (csrc/emulation): a GPU's reciprocals
+alone differ, by one rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import torch
@@ -19,9 +24,12 @@ from _peers import Candidate, candidates
 from benchmark import commit
 from torch import Tensor
 
+import splat_ssim
 from splat_ssim import reference
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+from tests import devices  # noqa: E402
 
 
 def photograph() -> Tensor:
@@ -44,13 +52,23 @@ def image_pairs() -> dict[str, tuple[Tensor, Tensor, float]]:
     # Linear light over some five decades; SSIM is taken with the range of the image.
     hdr, hdr_distorted = (torch.exp(11 * img - 5) for img in (natural, distorted))
     random1, random2 = (torch.rand(natural.shape, generator=generator) for _ in range(2))
+    saturated = 0.2 * torch.rand(natural.shape, generator=generator)
+    saturated[..., 128:384, :] = 0.99
     return {
         "natural": (natural, distorted, 1.0),
         "noise": (random1, random2, 1.0),
         "flat 0.9 + 1e-3 noise": (0.9 + noise(1e-3), 0.9 + noise(1e-3), 1.0),
+        "flat 0.9, flat 0.5": (0.9 + noise(1e-3), 0.5 + noise(1e-3), 1.0),
+        "saturated half": (saturated + noise(0.005), saturated + noise(0.01), 1.0),
         "[1000, 1001]": (1000 + natural, 1000 + distorted, 1.0),
         "HDR": (hdr, hdr_distorted, float(hdr.max())),
     }
+
+
+def emulated_ssim(img1: Tensor, img2: Tensor, data_range: float) -> Tensor:
+    """`splat_ssim.ssim` by the CUDA launchers and kernels on the host."""
+    with devices.use("emulation"):
+        return splat_ssim.ssim(img1, img2, data_range=data_range)
 
 
 def errors(candidate: Candidate, img1: Tensor, img2: Tensor, data_range: float) -> tuple[float, float | None]:
@@ -75,6 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [c for c in candidates() if 2 in c.dims and not c.compiled and not c.name.endswith("NHWC")]
     chosen = [c for c in chosen if c.name != "splat_ssim L1+DSSIM"]
+    chosen.insert(1, Candidate("splat_ssim CUDA, emulated", "splat_ssim", emulated_ssim))
     if arguments.peers is not None:
         chosen = [c for c in chosen if any(c.name.startswith(name) for name in arguments.peers)]
     rows = []
@@ -104,7 +123,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     images, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("image", "name"))
-    figure, axes = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
+    figure, axes = plt.subplots(2, 1, figsize=(12, 7), sharex=True)
     for axis, column, title in zip(axes, ("value_error", "gradient_error"), ("value", "gradient"), strict=True):
         for i, name in enumerate(names):
             mine = [row for row in rows if row["name"] == name and row[column]]

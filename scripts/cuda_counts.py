@@ -51,8 +51,8 @@ class Bar:
 
 
 # Aims: 280, 350, 275 and 260 + 300 instructions in 2D, 605 and 490 in 3D. Above them are value2d, which also sums
-# |x - y|, partials3d, both by the subtractions of d's shift, and weighted3d: it multiplies by an upstream map, two loads,
-# their addresses and two multiplications more than partials3d.
+# |x - y|, partials3d, both by the subtractions of d's shift, and weighted3d: it multiplies by an upstream map, two
+# loads, their addresses and two multiplications more than partials3d.
 BARS = {
     "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (290,)),
     "splat_weighted2d": Bar(128, 4_400, 12.1, 12.1, 15.0, (350,)),
