@@ -71,18 +71,23 @@ def emulated_ssim(img1: Tensor, img2: Tensor, data_range: float) -> Tensor:
         return splat_ssim.ssim(img1, img2, data_range=data_range)
 
 
-def errors(candidate: Candidate, img1: Tensor, img2: Tensor, data_range: float) -> tuple[float, float | None]:
-    """(error of the value, largest error of the gradient as a share of the largest gradient)."""
+#: Columns of the CSV: of the value; the gradient's largest error and its L2 norm, as shares of the gradient's.
+COLUMNS = ("value_error", "gradient_error", "gradient_error_l2")
+
+
+def errors(candidate: Candidate, img1: Tensor, img2: Tensor, data_range: float) -> list[float]:
+    """What COLUMNS says; of the value alone where the candidate has no gradient."""
     x = img1.double().requires_grad_()
     truth = reference.ssim(x, img2.double(), data_range=data_range, padding=candidate.padding)
     (true_grad,) = torch.autograd.grad(truth, x)
     x, y = candidate.prepare(img1.clone()), candidate.prepare(img2)
     if not candidate.differentiable:
-        return abs(candidate.function(x, y, data_range=data_range).item() - truth.item()), None
+        return [abs(candidate.function(x, y, data_range=data_range).item() - truth.item())]
     value = candidate.callable(data_range)(x.requires_grad_(), y)
     (grad,) = torch.autograd.grad(value, x)
-    grad_error = (grad.double() - true_grad).abs().max() / true_grad.abs().max()
-    return abs(value.double().item() - truth.item()), grad_error.item()
+    difference = grad.double() - true_grad
+    shares = (difference.abs().max() / true_grad.abs().max(), difference.norm() / true_grad.norm())
+    return [abs(value.double().item() - truth.item()), *(share.item() for share in shares)]
 
 
 def main() -> None:
@@ -97,19 +102,18 @@ def main() -> None:
     if arguments.peers is not None:
         chosen = [c for c in chosen if any(c.name.startswith(name) for name in arguments.peers)]
     rows = []
-    print(f"{'error of the value / of the gradient':38}", *(f"{c.name:>22}" for c in chosen))
+    print(f"{'error of value / gradient / in L2':36}", *(f"{c.name:>28}" for c in chosen))
     for name, (img1, img2, data_range) in image_pairs().items():
-        print(f"{name:38}", end="", flush=True)
+        print(f"{name:36}", end="", flush=True)
         for candidate in chosen:
-            value, grad = errors(candidate, img1, img2, data_range)
-            text = f"{value:.1e} / " + ("–" if grad is None else f"{grad:.1e}")
-            print(f" {text:>22}", end="", flush=True)
+            found = errors(candidate, img1, img2, data_range)
+            print(f"{' / '.join(f'{error:.1e}' for error in found):>28}", end="", flush=True)
             row = {"image": name, "name": candidate.name, "version": candidate.version, "padding": candidate.padding}
-            rows.append({**row, "value_error": f"{value:.3g}", "gradient_error": "" if grad is None else f"{grad:.3g}"})
+            rows.append({**row, **{column: f"{error:.3g}" for column, error in zip(COLUMNS, found, strict=False)}})
         print()
     arguments.output.mkdir(parents=True, exist_ok=True)
     with (arguments.output / "accuracy.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "torch", "commit"])
+        writer = csv.DictWriter(file, [*rows[0], "torch", "commit"], restval="")
         writer.writeheader()
         writer.writerows({**row, "torch": torch.__version__, "commit": commit()} for row in rows)
     plot(rows, arguments.output / "accuracy.png")
@@ -126,7 +130,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(12, 7), sharex=True)
     for axis, column, title in zip(axes, ("value_error", "gradient_error"), ("value", "gradient"), strict=True):
         for i, name in enumerate(names):
-            mine = [row for row in rows if row["name"] == name and row[column]]
+            mine = [row for row in rows if row["name"] == name and row.get(column)]
             places = [images.index(row["image"]) + (i - len(names) / 2) * 0.8 / len(names) for row in mine]
             heights = [min(max(float(row[column]), 1e-10), 10) for row in mine]
             axis.bar(places, heights, 0.8 / len(names), align="edge", label=name)
