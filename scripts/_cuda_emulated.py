@@ -98,42 +98,66 @@ class _Workload:
 
 
 def _photometric(
-    img1: Tensor, img2: Tensor, options: Options, grads: tuple[Tensor | None, Tensor | None] = (None, None)
+    img1: Tensor,
+    img2: Tensor,
+    options: Options,
+    grads: tuple[Tensor | None, Tensor | None] = (None, None),
+    mask: Tensor | None = None,
 ) -> Callable[[launch.Kernels], object]:
-    return lambda kernels: launch.photometric(kernels, 0, img1, img2, None, 0.8, 0.2, False, options, grads)
+    return lambda kernels: launch.photometric(kernels, 0, img1, img2, mask, 0.8, 0.2, False, options, grads)
 
 
-def _of_images(dims: int) -> Iterator[_Workload]:
-    """SSIM's kernels for images or volumes of float32."""
+def _of_the_map(
+    img1: Tensor, img2: Tensor, options: Options, grads: tuple[Tensor | None, Tensor | None]
+) -> Callable[[launch.Kernels], object]:
+    upstream = torch.rand_like(img1)
+    return lambda kernels: launch.fill_map_gradients(kernels, 0, upstream, img1, img2, options, grads)
+
+
+def _of_both(dims: int) -> Iterator[_Workload]:
+    """The value, and what both gradients and wide windows take, of images or volumes of float32."""
     shape = (1, 1, 192, 256) if dims == 2 else (1, 1, 48, 32, 32)
-    # The fused kernel makes 246 columns of the 256 it loads.
-    fused_shape = (1, 1, 192, 246) if dims == 2 else shape
     options, wide = Options(spatial_dims=dims), Options(15, spatial_dims=dims)
-    img1, img2, grad = torch.rand(shape), torch.rand(shape), torch.empty(shape)
+    img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
     count = img1.numel()
     yield _Workload("value", "element", _photometric(img1, img2, options), {f"splat_value{dims}d": count})
-    upstream, both = torch.rand(shape), (grad, torch.empty(shape))
-    for use, o, grads, names in (
-        ("gradient of the map", options, (grad, None), ("weighted{}d", "backward{}d")),
-        ("both gradients of the map", options, both, ("forward{}d", "adjoint{}d")),
-        ("both gradients of the map, window of 15", wide, both, ("forward{}d_wide", "adjoint{}d_wide")),
+    for use, o, suffix in (
+        ("both gradients of the map", options, ""),
+        ("both gradients of the map, window of 15", wide, "_wide"),
     ):
-        yield _Workload(
-            use,
-            "element",
-            lambda kernels, o=o, grads=grads: launch.fill_map_gradients(kernels, 0, upstream, img1, img2, o, grads),
-            {f"splat_{name.format(dims)}": count for name in names},
-        )
-    img1, img2, grad = torch.rand(fused_shape), torch.rand(fused_shape), torch.empty(fused_shape)
-    run = _photometric(img1, img2, options, (grad, None))
-    if dims == 3:
-        yield _Workload("loss and gradient", "element", run, {"splat_partials3d": count})
-        return
-    yield _Workload("loss and gradient", "element", run, {"splat_fused2d": img1.numel()})
-    last = Options(channels_last=True)
-    pair = [image.movedim(1, -1).contiguous() for image in (img1.expand(1, 3, -1, -1), img2.expand(1, 3, -1, -1))]
-    run = _photometric(*pair, last, (torch.empty_like(pair[0]), None))
-    yield _Workload("loss and gradient, NHWC", "element", run, {"splat_fused2d_strided": pair[0].numel()})
+        names = (f"splat_forward{dims}d{suffix}", f"splat_adjoint{dims}d{suffix}")
+        yield _Workload(use, "element", _of_the_map(img1, img2, o, both), dict.fromkeys(names, count))
+
+
+def _of_volumes() -> Iterator[_Workload]:
+    """One gradient of volumes of float32."""
+    shape, options = (1, 1, 48, 32, 32), Options(spatial_dims=3)
+    img1, img2, grads = torch.rand(shape), torch.rand(shape), (torch.empty(shape), None)
+    names = ("splat_weighted3d", "splat_backward3d")
+    run = _of_the_map(img1, img2, options, grads)
+    yield _Workload("gradient of the map", "element", run, dict.fromkeys(names, img1.numel()))
+    run = _photometric(img1, img2, options, grads)
+    yield _Workload("loss and gradient", "element", run, {"splat_partials3d": img1.numel()})
+
+
+def _of_images() -> Iterator[_Workload]:
+    """One gradient of images, by the fused kernels, which make 246 columns of the 256 they load."""
+    planar = torch.rand(2, 1, 1, 192, 246)
+    mask = torch.rand(1, 1, 192, 246)
+    for use, suffix, (img1, img2), options, weight in (
+        ("loss and gradient", "", planar, Options(), None),
+        ("loss and gradient, masked", "_weighted", planar, Options(), mask),
+    ):
+        run = _photometric(img1, img2, options, (torch.empty_like(img1), None), weight)
+        yield _Workload(use, "element", run, {f"splat_fused2d{suffix}": img1.numel()})
+    last = planar.expand(2, 1, 3, -1, -1).movedim(2, -1).contiguous()
+    for use, suffix, weight in (
+        ("loss and gradient, NHWC", "_strided", None),
+        ("loss and gradient, NHWC, masked", "_weighted_strided", mask.movedim(1, -1)),
+    ):
+        img1, img2 = last
+        run = _photometric(img1, img2, Options(channels_last=True), (torch.empty_like(img1), None), weight)
+        yield _Workload(use, "element", run, {f"splat_fused2d{suffix}": img1.numel()})
 
 
 def _elementwise() -> Iterator[_Workload]:
@@ -190,7 +214,9 @@ def run_all() -> dict[str, Emulated]:
     """The counts of every kernel, by name."""
     library = ctypes.CDLL(str(build_emulation.build("count")))
     kernels, found = _CountingKernels(library), {}
-    workloads = itertools.chain(_of_images(2), _of_images(3), _elementwise(), _voxelizer(1), _voxelizer(4))
+    workloads = itertools.chain(
+        _of_both(2), _of_both(3), _of_images(), _of_volumes(), _elementwise(), *map(_voxelizer, (1, 4))
+    )
     for workload in workloads:
         kernels.counts.clear()
         workload.run(kernels)

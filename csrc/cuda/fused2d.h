@@ -1,4 +1,4 @@
-// The mean-reduced loss of images and its gradient by the first image in one kernel, warps specialised.
+// The loss of images, a mean or weighted by maps, and its gradient by the first image in one kernel, warps specialised.
 //
 // A block of 256 threads owns a strip of 246 columns (11 taps) and walks down `segment` rows. Threads 0-127 filter the
 // loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and filter the adjoint maps of
@@ -6,7 +6,7 @@
 // the gradient of a row needs its s and d ten rows later, and two rows of three adjoint maps: 34,048 bytes.
 // Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
 //
-// Bytes an element, float32: reads 8, writes 4; nothing else is kept.
+// Bytes an element, float32: reads 8, and 4 for each weight, writes 4; nothing else is kept.
 #pragma once
 #include "ssim2d.h"
 
@@ -16,7 +16,22 @@ constexpr int kFusedThreads = 256, kFusedTaps = 11, kFusedHalo = 10, kFusedRadiu
 constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth + kFusedHalo;
 constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
 
+// Columns x and x + 1 of a weight, walking down its rows; the launcher makes sure that a row's step is an int.
+struct WeightCursor {
+  const float* here;
+  int row, column;  // steps
+
+  SPLAT_DEVICE WeightCursor(const SsimTensor& weight, const Block2d& b, int y, int x)
+      : here(static_cast<const float*>(weight.data) + plane_offset(weight, b.batch, b.channel) + y * weight.stride[3] +
+             x * weight.stride[4]),
+        row(static_cast<int>(weight.stride[3])),
+        column(static_cast<int>(weight.stride[4])) {}
+  SPLAT_DEVICE Real read(int j, bool wanted) const { return wanted ? load_global(here + j * column) : Real(0.f); }
+  SPLAT_DEVICE void advance() { ::advance(here, row); }
+};
+
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
+template <bool kWeighted>
 SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
                                      Real* adjoint) {
   const int first = kFusedColumns * thread_index();
@@ -29,16 +44,24 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
     owned[j] = inside && x >= b.x0 && x < b.x0 + kFusedOutputs ? 1.f : 0.f;
     clear(state[j]);
   }
+  WeightCursor weight(a.weight, b, b.y0 - kFusedHalo - kFusedRadius - a.lead[1], b.x0 - kFusedRadius + first - a.lead[2]);
   const Pair *row = ring + first, *const end = row + kFusedRing * kFusedRow;
   Real *const place = adjoint + first, *const place_end = place + 3 * kFusedWidth;
   Real* here = place;
 #pragma unroll 1
   for (int r = b.y0 - kFusedHalo; r < y1 + kFusedRadius + 6; ++r) {
+    const int y = r - kFusedRadius;
+    const bool map_row = static_cast<unsigned>(y - a.lead[1]) < static_cast<unsigned>(a.map_size[1]);
+    Real share[kFusedColumns];
+    if (kWeighted) {
+#pragma unroll
+      for (int j = 0; j < kFusedColumns; ++j) share[j] = weight.read(j, map_row && in_map[j] != 0.f);
+      weight.advance();
+    }
     barrier_of_roles(kFusedThreads);
     Real h[kFusedColumns][4], by[kFusedColumns][4];
     row_moments<kFusedTaps>(a, row, h);
-    const int y = r - kFusedRadius;
-    const Real row_in_map = static_cast<unsigned>(y - a.lead[1]) < static_cast<unsigned>(a.map_size[1]) ? 1.f : 0.f;
+    const Real row_in_map = map_row ? 1.f : 0.f;
     const Real row_owned = y >= b.y0 && y < y1 ? row_in_map : Real(0.f);
 #pragma unroll
     for (int j = 0; j < kFusedColumns; ++j) {
@@ -47,8 +70,9 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       const Similarity similar = similarity(a, moment, shift);
       dssim_derivatives<true>(similar, moment, by[j]);
-      sum = multiply_add(owned[j] * row_owned, similar.dssim, sum);
-      const Real scale = in_map[j] * row_in_map;
+      const Real counted = owned[j] * row_owned;
+      sum = multiply_add(kWeighted ? counted * share[j] : counted, similar.dssim, sum);
+      const Real scale = in_map[j] * (kWeighted ? share[j] : row_in_map);
       by[j][0] = by[j][0] * scale;
       by[j][2] = by[j][2] * scale;
       by[j][3] = by[j][3] * scale;
@@ -64,7 +88,7 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
 }
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
-template <bool kPlain>
+template <bool kPlain, bool kWeighted>
 SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
@@ -92,6 +116,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   float* plain_out = static_cast<float*>(grad.data) + at;
   const bool pairs = kPlain && ((width | grad.stride[3]) & 1) == 0 && (reinterpret_cast<Int64>(plain_out) & 7) == 0;
 
+  WeightCursor l1_weight(a.l1_weight, b, b.y0, b.x0 + first);
   auto fetch = [&](int row) {
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) next_x[k] = next_y[k] = 0.f;
@@ -137,6 +162,12 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
     }
     barrier_of_roles(kFusedThreads);
     fetch(r + 1);
+    Real share[kFusedColumns];
+    if (kWeighted && r - 11 >= b.y0) {
+#pragma unroll
+      for (int j = 0; j < kFusedColumns; ++j) share[j] = l1_weight.read(j, stores[j] && a.l1_weight.data);
+      l1_weight.advance();
+    }
     if (r > b.y0) {
       Real h[3][kFusedColumns], f[kFusedColumns][3];
 #pragma unroll
@@ -154,8 +185,13 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
         for (int j = 0; j < kFusedColumns; ++j) {
           const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
           const Real difference = d[j] + shift.d;
-          gradient[j] = ssim + times_sign(a.l1_scale, difference);
-          if (stores[j]) l1 = l1 + absolute(difference);
+          if (kWeighted) {
+            gradient[j] = ssim + times_sign(share[j] * a.l1_scale, difference);
+            l1 = multiply_add(share[j], absolute(difference), l1);
+          } else {
+            gradient[j] = ssim + times_sign(a.l1_scale, difference);
+            if (stores[j]) l1 = l1 + absolute(difference);
+          }
         }
         store(gradient);
       }
@@ -169,7 +205,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   return l1;
 }
 
-template <bool kPlain>
+template <bool kPlain, bool kWeighted>
 SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   SPLAT_SHARED(Pair, ring, kFusedRing * kFusedRow);
   SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
@@ -178,9 +214,9 @@ SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
-    dssim = fused_forward_role(a, b, y1, shift, ring, adjoint);
+    dssim = fused_forward_role<kWeighted>(a, b, y1, shift, ring, adjoint);
   } else {
-    l1 = fused_backward_role<kPlain>(a, b, y1, shift, ring, adjoint);
+    l1 = fused_backward_role<kPlain, kWeighted>(a, b, y1, shift, ring, adjoint);
   }
   block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
   block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));

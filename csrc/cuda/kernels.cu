@@ -5,17 +5,17 @@
 #include "ssim3d.h"
 #include "voxelize.h"
 
-// Registers: 65,536 an SM. The plain 2D kernels run 4 blocks of 128 threads on one (128 registers), the fused ones and
-// the plain 3D kernels 2 of 256. The kAny and wide kernels may use more.
+// Registers: 65,536 an SM. value2d runs 4 blocks of 128 threads on one (128 registers), the fused and the plain 3D
+// kernels 2 of 256. The kAny and wide kernels may use more.
 SPLAT_ENTRY(splat_value2d, 128, 4, SsimProblem) { forward2d<11, 2, kValue>(a); }
-SPLAT_ENTRY(splat_weighted2d, 128, 4, SsimProblem) { forward2d<11, 2, kWeighted>(a); }
 SPLAT_ENTRY(splat_forward2d, 128, 3, SsimProblem) { forward2d<11, 2, kAny>(a); }
 SPLAT_ENTRY(splat_forward2d_wide, 128, 3, SsimProblem) { forward2d<15, 1, kAny>(a); }
-SPLAT_ENTRY(splat_backward2d, 128, 4, SsimProblem) { backward2d<11, 2, true>(a); }
-SPLAT_ENTRY(splat_adjoint2d, 128, 3, SsimProblem) { backward2d<11, 2, false>(a); }
-SPLAT_ENTRY(splat_adjoint2d_wide, 128, 3, SsimProblem) { backward2d<15, 1, false>(a); }
-SPLAT_ENTRY(splat_fused2d, 256, 2, SsimProblem) { fused2d<true>(a); }
-SPLAT_ENTRY(splat_fused2d_strided, 256, 2, SsimProblem) { fused2d<false>(a); }
+SPLAT_ENTRY(splat_adjoint2d, 128, 3, SsimProblem) { backward2d<11, 2>(a); }
+SPLAT_ENTRY(splat_adjoint2d_wide, 128, 3, SsimProblem) { backward2d<15, 1>(a); }
+SPLAT_ENTRY(splat_fused2d, 256, 2, SsimProblem) { fused2d<true, false>(a); }
+SPLAT_ENTRY(splat_fused2d_strided, 256, 2, SsimProblem) { fused2d<false, false>(a); }
+SPLAT_ENTRY(splat_fused2d_weighted, 256, 2, SsimProblem) { fused2d<true, true>(a); }
+SPLAT_ENTRY(splat_fused2d_weighted_strided, 256, 2, SsimProblem) { fused2d<false, true>(a); }
 SPLAT_ENTRY(splat_value3d, 256, 2, SsimProblem) { forward3d<11, kValue>(a); }
 SPLAT_ENTRY(splat_partials3d, 256, 2, SsimProblem) { forward3d<11, kPartials>(a); }
 SPLAT_ENTRY(splat_weighted3d, 256, 2, SsimProblem) { forward3d<11, kWeighted>(a); }

@@ -26,7 +26,9 @@ Shape shape_of(SsimKernel kernel) {
     case kForward2d:
     case kAdjoint2d: return {256, 1, 10, 3};
     case kFused2d:
-    case kFused2dStrided: return {246, 1, 21, 2};
+    case kFused2dStrided:
+    case kFused2dWeighted:
+    case kFused2dWeightedStrided: return {246, 1, 21, 2};
     case kValue3d:
     case kPartials3d:
     case kWeighted3d:
@@ -66,16 +68,19 @@ bool plain_slices(const SsimProblem& p) {
 SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation operation) {
   const bool wide = o.window_size > 11, volume = o.spatial_dims == 3;
   bool simple = plain(p.image[0]) && plain(p.image[1]) && !wide && !o.both && (!volume || plain_slices(p));
-  if (operation == kOperationFused) return simple && plain(p.grad[0]) ? kFused2d : kFused2dStrided;
+  if (operation == kOperationFused) {
+    simple = simple && plain(p.grad[0]);
+    if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
+    return simple ? kFused2d : kFused2dStrided;
+  }
   if (operation == kOperationBackward) {
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
     if (volume) return simple ? kBackward3d : wide ? kAdjoint3dWide : kAdjoint3d;
-    return simple ? kBackward2d : wide ? kAdjoint2dWide : kAdjoint2d;
+    return wide ? kAdjoint2dWide : kAdjoint2d;
   }
   simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || like_a_map(p.weight, p));
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
-  if (simple && p.partials && p.weight.data) return volume ? kWeighted3d : kWeighted2d;
-  if (simple && p.partials && volume) return kPartials3d;  // of images without weights the fused kernel makes more
+  if (simple && p.partials && volume) return p.weight.data ? kWeighted3d : kPartials3d;
   if (volume) return wide ? kForward3dWide : kForward3d;
   return wide ? kForward2dWide : kForward2d;
 }

@@ -112,14 +112,14 @@ struct SsimScaling {
 // Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.
 #define SPLAT_SSIM_KERNELS(ENTRY)                  \
   ENTRY(kValue2d, splat_value2d, 128)              \
-  ENTRY(kWeighted2d, splat_weighted2d, 128)        \
   ENTRY(kForward2d, splat_forward2d, 128)          \
   ENTRY(kForward2dWide, splat_forward2d_wide, 128) \
-  ENTRY(kBackward2d, splat_backward2d, 128)        \
   ENTRY(kAdjoint2d, splat_adjoint2d, 128)          \
   ENTRY(kAdjoint2dWide, splat_adjoint2d_wide, 128) \
   ENTRY(kFused2d, splat_fused2d, 256)              \
   ENTRY(kFused2dStrided, splat_fused2d_strided, 256) \
+  ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256) \
+  ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256) \
   ENTRY(kValue3d, splat_value3d, 256)              \
   ENTRY(kPartials3d, splat_partials3d, 256)        \
   ENTRY(kWeighted3d, splat_weighted3d, 256)        \

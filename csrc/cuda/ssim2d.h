@@ -16,7 +16,7 @@
 
 namespace {
 
-// What the forward kernel makes. kValue (sums), kPartials (three adjoint maps, volumes only) and kWeighted (the same,
+// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps) and kWeighted (the same,
 // every voxel with a weight) are for plain float32 images; kAny takes every type and layout and decides at run time
 // between sums, map and the four adjoint maps that gradients of both images need.
 enum Forward { kValue, kPartials, kWeighted, kAny };
@@ -116,9 +116,6 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     clear(state[j]);
   }
   Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
-  // kWeighted: the thread's first column in the first adjoint map and in the weight, which is laid out like one.
-  float* out = a.partials + place;
-  const float* weight = static_cast<const float*>(a.weight.data) + place;
 
   // Rows are counted in the image.
   auto fetch = [&](int row) {
@@ -144,11 +141,6 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
       }
     }
     fetch(next);
-    Real share[kColumns], by[kColumns][4];
-    if (kMode == kWeighted && emits) {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) share[j] = stores[j] ? load_global(weight + j) : Real(0.f);
-    }
     barrier();
     Real h[kColumns][4];
     const Real own = row_moments<kTaps, kMode == kValue>(a, rows + buffer + first, h, shift.d);
@@ -165,33 +157,9 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
         if (stores[j]) any.add(a, moment, shift, b.batch, b.channel, 0, y, b.x0 + first + j, place + j);
         continue;
       }
-      const Similarity r = similarity(a, moment, shift);
-      if (kMode == kValue) dssim[j] = dssim[j] + r.dssim;  // columns outside are left out at the end
-      if (kMode == kWeighted) {
-        const Real v = share[j] * a.dssim_scale;
-        dssim_derivatives<true>(r, moment, by[j]);
-        dssim[j] = multiply_add(share[j], r.dssim, dssim[j]);
-        by[j][0] = by[j][0] * v;
-        by[j][2] = by[j][2] * v;
-        by[j][3] = by[j][3] * v;
-      }
+      dssim[j] = dssim[j] + similarity(a, moment, shift).dssim;  // columns outside are left out at the end
     }
-    if (!emits) return;
-    if (kMode == kWeighted) {
-      if (stores[0]) {
-        float *const second = out + a.partial_stride, *const third = second + a.partial_stride;
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          if (j > 0 && !stores[j]) break;
-          store_global(out + j, by[j][0]);
-          store_global(second + j, by[j][2]);
-          store_global(third + j, by[j][3]);
-        }
-      }
-      out += a.map_size[2];
-      weight += a.map_size[2];
-    }
-    if (kMode == kAny) place += a.map_size[2];
+    if (kMode == kAny && emits) place += a.map_size[2];
   };
   fetch(load_y);
   int next = load_y + 1;
@@ -211,18 +179,18 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
 
 // Gradients from the adjoint maps: filters them like the forward kernel filters images, then
 //     dL/dx = F[E_s] + F[E_d] + 2 s F[E_s²] + 2 d F[E_d²] + l1_scale·sign(d),   dL/dy = F[E_s] - F[E_d] + ... - ...
-// where F is the filter, whose adjoint with zeros outside the map is itself. The plain kernel has three maps (the first
-// two added up) and makes the first image's gradient; the other has four and makes whichever are wanted.
-template <int kTaps, int kColumns, bool kPlain>
+// where F is the filter, whose adjoint with zeros outside the map is itself. Of any type and layout; makes whichever of
+// the two are wanted.
+template <int kTaps, int kColumns>
 SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2, kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;
-  constexpr int kMaps = kPlain ? 3 : 4;
+  constexpr int kMaps = 4;
   SPLAT_SHARED(Real, rows, 2 * kMaps * kRow);
   const Block2d b = block2d<kWidth>(a);
   const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
   const int y1 = b.y0 + a.segment < height ? b.y0 + a.segment : height;
   const int load_x = b.x0 - kRadius + t - a.lead[2], load_y = b.y0 - kRadius - a.lead[1];
-  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<false>(a, b.batch, b.channel);
   const float* maps[kMaps];
   bool loads[kColumns + 1], stores[kColumns];
   Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
@@ -246,8 +214,6 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   };
   Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
   Int64 at_weight = start(a.l1_weight);
-  const bool pairs = kPlain && kColumns == 2 && ((width | a.grad[0].stride[3] | at_1) & 1) == 0 &&
-                     (reinterpret_cast<Int64>(a.grad[0].data) & 7) == 0;
 
   auto fetch = [&](int row) {
     const bool inside = static_cast<unsigned>(row - a.lead[1]) < static_cast<unsigned>(a.map_size[1]);
@@ -261,32 +227,17 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       maps[m] += a.map_size[2];
     }
   };
-  auto load_own = [&](const SsimTensor& image, Int64 at, int j) {
-    return kPlain ? load_global(static_cast<const float*>(image.data) + at + j)
-                  : load_element(image, at + j * image.stride[4]);
-  };
   auto store = [&](const Real (&s)[kColumns], const Real (&d)[kColumns], const Real (&f)[kColumns][kMaps]) {
-    Real gradient[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
+      if (!stores[j]) continue;
       Real share = 1.f;
-      if (!kPlain && a.l1_weight.data && stores[j]) {
-        share = load_element(a.l1_weight, at_weight + j * a.l1_weight.stride[4]);
-      }
-      const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d[j]);
+      if (a.l1_weight.data) share = load_element(a.l1_weight, at_weight + j * a.l1_weight.stride[4]);
       l1 = multiply_add(share, absolute(d[j]), l1);
-      if (kPlain) {
-        gradient[j] = multiply_add(2.f, multiply_add(d[j] - shift.d, f[j][2], s[j] * f[j][1]), f[j][0]) + sign;
-        if (!pairs && stores[j]) store_global(static_cast<float*>(a.grad[0].data) + at_1 + j, gradient[j]);
-      } else if (stores[j]) {
-        const Real by_s = multiply_add(2.f, s[j] * f[j][2], f[j][0]);
-        const Real by_d = multiply_add(2.f, (d[j] - shift.d) * f[j][kMaps - 1], f[j][1]) + sign;
-        if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[4], by_s + by_d);
-        if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[4], by_s - by_d);
-      }
-    }
-    if (pairs && stores[0]) {
-      store_global_pair(static_cast<float*>(a.grad[0].data) + at_1, gradient[0], gradient[kColumns - 1]);
+      const Real by_s = multiply_add(2.f, s[j] * f[j][2], f[j][0]);
+      const Real by_d = multiply_add(2.f, (d[j] - shift.d) * f[j][3], f[j][1]) + times_sign(share * a.l1_scale, d[j]);
+      if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[4], by_s + by_d);
+      if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[4], by_s - by_d);
     }
   };
   auto step = [&](int row, bool emits) {
@@ -304,7 +255,8 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
     for (int j = 0; j < kColumns; ++j) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
-        const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
+        const Real x = load_element(a.image[0], at_x + j * a.image[0].stride[4]);
+        const Real y = load_element(a.image[1], at_y + j * a.image[1].stride[4]);
         s[j] = (x - shift.s) + y;
         d[j] = x - y;
       }
@@ -323,10 +275,8 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
     at_x += a.image[0].stride[3];
     at_y += a.image[1].stride[3];
     at_1 += a.grad[0].stride[3];
-    if (!kPlain) {
-      at_2 += a.grad[1].stride[3];
-      at_weight += a.l1_weight.stride[3];
-    }
+    at_2 += a.grad[1].stride[3];
+    at_weight += a.l1_weight.stride[3];
   };
   fetch(b.y0 - kRadius);
 #pragma unroll 1

@@ -100,11 +100,11 @@ void run(const Case& c) {
   if (c.map) p.map = map.tensor;
   const bool plain = c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
   if (c.weighted) p.weight = weight.tensor;
-  if (c.weighted && !plain) p.l1_weight = l1_weight.tensor;
+  if (c.weighted && !(plain && spatial_dims == 3)) p.l1_weight = l1_weight.tensor;
   p.grad[0] = gx.tensor;
   if (c.both) p.grad[1] = gy.tensor;
-  // The plain pairs have three adjoint maps: of volumes, and of images with weights.
-  o.both = !plain || (spatial_dims == 2 && !c.weighted);
+  // The plain pairs, of volumes, have three adjoint maps.
+  o.both = !plain || spatial_dims == 2;
   std::vector<float> partials((o.both ? 4 : 3) * voxels(map_size));
   p.partials = partials.data();
   for (int operation : {kOperationForward, kOperationBackward}) {
@@ -112,6 +112,7 @@ void run(const Case& c) {
     check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), operation ? "backward" : "forward");
   }
   if (spatial_dims == 2 && c.window <= 11 && !c.both) {
+    o.both = 0;
     sums = block_sums(p, o, kOperationFused);
     check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "fused");
   }
@@ -213,6 +214,7 @@ int main(int count, char** arguments) {
            Case{color, 15, kBfloat16, kBfloat16, true, true, true, false, true},
            Case{odd, 13, kFloat32, kUint8, false, false, false, true, false},
            Case{color, 11, kFloat32, kUint8, false, true, false, false, false},
+           Case{color, 11, kFloat16, kUint8, false, true, false, true, false},
            Case{volume, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, true, false, false, false, false},
            Case{volume, 11, kFloat32, kFloat32, true, false, false, true, false},

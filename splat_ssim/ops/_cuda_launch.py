@@ -18,7 +18,6 @@ _DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
 # Kernels that count |x - y| too, and the pairs that share three adjoint maps.
 _COUNT_L1 = ("splat_value2d", "splat_value3d")
 _PLAIN_PAIRS = (
-    ("splat_weighted2d", "splat_backward2d"),
     ("splat_partials3d", "splat_backward3d"),
     ("splat_weighted3d", "splat_backward3d"),
 )
@@ -328,17 +327,18 @@ class _Call:
             problem.l1_scale = l1_scale
             if l1_weight is not None:
                 problem.l1_weight = _describe(l1_weight, self.options)
-        sums = self._run_gradient(problem, both=targets[1] is not None, weighted=l1_weight is not None)
+        sums = self._run_gradient(problem, both=targets[1] is not None)
         if self.padded:
             for place, (target, grad) in enumerate(zip(targets, self.grads, strict=True)):
                 if target is not None and grad is not None:
                     self._fold(place, target, grad, l1_scale, l1_weight)
         return sums
 
-    def _run_gradient(self, problem: _Problem, both: bool, weighted: bool) -> tuple[Tensor, Tensor]:
-        """One kernel where the loss is a mean of images and one gradient is wanted, else two."""
-        weighted = weighted or bool(problem.weight.data) or bool(problem.plane_weight)
-        if not (both or weighted) and self.options.spatial_dims == 2 and self.options.window_size <= 11:
+    def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
+        """One kernel for one gradient of images, except by channel means or a wide window; else two."""
+        steps = [*problem.weight.stride[3:], *problem.l1_weight.stride[3:]]
+        one_kernel = self.options.spatial_dims == 2 and self.options.window_size <= 11 and max(steps) < 2**31
+        if one_kernel and not both and not problem.plane_weight:
             _, sums = self.run(problem, _FUSED)
             return sums, sums
         # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.

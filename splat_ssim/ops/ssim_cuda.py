@@ -1,7 +1,8 @@
 """The SSIM operators on CUDA: the kernels of csrc/cuda on the current stream and device of the images.
 
-Which kernels run: for a mean-reduced loss of images with a window of up to 11, the fused one, which moves 12 bytes an
-element; for maps, weights, volumes, wider windows or both gradients, the pair of a forward and a backward kernel.
+Which kernels run: for one gradient of images, of a loss or a map, with a window of up to 11, a fused one, which moves
+12 bytes an element, 20 with a mask; for volumes, wider windows, channel means or both gradients, the pair of a forward
+and a backward kernel.
 Nothing synchronises or reads device memory on the host; sums have a fixed order.
 """
 
