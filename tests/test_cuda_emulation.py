@@ -262,6 +262,19 @@ def test_map(kernels, spatial_dims, padding, channels_last):
                 assert (grad - truth).abs().max() / truth.abs().max() < 2 * GRADIENT
 
 
+def test_rows_of_an_upstream_map_any_distance_apart(kernels):
+    """The fused kernel steps by 32-bit integers; a map with longer steps takes the pair."""
+    img1, img2 = images(1, 1, 1, 70)
+    upstream = torch.linspace(-1, 1, 70).view(1, 1, 1, 70)
+    found = []
+    for step in (70, 2**40):
+        grads = wanted(img1, img2, (True, False))
+        map_grad = upstream.as_strided(upstream.shape, (70, 70, step, 1))
+        launch.fill_map_gradients(kernels, 0, map_grad, img1, img2, Options(), grads)
+        found.append(grads[0])
+    assert (found[0] - found[1]).abs().max() <= GRADIENT * found[0].abs().max()
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
 @pytest.mark.parametrize("window_size", [11, 13])
