@@ -32,7 +32,7 @@ stage() {
 
 # These files alone: others import packages that a machine without a network may lack.
 stage tests "$python" -m pytest -m "cuda or (emulation and not slow)" tests/test_cuda*.py tests/test_voxelize_cuda.py
-stage functions "$python" -m pytest -m cuda tests/test_functional.py tests/test_loss.py
+stage functions "$python" -m pytest -m cuda tests/test_functional.py tests/test_loss.py tests/test_ops_ssim.py
 
 stage benchmark "$python" scripts/cuda_benchmark.py --csv benchmarks/cuda.csv
 
