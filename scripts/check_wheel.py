@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/test_ops_ssim.py", "tests/test_loss.py")
+TESTS = ("tests/test_ops_ssim.py", "tests/test_ops_ssim_cpu.py", "tests/test_loss.py")
 
 
 def check(installed: str) -> str:
@@ -80,7 +80,7 @@ def main() -> None:
         if all(importlib.util.find_spec(name) for name in ("pytest", "pytest_timeout", "skimage")):
             shutil.copytree(ROOT / "tests", Path(folder) / "tests")
             shutil.copy(ROOT / "pyproject.toml", folder)
-            run("-m", "pytest", "-p", "no:cacheprovider", *TESTS)
+            run("-m", "pytest", "-p", "no:cacheprovider", "-m", "not emulation", *TESTS)
 
 
 if __name__ == "__main__":
