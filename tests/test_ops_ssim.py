@@ -231,6 +231,19 @@ def test_weight(padding, channels_last, per_image, weight_channels):
         assert_close(value, wanted, 2e-6)
 
 
+@pytest.mark.parametrize(("l1_weight", "dssim_weight"), [(1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_term_without_weight_is_told_all_the_same(l1_weight, dssim_weight, masked):
+    img1, img2 = pair((2, 3, 24, 31))
+    weight = pair((2, 1, 24, 31), seed=3)[0] if masked else None
+    terms = {"options": ops.Options(), "l1_weight": l1_weight, "dssim_weight": dssim_weight}
+    found = ops.photometric(img1.requires_grad_(), img2, weight=weight, **terms)
+    wide = None if weight is None else weight.double()
+    expected = ops.photometric(img1.double(), img2.double(), weight=wide, **terms)
+    for value, truth in zip(found, expected, strict=True):
+        assert_close(value, truth, 1e-6)
+
+
 def test_weight_of_nothing():
     """Where nothing has weight, the means and their gradients are 0."""
     img1, img2 = pair((2, 3, 24, 31))

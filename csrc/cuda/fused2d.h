@@ -35,13 +35,14 @@ template <bool kWeighted>
 SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
                                      Real* adjoint) {
   const int first = kFusedColumns * thread_index();
-  Real state[kFusedColumns][4][kFusedHalo], in_map[kFusedColumns], owned[kFusedColumns], sum = 0.f;
+  Real state[kFusedColumns][4][kFusedHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
+  bool in_map[kFusedColumns];
 #pragma unroll
   for (int j = 0; j < kFusedColumns; ++j) {
     const int x = b.x0 - kFusedRadius + first + j;
-    const bool inside = static_cast<unsigned>(x - a.lead[2]) < static_cast<unsigned>(a.map_size[2]);
-    in_map[j] = inside ? a.dssim_scale : 0.f;
-    owned[j] = inside && x >= b.x0 && x < b.x0 + kFusedOutputs ? 1.f : 0.f;
+    in_map[j] = static_cast<unsigned>(x - a.lead[2]) < static_cast<unsigned>(a.map_size[2]);
+    scale[j] = in_map[j] ? a.dssim_scale : 0.f;
+    owned[j] = in_map[j] && x >= b.x0 && x < b.x0 + kFusedOutputs ? 1.f : 0.f;
     clear(state[j]);
   }
   WeightCursor weight(a.weight, b, b.y0 - kFusedHalo - kFusedRadius - a.lead[1], b.x0 - kFusedRadius + first - a.lead[2]);
@@ -55,7 +56,7 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
     Real share[kFusedColumns];
     if (kWeighted) {
 #pragma unroll
-      for (int j = 0; j < kFusedColumns; ++j) share[j] = weight.read(j, map_row && in_map[j] != 0.f);
+      for (int j = 0; j < kFusedColumns; ++j) share[j] = weight.read(j, map_row && in_map[j]);
       weight.advance();
     }
     barrier_of_roles(kFusedThreads);
@@ -72,10 +73,10 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
       dssim_derivatives<true>(similar, moment, by[j]);
       const Real counted = owned[j] * row_owned;
       sum = multiply_add(kWeighted ? counted * share[j] : counted, similar.dssim, sum);
-      const Real scale = in_map[j] * (kWeighted ? share[j] : row_in_map);
-      by[j][0] = by[j][0] * scale;
-      by[j][2] = by[j][2] * scale;
-      by[j][3] = by[j][3] * scale;
+      const Real v = scale[j] * (kWeighted ? share[j] : row_in_map);
+      by[j][0] = by[j][0] * v;
+      by[j][2] = by[j][2] * v;
+      by[j][3] = by[j][3] * v;
     }
     store_shared(reinterpret_cast<Pair*>(here), Pair{by[0][0], by[1][0]});
     store_shared(reinterpret_cast<Pair*>(here + kFusedWidth), Pair{by[0][2], by[1][2]});
