@@ -16,7 +16,7 @@ constexpr int kFusedThreads = 256, kFusedTaps = 11, kFusedHalo = 10, kFusedRadiu
 constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth + kFusedHalo;
 constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
 
-// Columns x and x + 1 of a weight, walking down its rows; the launcher makes sure that a row's step is an int.
+// Columns x and x + 1 of a float32 weight, walking down its rows; the caller makes sure that the steps fit an int.
 struct WeightCursor {
   const float* here;
   int row, column;  // steps

@@ -395,7 +395,8 @@ def fill_map_gradients(
 ) -> None:
     """Gradients of the wanted images from that of the map."""
     call = _Call(kernels, stream, img1, img2, options, grads)
-    call.differentiate(call.problem(-1.0, _volume(grad_map, options)))
+    upstream = _volume(grad_map.detach().float(), options)  # weights are float32
+    call.differentiate(call.problem(-1.0, upstream))
 
 
 def photometric(
