@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import importlib.util
 import os
 import shutil
@@ -52,9 +53,15 @@ def _importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+@functools.cache
+def _mask(shape: torch.Size) -> Tensor:
+    return torch.ones(shape[0], 1, *shape[2:], device="cuda")
+
+
 def image_losses() -> Iterator[Contestant]:
     """Every contestant for images."""
     yield "splat_ssim", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA), "same"
+    yield "splat_ssim, masked", lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA, mask=_mask(x.shape)), "same"
     if _importable("fused_ssim"):
         from fused_ssim import fused_ssim
 
