@@ -144,19 +144,15 @@ def _of_images() -> Iterator[_Workload]:
     """One gradient of images, by the fused kernels, which make 246 columns of the 256 they load."""
     planar = torch.rand(2, 1, 1, 192, 246)
     mask = torch.rand(1, 1, 192, 246)
-    for use, suffix, (img1, img2), options, weight in (
-        ("loss and gradient", "", planar, Options(), None),
-        ("loss and gradient, masked", "_weighted", planar, Options(), mask),
-    ):
-        run = _photometric(img1, img2, options, (torch.empty_like(img1), None), weight)
-        yield _Workload(use, "element", run, {f"splat_fused2d{suffix}": img1.numel()})
     last = planar.expand(2, 1, 3, -1, -1).movedim(2, -1).contiguous()
-    for use, suffix, weight in (
-        ("loss and gradient, NHWC", "_strided", None),
-        ("loss and gradient, NHWC, masked", "_weighted_strided", mask.movedim(1, -1)),
+    for use, suffix, (img1, img2), weight in (
+        ("loss and gradient", "", planar, None),
+        ("loss and gradient, masked", "_weighted", planar, mask),
+        ("loss and gradient, NHWC", "_strided", last, None),
+        ("loss and gradient, NHWC, masked", "_weighted_strided", last, mask.movedim(1, -1)),
     ):
-        img1, img2 = last
-        run = _photometric(img1, img2, Options(channels_last=True), (torch.empty_like(img1), None), weight)
+        options = Options(channels_last=suffix.endswith("_strided"))
+        run = _photometric(img1, img2, options, (torch.empty_like(img1), None), weight)
         yield _Workload(use, "element", run, {f"splat_fused2d{suffix}": img1.numel()})
 
 

@@ -222,6 +222,7 @@ def rows() -> Iterator[dict[str, object]]:
 
                 case = {"peer": name, "shape": "x".join(map(str, shape)), **common}
                 try:
+                    value()  # makes the mask, which is an input
                     torch.cuda.reset_peak_memory_stats()
                     held = torch.cuda.memory_allocated()
                     times = {"forward_backward_ms": milliseconds(both), "forward_ms": milliseconds(value)}

@@ -54,12 +54,12 @@ class Bar:
 # are value2d, which also sums |x - y|, partials3d, both by the subtractions of d's shift, and weighted3d: it multiplies
 # by an upstream map, two loads, their addresses and two multiplications more than partials3d.
 BARS = {
-    "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (290,)),
+    "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (287,)),
     "splat_fused2d": Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 300)),
     "splat_fused2d_weighted": Bar(128, 34_100, 16.1, 4.1, 41.0, (280, 315)),
     "splat_value3d": Bar(128, 23_000, 10.6, 0.1, 50.0, (565,)),
     "splat_partials3d": Bar(128, 23_000, 10.6, 12.1, 50.0, (610,)),
-    "splat_weighted3d": Bar(128, 23_000, 14.6, 12.1, 50.0, (625,)),
+    "splat_weighted3d": Bar(128, 23_000, 14.6, 12.1, 50.0, (622,)),
     "splat_backward3d": Bar(128, 25_100, 23.9, 4.1, 56.0, (490,)),
     # Every type, layout and window, both gradients: as much shared memory and bytes, up to 168 registers in 2D (3
     # blocks an SM), 255 in 3D (1 block). Windows of 13 and 15 taps run one output a thread.

@@ -12,16 +12,8 @@ from splat_ssim.ops import _library
 from splat_ssim.ops import ssim as ops
 from tests.ssim_checks import PADDINGS, assert_close, check_all, differentiate, options_for, pair
 
+pytestmark = pytest.mark.usefixtures("threads")
 needs_library = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """One thread where a test does not ask for more: these sizes gain nothing by two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def processors():

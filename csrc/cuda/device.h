@@ -88,6 +88,14 @@ SPLAT_DEVICE Real filter_step(Real (&state)[kState], Real v, const float* taps) 
 
 #endif
 
+// The sum over the lanes of a warp, in the first one.
+template <class T>
+SPLAT_DEVICE T warp_sum(T v) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes >>= 1) v = v + shuffle_down(v, lanes);
+  return v;
+}
+
 // `magnitude` with the sign of v on top of its own; 0 where v is 0.
 SPLAT_DEVICE Real times_sign(Real magnitude, Real v) {
   const Real flipped = from_bits(to_bits(magnitude) ^ (to_bits(v) & 0x80000000u));

@@ -3,7 +3,7 @@
 // A block of 256 threads owns a strip of 246 columns (11 taps) and walks down `segment` rows. Threads 0-127 filter the
 // loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and filter the adjoint maps of
 // the row before into the gradient. All meet at one barrier a row. In shared memory: a ring of 13 rows of (s, d), since
-// the gradient of a row needs its s and d ten rows later, and two rows of three adjoint maps: 34,048 bytes.
+// the gradient of a row needs its s and d ten rows later, and two rows of three adjoint maps: 33,840 bytes.
 // Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
 //
 // Bytes an element, float32: reads 8, and 4 for each weight, writes 4; nothing else is kept.

@@ -8,8 +8,7 @@ namespace {
 template <int kThreads>
 SPLAT_DEVICE void block_sum(Real v, float* result) {
   SPLAT_SHARED(Real, warps, kThreads / 32);
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes >>= 1) v = v + shuffle_down(v, lanes);
+  v = warp_sum(v);
   barrier();  // the array may still be read by the sum before this one
   if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, v);
   barrier();
@@ -29,8 +28,7 @@ SPLAT_DEVICE void reduce(const SsimReduction& a) {
     const float* values = a.values[k] + group * a.count[k];
     double sum = 0.;
     for (Int64 i = thread_index(); i < a.count[k]; i += 256) sum += static_cast<double>(load_global(values + i));
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes >>= 1) sum += shuffle_down(sum, lanes);
+    sum = warp_sum(sum);
     barrier();  // thread 0 may still read the sums of the kind before this one
     if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, sum);
     barrier();

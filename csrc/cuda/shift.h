@@ -9,15 +9,14 @@ struct Shift {
   Real s, d;
 };
 
-// (s, d) of a pixel, shifted. In this order as much is exact as can be: shift.s is some 2x.
-SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {(x - shift.s) + y, (x - y) - shift.d}; }
+// s of a pixel, shifted. In this order as much is exact as can be: shift.s is some 2x.
+SPLAT_DEVICE Real shifted_sum(Real x, Real y, const Shift& shift) { return (x - shift.s) + y; }
+// (s, d) of a pixel, shifted.
+SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {shifted_sum(x, y, shift), (x - y) - shift.d}; }
 
 // The mean over the lanes of a warp of what is finite, the rest counting as 0.
 SPLAT_DEVICE Real warp_mean(Real v) {
-  if (!(absolute(v) <= 3.4e38f)) v = 0.f;
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes >>= 1) v = v + shuffle_down(v, lanes);
-  return broadcast(v * (1.f / 32));
+  return broadcast(warp_sum(absolute(v) <= 3.4e38f ? v : Real(0.f)) * (1.f / 32));
 }
 
 // The means of s and d over 32 places of the plane, one a lane; that of d only where the images are clearly apart, since

@@ -257,7 +257,7 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       if (emits && stores[j]) {
         const Real x = load_element(a.image[0], at_x + j * a.image[0].stride[4]);
         const Real y = load_element(a.image[1], at_y + j * a.image[1].stride[4]);
-        s[j] = (x - shift.s) + y;
+        s[j] = shifted_sum(x, y, shift);
         d[j] = x - y;
       }
     }

@@ -193,7 +193,8 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     if (kMode == kValue && z >= b.z0 && z < z1) {
 #pragma unroll
       for (int j = 0; j < T::kOutputs; ++j) {
-        l1 = l1 + absolute(shift.d + load_shared(&slice[(row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius].y));
+        const Pair* own = slice + (row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius;
+        l1 = l1 + absolute(shift.d + load_shared(&own->y));
       }
     }
     barrier();
@@ -354,7 +355,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       s[j] = d[j] = 0.f;
       if (emits && stores[j]) {
         const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = (x - shift.s) + y;
+        s[j] = shifted_sum(x, y, shift);
         d[j] = x - y;
       }
     }

@@ -337,13 +337,6 @@ SPLAT_DEVICE void add_column(const Column& column, Real dx, Real dy, Real (&mome
   moments[9] = moments[9] + column.w;
 }
 
-// The sum over the warp, in lane 0.
-SPLAT_DEVICE Real warp_sum(Real v) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes >>= 1) v = v + shuffle_down(v, lanes);
-  return v;
-}
-
 // One warp a Gaussian; lanes are 8 columns along x by 4 along y. No shared memory, no barrier.
 template <int kGroup>
 SPLAT_DEVICE void voxel_gather(const VoxelProblem& a) {

@@ -100,11 +100,11 @@ void run(const Case& c) {
   if (c.map) p.map = map.tensor;
   const bool plain = c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
   if (c.weighted) p.weight = weight.tensor;
-  if (c.weighted && !(plain && spatial_dims == 3)) p.l1_weight = l1_weight.tensor;
+  const bool plain_pair = plain && spatial_dims == 3;  // has three adjoint maps, and no weight of |x - y|
+  if (c.weighted && !plain_pair) p.l1_weight = l1_weight.tensor;
   p.grad[0] = gx.tensor;
   if (c.both) p.grad[1] = gy.tensor;
-  // The plain pairs, of volumes, have three adjoint maps.
-  o.both = !plain || spatial_dims == 2;
+  o.both = !plain_pair;
   std::vector<float> partials((o.both ? 4 : 3) * voxels(map_size));
   p.partials = partials.data();
   for (int operation : {kOperationForward, kOperationBackward}) {

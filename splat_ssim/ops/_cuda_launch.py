@@ -224,8 +224,7 @@ class _Call:
             wanted.reverse()
         self.originals = [_volume(image.detach(), options) for image in images]
         self.grads = [None if grad is None else _volume(grad, options) for grad in wanted]
-        radius = options.window_size // 2
-        self.radii = [radius if options.spatial_dims == 3 else 0, radius, radius]
+        self.radii = _radii(options)
         self.padded = options.padding in ("reflect", "replicate")
         self.valid = self.padded or options.padding == "valid"
         self.images = [self._pad(image) for image in self.originals] if self.padded else self.originals
