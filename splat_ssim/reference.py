@@ -81,21 +81,23 @@ def pad(images: Tensor, before: int, after: int, padding: str, spatial_dims: int
 
 
 class Dissimilarity(NamedTuple):
-    """What is missing to 1, for every position of the window."""
+    """Distances from 1, for every position of the window."""
 
     luminance: Tensor
     contrast_structure: Tensor
-
-    @property
-    def ssim(self) -> Tensor:
-        """1 - S."""
-        return self.luminance + self.contrast_structure - self.luminance * self.contrast_structure
+    ssim: Tensor
 
 
 def dissimilarity(
-    img1: Tensor, img2: Tensor, taps: Sequence[float], c1: float, c2: float, valid: Tensor | None = None
+    img1: Tensor,
+    img2: Tensor,
+    taps: Sequence[float],
+    c1: float,
+    c2: float,
+    valid: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Dissimilarity:
-    """1 - luminance and 1 - contrast-structure of images (B, C, spatial…), which are padded already.
+    """1 - luminance, 1 - contrast-structure and 1 - S of images (B, C, spatial…), which are padded already.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), any float dtype.
@@ -104,6 +106,7 @@ def dissimilarity(
         c1: (k1 L)².
         c2: (k2 L)².
         valid: Weights (B, 1 or C, spatial…) of a normalised convolution: windows see the pixels in proportion to them.
+        eps: Added to the denominator of S: it is multiplied by `a b / (a b + eps)`.
     """
     spatial_dims = img1.ndim - 2
     axes = tuple(range(2, img1.ndim))
@@ -113,7 +116,8 @@ def dissimilarity(
             # Without the border: zeros there are far from an image's own mean.
             for dim in axes:
                 images = images.narrow(dim, (len(taps) - 1) // 2, images.shape[dim] - len(taps) + 1)
-            return images.mean(axes, keepdim=True)
+            finite = images.isfinite()
+            return torch.where(finite, images, 0).sum(axes, keepdim=True) / finite.sum(axes, keepdim=True).clamp(min=1)
 
         def mean(images: Tensor) -> Tensor:
             return correlate(images, taps, spatial_dims)
@@ -129,7 +133,7 @@ def dissimilarity(
             return correlate(images * valid, taps, spatial_dims) / seen
 
     # Moments are taken about a constant of each image and channel: no cancellation in E[x²] - E[x]².
-    centre1, centre2 = overall(img1).detach(), overall(img2).detach()
+    centre1, centre2 = overall(img1.detach()), overall(img2.detach())
     x, y = img1 - centre1, img2 - centre2
     s, d = x + y, x - y
     mean_s, mean_d = mean(s), mean(d)
@@ -137,7 +141,12 @@ def dissimilarity(
     mean_s, mean_d = mean_s + (centre1 + centre2), mean_d + (centre1 - centre2)
     a = (mean_s * mean_s + mean_d * mean_d) / 2 + c1
     b = (var_s + var_d) / 2 + c2
-    return Dissimilarity(mean_d * mean_d / a, var_d / b)
+    luminance, contrast_structure = mean_d * mean_d / a, var_d / b
+    ssim = luminance + contrast_structure - luminance * contrast_structure
+    if eps:
+        missing = eps / (a * b + eps)
+        ssim = missing + (1 - missing) * ssim
+    return Dissimilarity(luminance, contrast_structure, ssim)
 
 
 def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor:
@@ -171,6 +180,7 @@ def _dissimilarity(
     padding: str,
     channels_last: bool,
     valid: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Dissimilarity:
     """`dissimilarity` from the public options; channels-first whatever the layout of the images."""
     dtype = compute_dtype(img1, img2)
@@ -188,6 +198,7 @@ def _dissimilarity(
         (k1 * data_range) ** 2,
         (k2 * data_range) ** 2,
         None if valid is None else prepare(valid),
+        eps,
     )
 
 
@@ -203,15 +214,16 @@ def dssim_map(
     padding: str = "same",
     channels_last: bool = False,
     valid: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """1 - S for every position of the window, in the layout of the images; "valid" gives the smaller map."""
-    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid).ssim
+    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid, eps).ssim
     return to_channels_last(found) if channels_last else found
 
 
-def ssim_map(img1: Tensor, img2: Tensor, **options: Unpack[MapOptions]) -> Tensor:
+def ssim_map(img1: Tensor, img2: Tensor, *, eps: float = 0.0, **options: Unpack[MapOptions]) -> Tensor:
     """S for every position of the window; the options are those of `dssim_map`."""
-    return 1 - dssim_map(img1, img2, **options)
+    return 1 - dssim_map(img1, img2, eps=eps, **options)
 
 
 def ssim_channel_means(
@@ -225,9 +237,10 @@ def ssim_channel_means(
     k2: float = 0.03,
     padding: str = "valid",
     channels_last: bool = False,
+    eps: float = 0.0,
 ) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
-    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last)
+    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, eps=eps)
     return 1 - torch.stack((found.ssim.flatten(2).mean(2), found.contrast_structure.flatten(2).mean(2)), dim=-1)
 
 

@@ -9,7 +9,7 @@
 #include "export.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/_library.py states the one it speaks.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 

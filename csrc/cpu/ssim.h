@@ -30,11 +30,12 @@ struct Arguments {
   int64_t interleaved;         // channels are the innermost axis
   int64_t taps, padding, threads;
   int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
-  int64_t contrast;            // the sums of 1 - contrast-structure are wanted; they are not weighted
+  int64_t similarities;        // the sums are of S and CS themselves; they are not weighted
   const double* window;        // [taps], symmetric, sums to 1
-  const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - contrast-structure and |x - y|
-  double* sums;                // [planes][3]: the weighted sums of these three, written
+  const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - CS and |x - y|
+  double* sums;                // [planes][3]: weighted sums of 1 - S, 0 and |x - y|, or of S, CS and |x - y|; written
   double c1, c2, data_range;   // (k1 L)², (k2 L)², L
+  double eps;                  // added to the denominator of S, not of CS
 };
 
 // The same bits as another type.

@@ -62,10 +62,12 @@ struct Tile2d : Tile {
     inputs.list(row - radius, args.taps + kRows - 1, s);
     for (int64_t t = 0; t < args.taps + kRows - 1; ++t) d[t] = s[t] + pitch;
     const int64_t count = input_columns.count();
-    problem.passes.column_moments(s, nullptr, problem.taps, count,
-                                  {averaged, averaged + 2 * pitch, averaged + 4 * pitch, kMoments * pitch});
-    problem.passes.column_moments(
-        d, nullptr, problem.taps, count, {averaged + pitch, averaged + 3 * pitch, averaged + 5 * pitch, kMoments * pitch});
+    const auto average = [&](const float* const* image_rows, float* out) {
+      problem.passes.column_moments(middle_of(image_rows, nullptr, row - radius, args.height), problem.taps, count,
+                                    {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
+    };
+    average(s, averaged);
+    average(d, averaged + pitch);
     for (int64_t r = 0; r < kRows; ++r) {
       if (!problem.rows.contains(row + r)) {
         clear_partials(row + r);

@@ -84,12 +84,16 @@ struct Tile3d : Tile {
       s[t] = to;
       d[t] = to + pitch;
     }
-    problem.passes.column_moments(s, nullptr, problem.taps, count, {out, nullptr, out + 2 * pitch, kMaps * pitch});
-    problem.passes.column_moments(d, nullptr, problem.taps, count, {out + pitch, nullptr, out + 3 * pitch, kMaps * pitch});
+    const auto average = [&](const float* const* image_rows, float* to) {
+      problem.passes.column_moments(middle_of(image_rows, nullptr, slice - radius, args.depth), problem.taps, count,
+                                    {to, nullptr, to + 2 * pitch, kMaps * pitch});
+    };
+    average(s, out);
+    average(d, out + pitch);
   }
 
-  // The moments of one of the block's slices, averaged down `around`, rows of the ring.
-  void average_moments(const float* const* around, int64_t in_block) {
+  // The moments of one of the block's slices, averaged down `around`, rows of the ring from `first` on.
+  void average_moments(const float* const* around, int64_t first, int64_t in_block) {
     const float *means[kMaxTaps + kRows], *variances[kMaxTaps + kRows];
     for (int m = 0; m < 2; ++m) {
       for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
@@ -97,8 +101,8 @@ struct Tile3d : Tile {
         variances[t] = means[t] + 2 * pitch;
       }
       float* out = averaged + m * pitch;
-      problem.passes.column_moments(means, variances, problem.taps, input_columns.count(),
-                                    {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
+      problem.passes.column_moments(middle_of(means, variances, first, args.height), problem.taps,
+                                    input_columns.count(), {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     }
   }
 
@@ -124,7 +128,7 @@ struct Tile3d : Tile {
       ring.list(row - radius, there, around);
       for (int64_t t = there; t < args.taps + kRows - 1; ++t) around[t] = around[there - 1];
       for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
-        average_moments(around, z);
+        average_moments(around, row - radius, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           float* out = gradient ? slices_of_partials[z] + partial_offset(row + r) : nullptr;
           point_row(averaged + r * kMoments * pitch, out, partial_pitch, slice + z + radius, row + r + kRows + radius);

@@ -47,6 +47,22 @@ SPLAT_INLINE Floats reciprocal(Floats a) {
 #endif
 }
 
+SPLAT_INLINE bool any(Ints lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)lanes) != 0;
+#else
+  return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
+#endif
+}
+
+SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
+  return bits_as<Floats>((which & bits_as<Ints>(yes)) | (~which & bits_as<Ints>(no)));
+}
+
+SPLAT_INLINE Ints not_finite(Floats values) { return (Ints)(values - values != 0.0f); }
+
 // sum_r += Σ_k w_k row_{k+r}[j], and the same of the rows' squares.
 template <int kTaps, bool kMean, bool kSquare>
 SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
@@ -58,21 +74,34 @@ SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTap
     }
 }
 
-// With `kLocal`, values are taken about the middle rows while they are summed, and the variances are written too; with
-// `kNested`, `variances` are rows of those of the values, which add to the squares.
-template <int kTaps, bool kMean, bool kSquare, bool kLocal, bool kNested>
-void column_pass(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
-                 ColumnMoments out) {
+// What a pass down the columns writes.
+enum ColumnOutputs { kMeans = 1, kVariances = 2, kMeansAndVariances = 3 };
+
+// What the values of a block of rows are taken about: the mean of its two middle rows; where that is not finite, the one
+// of them that is, else 0. So a pixel that is not finite spoils no window but those that hold it.
+SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
+  const Floats centre = 0.5f * (above + below);
+  const Ints unusable = not_finite(centre);
+  if (!any(unusable)) return centre;
+  const Floats other = choose(not_finite(below), Floats{}, below);
+  return choose(unusable, choose(not_finite(above), other, above), centre);
+}
+
+// With `kLocal`, which variances need, values are taken about the block's centre while they are summed. With `kNested`,
+// the rows come with variances of their values, which add to the squares.
+template <int kTaps, ColumnOutputs kOutputs, bool kLocal, bool kNested>
+void column_pass(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  constexpr bool kMean = kOutputs != kVariances, kSquare = kOutputs != kMeans;
+  static_assert(kLocal || !kSquare, "variances are taken about the block's centre");
   const Window<kTaps> w(taps);
-  static_assert(kLocal || !kSquare, "variances are taken about the middle rows");
-  const int middle = (w.size() + kRows) / 2 - 1;
   for (int64_t j = 0; j < count; j += kLanes) {
     Floats mean[kRows] = {}, square[kRows] = {}, centre = {};
-    if constexpr (kLocal) centre = 0.5f * (load(rows[middle] + j) + load(rows[middle + 1] + j));
+    if constexpr (kLocal)
+      centre = centre_of(load(rows.values[rows.middle[0]] + j), load(rows.values[rows.middle[1]] + j));
     const auto add = [&](int t) __attribute__((always_inline)) {
-      const Floats value = load(rows[t] + j) - centre;
+      const Floats value = load(rows.values[t] + j) - centre;
       Floats squared = value * value;
-      if constexpr (kNested) squared += load(variances[t] + j);
+      if constexpr (kNested) squared += load(rows.variances[t] + j);
       add_row<kTaps, kMean, kSquare>(value, squared, t, w, mean, square);
     };
     if constexpr (kTaps > 0) {
@@ -97,28 +126,57 @@ void column_pass(const float* const* rows, const float* const* variances, const 
 
 template <int kTaps>
 void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
-  column_pass<kTaps, true, false, false, false>(rows, nullptr, taps, count, {out, nullptr, nullptr, out_pitch});
+  column_pass<kTaps, kMeans, false, false>({rows, nullptr, {}}, taps, count, {out, nullptr, nullptr, out_pitch});
 }
 
 template <int kTaps, bool kNested>
-void moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
-             ColumnMoments out) {
+void moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
   if constexpr (kLanes == 16) {
-    column_pass<kTaps, true, true, true, kNested>(rows, variances, taps, count, out);
+    column_pass<kTaps, kMeansAndVariances, true, kNested>(rows, taps, count, out);
   } else {
     // 16 registers hold the sums of one of the two.
-    column_pass<kTaps, true, false, true, false>(rows, variances, taps, count, out);
-    column_pass<kTaps, false, true, true, kNested>(rows, variances, taps, count, out);
+    column_pass<kTaps, kMeans, true, false>(rows, taps, count, out);
+    column_pass<kTaps, kVariances, true, kNested>(rows, taps, count, out);
   }
 }
 
 template <int kTaps>
-void column_moments(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
-                    ColumnMoments out) {
-  if (variances)
-    moments<kTaps, true>(rows, variances, taps, count, out);
+void column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  if (rows.variances)
+    moments<kTaps, true>(rows, taps, count, out);
   else
-    moments<kTaps, false>(rows, nullptr, taps, count, out);
+    moments<kTaps, false>(rows, taps, count, out);
+}
+
+// The same for narrow windows, whose V may be a hundredth of what values of a block of rows are apart: each row of the
+// output is taken about the middle of its own window.
+template <bool kNested>
+void narrow_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  const Window<0> w(taps);
+  for (int64_t j = 0; j < count; j += kLanes)
+    for (int r = 0; r < kRows; ++r) {
+      const Floats centre = load(rows.values[r + taps.count / 2] + j);
+      Floats mean = {}, square = {};
+      for (int k = 0; k < taps.count; ++k) {
+        const Floats value = load(rows.values[r + k] + j) - centre;
+        Floats squared = value * value;
+        if constexpr (kNested) squared += load(rows.variances[r + k] + j);
+        mean += w[k] * value;
+        square += w[k] * squared;
+      }
+      const Floats all = mean + centre, variance = square - mean * mean;
+      const int64_t at = r * out.pitch + j;
+      store(out.mean + at, all);
+      store(out.variance + at, variance);
+      if (out.square) store(out.square + at, variance + all * all);
+    }
+}
+
+void narrow_column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
+  if (rows.variances)
+    narrow_moments<true>(rows, taps, count, out);
+  else
+    narrow_moments<false>(rows, taps, count, out);
 }
 
 #if defined(__AVX512F__)
@@ -191,11 +249,13 @@ struct Moments {
   Floats s, d, var_s, var_d;
 };
 
-// 1 - S, 1 - contrast-structure, and how they change with the moments, combined for the gradients by x and y:
+// 1 - S, S and CS themselves, and how they change with the moments, combined for the gradients by x and y:
 //   dL/dx = w * mean_1 + s (w * square_s) + d (w * square_d),  dL/dy = w * mean_2 + s (w * square_s) - d (w * square_d)
 // where s and d are the shifted ones. With one gradient, mean_1 and square_d carry its sign.
+//
+// S and CS are not formed as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
 struct Point {
-  Floats dssim, contrast, mean_1, mean_2, square_s, square_d;
+  Floats dssim, ssim, contrast, mean_1, mean_2, square_s, square_d;
 };
 
 template <int kPartials>
@@ -208,13 +268,22 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
   const Floats over_a = b * r, over_b = a * r;
   const Floats u = 2.0f * dd * over_a, v = 2.0f * m.var_d * over_b;
   p.dssim = v + (u - u * v);
-  p.contrast = v;
+  p.contrast = (m.var_s - m.var_d + c.c2_twice) * over_b;
+  p.ssim = p.contrast * ((mu_s * mu_s - dd + c.c1_twice) * over_a);
+  // With `eps` in the denominator S becomes q S, q = ab / (ab + eps), and dq = q (1 - q) (da / a + db / b).
+  Floats slope = broadcast(c.a), lost = {};
+  if (c.eps > 0) {
+    const Floats missing = c.eps / (a * b + c.eps), kept = 1.0f - missing;
+    slope = c.a * kept;
+    lost = slope * ((1.0f - p.dssim) * missing);
+    p.dssim = missing + kept * p.dssim;
+  }
   if constexpr (kPartials > 0) {
-    const Floats by_b = ((c.a + c.b) - c.a * u) * over_b;
-    const Floats by_a = (2.0f * (c.a - c.a * v)) * over_a;
-    const Floats by_dd = 2.0f * (by_b * (2.0f - v)), by_ss = -2.0f * (by_b * v);
-    const Floats by_d = by_a * mu_d * (2.0f - u) - m.d * by_dd;
-    const Floats by_s = -(by_a * u * mu_s) - m.s * by_ss;
+    const Floats by_b = (slope - slope * u) + c.b;
+    const Floats by_a = (slope - slope * v);
+    const Floats by_dd = 2.0f * over_b * (by_b * (2.0f - v) - lost), by_ss = -2.0f * over_b * (by_b * v + lost);
+    const Floats by_d = 2.0f * over_a * mu_d * (by_a * (2.0f - u) - lost) - m.d * by_dd;
+    const Floats by_s = -2.0f * over_a * mu_s * (by_a * u + lost) - m.s * by_ss;
     p.square_s = by_ss;
     if constexpr (kPartials == 3) {
       p.mean_1 = by_s + c.sign * by_d;
@@ -226,20 +295,6 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
     }
   }
   return p;
-}
-
-SPLAT_INLINE bool any(Ints lanes) {
-#if defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)lanes) != 0;
-#else
-  return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
-#endif
-}
-
-SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
-  return bits_as<Floats>((which & bits_as<Ints>(yes)) | (~which & bits_as<Ints>(no)));
 }
 
 // Mean and variance along a row of columns with these means and variances, summed about the window's middle column.
@@ -278,10 +333,16 @@ __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitc
 }
 
 // The moments of lanes of a row, with variances exact to some 10⁻⁶ of B. A lane is replaced for what it is itself, so a
-// result depends neither on its neighbours nor on where a tile begins.
-template <int kTaps, int kStride>
+// result depends neither on its neighbours nor on where a tile begins. Narrow windows are all taken about their middle.
+template <int kTaps, int kStride, bool kNarrow>
 SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, const Window<kTaps>& w,
                                  const Taps& taps, float c2_twice) {
+  if constexpr (kNarrow) {
+    Moments m;
+    local_moments<kTaps, kStride>(sums, sums + 4 * pitch, stride, w, m.s, m.var_s);
+    local_moments<kTaps, kStride>(sums + pitch, sums + 5 * pitch, stride, w, m.d, m.var_d);
+    return m;
+  }
   Floats mean[4];
   row_sums<kTaps, kStride, 4>(sums, pitch, stride, w, mean);
   const Floats squared_s = mean[0] * mean[0], squared_d = mean[1] * mean[1];
@@ -294,7 +355,7 @@ SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t strid
 }
 
 // In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
-template <int kTaps, int kStride, int kPartials>
+template <int kTaps, int kStride, bool kNarrow, int kPartials>
 void point_row(const PointRow& work, const Taps& taps, const PointConstants& values) {
   const PointRow row = work;  // so that what is stored cannot change them
   const PointConstants constants = values;
@@ -305,7 +366,7 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
       __builtin_prefetch(row.next1 + j * row.bytes1, 0, 2);
       __builtin_prefetch(row.next2 + j * row.bytes2, 0, 2);
     }
-    const Moments m = row_moments<kTaps, kStride>(row.sums + j, from, row.stride, w, taps, constants.c2_twice);
+    const Moments m = row_moments<kTaps, kStride, kNarrow>(row.sums + j, from, row.stride, w, taps, constants.c2_twice);
     store(row.sums + j, m.s);
     store(row.sums + from + j, m.d);
     store(row.sums + 2 * from + j, m.var_s);
@@ -316,7 +377,10 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
     const Point p =
         evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants);
     store(row.dssim + j, p.dssim);
-    if (row.contrast) store(row.contrast + j, p.contrast);
+    if (row.ssim) {
+      store(row.ssim + j, p.ssim);
+      store(row.contrast + j, p.contrast);
+    }
     if constexpr (kPartials > 0) {
       store(row.partials + j, p.mean_1);
       store(row.partials + to + j, p.square_s);
@@ -363,14 +427,15 @@ void gradient_row(const GradientRow& row, const Taps& taps) {
   if constexpr (kBoth) std::memcpy(row.out2 + j, &result[1], rest);
 }
 
-template <int kTaps, int kStride>
+template <int kTaps, int kStride, bool kNarrow>
 Passes passes_for(int partials) {
-  Passes passes = {column_sums<kTaps>, column_moments<kTaps>, point_row<kTaps, kStride, 0>, nullptr};
+  Passes passes = {column_sums<kTaps>, kNarrow ? narrow_column_moments : column_moments<kTaps>,
+                   point_row<kTaps, kStride, kNarrow, 0>, nullptr};
   if (partials == 3) {
-    passes.point_row = point_row<kTaps, kStride, 3>;
+    passes.point_row = point_row<kTaps, kStride, kNarrow, 3>;
     passes.gradient_row = gradient_row<kTaps, kStride, 3>;
   } else if (partials == 4) {
-    passes.point_row = point_row<kTaps, kStride, 4>;
+    passes.point_row = point_row<kTaps, kStride, kNarrow, 4>;
     passes.gradient_row = gradient_row<kTaps, kStride, 4>;
   }
   return passes;
@@ -378,10 +443,11 @@ Passes passes_for(int partials) {
 
 }  // namespace
 
-// 11 taps, and one or three channels in a row, are compiled for.
-extern "C" Passes SPLAT_KERNEL(ssim_passes)(int taps, int64_t stride, int partials) {
-  if (taps != 11) return passes_for<0, 0>(partials);
-  if (stride == 1) return passes_for<11, 1>(partials);
-  if (stride == 3) return passes_for<11, 3>(partials);
-  return passes_for<11, 0>(partials);
+// 11 taps, and one or three channels in a row, are compiled for. Narrow are windows of 3 taps, or of sigma below 0.95.
+extern "C" Passes SPLAT_KERNEL(ssim_passes)(const Taps& taps, int64_t stride, int partials) {
+  if (taps.count == 3 || taps.weight[taps.count / 2] > 0.42f) return passes_for<0, 0, true>(partials);
+  if (taps.count != 11) return passes_for<0, 0, false>(partials);
+  if (stride == 1) return passes_for<11, 1, false>(partials);
+  if (stride == 3) return passes_for<11, 3, false>(partials);
+  return passes_for<11, 0, false>(partials);
 }

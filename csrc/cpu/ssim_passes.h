@@ -16,8 +16,17 @@ struct Taps {
 struct PointConstants {
   float shift_s, shift_d;  // c_s, c_d
   float c1_twice, c2_twice;
-  float a, b;              // the gradient's coefficients of 1 - S and of 1 - contrast-structure
+  float eps;               // added to the denominator of S, times 4 scale⁴
+  float a, b;              // the gradient's coefficients of 1 - S and of 1 - CS
   float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
+};
+
+// What a pass down the columns averages: kRows + taps - 1 rows, V of their values or null, and which two of the rows are
+// in the middle of those that lie in the image. V is taken about these.
+struct ColumnRows {
+  const float* const* values;
+  const float* const* variances;
+  int64_t middle[2];
 };
 
 // Where kRows rows of averages down the columns go: of values, of their squares, and V. The squares follow from V, and
@@ -27,12 +36,13 @@ struct ColumnMoments {
   int64_t pitch;
 };
 
-// One row of moments, averaged but along the row, to 1 - S, 1 - contrast-structure and the partial derivatives.
+// One row of moments, averaged but along the row, to 1 - S and the partial derivatives, and to S and CS.
 struct PointRow {
   float* sums;               // 6 maps: s, d, s², d², V_s, V_d; the first four are overwritten
   int64_t sums_pitch;
   int64_t count, stride;     // elements; from one neighbour in the row to the next
-  float *dssim, *contrast;   // contrast may be null
+  float *dssim;
+  float *ssim, *contrast;    // both or neither
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
   int64_t partials_pitch;
   const char *next1, *next2; // rows of the images to prefetch meanwhile, a line at a time, or null
@@ -55,12 +65,11 @@ struct GradientRow {
 struct Passes {
   // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
   void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
-  // The same of the rows and of their squares; `variances`, or null, are V of the rows' values themselves.
-  void (*column_moments)(const float* const* rows, const float* const* variances, const Taps& taps, int64_t count,
-                         ColumnMoments out);
+  // The same of the rows and of their squares.
+  void (*column_moments)(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out);
   void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);
   void (*gradient_row)(const GradientRow& row, const Taps& taps);
 };
 
 // `partials`: 0 without a gradient, 3 for one image's, 4 for both.
-extern "C" Passes SPLAT_KERNEL(ssim_passes)(int taps, int64_t stride, int partials);
+extern "C" Passes SPLAT_KERNEL(ssim_passes)(const Taps& taps, int64_t stride, int partials);

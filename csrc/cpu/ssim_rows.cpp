@@ -33,12 +33,16 @@ SPLAT_INLINE Floats load_lanes(const Half* p) {
 #elif defined(__F16C__)
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  // The half's bits moved into place have an exponent too small by 112; infinity and NaN need all exponent bits.
+  // Normal halves: the bits moved into place have an exponent too small by 112, which is added in the exponent's bits;
+  // infinity and NaN need all of these. Subnormal halves are their bits as a number, times 2^-24: as float32 they would
+  // be subnormal until they are multiplied, and such numbers count as 0 here (parallel.cpp).
   const Ints raw = __builtin_convertvector(load_raw<Words>(p), Ints);
-  const Ints moved = (raw & 0x7fff) << 13;
-  const Ints special = (Ints)((raw & 0x7c00) == 0x7c00);
-  const Ints magnitude = bits_as<Ints>(bits_as<Floats>(moved) * 0x1p112f);
-  return bits_as<Floats>((special & (moved | 0x7f800000)) | (~special & magnitude) | ((raw & 0x8000) << 16));
+  const Ints size = raw & 0x7fff, exponent = raw & 0x7c00;
+  const Ints normal = (size << 13) + (112 << 23), special = (size << 13) | 0x7f800000;
+  const Ints subnormal = bits_as<Ints>(__builtin_convertvector(size, Floats) * 0x1p-24f);
+  const Ints is_special = (Ints)(exponent == 0x7c00), is_subnormal = (Ints)(exponent == 0);
+  const Ints magnitude = (is_special & special) | (is_subnormal & subnormal) | (~(is_special | is_subnormal) & normal);
+  return bits_as<Floats>(magnitude | ((raw & 0x8000) << 16));
 #endif
 }
 

@@ -37,7 +37,7 @@ struct Problem {
   Passes passes;
   int partials;                    // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
   float scale, sign;               // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
-  float c1_twice, c2_twice;
+  float c1_twice, c2_twice, eps;
 };
 
 // The image position that a padded position copies, or -1 where padding is zero.
@@ -83,7 +83,7 @@ struct Tile {
   int64_t lead, adjoint_pitch;                // rows of averaged partials start `lead` in: zeros are around them
   int32_t* copied;                            // for each input column the one it copies, or -1
 
-  float *dssim, *contrast, *folded;           // one row each; `folded` one for each gradient
+  float *dssim, *ssim, *contrast, *folded;    // one row each; `folded` one for each gradient
   const char *image1, *image2;
   const float *weight, *l1_weight;
   Shift shift;
@@ -124,7 +124,7 @@ struct Tile {
     return view.data + (image * view.batch + channel * view.channel) * bytes;
   }
 
-  int64_t common_rows() const { return 3 + images; }
+  int64_t common_rows() const { return 4 + images; }
   // `memory` has `common_rows` rows.
   void begin(float* memory, const Shift& shift_of_tile) {
     shift = shift_of_tile;
@@ -136,26 +136,29 @@ struct Tile {
       copied[j] = inside ? int32_t(j) : !problem.folds ? -1 : int32_t(source_column(e) - input_columns.begin);
     }
     dssim = memory;
-    contrast = memory + pitch;
-    folded = memory + 2 * pitch;
+    ssim = memory + pitch;
+    contrast = memory + 2 * pitch;
+    folded = memory + 3 * pitch;
     const double* coefficients = args.coefficients + plane * 3;
     point.shift_s = 2 * shift.each;
     point.shift_d = shift.difference;
     point.c1_twice = problem.c1_twice;
     point.c2_twice = problem.c2_twice;
+    point.eps = problem.eps;
     point.sign = problem.sign;
     point.a = static_cast<float>(coefficients[0] * problem.scale);
     point.b = static_cast<float>(coefficients[1] * problem.scale);
     l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
   }
 
-  // The mean of up to 64 samples of the tile. A difference is shifted only where the images are clearly apart.
+  // The mean of up to 64 samples of the tile, of those that are finite. A difference is shifted only where the images are clearly apart.
   Shift choose_shift() {
     shift = {};
     shift.scale = problem.scale;
     shift.data_range = static_cast<float>(args.data_range);
     const int64_t down = samples(rows), along = samples(columns);
     double sum_s = 0, sum_d = 0;
+    int64_t finite = 0;
     for (int64_t i = 0; i < down; ++i)
       for (int64_t j = 0; j < along; ++j) {
         const int64_t slice = slices.begin + slices.count() * (2 * ((i + j) % 8) + 1) / 16;
@@ -163,14 +166,15 @@ struct Tile {
         const int64_t column = columns.begin + columns.count() * (2 * j + 1) / (2 * along);
         float s, d;
         read(slice, row, {column, column + 1}, nullptr, &s, &d);
+        if (!std::isfinite(s) || !std::isfinite(d)) continue;
         sum_s += s;
         sum_d += d;
+        ++finite;
       }
-    sum_s /= double(down * along);
-    sum_d /= double(down * along);
-    const float mean_s = static_cast<float>(sum_s), mean_d = static_cast<float>(sum_d);
-    if (std::isfinite(mean_s)) shift.each = mean_s / 2;
-    if (std::isfinite(mean_d) && std::fabs(mean_d) > 0.05 * args.data_range * problem.scale) shift.difference = mean_d;
+    if (finite == 0) return shift;
+    const float mean_s = static_cast<float>(sum_s / double(finite)), mean_d = static_cast<float>(sum_d / double(finite));
+    shift.each = mean_s / 2;
+    if (std::fabs(mean_d) > 0.05 * args.data_range * problem.scale) shift.difference = mean_d;
     return shift;
   }
 
@@ -194,6 +198,14 @@ struct Tile {
   }
   SPLAT_INLINE const char* at2(int64_t slice, int64_t row, int64_t column) const {
     return image2 + (slice * args.img2.slice + row * args.img2.row + column) * problem.reader.bytes2;
+  }
+
+  // The two middle ones of kRows + taps - 1 rows (or slices) that begin at `first`, out of those that show the image.
+  ColumnRows middle_of(const float* const* values, const float* const* variances, int64_t first, int64_t side) const {
+    const Span shown = Span{0, side}.widened(problem.folds ? radius : 0).within({first, first + args.taps + kRows - 1});
+    const int64_t middle = first + (args.taps + kRows) / 2 - 1;
+    const auto clamped = [&](int64_t i) { return most(shown.begin, least(i, shown.end - 1)) - first; };
+    return {values, variances, {clamped(middle), clamped(middle + 1)}};
   }
 
   // The input columns of a row of the padded images. With `total`, a row the tile owns adds Σ |x - y| to the totals.
@@ -249,7 +261,8 @@ struct Tile {
     work.count = forward_columns.count();
     work.stride = stride;
     work.dssim = dssim;
-    work.contrast = args.contrast ? contrast : nullptr;
+    work.ssim = args.similarities ? ssim : nullptr;
+    work.contrast = args.similarities ? contrast : nullptr;
     work.partials = out;
     work.partials_pitch = out_pitch;
     if (next_row < args.height) {
@@ -279,10 +292,14 @@ struct Tile {
       float* map = output_of(args.map, slice, row) + forward_columns.begin;
       for (int64_t j = mine0; j < mine1; ++j) map[j] = 1.0f - dssim[j];
     }
+    if (args.similarities) {
+      totals[0] += row_total(ssim, mine0, mine1);
+      totals[1] += row_total(contrast, mine0, mine1);
+      return;
+    }
     if (w)
       for (int64_t j = mine0; j < mine1; ++j) dssim[j] *= w[j];
     totals[0] += row_total(dssim, mine0, mine1);
-    if (args.contrast) totals[1] += row_total(contrast, mine0, mine1);
   }
 
   float* output_of(const View& view, int64_t slice, int64_t row) const {
@@ -374,11 +391,12 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.taps.count = static_cast<int>(args.taps);
   for (int64_t k = 0; k < args.taps; ++k) problem.taps.weight[k] = static_cast<float>(args.window[k]);
   problem.partials = args.grad1.data && args.grad2.data ? 4 : args.grad1.data || args.grad2.data ? 3 : 0;
-  problem.passes = SPLAT_KERNEL(ssim_passes)(problem.taps.count, problem.stride, problem.partials);
+  problem.passes = SPLAT_KERNEL(ssim_passes)(problem.taps, problem.stride, problem.partials);
   problem.scale = std::ldexp(1.0f, -std::ilogb(args.data_range));
   const double squared = double(problem.scale) * problem.scale;
   problem.c1_twice = static_cast<float>(2 * args.c1 * squared);
   problem.c2_twice = static_cast<float>(2 * args.c2 * squared);
+  problem.eps = static_cast<float>(4 * args.eps * squared * squared);
   problem.sign = args.grad1.data ? 1.0f : -1.0f;
   return true;
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libsplat_ssim.so"
 

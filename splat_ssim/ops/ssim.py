@@ -31,11 +31,13 @@ class Options(NamedTuple):
     padding: str = "same"
     spatial_dims: int = 2
     channels_last: bool = False
+    #: Added to the denominator of S, as kornia does; the package's own functions leave it at 0.
+    eps: float = 0.0
 
 
 _OPTIONS = (
     "int window_size, float sigma, float data_range, float k1, float k2, str padding, int spatial_dims, "
-    "bool channels_last"
+    "bool channels_last, float eps"
 )
 
 _SCHEMAS = {
@@ -157,8 +159,8 @@ _HAS_LIBRARY = _library.library() is not None
 
 _PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
 
-#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, three doubles.
-_ARGUMENTS = struct.Struct("=50q3d")
+#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, four doubles.
+_ARGUMENTS = struct.Struct("=50q4d")
 _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 
@@ -227,7 +229,7 @@ class _Call:
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
-        contrast: bool = False,
+        similarities: bool = False,
     ) -> ctypes.Array:
         options, first = self.options, self.first
         for output in (map_, grad1, grad2):
@@ -252,13 +254,14 @@ class _Call:
             _PADDING_CODES[options.padding],
             torch.get_num_threads(),
             weight_inset is None,
-            contrast,
+            similarities,
             ctypes.addressof(window),
             coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients),
             ctypes.addressof(totals),
             (options.k1 * options.data_range) ** 2,
             (options.k2 * options.data_range) ** 2,
             options.data_range,
+            options.eps,
         )
         name = f"ssim{options.spatial_dims}d"
         status = _library.kernel(name, (ctypes.c_char_p,))(packed)
@@ -351,8 +354,8 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
 def _ssim_channel_means_cpu(img1, img2, *arguments):
     options = Options(*arguments)
     call = _Call(img1, img2, options, planar=True)
-    totals = _rows(call.run(torch.zeros((call.planes, 3), dtype=torch.float64), contrast=True))
-    means = 1 - totals[:, :2] / _positions(options, call.first.shape)
+    totals = _rows(call.run(torch.zeros((call.planes, 3), dtype=torch.float64), similarities=True))
+    means = totals[:, :2] / _positions(options, call.first.shape)
     return means.float().view(call.batch, call.channels, 2)
 
 
@@ -553,14 +556,14 @@ def ssim_map(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """S for every position of the window, in the layout of the images: float32, or float64 where an image is."""
     if has_kernel(img1, img2, options):
         return torch.ops.splat_ssim.ssim_map(img1, img2, *options)
-    return reference.ssim_map(img1, img2, **definition_options(options))
+    return reference.ssim_map(img1, img2, eps=options.eps, **definition_options(options))
 
 
 def ssim_channel_means(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     if has_kernel(img1, img2, options):
         return torch.ops.splat_ssim.ssim_channel_means(img1, img2, *options)
-    return reference.ssim_channel_means(img1, img2, **definition_options(options))
+    return reference.ssim_channel_means(img1, img2, eps=options.eps, **definition_options(options))
 
 
 def photometric(
@@ -606,7 +609,7 @@ def photometric(
 
 def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weight, weight, per_image: bool):
     reduction, channels_last = "image" if per_image else "mean", options.channels_last
-    dssim_map = reference.dssim_map(img1, img2, **definition_options(options))
+    dssim_map = reference.dssim_map(img1, img2, eps=options.eps, **definition_options(options))
     dssim = reference.weighted_mean(dssim_map, weight, reduction, channels_last)
     difference = reference.absolute_difference(img1, img2, options.data_range)
     l1 = reference.weighted_mean(difference, weight, reduction, channels_last)

@@ -36,6 +36,7 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
         and options.window_size in launch.WINDOW_SIZES
+        and options.eps == 0.0
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
