@@ -25,9 +25,9 @@ CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
 LIBRARY_NAME = "libsplat_ssim.so"
 
+COMMON = ["library.cpp", "parallel.cpp", "processors.cpp"]
 # Compiled once for each instruction set; see cpu/isa.h.
-KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in ("parallel.cpp", "library.cpp"))
-COMMON = ["parallel.cpp", "library.cpp"]
+KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in COMMON)
 
 BASE_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 # Contraction to FMA is wanted; neither errno nor floating-point traps are read. No -ffast-math: infinities, NaN and the

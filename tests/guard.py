@@ -86,7 +86,6 @@ def check(run: Callable[[], Sequence[Tensor]]) -> None:
             for index, (a, b) in enumerate(zip(found, expected, strict=True)):
                 same = a.shape == b.shape and _bytes(a) == _bytes(b)
                 assert same, f"output {index} differs where tensors are guarded {mode}"
-        del found
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ def crashes(group, isa):
     while len(found) < MOST_CRASHES:
         command = [sys.executable, "-m", "tests.guard", group, str(first)]
         done = subprocess.run(command, cwd=guard.ROOT, env=environment, capture_output=True, text=True, timeout=280)
-        *_, last = done.stdout.splitlines()
+        assert done.stdout, done.stderr
+        last = done.stdout.splitlines()[-1]
         if last == "done":
             assert done.returncode == 0, done.stderr
             return found

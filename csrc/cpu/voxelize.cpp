@@ -338,7 +338,7 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
   Lattice lattice;
   Crop crop;
   if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
-  const int slabs = smaller(smaller(threads, kMaxThreads), crop.size[2]);
+  const int slabs = smaller(smaller(splat_ssim_usable_threads(threads), kMaxThreads), crop.size[2]);
   const int64_t footprint_bytes = count * static_cast<int64_t>(sizeof(Footprint));
   const int64_t cost_bytes = (crop.size[2] + 1) * static_cast<int64_t>(sizeof(double));
   char* scratch = static_cast<char*>(splat_ssim_scratch(footprint_bytes + cost_bytes));
