@@ -350,8 +350,9 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
     Frame frame;
     for (int64_t i = batch * kBatch; i < end; ++i) {
       if (!make_footprint(means + i * 3, quats + i * 4, scales + i * 3, lattice, crop, frame, footprints[i])) {
-        footprints[i].low[2] = 1;
-        footprints[i].high[2] = 0;
+        // Above every slab: nothing else of the footprint is set, so it must be skipped.
+        footprints[i].low[2] = INT32_MAX;
+        footprints[i].high[2] = INT32_MIN;
       }
     }
   });
