@@ -394,14 +394,23 @@ def _run_selective_adam(shape: tuple[int, ...], share: float) -> list[Tensor]:
     return [parameter.detach(), *(optimizer.state[parameter][name] for name in ("exp_avg", "exp_avg_sq"))]
 
 
-def _run_copy(count: int) -> list[Tensor]:
-    source, target = torch.arange(count, dtype=torch.float32), torch.empty(count)
+def _copy(source: Tensor, target: Tensor, count: int) -> None:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    copy = _library.kernel("peak_copy", (pointer, pointer, size, ctypes.c_int))
-    copy(source.data_ptr(), target.data_ptr(), count, 2)
-    sums = torch.empty(2)
+    kernel = _library.kernel("peak_copy", (pointer, pointer, size, ctypes.c_int))
+    kernel(source.data_ptr(), target.data_ptr(), count, 2)
+
+
+def _run_copy(count: int) -> list[Tensor]:
+    source, target, sums = torch.arange(count, dtype=torch.float32), torch.empty(count), torch.empty(2)
+    _copy(source, target, count)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
     _library.kernel("peak_fma", (size, ctypes.c_int, pointer), size)(4, 2, sums.data_ptr())
     return [target, sums]
+
+
+def overrun() -> None:
+    """Copies one value more than there are, which every watch of memory must report."""
+    _copy(torch.zeros(17), torch.zeros(17), 18)
 
 
 def adam_calls() -> Iterator[Call]:
@@ -455,3 +464,15 @@ def cpu_calls() -> Iterator[Call]:
 
 
 GROUPS: dict[str, Callable[[], Iterator[Call]]] = {"cpu": cpu_calls, "emulation": emulated_calls}
+
+
+def run_all(calls: Iterator[Call]) -> int:
+    """Runs calls, mostly on one thread: small ones gain nothing by two. Returns their number."""
+    for number, call in enumerate(calls):
+        torch.set_num_threads(2 if number % 8 == 0 else 1)
+        call.run()
+    return number + 1
+
+
+if __name__ == "__main__":
+    print(f"{run_all(cpu_calls())} calls")
