@@ -5,7 +5,8 @@
 //   [protected page] [unused bytes] [tensor] [protected page]      kEnd
 //   [protected page] [tensor] [unused bytes] [protected page]      kBegin
 //
-// Memory is filled with 0xff bytes, NaN as floats, so that reading an unwritten value is noticed.
+// Memory is filled with 0xff bytes, NaN as floats, or with 0x3f, 0.75 as floats: a result that depends on an unwritten
+// or unused value differs between the two modes.
 #include <c10/core/CPUAllocator.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -60,7 +61,7 @@ struct GuardAllocator final : c10::Allocator {
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     char* first = static_cast<char*>(mapping) + page;
     if (mprotect(first, room, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-    std::memset(first, 0xff, room);
+    std::memset(first, mode == kEnd ? 0xff : 0x3f, room);
     char* data = mode == kEnd ? first + room - bytes : first;
     const std::lock_guard<std::mutex> lock(mutex);
     blocks()[static_cast<char*>(mapping)] = {static_cast<char*>(mapping), room + 2 * page, data, bytes};
