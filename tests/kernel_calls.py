@@ -5,6 +5,7 @@ They test what kernels access, not what they compute: guard pages (tests/guard.p
 """
 
 import ctypes
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 import splat_ssim
+from splat_ssim.compat import pytorch_msssim
 from splat_ssim.loss import photometric_loss
 from splat_ssim.ops import _library, voxelize_cuda
+from splat_ssim.ops import ssim as operators
 from splat_ssim.optim import Adam, SelectiveAdam, step_together
 from splat_ssim.render import rasterization
 from splat_ssim.volume import VoxelGrid, voxelize
@@ -226,23 +229,46 @@ def _wide_ssim_calls() -> Iterator[Call]:
     yield _named("ssim", (1, 1, 13, 300, 20), window_size=5)
 
 
-def _multi_scale_calls() -> Iterator[Call]:
-    def run(shape: tuple[int, ...], window_size: int, layout: str, gradients: str, reduction: str) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        images = [make_tensor(shape, layout, torch.rand(shape, generator=generator)) for _ in range(2)]
-        for image, name in zip(images, "xy", strict=True):
-            image.requires_grad_(name in gradients)
-        weights = (0.3, 0.7)
-        found = splat_ssim.ms_ssim(*images, window_size=window_size, weights=weights, reduction=reduction)
-        if gradients:
-            found.sum().backward()
-        return [found.detach(), *(image.grad for image in images if image.requires_grad)]
+def _run_pair(function: Callable[..., Tensor], shape: tuple[int, ...], layout: str, gradients: str) -> list[Tensor]:
+    """A function of two float32 images, and its gradients."""
+    generator = torch.Generator().manual_seed(0)
+    images = [make_tensor(shape, layout, torch.rand(shape, generator=generator)) for _ in range(2)]
+    for image, name in zip(images, "xy", strict=True):
+        image.requires_grad_(name in gradients)
+    result = function(*images)
+    if gradients:
+        result.sum().backward()
+    return [result.detach(), *(image.grad for image in images if image.requires_grad)]
 
-    for layout in ("planar", "interleaved", "gaps", "shared"):
-        for shape, window_size in (((2, 3, 21, 23), 11), ((1, 2, 9, 12), 3), ((1, 2, 7, 9, 11), 3)):
-            for gradients, reduction in (("", "mean"), ("x", "none"), ("xy", "sum")):
-                arguments = (shape, window_size, layout, gradients, reduction)
-                yield Call(f"ms_ssim {arguments}", lambda arguments=arguments: run(*arguments))
+
+def _pair_calls(name: str, function: Callable[..., Tensor], shape: tuple[int, ...]) -> Iterator[Call]:
+    for layout, gradients in (("planar", ""), ("interleaved", "x"), ("gaps", "xy"), ("shared", "y"), ("loose", "xy")):
+        arguments = (function, shape, layout, gradients)
+        yield Call(f"{name} of {shape}, {layout}, gradients {gradients!r}", lambda a=arguments: _run_pair(*a))
+
+
+def _multi_scale_calls() -> Iterator[Call]:
+    """MS-SSIM with sides that are as short as may be, odd and even on every scale."""
+    for shape, window_size, scales in (
+        ((2, 3, 21, 24), 11, 2),
+        ((1, 2, 9, 12), 3, 3),
+        ((1, 1, 17, 33), 3, 4),
+        ((1, 2, 7, 5, 10), 3, 2),
+        ((1, 1, 9, 12, 15), 3, 3),
+    ):
+        options = {"window_size": window_size, "weights": (0.3, 0.2, 0.4, 0.1)[:scales], "reduction": "none"}
+        function = functools.partial(splat_ssim.ms_ssim, **options)
+        yield from _pair_calls(f"ms_ssim with {window_size} taps, {scales} scales", function, shape)
+
+
+def _other_ssim_calls() -> Iterator[Call]:
+    """Means of channels, and S with a term in its denominator, which only drop-ins ask for."""
+    means = functools.partial(pytorch_msssim.ssim, data_range=1.0, nonnegative_ssim=True)
+    for shape in ((2, 3, 13, 21), (1, 2, 11, 11), (1, 2, 12, 13, 14)):
+        yield from _pair_calls("means of channels", means, shape)
+        options = operators.Options(spatial_dims=len(shape) - 2, eps=1e-4)
+        function = functools.partial(operators.ssim_map, options=options)
+        yield from _pair_calls("S with eps", function, shape)
 
 
 def ssim_calls() -> Iterator[Call]:
@@ -250,6 +276,7 @@ def ssim_calls() -> Iterator[Call]:
     yield from _ssim_calls(3, 150, SIDES[:14], (3, 5, 7, 11, 11, 13))
     yield from _wide_ssim_calls()
     yield from _multi_scale_calls()
+    yield from _other_ssim_calls()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -449,7 +476,8 @@ def emulated_calls() -> Iterator[Call]:
     yield _named("ssim", (1, 2, 13, 29), gradients="", padding="valid")
     yield _named("loss", (1, 1, 21, 251), gradients="x", upstream="noise")
     yield _named("ssim", (1, 1, 14, 17, 35), gradients="x")
-    yield from list(_multi_scale_calls())[3:6]
+    yield from list(_multi_scale_calls())[5:7]
+    yield from list(_other_ssim_calls())[:10]
     for name in GRIDS:
         for count, features in ((1, 0), (30, 2)):
             text = f"emulated voxelize {count} on {name!r}, {features} features"

@@ -24,6 +24,7 @@
 extern "C" {
 int SPLAT_KERNEL(ssim2d)(const Arguments*);
 int SPLAT_KERNEL(ssim3d)(const Arguments*);
+int SPLAT_KERNEL(ms_ssim)(const void*);
 int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                  float* means2d, float* depths, float* conics, float* opacities, float* colors,
                                  int32_t* radii);
@@ -137,6 +138,41 @@ Values run_ssim(const Images& s, int threads) {
   append(all, map);
   for (double sum : sums) all.push_back(static_cast<float>(sum));
   return all;
+}
+
+// PyramidArguments of csrc/cpu/ms_ssim.cpp.
+struct Pyramid {
+  Arguments finest;
+  int64_t volumes, scales;
+  const double* weights;
+  double *terms, *values;
+  const double* upstream;
+};
+
+Values run_ms_ssim(Images s, int threads) {
+  s.padding = kValid;
+  const int64_t count = s.batch * s.channels * s.depth * s.height * s.width;
+  const auto planes = static_cast<size_t>(s.batch * s.channels);
+  Values x = numbers(count, 1), y = numbers(count, 2), by_x(x.size()), by_y(x.size());
+  constexpr int64_t kScales = 3;
+  const double window[] = {0.2, 0.6, 0.2}, weights[kScales] = {0.3, 0.2, 0.5};
+  std::vector<double> terms(kScales * planes), values(planes);
+  const std::vector<double> upstream(planes, 0.7);
+  Pyramid call = {};
+  Arguments& a = call.finest;
+  a.img1 = view_of(x, s, s.depth, s.height, s.width), a.img2 = view_of(y, s, s.depth, s.height, s.width);
+  a.batch = s.batch, a.channels = s.channels, a.depth = s.depth, a.height = s.height, a.width = s.width;
+  a.taps = 3, a.padding = kValid, a.threads = threads, a.window = window;
+  a.c1 = 1e-4, a.c2 = 9e-4, a.data_range = 1;
+  call.volumes = s.depth > 1, call.scales = kScales, call.weights = weights;
+  call.terms = terms.data(), call.values = values.data();
+  require(SPLAT_KERNEL(ms_ssim)(&call) == 0, "ms_ssim");
+  call.upstream = upstream.data();
+  a.grad1 = view_of(by_x, s, s.depth, s.height, s.width), a.grad2 = view_of(by_y, s, s.depth, s.height, s.width);
+  require(SPLAT_KERNEL(ms_ssim)(&call) == 0, "the gradient of ms_ssim");
+  append(by_x, by_y);
+  for (double value : values) by_x.push_back(static_cast<float>(value));
+  return by_x;
 }
 
 // --- the renderer ------------------------------------------------------------------------------------------------
@@ -281,6 +317,8 @@ std::vector<Case> all_cases() {
   ssim("channel means", {1, 2, 1, 40, 45, kValid, 0, false, false, true});
   ssim("channel means of volumes", {1, 1, 20, 24, 20, kValid, 3, false, false, true});
   ssim("other windows", {1, 1, 21, 40, 19, kSame, 3, false, false, false, 5, 1e-4});
+  cases.push_back({"MS-SSIM", [](int threads) { return run_ms_ssim({2, 2, 1, 190, 200}, threads); }});
+  cases.push_back({"MS-SSIM of volumes", [](int threads) { return run_ms_ssim({1, 2, 21, 60, 55}, threads); }});
   for (int64_t tile : {16, 32}) {
     const std::string text = " in tiles of " + std::to_string(tile);
     cases.push_back({"rasterizer" + text, [=](int t) { return run_rasterizer({700, 2, 70, 50, tile}, t); }});
