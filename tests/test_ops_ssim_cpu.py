@@ -103,6 +103,23 @@ def test_number_of_threads_is_obeyed(threads, shape):
 
 
 @needs_library
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to a processor here")
+@pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 1, 64, 64, 64)], ids=str)
+def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
+    img1, img2 = pair(shape)
+    library, processors = _library.library(), os.sched_getaffinity(0)
+    threads(64)
+    library.splat_ssim_oversubscribe(False)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        assert library.splat_ssim_processors() == 1
+        ops.photometric(img1, img2, options_for(shape), l1_weight=0.8, dssim_weight=0.2)
+        assert library.splat_ssim_last_thread_count() == 1
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+@needs_library
 def test_threads_after_a_fork():
     """OpenMP's workers do not survive a fork, and it would wait for them."""
     script = """
