@@ -1,5 +1,6 @@
 """The CPU's SSIM kernels: instruction sets, threads, scratch, strides, and what PyTorch checks of operators."""
 
+import ctypes
 import functools
 import os
 import subprocess
@@ -207,3 +208,18 @@ def test_what_has_no_kernel_takes_the_definition(monkeypatch):
     for value, expected in zip(found, run(), strict=True):
         assert value.dtype == expected.dtype
         assert_close(value, expected, 2e-6)
+
+
+@needs_library
+def test_a_call_keeps_its_window():
+    """Another thread's windows may push it out of the cache while the kernel reads it."""
+    images = pair((1, 1, 24, 24))
+    call = ssim_cpu._Call(*images, ops.Options())
+    totals = (ctypes.c_double * 3)()
+    coefficients = (ctypes.c_double * 3)()
+    packed = call.pack(ctypes.addressof(coefficients), ctypes.addressof(totals))
+    ssim_cpu._window.cache_clear()
+    taken = [(ctypes.c_double * 11)(*[float("nan")] * 11) for _ in range(1000)]
+    call.call("ssim2d", packed)
+    assert totals[0] == call.run(coefficients)[0]
+    assert len(taken) == 1000
