@@ -57,7 +57,7 @@ def _emulated():
     return _cuda_launch.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
 
 
-def _available(index):
+def _available(index, window_size):
     return True
 
 
@@ -75,7 +75,7 @@ def _emulation():
         for name in _OPERATORS:
             library.impl(name, getattr(ssim_cuda, f"_{name}"), "CPU", allow_override=True)
     with (
-        mock.patch.object(ssim_cuda, "_target", lambda image: (kernels, 0)),
+        mock.patch.object(ssim_cuda, "_target", lambda image, unit: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Calls on the CPU's tensors go past the dispatcher.
         mock.patch.object(ops, "_photometric_cpu", ssim_cuda._photometric),

@@ -1,7 +1,8 @@
 // The window as a filter: along a row in shared memory, and along the marching axis in registers.
 //
 // Taps are symmetric and stand in the problem from the edge to the centre, so kernels read them as constants of the
-// launch, at the price of an immediate: any sigma, and any smaller window padded with zeros, costs the same.
+// launch, at the price of an immediate: any sigma costs the same. Their number is a template argument and never more
+// than the window has: a zero tap would spread a pixel that is not finite beyond the windows that hold it.
 #pragma once
 #include "device.h"
 

@@ -13,31 +13,30 @@
 namespace {
 
 constexpr Int64 kMostBlocks = 2147483647;  // the x axis of a CUDA grid
+constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do without
 
 // What the launcher must know of a kernel: outputs a block covers, steps before the first output, blocks an SM holds.
 struct Shape {
   int columns, rows, warm_up, resident;
 };
 
-Shape shape_of(SsimKernel kernel) {
+// Of a kernel as `choose` names it, for the window's taps.
+Shape shape_of(SsimKernel kernel, int taps) {
+  const int halo = taps - 1, outputs = taps > kDefaultWindow ? 1 : 2;  // of a thread
   switch (kernel) {
-    case kForward2dWide:
-    case kAdjoint2dWide: return {128, 1, 14, 3};
     case kForward2d:
-    case kAdjoint2d: return {256, 1, 10, 3};
+    case kAdjoint2d: return {128 * outputs, 1, halo, 3};
     case kFused2d:
     case kFused2dStrided:
     case kFused2dWeighted:
-    case kFused2dWeightedStrided: return {246, 1, 21, 2};
+    case kFused2dWeightedStrided: return {256 - halo, 1, 2 * taps - 1, 2};
     case kValue3d:
     case kPartials3d:
     case kWeighted3d:
-    case kBackward3d: return {32, 16, 10, 2};
+    case kBackward3d: return {32, 16, halo, 2};
     case kForward3d:
-    case kAdjoint3d: return {32, 16, 10, 1};
-    case kForward3dWide:
-    case kAdjoint3dWide: return {32, 8, 14, 1};
-    default: return {256, 1, 10, 4};
+    case kAdjoint3d: return {32, 8 * outputs, halo, 1};
+    default: return {256, 1, halo, 4};
   }
 }
 
@@ -65,9 +64,11 @@ bool plain_slices(const SsimProblem& p) {
          static_cast<Int64>(p.size[3]) * p.size[4] < limit;
 }
 
+// The kernel, of those of the default window.
 SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation operation) {
-  const bool wide = o.window_size > 11, volume = o.spatial_dims == 3;
-  bool simple = plain(p.image[0]) && plain(p.image[1]) && !wide && !o.both && (!volume || plain_slices(p));
+  const bool volume = o.spatial_dims == 3;
+  bool simple = plain(p.image[0]) && plain(p.image[1]) && o.window_size <= kDefaultWindow && !o.both;
+  if (volume) simple = simple && plain_slices(p);
   if (operation == kOperationFused) {
     simple = simple && plain(p.grad[0]);
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
@@ -75,14 +76,46 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   }
   if (operation == kOperationBackward) {
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
-    if (volume) return simple ? kBackward3d : wide ? kAdjoint3dWide : kAdjoint3d;
-    return wide ? kAdjoint2dWide : kAdjoint2d;
+    return !volume ? kAdjoint2d : simple ? kBackward3d : kAdjoint3d;
   }
-  simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || like_a_map(p.weight, p));
+  simple = simple && !o.contrast && !p.map.data && !p.plane_weight;
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
-  if (simple && p.partials && volume) return p.weight.data ? kWeighted3d : kPartials3d;
-  if (volume) return wide ? kForward3dWide : kForward3d;
-  return wide ? kForward2dWide : kForward2d;
+  if (simple && p.partials && volume && !p.weight.data) return kPartials3d;
+  if (simple && p.partials && volume && like_a_map(p.weight, p)) return kWeighted3d;
+  return volume ? kForward3d : kForward2d;
+}
+
+// The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the kernels
+// for any tensor alone.
+SsimKernel of_window(SsimKernel kernel, int window) {
+#define SPLAT_WIDE_CASES(taps)              \
+  case kForward2d: return kForward2d_##taps; \
+  case kAdjoint2d: return kAdjoint2d_##taps; \
+  case kForward3d: return kForward3d_##taps; \
+  case kAdjoint3d: return kAdjoint3d_##taps; \
+  default: return kKernelCount;
+#define SPLAT_NARROW_CASES(taps)                    \
+  case kValue2d: return kValue2d_##taps;            \
+  case kValue3d:                                    \
+  case kPartials3d:                                 \
+  case kWeighted3d: return kPlain3d_##taps;         \
+  case kBackward3d: return kBackward3d_##taps;      \
+  case kFused2d:                                    \
+  case kFused2dWeighted: return kFused2d_##taps;    \
+  case kFused2dStrided:                             \
+  case kFused2dWeightedStrided: return kFused2dStrided_##taps; \
+    SPLAT_WIDE_CASES(taps)
+  switch (window) {
+    case 3: switch (kernel) { SPLAT_NARROW_CASES(3) }
+    case 5: switch (kernel) { SPLAT_NARROW_CASES(5) }
+    case 7: switch (kernel) { SPLAT_NARROW_CASES(7) }
+    case 9: switch (kernel) { SPLAT_NARROW_CASES(9) }
+    case 13: switch (kernel) { SPLAT_WIDE_CASES(13) }
+    case 15: switch (kernel) { SPLAT_WIDE_CASES(15) }
+    default: return kernel;
+  }
+#undef SPLAT_NARROW_CASES
+#undef SPLAT_WIDE_CASES
 }
 
 // Cuts `length` steps of the marching axis for `columns` independent walks: the number of segments whose blocks finish
@@ -101,23 +134,20 @@ int segment_length(int length, Int64 columns, int warm_up, Int64 places) {
   return best;
 }
 
-// Window weights from the edge to the centre in double precision, padded with zeros to the kernel's taps.
+// Window weights from the edge to the centre, in double precision.
 void fill_taps(SsimProblem& p, const SsimOptions& o) {
-  const int kernel_radius = o.window_size > 11 ? 7 : 5, radius = o.window_size / 2;
-  double weight[kMostTaps / 2 + 1], sum = 0.;
+  const int radius = o.window_size / 2;
+  double weight[kMaxTaps / 2 + 1], sum = 0.;
   for (int k = 0; k <= radius; ++k) {
     weight[k] = std::exp(-0.5 * k * k / (o.sigma * o.sigma));
     sum += k == 0 ? weight[k] : 2. * weight[k];
   }
-  for (int k = 0; k <= kMostTaps / 2; ++k) {
-    const int distance = kernel_radius - k;
-    p.taps[k] = distance >= 0 && distance <= radius ? static_cast<float>(weight[distance] / sum) : 0.f;
-  }
+  for (int k = 0; k <= radius; ++k) p.taps[k] = static_cast<float>(weight[radius - k] / sum);
 }
 
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
-  if (o.window_size < 3 || o.window_size > kMostTaps || o.window_size % 2 == 0) return false;
+  if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
   if (!(o.sigma > 0.) || o.multiprocessors < 1 || (o.spatial_dims == 2 && p.size[2] != 1)) return false;
   for (int axis = 0; axis < 5; ++axis) {
     if (p.size[axis] < 1 || p.size[axis] > kMostBlocks - 4096) return false;
@@ -166,10 +196,18 @@ SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
 
 // Name of kernel `id`, or nullptr past the last: what a module must contain, in the order of its table.
 SPLAT_EXPORT const char* splat_ssim_cuda_kernel_name(int id) {
-#define SPLAT_SSIM_NAME(id, name, threads) #name,
+#define SPLAT_SSIM_NAME(id, name, threads, unit) #name,
   static const char* const names[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_NAME)};
 #undef SPLAT_SSIM_NAME
   return id >= 0 && id < kKernelCount ? names[id] : nullptr;
+}
+
+// The unit of compilation that has kernel `id`.
+SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
+#define SPLAT_SSIM_UNIT(id, name, threads, unit) unit,
+  static const int units[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_UNIT)};
+#undef SPLAT_SSIM_UNIT
+  return id >= 0 && id < kKernelCount ? units[id] : SPLAT_UNIT_ALL;
 }
 
 // Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Puts the number of
@@ -177,7 +215,8 @@ SPLAT_EXPORT const char* splat_ssim_cuda_kernel_name(int id) {
 // the kernel is not a plain one: 4 always suffice.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
   if (!valid_options(*p, *o)) return kBadArgument;
-  if (operation == kOperationFused && (o->spatial_dims == 3 || o->window_size > 11)) return kBadArgument;
+  const bool fused = o->spatial_dims == 2 && o->window_size <= kDefaultWindow;
+  if (operation == kOperationFused && !fused) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
     const bool trimmed = o->valid && (axis > 0 || o->spatial_dims == 3);
@@ -190,8 +229,9 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));
   p->apart = static_cast<float>(0.05 * o->data_range);
-  p->kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
-  const Shape shape = shape_of(static_cast<SsimKernel>(p->kernel));
+  const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
+  const Shape shape = shape_of(kernel, o->window_size);
+  p->kernel = of_window(kernel, o->window_size);
   const int* outputs = operation == kOperationForward ? p->map_size : p->size + 2;
   const Int64 planes = static_cast<Int64>(p->size[0]) * p->size[1], places = o->multiprocessors * shape.resident;
   p->strips = static_cast<int>(divide_up(outputs[2], shape.columns));

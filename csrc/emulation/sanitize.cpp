@@ -224,6 +224,12 @@ int main(int count, char** arguments) {
        }) {
     run(c);
   }
+  for (int window = 3; window <= kMaxTaps; window += 2) {
+    run({{1, 2, 1, 17, 20}, window, kFloat32, kFloat32, false, false, false, window == 5, false});
+    run({{1, 1, 15, 16, 17}, window, kFloat32, kFloat32, true, false, false, window == 7, false});
+    run({{1, 2, 1, 9, 20}, window, kFloat16, kUint8, false, true, false, window == 3, false});
+    run({{1, 1, 5, 9, 34}, window, kFloat32, kUint8, false, false, true, true, true});
+  }
   run_padding(0);
   run_padding(1);
   run_scaling(count > 1 && !std::strcmp(arguments[1], "--overrun") ? 1 : 0);

@@ -15,15 +15,17 @@ _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _FORWARD, _BACKWARD, _FUSED = 0, 1, 2
 _DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
 
-# Kernels that count |x - y| too, and the pairs that share three adjoint maps.
-_COUNT_L1 = ("splat_value2d", "splat_value3d")
-_PLAIN_PAIRS = (
-    ("splat_partials3d", "splat_backward3d"),
-    ("splat_weighted3d", "splat_backward3d"),
-)
+# Beginnings of the names of kernels: those that count |x - y| too, and those of volumes that share three adjoint maps.
+_COUNT_L1 = ("splat_value2d", "splat_value3d", "splat_plain3d")
+_THREE_MAPS_FORWARD = ("splat_partials3d", "splat_weighted3d", "splat_plain3d")
+_THREE_MAPS_BACKWARD = "splat_backward3d"
 
 #: Windows the kernels take; others take the torch definition.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
+
+#: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
+#: window needs, and the voxeliser's.
+SHARED, VOXELS = 1, 2
 
 # Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
 
@@ -136,6 +138,11 @@ def kernel_names(library: ctypes.CDLL) -> list[str]:
     while (name := library.splat_ssim_cuda_kernel_name(len(names))) is not None:
         names.append(name.decode())
     return names
+
+
+def kernel_units(library: ctypes.CDLL) -> list[int]:
+    """The unit of each kernel, in the same order."""
+    return [library.splat_ssim_cuda_kernel_unit(place) for place in range(len(kernel_names(library)))]
 
 
 class Kernels:
@@ -335,17 +342,18 @@ class _Call:
 
     def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
         """One kernel for one gradient of images, except by channel means or a wide window; else two."""
+        options = self.options
         steps = [*problem.weight.stride[3:], *problem.l1_weight.stride[3:]]
-        one_kernel = self.options.spatial_dims == 2 and self.options.window_size <= 11 and max(steps) < 2**31
-        if one_kernel and not both and not problem.plane_weight:
+        one_kernel = options.spatial_dims == 2 and options.window_size <= 11
+        if one_kernel and max(steps) < 2**31 and not both and not problem.plane_weight:
             _, sums = self.run(problem, _FUSED)
             return sums, sums
         # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.
         problem.partials = 1
-        pair = tuple(
-            self.kernels.prepare(problem, self._requested(both), operation)[0] for operation in (_FORWARD, _BACKWARD)
-        )
-        both = both or pair not in _PLAIN_PAIRS
+        forward_name, _ = self.kernels.prepare(problem, self._requested(both), _FORWARD)
+        backward_name, _ = self.kernels.prepare(problem, self._requested(both), _BACKWARD)
+        three = forward_name.startswith(_THREE_MAPS_FORWARD) and backward_name.startswith(_THREE_MAPS_BACKWARD)
+        both = both or not three
         partials = self.empty(4 if both else 3, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
         _, forward = self.run(problem, _FORWARD, both)
@@ -428,7 +436,7 @@ def photometric(
         l1_scale = l1_weight
     if call.grads[0] is None:
         name, dssim = call.run(problem, _FORWARD)
-        counted = name in _COUNT_L1 and options.padding == "same"
+        counted = name.startswith(_COUNT_L1) and options.padding == "same"
         l1 = dssim[_L1] if counted else call.sum_l1(shares)
     else:
         dssim, found = call.differentiate(problem, l1_scale, shares)

@@ -22,8 +22,8 @@ _LONGEST_AXIS = 2**31 - 8192
 _DATA_RANGES = (1e-12, 1e12)
 
 
-def _has_device_kernels(index: int) -> bool:
-    return _cuda_module.kernels(index) is not None
+def _has_device_kernels(index: int, window_size: int) -> bool:
+    return _cuda_module.kernels(index, window_size) is not None
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import Dynamo, seconds of every start.
@@ -40,17 +40,17 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
-        and _has_device_kernels(img1.device.index)
+        and _has_device_kernels(img1.device.index, options.window_size)
     )
 
 
-def _target(image: Tensor) -> tuple[launch.Kernels, int]:
-    """The kernels for the image's device, and its current stream.
+def _target(image: Tensor, unit: int) -> tuple[launch.Kernels, int]:
+    """The kernels for the image's device and a window (or `launch.SHARED`), and its current stream.
 
     Raises:
         RuntimeError: There are none; the public functions do not come here then.
     """
-    kernels = _cuda_module.kernels(image.device.index)
+    kernels = _cuda_module.kernels(image.device.index, unit)
     if kernels is None:
         raise RuntimeError(f"there are no CUDA kernels for {image.device}")
     return kernels, torch.cuda.current_stream(image.device).cuda_stream
@@ -59,7 +59,7 @@ def _target(image: Tensor) -> tuple[launch.Kernels, int]:
 def _ssim_map(img1, img2, *arguments):
     options = Options(*arguments)
     found = _new_like(img1, _map_shape(img1, options), torch.float32, options.channels_last)
-    launch.fill_map(*_target(img1), img1, img2, options, found)
+    launch.fill_map(*_target(img1, options.window_size), img1, img2, options, found)
     return found
 
 
@@ -67,7 +67,9 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
     grads = _new_gradients(img1, img2, options, need1, need2)
-    launch.fill_map_gradients(*_target(img1), grad_map, img1, img2, options, _wanted(grads, need1, need2))
+    launch.fill_map_gradients(
+        *_target(img1, options.window_size), grad_map, img1, img2, options, _wanted(grads, need1, need2)
+    )
     return grads
 
 
@@ -77,11 +79,12 @@ def _photometric(img1, img2, weight, l1_weight, dssim_weight, per_image, *argume
     grads = _new_gradients(img1, img2, options, need1, need2)
     wanted = _wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
-    return *launch.photometric(*_target(img1), img1, img2, *weights, options, wanted), *grads
+    return *launch.photometric(*_target(img1, options.window_size), img1, img2, *weights, options, wanted), *grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    return launch.channel_means(*_target(img1), img1, img2, Options(*arguments))
+    options = Options(*arguments)
+    return launch.channel_means(*_target(img1, options.window_size), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
@@ -89,12 +92,12 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     options = Options(*values)
     grads = _new_gradients(img1, img2, options, need1, need2, planar=True)
     wanted = _wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*_target(img1), grad_means, img1, img2, options, wanted)
+    launch.fill_channel_mean_gradients(*_target(img1, options.window_size), grad_means, img1, img2, options, wanted)
     return grads
 
 
 def _scale(gradient: Tensor, upstream: Tensor) -> bool:
-    return launch.scale(*_target(gradient), gradient, upstream)
+    return launch.scale(*_target(gradient, launch.SHARED), gradient, upstream)
 
 
 _implementations = torch.library.Library("splat_ssim", "IMPL", "CUDA")
