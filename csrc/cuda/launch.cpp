@@ -143,6 +143,9 @@ void fill_taps(SsimProblem& p, const SsimOptions& o) {
     sum += k == 0 ? weight[k] : 2. * weight[k];
   }
   for (int k = 0; k <= radius; ++k) p.taps[k] = static_cast<float>(weight[radius - k] / sum);
+  double rest = 1. - p.taps[radius];
+  for (int k = 0; k < radius - 1; ++k) rest -= 2. * p.taps[k];
+  p.taps[radius - 1] = static_cast<float>(rest / 2.);
 }
 
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
