@@ -78,7 +78,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
     return !volume ? kAdjoint2d : simple ? kBackward3d : kAdjoint3d;
   }
-  simple = simple && !o.contrast && !p.map.data && !p.plane_weight;
+  simple = simple && !o.similarities && !p.map.data && !p.plane_weight;
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
   if (simple && p.partials && volume && !p.weight.data) return kPartials3d;
   if (simple && p.partials && volume && like_a_map(p.weight, p)) return kWeighted3d;
@@ -232,6 +232,7 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));
   p->apart = static_cast<float>(0.05 * o->data_range);
+  p->similarities = o->similarities;
   const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
   const Shape shape = shape_of(kernel, o->window_size);
   p->kernel = of_window(kernel, o->window_size);

@@ -12,7 +12,7 @@ namespace {
 
 struct Similarity {
   Real dssim, dcs;       // 1 - S, 1 - CS
-  Real a, inverse_a, inverse_b, mu_s, mu_d;
+  Real a, inverse_a, inverse_b, mu_s, mu_d, variance_s, variance_d;
 };
 
 // From E[s], E[d], E[s²], E[d²], of s and d less their shifts.
@@ -23,14 +23,24 @@ SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]
   r.mu_d = d + shift.d;
   const Real d2 = r.mu_d * r.mu_d;
   const Real A = multiply_add(0.5f, multiply_add(r.mu_s, r.mu_s, d2), a.c1);
-  const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = multiply_add(-d, d, moment[3]);
-  const Real B = multiply_add(0.5f, variance_s + variance_d, a.c2);
+  r.variance_s = multiply_add(-s, s, moment[2]);
+  r.variance_d = multiply_add(-d, d, moment[3]);
+  const Real B = multiply_add(0.5f, r.variance_s + r.variance_d, a.c2);
   r.inverse_a = reciprocal(A);
   r.inverse_b = reciprocal(B);
   r.a = d2 * r.inverse_a;
-  r.dcs = variance_d * r.inverse_b;
+  r.dcs = r.variance_d * r.inverse_b;
   r.dssim = multiply_add(-r.a, r.dcs, r.a + r.dcs);
   return r;
+}
+
+// CS and S themselves. Not as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
+SPLAT_DEVICE Real contrast_structure(const SsimProblem& a, const Similarity& r) {
+  return multiply_add(0.5f, r.variance_s - r.variance_d, a.c2) * r.inverse_b;
+}
+SPLAT_DEVICE Real similarity_itself(const SsimProblem& a, const Similarity& r) {
+  const Real twice = (r.mu_s - r.mu_d) * (r.mu_s + r.mu_d);
+  return contrast_structure(a, r) * (multiply_add(0.5f, twice, a.c1) * r.inverse_a);
 }
 
 // Derivatives of v·(1 - S) by the four moments; with kOneImage those by E[s] and E[d] are added into [0], which is all

@@ -17,8 +17,8 @@ struct SsimTensor {
   float top;
 };
 
-// Block sums have three kinds: of 1 - S, of |image1 - image2|, of 1 - CS (contrast-structure).
-enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumDcs = 2, kSumKinds = 3 };
+// Block sums have three kinds: of 1 - S (or of S, see `similarities`), of |image1 - image2|, of CS (contrast-structure).
+enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
 
 // Windows have 3, 5, … 15 taps, and each has kernels of its own.
 constexpr int kMaxTaps = 15;
@@ -46,6 +46,7 @@ struct SsimProblem {
   float apart;          // difference of the images' means from which x - y is shifted, see shift.h
   float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
+  int similarities;     // 1: the sums are of S and CS themselves, without weights
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
 };
 
@@ -62,7 +63,7 @@ struct SsimOptions {
   int window_size;      // odd, 3 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside
   int both;             // 1: the adjoint maps must serve the gradients of both images
-  int contrast;         // 1: the sums of 1 - CS are wanted too
+  int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well
 };
 
@@ -86,7 +87,7 @@ struct SsimPadding {
 };
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
-//     results[k][group] = offset[k] + scale[k] · Σ values[k][group][0 … count[k])
+//     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
 // and, where combined is given, combined[group] = Σ combine[k]·results[k][group]. Neighbouring results are
 // `result_stride` elements apart.
 struct SsimReduction {
@@ -96,7 +97,7 @@ struct SsimReduction {
   float* combined;
   Int64 result_stride;
   int groups, kinds;
-  float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
+  float scale[kSumKinds], combine[kSumKinds];
 };
 
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`

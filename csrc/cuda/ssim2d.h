@@ -56,7 +56,7 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 
 // One voxel of the kAny kernels: (z, y, x) of the map, `place` its index in an adjoint map.
 struct AnyVoxel {
-  Real dssim = 0.f, dcs = 0.f;  // running sums
+  Real dssim = 0.f, contrast = 0.f;  // running sums; with `similarities` of S and CS
 
   SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
                         int y, int x, Int64 place) {
@@ -66,8 +66,12 @@ struct AnyVoxel {
       const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
       share = load_element(a.weight, at + x * a.weight.stride[4]);
     }
-    dssim = multiply_add(share, r.dssim, dssim);
-    dcs = multiply_add(share, r.dcs, dcs);
+    if (a.similarities) {
+      dssim = dssim + similarity_itself(a, r);
+      contrast = contrast + contrast_structure(a, r);
+    } else {
+      dssim = multiply_add(share, r.dssim, dssim);
+    }
     if (a.map.data) {
       const Int64 at = plane_offset(a.map, batch, channel) + z * a.map.stride[2] + y * a.map.stride[3];
       store_element(a.map, at + x * a.map.stride[4], 1.f - r.dssim);
@@ -174,7 +178,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) sum = sum + (stores[j] ? dssim[j] : Real(0.f));
   block_sum<kThreads2d>(kMode == kAny ? any.dssim : sum, block_sum_place(a, kSumDssim));
-  if (kMode == kAny) block_sum<kThreads2d>(any.dcs, block_sum_place(a, kSumDcs));
+  if (kMode == kAny && a.similarities) block_sum<kThreads2d>(any.contrast, block_sum_place(a, kSumContrast));
   if (kMode == kValue) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
 }
 

@@ -243,7 +243,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
   if (!a.block_sums) return;
   block_sum<kThreads3d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
-  if (kMode == kAny) block_sum<kThreads3d>(any.dcs, block_sum_place(a, kSumDcs));
+  if (kMode == kAny && a.similarities) block_sum<kThreads3d>(any.contrast, block_sum_place(a, kSumContrast));
   if (value) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
 }
 

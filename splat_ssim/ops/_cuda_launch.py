@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _FORWARD, _BACKWARD, _FUSED = 0, 1, 2
-_DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
+_DSSIM, _L1, _CONTRAST = 0, 1, 2  # kinds of block sums
 
 # Beginnings of the names of kernels: those that count |x - y| too, and those of volumes that share three adjoint maps.
 _COUNT_L1 = ("splat_value2d", "splat_value3d", "splat_plain3d")
@@ -64,6 +64,7 @@ class _Problem(ctypes.Structure):
         ("apart", ctypes.c_float),
         ("dssim_scale", ctypes.c_float),
         ("l1_scale", ctypes.c_float),
+        ("similarities", ctypes.c_int),
         ("kernel", ctypes.c_int),
     )
 
@@ -78,7 +79,7 @@ class _Options(ctypes.Structure):
         ("window_size", ctypes.c_int),
         ("valid", ctypes.c_int),
         ("both", ctypes.c_int),
-        ("contrast", ctypes.c_int),
+        ("similarities", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
     )
 
@@ -111,7 +112,6 @@ class _Reduction(ctypes.Structure):
         ("groups", ctypes.c_int),
         ("kinds", ctypes.c_int),
         ("scale", ctypes.c_float * 3),
-        ("offset", ctypes.c_float * 3),
         ("combine", ctypes.c_float * 3),
     )
 
@@ -295,7 +295,7 @@ class _Call:
         problem.size[:] = self.images[0].shape
         return problem
 
-    def _requested(self, both: bool, contrast: bool = False) -> _Options:
+    def _requested(self, both: bool, similarities: bool = False) -> _Options:
         o = self.options
         return _Options(
             o.sigma,
@@ -306,13 +306,15 @@ class _Call:
             o.window_size,
             self.valid,
             both,
-            contrast,
+            similarities,
             self.kernels.multiprocessors,
         )
 
-    def run(self, problem: _Problem, operation: int, both: bool = False, contrast: bool = False) -> tuple[str, Tensor]:
+    def run(
+        self, problem: _Problem, operation: int, both: bool = False, similarities: bool = False
+    ) -> tuple[str, Tensor]:
         """Prepares and starts a kernel. Returns its name and its block sums, (3, B · C, blocks of a plane)."""
-        name, blocks = self.kernels.prepare(problem, self._requested(both, contrast), operation)
+        name, blocks = self.kernels.prepare(problem, self._requested(both, similarities), operation)
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
@@ -365,7 +367,6 @@ class _Call:
         sums: list[Tensor],
         results: list[Tensor],
         scale: list[float],
-        offset: float = 0.0,
         combined: Tensor | None = None,
         combine: tuple[float, ...] = (0.0, 0.0),
     ) -> None:
@@ -377,7 +378,7 @@ class _Call:
             argument.values[kind] = values.data_ptr()
             argument.count[kind] = values.numel() // groups
             argument.results[kind] = result.data_ptr()
-            argument.scale[kind], argument.offset[kind], argument.combine[kind] = scale[kind], offset, combine[kind]
+            argument.scale[kind], argument.combine[kind] = scale[kind], combine[kind]
         if combined is not None:
             argument.combined = combined.data_ptr()
         self.kernels.launch("reduce", argument, self.stream)
@@ -465,11 +466,11 @@ def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tenso
 def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     call = _Call(kernels, stream, img1, img2, options)
-    _, sums = call.run(call.problem(), _FORWARD, contrast=True)
+    _, sums = call.run(call.problem(), _FORWARD, similarities=True)
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
-    call.reduce([sums[_DSSIM], sums[_DCS]], results, [-1 / voxels] * 2, offset=1.0)
+    call.reduce([sums[_DSSIM], sums[_CONTRAST]], results, [1 / voxels] * 2)
     return means
 
 
