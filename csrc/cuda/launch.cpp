@@ -78,7 +78,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
     return !volume ? kAdjoint2d : simple ? kBackward3d : kAdjoint3d;
   }
-  simple = simple && !o.similarities && !p.map.data && !p.plane_weight;
+  simple = simple && !o.similarities && o.eps == 0. && !p.map.data && !p.plane_weight;
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
   if (simple && p.partials && volume && !p.weight.data) return kPartials3d;
   if (simple && p.partials && volume && like_a_map(p.weight, p)) return kWeighted3d;
@@ -151,7 +151,7 @@ void fill_taps(SsimProblem& p, const SsimOptions& o) {
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
   if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
-  if (!(o.sigma > 0.) || o.multiprocessors < 1 || (o.spatial_dims == 2 && p.size[2] != 1)) return false;
+  if (!(o.sigma > 0.) || !(o.eps >= 0.) || o.multiprocessors < 1 || (o.spatial_dims == 2 && p.size[2] != 1)) return false;
   for (int axis = 0; axis < 5; ++axis) {
     if (p.size[axis] < 1 || p.size[axis] > kMostBlocks - 4096) return false;
   }
@@ -218,7 +218,7 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
 // the kernel is not a plain one: 4 always suffice.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
   if (!valid_options(*p, *o)) return kBadArgument;
-  const bool fused = o->spatial_dims == 2 && o->window_size <= kDefaultWindow;
+  const bool fused = o->spatial_dims == 2 && o->window_size <= kDefaultWindow && o->eps == 0.;
   if (operation == kOperationFused && !fused) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
@@ -231,6 +231,7 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
   fill_taps(*p, *o);
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));
+  p->eps = static_cast<float>(o->eps);
   p->apart = static_cast<float>(0.05 * o->data_range);
   p->similarities = o->similarities;
   const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));

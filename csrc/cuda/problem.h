@@ -43,6 +43,7 @@ struct SsimProblem {
   int segment;          // outputs of the marching axis a block makes
   float taps[kMaxTaps / 2 + 1];  // window weights from the edge to the centre
   float c1, c2;         // (k1·L)², (k2·L)²
+  float eps;            // added to the denominator of S, not of CS
   float apart;          // difference of the images' means from which x - y is shifted, see shift.h
   float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
@@ -58,7 +59,7 @@ enum SsimOperation {
 };
 
 struct SsimOptions {
-  double sigma, k1, k2, data_range;
+  double sigma, k1, k2, data_range, eps;
   int spatial_dims;     // 2 or 3
   int window_size;      // odd, 3 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside

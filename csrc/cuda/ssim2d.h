@@ -61,20 +61,23 @@ struct AnyVoxel {
   SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
                         int y, int x, Int64 place) {
     const Similarity r = similarity(a, moment, shift);
+    Damping damping;
+    if (a.eps > 0.f) damping.set(a, r);
+    const Real missed = multiply_add(damping.kept, r.dssim, damping.missing);  // 1 - S
     Real share = 1.f;
     if (a.weight.data) {
       const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
       share = load_element(a.weight, at + x * a.weight.stride[4]);
     }
     if (a.similarities) {
-      dssim = dssim + similarity_itself(a, r);
+      dssim = multiply_add(damping.kept, similarity_itself(a, r), dssim);
       contrast = contrast + contrast_structure(a, r);
     } else {
-      dssim = multiply_add(share, r.dssim, dssim);
+      dssim = multiply_add(share, missed, dssim);
     }
     if (a.map.data) {
       const Int64 at = plane_offset(a.map, batch, channel) + z * a.map.stride[2] + y * a.map.stride[3];
-      store_element(a.map, at + x * a.map.stride[4], 1.f - r.dssim);
+      store_element(a.map, at + x * a.map.stride[4], 1.f - missed);
     }
     if (a.partials) {
       Real v = share * a.dssim_scale, c = 0.f, by[4];
@@ -83,7 +86,9 @@ struct AnyVoxel {
         v = share * load_global(scale);
         c = share * load_global(scale + 1);
       }
+      v = v * damping.kept;
       any_derivatives(r, moment, v, c, by);
+      if (a.eps > 0.f) add_damping(r, moment, v * damping.missing * (1.f - r.dssim), by);
 #pragma unroll
       for (int m = 0; m < 4; ++m) store_global(a.partials + m * a.partial_stride + place, by[m]);
     }

@@ -84,7 +84,7 @@ std::vector<float> block_sums(SsimProblem& p, const SsimOptions& o, int operatio
 void run(const Case& c) {
   const int size[5] = {c.size.batch, c.size.channels, c.size.depth, c.size.height, c.size.width};
   const int spatial_dims = c.size.depth > 1 ? 3 : 2;
-  SsimOptions o{1.5, 0.01, 0.03, 1., spatial_dims, c.window, c.valid, c.both, 0, 2};
+  SsimOptions o{1.5, 0.01, 0.03, 1., 0., spatial_dims, c.window, c.valid, c.both, 0, 2};
   SsimProblem p{};
   for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
   Buffer x(size, c.type, c.channels_last), y(size, c.target, c.channels_last), gx(size, kFloat32, c.channels_last);

@@ -61,6 +61,7 @@ class _Problem(ctypes.Structure):
         ("taps", ctypes.c_float * 8),
         ("c1", ctypes.c_float),
         ("c2", ctypes.c_float),
+        ("eps", ctypes.c_float),
         ("apart", ctypes.c_float),
         ("dssim_scale", ctypes.c_float),
         ("l1_scale", ctypes.c_float),
@@ -75,6 +76,7 @@ class _Options(ctypes.Structure):
         ("k1", ctypes.c_double),
         ("k2", ctypes.c_double),
         ("data_range", ctypes.c_double),
+        ("eps", ctypes.c_double),
         ("spatial_dims", ctypes.c_int),
         ("window_size", ctypes.c_int),
         ("valid", ctypes.c_int),
@@ -302,6 +304,7 @@ class _Call:
             o.k1,
             o.k2,
             o.data_range,
+            o.eps,
             o.spatial_dims,
             o.window_size,
             self.valid,
@@ -343,10 +346,10 @@ class _Call:
         return sums
 
     def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
-        """One kernel for one gradient of images, except by channel means or a wide window; else two."""
+        """One kernel for one gradient of images, except by channel means, a wide window or with eps; else two."""
         options = self.options
         steps = [*problem.weight.stride[3:], *problem.l1_weight.stride[3:]]
-        one_kernel = options.spatial_dims == 2 and options.window_size <= 11
+        one_kernel = options.spatial_dims == 2 and options.window_size <= 11 and options.eps == 0.0
         if one_kernel and max(steps) < 2**31 and not both and not problem.plane_weight:
             _, sums = self.run(problem, _FUSED)
             return sums, sums

@@ -20,6 +20,7 @@ _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 _LONGEST_AXIS = 2**31 - 8192
 #: Further out squares of squares leave float32.
 _DATA_RANGES = (1e-12, 1e12)
+_EPS = (1e-30, 1e30)
 
 
 def _has_device_kernels(index: int, window_size: int) -> bool:
@@ -36,7 +37,7 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
         and options.window_size in launch.WINDOW_SIZES
-        and options.eps == 0.0
+        and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
