@@ -42,10 +42,11 @@ Shape shape_of(SsimKernel kernel, int taps) {
 
 Int64 divide_up(Int64 a, Int64 b) { return (a + b - 1) / b; }
 
+bool fits_int(Int64 stride) { return stride == static_cast<int>(stride); }
+
 // Float32 with neighbouring columns side by side, rows less than 2^31 apart: what the plain kernels read and write.
 bool plain(const SsimTensor& tensor) {
-  const Int64 row = tensor.stride[3];
-  return tensor.type == kFloat32 && tensor.stride[4] == 1 && row == static_cast<int>(row);
+  return tensor.type == kFloat32 && tensor.stride[4] == 1 && fits_int(tensor.stride[3]);
 }
 
 // Whether a weight of the map lies like an adjoint map: what the plain kernels read.
@@ -62,6 +63,16 @@ bool plain_slices(const SsimProblem& p) {
   const Int64 row = p.image[0].stride[3], limit = 1ll << 31;
   return row == p.image[1].stride[3] && row >= 0 && row * p.size[3] + p.size[4] < limit &&
          static_cast<Int64>(p.size[3]) * p.size[4] < limit;
+}
+
+// Whether one kernel makes the sums and the gradient: of one image, by 1 - S of its voxels, without eps; it walks down
+// weights by steps of 32 bits.
+bool has_fused(const SsimProblem& p, const SsimOptions& o) {
+  if (o.spatial_dims == 3 || o.window_size > kDefaultWindow || o.eps != 0. || o.both || p.plane_weight) return false;
+  for (const SsimTensor& weight : {p.weight, p.l1_weight}) {
+    if (!fits_int(weight.stride[3]) || !fits_int(weight.stride[4])) return false;
+  }
+  return true;
 }
 
 // The kernel, of those of the default window.
@@ -148,6 +159,22 @@ void fill_taps(SsimProblem& p, const SsimOptions& o) {
   p.taps[radius - 1] = static_cast<float>(rest / 2.);
 }
 
+// The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the same,
+// to places that they then do not read, and the choice of a kernel looks at strides.
+void settle_strides(SsimTensor& tensor, const int (&size)[5]) {
+  for (int axis = 0; axis < 5; ++axis) {
+    if (size[axis] == 1) tensor.stride[axis] = axis == 4 ? 1 : 0;
+  }
+}
+
+void settle_strides(SsimProblem& p) {
+  const int map_size[5] = {p.size[0], p.size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
+  for (SsimTensor* tensor : {&p.image[0], &p.image[1], &p.grad[0], &p.grad[1], &p.l1_weight}) {
+    settle_strides(*tensor, p.size);
+  }
+  for (SsimTensor* tensor : {&p.map, &p.weight}) settle_strides(*tensor, map_size);
+}
+
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
   if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
@@ -177,6 +204,7 @@ Int64 block_count(const SsimProblem& p) {
 // the whole batch.
 Int64 cut_into_tiles(SsimPadding& a, const int (&radius)[3]) {
   const int depth = a.size[2] + 2 * radius[0], height = a.size[3] + 2 * radius[1], width = a.size[4] + 2 * radius[2];
+  for (SsimTensor* tensor : {&a.source[0], &a.source[1], &a.grad, &a.l1_weight}) settle_strides(*tensor, a.size);
   a.lane_bits = 5;
   while (1 << a.lane_bits < width && 1 << a.lane_bits < kTileThreads) ++a.lane_bits;
   a.strips = static_cast<int>(divide_up(width, 1 << a.lane_bits));
@@ -214,17 +242,20 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
 }
 
 // Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Puts the number of
-// blocks into *blocks: block_sums takes kSumKinds times as many floats. Partials take 3 maps, 4 where o.both is set or
-// the kernel is not a plain one: 4 always suffice.
+// blocks into *blocks: block_sums takes kSumKinds times as many floats; 0 where no fused kernel does what is asked of one.
+// Partials take 3 maps, 4 where o.both is set or the kernel is not a plain one: 4 always suffice.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
   if (!valid_options(*p, *o)) return kBadArgument;
-  const bool fused = o->spatial_dims == 2 && o->window_size <= kDefaultWindow && o->eps == 0.;
-  if (operation == kOperationFused && !fused) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
     const bool trimmed = o->valid && (axis > 0 || o->spatial_dims == 3);
     p->lead[axis] = trimmed ? radius : 0;
     p->map_size[axis] = p->size[axis + 2] - 2 * p->lead[axis];
+  }
+  settle_strides(*p);
+  if (operation == kOperationFused && !has_fused(*p, *o)) {
+    *blocks = 0;
+    return kOk;
   }
   p->map_slice = static_cast<Int64>(p->map_size[1]) * p->map_size[2];
   p->partial_stride = p->map_slice * p->map_size[0] * p->size[0] * p->size[1];

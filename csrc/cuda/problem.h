@@ -55,7 +55,7 @@ struct SsimProblem {
 enum SsimOperation {
   kOperationForward = 0,   // sums, and the map and the adjoint maps where their pointers are set
   kOperationBackward = 1,  // gradients from the adjoint maps
-  kOperationFused = 2,     // sums and grad[0] at once
+  kOperationFused = 2,     // sums and grad[0] at once, where there is a kernel for that
 };
 
 struct SsimOptions {

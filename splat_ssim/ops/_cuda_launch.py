@@ -297,9 +297,12 @@ class _Call:
         problem.size[:] = self.images[0].shape
         return problem
 
-    def _requested(self, both: bool, similarities: bool = False) -> _Options:
+    def prepare(
+        self, problem: _Problem, operation: int, both: bool = False, similarities: bool = False
+    ) -> tuple[str, int]:
+        """Completes `problem` by the options; returns the kernel that will run and its number of blocks."""
         o = self.options
-        return _Options(
+        options = _Options(
             o.sigma,
             o.k1,
             o.k2,
@@ -312,17 +315,15 @@ class _Call:
             similarities,
             self.kernels.multiprocessors,
         )
+        return self.kernels.prepare(problem, options, operation)
 
-    def run(
-        self, problem: _Problem, operation: int, both: bool = False, similarities: bool = False
-    ) -> tuple[str, Tensor]:
-        """Prepares and starts a kernel. Returns its name and its block sums, (3, B · C, blocks of a plane)."""
-        name, blocks = self.kernels.prepare(problem, self._requested(both, similarities), operation)
+    def start(self, problem: _Problem, blocks: int) -> Tensor:
+        """Starts the prepared kernel. Returns its block sums, (3, B · C, blocks of a plane)."""
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
         self.kernels.launch("ssim", problem, self.stream)
-        return name, sums
+        return sums
 
     def differentiate(
         self, problem: _Problem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
@@ -346,24 +347,24 @@ class _Call:
         return sums
 
     def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
-        """One kernel for one gradient of images, except by channel means, a wide window or with eps; else two."""
-        options = self.options
-        steps = [*problem.weight.stride[3:], *problem.l1_weight.stride[3:]]
-        one_kernel = options.spatial_dims == 2 and options.window_size <= 11 and options.eps == 0.0
-        if one_kernel and max(steps) < 2**31 and not both and not problem.plane_weight:
-            _, sums = self.run(problem, _FUSED)
+        """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
+        _, blocks = self.prepare(problem, _FUSED, both)
+        if blocks:
+            sums = self.start(problem, blocks)
             return sums, sums
         # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.
         problem.partials = 1
-        forward_name, _ = self.kernels.prepare(problem, self._requested(both), _FORWARD)
-        backward_name, _ = self.kernels.prepare(problem, self._requested(both), _BACKWARD)
+        backward_name, _ = self.prepare(problem, _BACKWARD, both)
+        forward_name, blocks = self.prepare(problem, _FORWARD, both)
         three = forward_name.startswith(_THREE_MAPS_FORWARD) and backward_name.startswith(_THREE_MAPS_BACKWARD)
-        both = both or not three
+        if not both and not three:
+            both = True
+            _, blocks = self.prepare(problem, _FORWARD, both)
         partials = self.empty(4 if both else 3, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
-        _, forward = self.run(problem, _FORWARD, both)
-        _, backward = self.run(problem, _BACKWARD, both)
-        return forward, backward
+        forward = self.start(problem, blocks)
+        _, blocks = self.prepare(problem, _BACKWARD, both)
+        return forward, self.start(problem, blocks)
 
     def reduce(
         self,
@@ -392,7 +393,8 @@ def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options:
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
     problem.map = _describe(_volume(out, options), options)
-    call.run(problem, _FORWARD)
+    _, blocks = call.prepare(problem, _FORWARD)
+    call.start(problem, blocks)
 
 
 def fill_map_gradients(
@@ -439,7 +441,8 @@ def photometric(
         problem = call.problem(dssim_weight, map_shares)
         l1_scale = l1_weight
     if call.grads[0] is None:
-        name, dssim = call.run(problem, _FORWARD)
+        name, blocks = call.prepare(problem, _FORWARD)
+        dssim = call.start(problem, blocks)
         counted = name.startswith(_COUNT_L1) and options.padding == "same"
         l1 = dssim[_L1] if counted else call.sum_l1(shares)
     else:
@@ -469,7 +472,9 @@ def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tenso
 def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     call = _Call(kernels, stream, img1, img2, options)
-    _, sums = call.run(call.problem(), _FORWARD, similarities=True)
+    problem = call.problem()
+    _, blocks = call.prepare(problem, _FORWARD, similarities=True)
+    sums = call.start(problem, blocks)
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
