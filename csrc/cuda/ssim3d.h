@@ -47,11 +47,21 @@ SPLAT_DEVICE Block3d block3d(const SsimProblem& a) {
   return b;
 }
 
+// Indices of a slice: the launcher sends slices of 2^31 voxels and more to the kernels for any tensor.
+template <bool kPlain>
+struct SliceIndex {
+  typedef Int64 Type;
+};
+template <>
+struct SliceIndex<true> {
+  typedef int Type;
+};
+
 // The elements of one slice a thread loads, a fixed set for the whole walk: `where` is the element's index in the
 // slice for plain images, (row << 8 | column) of the halo tile otherwise, and -1 outside the image.
-template <bool kPlain, int kCount>
+template <bool kPlain, int kCount, class Index = int>
 struct SliceLoads {
-  int where[kCount];
+  Index where[kCount];
 
   template <int kLoadedRows, int kPitch, int kLoadedColumns>
   SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride) {
@@ -62,7 +72,7 @@ struct SliceLoads {
       const bool inside = row < kLoadedRows && column < kLoadedColumns &&
                           static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
                           static_cast<unsigned>(x) < static_cast<unsigned>(width);
-      where[k] = !inside ? -1 : kPlain ? static_cast<int>(y * row_stride) + x : row << 8 | column;
+      where[k] = !inside ? -1 : kPlain ? static_cast<Index>(y * row_stride) + x : row << 8 | column;
     }
   }
 
@@ -299,7 +309,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
   const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
   const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
   const int load_z = b.z0 - T::kRadius - a.lead[0];
-  SliceLoads<true, kLoads> loads;
+  SliceLoads<true, kLoads, typename SliceIndex<kPlain>::Type> loads;
   loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
                                                                      b.x0 - T::kRadius - a.lead[2], a.map_size[1],
                                                                      a.map_size[2], a.map_size[2]);
