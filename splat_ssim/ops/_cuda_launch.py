@@ -456,17 +456,19 @@ def photometric(
 def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
     """Weights divided by their sum, of the images' voxels and of the map's: float32 (B, C, D, H, W), maybe expanded."""
     weight = _volume(weight.detach(), call.options).float()
-    inner = weight
-    if call.options.padding == "valid":
-        for axis, radius in enumerate(call.radii, start=2):
-            inner = inner.narrow(axis, radius, weight.shape[axis] - 2 * radius)
     repeats = call.channels // weight.shape[1]
-    shares = []
-    for part in (weight, inner):
+
+    def share(part: Tensor) -> Tensor:
         total = repeats * (part.sum((1, 2, 3, 4), keepdim=True) if per_image else part.sum())
-        share = part / torch.where(total > 0, total, 1.0)
-        shares.append(share.expand(-1, call.channels, -1, -1, -1))
-    return shares[0], shares[1]
+        return (part / torch.where(total > 0, total, 1.0)).expand(-1, call.channels, -1, -1, -1)
+
+    shares = share(weight)
+    if call.options.padding != "valid":
+        return shares, shares
+    inner = weight
+    for axis, radius in enumerate(call.radii, start=2):
+        inner = inner.narrow(axis, radius, weight.shape[axis] - 2 * radius)
+    return shares, share(inner)
 
 
 def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
