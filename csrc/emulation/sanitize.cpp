@@ -95,6 +95,13 @@ void run(const Case& c) {
   std::vector<float> sums = block_sums(p, o, kOperationForward);
   const int map_size[5] = {size[0], size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
   check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "value");
+  if (c.both) {
+    o.similarities = 1;
+    sums = block_sums(p, o, kOperationForward);
+    check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "sums of S and CS");
+    o.similarities = 0;
+    o.eps = 1e-3;
+  }
 
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
