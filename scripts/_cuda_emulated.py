@@ -62,6 +62,8 @@ class _CountingKernels(launch.Kernels):
 
     def prepare(self, problem: launch._Problem, options: launch._Options, operation: int) -> tuple[str, int]:
         name, blocks = super().prepare(problem, options, operation)
+        if blocks == 0:
+            return name, 0
         blocks //= problem.segments
         outputs = problem.map_size if operation == launch._FORWARD else problem.size[2:]
         problem.segment, problem.segments = outputs[0 if options.spatial_dims == 3 else 1], 1

@@ -185,7 +185,7 @@ class Kernels:
             raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
 
     def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
-        """Completes `problem`; returns the kernel that will run and its number of blocks."""
+        """Completes `problem`; returns the kernel that will run and its number of blocks: 0 where none is fused."""
         blocks = ctypes.c_longlong()
         status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
         if status:
