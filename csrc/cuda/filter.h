@@ -70,9 +70,9 @@ SPLAT_DEVICE Real moments_in_order(const SsimProblem& a, const Pair* row, Real (
   return own;
 }
 
-// From both ends of the window to its centre. Where sigma is small the centre is nearly the whole sum, and each addition
-// after it would be rounded as the whole is. At a sigma of 0.35 the error of S is a seventh smaller (root mean square),
-// the largest errors more.
+// From both ends of the window to its centre. Where sigma is small the centre is nearly the whole sum, and each
+// addition after it would be rounded as the whole is. At a sigma of 0.35 the error of S is a seventh smaller (root mean
+// square), the largest errors more.
 template <int kTaps, bool kOwn, int kColumns>
 SPLAT_DEVICE Real moments_to_the_centre(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4], Real shift_d) {
   static_assert(kColumns == 1 || kColumns % 2 == 0, "two columns are read at once");

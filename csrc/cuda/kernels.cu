@@ -1,5 +1,5 @@
-// The entry points of all kernels; problem.h lists them. Compiled by nvcc, by NVRTC (one unit with SPLAT_UNIT), and by g++
-// for the emulation.
+// The entry points of all kernels; problem.h lists them. Compiled by nvcc, by NVRTC (one unit, named by SPLAT_UNIT), and
+// by g++ for the emulation.
 #include "fused2d.h"
 #include "padding.h"
 #include "scale.h"

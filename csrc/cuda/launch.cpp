@@ -96,37 +96,40 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   return volume ? kForward3d : kForward2d;
 }
 
-// The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the kernels
-// for any tensor alone.
+// The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the
+// kernels for any tensor alone.
 SsimKernel of_window(SsimKernel kernel, int window) {
-#define SPLAT_WIDE_CASES(taps)              \
-  case kForward2d: return kForward2d_##taps; \
-  case kAdjoint2d: return kAdjoint2d_##taps; \
-  case kForward3d: return kForward3d_##taps; \
-  case kAdjoint3d: return kAdjoint3d_##taps; \
-  default: return kKernelCount;
-#define SPLAT_NARROW_CASES(taps)                    \
-  case kValue2d: return kValue2d_##taps;            \
-  case kValue3d:                                    \
-  case kPartials3d:                                 \
-  case kWeighted3d: return kPlain3d_##taps;         \
-  case kBackward3d: return kBackward3d_##taps;      \
-  case kFused2d:                                    \
-  case kFused2dWeighted: return kFused2d_##taps;    \
-  case kFused2dStrided:                             \
-  case kFused2dWeightedStrided: return kFused2dStrided_##taps; \
-    SPLAT_WIDE_CASES(taps)
-  switch (window) {
-    case 3: switch (kernel) { SPLAT_NARROW_CASES(3) }
-    case 5: switch (kernel) { SPLAT_NARROW_CASES(5) }
-    case 7: switch (kernel) { SPLAT_NARROW_CASES(7) }
-    case 9: switch (kernel) { SPLAT_NARROW_CASES(9) }
-    case 13: switch (kernel) { SPLAT_WIDE_CASES(13) }
-    case 15: switch (kernel) { SPLAT_WIDE_CASES(15) }
-    default: return kernel;
+  struct Kernels {
+    SsimKernel forward2d, adjoint2d, forward3d, adjoint3d, value2d, fused2d, fused2d_strided, plain3d, backward3d;
+  };
+#define SPLAT_WIDE(taps) kForward2d_##taps, kAdjoint2d_##taps, kForward3d_##taps, kAdjoint3d_##taps
+#define SPLAT_NARROW(taps) \
+  SPLAT_WIDE(taps), kValue2d_##taps, kFused2d_##taps, kFused2dStrided_##taps, kPlain3d_##taps, kBackward3d_##taps
+  static const Kernels windows[] = {
+      {SPLAT_NARROW(3)}, {SPLAT_NARROW(5)}, {SPLAT_NARROW(7)}, {SPLAT_NARROW(9)}, {},
+      {SPLAT_WIDE(13), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
+      {SPLAT_WIDE(15), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
+  };
+#undef SPLAT_NARROW
+#undef SPLAT_WIDE
+  if (window == kDefaultWindow) return kernel;
+  const Kernels& own = windows[(window - 3) / 2];
+  switch (kernel) {
+    case kForward2d: return own.forward2d;
+    case kAdjoint2d: return own.adjoint2d;
+    case kForward3d: return own.forward3d;
+    case kAdjoint3d: return own.adjoint3d;
+    case kValue2d: return own.value2d;
+    case kFused2d:
+    case kFused2dWeighted: return own.fused2d;
+    case kFused2dStrided:
+    case kFused2dWeightedStrided: return own.fused2d_strided;
+    case kValue3d:
+    case kPartials3d:
+    case kWeighted3d: return own.plain3d;
+    case kBackward3d: return own.backward3d;
+    default: return kKernelCount;
   }
-#undef SPLAT_NARROW_CASES
-#undef SPLAT_WIDE_CASES
 }
 
 // Cuts `length` steps of the marching axis for `columns` independent walks: the number of segments whose blocks finish
@@ -159,8 +162,8 @@ void fill_taps(SsimProblem& p, const SsimOptions& o) {
   p.taps[radius - 1] = static_cast<float>(rest / 2.);
 }
 
-// The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the same,
-// to places that they then do not read, and the choice of a kernel looks at strides.
+// The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the
+// same, to places that they then do not read, and the choice of a kernel looks at strides.
 void settle_strides(SsimTensor& tensor, const int (&size)[5]) {
   for (int axis = 0; axis < 5; ++axis) {
     if (size[axis] == 1) tensor.stride[axis] = axis == 4 ? 1 : 0;
@@ -178,7 +181,8 @@ void settle_strides(SsimProblem& p) {
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
   if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
-  if (!(o.sigma > 0.) || !(o.eps >= 0.) || o.multiprocessors < 1 || (o.spatial_dims == 2 && p.size[2] != 1)) return false;
+  if (!(o.sigma > 0.) || !(o.eps >= 0.) || o.multiprocessors < 1) return false;
+  if (o.spatial_dims == 2 && p.size[2] != 1) return false;
   for (int axis = 0; axis < 5; ++axis) {
     if (p.size[axis] < 1 || p.size[axis] > kMostBlocks - 4096) return false;
   }
@@ -242,8 +246,8 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
 }
 
 // Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Puts the number of
-// blocks into *blocks: block_sums takes kSumKinds times as many floats; 0 where no fused kernel does what is asked of one.
-// Partials take 3 maps, 4 where o.both is set or the kernel is not a plain one: 4 always suffice.
+// blocks into *blocks: block_sums takes kSumKinds times as many floats. It is 0 where a fused kernel is asked for and
+// none does that. Partials take 3 maps, 4 where o.both is set or the kernel is not a plain one: 4 always suffice.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
   if (!valid_options(*p, *o)) return kBadArgument;
   const int radius = o->window_size / 2;

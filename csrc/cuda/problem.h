@@ -17,7 +17,7 @@ struct SsimTensor {
   float top;
 };
 
-// Block sums have three kinds: of 1 - S (or of S, see `similarities`), of |image1 - image2|, of CS (contrast-structure).
+// Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
 enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
 
 // Windows have 3, 5, … 15 taps, and each has kernels of its own.
@@ -111,7 +111,7 @@ struct SsimScaling {
   int blocks;  // a group
 };
 
-// The kernels of a window: those for any tensor; and of windows narrower than 11 those for plain float32 images too, one
+// The kernels of a window: those for any tensor. Windows narrower than 11 have some for plain float32 images too, one
 // where 11 has several.
 #define SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)                    \
   ENTRY(kForward2d_##taps, splat_forward2d_##taps, 128, taps)   \
@@ -131,7 +131,7 @@ struct SsimScaling {
 #define SPLAT_UNIT_SHARED 1  // what every window needs
 #define SPLAT_UNIT_VOXELS 2
 
-// Every kernel: identifier, entry point, threads a block, unit. The order is the ABI between launcher and module loader.
+// Every kernel: identifier, entry point, threads a block, unit. The order is the ABI of launcher and module loader.
 #define SPLAT_SSIM_KERNELS(ENTRY)                          \
   ENTRY(kValue2d, splat_value2d, 128, 11)                  \
   ENTRY(kForward2d, splat_forward2d, 128, 11)              \

@@ -14,9 +14,9 @@ SPLAT_DEVICE Real shifted_sum(Real x, Real y, const Shift& shift) { return (x - 
 // (s, d) of a pixel, shifted.
 SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {shifted_sum(x, y, shift), (x - y) - shift.d}; }
 
-// The means of s and d over 32 places of the plane, one a lane, as far as their squares are finite; that of d only where
-// the images are clearly apart, since d = 0 and its sign must not be rounded away. They depend on the plane alone, so that
-// forward and backward kernels, and every cut into blocks, have the same. Every thread must call it.
+// The means of s and d over 32 places of the plane, one a lane, of those whose squares are finite; that of d only where
+// the images are clearly apart, since d = 0 and its sign must not be rounded away. They depend on the plane alone, so
+// that forward and backward kernels, and every cut into blocks, have the same. Every thread must call it.
 template <bool kPlain>
 SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
   const int lane = thread_index() & 31;

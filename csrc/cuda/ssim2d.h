@@ -16,10 +16,10 @@
 
 namespace {
 
-// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps), kWeighted (the same, every
-// voxel with a weight) and kPlain (one of the three, decided at run time: narrow windows have the registers) are for plain
-// float32 images; kAny takes every type and layout and decides at run time between sums, map and the four adjoint maps
-// that gradients of both images need.
+// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps), kWeighted (the same,
+// every voxel with a weight) and kPlain (one of the three, decided at run time: narrow windows have the registers) are
+// for plain float32 images; kAny takes every type and layout and decides at run time between sums, map and the four
+// adjoint maps that gradients of both images need.
 enum Forward { kValue, kPartials, kWeighted, kPlain, kAny };
 
 constexpr int kThreads2d = 128;

@@ -1,8 +1,8 @@
 """The SSIM operators on CUDA: the kernels of csrc/cuda on the current stream and device of the images.
 
 Which kernels run: for one gradient of images, of a loss or a map, with a window of up to 11, a fused one, which moves
-12 bytes an element, 20 with a mask; for volumes, wider windows, channel means or both gradients, the pair of a forward
-and a backward kernel.
+12 bytes an element, 20 with a mask; for volumes, wider windows, channel means, eps or both gradients, the pair of a
+forward and a backward kernel.
 Nothing synchronises or reads device memory on the host; sums have a fixed order.
 """
 
@@ -20,6 +20,7 @@ _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 _LONGEST_AXIS = 2**31 - 8192
 #: Further out squares of squares leave float32.
 _DATA_RANGES = (1e-12, 1e12)
+#: Where eps is not 0. Further out it leaves float32 itself.
 _EPS = (1e-30, 1e30)
 
 
