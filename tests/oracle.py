@@ -98,6 +98,8 @@ def moments(img1: Tensor, img2: Tensor, weights: Tensor, padding: str, valid: Te
 
     With `valid`, (B, 1 or C, spatial…), a window's weights are multiplied by what it holds of `valid` and divided by
     their sum (normalised convolution). Where a window holds nothing valid all moments are 0.
+
+    Weights that do not sum to 1 (taps rounded to float32) leave (1 - Σ w) mu² in E[x²] - E[x]², which packages compute.
     """
     sizes, flat = weights.shape, weights.to(img1.device).flatten()
     x, y = windows(img1, sizes, padding), windows(img2, sizes, padding)
@@ -107,7 +109,11 @@ def moments(img1: Tensor, img2: Tensor, weights: Tensor, padding: str, valid: Te
         flat = torch.where(total > 0, seen / torch.where(total > 0, total, 1.0), 0.0)
     mu1, mu2 = (flat * x).sum(-1), (flat * y).sum(-1)
     x, y = x - mu1[..., None], y - mu2[..., None]
-    return Moments(mu1, mu2, (flat * x * x).sum(-1), (flat * y * y).sum(-1), (flat * x * y).sum(-1))
+    var1, var2, cov = (flat * x * x).sum(-1), (flat * y * y).sum(-1), (flat * x * y).sum(-1)
+    lacking = 1 - weights.sum().item()
+    if abs(lacking) > 1e-12:
+        var1, var2, cov = var1 + lacking * mu1**2, var2 + lacking * mu2**2, cov + lacking * mu1 * mu2
+    return Moments(mu1, mu2, var1, var2, cov)
 
 
 class Terms(NamedTuple):

@@ -24,6 +24,12 @@ def pair(*shape, seed=0, top=1.0):
     return img1 * top, img2 * top
 
 
+def msssim_window(size, shape):
+    """The window of pytorch_msssim, with its own roundings."""
+    taps = pytorch_msssim.ssim.__globals__["_fspecial_gauss_1d"](size, 1.5).flatten().double()
+    return oracle.outer([taps] * (len(shape) - 2))
+
+
 def test_it_imports_nothing_of_the_package():
     tree = ast.parse(Path(oracle.__file__).read_text())
     imported = {
@@ -82,14 +88,7 @@ def test_mean_agrees_with_pytorch_msssim(shape, data_range):
     result = oracle.ssim(img1, img2, data_range=data_range, padding="valid", reduction="image")
     # Its taps are rounded to float32: their sum is 1 to 6e-8, which leaves 6e-8 mu² in its variances.
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-    # With its own taps and its own moments, E[x²] - E[x]², it is the same number.
-    taps = pytorch_msssim.ssim.__globals__["_fspecial_gauss_1d"](11, 1.5).flatten().double()
-    weights = oracle.outer([taps] * (len(shape) - 2))
-    x, y = (oracle.windows(img, weights.shape, "valid") for img in (img1, img2))
-    flat = weights.flatten()
-    mu1, mu2 = (x * flat).sum(-1), (y * flat).sum(-1)
-    raw = ((x * x * flat).sum(-1) - mu1**2, (y * y * flat).sum(-1) - mu2**2, (x * y * flat).sum(-1) - mu1 * mu2)
-    found = oracle.terms(oracle.Moments(mu1, mu2, *raw), (0.01 * data_range) ** 2, (0.03 * data_range) ** 2)
+    found = oracle.ssim_terms(img1, img2, data_range=data_range, padding="valid", weights=msssim_window(11, shape))
     torch.testing.assert_close(oracle.reduce(found.ssim, None, "image", 1.0), expected, rtol=0, atol=1e-11)
 
 
@@ -101,15 +100,22 @@ def test_ms_ssim_agrees_with_pytorch_msssim(shape, weights):
     options = {} if weights is None else {"weights": weights}
     result = oracle.ms_ssim(img1, img2, window_size=3, reduction="image", **options)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)  # its taps are rounded to float32
+    means = oracle.ms_ssim_terms(img1, img2, len(weights or oracle.WANG_2003), weights=msssim_window(3, shape))
+    result = oracle.ms_ssim_product(means, weights or oracle.WANG_2003).mean(1)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-11)
 
 
 def test_ms_ssim_gradient_agrees_with_pytorch_msssim():
     img1, img2 = pair(1, 2, 34, 37)
     x = img1.clone().requires_grad_()
     pytorch_msssim.ms_ssim(x, img2, 1.0, win_size=3).backward()
-    _, grad, _ = oracle.differentiate(lambda a, b: oracle.ms_ssim(a, b, window_size=3), img1, img2)
-    # Again its float32 taps: 6e-8 mu² beside C2 = 9e-4.
-    torch.testing.assert_close(grad, x.grad, rtol=0, atol=2e-5 * x.grad.abs().max().item())
+
+    def function(a, b):
+        return oracle.ms_ssim_product(oracle.ms_ssim_terms(a, b, 5, weights=window), oracle.WANG_2003).mean()
+
+    window = msssim_window(3, img1.shape)
+    _, grad, _ = oracle.differentiate(function, img1, img2)
+    torch.testing.assert_close(grad, x.grad, rtol=0, atol=1e-10 * x.grad.abs().max().item())
 
 
 def test_a_term_below_zero_makes_ms_ssim_zero():
