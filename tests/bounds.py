@@ -17,10 +17,11 @@ A bound is the larger of two things.
 A gradient is a sum over windows, dL/dx(q) = Σ_p w(p - q) [a + 2 b (s(q) - mu(p))], which kernels take apart into
 s(q) (w * 2b) and w * (a - 2 b mu). So
 
-   |ΔG(q)| <= 4 u T(q) + 2e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
+   |ΔG(q)| <= 4 u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
 where R(q) holds the same terms without the part that cancels, with 1 / B in place of b: b is a quotient of moments over
-B = V_s + V_d + 2 C2, and an error of the moments within the promise for S, 3e-6 of B, changes it by that share of 1 / B.
+B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
+change it by twice that share.
 
 Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks, inside
 torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that sigma is
@@ -297,7 +298,7 @@ def of_gradient(
         share = (w.error_var_s + w.error_var_d) / w.b + 2 * (
             w.mu_s.abs() * w.error_mu_s + w.mu_d.abs() * w.error_mu_d
         ) / w.a
-        share = 2e-6 * (1 if arithmetic.dtype == torch.float32 else 1e-4) + share
+        share = 6e-6 * (1 if arithmetic.dtype == torch.float32 else 1e-4) + share
         if arithmetic.cancels and arithmetic.form == "kernel":
             share = share + w.lost / w.b
         shape = evaluation.img1.shape
