@@ -2,12 +2,12 @@
 
 A bound is the larger of two things.
 
-1. What is promised. In float32 S is within 3e-6 of the truth wherever sigma is 0.7 or more, a mean of S is closer (below),
-   and a gradient is within 5e-6 of its largest entry.
+1. What is promised. In float32 S is within 3e-6 of the truth wherever sigma is 0.7 or more, a mean of S is closer
+   (below), and a gradient is within 5e-6 of its largest entry.
 2. What the arithmetic costs on these pixels, to first order. It shows where data lie far outside `data_range` or the
    constants are small, so that S or its gradient is ill-conditioned. With s = x + y and d = x - y about the means of
-   their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves |Δs| <= 2 u (|x - c1| + |y - c2|), with
-   u = 2⁻²⁴. That changes the moments by
+   their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves
+   |Δs| <= 2 u (|x - c1| + |y - c2|), with u = 2⁻²⁴. That changes the moments by
 
        |Δmu| <= u |mu| + 5 u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
 
@@ -23,10 +23,10 @@ where R(q) holds the same terms without the part that cancels, with 1 / B in pla
 B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
 change it by twice that share.
 
-Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks, inside
-torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that sigma is
-below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition is, computed here in float32 with
-other operations. "textbook" is the same about 0: what the drop-ins keep from their originals.
+Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks,
+inside torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that
+sigma is below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition is, computed here in
+float32 with other operations. "textbook" is the same about 0: what the drop-ins keep from their originals.
 
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
 is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations).
@@ -117,7 +117,7 @@ class Arithmetic:
 
 
 class _Windows:
-    """Everything about the windows of an evaluation that bounds are made of; (B, C, positions…, taps) or without taps."""
+    """What bounds are made of for the windows of an evaluation: (B, C, positions…, taps), or without the taps."""
 
     def __init__(self, evaluation: Evaluation, arithmetic: Arithmetic):
         e, u = evaluation, arithmetic.unit

@@ -29,7 +29,7 @@ import torch
 
 from tests import devices, fuzz_cases, fuzz_checks
 from tests.fuzz_cases import Case, RandomSource, images, lay_out, literal, mask_of
-from tests.fuzz_checks import Finding
+from tests.fuzz_checks import MismatchError
 
 _SEED, _WORKER = 10**12, 10**10
 #: Tries and seconds that a finding is shrunk for.
@@ -41,18 +41,18 @@ def case_of(number: int, device: str, kinds: list[str] | None) -> Case:
     return fuzz_cases.draw(RandomSource(number), device, kinds)
 
 
-def find(case: Case, device: str) -> Finding | None:
+def find(case: Case, device: str) -> MismatchError | None:
     """What is wrong with a case; a defect of the fuzzer itself is a finding too."""
     try:
         fuzz_checks.check(case, device)
-    except Finding as finding:
+    except MismatchError as finding:
         return finding
     except Exception as error:
-        return Finding(f"fuzzer {type(error).__name__}", "".join(traceback.format_exception(error)[-3:]))
+        return MismatchError(f"fuzzer {type(error).__name__}", "".join(traceback.format_exception(error)[-3:]))
     return None
 
 
-def shrink(case: Case, finding: Finding, device: str) -> tuple[Case, Finding]:
+def shrink(case: Case, finding: MismatchError, device: str) -> tuple[Case, MismatchError]:
     """The simplest case found that shows a finding of the same kind."""
     if finding.setting is not None:
         case = dataclasses.replace(case, settings=(finding.setting,))
@@ -126,7 +126,7 @@ def snippet(case: Case) -> str:
     return "\n".join([*lines, call])
 
 
-def report(number: int, case: Case, finding: Finding, device: str) -> str:
+def report(number: int, case: Case, finding: MismatchError, device: str) -> str:
     """A finding for a person: what, the replay command, the smallest case and its code."""
     emulation = " --emulation" if device == "emulation" else ""
     try:
@@ -165,7 +165,7 @@ def _work(worker: int, first: int, options: argparse.Namespace, deadline: float,
             except Exception:
                 finding = find(case, options.device)
                 if finding is None:
-                    finding = Finding("unsteady", "the second run of the case found nothing")
+                    finding = MismatchError("unsteady", "the second run of the case found nothing")
                 key = (case.kind, finding.kind)
                 seen[key] += 1
                 if seen[key] <= options.repeats:
@@ -230,18 +230,15 @@ def loop(options: argparse.Namespace) -> int:
                 kinds[key] += 1
                 if kinds[key] <= options.repeats:
                     case = case_of(number, options.device, options.kinds)
-                    finding = Finding("process killed", f"the worker ended with exit code {process.exitcode}")
+                    finding = MismatchError("process killed", f"the worker ended with exit code {process.exitcode}")
                     print(report(number, case, finding, options.device), flush=True)
                 if time.monotonic() < deadline:
                     launch(worker, number + 1)
         if time.monotonic() - minute >= 60:
             minute += 60
             rate = total["calls"] / (time.monotonic() - start)
-            print(
-                f"{time.monotonic() - start:.0f} s: {total['calls']} calls, {total['cases']} cases, {rate:.0f} calls/s, "
-                f"{sum(kinds.values())} findings",
-                flush=True,
-            )
+            counts = f"{total['calls']} calls, {total['cases']} cases, {rate:.0f} calls/s"
+            print(f"{time.monotonic() - start:.0f} s: {counts}, {sum(kinds.values())} findings", flush=True)
     seconds = time.monotonic() - start
     print(
         f"seed {options.seed}: {total['calls']} calls of {total['cases']} cases in {seconds:.0f} s "

@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import splat_ssim
-from splat_ssim import registry
 from splat_ssim import loss as losses
+from splat_ssim import registry
 from splat_ssim.compat import fused_ssim, fused_ssim3d, kornia, pytorch_msssim
 from splat_ssim.ops import _library
 from splat_ssim.ops import ssim as ops
@@ -29,7 +29,7 @@ Results = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Finding(Exception):
+class MismatchError(Exception):
     """A result that is not the oracle's, or an error that is not one of the rules'."""
 
     kind: str
@@ -225,7 +225,7 @@ def refused(case: Case) -> bool:
     package, _, name = case.kind.rpartition(".")
     if package == "pytorch_msssim":
         kept = [side for side in sides if side != 1]
-        if len(kept) not in (2, 3) or len(kept) != len(sides) and name == "ms_ssim":
+        if len(kept) not in (2, 3) or (len(kept) != len(sides) and name == "ms_ssim"):
             return True
         return name == "ms_ssim" and min(sides[-2:]) <= (options.get("win_size", 11) - 1) * 16
     if name in ("ms_ssim", "MSSSIM", "ms_ssim_l1_loss"):
@@ -247,10 +247,10 @@ def refused(case: Case) -> bool:
 def check_refusal(error: BaseException) -> None:
     """An error of a kind that is promised, with a sentence that says what is required and what came."""
     if not isinstance(error, _REFUSALS):
-        raise Finding(f"error {type(error).__name__}", str(error)) from error
+        raise MismatchError(f"error {type(error).__name__}", str(error)) from error
     text = str(error)
     if not ((" must " in text or " needs " in text or "not " in text) and len(text) > 20):
-        raise Finding("sentence", f"{type(error).__name__}: {text}") from error
+        raise MismatchError("sentence", f"{type(error).__name__}: {text}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class Outcome:
 
 
 def run(case: Case, setting: Setting, mask: Tensor | None, pixels: tuple[Tensor, Tensor]) -> Outcome:
-    """Calls the function of a case; raises what it raises, and a Finding where an input is changed."""
+    """Calls the function of a case; raises what it raises, and a MismatchError where an input is changed."""
     laid: list[tuple[Tensor, Tensor]] = []
     same = case.content == "same"
     for index, values in enumerate(pixels):
@@ -343,7 +343,7 @@ def run(case: Case, setting: Setting, mask: Tensor | None, pixels: tuple[Tensor,
         if asked and trains:
             value = results[0]
             if not value.requires_grad:
-                raise Finding("graph", "the result does not require a gradient")
+                raise MismatchError("graph", "the result does not require a gradient")
             upstream = upstream_of(case, value.shape).to(value.dtype)
             if case.upstream == "ones" and value.ndim == 0:
                 weight = None
@@ -359,10 +359,10 @@ def run(case: Case, setting: Setting, mask: Tensor | None, pixels: tuple[Tensor,
                 if leaf.requires_grad and not (same and index == 1):
                     gradients[index] = next(found)
         elif results[0].requires_grad:
-            raise Finding("graph", "the result requires a gradient, which nobody asked for")
+            raise MismatchError("graph", "the result requires a gradient, which nobody asked for")
     for (_, buffer), copy in zip(laid, before, strict=True):
         if buffer.numel() and not torch.equal(_bits(buffer), _bits(copy)):
-            raise Finding("input written", "a call changed a tensor it was given")
+            raise MismatchError("input written", "a call changed a tensor it was given")
     return Outcome(tuple(result.detach() for result in results), (gradients[0], gradients[1]))
 
 
@@ -413,12 +413,37 @@ def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) ->
 class Truth:
     """The oracle's results of a case, and its gradients for the upstream gradient of the case."""
 
+    case: Case
     results: Results
     gradients: tuple[Tensor, Tensor]
     function: Callable[[Tensor, Tensor], Tensor]
     images: tuple[Tensor, Tensor]
     upstream: Tensor
     arithmetic: bounds.Arithmetic
+    _value_bounds: dict[int, Tensor] = field(default_factory=dict)
+
+    def value_bound(self, index: int) -> Tensor:
+        """The bound of a result's error, worked out where it is asked for."""
+        if index not in self._value_bounds:
+            self._value_bounds[index] = _value_bound(self.case, index, self)
+        return self._value_bounds[index]
+
+    @functools.cached_property
+    def gradient_bound(self) -> float:
+        """The bound of a gradient's largest error."""
+        pyramid = self.case.kind in fuzz_cases.PYRAMID_KINDS or self.case.kind == "pytorch_msssim.ms_ssim"
+        bound = bounds.of_gradient(self.function, *self.images, self.upstream, self.arithmetic, pyramid)
+        bound *= 2 if self.case.content == "same" else 1
+        mask = mask_of(self.case)
+        return bound if mask is None else bound * max(1.0, _largest(mask.double()))
+
+    @functools.cached_property
+    def kinks(self) -> Tensor | None:
+        """Where |x - y| has a kink that rounding of bytes or of masked pixels may cross."""
+        if not self.arithmetic.rounded:
+            return None
+        x, y = self.images
+        return (x - y).abs() <= 4 * self.arithmetic.unit * (x.abs() + y.abs())
 
 
 def truth_of(case: Case, pixels: tuple[Tensor, Tensor], mask: Tensor | None, arithmetic: bounds.Arithmetic) -> Truth:
@@ -440,6 +465,7 @@ def truth_of(case: Case, pixels: tuple[Tensor, Tensor], mask: Tensor | None, ari
     if case.content == "same":
         gradients = (gradients[0] + gradients[1], gradients[1])
     return Truth(
+        case,
         tuple(result.detach() for result in results),
         gradients,
         lambda x, y: flat(expected(case, x, y, mask))[0],
@@ -466,28 +492,36 @@ def check_value(case: Case, index: int, found: Tensor, truth: Truth, expected_dt
     """A result's dtype, device and shape; where it is finite; its distance from the oracle's."""
     expected = truth.results[index]
     if found.dtype != expected_dtype:
-        raise Finding("dtype", f"the result must be {expected_dtype}, got {found.dtype}")
+        raise MismatchError("dtype", f"the result must be {expected_dtype}, got {found.dtype}")
     if found.device.type != "cpu":
-        raise Finding("device", f"the result must be on the CPU, got {found.device}")
+        raise MismatchError("device", f"the result must be on the CPU, got {found.device}")
     if found.shape != expected.shape:
-        raise Finding("shape", f"the result must have the shape {tuple(expected.shape)}, got {tuple(found.shape)}")
+        raise MismatchError(
+            "shape", f"the result must have the shape {tuple(expected.shape)}, got {tuple(found.shape)}"
+        )
     if not found.numel():
         return
-    result, usable = found.double(), expected.isfinite()
+    result = found.double()
+    error = (result - expected).abs()
+    floor = 1e-7 * (truth.arithmetic.dtype == torch.float32) + 1e-12
+    if _largest(error) <= floor:  # False where something is not finite
+        return
+    usable = expected.isfinite()
     if not torch.equal(result.isfinite(), usable):
         wrong = (result.isfinite() != usable).sum().item()
-        raise Finding("finite", f"{wrong} of {usable.numel()} values are finite where the truth is not, or otherwise")
-    error = torch.where(usable, (result - expected).abs(), 0.0)
-    if _largest(error) <= 1e-7 * (truth.arithmetic.dtype == torch.float32) + 1e-12:
+        raise MismatchError(
+            "finite", f"{wrong} of {usable.numel()} values are finite where the truth is not, or otherwise"
+        )
+    error = torch.where(usable, error, 0.0)
+    if _largest(error) <= floor:
         return
-    tolerance = _value_bound(case, index, truth).to(expected.device)
-    tolerance = tolerance + bounds.of_rounding(expected, expected_dtype).nan_to_num(0)
+    tolerance = truth.value_bound(index) + bounds.of_rounding(expected, expected_dtype).nan_to_num(0)
     ratio = torch.where(usable, error / tolerance, 0.0)
     name = f"value, {truth.arithmetic.form}"
     _note(name, _largest(ratio), case)
     if _largest(ratio) > 1:
         at = ratio.flatten().argmax()
-        raise Finding(
+        raise MismatchError(
             "value",
             f"result {index} is {result.flatten()[at].item():.9g}, the oracle's {expected.flatten()[at].item():.9g}: "
             f"{error.flatten()[at].item():.2e} apart, bound {tolerance.flatten()[at].item():.2e}",
@@ -524,53 +558,47 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     """A gradient's dtype and shape, and its distance from the oracle's relative to its largest entry."""
     expected = truth.gradients[index]
     if found.dtype != image.dtype:
-        raise Finding("gradient dtype", f"must be {image.dtype}, got {found.dtype}")
+        raise MismatchError("gradient dtype", f"must be {image.dtype}, got {found.dtype}")
     if found.shape != expected.shape or found.device.type != "cpu":
-        raise Finding("gradient shape", f"must be {tuple(expected.shape)} on the CPU, got {tuple(found.shape)}")
+        raise MismatchError("gradient shape", f"must be {tuple(expected.shape)} on the CPU, got {tuple(found.shape)}")
     if not found.numel():
         return
-    result, usable = found.double(), expected.isfinite()
+    result = found.double()
+    error = (result - expected).abs()
+    if found.dtype != truth.arithmetic.dtype:
+        error = (error - bounds.of_rounding(expected, found.dtype)).clamp(min=0)
+    largest = _largest(expected.abs())
+    if _largest(error) <= bounds.PROMISED[truth.arithmetic.dtype][1] * largest < math.inf:
+        return
+    usable = expected.isfinite()
     if not bool(result[usable].isfinite().all()):
         limit = torch.finfo(found.dtype).max
         if not bool((expected[usable].abs() > limit).any()):
-            raise Finding("gradient finite", f"{(~result[usable].isfinite()).sum()} entries are not finite")
+            raise MismatchError("gradient finite", f"{(~result[usable].isfinite()).sum()} entries are not finite")
         return
-    usable = usable & ~_kinks(case, truth)
-    error = torch.where(usable, (result - expected).abs(), 0.0)
-    error = (error - bounds.of_rounding(expected.nan_to_num(0, 0, 0), found.dtype)).clamp(min=0)
+    usable = usable if truth.kinks is None else usable & ~truth.kinks
+    error = torch.where(usable, error, 0.0)
     largest = _largest(torch.where(usable, expected.abs(), 0.0))
     floor = bounds.PROMISED[truth.arithmetic.dtype][1] * largest
     if _largest(error) <= floor:
         return
-    pyramid = case.kind in fuzz_cases.PYRAMID_KINDS or case.kind == "pytorch_msssim.ms_ssim"
-    bound = max(floor, bounds.of_gradient(truth.function, *truth.images, truth.upstream, truth.arithmetic, pyramid))
-    bound *= 2 if case.content == "same" else 1
-    if case.mask is not None:
-        bound *= max(1.0, _largest(mask_of(case).double()))
+    bound = max(floor, truth.gradient_bound)
     ratio = _largest(error) / bound if bound else math.inf
     _note(f"gradient, {truth.arithmetic.form}", ratio, case)
     if ratio > 1:
         at = error.flatten().argmax()
-        raise Finding(
+        raise MismatchError(
             "gradient",
             f"gradient {index} is {result.flatten()[at].item():.9g}, the oracle's {expected.flatten()[at].item():.9g}; "
             f"the largest is {largest:.3g}, the error {_largest(error):.2e}, its bound {bound:.2e}",
         )
 
 
-def _kinks(case: Case, truth: Truth) -> Tensor:
-    """Where |x - y| has a kink that rounding of bytes or of masked pixels may cross."""
-    x, y = truth.images
-    if not truth.arithmetic.rounded:
-        return torch.zeros_like(x, dtype=torch.bool)
-    return (x - y).abs() <= 4 * truth.arithmetic.unit * (x.abs() + y.abs())
-
-
 def check(case: Case, device: str = "cpu") -> int:
     """Runs every setting of a case and returns the number of calls.
 
     Raises:
-        Finding: A result is not the oracle's, with the setting in which it was found.
+        MismatchError: A result is not the oracle's, with the setting in which it was found.
     """
     if case.transform is not None:
         from tests import fuzz_transforms
@@ -586,8 +614,8 @@ def check(case: Case, device: str = "cpu") -> int:
         for setting in case.settings:
             try:
                 _check_setting(case, setting, pixels, mask, truth, dtype)
-            except Finding as finding:
-                raise Finding(finding.kind, finding.text, setting) from finding
+            except MismatchError as finding:
+                raise MismatchError(finding.kind, finding.text, setting) from finding
     return len(case.settings)
 
 
@@ -596,24 +624,24 @@ def _check_refused(case: Case) -> int:
     for setting in case.settings:
         try:
             run(case, setting, mask, pixels)
-        except Finding:
+        except MismatchError:
             raise
         except Exception as error:
             check_refusal(error)
         else:
-            raise Finding("not refused", "the call is outside the documented domain and returned", setting)
+            raise MismatchError("not refused", "the call is outside the documented domain and returned", setting)
     return len(case.settings)
 
 
 def _check_setting(case, setting, pixels, mask, truth: Truth, dtype: torch.dtype) -> None:
     try:
         outcome = run(case, setting, mask, pixels)
-    except Finding:
+    except MismatchError:
         raise
     except Exception as error:
-        raise Finding(f"error {type(error).__name__}", f"{error}") from error
+        raise MismatchError(f"error {type(error).__name__}", f"{error}") from error
     if len(outcome.results) != len(truth.results):
-        raise Finding("results", f"must be {len(truth.results)}, got {len(outcome.results)}")
+        raise MismatchError("results", f"must be {len(truth.results)}, got {len(outcome.results)}")
     for index, found in enumerate(outcome.results):
         check_value(case, index, found, truth, dtype)
     for index, gradient in enumerate(outcome.gradients):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests import fuzz_checks
 from tests.fuzz_cases import Case, images, mask_of, upstream_of
-from tests.fuzz_checks import FUNCTIONS, Finding, check_refusal, flat
+from tests.fuzz_checks import FUNCTIONS, MismatchError, check_refusal, flat
 
 _TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 #: Entries of an output that a Jacobian is taken of.
@@ -112,7 +112,7 @@ def _forward_ad(call: _Call) -> tuple[Any, Any]:
         duals = [fwad.make_dual(x, t.to(x.dtype)) for x, t in zip(call.pair, tangents, strict=True)]
         value, tangent = fwad.unpack_dual(call.product(*duals))
     if tangent is None:
-        raise Finding("tangent", "forward AD gives None, which stands for a tangent of 0")
+        raise MismatchError("tangent", "forward AD gives None, which stands for a tangent of 0")
     return (value, tangent), expected
 
 
@@ -208,7 +208,7 @@ def check(case: Case) -> int:
     """Runs the transform of a case and returns the number of calls, 1 or 0.
 
     Raises:
-        Finding: The result is another one than the oracle's, or an error is no sentence.
+        MismatchError: The result is another one than the oracle's, or an error is no sentence.
     """
     case = plain(case)
     if fuzz_checks.refused(case) or 0 in case.shape:
@@ -219,7 +219,7 @@ def check(case: Case) -> int:
         call = _Call(case)
         try:
             found, expected = TRANSFORMS[case.transform](call)
-        except Finding:
+        except MismatchError:
             raise
         except Exception as error:
             check_refusal(error)
@@ -228,16 +228,16 @@ def check(case: Case) -> int:
             return 1
     for result, truth in zip(_tuple(found), _tuple(expected), strict=True):
         if result.dtype != call.dtype and result.dtype != call.pair[0].dtype:
-            raise Finding(f"{case.transform}: dtype", f"must be {call.dtype}, got {result.dtype}")
+            raise MismatchError(f"{case.transform}: dtype", f"must be {call.dtype}, got {result.dtype}")
         if result.shape != truth.shape:
-            raise Finding(f"{case.transform}: shape", f"must be {tuple(truth.shape)}, got {tuple(result.shape)}")
+            raise MismatchError(f"{case.transform}: shape", f"must be {tuple(truth.shape)}, got {tuple(result.shape)}")
         if not truth.numel():
             continue
         # A similarity near 1 is rounded at 1, wherever it is taken from.
         scale = max(truth.abs().max().item(), 0.1 if truth.shape == () else 1e-6)
         error = (result.detach().double() - truth.detach()).abs().max().item()
         if not error <= _TOLERANCE[result.dtype] * scale:
-            raise Finding(f"{case.transform}: value", f"the error is {error:.2e} of {scale:.3g}")
+            raise MismatchError(f"{case.transform}: value", f"the error is {error:.2e} of {scale:.3g}")
     return 1
 
 

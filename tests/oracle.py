@@ -103,13 +103,21 @@ def moments(img1: Tensor, img2: Tensor, weights: Tensor, padding: str, valid: Te
     """
     sizes, flat = weights.shape, weights.to(img1.device).flatten()
     x, y = windows(img1, sizes, padding), windows(img2, sizes, padding)
-    if valid is not None:
+    if valid is None:
+
+        def mean(values: Tensor) -> Tensor:
+            return values @ flat
+    else:
         seen = flat * windows(valid, sizes, padding)
         total = seen.sum(-1, keepdim=True)
-        flat = torch.where(total > 0, seen / torch.where(total > 0, total, 1.0), 0.0)
-    mu1, mu2 = (flat * x).sum(-1), (flat * y).sum(-1)
+        shares = torch.where(total > 0, seen / torch.where(total > 0, total, 1.0), 0.0)
+
+        def mean(values: Tensor) -> Tensor:
+            return (shares * values).sum(-1)
+
+    mu1, mu2 = mean(x), mean(y)
     x, y = x - mu1[..., None], y - mu2[..., None]
-    var1, var2, cov = (flat * x * x).sum(-1), (flat * y * y).sum(-1), (flat * x * y).sum(-1)
+    var1, var2, cov = mean(x * x), mean(y * y), mean(x * y)
     lacking = 1 - weights.sum().item()
     if abs(lacking) > 1e-12:
         var1, var2, cov = var1 + lacking * mu1**2, var2 + lacking * mu2**2, cov + lacking * mu1 * mu2
