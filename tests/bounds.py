@@ -282,7 +282,8 @@ def of_gradient(
         by, by_terms = _derivatives(value, upstream, evaluation)
         w = _Windows(evaluation, arithmetic)
         expand = {name: values[..., None] for name, values in by.items()}
-        centre_s, centre_d = w.c1 + w.c2, w.c1 - w.c2
+        about = arithmetic.form != "textbook"
+        centre_s, centre_d = (w.c1 + w.c2) * about, (w.c1 - w.c2) * about
         taken_apart = w.flat * (
             expand["mu_s"]
             + expand["mu_d"]
