@@ -36,7 +36,7 @@ FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
 # The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves where loops are to be unrolled.
 OPTIMISE = ["-O2"]
-UNROLLED = {"raster_composite.cpp", "raster_project.cpp", "raster_records.cpp", "peak.cpp"}
+UNROLLED = {"ms_ssim.cpp", "raster_composite.cpp", "raster_project.cpp", "raster_records.cpp", "peak.cpp"}
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
 
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]

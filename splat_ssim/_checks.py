@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,24 +29,55 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_number(name: str, value: object, *, low: float = 0.0, high: float = math.inf, closed: bool = False) -> None:
-    """`value` is a finite number above `low`, or with `closed` in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    inside = low <= value <= high if closed else low < value < high
+def _plain_number(name: str, value: Any) -> Any:
+    """`value` as Python's own number: an int, a float, numpy's scalars, an array or a tensor without axes."""
+    if type(value) in (int, float) or isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return value
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} must be a constant: it is not differentiated, got a tensor that requires a gradient")
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {_described(value)}")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _described(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} of shape {tuple(shape)}"
+
+
+def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, closed: bool = False) -> float:
+    """`value` as a float, which is finite and above `low`, or with `closed` in [low, high]."""
+    number = _plain_number(name, value)
+    inside = low <= number <= high if closed else low < number < high
     if not inside:
         required = f"in [{low:g}, {high:g}]" if closed else f"a finite number above {low:g}"
-        raise ValueError(f"{name} must be {required}, got {value}")
+        raise ValueError(f"{name} must be {required}, got {number}")
+    return number
 
 
-def check_constants(window_size: int, sigma: float, data_range: float, k1: float, k2: float) -> None:
-    """The window and the constants of SSIM."""
-    if isinstance(window_size, bool) or not isinstance(window_size, (int, torch.SymInt)):
-        raise TypeError(f"window_size must be an int, got {type(window_size).__name__}")
-    if not 3 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
-        raise ValueError(f"window_size must be odd, from 3 to {MAX_WINDOW_SIZE}, got {window_size}")
-    for name, value in (("sigma", sigma), ("data_range", data_range), ("k1", k1), ("k2", k2)):
-        check_number(name, value)
+def check_window_size(value: Any) -> int:
+    """`value` as an int, which is odd and from 3 to MAX_WINDOW_SIZE."""
+    size = _plain_number("window_size", value)
+    if isinstance(size, float):
+        raise TypeError(f"window_size must be an int, got {_described(value)}")
+    if not 3 <= size <= MAX_WINDOW_SIZE or size % 2 == 0:
+        raise ValueError(f"window_size must be odd, from 3 to {MAX_WINDOW_SIZE}, got {size}")
+    return cast(int, size)
+
+
+def check_constants(
+    window_size: Any, sigma: Any, data_range: Any, k1: Any, k2: Any
+) -> tuple[int, float, float, float, float]:
+    """The window and the constants of SSIM, checked, as plain numbers."""
+    return (
+        check_window_size(window_size),
+        check_number("sigma", sigma),
+        check_number("data_range", data_range),
+        check_number("k1", k1),
+        check_number("k2", k2),
+    )
 
 
 def check_images(

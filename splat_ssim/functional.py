@@ -16,7 +16,8 @@ from splat_ssim._checks import (
     check_reduction,
     spatial_shape,
 )
-from splat_ssim.ops.ssim import Options, definition_options, photometric, ssim_channel_means, ssim_map
+from splat_ssim.ops import ssim as operators
+from splat_ssim.ops.ssim import Options, definition_options, photometric, ssim_map
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 REDUCTIONS = ("mean", "sum", "none", "image")
@@ -80,8 +81,8 @@ def ssim(
         >>> loss.backward()
     """
     check_images(img1, img2, (2,), channels_last)
-    check_constants(window_size, sigma, data_range, k1, k2)
-    options = Options(window_size, sigma, data_range, k1, k2, padding, 2, channels_last)
+    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    options = Options(*constants, padding, 2, channels_last)
     return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
@@ -129,8 +130,8 @@ def ssim3d(
         tensor(1.)
     """
     check_images(img1, img2, (3,), channels_last)
-    check_constants(window_size, sigma, data_range, k1, k2)
-    options = Options(window_size, sigma, data_range, k1, k2, padding, 3, channels_last)
+    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    options = Options(*constants, padding, 3, channels_last)
     return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
@@ -182,23 +183,20 @@ def ms_ssim(
         >>> loss.backward()
     """
     check_images(img1, img2, (2, 3), channels_last)
-    check_constants(window_size, sigma, data_range, k1, k2)
-    weights = tuple(weights)
-    if not weights:
+    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    exponents = [check_number("weights", weight) for weight in weights]
+    if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
-    for weight in weights:
-        check_number("weights", weight)
-    smallest = (window_size - 1) * 2 ** (len(weights) - 1)
+    options = Options(*constants, "valid", img1.ndim - 2, channels_last)
+    smallest = (options.window_size - 1) * 2 ** (len(exponents) - 1)
     sides = spatial_shape(img1, channels_last)
     if min(sides) <= smallest:
         raise ValueError(
-            f"ms_ssim with window_size={window_size} and {len(weights)} scales needs every side to be larger than "
-            f"{smallest}, got {sides}"
+            f"ms_ssim with window_size={options.window_size} and {len(exponents)} scales needs every side to be larger "
+            f"than {smallest}, got {sides}"
         )
     check_reduction(reduction, REDUCTIONS, img1)
-    options = Options(window_size, sigma, data_range, k1, k2, "valid", img1.ndim - 2)
-    pairs = reference.pyramid(img1, img2, len(weights), data_range, channels_last)
-    found = reference.combine_scales([ssim_channel_means(*pair, options) for pair in pairs], weights)
+    found = operators.ms_ssim(img1, img2, options, exponents)
     if reduction == "none":
         return found
     if reduction == "image":
@@ -213,8 +211,8 @@ def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Te
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
     if mask is not None and mask_mode == "normalize":
-        constants = definition_options(options)
-        return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **constants)
+        keywords = definition_options(options)
+        return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **keywords)
     img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
     if reduction in ("mean", "image"):
         # One pass gives the value and the gradient, with its sign: backward need not turn it round.

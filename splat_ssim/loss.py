@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 
@@ -20,14 +21,43 @@ from splat_ssim._checks import (
 )
 from splat_ssim.modules import SSIMOptions, _WithOptions
 from splat_ssim.ops.ssim import Options, definition_options, photometric
-from splat_ssim.reference import MS_SSIM_WEIGHTS
+from splat_ssim.reference import MS_SSIM_WEIGHTS, Constants
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 REDUCTIONS = ("mean", "image")
 
+#: A loss and its terms by name.
+LossAndTerms = tuple[Tensor, dict[str, Tensor]]
 #: A loss, or the loss and its terms by name.
-LossResult = Tensor | tuple[Tensor, dict[str, Tensor]]
+LossResult = Tensor | LossAndTerms
 
 
+class _PhotometricOptions(SSIMOptions, total=False):
+    lambda_dssim: float
+    mask: Tensor | None
+
+
+class _MSSSIMOptions(Constants, total=False):
+    lambda_ms_ssim: float
+    weights: Sequence[float]
+    mask: Tensor | None
+    channels_last: bool
+
+
+@overload
+def photometric_loss(
+    pred: Tensor, target: Tensor, *, return_terms: Literal[False] = False, **options: Unpack[_PhotometricOptions]
+) -> Tensor: ...
+@overload
+def photometric_loss(
+    pred: Tensor, target: Tensor, *, return_terms: Literal[True], **options: Unpack[_PhotometricOptions]
+) -> LossAndTerms: ...
+@overload
+def photometric_loss(
+    pred: Tensor, target: Tensor, *, return_terms: bool, **options: Unpack[_PhotometricOptions]
+) -> LossResult: ...
 def photometric_loss(
     pred: Tensor,
     target: Tensor,
@@ -84,12 +114,12 @@ def photometric_loss(
         >>> loss.backward()
     """
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    check_constants(window_size, sigma, data_range, k1, k2)
-    check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
-    check_padding(padding, window_size, pred, channels_last)
+    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
+    options = Options(*constants, padding, pred.ndim - 2, channels_last)
+    check_padding(padding, options.window_size, pred, channels_last)
     check_reduction(reduction, REDUCTIONS, pred)
     check_mask(mask, mask_mode, pred, channels_last)
-    options = Options(window_size, sigma, data_range, k1, k2, padding, pred.ndim - 2, channels_last)
     if mask is not None and mask_mode == "normalize":
         loss, l1, ssim = reference.photometric_loss(
             pred,
@@ -102,7 +132,7 @@ def photometric_loss(
         )
         l1, ssim = l1.detach(), ssim.detach()
     else:
-        pred, target, weight, _ = reference.apply_mask(pred, target, mask, mask_mode, data_range)
+        pred, target, weight, _ = reference.apply_mask(pred, target, mask, mask_mode, options.data_range)
         loss, l1, dssim = photometric(
             pred,
             target,
@@ -148,7 +178,7 @@ class PhotometricLoss(_WithOptions):
         channels_last: bool = False,
         return_terms: bool = False,
     ):
-        check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
+        lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
         check_choice("padding", padding, PADDINGS)
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("mask_mode", mask_mode, MASK_MODES)
@@ -173,6 +203,18 @@ class PhotometricLoss(_WithOptions):
         return photometric_loss(pred, target, mask=mask, **self.options)
 
 
+@overload
+def ms_ssim_l1_loss(
+    pred: Tensor, target: Tensor, *, return_terms: Literal[False] = False, **options: Unpack[_MSSSIMOptions]
+) -> Tensor: ...
+@overload
+def ms_ssim_l1_loss(
+    pred: Tensor, target: Tensor, *, return_terms: Literal[True], **options: Unpack[_MSSSIMOptions]
+) -> LossAndTerms: ...
+@overload
+def ms_ssim_l1_loss(
+    pred: Tensor, target: Tensor, *, return_terms: bool, **options: Unpack[_MSSSIMOptions]
+) -> LossResult: ...
 def ms_ssim_l1_loss(
     pred: Tensor,
     target: Tensor,
@@ -219,7 +261,8 @@ def ms_ssim_l1_loss(
         >>> ms_ssim_l1_loss(pred, torch.rand(1, 3, 192, 192)).backward()
     """
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    check_number("lambda_ms_ssim", lambda_ms_ssim, high=1.0, closed=True)
+    lambda_ms_ssim = check_number("lambda_ms_ssim", lambda_ms_ssim, high=1.0, closed=True)
+    data_range = check_number("data_range", data_range)
     check_reduction("mean", ("mean",), pred)
     check_mask(mask, "zero", pred, channels_last)
     pred, target, _, _ = reference.apply_mask(pred, target, mask, "zero", data_range)
@@ -235,5 +278,5 @@ def ms_ssim_l1_loss(
         weights=weights,
         channels_last=channels_last,
     )
-    loss = (1 - lambda_ms_ssim) * l1 + lambda_ms_ssim * (1 - value)
+    loss = reference.weighted_sum((l1, 1 - lambda_ms_ssim), (1 - value, lambda_ms_ssim))
     return (loss, {"l1": l1.detach(), "ms_ssim": value.detach()}) if return_terms else loss

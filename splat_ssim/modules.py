@@ -31,8 +31,10 @@ class _WithOptions(nn.Module):
 
     def __init__(self, options: Constants):
         super().__init__()
-        check_constants(options["window_size"], options["sigma"], options["data_range"], options["k1"], options["k2"])
+        names = ("window_size", "sigma", "data_range", "k1", "k2")
+        constants = check_constants(*(options[name] for name in names))  # type: ignore[literal-required]
         self.options = options
+        self.options.update(zip(names, constants, strict=True))  # type: ignore[typeddict-item]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

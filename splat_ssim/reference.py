@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: Wang's exponents of the five scales of MS-SSIM, fine to coarse.
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
+PADDINGS = ("same", "valid", "reflect", "replicate")
 #: torch's name of each padding; "valid" pads nothing.
 _PAD_MODES = {"same": "constant", "reflect": "reflect", "replicate": "replicate"}
 
@@ -80,24 +81,50 @@ def pad(images: Tensor, before: int, after: int, padding: str, spatial_dims: int
     return F.pad(images, (before, after) * spatial_dims, mode=_PAD_MODES[padding])
 
 
-class Dissimilarity(NamedTuple):
-    """Distances from 1, for every position of the window."""
+class Moments(NamedTuple):
+    """Windowed means and variances of s = x + y and d = x - y, and A and B of the module's docstring."""
 
-    luminance: Tensor
-    contrast_structure: Tensor
-    ssim: Tensor
+    mean_s: Tensor
+    mean_d: Tensor
+    var_s: Tensor
+    var_d: Tensor
+    c1: float
+    c2: float
+
+    @property
+    def a(self) -> Tensor:
+        """The denominator of the luminance term."""
+        return (self.mean_s * self.mean_s + self.mean_d * self.mean_d) / 2 + self.c1
+
+    @property
+    def b(self) -> Tensor:
+        """The denominator of the contrast-structure term."""
+        return (self.var_s + self.var_d) / 2 + self.c2
+
+    def dssim(self, eps: float = 0.0) -> Tensor:
+        """1 - S; `eps` is added to S's denominator: S is multiplied by `a b / (a b + eps)`."""
+        a, b = self.a, self.b
+        luminance, contrast_structure = self.mean_d * self.mean_d / a, self.var_d / b
+        dssim = luminance + contrast_structure - luminance * contrast_structure
+        if not eps:
+            return dssim
+        missing = eps / (a * b + eps)
+        return missing + (1 - missing) * dssim
+
+    def contrast_structure(self) -> Tensor:
+        """CS itself: 1 less a distance would not be exact where CS is nearly 0."""
+        return ((self.var_s - self.var_d) / 2 + self.c2) / self.b
+
+    def ssim(self) -> Tensor:
+        """S itself, likewise."""
+        luminance = ((self.mean_s * self.mean_s - self.mean_d * self.mean_d) / 2 + self.c1) / self.a
+        return luminance * self.contrast_structure()
 
 
-def dissimilarity(
-    img1: Tensor,
-    img2: Tensor,
-    taps: Sequence[float],
-    c1: float,
-    c2: float,
-    valid: Tensor | None = None,
-    eps: float = 0.0,
-) -> Dissimilarity:
-    """1 - luminance, 1 - contrast-structure and 1 - S of images (B, C, spatial…), which are padded already.
+def moments(
+    img1: Tensor, img2: Tensor, taps: Sequence[float], c1: float, c2: float, valid: Tensor | None = None
+) -> Moments:
+    """The moments for every position of the window in images (B, C, spatial…), which are padded already.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), any float dtype.
@@ -106,7 +133,6 @@ def dissimilarity(
         c1: (k1 L)².
         c2: (k2 L)².
         valid: Weights (B, 1 or C, spatial…) of a normalised convolution: windows see the pixels in proportion to them.
-        eps: Added to the denominator of S: it is multiplied by `a b / (a b + eps)`.
     """
     spatial_dims = img1.ndim - 2
     axes = tuple(range(2, img1.ndim))
@@ -139,14 +165,7 @@ def dissimilarity(
     mean_s, mean_d = mean(s), mean(d)
     var_s, var_d = mean(s * s) - mean_s * mean_s, mean(d * d) - mean_d * mean_d
     mean_s, mean_d = mean_s + (centre1 + centre2), mean_d + (centre1 - centre2)
-    a = (mean_s * mean_s + mean_d * mean_d) / 2 + c1
-    b = (var_s + var_d) / 2 + c2
-    luminance, contrast_structure = mean_d * mean_d / a, var_d / b
-    ssim = luminance + contrast_structure - luminance * contrast_structure
-    if eps:
-        missing = eps / (a * b + eps)
-        ssim = missing + (1 - missing) * ssim
-    return Dissimilarity(luminance, contrast_structure, ssim)
+    return Moments(mean_s, mean_d, var_s, var_d, c1, c2)
 
 
 def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor:
@@ -169,7 +188,7 @@ def to_channels_last(images: Tensor) -> Tensor:
     return images.movedim(1, -1)
 
 
-def _dissimilarity(
+def _moments(
     img1: Tensor,
     img2: Tensor,
     window_size: int,
@@ -180,26 +199,36 @@ def _dissimilarity(
     padding: str,
     channels_last: bool,
     valid: Tensor | None = None,
-    eps: float = 0.0,
-) -> Dissimilarity:
-    """`dissimilarity` from the public options; channels-first whatever the layout of the images."""
+) -> Moments:
+    """`moments` from the public options; channels-first whatever the layout of the images."""
     dtype = compute_dtype(img1, img2)
     radius = (window_size - 1) // 2
+    scale = _scale(data_range)
 
     def prepare(images: Tensor) -> Tensor:
-        images = as_float(images, dtype, data_range)
         images = to_channels_first(images) if channels_last else images
         return pad(images, radius, window_size - 1 - radius, padding, images.ndim - 2)
 
-    return dissimilarity(
-        prepare(img1),
-        prepare(img2),
+    def prepare_image(image: Tensor) -> Tensor:
+        image = as_float(image, dtype, data_range)
+        return prepare(image if scale == 1.0 else image * scale)
+
+    return moments(
+        prepare_image(img1),
+        prepare_image(img2),
         gaussian_taps(window_size, sigma),
-        (k1 * data_range) ** 2,
-        (k2 * data_range) ** 2,
-        None if valid is None else prepare(valid),
-        eps,
+        (k1 * data_range * scale) ** 2,
+        (k2 * data_range * scale) ** 2,
+        None if valid is None else prepare(as_float(valid, dtype)),
     )
+
+
+def _scale(data_range: float) -> float:
+    """The power of two that images are multiplied by, 1 for usual ranges: S does not depend on it.
+
+    Beyond them the squares of squares of C1 and C2 would over- or underflow in float32.
+    """
+    return 1.0 if 1e-6 <= data_range <= 1e6 else 2.0 ** -math.frexp(data_range)[1]
 
 
 def dssim_map(
@@ -217,8 +246,9 @@ def dssim_map(
     eps: float = 0.0,
 ) -> Tensor:
     """1 - S for every position of the window, in the layout of the images; "valid" gives the smaller map."""
-    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid, eps).ssim
-    return to_channels_last(found) if channels_last else found
+    found = _moments(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid)
+    dssim = found.dssim(eps * _scale(data_range) ** 4)
+    return to_channels_last(dssim) if channels_last else dssim
 
 
 def ssim_map(img1: Tensor, img2: Tensor, *, eps: float = 0.0, **options: Unpack[MapOptions]) -> Tensor:
@@ -237,11 +267,10 @@ def ssim_channel_means(
     k2: float = 0.03,
     padding: str = "valid",
     channels_last: bool = False,
-    eps: float = 0.0,
 ) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
-    found = _dissimilarity(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, eps=eps)
-    return 1 - torch.stack((found.ssim.flatten(2).mean(2), found.contrast_structure.flatten(2).mean(2)), dim=-1)
+    found = _moments(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last)
+    return torch.stack([values.flatten(2).mean(2) for values in (found.ssim(), found.contrast_structure())], dim=-1)
 
 
 def absolute_difference(img1: Tensor, img2: Tensor, data_range: float = 1.0) -> Tensor:
@@ -283,6 +312,17 @@ def weighted_mean(values: Tensor, mask: Tensor | None, reduction: str, channels_
     else:
         total, weight = values.flatten(1).sum(1), mask.flatten(1).sum(1)
     return total / torch.where(weight > 0, weight, 1)
+
+
+def weighted_sum(*terms: tuple[Tensor, float], offset: float = 0.0) -> Tensor:
+    """`offset + Σ weight · value` of tensors of one shape."""
+    # A tensor for each number: torch promotes the tangent of a tensor without axes times a number to float64.
+    # A term of weight 0 is left out: what it overflows to is not read.
+    total = terms[0][0].new_full((), offset)
+    for value, weight in terms:
+        if weight != 0:
+            total = total + value * value.new_full((), weight)
+    return total
 
 
 def similarity(dssim: Tensor, mask: Tensor | None, reduction: str, channels_last: bool = False) -> Tensor:
@@ -354,8 +394,7 @@ def photometric_loss(
     dissimilar = dssim_map(pred, target, padding=padding, channels_last=channels_last, valid=valid, **constants)
     dssim = weighted_mean(dissimilar, weights, reduction, channels_last)
     l1 = weighted_mean(absolute_difference(pred, target, data_range), weights, reduction, channels_last)
-    loss = (1 - lambda_dssim) * l1 + lambda_dssim * dssim
-    return loss, l1, 1 - dssim
+    return weighted_sum((l1, 1 - lambda_dssim), (dssim, lambda_dssim)), l1, 1 - dssim
 
 
 def halve(images: Tensor) -> Tensor:
@@ -364,18 +403,37 @@ def halve(images: Tensor) -> Tensor:
     return pool(images, kernel_size=2, padding=[side % 2 for side in images.shape[2:]])
 
 
-def combine_scales(scales: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """(B, C): the product over scales of MS-SSIM's terms to the power of `weights`.
+def spread(grad: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gradient of images of this shape from that of `halve`."""
+    for dim in range(2, grad.ndim):
+        side = shape[dim]
+        # An odd side has a zero before its first place.
+        grad = (grad / 2).repeat_interleave(2, dim).narrow(dim, side % 2, side)
+    return grad
 
-    Args:
-        scales: `ssim_channel_means` (B, C, 2) of each scale: the last gives S, the others contrast-structure.
-        weights: One exponent a scale. Where a term is not positive the product is 0 and so is its gradient: a power of
-            a clamped 0 would give NaN.
+
+def scale_terms(means: Sequence[Tensor]) -> Tensor:
+    """(B, C, scales): MS-SSIM's terms from `ssim_channel_means` of each scale: contrast-structure, of the last S."""
+    return torch.stack([*(scale[..., 1] for scale in means[:-1]), means[-1][..., 0]], dim=-1)
+
+
+def combine_terms(terms: Tensor, weights: Sequence[float]) -> Tensor:
+    """(B, C): the product over scales of MS-SSIM's terms (B, C, scales) to the power of `weights`, one a scale.
+
+    Where a term is not positive the product is 0 and so is its gradient: a power of a clamped 0 would give NaN. Where a
+    term is NaN, the product is.
     """
-    terms = torch.stack([*(scale[..., 1] for scale in scales[:-1]), scales[-1][..., 0]], dim=-1)
     positive = terms > 0
     powers = [term**weight for term, weight in zip(torch.where(positive, terms, 1).unbind(-1), weights, strict=True)]
-    return torch.where(positive.all(-1), math.prod(powers[1:], start=powers[0]), 0)
+    product = torch.where(positive.all(-1), math.prod(powers[1:], start=powers[0]), 0)
+    return torch.where(terms.isnan().any(-1), torch.nan, product)
+
+
+def term_gradients(grad_values: Tensor, terms: Tensor, weights: Sequence[float]) -> Tensor:
+    """(B, C, scales): the gradient of `combine_terms` by the terms."""
+    exponents = torch.tensor(weights, dtype=terms.dtype, device=terms.device)
+    by_term = combine_terms(terms, weights)[..., None] * exponents / terms
+    return torch.where((terms <= 0).any(-1, keepdim=True), 0, by_term) * grad_values[..., None]
 
 
 def pyramid(
@@ -408,4 +466,4 @@ def ms_ssim(
     """(B, C): MS-SSIM of each image and channel."""
     constants: Constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
     pairs = pyramid(img1, img2, len(weights), data_range, channels_last)
-    return combine_scales([ssim_channel_means(*pair, **constants) for pair in pairs], weights)
+    return combine_terms(scale_terms([ssim_channel_means(*pair, **constants) for pair in pairs]), weights)

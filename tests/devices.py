@@ -30,7 +30,6 @@ DEVICES = (
     pytest.param("cuda", marks=[pytest.mark.cuda, needs_gpu]),
 )
 
-_OPERATORS = ("ssim_map", "ssim_map_backward", "photometric", "ssim_channel_means", "ssim_channel_means_backward")
 _current = "cpu"
 
 
@@ -72,13 +71,13 @@ def _emulation():
     library = torch.library.Library("splat_ssim", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an operator that is overridden is meant
-        for name in _OPERATORS:
-            library.impl(name, getattr(ssim_cuda, f"_{name}"), "CPU", allow_override=True)
+        for name, function in ssim_cuda.IMPLEMENTATIONS.items():
+            library.impl(name, function, "CPU", allow_override=True)
     with (
         mock.patch.object(ssim_cuda, "_target", lambda image: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
-        # Calls on the CPU's tensors go past the dispatcher.
-        mock.patch.object(ops, "_photometric_cpu", ssim_cuda._photometric),
+        # Eager calls on the CPU's tensors go past the dispatcher.
+        mock.patch.dict(ops.IMPLEMENTATIONS, cpu=ssim_cuda.IMPLEMENTATIONS),
         mock.patch.dict(ops.KERNELS, cpu=ssim_cuda._supports),
         mock.patch.dict(ops.SCALES, cpu=ssim_cuda._scale),
     ):

@@ -134,7 +134,7 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
     upstream = torch.tensor([0.5, 1.0, -3.0]) if per_image else torch.tensor(0.5)
     loss = ops.photometric(img1, img2, options, per_image=per_image, **weights)[0]
     (found,) = torch.autograd.grad(loss, img1, upstream)
-    *_, plain, _ = torch.ops.splat_ssim.photometric(img1, img2, None, 0.7, 0.4, per_image, *options, True, False)
+    *_, plain, _ = torch.ops.splat_ssim.photometric(img1, img2, None, 0.7, 0.4, 0.0, per_image, *options, True, False)
     assert used == [True]
     assert torch.equal(found, plain * (upstream.view(3, 1, 1, 1) if per_image else upstream))
 

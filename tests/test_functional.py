@@ -1,5 +1,6 @@
 """The public functions against the definition, over options, dtypes, layouts and transforms; and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -311,8 +312,9 @@ def test_operators_are_registered_correctly():
     for operator, arguments in (
         (operators.ssim_map, (img1, img2, *options)),
         (operators.ssim_channel_means, (img1, img2, *options)),
-        (operators.photometric, (img1, img2, None, 0.8, 0.2, True, *options, True, True)),
+        (operators.photometric, (img1, img2, None, 0.8, 0.2, 0.0, True, *options, True, True)),
         (operators.ssim_map_backward, (upstream, img1.detach(), img2.detach(), *options, True, False)),
+        (operators.ms_ssim, (img1, img2, [0.4, 0.6], *options._replace(window_size=5, padding="valid"))),
     ):
         torch.library.opcheck(operator, arguments)
 
@@ -400,3 +402,41 @@ def test_refusals_of_ms_ssim():
         splat_ssim.ms_ssim(IMAGE, IMAGE, window_size=3, weights=(0.5, -1))
     with pytest.raises(ValueError, match=r"\(B, C, D, H, W\), got"):
         splat_ssim.ssim3d(IMAGE, IMAGE)
+
+
+@pytest.mark.parametrize(
+    "wrap", [np.float32, np.float64, np.array, torch.tensor], ids=["float32", "float64", "array", "tensor"]
+)
+def test_options_may_be_scalars_of_numpy_and_torch(wrap):
+    img1, img2 = pair(1, 2, 20, 22)
+    options = {"sigma": 1.25, "data_range": 2.0, "k1": 0.015625, "k2": 0.03125}
+    wrapped = {name: wrap(value) for name, value in options.items()}
+    size = np.int64(5) if wrap in (np.float32, np.float64) else wrap(5)
+    assert splat_ssim.ssim(img1, img2, window_size=size, **wrapped) == splat_ssim.ssim(
+        img1, img2, window_size=5, **options
+    )
+    assert splat_ssim.SSIM(window_size=size, **wrapped)(img1, img2) == splat_ssim.SSIM(window_size=5, **options)(
+        img1, img2
+    )
+    exponents = wrap([0.5, 0.5]) if wrap in (np.array, torch.tensor) else [wrap(0.5), wrap(0.5)]
+    assert splat_ssim.ms_ssim(img1, img2, window_size=size, weights=exponents, **wrapped) == splat_ssim.ms_ssim(
+        img1, img2, window_size=5, weights=[0.5, 0.5], **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"sigma": np.ones(2)}, TypeError, r"sigma must be a number, got ndarray of shape \(2,\)"),
+        ({"sigma": "1.5"}, TypeError, "sigma must be a number, got str"),
+        ({"sigma": True}, TypeError, "sigma must be a number, got bool"),
+        ({"k1": np.bool_(True)}, TypeError, "k1 must be a number, got bool"),
+        ({"window_size": 5.0}, TypeError, "window_size must be an int, got float"),
+        ({"window_size": np.float32(5)}, TypeError, "window_size must be an int, got float32"),
+        ({"data_range": torch.tensor(1.0, requires_grad=True)}, ValueError, "data_range must be a constant: it is not"),
+        ({"data_range": float("nan")}, ValueError, "data_range must be a finite number above 0, got nan"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused(options, error, text):
+    with pytest.raises(error, match=text):
+        splat_ssim.ssim(*pair(1, 2, 20, 22), **options)

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from splat_ssim import reference
 from splat_ssim.ops import _library
@@ -351,6 +352,58 @@ def test_nothing_is_kept_without_gradients():
     with torch.no_grad():
         found = ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)
     assert not any(value.requires_grad for value in found)
-    arguments = (img1.detach(), img2, None, 0.8, 0.2, False, *ops.Options(), False, False)
+    arguments = (img1.detach(), img2, None, 0.8, 0.2, 0.0, False, *ops.Options(), False, False)
     _, _, _, grad1, grad2 = torch.ops.splat_ssim.photometric(*arguments)
     assert grad1.numel() == grad2.numel() == 0
+
+
+@needs_library
+def test_operators_refuse_what_does_not_fit():
+    """Called directly, with fake tensors too: a kernel would read past the end of a tensor."""
+    if devices.current() == "emulation":
+        pytest.skip("the emulation takes the place of the implementations, without their checks")
+    images, other = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17)
+    options, flags = ops.Options(), (True, False)
+    operators = torch.ops.splat_ssim
+    small = options._replace(window_size=17, padding="valid")
+    calls = [
+        lambda x, y: operators.ssim_map(x, y, *options),
+        lambda x, y: operators.ssim_map(x, x, *options._replace(spatial_dims=3)),
+        lambda x, y: operators.ssim_map(x, x, *options._replace(window_size=4)),
+        lambda x, y: operators.ssim_map(x, x, *small),
+        lambda x, y: operators.ssim_map(x, x, *options._replace(window_size=33, padding="reflect")),
+        lambda x, y: operators.ssim_map(x, x, *options._replace(padding="circular")),
+        lambda x, y: operators.ssim_map_backward(y, x, x, *options, *flags),
+        lambda x, y: operators.photometric(x, y, None, 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(x, x, y, 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.ssim_channel_means(x, y, *options),
+        lambda x, y: operators.ssim_channel_means_backward(y, x, x, *options, *flags),
+        lambda x, y: operators.ms_ssim(x, x, [0.5, 0.5], *options._replace(padding="valid")),
+        lambda x, y: operators.ms_ssim_backward(y, x, x, y, [0.5], *options._replace(padding="valid"), *flags),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"(must|needs?) .*, got "):
+            call(images, other)
+        with pytest.raises(ValueError, match=r"(must|needs?) .*, got "), FakeTensorMode() as mode:
+            call(mode.from_tensor(images), mode.from_tensor(other))
+
+
+@needs_library
+@pytest.mark.parametrize("data_range", [1e-37, 1e-18, 1e18, 1e37])
+def test_ranges_beyond_the_usual(data_range):
+    """Pixels smaller than float32's normal numbers, and squares beyond it."""
+    img1, img2 = pair((1, 2, 20, 24), data_range=data_range)
+    options = ops.Options(data_range=data_range)
+    assert_close(ops.ssim_map(img1, img2, options), ops.ssim_map(img1.double(), img2.double(), options), 3e-6)
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(1, 2, 30, 41), (1, 1, 13, 14, 15)], ids=str)
+@pytest.mark.parametrize("data_range", [1.0, 255.0])
+def test_eps_in_the_denominator(shape, data_range):
+    """kornia's: of dark images it is most of the denominator."""
+    for eps in (1e-12, 1e-6 * data_range**4):
+        options = options_for(shape, data_range=data_range, eps=eps)
+        check_all(*pair(shape, data_range=data_range), options)
+        dark = [0.01 * image for image in pair(shape, data_range=data_range)]
+        check_all(*dark, options)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import _library, ssim_cpu
 from splat_ssim.ops import ssim as ops
 from tests.ssim_checks import PADDINGS, assert_close, check_all, differentiate, options_for, pair
 
@@ -27,7 +27,7 @@ def test_channels_last_memory_format_is_read_in_place(shape):
     memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     img1, img2 = (image.to(memory_format=memory_format) for image in pair(shape))
     options = options_for(shape)
-    call = ops._Call(img1, img2, options)
+    call = ssim_cpu._Call(img1, img2, options)
     assert (call.first.data_ptr(), call.second.data_ptr()) == (img1.data_ptr(), img2.data_ptr())
     check_all(img1, img2, options)
     assert ops.ssim_map(img1, img2, options).is_contiguous(memory_format=memory_format)
@@ -40,7 +40,7 @@ def test_strides_are_read_in_place():
     options = ops.Options()
     cut = (slice(None, None, 2), slice(1, 4), slice(5, 45), slice(7, 60))
     img1, img2 = large1[cut], large2[cut]
-    assert ops._Call(img1, img2, options).first.data_ptr() == img1.data_ptr()
+    assert ssim_cpu._Call(img1, img2, options).first.data_ptr() == img1.data_ptr()
     check_all(img1, img2, options)
     check_all(large1[..., ::2], large2.transpose(2, 3)[:, :, :60, :40], options)
     check_all(large1[:1, :1].expand(2, 3, -1, -1), large2[:2, :3].flip(3), options)
@@ -146,7 +146,7 @@ def test_what_a_call_before_left_in_scratch_is_not_read(spatial_dims, window_siz
 
 def photometric_arguments(img1, img2, weight=None, per_image=False, **changes):
     options = options_for(img1.shape, **changes)
-    return img1, img2, weight, 0.8, 0.2, per_image, *options, img1.requires_grad, img2.requires_grad
+    return img1, img2, weight, 0.8, 0.2, 0.0, per_image, *options, img1.requires_grad, img2.requires_grad
 
 
 def sample_inputs():

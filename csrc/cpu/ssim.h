@@ -38,6 +38,14 @@ struct Arguments {
   double eps;                  // added to the denominator of S, not of CS
 };
 
+}  // namespace
+
+// SSIM of images and of volumes. They return 0, 1 (out of memory) or 2 (arguments that make no sense).
+extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim2d)(const Arguments* args);
+extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args);
+
+namespace {
+
 // The same bits as another type.
 template <class To, class From>
 SPLAT_INLINE To bits_as(From value) {

@@ -22,6 +22,7 @@ from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError
 from splat_ssim.ops.ssim import Options, photometric, ssim_channel_means
+from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -119,11 +120,15 @@ def ms_ssim(
     exponents = reference.MS_SSIM_WEIGHTS if weights is None else [float(weight) for weight in weights]
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
     window = _Window(win_size, win_sigma, win, data_range, K)
-    scales = [_means(X, Y, window)]
-    for _ in exponents[1:]:
-        X, Y = reference.halve(X), reference.halve(Y)
-        scales.append(_means(X, Y, window))
-    values = reference.combine_scales(scales, exponents)
+    options = _options(X, window)
+    if options is not None and min(X.shape[2:]) > (win_size - 1) * 2 ** (len(exponents) - 1):
+        values = ms_ssim_of_planes(X, Y, options, exponents)
+    else:
+        scales = [_means(X, Y, window)]
+        for _ in exponents[1:]:
+            X, Y = reference.halve(X), reference.halve(Y)
+            scales.append(_means(X, Y, window))
+        values = reference.combine_terms(reference.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
 
 

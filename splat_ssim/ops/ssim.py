@@ -1,23 +1,22 @@
-"""The SSIM operators: schemas, fake kernels, autograd, and the CPU kernels. ops/ssim_cuda.py registers CUDA's.
+"""The SSIM operators: schemas, checks, fake kernels, autograd, and the choice between kernels and the definition.
 
-The five schemas end in the same options (`Options`), so that an operator passes them on in one piece. A tensor is in
-"interleaved" layout when its channels are the innermost axis in memory (channels-last data, or torch's channels_last
-memory format), else "planar": kernels read both in place, and outputs are allocated in the layout of the first image.
+ops/ssim_cpu.py and ops/ssim_cuda.py implement them for a device. The schemas end in the same
+options (`Options`), so that an operator passes them on in one piece. A tensor is in "interleaved"
+layout when its channels are the innermost axis in memory (channels-last data, or torch's
+channels_last memory format), else "planar": kernels read both in place, and outputs are allocated in
+the layout of the first image.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import struct
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import reference
-from . import _library
 
 
 class Options(NamedTuple):
@@ -31,7 +30,7 @@ class Options(NamedTuple):
     padding: str = "same"
     spatial_dims: int = 2
     channels_last: bool = False
-    #: Added to the denominator of S, as kornia does; the package's own functions leave it at 0.
+    #: Added to the denominator of S in maps and losses, as kornia does; the package's own functions leave it at 0.
     eps: float = 0.0
 
 
@@ -46,16 +45,22 @@ _SCHEMAS = {
     "ssim_map_backward": (
         f"(Tensor grad_map, Tensor img1, Tensor img2, {_OPTIONS}, bool need1, bool need2) -> (Tensor, Tensor)"
     ),
-    # loss = l1_weight * l1 + dssim_weight * dssim, the means of |x - y| and of 1 - S: over the batch, or (B,) with
-    # per_image. Only the loss is differentiable; grad1 and grad2 are its gradients (empty where not needed).
+    # loss = offset + l1_weight * l1 + dssim_weight * dssim, the means of |x - y| and of 1 - S: over the batch, or (B,)
+    # with per_image. Only the loss is differentiable; grad1 and grad2 are its gradients (empty where not needed).
     "photometric": (
-        f"(Tensor img1, Tensor img2, Tensor? weight, float l1_weight, float dssim_weight, bool per_image, {_OPTIONS}, "
-        "bool need1, bool need2) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)"
+        "(Tensor img1, Tensor img2, Tensor? weight, float l1_weight, float dssim_weight, float offset, bool per_image, "
+        f"{_OPTIONS}, bool need1, bool need2) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)"
     ),
     # (B, C, 2): for each image and channel the means of S and of its contrast-structure factor.
     "ssim_channel_means": f"(Tensor img1, Tensor img2, {_OPTIONS}) -> Tensor",
     "ssim_channel_means_backward": (
         f"(Tensor grad_means, Tensor img1, Tensor img2, {_OPTIONS}, bool need1, bool need2) -> (Tensor, Tensor)"
+    ),
+    # (B, C): MS-SSIM, and (B, C, scales): the terms it is the product of. Only the first is differentiable.
+    "ms_ssim": f"(Tensor img1, Tensor img2, float[] weights, {_OPTIONS}) -> (Tensor, Tensor)",
+    "ms_ssim_backward": (
+        f"(Tensor grad_values, Tensor img1, Tensor img2, Tensor terms, float[] weights, {_OPTIONS}, "
+        "bool need1, bool need2) -> (Tensor, Tensor)"
     ),
     # A gradient of `photometric` times the upstream one, () or (B,). The image only says what it is the gradient by.
     "scaled_gradient": "(Tensor gradient, Tensor upstream, Tensor image) -> Tensor",
@@ -65,346 +70,283 @@ _definitions = torch.library.Library("splat_ssim", "FRAGMENT")
 for _name, _schema in _SCHEMAS.items():
     _definitions.define(_name + _schema)
 
+#: Device type -> operator -> its implementation.
+IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {}
+#: Device type -> whether its kernels take (img1, img2, options).
+KERNELS: dict[str, Callable[[Tensor, Tensor, Options], bool]] = {}
+#: Device type -> function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
+#: returns False where it does not take them.
+SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Shapes and layouts
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _channels_first(images: Tensor, channels_last: bool) -> Tensor:
+def channels_first(images: Tensor, channels_last: bool) -> Tensor:
     """A view (B, C, spatial…) of images in either logical layout."""
     return images.movedim(-1, 1) if channels_last else images
 
 
-def _is_interleaved(images: Tensor) -> bool:
+def is_interleaved(images: Tensor) -> bool:
     """Whether a (B, C, spatial…) tensor has the channels innermost in memory."""
     return images.shape[1] > 1 and images.stride(1) == 1 and images.stride(-1) == images.shape[1]
 
 
-def _result_dtype(*images: Tensor) -> torch.dtype:
+def result_dtype(*images: Tensor) -> torch.dtype:
+    """float64 where an image is float64, else float32."""
     return torch.float64 if any(image.dtype == torch.float64 for image in images) else torch.float32
 
 
-def _new_like(
+def new_like(
     images: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, planar: bool = False
 ) -> Tensor:
     """An uninitialised tensor whose (B, C, spatial…) shape is `shape`, in the logical and memory layout of `images`."""
-    if not planar and _is_interleaved(_channels_first(images, channels_last)):
+    if not planar and is_interleaved(channels_first(images, channels_last)):
         made = images.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype)
         return made if channels_last else made.movedim(-1, 1)
     made = images.new_empty(shape, dtype=dtype)
     return made.movedim(1, -1) if channels_last else made
 
 
-def _map_shape(images: Tensor, options: Options) -> tuple[int, ...]:
+def map_shape(images: Tensor, options: Options) -> tuple[int, ...]:
     """The shape (B, C, spatial…) of the map of S."""
-    first = _channels_first(images, options.channels_last)
+    first = channels_first(images, options.channels_last)
     lost = options.window_size - 1 if options.padding == "valid" else 0
     return (*first.shape[:2], *(side - lost for side in first.shape[2:]))
 
 
-def _new_gradients(
+def new_gradients(
     img1: Tensor, img2: Tensor, options: Options, need1: bool, need2: bool, planar: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Both gradients, float32 or wider, in the layout of the first image, so that one kernel writes both."""
-    dtype, channels_last = _result_dtype(img1, img2), options.channels_last
-    shape = tuple(_channels_first(img1, channels_last).shape)
+    dtype, channels_last = result_dtype(img1, img2), options.channels_last
+    shape = tuple(channels_first(img1, channels_last).shape)
     grads = [
-        _new_like(img1, shape, dtype, channels_last, planar) if needed else img1.new_empty(0, dtype=dtype)
+        new_like(img1, shape, dtype, channels_last, planar) if needed else img1.new_empty(0, dtype=dtype)
         for needed in (need1, need2)
     ]
     return grads[0], grads[1]
 
 
-@torch.library.register_fake("splat_ssim::ssim_map", lib=_definitions)
-def _(img1, img2, *options):
+# --------------------------------------------------------------------------------------------------------------------
+# Checks, for calls that do not come from the public functions, and fake kernels
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, required: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{required}, got {got}")
+
+
+def _check_images(img1: Tensor, img2: Tensor, options: Options) -> None:
+    """Everything a kernel relies on; what the public functions check before they call."""
+    size, dims, padding = options.window_size, options.spatial_dims, options.padding
+    _require(img1.shape == img2.shape, "img1 and img2 must have the same shape", (tuple(img1.shape), tuple(img2.shape)))
+    _require(dims in (2, 3), "spatial_dims must be 2 or 3", dims)
+    _require(img1.ndim == dims + 2, f"img1 must have {dims + 2} axes", tuple(img1.shape))
+    _require(img1.device == img2.device, "img1 and img2 must be on the same device", (img1.device, img2.device))
+    _require(3 <= size <= 33 and size % 2 == 1, "window_size must be odd, from 3 to 33", size)
+    _require(padding in reference.PADDINGS, f"padding must be one of {reference.PADDINGS}", padding)
+    if padding != "same":
+        smallest = size if padding == "valid" else size // 2 + 1
+        sides = tuple(channels_first(img1, options.channels_last).shape[2:])
+        _require(min(sides) >= smallest, f"padding {padding!r} needs sides of at least {smallest}", sides)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    _require(tuple(tensor.shape) == shape, f"{name} must have the shape {shape}", tuple(tensor.shape))
+
+
+def _check_ssim_map(img1, img2, *options):
+    _check_images(img1, img2, Options(*options))
+
+
+def _check_ssim_map_backward(grad_map, img1, img2, *arguments):
+    options = Options(*arguments[:-2])
+    _check_images(img1, img2, options)
+    _check_shape("grad_map", channels_first(grad_map, options.channels_last), map_shape(img1, options))
+
+
+def _check_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+    options = Options(*arguments[:-2])
+    _check_images(img1, img2, options)
+    if weight is not None:
+        batch, channels, *sides = channels_first(img1, options.channels_last).shape
+        got = channels_first(weight, options.channels_last)
+        _check_shape("weight", got, (batch, 1 if got.ndim == img1.ndim and got.shape[1] == 1 else channels, *sides))
+
+
+def _check_channel_means_backward(grad_means, img1, img2, *arguments):
+    options = Options(*arguments[:-2])
+    _check_images(img1, img2, options)
+    _check_shape("grad_means", grad_means, (*map_shape(img1, options)[:2], 2))
+
+
+def _check_ms_ssim(img1, img2, weights, *arguments):
+    options = Options(*arguments)
+    _check_images(img1, img2, options)
+    smallest = (options.window_size - 1) * 2 ** (len(weights) - 1) + 1
+    sides = tuple(channels_first(img1, options.channels_last).shape[2:])
+    _require(len(weights) > 0, "weights must have at least one exponent", weights)
+    _require(min(sides) >= smallest, f"{len(weights)} scales need sides of at least {smallest}", sides)
+
+
+def _check_ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+    options = Options(*arguments[:-2])
+    _check_ms_ssim(img1, img2, weights, *options)
+    planes = map_shape(img1, options)[:2]
+    _check_shape("grad_values", grad_values, planes)
+    _check_shape("terms", terms, (*planes, len(weights)))
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "ssim_map": _check_ssim_map,
+    "ssim_map_backward": _check_ssim_map_backward,
+    "photometric": _check_photometric,
+    "ssim_channel_means": _check_ssim_map,
+    "ssim_channel_means_backward": _check_channel_means_backward,
+    "ms_ssim": _check_ms_ssim,
+    "ms_ssim_backward": _check_ms_ssim_backward,
+}
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    check = _CHECKS[name]
+
+    def run(*arguments):
+        check(*arguments)
+        return function(*arguments)
+
+    return run
+
+
+def _fake_ssim_map(img1, img2, *options):
     options = Options(*options)
-    return _new_like(img1, _map_shape(img1, options), _result_dtype(img1, img2), options.channels_last)
+    return new_like(img1, map_shape(img1, options), result_dtype(img1, img2), options.channels_last)
 
 
-@torch.library.register_fake("splat_ssim::ssim_map_backward", lib=_definitions)
-def _(grad_map, img1, img2, *arguments):
+def _fake_gradients(upstream, img1, img2, *arguments):
     *options, need1, need2 = arguments
-    return _new_gradients(img1, img2, Options(*options), need1, need2)
+    return new_gradients(img1, img2, Options(*options), need1, need2)
 
 
-@torch.library.register_fake("splat_ssim::photometric", lib=_definitions)
-def _(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
+def _fake_planar_gradients(upstream, img1, img2, *arguments):
+    *options, need1, need2 = arguments
+    return new_gradients(img1, img2, Options(*options), need1, need2, planar=True)
+
+
+def _fake_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
     *options, need1, need2 = arguments
     shape = (img1.shape[0],) if per_image else ()
-    dtype = _result_dtype(img1, img2)
-    means = [img1.new_empty(shape, dtype=dtype) for _ in range(3)]
-    return (*means, *_new_gradients(img1, img2, Options(*options), need1, need2))
+    means = [img1.new_empty(shape, dtype=result_dtype(img1, img2)) for _ in range(3)]
+    return (*means, *new_gradients(img1, img2, Options(*options), need1, need2))
 
 
-@torch.library.register_fake("splat_ssim::ssim_channel_means", lib=_definitions)
-def _(img1, img2, *options):
-    batch, channels = _map_shape(img1, Options(*options))[:2]
-    return img1.new_empty((batch, channels, 2), dtype=_result_dtype(img1, img2))
+def _fake_ssim_channel_means(img1, img2, *options):
+    batch, channels = map_shape(img1, Options(*options))[:2]
+    return img1.new_empty((batch, channels, 2), dtype=result_dtype(img1, img2))
 
 
-@torch.library.register_fake("splat_ssim::ssim_channel_means_backward", lib=_definitions)
-def _(grad_means, img1, img2, *arguments):
-    *options, need1, need2 = arguments
-    return _new_gradients(img1, img2, Options(*options), need1, need2, planar=True)
+def _fake_ms_ssim(img1, img2, weights, *options):
+    planes = map_shape(img1, Options(*options))[:2]
+    values = img1.new_empty(planes, dtype=result_dtype(img1, img2))
+    return values, img1.new_empty((*planes, len(weights)), dtype=torch.float64)
+
+
+def _fake_ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+    return _fake_planar_gradients(grad_values, img1, img2, *arguments)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "ssim_map": _fake_ssim_map,
+    "ssim_map_backward": _fake_gradients,
+    "photometric": _fake_photometric,
+    "ssim_channel_means": _fake_ssim_channel_means,
+    "ssim_channel_means_backward": _fake_planar_gradients,
+    "ms_ssim": _fake_ms_ssim,
+    "ms_ssim_backward": _fake_ms_ssim_backward,
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake("splat_ssim::" + _name, _checked(_name, _fake), lib=_definitions)
+
+
+def register_device(
+    device_type: str,
+    implementations: dict[str, Callable[..., Any]],
+    supports: Callable[[Tensor, Tensor, Options], bool],
+    scale: Callable[[Tensor, Tensor], bool] | None = None,
+) -> None:
+    """Makes a device's kernels known: to the dispatcher with checks, to eager calls without."""
+    for name, function in implementations.items():
+        _definitions.impl(name, _checked(name, function), device_type.upper())
+    IMPLEMENTATIONS[device_type] = implementations
+    KERNELS[device_type] = supports
+    if scale is not None:
+        SCALES[device_type] = scale
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# CPU: the compiled kernels
+# Calls: of an implementation itself where nobody watches, since the dispatcher takes as long as a small image
 # --------------------------------------------------------------------------------------------------------------------
 
-_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-#: Asked once: torch.compile could not trace the loader.
-_HAS_LIBRARY = _library.library() is not None
 
-_PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
-
-#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, four doubles.
-_ARGUMENTS = struct.Struct("=50q4d")
-_NO_VIEW = (0, 0, 0, 0, 0, 0)
-
-
-@functools.cache
-def _window(window_size: int, sigma: float) -> ctypes.Array:
-    return (ctypes.c_double * window_size)(*reference.gaussian_taps(window_size, sigma))
-
-
-def _supports_cpu(img1: Tensor, img2: Tensor, options: Options) -> bool:
-    return (
-        img1.dtype in _DTYPE_CODES
-        and img2.dtype in _DTYPE_CODES
-        and options.window_size % 2 == 1
-        and options.window_size <= 33
-        and img1.numel() > 0
-        and _HAS_LIBRARY
+def _nobody_watches(arguments: Sequence[Any]) -> bool:
+    """CPU tensors of no subclass and not batched, no dispatch mode, no profiler."""
+    if torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled():
+        return False
+    return all(
+        type(a) in (Tensor, torch.nn.Parameter) and a.device.type == "cpu" and not _is_batched(a)
+        for a in arguments
+        if isinstance(a, Tensor)
     )
 
 
-def _readable(images: Tensor, interleaved: bool) -> Tensor:
-    """(B, C, spatial…) such that a kernel can read it: itself where its innermost axes are dense, else a copy."""
-    if interleaved:
-        if images.stride(1) == 1 and images.stride(-1) == images.shape[1]:
-            return images
-        return images.movedim(1, -1).contiguous().movedim(-1, 1)
-    return images if images.stride(-1) == 1 or images.shape[-1] == 1 else images.contiguous()
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether torch.vmap, or the vmap of is_grads_batched, hands the tensor in."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
-def _view(tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
-    """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position (inset, …)."""
-    if tensor is None:
-        return _NO_VIEW
-    strides = tensor.stride()
-    slices = strides[2] if len(strides) == 5 else 0
-    address = tensor.data_ptr() - inset * sum(strides[2:]) * tensor.element_size()
-    return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
+def _below_autograd(name: str, *arguments):
+    if _nobody_watches(arguments):
+        return IMPLEMENTATIONS["cpu"][name](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.splat_ssim, name).default(*arguments)
 
 
-class _Call:
-    """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
-
-    Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
-
-    A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
-    and weighs |x - y| too.
-    """
-
-    def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
-        first, second = (_channels_first(image, options.channels_last) for image in (img1, img2))
-        self.interleaved = not planar and _is_interleaved(first)
-        self.first, self.second = _readable(first, self.interleaved), _readable(second, self.interleaved)
-        self.options = options
-        self.batch, self.channels = first.shape[0], first.shape[1]
-        self.planes = self.batch if self.interleaved else self.batch * self.channels
-
-    def spread(self, weight: Tensor) -> Tensor:
-        """A float32 weight for every channel, as the kernel reads it: (B, C, spatial…)."""
-        weight = _channels_first(weight, self.options.channels_last).float()
-        return _readable(weight.expand(self.batch, self.channels, *weight.shape[2:]), self.interleaved)
-
-    def run(
-        self,
-        coefficients: Tensor | ctypes.Array,
-        weight: Tensor | None = None,
-        weight_inset: int | None = None,
-        map_: Tensor | None = None,
-        grad1: Tensor | None = None,
-        grad2: Tensor | None = None,
-        similarities: bool = False,
-    ) -> ctypes.Array:
-        options, first = self.options, self.first
-        for output in (map_, grad1, grad2):
-            if output is not None:
-                _library.prefer_huge_pages(output)
-        outputs = [t if t is None else _channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
-        totals = (ctypes.c_double * (3 * self.planes))()
-        window = _window(options.window_size, options.sigma)
-        sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
-        packed = _ARGUMENTS.pack(
-            *_view(first),
-            *_view(self.second),
-            *_view(weight, weight_inset or 0),
-            *_view(outputs[0], options.window_size // 2 if options.padding == "valid" else 0),
-            *_view(outputs[1]),
-            *_view(outputs[2]),
-            self.batch,
-            self.channels,
-            *sides,
-            self.interleaved,
-            options.window_size,
-            _PADDING_CODES[options.padding],
-            torch.get_num_threads(),
-            weight_inset is None,
-            similarities,
-            ctypes.addressof(window),
-            coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients),
-            ctypes.addressof(totals),
-            (options.k1 * options.data_range) ** 2,
-            (options.k2 * options.data_range) ** 2,
-            options.data_range,
-            options.eps,
-        )
-        name = f"ssim{options.spatial_dims}d"
-        status = _library.kernel(name, (ctypes.c_char_p,))(packed)
-        _library.check(status, name, (first.shape, self.second.shape))
-        return totals
+def _backward_call(name: str, *arguments):
+    """A backward operator; one that is to be differentiated goes where the second derivative is refused."""
+    if torch.is_grad_enabled():
+        return getattr(torch.ops.splat_ssim, name)(*arguments)
+    return _below_autograd(name, *arguments)
 
 
-def _rows(totals: ctypes.Array) -> Tensor:
-    """The totals of `_Call.run` as a tensor, (planes, 3)."""
-    return torch.frombuffer(totals, dtype=torch.float64).view(-1, 3)
+#: Operator -> the apply of an autograd.Function for eager calls: torch.library's own takes 0.3 ms a call.
+_EAGER: dict[str, Callable[..., Any]] = {}
 
 
-def _positions(options: Options, shape: torch.Size) -> int:
-    """How many values of S each plane of images (B, C, spatial…) has."""
-    lost = options.window_size - 1 if options.padding == "valid" else 0
-    count = 1
-    for side in shape[2:]:
-        count *= side - lost
-    return count
+def _register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            output = _below_autograd(name, *arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign, assignment]
+    _EAGER[name] = Eager.apply
+    torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_definitions)
 
 
-def _ssim_map_cpu(img1, img2, *arguments):
-    options = Options(*arguments)
-    found = _new_like(img1, _map_shape(img1, options), _result_dtype(img1, img2), options.channels_last)
-    call = _Call(img1, img2, options)
-    call.run(torch.zeros((call.planes, 3), dtype=torch.float64), map_=found)
-    return found
-
-
-def _ssim_map_backward_cpu(grad_map, img1, img2, *arguments):
-    *values, need1, need2 = arguments
-    options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2)
-    call = _Call(img1, img2, options)
-    coefficients = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64).repeat(call.planes, 1)
-    inset = options.window_size // 2 if options.padding == "valid" else 0
-    call.run(coefficients, call.spread(grad_map), inset, None, *_wanted(grads, need1, need2))
-    return grads
-
-
-def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
-    return grads[0] if need1 else None, grads[1] if need2 else None
-
-
-def _photometric_cpu(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
-    *values, need1, need2 = arguments
-    options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2)
-    call = _Call(img1, img2, options)
-    if weight is None and not per_image:
-        positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
-        row = (dssim_weight / positions, 0.0, l1_weight / elements)
-        coefficients = (ctypes.c_double * (3 * call.planes))(*row * call.planes)
-        totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
-        dssim, l1 = sum(totals[0::3]) / positions, sum(totals[2::3]) / elements
-        means = (l1_weight * l1 + dssim_weight * dssim, l1, dssim)
-        return *(torch.scalar_tensor(mean, dtype=torch.float32) for mean in means), *grads
-    counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
-    coefficients = torch.zeros((call.batch, 3), dtype=torch.float64)
-    coefficients[:, 0] = dssim_weight / counts[:, 0]
-    coefficients[:, 2] = l1_weight / counts[:, 1]
-    per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
-    totals = _rows(call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2)))
-    totals = totals.view(call.batch, -1, 3).sum(1)
-    if not per_image:
-        totals = totals.sum(0, keepdim=True)
-    dssim, l1 = totals[:, 0] / counts[:, 0], totals[:, 2] / counts[:, 1]
-    means = torch.stack((l1_weight * l1 + dssim_weight * dssim, l1, dssim)).float()
-    loss, l1, dssim = (means if per_image else means[:, 0]).unbind(0)
-    return loss.clone(), l1.clone(), dssim.clone(), *grads
-
-
-def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
-    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
-    options, shape = call.options, call.first.shape
-    images = 1 if per_image else call.batch
-    if weight is None:
-        plain = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
-        return torch.tensor([plain], dtype=torch.float64), None
-    spread = call.spread(weight)
-    inset = options.window_size // 2 if options.padding == "valid" else 0
-    inner = spread
-    for dim in range(2, spread.ndim):
-        inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
-    counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
-    counts = counts if per_image else counts.sum(0, keepdim=True)
-    return torch.where(counts > 0, counts, 1.0), spread
-
-
-def _ssim_channel_means_cpu(img1, img2, *arguments):
-    options = Options(*arguments)
-    call = _Call(img1, img2, options, planar=True)
-    totals = _rows(call.run(torch.zeros((call.planes, 3), dtype=torch.float64), similarities=True))
-    means = totals[:, :2] / _positions(options, call.first.shape)
-    return means.float().view(call.batch, call.channels, 2)
-
-
-def _ssim_channel_means_backward_cpu(grad_means, img1, img2, *arguments):
-    *values, need1, need2 = arguments
-    options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2, planar=True)
-    call = _Call(img1, img2, options, planar=True)
-    coefficients = torch.zeros((call.planes, 3), dtype=torch.float64)
-    coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
-    call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
-    return grads
-
-
-def _per_image(upstream, gradient):
-    """The upstream gradient, () or (B,), shaped to multiply a gradient."""
-    return upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream
-
-
-def _scaled_gradient(gradient, upstream, image):
-    return gradient * _per_image(upstream, gradient)
-
-
-#: Device type -> function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
-#: returns False where it does not take them.
-SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
-
-
-def _scale_in_place(gradient, upstream):
-    # Mostly the loss is what backward starts from: then there is nothing to do. To ask a GPU for it would stop it.
-    if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
-        return gradient
-    scale = SCALES.get(gradient.device.type)
-    if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
-        return gradient
-    return gradient.mul_(_per_image(upstream, gradient))
-
-
-torch.library.register_fake("splat_ssim::scaled_gradient", _scaled_gradient, lib=_definitions)
-_definitions.impl("scaled_gradient", _scaled_gradient, "CompositeExplicitAutograd")
-
-for _name, _function in {
-    "ssim_map": _ssim_map_cpu,
-    "ssim_map_backward": _ssim_map_backward_cpu,
-    "photometric": _photometric_cpu,
-    "ssim_channel_means": _ssim_channel_means_cpu,
-    "ssim_channel_means_backward": _ssim_channel_means_backward_cpu,
-}.items():
-    _definitions.impl(_name, _function, "CPU")
+def _call(name: str, *arguments):
+    """An operator of the images `arguments[:2]`."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return getattr(torch.ops.splat_ssim, name)(*arguments)
+    if torch.is_grad_enabled() and (arguments[0].requires_grad or arguments[1].requires_grad):
+        return _EAGER[name](*arguments)
+    return _below_autograd(name, *arguments)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -422,16 +364,34 @@ def _register_recomputing(name: str) -> None:
     def backward(ctx, upstream):
         img1, img2 = ctx.saved_tensors
         need1, need2 = ctx.needs_input_grad[:2]
-        operator = getattr(torch.ops.splat_ssim, name + "_backward")
-        grad1, grad2 = operator(upstream, img1, img2, *ctx.options, need1, need2)
+        grad1, grad2 = _backward_call(name + "_backward", upstream, img1, img2, *ctx.options, need1, need2)
         grads = (grad1.to(img1.dtype) if need1 else None, grad2.to(img2.dtype) if need2 else None)
         return *grads, *(None,) * len(ctx.options)
 
-    torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_definitions)
+    _register_autograd(name, setup_context, backward)
 
 
 _register_recomputing("ssim_map")
 _register_recomputing("ssim_channel_means")
+
+
+def _ms_ssim_context(ctx, inputs, output):
+    img1, img2, ctx.weights, *ctx.options = inputs
+    _values, terms = output
+    ctx.mark_non_differentiable(terms)
+    ctx.save_for_backward(img1, img2, terms)
+
+
+def _ms_ssim_backward(ctx, upstream, _unused):
+    img1, img2, terms = ctx.saved_tensors
+    need1, need2 = ctx.needs_input_grad[:2]
+    arguments = (upstream, img1, img2, terms, ctx.weights, *ctx.options, need1, need2)
+    grad1, grad2 = _backward_call("ms_ssim_backward", *arguments)
+    grads = (grad1.to(img1.dtype) if need1 else None, grad2.to(img2.dtype) if need2 else None)
+    return *grads, *(None,) * (len(ctx.options) + 1)
+
+
+_register_autograd("ms_ssim", _ms_ssim_context, _ms_ssim_backward)
 
 
 def _photometric_context(ctx, inputs, output):
@@ -447,64 +407,64 @@ def _photometric_context(ctx, inputs, output):
 def _photometric_backward(ctx, upstream, *unused):
     found = [None, None]
     if upstream is not None:
+        wanted = ctx.needs_input_grad[:2]
         grads = ctx.grads
-        if grads is None:
-            # A second backward through a retained graph: the first one gave the gradients away.
+        if grads is None or any(need and grad.numel() == 0 for need, grad in zip(wanted, grads, strict=True)):
+            # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
+            # whose example needed no gradient.
             with torch.no_grad():
-                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*ctx.saved_tensors, *ctx.options)
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*ctx.saved_tensors, *ctx.options[:-2], *wanted)
             grads = [grad1, grad2]
-        # In place, so that no second image is needed; not where the gradient is to be differentiated again or this is
-        # traced by torch.compile, which plans the memory itself.
-        in_place = not torch.is_grad_enabled() and type(grads[0]) is Tensor
+        # In place, so that no second image is needed.
+        in_place = _may_scale_in_place(grads[0], upstream)
         if in_place:
             ctx.grads = None
         for i, grad in enumerate(grads):
-            if ctx.needs_input_grad[i]:
-                if in_place:
-                    scaled = _scale_in_place(grad, upstream)
-                else:
-                    scaled = torch.ops.splat_ssim.scaled_gradient(grad, upstream, ctx.saved_tensors[i])
-                found[i] = scaled.to(ctx.dtypes[i])
+            if wanted[i]:
+                scale = _scale_in_place if in_place else _scale
+                found[i] = scale(grad, upstream, ctx.saved_tensors[i]).to(ctx.dtypes[i])
     return *found, *(None,) * (len(ctx.options) + 1)
 
 
-torch.library.register_autograd(
-    "splat_ssim::photometric", _photometric_backward, setup_context=_photometric_context, lib=_definitions
-)
+def _may_scale_in_place(gradient: Tensor, upstream: Tensor) -> bool:
+    """Whether nobody differentiates, traces or batches the multiplication."""
+    return (
+        not torch.is_grad_enabled()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(gradient) is Tensor
+        and type(upstream) is Tensor
+        and not _is_batched(upstream)
+    )
 
 
-def _photometric_below_autograd(*arguments):
-    *values, offset = arguments
-    if _nobody_watches(*values[:3]):
-        output = _photometric_cpu(*values)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.splat_ssim.photometric.default(*values)
-    return output if offset == 0.0 else (output[0] + offset, *output[1:])
+def _per_image(upstream: Tensor, gradient: Tensor) -> Tensor:
+    """The upstream gradient, () or (B,), shaped to multiply a gradient."""
+    return upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream
 
 
-def _nobody_watches(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors may go past the dispatcher, which takes as long as a small image.
+def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+    # The upstream gradient is usually 1. Reading it on a GPU would synchronise, so the kernel checks it there.
+    if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    scale = SCALES.get(gradient.device.type)
+    if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
+        return gradient
+    return gradient.mul_(_per_image(upstream, gradient))
 
-    CPU tensors of no subclass, no dispatch mode, no profiler.
-    """
-    if torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled():
-        return False
-    return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu") for t in tensors)
+
+def _scale(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+    if _is_batched(upstream):
+        return _scaled_gradient(gradient, upstream, image)  # Operators of torch's, which can be batched.
+    return torch.ops.splat_ssim.scaled_gradient(gradient, upstream, image)
 
 
-class _Photometric(torch.autograd.Function):
-    """The same autograd for eager calls: torch.library's takes 0.3 ms a call to look up the schema's defaults."""
+def _scaled_gradient(gradient, upstream, image):
+    return gradient * _per_image(upstream, gradient)
 
-    @staticmethod
-    def forward(ctx, *arguments):
-        output = _photometric_below_autograd(*arguments)
-        _photometric_context(ctx, arguments[:-1], output)
-        return output
 
-    @staticmethod
-    def backward(ctx, *upstream):
-        return (*_photometric_backward(ctx, *upstream), None)
+_register_autograd("photometric", _photometric_context, _photometric_backward)
+torch.library.register_fake("splat_ssim::scaled_gradient", _scaled_gradient, lib=_definitions)
+_definitions.impl("scaled_gradient", _scaled_gradient, "CompositeExplicitAutograd")
 
 
 def _keep_nothing(ctx, inputs, output):
@@ -515,7 +475,7 @@ def _refuse_second_derivative(ctx, *grads):
     raise NotImplementedError("splat_ssim is differentiable once: the second derivative of SSIM is not implemented")
 
 
-for _name in ("ssim_map_backward", "ssim_channel_means_backward", "scaled_gradient"):
+for _name in ("ssim_map_backward", "ssim_channel_means_backward", "ms_ssim_backward", "scaled_gradient"):
     torch.library.register_autograd(
         "splat_ssim::" + _name, _refuse_second_derivative, setup_context=_keep_nothing, lib=_definitions
     )
@@ -525,45 +485,58 @@ for _name in ("ssim_map_backward", "ssim_channel_means_backward", "scaled_gradie
 # What the public functions call: an operator where the device has a kernel for the images, else the definition
 # --------------------------------------------------------------------------------------------------------------------
 
-#: Device type -> whether its kernels take (img1, img2, options). ops/ssim_cuda.py adds CUDA's.
-KERNELS = {"cpu": _supports_cpu}
-
 
 def has_kernel(img1: Tensor, img2: Tensor, options: Options) -> bool:
     """Whether the operators can run; where not, splat_ssim.reference gives the same numbers."""
     supports = KERNELS.get(img1.device.type)
     if supports is None or not supports(img1, img2, options):
         return False
-    # Inside the transforms of torch.func the definition runs: operators of torch.library know no other than vmap.
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor
-    return torch.compiler.is_compiling() or not (transformed(img1) or transformed(img2))
+    return torch.compiler.is_compiling() or not _is_transformed(img1, img2)
+
+
+def _is_transformed(*images: Tensor) -> bool:
+    """Whether torch.func transforms the call or an image carries a tangent: the definition's operators know how."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    tangents = forward_ad._current_level >= 0
+    return tangents and any(forward_ad.unpack_dual(image).tangent is not None for image in images)
 
 
 def definition_options(options: Options) -> reference.MapOptions:
     """The options as keyword arguments of splat_ssim.reference, which tells images from volumes by their rank."""
+    return {**_constants(options), "padding": options.padding, "channels_last": options.channels_last}
+
+
+def _constants(options: Options) -> reference.Constants:
     return {
         "window_size": options.window_size,
         "sigma": options.sigma,
         "data_range": options.data_range,
         "k1": options.k1,
         "k2": options.k2,
-        "padding": options.padding,
-        "channels_last": options.channels_last,
     }
 
 
 def ssim_map(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """S for every position of the window, in the layout of the images: float32, or float64 where an image is."""
     if has_kernel(img1, img2, options):
-        return torch.ops.splat_ssim.ssim_map(img1, img2, *options)
+        return _call("ssim_map", img1, img2, *options)
     return reference.ssim_map(img1, img2, eps=options.eps, **definition_options(options))
 
 
 def ssim_channel_means(img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     if has_kernel(img1, img2, options):
-        return torch.ops.splat_ssim.ssim_channel_means(img1, img2, *options)
-    return reference.ssim_channel_means(img1, img2, eps=options.eps, **definition_options(options))
+        return _call("ssim_channel_means", img1, img2, *options)
+    return reference.ssim_channel_means(img1, img2, **definition_options(options))
+
+
+def ms_ssim(img1: Tensor, img2: Tensor, options: Options, weights: Sequence[float]) -> Tensor:
+    """(B, C): MS-SSIM of each image and channel, with one exponent a scale; `options.padding` is "valid"."""
+    if has_kernel(img1, img2, options):
+        return _call("ms_ssim", img1, img2, list(weights), *options)[0]
+    constants = _constants(options)
+    return reference.ms_ssim(img1, img2, weights=weights, channels_last=options.channels_last, **constants)
 
 
 def photometric(
@@ -588,33 +561,35 @@ def photometric(
         weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
             and are 0 where nothing has weight. "valid" crops them for 1 - S.
         per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
-        offset: Of the loss: 1 and a `dssim_weight` of -1 make it SSIM.
+        offset: Added to the loss: 1 and a `dssim_weight` of -1 make it SSIM.
 
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
     """
     if has_kernel(img1, img2, options):
         recording = torch.is_grad_enabled()
-        need1, need2 = recording and img1.requires_grad, recording and img2.requires_grad
-        arguments = (img1, img2, weight, l1_weight, dssim_weight, per_image, *options, need1, need2)
-        if not torch.compiler.is_compiling():
-            operator = _Photometric.apply if need1 or need2 else _photometric_below_autograd
-            loss, l1, dssim, _, _ = operator(*arguments, offset)
-            return loss, l1, dssim
-        loss, l1, dssim, _, _ = torch.ops.splat_ssim.photometric(*arguments)
-    else:
-        loss, l1, dssim = _photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image)
-    return (offset + loss if offset else loss), l1, dssim
+        needs = (recording and img1.requires_grad, recording and img2.requires_grad)
+        scalars = (l1_weight, dssim_weight, offset, per_image)
+        loss, l1, dssim, _, _ = _call("photometric", img1, img2, weight, *scalars, *options, *needs)
+        return loss, l1, dssim
+    return photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image, offset)
 
 
-def _photometric_definition(img1, img2, options: Options, l1_weight, dssim_weight, weight, per_image: bool):
+def photometric_definition(
+    img1: Tensor,
+    img2: Tensor,
+    options: Options,
+    l1_weight: float,
+    dssim_weight: float,
+    weight: Tensor | None = None,
+    per_image: bool = False,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`photometric` in plain torch, whatever kernels there are."""
     reduction, channels_last = "image" if per_image else "mean", options.channels_last
     dssim_map = reference.dssim_map(img1, img2, eps=options.eps, **definition_options(options))
     dssim = reference.weighted_mean(dssim_map, weight, reduction, channels_last)
     difference = reference.absolute_difference(img1, img2, options.data_range)
     l1 = reference.weighted_mean(difference, weight, reduction, channels_last)
-    return l1_weight * l1 + dssim_weight * dssim, l1.detach(), dssim.detach()
-
-
-# Registers the CUDA kernels; it builds on what is defined above.
-from . import ssim_cuda  # noqa: E402, F401
+    loss = reference.weighted_sum((l1, l1_weight), (dssim, dssim_weight), offset=offset)
+    return loss, l1.detach(), dssim.detach()

@@ -8,12 +8,16 @@ Nothing synchronises or reads device memory on the host; sums have a fixed order
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .. import reference
 from . import _cuda_launch as launch
 from . import _cuda_module
-from .ssim import KERNELS, SCALES, Options, _map_shape, _new_gradients, _new_like, _wanted
+from .ssim import Options, channels_first, map_shape, new_gradients, new_like, register_device
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 #: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
@@ -58,7 +62,7 @@ def _target(image: Tensor) -> tuple[launch.Kernels, int]:
 
 def _ssim_map(img1, img2, *arguments):
     options = Options(*arguments)
-    found = _new_like(img1, _map_shape(img1, options), torch.float32, options.channels_last)
+    found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
     launch.fill_map(*_target(img1), img1, img2, options, found)
     return found
 
@@ -66,18 +70,19 @@ def _ssim_map(img1, img2, *arguments):
 def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2)
+    grads = new_gradients(img1, img2, options, need1, need2)
     launch.fill_map_gradients(*_target(img1), grad_map, img1, img2, options, _wanted(grads, need1, need2))
     return grads
 
 
-def _photometric(img1, img2, weight, l1_weight, dssim_weight, per_image, *arguments):
+def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2)
+    grads = new_gradients(img1, img2, options, need1, need2)
     wanted = _wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
-    return *launch.photometric(*_target(img1), img1, img2, *weights, options, wanted), *grads
+    loss, l1, dssim = launch.photometric(*_target(img1), img1, img2, *weights, options, wanted)
+    return (loss + offset if offset else loss), l1, dssim, *grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
@@ -87,25 +92,61 @@ def _ssim_channel_means(img1, img2, *arguments):
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    grads = _new_gradients(img1, img2, options, need1, need2, planar=True)
+    grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     wanted = _wanted(grads, need1, need2)
     launch.fill_channel_mean_gradients(*_target(img1), grad_means, img1, img2, options, wanted)
     return grads
+
+
+def _ms_ssim(img1, img2, weights, *arguments):
+    options = Options(*arguments)
+    first_options = options._replace(padding="valid", channels_last=False)
+    pairs = reference.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
+    means = [launch.channel_means(*_target(img1), *pair, first_options) for pair in pairs]
+    terms = reference.scale_terms(means).double()
+    return reference.combine_terms(terms, weights).float(), terms
+
+
+def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    first_options = options._replace(padding="valid", channels_last=False)
+    grad_terms = reference.term_gradients(grad_values.double(), terms, weights)
+    finest = [
+        channels_first(reference.as_float(image, torch.float32, options.data_range), options.channels_last)
+        for image in (img1, img2)
+    ]
+    pairs = reference.pyramid(*finest, len(weights), options.data_range, channels_last=False)
+    coarser: tuple[Tensor, Tensor] | None = None
+    for scale, pair in reversed(list(enumerate(pairs))):
+        grad_means = torch.zeros(*terms.shape[:2], 2, dtype=torch.float32, device=terms.device)
+        grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
+        grads = new_gradients(*pair, first_options, need1, need2, planar=True)
+        wanted = _wanted(grads, need1, need2)
+        launch.fill_channel_mean_gradients(*_target(img1), grad_means, *pair, first_options, wanted)
+        for i, grad in enumerate(wanted):
+            if grad is not None and coarser is not None:
+                grad += reference.spread(coarser[i], grad.shape)
+        coarser = grads
+    first, second = (grad.movedim(1, -1) if options.channels_last and grad.ndim > 1 else grad for grad in grads)
+    return first, second
+
+
+def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
+    return grads[0] if need1 else None, grads[1] if need2 else None
 
 
 def _scale(gradient: Tensor, upstream: Tensor) -> bool:
     return launch.scale(*_target(gradient), gradient, upstream)
 
 
-_implementations = torch.library.Library("splat_ssim", "IMPL", "CUDA")
-for _name, _function in {
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ssim_map": _ssim_map,
     "ssim_map_backward": _ssim_map_backward,
     "photometric": _photometric,
     "ssim_channel_means": _ssim_channel_means,
     "ssim_channel_means_backward": _ssim_channel_means_backward,
-}.items():
-    _implementations.impl(_name, _function)
-
-KERNELS["cuda"] = _supports
-SCALES["cuda"] = _scale
+    "ms_ssim": _ms_ssim,
+    "ms_ssim_backward": _ms_ssim_backward,
+}
+register_device("cuda", IMPLEMENTATIONS, _supports, _scale)

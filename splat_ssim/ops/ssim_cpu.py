@@ -1,0 +1,340 @@
+"""The SSIM operators on the CPU: the compiled kernels of csrc/cpu."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _library
+from .ssim import (
+    Options,
+    channels_first,
+    is_interleaved,
+    map_shape,
+    new_gradients,
+    new_like,
+    register_device,
+    result_dtype,
+)
+
+_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+#: Asked once: torch.compile could not trace the loader.
+_HAS_LIBRARY = _library.library() is not None
+
+_PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
+
+#: Further out a pixel is a number that counts as 0 while a kernel runs, or a sum of two overflows.
+_DATA_RANGES = (1e-30, 1e30)
+
+#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, four doubles.
+_ARGUMENTS = struct.Struct("=50q4d")
+#: What follows them in `PyramidArguments` of csrc/cpu/ms_ssim.cpp.
+_PYRAMID = struct.Struct("=6q")
+_NO_VIEW = (0, 0, 0, 0, 0, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _window(window_size: int, sigma: float) -> ctypes.Array:
+    return (ctypes.c_double * window_size)(*reference.gaussian_taps(window_size, sigma))
+
+
+def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
+    """Whether the kernels take these images."""
+    return (
+        img1.dtype in _DTYPE_CODES
+        and img2.dtype in _DTYPE_CODES
+        and options.window_size % 2 == 1
+        and options.window_size <= 33
+        and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
+        and img1.numel() > 0
+        and _HAS_LIBRARY
+    )
+
+
+def _readable(images: Tensor, interleaved: bool) -> Tensor:
+    """(B, C, spatial…) such that a kernel can read it: itself where its innermost axes are dense, else a copy."""
+    if interleaved:
+        if images.stride(1) == 1 and images.stride(-1) == images.shape[1]:
+            return images
+        return images.movedim(1, -1).contiguous().movedim(-1, 1)
+    return images if images.stride(-1) == 1 or images.shape[-1] == 1 else images.contiguous()
+
+
+class _Call:
+    """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
+
+    Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
+
+    A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
+    and weighs |x - y| too.
+    """
+
+    def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
+        first, second = (channels_first(image, options.channels_last) for image in (img1, img2))
+        self.interleaved = not planar and is_interleaved(first)
+        self.first, self.second = _readable(first, self.interleaved), _readable(second, self.interleaved)
+        self.options = options
+        self.batch, self.channels = first.shape[0], first.shape[1]
+        self.planes = self.batch if self.interleaved else self.batch * self.channels
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """A float32 weight for every channel, as the kernel reads it: (B, C, spatial…)."""
+        weight = channels_first(weight, self.options.channels_last).float()
+        return _readable(weight.expand(self.batch, self.channels, *weight.shape[2:]), self.interleaved)
+
+    def _view(self, tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
+        """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position (inset, …).
+
+        The kernel steps by 1, or by the channels, along a row: the stride of a row of one element may be anything.
+        """
+        if tensor is None:
+            return _NO_VIEW
+        strides = tensor.stride()
+        slices = strides[2] if len(strides) == 5 else 0
+        step = slices + strides[-2] + (self.channels if self.interleaved else 1)
+        address = tensor.data_ptr() - inset * step * tensor.element_size()
+        return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
+
+    def pack(
+        self,
+        coefficients: int,
+        totals: int,
+        weight: Tensor | None = None,
+        weight_inset: int | None = None,
+        map_: Tensor | None = None,
+        grad1: Tensor | None = None,
+        grad2: Tensor | None = None,
+        similarities: bool = False,
+    ) -> bytes:
+        """`Arguments` of csrc/cpu/ssim.h; coefficients and totals by their addresses."""
+        options, first = self.options, self.first
+        for output in (map_, grad1, grad2):
+            if output is not None:
+                _library.prefer_huge_pages(output)
+        outputs = [t if t is None else channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
+        window = _window(options.window_size, options.sigma)
+        sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
+        return _ARGUMENTS.pack(
+            *self._view(first),
+            *self._view(self.second),
+            *self._view(weight, weight_inset or 0),
+            *self._view(outputs[0], options.window_size // 2 if options.padding == "valid" else 0),
+            *self._view(outputs[1]),
+            *self._view(outputs[2]),
+            self.batch,
+            self.channels,
+            *sides,
+            self.interleaved,
+            options.window_size,
+            _PADDING_CODES[options.padding],
+            torch.get_num_threads(),
+            weight_inset is None,
+            similarities,
+            ctypes.addressof(window),
+            coefficients,
+            totals,
+            (options.k1 * options.data_range) ** 2,
+            (options.k2 * options.data_range) ** 2,
+            options.data_range,
+            options.eps,
+        )
+
+    def run(
+        self,
+        coefficients: Tensor | ctypes.Array,
+        weight: Tensor | None = None,
+        weight_inset: int | None = None,
+        map_: Tensor | None = None,
+        grad1: Tensor | None = None,
+        grad2: Tensor | None = None,
+        similarities: bool = False,
+    ) -> ctypes.Array:
+        totals = (ctypes.c_double * (3 * self.planes))()
+        address = coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients)
+        outputs = (map_, grad1, grad2, similarities)
+        self.call(
+            f"ssim{self.options.spatial_dims}d",
+            self.pack(address, ctypes.addressof(totals), weight, weight_inset, *outputs),
+        )
+        return totals
+
+    def call(self, name: str, packed: bytes) -> None:
+        """Calls a kernel that takes one packed structure."""
+        status = _library.kernel(name, (ctypes.c_char_p,))(packed)
+        _library.check(status, name, (self.first.shape, self.second.shape))
+
+
+def _rows(totals: ctypes.Array) -> Tensor:
+    """The totals of `_Call.run` as a tensor, (planes, 3)."""
+    return torch.frombuffer(totals, dtype=torch.float64).view(-1, 3)
+
+
+def _zeros(*shape: int) -> Tensor:
+    """float64 on the CPU, whatever torch's default device is."""
+    return torch.zeros(shape, dtype=torch.float64, device="cpu")
+
+
+def _positions(options: Options, shape: torch.Size) -> int:
+    """How many values of S each plane of images (B, C, spatial…) has."""
+    lost = options.window_size - 1 if options.padding == "valid" else 0
+    count = 1
+    for side in shape[2:]:
+        count *= side - lost
+    return count
+
+
+def _inset(options: Options) -> int:
+    """How far into the images the map starts."""
+    return options.window_size // 2 if options.padding == "valid" else 0
+
+
+def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
+    return grads[0] if need1 else None, grads[1] if need2 else None
+
+
+def _ssim_map(img1, img2, *arguments):
+    options = Options(*arguments)
+    result = new_like(img1, map_shape(img1, options), result_dtype(img1, img2), options.channels_last)
+    call = _Call(img1, img2, options)
+    call.run(_zeros(call.planes, 3), map_=result)
+    return result
+
+
+def _ssim_map_backward(grad_map, img1, img2, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    grads = new_gradients(img1, img2, options, need1, need2)
+    call = _Call(img1, img2, options)
+    coefficients = _zeros(call.planes, 3)
+    coefficients[:, 0] = -1.0
+    call.run(coefficients, call.spread(grad_map), _inset(options), None, *_wanted(grads, need1, need2))
+    return grads
+
+
+def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    grads = new_gradients(img1, img2, options, need1, need2)
+    call = _Call(img1, img2, options)
+    if weight is None and not per_image:
+        positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
+        row = (dssim_weight / positions, 0.0, l1_weight / elements)
+        coefficients = (ctypes.c_double * (3 * call.planes))(*row * call.planes)
+        totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+        dssim, l1 = sum(totals[0::3]) / positions, sum(totals[2::3]) / elements
+        means = (offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)
+        return *(torch.scalar_tensor(mean, dtype=torch.float32, device="cpu") for mean in means), *grads
+    counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
+    coefficients = _zeros(call.batch, 3)
+    coefficients[:, 0] = dssim_weight / counts[:, 0]
+    coefficients[:, 2] = l1_weight / counts[:, 1]
+    per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
+    totals = _rows(call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2)))
+    totals = totals.view(call.batch, -1, 3).sum(1)
+    if not per_image:
+        totals = totals.sum(0, keepdim=True)
+    dssim, l1 = totals[:, 0] / counts[:, 0], totals[:, 2] / counts[:, 1]
+    means = torch.stack((offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)).float()
+    loss, l1, dssim = (means if per_image else means[:, 0]).unbind(0)
+    return loss.clone(), l1.clone(), dssim.clone(), *grads
+
+
+def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
+    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
+    options, shape = call.options, call.first.shape
+    images = 1 if per_image else call.batch
+    if weight is None:
+        plain = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
+        return torch.tensor([plain], dtype=torch.float64, device="cpu"), None
+    spread = call.spread(weight)
+    inset = _inset(options)
+    inner = spread
+    for dim in range(2, spread.ndim):
+        inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
+    counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
+    counts = counts if per_image else counts.sum(0, keepdim=True)
+    return torch.where(counts > 0, counts, 1.0), spread
+
+
+def _ssim_channel_means(img1, img2, *arguments):
+    options = Options(*arguments)._replace(eps=0.0)
+    call = _Call(img1, img2, options, planar=True)
+    totals = _rows(call.run(_zeros(call.planes, 3), similarities=True))
+    means = totals[:, :2] / _positions(options, call.first.shape)
+    return means.float().view(call.batch, call.channels, 2)
+
+
+def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)._replace(eps=0.0)
+    grads = new_gradients(img1, img2, options, need1, need2, planar=True)
+    call = _Call(img1, img2, options, planar=True)
+    coefficients = _zeros(call.planes, 3)
+    coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
+    call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+    return grads
+
+
+def _pyramid_call(img1: Tensor, img2: Tensor, options: Options) -> _Call:
+    """A call on both images as float32: what the pyramid is made of."""
+    img1, img2 = (reference.as_float(image, torch.float32, options.data_range) for image in (img1, img2))
+    return _Call(img1, img2, options._replace(padding="valid", eps=0.0), planar=True)
+
+
+def _run_pyramid(
+    call: _Call,
+    weights: Sequence[float],
+    terms: Tensor,
+    values: Tensor | None = None,
+    upstream: Tensor | None = None,
+    grads: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> None:
+    """Fills terms and values, or from the terms and the upstream gradient the gradients."""
+    exponents = (ctypes.c_double * len(weights))(*weights)
+    packed = call.pack(0, 0, None, None, None, *grads) + _PYRAMID.pack(
+        call.options.spatial_dims == 3,
+        len(weights),
+        ctypes.addressof(exponents),
+        terms.data_ptr(),
+        0 if values is None else values.data_ptr(),
+        0 if upstream is None else upstream.data_ptr(),
+    )
+    call.call("ms_ssim", packed)
+
+
+def _ms_ssim(img1, img2, weights, *arguments):
+    call = _pyramid_call(img1, img2, Options(*arguments))
+    terms, values = _zeros(call.batch, call.channels, len(weights)), _zeros(call.batch, call.channels)
+    _run_pyramid(call, weights, terms, values)
+    return values.float(), terms
+
+
+def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+    *values, need1, need2 = arguments
+    options = Options(*values)
+    grads = new_gradients(img1, img2, options, need1, need2, planar=True)
+    call = _pyramid_call(img1, img2, options)
+    upstream = grad_values.double().contiguous()
+    _run_pyramid(call, weights, terms.contiguous(), None, upstream, _wanted(grads, need1, need2))
+    return grads
+
+
+register_device(
+    "cpu",
+    {
+        "ssim_map": _ssim_map,
+        "ssim_map_backward": _ssim_map_backward,
+        "photometric": _photometric,
+        "ssim_channel_means": _ssim_channel_means,
+        "ssim_channel_means_backward": _ssim_channel_means_backward,
+        "ms_ssim": _ms_ssim,
+        "ms_ssim_backward": _ms_ssim_backward,
+    },
+    _supports,
+)
