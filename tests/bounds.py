@@ -17,11 +17,11 @@ A bound is the larger of two things.
 A gradient is a sum over windows, dL/dx(q) = Σ_p w(p - q) [a + 2 b (s(q) - mu(p))], which kernels take apart into
 s(q) (w * 2b) and w * (a - 2 b mu). So
 
-   |ΔG(q)| <= 4 u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
+   |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where R(q) holds the same terms without the part that cancels, with 1 / B in place of b: b is a quotient of moments over
-B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
-change it by twice that share.
+where n is the number of axes, each of which is a sum of products, and R(q) holds the same terms without the part that
+cancels, with 1 / B in place of b: b is a quotient of moments over B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors
+of the moments within the promise for S, 3e-6 of B and of CS, change it by twice that share.
 
 Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks,
 inside torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that
@@ -305,7 +305,8 @@ def of_gradient(
         shape = evaluation.img1.shape
         pixels = w.pixel + w.mean(w.pixel)[..., None]
         of_pixels = w.flat * 2 * (expand["var_s"] + expand["var_d"]) * pixels
-        total = w.spread(shape, 4 * u * taken_apart + of_pixels + w.flat * share[..., None] * inner)
+        passes = 2 * len(w.sizes)  # of each axis a product and a sum
+        total = w.spread(shape, passes * u * taken_apart + of_pixels + w.flat * share[..., None] * inner)
         total = total + w.spread(shape, w.flat * (by_terms * 2 * w.error_mu_d / w.a)[..., None])
         if total.numel():
             bound += total.nan_to_num(0, 0, 0).max().item() / 2 ** ((total.ndim - 2) * scale * pyramid)

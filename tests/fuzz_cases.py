@@ -284,7 +284,9 @@ def lay_out(values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
             continue
         strides[axis] = steps[axis] * distance
         distance *= max(1, values.shape[axis] * steps[axis] + margins[axis])
-    buffer = torch.full((layout.offset + distance,), _POISON.get(values.dtype, math.nan), dtype=values.dtype)
+    buffer = torch.full(
+        (layout.offset + distance,), _POISON.get(values.dtype, math.nan), dtype=values.dtype, device="cpu"
+    )
     once = values
     for axis in range(rank):
         once = once.narrow(axis, 0, min(1, once.shape[axis])) if repeated[axis] else once
@@ -474,6 +476,8 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
         # A weight of 0 times an S that is not a number: nothing is promised of it.
         weighted = case.mask is not None and case.options.get("mask_mode", "weight") == "weight"
         changes["spoilt"] = () if weighted and case.kind not in PYRAMID_KINDS else tuple(spoilt)
+    if case.kind == "kornia.MS_SSIMLoss" or case.kind == "pytorch_msssim.ssim":
+        changes["offset"] = 0.0
     case = dataclasses.replace(case, **changes)
     if case.content == "same":
         case = dataclasses.replace(case, dtypes=(case.dtypes[0],) * 2, constant=(case.constant[0],) * 2)
@@ -610,8 +614,10 @@ def _draw_compat(source: Source, kind: str, device: str) -> Case:
             "compensation": source.choice([200.0, 1.0]),
             "reduction": source.choice(["mean", "sum", "none"]),
         }
+        # Moments about 0, as the original takes them: bytes, which are taken as they are, would cancel.
+        dtypes = tuple("float32" if dtype == "uint8" else dtype for dtype in _dtypes(source))
         shape = (source.integer(1, 2), source.choice([1, 3, 2]), source.integer(3, 9), source.integer(3, 9))
-        return Case(kind, shape, _dtypes(source), options=options)
+        return Case(kind, shape, dtypes, options=options)
     window = options["window_size"] = source.choice([3, 5, 7, 11] if dims == 2 else [3, 3, 5])
     if source.chance(0.5):
         options["max_val"] = source.choice([2.0, 255.0, 0.1])

@@ -265,8 +265,8 @@ def ms_ssim_terms(img1: Tensor, img2: Tensor, scales: int, *, data_range: float 
 
 
 def ms_ssim_product(means: Tensor, weights: Sequence[float]) -> Tensor:
-    """(B, C): the product of powers; 0, with the gradient 0, where a term is not positive."""
-    alive = (means > 0).all(-1)
+    """(B, C): the product of powers; 0, with the gradient 0, where a term is 0 or less."""
+    alive = ~(means <= 0).any(-1)
     logarithms = torch.where(alive[..., None], means, 1.0).log()
     exponents = torch.tensor(list(weights), dtype=torch.float64, device=means.device)
     return torch.where(alive, (logarithms * exponents).sum(-1).exp(), 0.0)
