@@ -272,7 +272,10 @@ def of_gradient(
     arithmetic: Arithmetic,
     pyramid: bool = False,
 ) -> float:
-    """The bound of the largest error of a gradient, besides what is promised of it."""
+    """The bound of the largest error of a gradient, besides what is promised of it.
+
+    With several evaluations of the index at one scale, a product, the error of each reaches the gradients of all.
+    """
     leaves = [image.detach().clone().requires_grad_() for image in (img1, img2)]
     with recording() as evaluations:
         value = function(*leaves)
@@ -302,15 +305,18 @@ def of_gradient(
         share = 6e-6 * (1 if arithmetic.dtype == torch.float32 else 1e-4) + share
         if arithmetic.cancels and arithmetic.form == "kernel":
             share = share + w.lost / w.b
+        # What the oracle itself may be wrong by: it subtracts quotients by A and by B that nearly cancel.
+        mus = (evaluation.moments.mu1.abs() + evaluation.moments.mu2.abs()).detach()
+        own = 2.0**-50 * by_terms[..., None] * (8 * (mus / w.a)[..., None] + distance / w.b[..., None])
         shape = evaluation.img1.shape
         pixels = w.pixel + w.mean(w.pixel)[..., None]
         of_pixels = w.flat * 2 * (expand["var_s"] + expand["var_d"]) * pixels
         passes = 2 * len(w.sizes)  # of each axis a product and a sum
-        total = w.spread(shape, passes * u * taken_apart + of_pixels + w.flat * share[..., None] * inner)
+        total = w.spread(shape, passes * u * taken_apart + of_pixels + w.flat * (share[..., None] * inner + own))
         total = total + w.spread(shape, w.flat * (by_terms * 2 * w.error_mu_d / w.a)[..., None])
         if total.numel():
             bound += total.nan_to_num(0, 0, 0).max().item() / 2 ** ((total.ndim - 2) * scale * pyramid)
-    return bound
+    return bound if pyramid else bound * len(evaluations)
 
 
 def of_rounding(values: Tensor, dtype: torch.dtype) -> Tensor:

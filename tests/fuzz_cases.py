@@ -473,9 +473,7 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
             (source.integer(0, 1), source.integer(0, 9999), source.choice(["nan", "inf", "-inf"]))
             for _ in range(source.integer(1, 3))
         ]
-        # A weight of 0 times an S that is not a number: nothing is promised of it.
-        weighted = case.mask is not None and case.options.get("mask_mode", "weight") == "weight"
-        changes["spoilt"] = () if weighted and case.kind not in PYRAMID_KINDS else tuple(spoilt)
+        changes["spoilt"] = tuple(spoilt)
     if case.kind == "kornia.MS_SSIMLoss" or case.kind == "pytorch_msssim.ssim":
         changes["offset"] = 0.0
     case = dataclasses.replace(case, **changes)
@@ -499,7 +497,7 @@ def _draw_ssim(source: Source, kind: str, device: str) -> Case:
             padding = options["padding"] = source.choice(PADDINGS)
         window = options.get("window_size", 11)
     least = {"same": 1, "valid": window}.get(padding, window // 2 + 1)
-    if source.chance(0.02):
+    if kind != "ssim_map" and source.chance(0.02):
         least = 1  # too small now and then: it must be refused
     budget = _budget(source, device, dims)
     shape = _shape(source, dims, window, least, budget)

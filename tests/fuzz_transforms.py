@@ -40,6 +40,7 @@ def plain(case: Case) -> Case:
         options.pop(name, None)
     if case.kind == "kornia.MS_SSIMLoss":
         options["data_range"] = 1.0
+        dtype = "float32"  # its windows are rounded to it
     options.pop("train", None)
     return dataclasses.replace(
         case, dtypes=(dtype, dtype), content="near", offset=0.0, constant=((), ()), spoilt=(), options=options
@@ -211,7 +212,7 @@ def check(case: Case) -> int:
         MismatchError: The result is another one than the oracle's, or an error is no sentence.
     """
     case = plain(case)
-    if fuzz_checks.refused(case) or 0 in case.shape:
+    if fuzz_checks.refused(case) or fuzz_checks.undefined(case) or 0 in case.shape:
         return 0
     assert case.transform is not None
     with warnings.catch_warnings():
