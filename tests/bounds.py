@@ -19,7 +19,7 @@ s(q) (w * 2b) and w * (a - 2 b mu). So
 
    |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where n is the number of axes, each of which is a sum of products, and R(q) holds the same terms without the part that
+where c is the constant that is subtracted from the plane, in the worst case the value that is farthest, n is the number of axes, each of which is a sum of products, and R(q) holds the same terms without the part that
 cancels, with 1 / B in place of b: b is a quotient of moments over B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors
 of the moments within the promise for S, 3e-6 of B and of CS, change it by twice that share.
 
@@ -138,6 +138,7 @@ class _Windows:
         images = [
             torch.where(finite, image, centre) for image, centre in ((e.img1, self.centre1), (e.img2, self.centre2))
         ]
+        self.sums, self.differences = images[0] + images[1], images[0] - images[1]
         self.x, self.y = (oracle.windows(image, sizes, e.padding) for image in images)
         self.c1, self.c2 = (centre[..., None] for centre in (self.centre1, self.centre2))
         # Kernels take a float32 number near the mean.
@@ -163,6 +164,13 @@ class _Windows:
 
     def mean(self, values: Tensor) -> Tensor:
         return (self.flat * values).sum(-1)
+
+    @staticmethod
+    def farthest(values: Tensor, plane: Tensor) -> Tensor:
+        """How far values may be from a constant that is one of those of the plane, (B, C, spatial…)."""
+        axes = tuple(range(2, plane.ndim))
+        low, high = plane.amin(axes, keepdim=True)[..., None], plane.amax(axes, keepdim=True)[..., None]
+        return torch.maximum((values - low).abs(), (values - high).abs())
 
     def spread(self, shape: torch.Size, kernel: Tensor) -> Tensor:
         """Σ over windows of `kernel` (positions…, taps) at each pixel of images of this shape."""
@@ -206,7 +214,7 @@ def plain_error(evaluation: Evaluation, form: str) -> float:
 
 
 def _derivatives(value: Tensor, upstream: Tensor, evaluation: Evaluation) -> tuple[dict[str, Tensor], Tensor]:
-    """|dL/d moment| of s and d, and the sum of |dL/d term|, for L = Σ value · upstream."""
+    """|dL/d moment| of s and d and of x and y, and the sum of |dL/d term|, for L = Σ value · upstream."""
     assert evaluation.terms is not None
     inputs = (*evaluation.moments, *evaluation.terms)
     found = torch.autograd.grad(value, inputs, upstream, retain_graph=True, allow_unused=True)
@@ -217,6 +225,8 @@ def _derivatives(value: Tensor, upstream: Tensor, evaluation: Evaluation) -> tup
         "mu_d": (mu1 - mu2).abs() / 2,
         "var_s": (var1 / 2 + cov / 4).abs(),
         "var_d": (var1 / 2 - cov / 4).abs(),
+        "var": var1.abs(),
+        "cov": cov.abs(),
     }
     return by, sum(term.abs() for term in by_terms)
 
@@ -285,14 +295,17 @@ def of_gradient(
         by, by_terms = _derivatives(value, upstream, evaluation)
         w = _Windows(evaluation, arithmetic)
         expand = {name: values[..., None] for name, values in by.items()}
-        about = arithmetic.form != "textbook"
-        centre_s, centre_d = (w.c1 + w.c2) * about, (w.c1 - w.c2) * about
-        taken_apart = w.flat * (
-            expand["mu_s"]
-            + expand["mu_d"]
-            + 2 * expand["var_s"] * ((w.s - centre_s).abs() + (w.mu_s[..., None] - centre_s).abs())
-            + 2 * expand["var_d"] * ((w.d - centre_d).abs() + (w.mu_d[..., None] - centre_d).abs())
-        )
+        mus = (evaluation.moments.mu1.abs() + evaluation.moments.mu2.abs()).detach()
+        if (
+            arithmetic.form == "textbook"
+        ):  # Of x and y, about 0: neither the luminance's nor the variances' parts cancel.
+            sizes = w.x.abs() + w.y.abs() + mus[..., None]
+            parts = 2 * (expand["var"] + expand["cov"]) * sizes + (8 * by_terms * mus / w.a)[..., None]
+        else:
+            far_s = w.farthest(w.s, w.sums) + w.farthest(w.mu_s[..., None], w.sums)
+            far_d = w.farthest(w.d, w.differences) + w.farthest(w.mu_d[..., None], w.differences)
+            parts = 2 * expand["var_s"] * far_s + 2 * expand["var_d"] * far_d
+        taken_apart = w.flat * (expand["mu_s"] + expand["mu_d"] + parts)
         distance = (w.s - w.mu_s[..., None]).abs() + (w.d - w.mu_d[..., None]).abs()
         inner = by_terms[..., None] * (
             2 * distance / w.b[..., None]
@@ -306,7 +319,6 @@ def of_gradient(
         if arithmetic.cancels and arithmetic.form == "kernel":
             share = share + w.lost / w.b
         # What the oracle itself may be wrong by: it subtracts quotients by A and by B that nearly cancel.
-        mus = (evaluation.moments.mu1.abs() + evaluation.moments.mu2.abs()).detach()
         own = 2.0**-50 * by_terms[..., None] * (8 * (mus / w.a)[..., None] + distance / w.b[..., None])
         shape = evaluation.img1.shape
         pixels = w.pixel + w.mean(w.pixel)[..., None]

@@ -57,6 +57,7 @@ class _Call:
         self.other = images(dataclasses.replace(case, seed=case.seed + 7))
         self.wide = tuple(image.double() for image in self.pair)
         self.other_wide = tuple(image.double() for image in self.other)
+        self.oracle(*self.wide)  # What it keeps must not be made inside of a transform.
         self.dtype = FUNCTIONS[case.kind].dtype(*(image.dtype for image in self.pair))
 
     def product(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
