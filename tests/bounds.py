@@ -19,9 +19,10 @@ s(q) (w * 2b) and w * (a - 2 b mu). So
 
    |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where c is the constant that is subtracted from the plane, in the worst case the value that is farthest, n is the number of axes, each of which is a sum of products, and R(q) holds the same terms without the part that
-cancels, with 1 / B in place of b: b is a quotient of moments over B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors
-of the moments within the promise for S, 3e-6 of B and of CS, change it by twice that share.
+where c is the constant that is taken off the plane, at worst the value that is farthest from the pixel; n is the number
+of axes, each of which is a sum of products; and R(q) holds the same terms without the part that cancels, with 1 / B in
+place of b: b is a quotient of moments over B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors of the moments within
+the promise for S, 3e-6 of B and of CS, change it by twice that share.
 
 Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks,
 inside torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that
