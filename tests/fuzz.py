@@ -52,11 +52,13 @@ def find(case: Case, device: str) -> MismatchError | None:
     return None
 
 
-def shrink(case: Case, finding: MismatchError, device: str) -> tuple[Case, MismatchError]:
-    """The simplest case found that shows a finding of the same kind."""
+def shrink(
+    case: Case, finding: MismatchError, device: str, seconds: float = _SHRINK_SECONDS
+) -> tuple[Case, MismatchError]:
+    """The simplest case found within a time that shows a finding of the same kind."""
     if finding.setting is not None:
         case = dataclasses.replace(case, settings=(finding.setting,))
-    deadline, tries = time.monotonic() + _SHRINK_SECONDS, 0
+    deadline, tries = time.monotonic() + seconds, 0
     progress = True
     while progress and tries < _TRIES and time.monotonic() < deadline:
         progress = False

@@ -29,7 +29,7 @@ from tests.fuzz_cases import Case, Setting, images, lay_out, mask_of, upstream_o
 Results = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MismatchError(Exception):
     """A result that is not the oracle's, or an error that is not one of the rules'."""
 

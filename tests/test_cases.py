@@ -419,7 +419,7 @@ def test_10_one_pixel_spoils_the_windows_that_hold_it(path, value, shape, window
     usable = truth.isfinite()
     assert found[usable].isfinite().all()
     error = (found[usable] - truth[usable]).abs().max() / truth[usable].abs().max()
-    assert error <= 2e-4 if sigma < 0.7 else DEFINITION, error
+    assert error <= (2e-4 if sigma < 0.7 else DEFINITION), error
 
 
 # --------------------------------------------------------------------------------------------------------------------
