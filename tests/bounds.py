@@ -9,7 +9,7 @@ A bound is the larger of two things.
    their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves
    |Δs| <= 2 u (|x - c1| + |y - c2|), with u = 2⁻²⁴. That changes the moments by
 
-       |Δmu| <= u |mu| + 5 u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
+       |Δmu| <= u |mu| + 3 u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
 
    whatever the kernel does afterwards, and S by the sum of |∂S/∂moment| |Δmoment|. Bytes are rounded once more
    (value / 255 · range), and so are products with a soft mask and the means of a pyramid: by u |x| each, not u |x - c|.
@@ -150,7 +150,7 @@ class _Windows:
         self.var_d = self.mean((self.d - self.mu_d[..., None]) ** 2)
         # Errors of a pixel of s or d, and of the moments.
         pixel = self.pixel = 2 * u * self.size + arithmetic.rounded * u * (self.x.abs() + self.y.abs())
-        mean = self.mean(pixel) + 3 * u * self.mean(self.size)
+        mean = self.mean(pixel) + u * self.mean(self.size)
         self.error_mu_s, self.error_mu_d = mean + u * self.mu_s.abs(), mean + u * self.mu_d.abs()
         self.error_var_s = 2 * self.mean((self.s - self.mu_s[..., None]).abs() * pixel)
         self.error_var_d = 2 * self.mean((self.d - self.mu_d[..., None]).abs() * pixel)
@@ -266,7 +266,7 @@ def of_value(
         share = promised
         if arithmetic.cancels and arithmetic.dtype == torch.float32:
             share = max(promised, 2 * plain_error(evaluation, arithmetic.form))
-        errors = torch.maximum(share * by_terms, 2 * costs)
+        errors = torch.maximum(share * by_terms, costs)
         whole = value.ndim in (errors.ndim, errors.ndim - 1)
         positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])
         positions *= len(errors) if value.ndim == 0 else 1
