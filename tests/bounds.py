@@ -4,25 +4,25 @@ A bound is the larger of two things.
 
 1. What is promised. In float32 S is within 3e-6 of the truth wherever sigma is 0.7 or more, a mean of S is closer
    (below), and a gradient is within 5e-6 of its largest entry.
-2. What the arithmetic costs on these pixels, to first order. It shows where data lie far outside `data_range` or the
-   constants are small, so that S or its gradient is ill-conditioned. With s = x + y and d = x - y about the means of
-   their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves
-   |Δs| <= 2 u (|x - c1| + |y - c2|), with u = 2⁻²⁴. That changes the moments by
+2. What the arithmetic costs on these pixels, to first order. It shows where S or its gradient is ill-conditioned: data
+   far outside `data_range`, small constants, dark parts of a bright image. With s = x + y and d = x - y about the means
+   of their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves |Δs| <= 2 u (|x - c1| + |y - c2|),
+   with u = 2⁻²⁴. The moments of n axes, each a sum of products, which round twice, change by
 
-       |Δmu| <= u |mu| + 3 u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
+       |Δmu| <= u |mu| + (2 + 2 n) u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
 
-   whatever the kernel does afterwards, and S by the sum of |∂S/∂moment| |Δmoment|. Bytes are rounded once more
-   (value / 255 · range), and so are products with a soft mask and the means of a pyramid: by u |x| each, not u |x - c|.
+   whatever else a kernel does, and S by the sum of |∂S/∂moment| |Δmoment|. Bytes are rounded once more (value / 255 ·
+   range), and so are products with a soft mask and the means of a pyramid: by u |x| each, not u |x - c|.
 
 A gradient is a sum over windows, dL/dx(q) = Σ_p w(p - q) [a + 2 b (s(q) - mu(p))], which kernels take apart into
 s(q) (w * 2b) and w * (a - 2 b mu). So
 
    |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where c is the constant that is taken off the plane, at worst the value that is farthest from the pixel; n is the number
-of axes, each of which is a sum of products; and R(q) holds the same terms without the part that cancels, with 1 / B in
-place of b: b is a quotient of moments over B = V_s + V_d + 2 C2 such as (1 + CS) / B, and errors of the moments within
-the promise for S, 3e-6 of B and of CS, change it by twice that share.
+where c is the constant that is taken off the plane, at worst its value that is farthest from the pixel. R(q) holds the
+same terms without the part that cancels and with 1 / B in place of b: b is a quotient of moments over
+B = V_s + V_d + 2 C2, such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
+change it by twice that share.
 
 Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks,
 inside torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that
@@ -150,7 +150,7 @@ class _Windows:
         self.var_d = self.mean((self.d - self.mu_d[..., None]) ** 2)
         # Errors of a pixel of s or d, and of the moments.
         pixel = self.pixel = 2 * u * self.size + arithmetic.rounded * u * (self.x.abs() + self.y.abs())
-        mean = self.mean(pixel) + u * self.mean(self.size)
+        mean = self.mean(pixel) + 2 * len(sizes) * u * self.mean(self.size)
         self.error_mu_s, self.error_mu_d = mean + u * self.mu_s.abs(), mean + u * self.mu_d.abs()
         self.error_var_s = 2 * self.mean((self.s - self.mu_s[..., None]).abs() * pixel)
         self.error_var_d = 2 * self.mean((self.d - self.mu_d[..., None]).abs() * pixel)

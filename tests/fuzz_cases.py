@@ -118,6 +118,8 @@ class Case:
         dtypes: Of img1 and img2.
         content: What the images show, see `images`.
         offset: Added to all pixels.
+        uneven: Whether the offset is that of the first channel of three, with 0 for the second and -1/2 of it for the
+            third: what is one constant for a plane is none for pixels with interleaved channels.
         constant: For each image the axes along which it is constant.
         spoilt: Pixels (image, flat index, value) that are not finite.
         options: Keyword arguments of the function.
@@ -134,6 +136,7 @@ class Case:
     dtypes: tuple[str, str] = ("float32", "float32")
     content: str = "near"
     offset: float = 0.0
+    uneven: bool = False
     constant: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     spoilt: tuple[tuple[int, int, str], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -207,6 +210,12 @@ def _content(kind: str, shape: tuple[int, ...], random_: np.random.Generator) ->
     return x, np.clip(x + 0.1 * random_.standard_normal(shape), 0, 1)
 
 
+def _levels(case: Case) -> np.ndarray:
+    """What multiplies the offset of each channel."""
+    levels = np.resize([1.0, 0.0, -0.5], case.shape[1]) if case.uneven else np.ones(case.shape[1])
+    return levels.reshape(1, -1, *[1] * case.spatial_dims)
+
+
 def _cast(values: np.ndarray, dtype: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(getattr(torch, dtype))
 
@@ -222,7 +231,7 @@ def images(case: Case) -> tuple[Tensor, Tensor]:
         if dtype == "uint8":
             values = np.clip(np.rint(values * 255), 0, 255)
         else:
-            values = values * case.data_range + case.offset
+            values = values * case.data_range + case.offset * _levels(case)
         image = _cast(values, dtype)
         for which, at, value in case.spoilt:
             if which == index and image.numel() and dtype != "uint8":
@@ -461,6 +470,7 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
     changes: dict[str, Any] = {
         "content": source.choice(CONTENTS),
         "offset": source.choice([1.0, 100.0, 1000.0, -0.5]) if source.chance(0.3) else 0.0,
+        "uneven": source.chance(0.3),
         "upstream": source.choice(["ones", "random", "scaled", "single", "rows"]),
         "seed": source.integer(0, 99999),
     }
@@ -645,7 +655,7 @@ def simpler(case: Case) -> list[Case]:
             if 0 < smaller < side:
                 found.append(change(shape=(*case.shape[:axis], smaller, *case.shape[axis + 1 :])))
     plain = Case()
-    for name in ("spoilt", "constant", "mask", "offset", "content", "upstream", "dtypes", "seed"):
+    for name in ("spoilt", "constant", "mask", "uneven", "offset", "content", "upstream", "dtypes", "seed"):
         if getattr(case, name) != getattr(plain, name):
             found.append(change(**{name: getattr(plain, name)}))
     if len(case.spoilt) > 1:

@@ -216,5 +216,5 @@ def test_bounds_grow_where_the_data_do():
     promised, unit = bounds.PROMISED[torch.float32][0], bounds.UNITS[torch.float32]
     for content in ("near", "noise", "flat"):
         assert largest(content) <= promised + 8 * unit, content
-    assert max(map(largest, ("ramp", "patches"))) <= 4 * promised  # dark parts, where means are of the size of sqrt(C1)
-    assert largest("patches", data_range=1e-3) > 10 * promised
+    assert max(map(largest, ("ramp", "patches"))) <= 8 * promised  # dark parts, where means are of the size of sqrt(C1)
+    assert largest("patches", data_range=1e-3) > 20 * promised
