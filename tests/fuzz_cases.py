@@ -329,6 +329,14 @@ COMPAT_KINDS = (
     "kornia.ssim3d_loss",
     "kornia.MS_SSIMLoss",
 )
+#: kornia's losses of single pixels.
+PIXEL_KINDS = (
+    "kornia.charbonnier_loss",
+    "kornia.welsch_loss",
+    "kornia.cauchy_loss",
+    "kornia.geman_mcclure_loss",
+    "kornia.psnr_loss",
+)
 PADDINGS = ("same", "valid", "reflect", "replicate")
 MASK_MODES = ("weight", "zero", "normalize")
 TRANSFORMS = (
@@ -456,14 +464,15 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
     """A case for a device, "cpu" or "emulation"."""
     if kinds is None:
         group = source.integer(0, 99)
-        kinds = (
-            SSIM_KINDS if group < 62 else PYRAMID_KINDS if group < 74 else PLAIN_KINDS if group < 84 else COMPAT_KINDS
-        )
+        groups = ((60, SSIM_KINDS), (72, PYRAMID_KINDS), (82, PLAIN_KINDS), (98, COMPAT_KINDS), (100, PIXEL_KINDS))
+        kinds = next(kinds for below, kinds in groups if group < below)
     kind = source.choice(kinds)
     if kind in PYRAMID_KINDS or kind == "pytorch_msssim.ms_ssim":
         case = _draw_pyramid(source, kind, device)
     elif kind in COMPAT_KINDS:
         case = _draw_compat(source, kind, device)
+    elif kind in PIXEL_KINDS:
+        case = _draw_pixels(source, kind, device)
     else:
         case = _draw_ssim(source, kind, device)
     rank = len(case.shape)
@@ -493,6 +502,8 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
     if device == "cpu" and source.chance(0.05):
         return dataclasses.replace(case, transform=source.choice(TRANSFORMS), settings=(Setting(),), spoilt=())
     settings = tuple(_setting(source, rank, device) for _ in range(3 if device == "cpu" else 1))
+    if "." in kind and not kind.startswith("registry."):  # Nothing is said of drop-ins under autocast.
+        settings = tuple(dataclasses.replace(s, mode="plain") if s.mode == "autocast" else s for s in settings)
     return dataclasses.replace(case, settings=settings)
 
 
@@ -637,6 +648,18 @@ def _draw_compat(source: Source, kind: str, device: str) -> Case:
         options["reduction"] = source.choice(["sum", "none"])
     least = window if "padding" in options else window // 2 + 1
     return Case(kind, _shape(source, dims, window, least, budget), _dtypes(source), options=options)
+
+
+def _draw_pixels(source: Source, kind: str, device: str) -> Case:
+    """Differences down to 1e-4, where the formulas as they stand cancel."""
+    dims = source.choice([2, 3])
+    if kind == "kornia.psnr_loss":
+        options: dict[str, Any] = {"max_val": source.choice([1.0, 2.0, 255.0])}
+    else:
+        options = {"reduction": source.choice(["mean", "sum", "none"])} if source.chance(0.8) else {}
+    shape = _shape(source, dims, 3, 1, _budget(source, device, dims))
+    dtypes = tuple("float32" if dtype == "uint8" else dtype for dtype in _dtypes(source))
+    return Case(kind, shape, dtypes, options=options)  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,15 @@ def _expected_kornia_ms(case, x, y, mask):
     return oracle.kornia_ms_ssim_loss(x, y, **case.options)
 
 
+def _expected_robust(case, x, y, mask):
+    name = case.kind.partition(".")[2].removesuffix("_loss")
+    return oracle.reduce(oracle.robust(x - y, name), None, case.options.get("reduction", "none"), empty=0.0)
+
+
+def _expected_psnr(case, x, y, mask):
+    return 10 * torch.log10(((x - y) ** 2).mean() / case.options["max_val"] ** 2)
+
+
 FUNCTIONS: dict[str, Function] = {
     "ssim": Function(_masked(splat_ssim.ssim), _oracle("ssim"), _wider),
     "ssim3d": Function(_masked(splat_ssim.ssim3d), _oracle("ssim"), _wider),
@@ -205,6 +214,11 @@ FUNCTIONS: dict[str, Function] = {
     "kornia.ssim3d": Function(_masked(kornia.ssim3d), _expected_kornia, _promoted),
     "kornia.ssim_loss": Function(_masked(kornia.ssim_loss), _expected_kornia, _promoted),
     "kornia.ssim3d_loss": Function(_masked(kornia.ssim3d_loss), _expected_kornia, _promoted),
+    **{
+        f"kornia.{name}_loss": Function(_masked(getattr(kornia, f"{name}_loss")), _expected_robust, _promoted)
+        for name in ("charbonnier", "welsch", "cauchy", "geman_mcclure")
+    },
+    "kornia.psnr_loss": Function(_masked(kornia.psnr_loss), _expected_psnr, _promoted),
     "kornia.MS_SSIMLoss": Function(_of_module(kornia.MS_SSIMLoss), _expected_kornia_ms, _promoted),
 }
 
@@ -239,7 +253,7 @@ def refused(case: Case) -> bool:
         scales = len(options.get("weights", oracle.WANG_2003))
         small = min(sides) <= (options.get("window_size", 11) - 1) * 2 ** (scales - 1)
         return small or (case.shape[0] == 0 and options.get("reduction", "mean") == "mean")
-    if name in ("l1", "l2", "MS_SSIMLoss"):
+    if name in ("l1", "l2", "MS_SSIMLoss") or case.kind in fuzz_cases.PIXEL_KINDS:
         return case.shape[0] == 0
     window, padding = options.get("window_size", 11), options.get("padding", "same")
     if package == "kornia" and padding == "same":
@@ -252,7 +266,9 @@ def refused(case: Case) -> bool:
 
 
 def undefined(case: Case) -> bool:
-    """Whether nothing is promised: a weight of 0 times an S that is not a number."""
+    """Whether nothing is promised: a weight of 0 times an S that is not a number, the slope of a log of infinity."""
+    if case.spoilt and case.kind == "kornia.psnr_loss":
+        return True
     if case.kind == "ssim_map" and refused(dataclasses.replace(case, kind="ssim")):
         return True  # The operators do not check what the public functions do.
     weighted = case.mask is not None and case.options.get("mask_mode", "weight") == "weight"
@@ -521,7 +537,7 @@ def check_value(case: Case, index: int, found: Tensor, truth: Truth, expected_dt
         return
     result = found.double()
     error = (result - expected).abs()
-    floor = 1e-7 * (truth.arithmetic.dtype == torch.float32) + 1e-12
+    floor = 0.0 if case.kind in fuzz_cases.PIXEL_KINDS else 1e-7 * (found.dtype != torch.float64) + 1e-12
     if _largest(error) <= floor:  # False where something is not finite
         return
     usable = expected.isfinite()
@@ -548,6 +564,9 @@ def check_value(case: Case, index: int, found: Tensor, truth: Truth, expected_dt
 def _value_bound(case: Case, index: int, truth: Truth) -> Tensor:
     """The bound of a result: of the first by its arithmetic, of an L1 or an L2 by the roundings of its terms."""
     arithmetic = truth.arithmetic
+    if case.kind in fuzz_cases.PIXEL_KINDS:  # A few roundings of each entry; a logarithm turns them into absolute ones.
+        size = truth.results[index].abs() + (8 if case.kind == "kornia.psnr_loss" else 0)
+        return 8 * arithmetic.unit * size
     if case.kind in ("registry.l1", "registry.l2") or (index == 1 and len(truth.results) == 3):
         # Differences are rounded once, with bytes and soft masks three times, relative to the pixels.
         scale = max((_largest(image.nan_to_num(0, 0, 0).abs()) for image in truth.images), default=0.0)
@@ -606,7 +625,7 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
         floor = 2e-5 * largest
     if _largest(error) <= floor:
         return
-    bound = max(floor, truth.gradient_bound)
+    bound = floor if case.kind in fuzz_cases.PIXEL_KINDS else max(floor, truth.gradient_bound)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
         and found.dtype != truth.arithmetic.dtype

@@ -364,6 +364,17 @@ def kornia_ms_ssim_loss(
     return reduce(compensation * loss, None, reduction, empty=0.0)
 
 
+def robust(distance: Tensor, name: str) -> Tensor:
+    """kornia's losses of a difference, in forms that do not cancel where it is small."""
+    square = distance**2
+    return {
+        "charbonnier": lambda: square / ((square + 1).sqrt() + 1),
+        "welsch": lambda: -torch.expm1(-square / 2),
+        "cauchy": lambda: torch.log1p(square / 2),
+        "geman_mcclure": lambda: 2 * square / (square + 4),
+    }[name]()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Derivatives
 # --------------------------------------------------------------------------------------------------------------------

@@ -63,8 +63,9 @@ GROUPS = {
     "pyramids": fuzz_cases.PYRAMID_KINDS,
     "plain": fuzz_cases.PLAIN_KINDS,
     "drop-ins": fuzz_cases.COMPAT_KINDS,
+    "pixels": fuzz_cases.PIXEL_KINDS,
 }
-CASES = {"ssim": 700, "pyramids": 150, "plain": 100, "drop-ins": 150}
+CASES = {"ssim": 700, "pyramids": 150, "plain": 100, "drop-ins": 200, "pixels": 100}
 
 
 @pytest.mark.parametrize("group", GROUPS)

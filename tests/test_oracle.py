@@ -269,3 +269,6 @@ def test_kornia_forms():
         expected = kornia.losses.MS_SSIMLoss(**options, reduction=reduction)(img1, img2)
         result = oracle.kornia_ms_ssim_loss(img1, img2, reduction=reduction, **options)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)  # its windows are rounded to float32
+    for name in ("charbonnier", "welsch", "cauchy", "geman_mcclure"):
+        expected = getattr(kornia.losses, f"{name}_loss")(img1, img2)
+        torch.testing.assert_close(oracle.robust(img1 - img2, name), expected, rtol=0, atol=1e-15)
