@@ -29,6 +29,9 @@ inside torch.func, devices without a kernel, windows that a device has no kernel
 sigma is below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition is, computed here in
 float32 with other operations. "textbook" is the same about 0: what the drop-ins keep from their originals.
 
+MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each has its T in the denominator, so that the
+shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
+
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
 is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations).
 """
@@ -122,6 +125,7 @@ class _Windows:
 
     def __init__(self, evaluation: Evaluation, arithmetic: Arithmetic):
         e, u = evaluation, arithmetic.unit
+        self.unit = u
         finite = e.img1.isfinite() & e.img2.isfinite()
         sizes, self.padding = e.weights.shape, e.padding
         self.flat = e.weights.flatten()
@@ -157,9 +161,9 @@ class _Windows:
         self.two_c1, self.two_c2 = 2 * evaluation.constants[0], 2 * evaluation.constants[1]
         self.b = self.var_s + self.var_d + self.two_c2
         self.a = self.mu_s**2 + self.mu_d**2 + self.two_c1
-        # What three roundings of E[s²], about the plane's centre or about 0, leave.
+        # What the roundings of E[s²], about the plane's centre or about 0, leave.
         about = self.size if arithmetic.form != "textbook" else self.x.abs() + self.y.abs()
-        self.lost = 3 * u * self.mean(about**2)
+        self.lost = 2 * len(sizes) * u * self.mean(about**2)
         if arithmetic.form != "kernel" or arithmetic.dtype == torch.float64:
             self.error_var_s, self.error_var_d = self.error_var_s + self.lost, self.error_var_d + self.lost
 
@@ -275,6 +279,16 @@ def of_value(
     return bound.nan_to_num(math.inf)
 
 
+def _share_of_term(evaluation: Evaluation, windows: _Windows) -> Tensor:
+    """(B, C): the error of a mean contrast-structure as a share of it, which is what MS-SSIM's gradient depends on."""
+    assert evaluation.terms is not None
+    values = evaluation.terms.contrast_structure.detach()
+    errors = 2 * (windows.error_var_s + windows.error_var_d) / windows.b + 8 * windows.unit * (1 + values.abs())
+    positions, taps = values[0, 0].numel(), 1 / (evaluation.weights**2).sum().item()
+    error = errors.flatten(2).mean(-1) * min(1.0, 3 * math.sqrt(taps / max(1, positions)))
+    return error / values.flatten(2).mean(-1).abs().clamp(min=1e-12)
+
+
 def of_gradient(
     function: Function,
     img1: Tensor,
@@ -292,9 +306,10 @@ def of_gradient(
         value = function(*leaves)
     u = arithmetic.unit
     bound = 0.0
-    for scale, evaluation in enumerate(evaluations):
+    all_windows = [_Windows(evaluation, arithmetic) for evaluation in evaluations]
+    shares = [_share_of_term(*each) for each in zip(evaluations, all_windows, strict=True)] if pyramid else []
+    for scale, (evaluation, w) in enumerate(zip(evaluations, all_windows, strict=True)):
         by, by_terms = _derivatives(value, upstream, evaluation)
-        w = _Windows(evaluation, arithmetic)
         expand = {name: values[..., None] for name, values in by.items()}
         mus = (evaluation.moments.mu1.abs() + evaluation.moments.mu2.abs()).detach()
         if (
@@ -319,6 +334,8 @@ def of_gradient(
         share = 6e-6 * (1 if arithmetic.dtype == torch.float32 else 1e-4) + share
         if arithmetic.cancels and arithmetic.form == "kernel":
             share = share + w.lost / w.b
+        if pyramid:  # The slope of a product of powers has the terms in its denominator.
+            share = share + 3 * sum(shares).reshape(*share.shape[:2], *[1] * (share.ndim - 2))
         # What the oracle itself may be wrong by: it subtracts quotients by A and by B that nearly cancel.
         own = 2.0**-50 * by_terms[..., None] * (8 * (mus / w.a)[..., None] + distance / w.b[..., None])
         shape = evaluation.img1.shape
