@@ -29,8 +29,8 @@ inside torch.func, devices without a kernel, windows that a device has no kernel
 sigma is below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition is, computed here in
 float32 with other operations. "textbook" is the same about 0: what the drop-ins keep from their originals.
 
-MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each has its T in the denominator, so that the
-shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
+MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each has its T in the denominator, so that
+the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
 is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations).
@@ -283,9 +283,12 @@ def _share_of_term(evaluation: Evaluation, windows: _Windows) -> Tensor:
     """(B, C): the error of a mean contrast-structure as a share of it, which is what MS-SSIM's gradient depends on."""
     assert evaluation.terms is not None
     values = evaluation.terms.contrast_structure.detach()
-    errors = 2 * (windows.error_var_s + windows.error_var_d) / windows.b + 8 * windows.unit * (1 + values.abs())
     positions, taps = values[0, 0].numel(), 1 / (evaluation.weights**2).sum().item()
-    error = errors.flatten(2).mean(-1) * min(1.0, 3 * math.sqrt(taps / max(1, positions)))
+    # Pixels' errors are shared by the windows that hold them, those of a quotient are its own.
+    of_pixels = (2 * (windows.error_var_s + windows.error_var_d) / windows.b).flatten(2).mean(-1)
+    of_quotients = 2 * windows.unit * (1 + values.abs()).flatten(2).mean(-1)
+    error = of_pixels * min(1.0, 3 * math.sqrt(taps / max(1, positions)))
+    error = error + of_quotients * min(1.0, 3 / math.sqrt(max(1, positions)))
     return error / values.flatten(2).mean(-1).abs().clamp(min=1e-12)
 
 
