@@ -283,12 +283,9 @@ def _share_of_term(evaluation: Evaluation, windows: _Windows) -> Tensor:
     """(B, C): the error of a mean contrast-structure as a share of it, which is what MS-SSIM's gradient depends on."""
     assert evaluation.terms is not None
     values = evaluation.terms.contrast_structure.detach()
-    positions, taps = values[0, 0].numel(), 1 / (evaluation.weights**2).sum().item()
-    # Pixels' errors are shared by the windows that hold them, those of a quotient are its own.
-    of_pixels = (2 * (windows.error_var_s + windows.error_var_d) / windows.b).flatten(2).mean(-1)
-    of_quotients = 2 * windows.unit * (1 + values.abs()).flatten(2).mean(-1)
-    error = of_pixels * min(1.0, 3 * math.sqrt(taps / max(1, positions)))
-    error = error + of_quotients * min(1.0, 3 / math.sqrt(max(1, positions)))
+    errors = 2 * (windows.error_var_s + windows.error_var_d) / windows.b + 2 * windows.unit * (1 + values.abs())
+    # Each pixel and each quotient is rounded by itself, so the mean's error is that of a mean of independent ones.
+    error = errors.flatten(2).mean(-1) * min(1.0, 3 / math.sqrt(max(1, values[0, 0].numel())))
     return error / values.flatten(2).mean(-1).abs().clamp(min=1e-12)
 
 

@@ -177,7 +177,7 @@ def _expected_kornia(case, x, y, mask):
 
 
 def _expected_kornia_ms(case, x, y, mask):
-    return oracle.kornia_ms_ssim_loss(x, y, **case.options)
+    return oracle.kornia_ms_ssim_loss(x, y, taps=_float32_taps, **case.options)
 
 
 def _expected_robust(case, x, y, mask):
@@ -423,11 +423,11 @@ def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) ->
         form = "definition"
     if case.kind == "registry.ssim" or transformed or (device == "emulation" and window > 15):
         form = "definition"
-    if case.kind == "kornia.MS_SSIMLoss":
-        form, sigma = "textbook", min(options["sigmas"])
+    if case.kind == "kornia.MS_SSIMLoss":  # Its windows are rounded to float32 for float64 images too.
+        form, sigma, wide = "textbook", min(options["sigmas"]), torch.float32
     if case.kind == "pytorch_msssim.ssim" and min(side for side in case.shape[2:] if side != 1) < window:
         form = "textbook"
-    if wide == torch.float64 and case.kind.partition(".")[0] in ("pytorch_msssim", "kornia"):
+    elif wide == torch.float64 and case.kind.partition(".")[0] in ("pytorch_msssim", "kornia"):
         form = "textbook"
     rounded = 0
     if "uint8" in case.dtypes:
@@ -587,8 +587,6 @@ def _value_bound(case: Case, index: int, truth: Truth) -> Tensor:
     if len(truth.results) == 3 or "loss" in case.kind.lower():
         scale = max((_largest(image.nan_to_num(0, 0, 0).abs()) for image in truth.images), default=0.0)
         bound = bound + 4 * arithmetic.unit * (1 + arithmetic.rounded) * scale
-    if case.kind == "kornia.MS_SSIMLoss":  # Its windows are rounded to float32 for float64 images too.
-        bound = bound + 1e-6 * _largest(truth.results[0].abs().nan_to_num(0, 0, 0))
     return bound
 
 
@@ -606,7 +604,7 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
         return
     result = found.double()
     error = (result - expected).abs()
-    if found.dtype != truth.arithmetic.dtype:
+    if bounds.UNITS[found.dtype] > truth.arithmetic.unit:
         error = (error - bounds.of_rounding(expected, found.dtype)).clamp(min=0)
     largest = _largest(expected.abs())
     if _largest(error) <= bounds.PROMISED[truth.arithmetic.dtype][1] * largest < math.inf:
@@ -621,14 +619,12 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     error = torch.where(usable, error, 0.0)
     largest = _largest(torch.where(usable, expected.abs(), 0.0))
     floor = bounds.PROMISED[truth.arithmetic.dtype][1] * largest
-    if case.kind == "kornia.MS_SSIMLoss":  # Its windows are rounded to float32 for float64 images too.
-        floor = 2e-5 * largest
     if _largest(error) <= floor:
         return
     bound = floor if case.kind in fuzz_cases.PIXEL_KINDS else max(floor, truth.gradient_bound)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
-        and found.dtype != truth.arithmetic.dtype
+        and bounds.UNITS[found.dtype] > truth.arithmetic.unit
     ):
         raise MismatchError("rounding", f"gradient {index} in {found.dtype} is rounded more than once")
     ratio = _largest(error) / bound if bound else math.inf

@@ -352,14 +352,19 @@ def kornia_ms_ssim_loss(
     alpha: float,
     compensation: float,
     reduction: str,
+    taps: Callable[[int, float], Sequence[float]] | None = None,
 ) -> Tensor:
-    """kornia 0.9's `MS_SSIMLoss`: one scale, several sigmas, windows of 2 int(2 · last sigma) + 1 taps, zero-padded."""
+    """kornia 0.9's `MS_SSIMLoss`: one scale, several sigmas, windows of 2 int(2 · last sigma) + 1 taps, zero-padded.
+
+    `taps` gives the window of one axis from its size and sigma, for one that is rounded.
+    """
     x, y = img1.double(), img2.double()
-    sizes = [2 * int(2 * sigmas[-1]) + 1] * 2
+    size = 2 * int(2 * sigmas[-1]) + 1
+    gaussians = [gaussian([size] * 2, sigma) if taps is None else outer([taps(size, sigma)] * 2) for sigma in sigmas]
     c1, c2 = ((k * data_range) ** 2 for k in K)
-    found = [terms(moments(x, y, gaussian(sizes, sigma), "same"), c1, c2) for sigma in sigmas]
+    found = [terms(moments(x, y, weights, "same"), c1, c2) for weights in gaussians]
     similarity = found[-1].luminance * math.prod(scale.contrast_structure for scale in found)
-    smoothed = (windows((x - y).abs(), sizes, "same") * gaussian(sizes, sigmas[-1]).flatten()).sum(-1)
+    smoothed = windows((x - y).abs(), [size] * 2, "same") @ gaussians[-1].flatten()
     loss = alpha * (1 - similarity.mean(1)) + (1 - alpha) * smoothed.mean(1) / data_range
     return reduce(compensation * loss, None, reduction, empty=0.0)
 
