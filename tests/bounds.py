@@ -327,8 +327,8 @@ def of_gradient(
             2 * distance / w.b[..., None]
             + ((w.mu_d / w.a).abs() * 2 + w.mu_d**2 * w.mu_s.abs() / w.a**2 * 2)[..., None]
         )
-        # Shares of B, A and mu_d that the moments may be wrong by.
-        share = (w.error_var_s + w.error_var_d) / w.b + 2 * (
+        # Shares that B and A may be wrong by; A's counts in 1 / A and in the luminance, a factor of the slopes by B.
+        share = (w.error_var_s + w.error_var_d) / w.b + 4 * (
             w.mu_s.abs() * w.error_mu_s + w.mu_d.abs() * w.error_mu_d
         ) / w.a
         share = 6e-6 * (1 if arithmetic.dtype == torch.float32 else 1e-4) + share

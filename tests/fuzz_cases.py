@@ -502,6 +502,8 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
     if device == "cpu" and source.chance(0.05):
         return dataclasses.replace(case, transform=source.choice(TRANSFORMS), settings=(Setting(),), spoilt=())
     settings = tuple(_setting(source, rank, device) for _ in range(3 if device == "cpu" else 1))
+    if kind in PIXEL_KINDS:  # In plain torch, where a tensor among the options decides on the dtype.
+        settings = tuple(dataclasses.replace(setting, numbers="python") for setting in settings)
     if "." in kind and not kind.startswith("registry."):  # Nothing is said of drop-ins under autocast.
         settings = tuple(dataclasses.replace(s, mode="plain") if s.mode == "autocast" else s for s in settings)
     return dataclasses.replace(case, settings=settings)

@@ -59,6 +59,8 @@ class _Call:
         self.other = images(dataclasses.replace(case, seed=case.seed + 7))
         self.wide = tuple(image.double() for image in self.pair)
         self.other_wide = tuple(image.double() for image in self.other)
+        #: What the error of a tangent is relative to, where its terms cancel.
+        self.scale = 0.0
         self.oracle(*self.wide)  # What it keeps must not be made inside of a transform.
         self.dtype = FUNCTIONS[case.kind].dtype(*(image.dtype for image in self.pair))
 
@@ -69,6 +71,16 @@ class _Call:
     def oracle(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = self.mask if mask is None else mask
         return flat(FUNCTIONS[self.case.kind].expected(self.case, x, y, mask))[0]
+
+    def tangent(self) -> tuple[tuple[Tensor, Tensor], Any]:
+        """Tangents of both images, and the oracle's value and tangent."""
+        seeds = zip((1, 2), self.pair, strict=True)
+        tangents = tuple(
+            upstream_of(dataclasses.replace(self.case, upstream="random", seed=seed), x.shape) for seed, x in seeds
+        )
+        gradients = torch.func.grad(lambda x, y: self.oracle(x, y).sum(), argnums=(0, 1))(*self.wide)
+        self.scale = sum((g * t).norm().item() for g, t in zip(gradients, tangents, strict=True))
+        return tangents, torch.func.jvp(self.oracle, self.wide, tangents)
 
     def gradient(self, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
         """The oracle's gradient by x of the sum of the value."""
@@ -102,16 +114,8 @@ def _vmap_grad(call: _Call) -> tuple[Any, Any]:
     return torch.func.vmap(torch.func.grad(lambda x, y: call.product(x, y).sum()))(*pairs), expected
 
 
-def _tangents(call: _Call) -> tuple[Tensor, Tensor]:
-    return tuple(
-        upstream_of(dataclasses.replace(call.case, upstream="random", seed=s), x.shape)
-        for s, x in zip((1, 2), call.pair, strict=True)
-    )  # type: ignore[return-value]
-
-
 def _forward_ad(call: _Call) -> tuple[Any, Any]:
-    tangents = _tangents(call)
-    expected = torch.func.jvp(call.oracle, call.wide, tangents)
+    tangents, expected = call.tangent()
     with fwad.dual_level():
         duals = [fwad.make_dual(x, t.to(x.dtype)) for x, t in zip(call.pair, tangents, strict=True)]
         value, tangent = fwad.unpack_dual(call.product(*duals))
@@ -121,8 +125,7 @@ def _forward_ad(call: _Call) -> tuple[Any, Any]:
 
 
 def _jvp(call: _Call) -> tuple[Any, Any]:
-    tangents = _tangents(call)
-    expected = torch.func.jvp(call.oracle, call.wide, tangents)
+    tangents, expected = call.tangent()
     narrow = tuple(t.to(x.dtype) for x, t in zip(call.pair, tangents, strict=True))
     return torch.func.jvp(call.product, call.pair, narrow), expected
 
@@ -242,7 +245,7 @@ def check(case: Case) -> int:
         if not truth.numel():
             continue
         # A similarity near 1 is rounded at 1, wherever it is taken from.
-        scale = max(truth.abs().max().item(), 0.1 if values and index == 0 else 1e-6)
+        scale = max(truth.abs().max().item(), call.scale, 0.1 if values and index == 0 else 1e-6)
         error = (result.detach().double() - truth.detach()).abs().max().item()
         if not error <= _TOLERANCE[result.dtype] * scale:
             raise MismatchError(f"{case.transform}: value", f"the error is {error:.2e} of {scale:.3g}")
