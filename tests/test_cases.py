@@ -17,7 +17,7 @@ import torch.autograd.forward_ad as fwad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import splat_ssim
-from splat_ssim import reference
+from splat_ssim import reference, registry
 from splat_ssim.loss import ms_ssim_l1_loss, photometric_loss
 from splat_ssim.ops import _library
 from tests import bounds, oracle
@@ -232,13 +232,17 @@ def test_3_volumes(monkeypatch, window_size, isa):
 @needs_isa
 @pytest.mark.parametrize("window_size", [3, 5, 7, 11])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_3_flat_beside_bright(monkeypatch, window_size, spatial_dims, isa):
-    """A bright line among black rows: a window that does not hold it must not be taken about it."""
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_3_flat_beside_bright(monkeypatch, window_size, spatial_dims, white, isa):
+    """A bright line among black rows: a window that does not hold it must not be taken about it.
+
+    255 in a range of 1 is what a forgotten `data_range` gives: S was 17 there.
+    """
     use_isa(monkeypatch, isa)
     shape = (1, 1, 24, 20) if spatial_dims == 2 else (1, 1, 6, 24, 7)
     for row in range(8):
         img1, img2 = torch.zeros(shape), 1e-3 * pair(*shape)[1]
-        img1[..., row, :] = 1.0
+        img1[..., row, :] = white
         expected = oracle.ssim_map(img1, img2, window_size=window_size)
         found = of_rank(shape)(img1, img2, window_size=window_size, reduction="none")
         error = largest_error(found, expected)
@@ -446,3 +450,78 @@ def test_11_subnormal_float16(monkeypatch, isa):
     expected = oracle.ssim(dark, dark.flip(2), **options)
     error = largest_error(splat_ssim.ssim(dark, dark.flip(2), **options), expected)
     assert error <= VALUE, error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Found by the fuzzer later
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@needs_library
+@needs_isa
+@pytest.mark.parametrize("shape", [(1, 3, 24, 24), (1, 3, 9, 9, 9)], ids=str)
+@pytest.mark.parametrize("levels", [(0.0, 1.0, 0.0), (1000.0, 0.0, -500.0)], ids=str)
+def test_channels_at_levels_of_their_own(monkeypatch, shape, levels, isa):
+    """Interleaved channels are as exact as planar ones, wherever each lies: colour with depth, or temperatures."""
+    use_isa(monkeypatch, isa)
+    offsets = torch.tensor(levels).view(1, 3, *[1] * (len(shape) - 2))
+    img1, img2 = (image + offsets for image in pair(*shape))
+    options = {"window_size": 7, "padding": "reflect", "reduction": "none"}
+    expected = oracle.differentiate(lambda a, b: oracle.ssim(a, b, **options), img1, img2)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    for layout in (torch.contiguous_format, memory_format):
+        leaf = img1.clone(memory_format=layout).requires_grad_()
+        value = of_rank(shape)(leaf, img2.clone(memory_format=layout), **options)
+        error = largest_error(value, expected[0])
+        assert error <= VALUE, (layout, error)
+        assert_near(torch.autograd.grad(value.sum(), leaf)[0], expected[1], GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float64),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.float64),
+    ],
+)
+@pytest.mark.parametrize("name", ["photometric", "ms_ssim_l1", "plain"])
+def test_a_gradient_is_rounded_once(name, narrow, wide):
+    """A loss of two terms sums their gradients before they are rounded to the dtype of the image."""
+    options = SMALL if name == "ms_ssim_l1" else {}
+    function = {"photometric": photometric_loss, "ms_ssim_l1": ms_ssim_l1_loss, "plain": registry.LOSSES["ssim"]}[name]
+    img1, img2 = (image.to(dtype) for image, dtype in zip(pair(1, 2, 11, 12), (narrow, wide), strict=True))
+    images = [image.double() for image in (img1, img2)]
+    definition = oracle.ms_ssim_l1_loss if name == "ms_ssim_l1" else oracle.photometric_loss
+    _, expected, _ = oracle.differentiate(lambda a, b: definition(a, b, **options)[0], *images)
+    leaf = img1.clone().requires_grad_()
+    value = function(leaf, img2, **options)
+    (value[0] if isinstance(value, tuple) else value).backward()
+    assert leaf.grad.dtype == narrow
+    promised = bounds.PROMISED[torch.float64 if wide == torch.float64 else torch.float32][1]
+    error = (leaf.grad.double() - expected).abs() - bounds.of_rounding(expected, narrow)
+    assert error.max() <= promised * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "text"),
+    [
+        ((1, 1, 4, 20), {"padding": "valid"}, "at least window_size"),
+        ((1, 1, 4, 20), {"padding": "reflect"}, "larger than window_size"),
+        ((1, 1, 4, 20), {"padding": "replicate"}, "larger than window_size"),
+    ],
+)
+def test_the_plain_loss_refuses_what_the_fused_one_does(shape, options, text):
+    for name in ("fused_ssim", "ssim"):
+        with pytest.raises(ValueError, match=text):
+            registry.LOSSES[name](*pair(*shape), **options)
+
+
+def test_the_plain_loss_of_no_images():
+    """A loss of each image has no mean to take."""
+    empty = torch.zeros(0, 1, 12, 12)
+    for name in ("fused_ssim", "ssim"):
+        value, _ = registry.LOSSES[name](empty, empty, reduction="image")
+        assert value.shape == (0,)
