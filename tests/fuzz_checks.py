@@ -626,7 +626,10 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
         and bounds.UNITS[found.dtype] > truth.arithmetic.unit
     ):
-        raise MismatchError("rounding", f"gradient {index} in {found.dtype} is rounded more than once")
+        raise MismatchError(
+            "rounding",
+            f"gradient {index} in {found.dtype} is rounded more than once: {_largest(error):.2e} beyond one rounding",
+        )
     ratio = _largest(error) / bound if bound else math.inf
     _note(f"gradient, {truth.arithmetic.form}", ratio, case)
     if ratio > 1:
