@@ -113,13 +113,21 @@ def photometric_loss(
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
     """
-    check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    constants = check_constants(window_size, sigma, data_range, k1, k2)
-    lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
-    options = Options(*constants, padding, pred.ndim - 2, channels_last)
-    check_padding(padding, options.window_size, pred, channels_last)
-    check_reduction(reduction, REDUCTIONS, pred)
-    check_mask(mask, mask_mode, pred, channels_last)
+    lambda_dssim, options = check_photometric(
+        pred,
+        target,
+        lambda_dssim=lambda_dssim,
+        window_size=window_size,
+        sigma=sigma,
+        data_range=data_range,
+        k1=k1,
+        k2=k2,
+        padding=padding,
+        reduction=reduction,
+        mask=mask,
+        mask_mode=mask_mode,
+        channels_last=channels_last,
+    )
     if mask is not None and mask_mode == "normalize":
         loss, l1, ssim = reference.photometric_loss(
             pred,
@@ -146,6 +154,33 @@ def photometric_loss(
             return loss
         ssim = 1 - dssim
     return (loss, {"l1": l1, "ssim": ssim}) if return_terms else loss
+
+
+def check_photometric(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    lambda_dssim: float = 0.2,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
+    mask: Tensor | None = None,
+    mask_mode: str = "weight",
+    channels_last: bool = False,
+) -> tuple[float, Options]:
+    """Checks the arguments of `photometric_loss`; returns lambda_dssim and the options of its operator."""
+    check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
+    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
+    options = Options(*constants, padding, pred.ndim - 2, channels_last)
+    check_padding(padding, options.window_size, pred, channels_last)
+    check_reduction(reduction, REDUCTIONS, pred)
+    check_mask(mask, mask_mode, pred, channels_last)
+    return lambda_dssim, options
 
 
 class _LossOptions(SSIMOptions, total=False):
@@ -265,6 +300,7 @@ def ms_ssim_l1_loss(
     data_range = check_number("data_range", data_range)
     check_reduction("mean", ("mean",), pred)
     check_mask(mask, "zero", pred, channels_last)
+    pred, target = reference.in_one_dtype(pred, target, data_range)
     pred, target, _, _ = reference.apply_mask(pred, target, mask, "zero", data_range)
     l1 = reference.absolute_difference(pred, target, data_range).mean()
     value = functional.ms_ssim(

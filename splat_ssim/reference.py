@@ -142,18 +142,17 @@ def moments(
             # Without the border: zeros there are far from an image's own mean.
             for dim in axes:
                 images = images.narrow(dim, (len(taps) - 1) // 2, images.shape[dim] - len(taps) + 1)
-            finite = images.isfinite()
-            return torch.where(finite, images, 0).sum(axes, keepdim=True) / finite.sum(axes, keepdim=True).clamp(min=1)
+            return _finite_mean(images, torch.ones_like(images))
 
         def mean(images: Tensor) -> Tensor:
             return correlate(images, taps, spatial_dims)
     else:
         # A window that sees nothing gets 0 / 1; its own pixel is invalid too, so nobody reads the result.
-        total, seen = valid.sum(axes, keepdim=True), correlate(valid, taps, spatial_dims)
-        total, seen = torch.where(total > 0, total, 1), torch.where(seen > 0, seen, 1)
+        seen = correlate(valid, taps, spatial_dims)
+        seen = torch.where(seen > 0, seen, 1)
 
         def overall(images: Tensor) -> Tensor:
-            return (images * valid).sum(axes, keepdim=True) / total
+            return _finite_mean(images, valid)
 
         def mean(images: Tensor) -> Tensor:
             return correlate(images * valid, taps, spatial_dims) / seen
@@ -168,6 +167,15 @@ def moments(
     return Moments(mean_s, mean_d, var_s, var_d, c1, c2)
 
 
+def _finite_mean(images: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean of each plane, (B, C, 1…), of the pixels that are finite; 0 where nothing has weight."""
+    axes = tuple(range(2, images.ndim))
+    finite = images.isfinite()
+    total = torch.where(finite, images * weight, 0).sum(axes, keepdim=True)
+    weight = torch.where(finite, weight, 0).sum(axes, keepdim=True)
+    return total / torch.where(weight > 0, weight, 1)
+
+
 def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor:
     """The image in `dtype`; uint8 means value / 255 · data_range."""
     return img.to(dtype) * data_range / 255 if img.dtype == torch.uint8 else img.to(dtype)
@@ -176,6 +184,15 @@ def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor
 def compute_dtype(*images: Tensor) -> torch.dtype:
     """float64 where an image is float64, else float32."""
     return torch.float64 if any(img.dtype == torch.float64 for img in images) else torch.float32
+
+
+def in_one_dtype(img1: Tensor, img2: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """Both images in the dtype they are computed in.
+
+    A function of several terms converts before the first, so that their gradients are summed before they are rounded.
+    """
+    dtype = compute_dtype(img1, img2)
+    return as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
 
 
 def to_channels_first(images: Tensor) -> Tensor:
@@ -275,8 +292,8 @@ def ssim_channel_means(
 
 def absolute_difference(img1: Tensor, img2: Tensor, data_range: float = 1.0) -> Tensor:
     """|img1 - img2| in the images' own layout, in float32 or wider. The gradient where they are equal is 0."""
-    dtype = compute_dtype(img1, img2)
-    return (as_float(img1, dtype, data_range) - as_float(img2, dtype, data_range)).abs()
+    img1, img2 = in_one_dtype(img1, img2, data_range)
+    return (img1 - img2).abs()
 
 
 def _mask_like(values: Tensor, mask: Tensor, channels_last: bool) -> Tensor:
@@ -360,12 +377,11 @@ def apply_mask(
     """(img1, img2, weights of the map, weights inside the windows) for a mask of one of the three meanings."""
     if mask is None:
         return img1, img2, None, None
-    dtype = compute_dtype(img1, img2)
-    mask = mask.to(dtype)
+    mask = mask.to(compute_dtype(img1, img2))
     if mask_mode == "weight":
         return img1, img2, mask, None
     # Selected rather than multiplied by 0: what is masked out may be NaN.
-    img1, img2 = as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
+    img1, img2 = in_one_dtype(img1, img2, data_range)
     img1, img2 = torch.where(mask > 0, img1, 0), torch.where(mask > 0, img2, 0)
     if mask_mode == "zero":
         return img1 * mask, img2 * mask, None, None
@@ -389,6 +405,7 @@ def photometric_loss(
     channels_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, l1, ssim) of `(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)`; `reduction` is "mean" or "image"."""
+    pred, target = in_one_dtype(pred, target, data_range)
     pred, target, weights, valid = apply_mask(pred, target, mask, mask_mode, data_range)
     constants: Constants = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
     dissimilar = dssim_map(pred, target, padding=padding, channels_last=channels_last, valid=valid, **constants)
@@ -440,8 +457,7 @@ def pyramid(
     img1: Tensor, img2: Tensor, scales: int, data_range: float, channels_last: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """The images (B, C, spatial…) of each scale, fine to coarse, in float32 or wider."""
-    dtype = compute_dtype(img1, img2)
-    img1, img2 = as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
+    img1, img2 = in_one_dtype(img1, img2, data_range)
     if channels_last:
         img1, img2 = to_channels_first(img1), to_channels_first(img2)
     pairs = [(img1, img2)]

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from splat_ssim import functional, loss, reference
-from splat_ssim._checks import check_images, check_mask
+from splat_ssim import loss, reference
+from splat_ssim._checks import check_images, check_mask, check_reduction
+from splat_ssim.ops.ssim import definition_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -79,18 +80,25 @@ def ssim_loss(
     Example:
         >>> value, terms = ssim_loss(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     """
-    _check(pred, target, mask, mask_mode)
-    loss.PhotometricLoss(lambda_dssim=lambda_dssim, mask_mode=mask_mode, **options)  # Checks the options.
-    value, l1, ssim = reference.photometric_loss(
+    lambda_dssim, found = loss.check_photometric(
         pred, target, lambda_dssim=lambda_dssim, mask=mask, mask_mode=mask_mode, **options
+    )
+    value, l1, ssim = reference.photometric_loss(
+        pred,
+        target,
+        lambda_dssim=lambda_dssim,
+        reduction=options.get("reduction", "mean"),
+        mask=mask,
+        mask_mode=mask_mode,
+        **definition_options(found),
     )
     return value, {"l1": l1.detach(), "ssim": ssim.detach()}
 
 
-def _check(pred: Tensor, target: Tensor, mask: Tensor | None, mask_mode: str = "weight") -> None:
+def _check(pred: Tensor, target: Tensor, mask: Tensor | None) -> None:
     check_images(pred, target, (2, 3), names=("pred", "target"))
-    functional.check_reduction("mean", ("mean",), pred)
-    check_mask(mask, mask_mode, pred, channels_last=False)
+    check_reduction("mean", ("mean",), pred)
+    check_mask(mask, "weight", pred, channels_last=False)
 
 
 #: The losses that are asked for by a bare name.

@@ -8,6 +8,23 @@
 
 #include "isa.h"
 
+// Constants of the columns of a tile's rows: s and d less c_s = 2 each and c_d = difference keep the digits that their
+// own mean would take. Column j has those at j & mask: where channels are interleaved each has its own, and these are
+// rows as long as the image's; else they are one vector, and the mask is 0.
+//
+// Gradients take d about centre_d, what is left of its mean: of images that are hardly apart, d is not shifted, since
+// where they are equal it has to be 0.
+struct ColumnConstants {
+  const float *each, *difference, *centre_d;
+  int64_t mask;
+
+  // Those of a row that begins at a later column.
+  SPLAT_INLINE ColumnConstants from(int64_t column) const {
+    column &= mask;
+    return {each + column, difference + column, centre_d + column, mask};
+  }
+};
+
 namespace {
 
 constexpr int kMaxTaps = 33;

@@ -30,10 +30,12 @@ struct Tile2d : Tile {
     const int64_t input_rows = kRows + radius + (gradient ? lag : radius), partial_rows = kRows + radius + lag;
     const int64_t adjoint_floats = maps * kRows * adjoint_pitch;
     const int64_t in_rows = common_rows() + 2 * input_rows + kMoments * kRows + maps * partial_rows;
-    const int64_t floats = in_rows * pitch + adjoint_floats;
+    const int64_t floats = in_rows * pitch + adjoint_floats + 3 * channels();
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory, choose_shift());
+    float* constants = memory + in_rows * pitch + adjoint_floats;
+    choose_constants(constants);
+    begin(memory, constants);
     clear_folded_gradients();
     inputs = {memory + common_rows() * pitch, next_input, input_rows, 2 * pitch};
     averaged = inputs.memory + 2 * input_rows * pitch;
@@ -63,7 +65,7 @@ struct Tile2d : Tile {
     for (int64_t t = 0; t < args.taps + kRows - 1; ++t) d[t] = s[t] + pitch;
     const int64_t count = input_columns.count();
     const auto average = [&](const float* const* image_rows, float* out) {
-      problem.passes.column_moments(middle_of(image_rows, nullptr, row - radius, args.height), problem.taps, count,
+      problem.passes.column_moments(column_rows(image_rows, nullptr, row - radius, args.height), problem.taps, count,
                                     {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     };
     average(s, averaged);

@@ -22,7 +22,7 @@ struct Volumes {
   int64_t ring_floats;  // of a tile's ring of slices, at most
   int64_t pieces;       // of a block's rows
   double* totals;       // [tiles, blocks, row_blocks, 3]
-  Shift* shifts;        // [tiles]
+  float* constants;     // [tiles, channels, 3], see ColumnConstants
   float* rings;         // [tiles of a group, ring_floats]
 
   int64_t cells() const { return schedule.most_blocks() * row_blocks; }
@@ -47,14 +47,14 @@ struct Tile3d : Tile {
   int64_t row_blocks() const { return (most(forward_rows.count(), gradient_rows.count()) + kRows - 1) / kRows; }
   int64_t ring_floats() const { return gradient ? schedule.ring_slices * partial_rows * maps * partial_pitch : 0; }
 
-  bool prepare(const Shift& shift_of_tile, float* ring_of_slices) {
+  bool prepare(const float* constants, float* ring_of_slices) {
     const int64_t ring_rows = kRows + 2 * radius, adjoint_floats = maps * kRows * adjoint_pitch;
     const int64_t inputs_rows = 2 * (args.taps + kRows - 1);
     const int64_t in_rows = common_rows() + inputs_rows + ring_rows * kRows * kMaps + kRows * kMoments + 1;
     const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
     if (!memory) return false;
-    begin(memory, shift_of_tile);
+    begin(memory, constants);
     inputs = memory + common_rows() * pitch;
     ring = {inputs + inputs_rows * pitch, 0, ring_rows, kRows * kMaps * pitch};
     averaged = ring.memory + ring_rows * kRows * kMaps * pitch;
@@ -72,8 +72,11 @@ struct Tile3d : Tile {
     float* out = ring[row];
     const int64_t count = input_columns.count();
     if (source_of(row, args.height, args.padding) < 0) {
-      const float constants[kMaps] = {-2 * shift.each, -shift.difference, 0, 0};
-      for (int64_t m = 0; m < kRows * kMaps; ++m) fill(out + m * pitch, count, constants[m % kMaps]);
+      for (int64_t r = 0; r < kRows; ++r, out += kMaps * pitch) {
+        fill_outside({0, count}, out, out + pitch);
+        fill(out + 2 * pitch, count, 0);
+        fill(out + 3 * pitch, count, 0);
+      }
       return;
     }
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
@@ -86,7 +89,7 @@ struct Tile3d : Tile {
       d[t] = to + pitch;
     }
     const auto average = [&](const float* const* image_rows, float* to) {
-      problem.passes.column_moments(middle_of(image_rows, nullptr, slice - radius, args.depth), problem.taps, count,
+      problem.passes.column_moments(column_rows(image_rows, nullptr, slice - radius, args.depth), problem.taps, count,
                                     {to, nullptr, to + 2 * pitch, kMaps * pitch});
     };
     average(s, out);
@@ -102,7 +105,7 @@ struct Tile3d : Tile {
         variances[t] = means[t] + 2 * pitch;
       }
       float* out = averaged + m * pitch;
-      problem.passes.column_moments(middle_of(means, variances, first, args.height), problem.taps,
+      problem.passes.column_moments(column_rows(means, variances, first, args.height), problem.taps,
                                     input_columns.count(), {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     }
   }
@@ -201,7 +204,7 @@ struct Tile3d : Tile {
 
   // One piece of a step of the schedule.
   bool run(const Volumes& volumes, int64_t tile, float* ring_of_slices, Step step, int64_t piece) {
-    if (!prepare(volumes.shifts[tile], ring_of_slices)) return false;
+    if (!prepare(volumes.constants + 3 * channels() * tile, ring_of_slices)) return false;
     const int64_t blocks = row_blocks();
     const Span mine = {blocks * piece / volumes.pieces, blocks * (piece + 1) / volumes.pieces};
     double* cells = volumes.totals + (tile * volumes.cells() + step.block * volumes.row_blocks) * 3;
@@ -258,15 +261,15 @@ int run_volumes(const Problem& problem) {
   volumes.pieces = most(1, least((volumes.threads + together - 1) / together, least_blocks / blocks_of_piece));
 
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
-  volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
+  volumes.constants = static_cast<float*>(std::calloc(size_t(most(1, tiles * problem.stride)) * 3, sizeof(float)));
   Progress progress = {schedule, group, volumes.pieces, nullptr};
   progress.counters = static_cast<int32_t*>(std::malloc(size_t(progress.size()) * sizeof(int32_t)));
   volumes.rings = static_cast<float*>(splat_ssim_shared_scratch(group * volumes.ring_floats * floats));
-  bool done = volumes.totals && volumes.shifts && progress.counters && (volumes.rings || volumes.ring_floats == 0);
+  bool done = volumes.totals && volumes.constants && progress.counters && (volumes.rings || volumes.ring_floats == 0);
   if (done) {
     parallel_for(tiles, volumes.threads, [&](int64_t index, int) {
       Tile3d tile(problem, schedule, index);
-      volumes.shifts[index] = tile.choose_shift();
+      tile.choose_constants(volumes.constants + 3 * problem.stride * index);
       tile.clear_folded_gradients();
     });
     for (int64_t first = 0; done && first < tiles; first += group)
@@ -274,7 +277,7 @@ int run_volumes(const Problem& problem) {
     add_totals(problem, volumes.totals, volumes.cells());
   }
   std::free(progress.counters);
-  std::free(volumes.shifts);
+  std::free(volumes.constants);
   std::free(volumes.totals);
   return done ? 0 : 1;
 }

@@ -35,7 +35,7 @@ struct Window<0> {
 };
 
 // Squares of means up to this multiple of B = V_s + V_d + 2 C2 may be taken off the means of the squares to get V.
-constexpr float kCancellation = 32.0f;
+constexpr float kCancellation = 8.0f;
 
 SPLAT_INLINE Floats reciprocal(Floats a) {
 #if defined(__AVX512F__)
@@ -63,22 +63,12 @@ SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
 
 SPLAT_INLINE Ints not_finite(Floats values) { return (Ints)(values - values != 0.0f); }
 
-// sum_r += Σ_k w_k row_{k+r}[j], and the same of the rows' squares.
-template <int kTaps, bool kMean, bool kSquare>
-SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-    if (t - r >= 0 && t - r < w.size()) {
-      if (kMean) mean[r] += w[t - r] * value;
-      if (kSquare) square[r] += w[t - r] * squared;
-    }
-}
+// Rows that share a centre, in the middle of them, which must lie in the window of each: where it did not, a flat
+// window beside a bright one would lose its V to rounding. So few also where registers do not hold the sums of more.
+constexpr int kFewRows = kRows / 2, kTapsOfAllRows = kRows + 1;
 
-// What a pass down the columns writes.
-enum ColumnOutputs { kMeans = 1, kVariances = 2, kMeansAndVariances = 3 };
-
-// What the values of a block of rows are taken about: the mean of its two middle rows; where that is not finite, the one
-// of them that is, else 0. So a pixel that is not finite spoils no window but those that hold it.
+// What the values of a block of rows are taken about: the mean of two rows; where that is not finite, the one of them
+// that is, else 0. So a pixel that is not finite spoils no window but those that hold it.
 SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   const Floats centre = 0.5f * (above + below);
   const Ints unusable = not_finite(centre);
@@ -87,22 +77,24 @@ SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   return choose(unusable, choose(not_finite(above), other, above), centre);
 }
 
-// With `kLocal`, which variances need, values are taken about the block's centre while they are summed. With `kNested`,
-// the rows come with variances of their values, which add to the squares.
-template <int kTaps, ColumnOutputs kOutputs, bool kLocal, bool kNested>
-void column_pass(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  constexpr bool kMean = kOutputs != kVariances, kSquare = kOutputs != kMeans;
-  static_assert(kLocal || !kSquare, "variances are taken about the block's centre");
+// sum_r += Σ_k w_k row_{k+r}[j] for the block's rows, and the same of the rows' squares.
+template <int kTaps, int kBlock, bool kSquares>
+SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kBlock; ++r)
+    if (t - r >= 0 && t - r < w.size()) {
+      mean[r] += w[t - r] * value;
+      if (kSquares) square[r] += w[t - r] * squared;
+    }
+}
+
+template <int kTaps>
+void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
   const Window<kTaps> w(taps);
   for (int64_t j = 0; j < count; j += kLanes) {
-    Floats mean[kRows] = {}, square[kRows] = {}, centre = {};
-    if constexpr (kLocal)
-      centre = centre_of(load(rows.values[rows.middle[0]] + j), load(rows.values[rows.middle[1]] + j));
+    Floats mean[kRows] = {};
     const auto add = [&](int t) __attribute__((always_inline)) {
-      const Floats value = load(rows.values[t] + j) - centre;
-      Floats squared = value * value;
-      if constexpr (kNested) squared += load(rows.variances[t] + j);
-      add_row<kTaps, kMean, kSquare>(value, squared, t, w, mean, square);
+      add_row<kTaps, kRows, false>(load(rows[t] + j), Floats{}, t, w, mean, nullptr);
     };
     if constexpr (kTaps > 0) {
 #pragma GCC unroll 64
@@ -111,32 +103,53 @@ void column_pass(const ColumnRows& rows, const Taps& taps, int64_t count, Column
       for (int t = 0; t < w.size() + kRows - 1; ++t) add(t);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t at = r * out.pitch + j;
-      if constexpr (kMean) store(out.mean + at, mean[r] + centre);
-      if constexpr (kSquare) {
-        const Floats all = kMean ? mean[r] + centre : load(out.mean + at), local = kMean ? mean[r] : all - centre;
-        const Floats variance = square[r] - local * local;
-        store(out.variance + at, variance);
-        if (out.square) store(out.square + at, variance + all * all);
-      }
+    for (int r = 0; r < kRows; ++r) store(out + r * out_pitch + j, mean[r]);
+  }
+}
+
+// kBlock rows of the output from row `first` on, taken about their centre while they are summed. With `kNested`, the
+// rows come with variances of their values, which add to the squares.
+template <int kTaps, int kBlock, bool kNested>
+void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t count, ColumnMoments out) {
+  const Window<kTaps> w(taps);
+  const int middle = first + (w.size() + kBlock) / 2 - 1;
+  const auto shown = [&](int64_t t) { return most(rows.shown_begin, least(t, rows.shown_end - 1)); };
+  const float *above = rows.values[shown(middle)], *below = rows.values[shown(middle + 1)];
+  const float* const* values = rows.values + first;
+  const float* const* variances = kNested ? rows.variances + first : nullptr;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Floats mean[kBlock] = {}, square[kBlock] = {};
+    const Floats centre = centre_of(load(above + j), load(below + j));
+    const auto add = [&](int t) __attribute__((always_inline)) {
+      const Floats value = load(values[t] + j) - centre;
+      Floats squared = value * value;
+      if constexpr (kNested) squared += load(variances[t] + j);
+      add_row<kTaps, kBlock, true>(value, squared, t, w, mean, square);
+    };
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 64
+      for (int t = 0; t < kTaps + kBlock - 1; ++t) add(t);
+    } else {
+      for (int t = 0; t < w.size() + kBlock - 1; ++t) add(t);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kBlock; ++r) {
+      const int64_t at = (first + r) * out.pitch + j;
+      const Floats all = mean[r] + centre, variance = square[r] - mean[r] * mean[r];
+      store(out.mean + at, all);
+      store(out.variance + at, variance);
+      if (out.square) store(out.square + at, variance + all * all);
     }
   }
 }
 
-template <int kTaps>
-void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
-  column_pass<kTaps, kMeans, false, false>({rows, nullptr, {}}, taps, count, {out, nullptr, nullptr, out_pitch});
-}
-
 template <int kTaps, bool kNested>
 void moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if constexpr (kLanes == 16) {
-    column_pass<kTaps, kMeansAndVariances, true, kNested>(rows, taps, count, out);
+  if (kLanes == 16 && taps.count >= kTapsOfAllRows) {
+    block_moments<kTaps, kRows, kNested>(rows, 0, taps, count, out);
   } else {
-    // 16 registers hold the sums of one of the two.
-    column_pass<kTaps, kMeans, true, false>(rows, taps, count, out);
-    column_pass<kTaps, kVariances, true, kNested>(rows, taps, count, out);
+    for (int first = 0; first < kRows; first += kFewRows)
+      block_moments<kTaps, kFewRows, kNested>(rows, first, taps, count, out);
   }
 }
 
@@ -251,7 +264,7 @@ struct Moments {
 
 // 1 - S, S and CS themselves, and how they change with the moments, combined for the gradients by x and y:
 //   dL/dx = w * mean_1 + s (w * square_s) + d (w * square_d),  dL/dy = w * mean_2 + s (w * square_s) - d (w * square_d)
-// where s and d are the shifted ones. With one gradient, mean_1 and square_d carry its sign.
+// where s is the shifted one and d is taken about centre_d. With one gradient, mean_1 and square_d carry its sign.
 //
 // S and CS are not formed as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
 struct Point {
@@ -259,9 +272,9 @@ struct Point {
 };
 
 template <int kPartials>
-SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
+SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const ColumnConstants& columns) {
   Point p;
-  const Floats mu_s = m.s + c.shift_s, mu_d = m.d + c.shift_d;
+  const Floats mu_s = m.s + 2.0f * load(columns.each), mu_d = m.d + load(columns.difference);
   const Floats dd = mu_d * mu_d;
   const Floats a = mu_s * mu_s + (dd + c.c1_twice), b = m.var_s + (m.var_d + c.c2_twice);
   const Floats r = reciprocal(a * b);
@@ -282,7 +295,7 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c) {
     const Floats by_b = (slope - slope * u) + c.b;
     const Floats by_a = (slope - slope * v);
     const Floats by_dd = 2.0f * over_b * (by_b * (2.0f - v) - lost), by_ss = -2.0f * over_b * (by_b * v + lost);
-    const Floats by_d = 2.0f * over_a * mu_d * (by_a * (2.0f - u) - lost) - m.d * by_dd;
+    const Floats by_d = 2.0f * over_a * mu_d * (by_a * (2.0f - u) - lost) - (m.d - load(columns.centre_d)) * by_dd;
     const Floats by_s = -2.0f * over_a * mu_s * (by_a * u + lost) - m.s * by_ss;
     p.square_s = by_ss;
     if constexpr (kPartials == 3) {
@@ -375,7 +388,8 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
   for (int64_t j = 0; j < row.count; j += kLanes) {
     const float* sums = row.sums + j;
     const Point p =
-        evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants);
+        evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants,
+                            row.columns.from(j));
     store(row.dssim + j, p.dssim);
     if (row.ssim) {
       store(row.ssim + j, p.ssim);
@@ -394,8 +408,9 @@ template <int kTaps, int kStride, int kPartials>
 SPLAT_INLINE void gradient_lanes(const GradientRow& row, const Window<kTaps>& w, int64_t j, Floats slope, Floats* out) {
   Floats mean[kPartials];
   row_sums<kTaps, kStride, kPartials>(row.sums + j, row.sums_pitch, row.stride, w, mean);
-  const Floats d = load(row.d + j), from_s = load(row.s + j) * mean[1], from_d = d * mean[2];
-  const Floats difference = d + row.shift_d;
+  const ColumnConstants columns = row.columns.from(j);
+  const Floats d = load(row.d + j), from_s = load(row.s + j) * mean[1];
+  const Floats from_d = (d - load(columns.centre_d)) * mean[2], difference = d + load(columns.difference);
   const Ints unequal = (Ints)(difference != 0.0f);
   const Ints sign = bits_as<Ints>(difference) & (Ints{} + INT32_MIN);
   const Floats from_l1 = bits_as<Floats>((bits_as<Ints>(slope) ^ sign) & unequal);

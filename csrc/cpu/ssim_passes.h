@@ -14,19 +14,18 @@ struct Taps {
 
 // What `evaluate` needs besides the moments; see ssim.h.
 struct PointConstants {
-  float shift_s, shift_d;  // c_s, c_d
   float c1_twice, c2_twice;
   float eps;               // added to the denominator of S, times 4 scale⁴
   float a, b;              // the gradient's coefficients of 1 - S and of 1 - CS
   float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
 };
 
-// What a pass down the columns averages: kRows + taps - 1 rows, V of their values or null, and which two of the rows are
-// in the middle of those that lie in the image. V is taken about these.
+// What a pass down the columns averages: kRows + taps - 1 rows, V of their values or null, and which of the rows show
+// the image. V is taken about rows in the middle of these.
 struct ColumnRows {
   const float* const* values;
   const float* const* variances;
-  int64_t middle[2];
+  int64_t shown_begin, shown_end;
 };
 
 // Where kRows rows of averages down the columns go: of values, of their squares, and V. The squares follow from V, and
@@ -41,6 +40,7 @@ struct PointRow {
   float* sums;               // 6 maps: s, d, s², d², V_s, V_d; the first four are overwritten
   int64_t sums_pitch;
   int64_t count, stride;     // elements; from one neighbour in the row to the next
+  ColumnConstants columns;
   float *dssim;
   float *ssim, *contrast;    // both or neither
   float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
@@ -55,7 +55,7 @@ struct GradientRow {
   int64_t sums_pitch;
   int64_t count, stride;
   const float *s, *d;        // the row itself
-  float shift_d;
+  ColumnConstants columns;
   float slope;               // of |x - y|, times the weights where there are any
   const float* weights;
   float *out1, *out2;        // out2 only with 4 maps

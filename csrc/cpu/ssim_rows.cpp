@@ -63,21 +63,23 @@ SPLAT_INLINE Floats in_range(Floats value, float data_range) {
 template <class X, class Y>
 double shift_row(const char* from1, const char* from2, const float* weight, int64_t count, const Shift& shift,
                  float* sums, float* differences) {
+  const ColumnConstants columns = shift.columns;
   const X* x = reinterpret_cast<const X*>(from1);
   const Y* y = reinterpret_cast<const Y*>(from2);
   Floats lanes = {};
-  auto block = [&](Floats a, Floats b, const float* w, float* s, float* d, Ints inside) __attribute__((always_inline)) {
+  auto block = [&](Floats a, Floats b, int64_t j, const float* w, float* s, float* d, Ints inside)
+      __attribute__((always_inline)) {
     a = in_range<X>(a, shift.data_range);
     b = in_range<Y>(b, shift.data_range);
-    const Floats difference = a - b;
-    store(s, (a * shift.scale - shift.each) + (b * shift.scale - shift.each));
-    store(d, difference * shift.scale - shift.difference);
+    const Floats difference = a - b, each = load(columns.each + (j & columns.mask));
+    store(s, (a * shift.scale - each) + (b * shift.scale - each));
+    store(d, difference * shift.scale - load(columns.difference + (j & columns.mask)));
     const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
     lanes += w ? size * load(w) : size;
   };
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    block(load_lanes(x + j), load_lanes(y + j), weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
+    block(load_lanes(x + j), load_lanes(y + j), j, weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
   }
   if (j < count) {
     X last_x[kLanes] = {};
@@ -89,7 +91,7 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
     std::memcpy(last_y, y + j, rest * sizeof(Y));
     if (weight) std::memcpy(last_weight, weight + j, rest * sizeof(float));
     for (int64_t k = 0; k < rest; ++k) inside[k] = -1;
-    block(load_lanes(last_x), load_lanes(last_y), weight ? last_weight : nullptr, last_s, last_d,
+    block(load_lanes(last_x), load_lanes(last_y), j, weight ? last_weight : nullptr, last_s, last_d,
           load_raw<Ints>(inside));
     std::memcpy(sums + j, last_s, rest * sizeof(float));
     std::memcpy(differences + j, last_d, rest * sizeof(float));

@@ -3,10 +3,10 @@
 #include "ssim.h"
 
 // How raw values become the rows: scaled by a power of two near 1 / data_range, so that nothing over- or underflows,
-// then shifted by the tile's constants.
+// then shifted.
 struct Shift {
   float scale, data_range;
-  float each, difference;   // c_s = 2 each, c_d = difference
+  ColumnConstants columns;
 };
 
 // Writes `count` shifted sums and differences; returns Σ |x - y|, unscaled, weighted where there is a weight.

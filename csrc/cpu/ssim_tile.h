@@ -86,7 +86,7 @@ struct Tile {
   float *dssim, *ssim, *contrast, *folded;    // one row each; `folded` one for each gradient
   const char *image1, *image2;
   const float *weight, *l1_weight;
-  Shift shift;
+  Shift shift;               // its constants are rows of the scratch memory
   PointConstants point;
   float l1;
 
@@ -124,10 +124,11 @@ struct Tile {
     return view.data + (image * view.batch + channel * view.channel) * bytes;
   }
 
-  int64_t common_rows() const { return 4 + images; }
-  // `memory` has `common_rows` rows.
-  void begin(float* memory, const Shift& shift_of_tile) {
-    shift = shift_of_tile;
+  int64_t common_rows() const { return 7 + images; }
+  // Channels that have constants of their own.
+  int64_t channels() const { return stride; }
+  // `memory` has `common_rows` rows; `constants` are of `choose_constants`.
+  void begin(float* memory, const float* constants) {
     copied = reinterpret_cast<int32_t*>(memory);
     memory += pitch;
     for (int64_t j = 0; j < input_columns.count(); ++j) {
@@ -138,10 +139,9 @@ struct Tile {
     dssim = memory;
     ssim = memory + pitch;
     contrast = memory + 2 * pitch;
-    folded = memory + 3 * pitch;
+    lay_out(constants, memory + 3 * pitch);
+    folded = memory + 6 * pitch;
     const double* coefficients = args.coefficients + plane * 3;
-    point.shift_s = 2 * shift.each;
-    point.shift_d = shift.difference;
     point.c1_twice = problem.c1_twice;
     point.c2_twice = problem.c2_twice;
     point.eps = problem.eps;
@@ -151,35 +151,67 @@ struct Tile {
     l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
   }
 
-  // The mean of up to 64 samples of the tile, of those that are finite. A difference is shifted only where the images are clearly apart.
-  Shift choose_shift() {
-    shift = {};
-    shift.scale = problem.scale;
-    shift.data_range = static_cast<float>(args.data_range);
-    const int64_t down = samples(rows), along = samples(columns);
-    double sum_s = 0, sum_d = 0;
-    int64_t finite = 0;
-    for (int64_t i = 0; i < down; ++i)
-      for (int64_t j = 0; j < along; ++j) {
-        const int64_t slice = slices.begin + slices.count() * (2 * ((i + j) % 8) + 1) / 16;
-        const int64_t row = rows.begin + rows.count() * (2 * i + 1) / (2 * down);
-        const int64_t column = columns.begin + columns.count() * (2 * j + 1) / (2 * along);
-        float s, d;
-        read(slice, row, {column, column + 1}, nullptr, &s, &d);
-        if (!std::isfinite(s) || !std::isfinite(d)) continue;
-        sum_s += s;
-        sum_d += d;
-        ++finite;
-      }
-    if (finite == 0) return shift;
-    const float mean_s = static_cast<float>(sum_s / double(finite)), mean_d = static_cast<float>(sum_d / double(finite));
-    shift.each = mean_s / 2;
-    if (std::fabs(mean_d) > 0.05 * args.data_range * problem.scale) shift.difference = mean_d;
-    return shift;
+  // Three rows of constants, for the input columns, from those of each channel.
+  void lay_out(const float* constants, float* rows_of_constants) {
+    float* const out[3] = {rows_of_constants, rows_of_constants + pitch, rows_of_constants + 2 * pitch};
+    const int64_t first = (input_columns.begin % channels() + channels()) % channels();
+    for (int64_t j = 0, channel = first; j < (channels() == 1 ? kLanes : pitch); ++j) {
+      for (int k = 0; k < 3; ++k) out[k][j] = constants[3 * channel + k];
+      channel = channel + 1 == channels() ? 0 : channel + 1;
+    }
+    shift = {problem.scale, static_cast<float>(args.data_range), {out[0], out[1], out[2], channels() == 1 ? 0 : -1}};
   }
 
-  // One in sixteen, up to eight.
-  static int64_t samples(Span axis) { return most(1, least(8, axis.count() / 16)); }
+  // The constants of the tile's channels, 3 each: see ColumnConstants. They are means over up to 64 pixels of the tile,
+  // of those that are finite, less the outer quarters: a bright line must not cost dark pixels their digits. d is shifted
+  // only where the images are clearly apart.
+  void choose_constants(float* constants) {
+    static const float zeros[kLanes] = {};
+    shift = {problem.scale, static_cast<float>(args.data_range), {zeros, zeros, zeros, 0}};
+    const int64_t first_pixel = columns.begin / stride, pixels = most(1, columns.count() / stride);
+    int64_t down = samples(rows.count()), along = samples(pixels);
+    while (down * along > 4 && down * along * channels() > 192) (down > along ? down : along) /= 2;
+    float sums[kMostSamples * kMostSamples], differences[kMostSamples * kMostSamples];
+    for (int64_t channel = 0; channel < channels(); ++channel) {
+      int64_t finite = 0;
+      for (int64_t i = 0; i < down; ++i)
+        for (int64_t j = 0; j < along; ++j) {
+          const int64_t slice = slices.begin + slices.count() * (2 * ((i + j) % 8) + 1) / 16;
+          const int64_t row = rows.begin + rows.count() * (2 * i + 1) / (2 * down);
+          const int64_t column = (first_pixel + pixels * (2 * j + 1) / (2 * along)) * stride + channel;
+          float s, d;
+          read(slice, row, {column, column + 1}, nullptr, &s, &d);
+          if (!std::isfinite(s) || !std::isfinite(d)) continue;
+          sums[finite] = s;
+          differences[finite] = d;
+          ++finite;
+        }
+      const float mean_s = mean_of_inner_half(sums, finite), mean_d = mean_of_inner_half(differences, finite);
+      const bool apart = std::fabs(mean_d) > 0.05 * args.data_range * problem.scale;
+      float* out = constants + 3 * channel;
+      out[0] = mean_s / 2;
+      out[1] = apart ? mean_d : 0.0f;
+      out[2] = apart ? 0.0f : mean_d;
+    }
+  }
+
+  // Sorts the values, by hand: a template of the standard library compiled for one instruction set could be linked for
+  // another. 0 where there are none.
+  static float mean_of_inner_half(float* values, int64_t count) {
+    for (int64_t i = 1; i < count; ++i) {
+      const float value = values[i];
+      int64_t k = i;
+      for (; k > 0 && values[k - 1] > value; --k) values[k] = values[k - 1];
+      values[k] = value;
+    }
+    double sum = 0;
+    for (int64_t k = count / 4; k < count - count / 4; ++k) sum += values[k];
+    return static_cast<float>(sum / double(most(1, count - 2 * (count / 4))));
+  }
+
+  // One in sixteen, up to eight, of few at least four.
+  static constexpr int64_t kMostSamples = 8;
+  static int64_t samples(int64_t count) { return most(least(count, 4), least(kMostSamples, count / 16)); }
 
   SPLAT_INLINE const float* weight_row(int64_t slice, int64_t row) const {
     return weight + slice * args.weight.slice + row * args.weight.row;
@@ -188,9 +220,10 @@ struct Tile {
   // Columns of an image row, shifted, to s and d; returns Σ |x - y|.
   double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
-    const Reader& reader = problem.reader;
-    return reader.shift_row(at1(slice, row, stretch.begin), at2(slice, row, stretch.begin), w, stretch.count(), shift, s,
-                            d);
+    Shift here = shift;
+    here.columns = shift.columns.from(stretch.begin - input_columns.begin);
+    return problem.reader.shift_row(at1(slice, row, stretch.begin), at2(slice, row, stretch.begin), w, stretch.count(),
+                                    here, s, d);
   }
 
   SPLAT_INLINE const char* at1(int64_t slice, int64_t row, int64_t column) const {
@@ -200,29 +233,30 @@ struct Tile {
     return image2 + (slice * args.img2.slice + row * args.img2.row + column) * problem.reader.bytes2;
   }
 
-  // The two middle ones of kRows + taps - 1 rows (or slices) that begin at `first`, out of those that show the image.
-  ColumnRows middle_of(const float* const* values, const float* const* variances, int64_t first, int64_t side) const {
+  // kRows + taps - 1 rows (or slices) that begin at `first`.
+  ColumnRows column_rows(const float* const* values, const float* const* variances, int64_t first, int64_t side) const {
     const Span shown = Span{0, side}.widened(problem.folds ? radius : 0).within({first, first + args.taps + kRows - 1});
-    const int64_t middle = first + (args.taps + kRows) / 2 - 1;
-    const auto clamped = [&](int64_t i) { return most(shown.begin, least(i, shown.end - 1)) - first; };
-    return {values, variances, {clamped(middle), clamped(middle + 1)}};
+    return {values, variances, shown.begin - first, shown.end - first};
+  }
+
+  // Zeros, shifted, into columns of rows of s and d; whole vectors, up to kLanes - 1 beyond them too.
+  void fill_outside(Span stretch, float* s, float* d) const {
+    for (int64_t j = stretch.begin; j < stretch.end; j += kLanes) {
+      const ColumnConstants here = shift.columns.from(j);
+      store(s + j, -2.0f * load(here.each));
+      store(d + j, -load(here.difference));
+    }
   }
 
   // The input columns of a row of the padded images. With `total`, a row the tile owns adds Σ |x - y| to the totals.
   void load_row(int64_t slice, int64_t row, float* s, float* d, bool total) {
     const int64_t from_slice = source_of(slice, args.depth, args.padding);
     const int64_t from_row = source_of(row, args.height, args.padding);
-    const float outside_s = -2 * shift.each, outside_d = -shift.difference;
-    if (from_slice < 0 || from_row < 0) {
-      fill(s, input_columns.count(), outside_s);
-      fill(d, input_columns.count(), outside_d);
-      return;
-    }
+    if (from_slice < 0 || from_row < 0) return fill_outside({0, input_columns.count()}, s, d);
     const Span inside = input_columns.within({0, problem.width});
     float *s0 = s - input_columns.begin, *d0 = d - input_columns.begin;
     // Before the row is read, which goes over what this writes too much.
-    fill(s, inside.begin - input_columns.begin, outside_s);
-    fill(d, inside.begin - input_columns.begin, outside_d);
+    fill_outside({0, inside.begin - input_columns.begin}, s, d);
     if (total && slices.contains(slice) && rows.contains(row)) {
       read(from_slice, from_row, {inside.begin, columns.begin}, nullptr, s0 + inside.begin, d0 + inside.begin);
       const float* w = l1_weight ? weight_row(slice, row) + columns.begin : nullptr;
@@ -231,8 +265,7 @@ struct Tile {
     } else {
       read(from_slice, from_row, inside, nullptr, s0 + inside.begin, d0 + inside.begin);
     }
-    fill(s0 + inside.end, input_columns.end - inside.end, outside_s);
-    fill(d0 + inside.end, input_columns.end - inside.end, outside_d);
+    fill_outside({inside.end - input_columns.begin, input_columns.count()}, s, d);
     if (!problem.folds) return;
     auto copy = [&](int64_t begin, int64_t end) {
       for (int64_t j = begin - input_columns.begin; j < end - input_columns.begin; ++j) {
@@ -260,6 +293,7 @@ struct Tile {
     work.sums_pitch = pitch;
     work.count = forward_columns.count();
     work.stride = stride;
+    work.columns = shift.columns.from(border);
     work.dssim = dssim;
     work.ssim = args.similarities ? ssim : nullptr;
     work.contrast = args.similarities ? contrast : nullptr;
@@ -320,7 +354,7 @@ struct Tile {
     work.stride = stride;
     work.s = s + gradient_columns.begin - input_columns.begin;
     work.d = d + gradient_columns.begin - input_columns.begin;
-    work.shift_d = shift.difference;
+    work.columns = shift.columns.from(gradient_columns.begin - input_columns.begin);
     if (problem.folds) {
       work.out1 = folded;
       work.out2 = folded + pitch;
@@ -354,7 +388,8 @@ struct Tile {
   void add_l1(int64_t slice, int64_t row, const float* d, float* to, float slope) const {
     const float* w = l1_weight ? weight_row(slice, row) : nullptr;
     for (int64_t e = columns.begin; e < columns.end; ++e) {
-      const float difference = d[e] + shift.difference, by = w ? slope * w[e] : slope;
+      const float c_d = shift.columns.difference[(e - input_columns.begin) & shift.columns.mask];
+      const float difference = d[e] + c_d, by = w ? slope * w[e] : slope;
       to[e] += difference > 0 ? by : difference < 0 ? -by : 0.0f;
     }
   }
@@ -387,6 +422,8 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.slices = {slice_inset, args.depth - slice_inset};
   problem.rows = {inset, args.height - inset};
   problem.columns = {inset * problem.stride, (args.width - inset) * problem.stride};
+  const int64_t smallest = least(least(args.height, args.width), volumes ? args.depth : args.height);
+  if (problem.folds && smallest <= problem.radius) return false;
   if (problem.slices.count() <= 0 || problem.rows.count() <= 0 || problem.columns.count() <= 0) return false;
   problem.taps.count = static_cast<int>(args.taps);
   for (int64_t k = 0; k < args.taps; ++k) problem.taps.weight[k] = static_cast<float>(args.window[k]);

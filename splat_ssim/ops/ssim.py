@@ -587,6 +587,7 @@ def photometric_definition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`photometric` in plain torch, whatever kernels there are."""
     reduction, channels_last = "image" if per_image else "mean", options.channels_last
+    img1, img2 = reference.in_one_dtype(img1, img2, options.data_range)
     dssim_map = reference.dssim_map(img1, img2, eps=options.eps, **definition_options(options))
     dssim = reference.weighted_mean(dssim_map, weight, reduction, channels_last)
     difference = reference.absolute_difference(img1, img2, options.data_range)
