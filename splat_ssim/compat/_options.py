@@ -29,8 +29,9 @@ def number(name: str, value: object) -> Number:
         if value.numel() != 1 or value.requires_grad or is_watched(value):
             return value
         return float(value)
-    if isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)) or getattr(value, "ndim", None) == 0:
-        return float(value)  # type: ignore[arg-type]
+    found = value.item() if getattr(value, "size", None) == 1 and hasattr(value, "item") else value  # of numpy
+    if isinstance(found, (numbers.Real, torch.SymInt, torch.SymFloat)):
+        return float(found)
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
@@ -78,5 +79,5 @@ def is_watched(*tensors: Tensor) -> bool:
 
 
 def are_kernels_barred() -> bool:
-    """Whether torch.jit.trace records, which takes over plain operations only, or forward-mode derivatives are taken."""
+    """Whether torch.jit.trace records, which keeps plain operations only, or a forward-mode derivative is taken."""
     return torch.jit.is_tracing() or torch.autograd.forward_ad._current_level >= 0

@@ -22,7 +22,7 @@ from splat_ssim.ops.ssim import Options, ssim_map
 __all__ = ["FusedSSIMMap", "allowed_padding", "fused_ssim", "fused_ssim3d", "is_3D_supported"]
 
 allowed_padding = ["same", "valid"]
-is_3D_supported = True
+is_3D_supported = True  # noqa: N816 - the original's name
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
