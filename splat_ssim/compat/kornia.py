@@ -314,16 +314,6 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         >>> loss.backward()
     """
 
-    DR: float
-    C1: float
-    C2: float
-    alpha: float
-    compensation: float
-    #: The windows, (windows, 1, taps, taps).
-    _g_masks: Tensor
-    #: The sigma of each window, where the windows are those of sigmas.
-    _mask_sigmas: tuple[float, ...] | None
-
     def __init__(
         self,
         sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
@@ -348,6 +338,9 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         self.compensation = _setting("compensation", compensation)
         self.reduction = reduction
         self.num_scales = len(values)
+        #: The windows, (windows, 1, taps, taps), and their sigmas; None where they are no Gaussians.
+        self._g_masks: Tensor
+        self._mask_sigmas: tuple[float, ...] | None
         self._register_masks(values)
 
     def _register_masks(self, sigmas: list[float]) -> None:
@@ -394,9 +387,13 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         return similarity.reshape([img1.shape[0], img1.shape[1], img1.shape[2], img1.shape[3]]).mean(1)
 
     def _distance(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """(B, H, W): the absolute difference, averaged over channels and smoothed by the last sigma."""
+        """(B, H, W): the absolute difference, averaged over channels and smoothed by the last sigma.
+
+        For a mean or a sum it is weighed instead, which gives the same mean and sum.
+        """
         difference = (img1 - img2).abs().mean(1, keepdim=True)
-        return _smooth(difference, _taps(self._g_masks, img1)[-1:], 1, self.pad)[:, 0]
+        taps = _taps(self._g_masks, img1)[-1:]
+        return _smooth_or_weigh(difference, taps, 1, self.pad, self.reduction)[:, 0]
 
 
 def _masks(sigmas: Sequence[float], size: int) -> Tensor:
@@ -475,6 +472,17 @@ def _smooth(images: Tensor, taps: Tensor, groups: int, pad: int) -> Tensor:
     """
     columns = F.conv2d(images, taps[:, None, :, None], padding=[pad, 0], groups=groups)
     return F.conv2d(columns, taps[:, None, None, :], padding=[0, pad], groups=taps.shape[0])
+
+
+def _smooth_or_weigh(images: Tensor, taps: Tensor, groups: int, pad: int, reduction: str) -> Tensor:
+    """`_smooth`, or a map with the same sum: each pixel times the sum of the weights that windows give it."""
+    if reduction == "none" or taps.shape[1] % 2 == 0:
+        return _smooth(images, taps, groups, pad)
+    shares = [
+        F.conv1d(torch.ones([1, 1, side], dtype=taps.dtype, device=taps.device), taps.flip(1)[:, None], padding=pad)
+        for side in images.shape[-2:]
+    ]
+    return images * shares[0][0, :, :, None] * shares[1][0, :, None, :]
 
 
 def _terms(
@@ -634,7 +642,7 @@ def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none")
     """
     difference = _difference(img1, img2, reduction)
     squared = _moderate(difference) ** 2
-    values = torch.where(difference.abs() < _LARGE, squared / ((squared + 1).sqrt() + 1), difference.abs() - 1)
+    values = torch.where(_is_large(difference), difference.abs() - 1, squared / ((squared + 1).sqrt() + 1))
     return _reduce(values, reduction).to(_float_dtype(img1, img2))
 
 
@@ -664,9 +672,9 @@ def cauchy_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> T
     """
     difference = _difference(img1, img2, reduction)
     values = torch.where(
-        difference.abs() < _LARGE,
+        _is_large(difference),
+        2 * difference.abs().clamp(min=1e9).log() - math.log(2),
         torch.log1p(0.5 * _moderate(difference) ** 2),
-        2 * difference.abs().clamp(min=_LARGE).log() - _LOG_2,
     )
     return _reduce(values, reduction).to(_float_dtype(img1, img2))
 
@@ -687,13 +695,14 @@ def geman_mcclure_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none
     return _reduce(values, reduction).to(_float_dtype(img1, img2))
 
 
-#: From here on 1 is lost beside the square of a difference, in float64 too, while the square itself does not overflow.
-_LARGE = 1e9
-_LOG_2 = math.log(2)
+def _is_large(difference: Tensor) -> Tensor:
+    """Where 1 is lost beside the square of a difference, in float64 too. Below, the square does not overflow."""
+    return difference.abs() > 1e9
 
 
 def _moderate(difference: Tensor) -> Tensor:
-    return difference.clamp(-_LARGE, _LARGE)
+    """The differences, those that are large cut off."""
+    return difference.clamp(-1e9, 1e9)
 
 
 def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:

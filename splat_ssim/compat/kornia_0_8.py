@@ -192,4 +192,5 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
         """(B, H, W): the mean over channels of the absolute difference, each channel smoothed by one window."""
         channels = img1.shape[1]
         taps = _kornia._taps(self._g_masks, img1)[-channels:]
-        return _kornia._smooth((img1 - img2).abs(), taps, channels, self.pad).mean(1)
+        difference = (img1 - img2).abs()
+        return _kornia._smooth_or_weigh(difference, taps, channels, self.pad, self.reduction).mean(1)
