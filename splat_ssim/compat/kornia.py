@@ -520,7 +520,7 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
                 f"image and target must have the same shape, got {tuple(image.shape)} and {tuple(target.shape)}"
             )
         if isinstance(max_val, Tensor):
-            dtype = torch.result_type(torch.empty((), dtype=dtype), max_val)
+            dtype = torch.promote_types(dtype, max_val.dtype) if max_val.is_floating_point() else dtype
         else:
             max_val = number("max_val", max_val)  # type: ignore[assignment]
     mse = F.mse_loss(_wide(image), _wide(target))
@@ -715,7 +715,7 @@ def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:
         _check_reduction("none" if reduction is None else reduction)
     if img1.shape != img2.shape:
         raise ValueError(f"img1 and img2 must have the same shape, got {_shape(img1)} and {_shape(img2)}")
-    dtype = torch.result_type(img1, img2)
+    dtype = torch.promote_types(img1.dtype, img2.dtype)
     if img1.is_complex() or img2.is_complex():
         raise TypeError(f"img1 and img2 must be real, got {img1.dtype} and {img2.dtype}")
     if img1.is_floating_point() or img2.is_floating_point():
@@ -737,8 +737,11 @@ def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:
 def _float_dtype(img1: Tensor, img2: Tensor) -> torch.dtype:
     """The dtype of a loss on two images: torch's default dtype where both hold integers."""
     if img1.is_floating_point() or img2.is_floating_point():
-        return torch.result_type(img1, img2)
-    return torch.result_type(img1, 1.0)
+        return torch.promote_types(img1.dtype, img2.dtype)
+    # torch.compile knows the one, torch.jit.script the other.
+    if torch.jit.is_scripting():
+        return torch.result_type(img1, 1.0)
+    return torch.get_default_dtype()
 
 
 def _wide(images: Tensor) -> Tensor:
