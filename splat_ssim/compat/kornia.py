@@ -503,7 +503,7 @@ def _terms(
 
 
 def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
-    """`10 log10(max_val² / mse)` of two tensors of any shape and dtype; inf where they are equal.
+    """`10 log10(max_val² / mse)` of two tensors of any shape and dtype; inf where they are equal; float32 of integers.
 
     Example:
         >>> import torch
@@ -511,18 +511,18 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
         >>> psnr(torch.ones(1), 1.2 * torch.ones(1), 2.0)
         tensor(20.0000)
     """
-    dtype = _float_dtype(image, target)
     if not torch.jit.is_scripting():
         _check_tensor("image", image)
         _check_tensor("target", target)
-        if image.shape != target.shape:
-            raise TypeError(
-                f"image and target must have the same shape, got {tuple(image.shape)} and {tuple(target.shape)}"
-            )
-        if isinstance(max_val, Tensor):
-            dtype = torch.promote_types(dtype, max_val.dtype) if max_val.is_floating_point() else dtype
-        else:
-            max_val = number("max_val", max_val)  # type: ignore[assignment]
+        if not isinstance(max_val, Tensor):
+            max_val = _setting("max_val", max_val)
+    if image.shape != target.shape:
+        raise TypeError(f"image and target must have the same shape, got {_shape(image)} and {_shape(target)}")
+    is_float = image.is_floating_point() or target.is_floating_point()
+    dtype = torch.promote_types(image.dtype, target.dtype) if is_float else torch.float32
+    if not torch.jit.is_scripting():
+        if isinstance(max_val, Tensor) and max_val.is_floating_point():
+            dtype = torch.promote_types(dtype, max_val.dtype)
     mse = F.mse_loss(_wide(image), _wide(target))
     return (10 * torch.log10(max_val**2 / mse)).to(dtype)
 
@@ -547,7 +547,7 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
         reduction: "sum", or "mean".
 
     Returns:
-        The shape of `img` without its two last axes, in its dtype; of integers int64 sums and float means.
+        The shape of `img` without its two last axes, in its dtype; of integers int64 sums and float32 means.
 
     Example:
         >>> import torch
@@ -572,7 +572,9 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
         along_height = along_height / max(1, vertical.shape[-2] * vertical.shape[-1])
         along_width = along_width / max(1, horizontal.shape[-2] * horizontal.shape[-1])
     total = along_height + along_width
-    return total.to(img.dtype) if img.is_floating_point() else total
+    if img.is_floating_point():
+        return total.to(img.dtype)
+    return total.float() if total.is_floating_point() and not img.is_complex() else total
 
 
 def inverse_depth_smoothness_loss(idepth: Tensor, image: Tensor) -> Tensor:
