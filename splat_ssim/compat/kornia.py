@@ -212,7 +212,8 @@ def _check_call(
     dtype = dtype if dtype.is_floating_point else torch.float32
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)
     options = None
-    if dtype != torch.float64:
+    # The operators do not repeat a border further than an image is wide; kornia 0.8 does.
+    if dtype != torch.float64 and not (padding == "replicate" and min(sides) <= after):
         img1, img2 = (img if img.dtype in _READ else img.float() for img in (img1, img2))
         options = _options(window_size, top, added, padding, spatial_dims)
     return _Call(img1, img2, window_size, top, added, padding, dtype, is_window_rounded, options)
@@ -280,7 +281,7 @@ def _dissimilarity(call: _Call) -> Tensor:
         rounded = _textbook.float32_gaussian(call.window_size, _SIGMA).tolist()
         return 1 - _textbook.moments(img1, img2, [rounded] * spatial_dims).ssim(c1, c2, call.eps)
     taps = reference.gaussian_taps(call.window_size, _SIGMA)
-    return reference.dissimilarity(img1, img2, taps, c1, c2, eps=call.eps).ssim
+    return reference.moments(img1, img2, taps, c1, c2).dssim(call.eps)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -416,13 +417,14 @@ def _sigmas_of(masks: Tensor) -> tuple[float, ...] | None:
 class _Maps:
     """Maps of S and of its factors for two batches of images, zero-padded, by the operators."""
 
-    #: A constant so large that the factor it belongs to is 1, over the squared range of the values.
+    #: A k1 or k2 so large that the factor it belongs to is 1.
     _HUGE = 1e7
 
     def __init__(self, img1: Tensor, img2: Tensor, taps: int, data_range: float, c1: float, c2: float):
         self._images = img1, img2
         self._taps = taps
-        self._k1, self._k2, self._huge = math.sqrt(c1), math.sqrt(c2), self._HUGE * data_range
+        self._data_range = data_range
+        self._k1, self._k2 = math.sqrt(c1) / data_range, math.sqrt(c2) / data_range
 
     @classmethod
     def of(cls, loss: MS_SSIMLoss, img1: Tensor, img2: Tensor) -> _Maps | None:
@@ -442,17 +444,17 @@ class _Maps:
 
     def luminance(self, sigma: float, channel: int | None = None) -> Tensor:
         """The luminance factor of S."""
-        return self._map(sigma, self._k1, self._huge, channel)
+        return self._map(sigma, self._k1, self._HUGE, channel)
 
     def contrast_structure(self, sigma: float, channel: int | None = None) -> Tensor:
         """The contrast-structure factor of S."""
-        return self._map(sigma, self._huge, self._k2, channel)
+        return self._map(sigma, self._HUGE, self._k2, channel)
 
     def _map(self, sigma: float, k1: float, k2: float, channel: int | None) -> Tensor:
         img1, img2 = self._images
         if channel is not None:
             img1, img2 = img1[:, channel : channel + 1], img2[:, channel : channel + 1]
-        return ssim_map(img1, img2, Options(self._taps, sigma, 1.0, k1, k2, "same", 2))
+        return ssim_map(img1, img2, Options(self._taps, sigma, self._data_range, k1, k2, "same", 2))
 
 
 def _taps(masks: Tensor, images: Tensor) -> Tensor:

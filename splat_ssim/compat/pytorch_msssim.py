@@ -78,8 +78,9 @@ def ssim(
     size_average = bool(size_average)
     if options is not None and not nonnegative_ssim:
         # One pass gives the value and the gradient.
-        dssim, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=1.0, per_image=not size_average)
-        return (1 - dssim).to(X.dtype)
+        per_image = not size_average
+        value, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=-1.0, per_image=per_image, offset=1.0)
+        return value.to(X.dtype)
     means = _means(X, Y, window)[..., 0]
     if nonnegative_ssim:
         means = torch.relu(means)
