@@ -520,13 +520,16 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
             max_val = _setting("max_val", max_val)
     if image.shape != target.shape:
         raise TypeError(f"image and target must have the same shape, got {_shape(image)} and {_shape(target)}")
-    is_float = image.is_floating_point() or target.is_floating_point()
-    dtype = torch.promote_types(image.dtype, target.dtype) if is_float else torch.float32
+    dtype = torch.promote_types(_psnr_dtype(image), _psnr_dtype(target))
     if not torch.jit.is_scripting():
         if isinstance(max_val, Tensor) and max_val.is_floating_point():
             dtype = torch.promote_types(dtype, max_val.dtype)
     mse = F.mse_loss(_wide(image), _wide(target))
     return (10 * torch.log10(max_val**2 / mse)).to(dtype)
+
+
+def _psnr_dtype(images: Tensor) -> torch.dtype:
+    return images.dtype if images.is_floating_point() else torch.float32
 
 
 def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:
