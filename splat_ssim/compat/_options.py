@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import torch
@@ -33,6 +34,20 @@ def number(name: str, value: object) -> Number:
     if isinstance(found, (numbers.Real, torch.SymInt, torch.SymFloat)):
         return float(found)
     raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def pair(name: str, values: Iterable[object]) -> tuple[Number, Number]:
+    """Two numbers of a sequence, an array or a tensor.
+
+    Raises:
+        ValueError: There are more or fewer.
+        TypeError: One is not a number, or `values` is no sequence.
+    """
+    try:
+        first, second = values
+    except ValueError:
+        raise ValueError(f"{name} must be two numbers, got {values}") from None
+    return number(f"{name}[0]", first), number(f"{name}[1]", second)
 
 
 def integer(name: str, value: object) -> int:

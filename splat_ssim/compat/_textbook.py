@@ -81,7 +81,7 @@ def float32_gaussian(
     return weights / weights.sum()
 
 
-def gaussian_sigma(taps: Tensor) -> float | None:
+def gaussian_sigma(taps: Tensor, tolerance: float = 3e-8) -> float | None:
     """The sigma of the window that `float32_gaussian` makes, or None where the taps [size] are no such window."""
     size = taps.numel()
     if taps.device.type != "cpu" or size < 3 or size % 2 == 0:
@@ -92,7 +92,7 @@ def gaussian_sigma(taps: Tensor) -> float | None:
     sigma = math.sqrt(0.5 / math.log(middle / beside))
     # Callers give round numbers.
     for candidate in (round(sigma, 4), sigma):
-        if candidate > 0 and (float32_gaussian(size, candidate) - taps).abs().max() < 3e-8:
+        if candidate > 0 and (float32_gaussian(size, candidate) - taps).abs().max() < tolerance:
             return candidate
     return None
 

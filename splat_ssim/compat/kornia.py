@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import UnsupportedOptionError
-from splat_ssim.compat._options import integer, number
+from splat_ssim.compat._options import integer, number, pair
 from splat_ssim.ops.ssim import Options, photometric, ssim_map
 
 __all__ = [
@@ -168,7 +168,7 @@ class _Call(NamedTuple):
     padding: str
     #: Of the result.
     dtype: torch.dtype
-    #: kornia 0.8 rounds the window of volumes to float32.
+    #: kornia 0.8 rounds the window of volumes to float32, which shows on float64 volumes.
     is_window_rounded: bool
     #: What the operators take, None where plain torch computes.
     options: Options | None
@@ -211,6 +211,8 @@ def _check_call(
     dtype = torch.promote_types(img1.dtype, img2.dtype)
     dtype = dtype if dtype.is_floating_point else torch.float32
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)
+    if not isinstance(top, Tensor) and not math.isfinite(top):
+        raise ValueError(f"max_val must be finite, got {max_val}")
     options = None
     # The operators do not repeat a border further than an image is wide; kornia 0.8 does.
     if dtype != torch.float64 and not (padding == "replicate" and min(sides) <= after):
@@ -277,9 +279,12 @@ def _dissimilarity(call: _Call) -> Tensor:
         reference.pad(img.to(wide), before, after, call.padding, spatial_dims) for img in (call.img1, call.img2)
     )
     c1, c2 = (_K1 * call.max_val) ** 2, (_K2 * call.max_val) ** 2
-    if call.is_window_rounded:
-        rounded = _textbook.float32_gaussian(call.window_size, _SIGMA).tolist()
-        return 1 - _textbook.moments(img1, img2, [rounded] * spatial_dims).ssim(c1, c2, call.eps)
+    if call.is_window_rounded and wide == torch.float64:
+        rounded = _textbook.float32_gaussian(call.window_size, _SIGMA)
+        cube = (rounded[:, None] * rounded)[:, :, None] * rounded
+        # The sum of kornia's weights is that of the products, rounded too; flat volumes show it.
+        rounded = rounded.double() / rounded.double().sum() * cube.double().sum() ** (1 / 3)
+        return 1 - _textbook.moments(img1, img2, [rounded.tolist()] * spatial_dims).ssim(c1, c2, call.eps)
     taps = reference.gaussian_taps(call.window_size, _SIGMA)
     return reference.moments(img1, img2, taps, c1, c2).dssim(call.eps)
 
@@ -330,7 +335,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
             raise ValueError(f"sigmas must have at least one value, got {sigmas}")
         if not all(0 <= value < math.inf for value in values):
             raise ValueError(f"sigmas must be finite numbers of 0 or more, got {sigmas}")
-        k1, k2 = K
+        k1, k2 = pair("K", K)
         self.DR = _setting("data_range", data_range)
         self.C1 = (_setting("K[0]", k1) * self.DR) ** 2
         self.C2 = (_setting("K[1]", k2) * self.DR) ** 2
@@ -362,10 +367,10 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
             _check_reduction(self.reduction)
         dtype = _float_dtype(img1, img2)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        pair = torch.broadcast_tensors(img1.to(wide), img2.to(wide))
+        images = torch.broadcast_tensors(img1.to(wide), img2.to(wide))
         loss = self.compensation * (
-            self.alpha * (1 - self._similarity(pair[0], pair[1]))
-            + (1 - self.alpha) * self._distance(pair[0], pair[1]) / self.DR
+            self.alpha * (1 - self._similarity(images[0], images[1]))
+            + (1 - self.alpha) * self._distance(images[0], images[1]) / self.DR
         )
         return _reduce(loss, self.reduction).to(dtype)
 
@@ -407,7 +412,7 @@ def _sigmas_of(masks: Tensor) -> tuple[float, ...] | None:
     """The sigmas that `_masks` makes the same windows of, or None."""
     if masks.device.type != "cpu":
         return None
-    found = [_textbook.gaussian_sigma(mask.float().sum(1)) for mask in masks[:, 0]]
+    found = [_textbook.gaussian_sigma(taps, tolerance=1e-6) for taps in _taps(masks, masks)]
     sigmas = tuple(sigma for sigma in found if sigma is not None)
     if len(sigmas) < len(found) or (_masks(sigmas, masks.shape[-1]) - masks).abs().max() > 1e-6:
         return None

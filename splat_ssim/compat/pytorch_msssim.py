@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
-from splat_ssim.compat._options import Number, is_watched, number, whole
+from splat_ssim.compat._options import Number, is_watched, number, pair, whole
 from splat_ssim.ops.ssim import Options, photometric, ssim_channel_means
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
 
@@ -172,11 +172,8 @@ def _read_window(win_size: int, win_sigma: float, win: Tensor | None, data_range
         size, sigma = win.shape[-1], None if is_watched(win) else _sigma_of(win)
     if size % 2 != 1:
         raise ValueError(f"the window size must be odd, got {size}")
-    try:
-        k1, k2 = K
-    except (TypeError, ValueError):
-        raise ValueError(f"K must be two numbers, got {K}") from None
-    return _Window(size, sigma, win, number("data_range", data_range), number("K[0]", k1), number("K[1]", k2))
+    k1, k2 = pair("K", K)
+    return _Window(size, sigma, win, number("data_range", data_range), k1, k2)
 
 
 def _sigma_of(win: Tensor) -> float | None:
