@@ -14,7 +14,7 @@ from splat_ssim.compat import kornia_0_8
 from tests import devices
 from tests.compare import assert_same, random_pair
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = pytest.mark.usefixtures("device", "threads")
 
 ours = newest if tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9) else kornia_0_8
 
@@ -115,8 +115,8 @@ def test_ssim_at_its_extremes(spatial_dims, top):
             (value, *gradients), (exact, *exact_gradients) = results
             torch.testing.assert_close(value, exact, rtol=0, atol=3e-6)
             for found, expected in zip(gradients, exact_gradients, strict=True):
-                # Where S is nearly 0, as of a bright image and a black one, so is its gradient: it is exact to a share of
-                # what it is elsewhere.
+                # Where S is nearly 0, as of a bright image and a black one, so is its gradient: it is exact to a
+                # share of what it is elsewhere.
                 scale = max(expected.abs().max().item(), 0.05 / top)
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
 

@@ -12,7 +12,7 @@ from tests import devices
 from tests.compare import assert_same
 
 pytestmark = [
-    pytest.mark.usefixtures("device"),
+    pytest.mark.usefixtures("device", "threads"),
     # What kornia 0.8 gives for integers and half precision is not kept.
     pytest.mark.skipif(
         tuple(map(int, kornia.__version__.split(".")[:2])) < (0, 9), reason="the numbers are those of kornia 0.9"

@@ -10,7 +10,7 @@ import torch
 from splat_ssim.compat import pytorch_msssim as ours
 from tests.compare import assert_same, random_pair
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = pytest.mark.usefixtures("device", "threads")
 
 # Of the largest entry. float64: both sides round, with the same float32 window; float32: cancellation in the
 # original's E[x²] - E[x]², whose window does not sum to exactly 1.
