@@ -43,6 +43,8 @@ def pair(name: str, values: Iterable[object]) -> tuple[Number, Number]:
         ValueError: There are more or fewer.
         TypeError: One is not a number, or `values` is no sequence.
     """
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be two numbers, got {type(values).__name__}")
     try:
         first, second = values
     except ValueError:
