@@ -1,13 +1,12 @@
-"""The fused_ssim and fused_ssim3d drop-ins, and the installation of drop-ins under other packages' names."""
+"""The fused_ssim and fused_ssim3d drop-ins, held to the definition: the originals need a GPU."""
 
-import subprocess
-import sys
-from pathlib import Path
+import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
-import splat_ssim.compat
 from splat_ssim import reference
 from splat_ssim.compat import fused_ssim, fused_ssim3d
 from tests.compare import assert_same, random_pair
@@ -54,48 +53,56 @@ def test_refusals(function, spatial_dims):
         function(image[0], image[0])
 
 
-def run(program):
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("package", [fused_ssim, fused_ssim3d])
+def test_map(package, seed):
+    rng = random.Random(seed)
+    spatial_dims, padding = rng.choice([2, 3]), rng.choice(["same", "valid"])
+    least = 11 if padding == "valid" else 1
+    shape = (rng.randint(1, 2), rng.randint(1, 3), *[rng.randint(least, least + 6) for _ in range(spatial_dims)])
+    k1, k2 = rng.choice([(0.01, 0.03), (0.1, 0.2)])
+    images = random_pair(torch.Generator().manual_seed(seed), shape, rng.choice([torch.float32, torch.float64]))
+    options = () if (padding, spatial_dims) == ("same", 2) else (padding, True, spatial_dims)
+
+    def expected(img1, img2):
+        exact = reference.ssim(img1.double(), img2.double(), padding=padding, k1=k1, k2=k2, reduction="none")
+        return exact.to(img1.dtype)
+
+    # S is within 3e-6; a gradient of a map of few pixels is within 1e-5 of its largest entry.
+    assert_same(lambda a, b: package.FusedSSIMMap.apply(k1**2, k2**2, a, b, *options), expected, images, 1e-5)
 
 
-def test_install_replaces_whole_packages():
-    run(
-        """
-import splat_ssim.compat
-splat_ssim.compat.install("fused_ssim", "fused_ssim3d", "pytorch_msssim")
-import torch, fused_ssim, pytorch_msssim
-from fused_ssim import fused_ssim as function
-from fused_ssim3d import fused_ssim2d
-assert function.__module__ == "splat_ssim.compat.fused_ssim"
-assert pytorch_msssim.ssim.__module__ == "splat_ssim.compat.pytorch_msssim"
-image = torch.rand(1, 3, 16, 16)
-assert function(image, image) == fused_ssim2d(image, image) == 1
-"""
-    )
+def test_map_without_training_has_no_gradient():
+    img1, img2 = random_pair(torch.Generator().manual_seed(0), (1, 1, 12, 12), torch.float32)
+    ssim_map = fused_ssim.FusedSSIMMap.apply(C1=1e-4, C2=9e-4, img1=img1.requires_grad_(), img2=img2, train=False)
+    assert not ssim_map.requires_grad
+    assert ssim_map.mean() == pytest.approx(fused_ssim.fused_ssim(img1, img2).item(), abs=1e-6)
 
 
-def test_install_replaces_names_in_kornia():
-    run(
-        """
-import kornia, kornia.losses
-dice = kornia.losses.DiceLoss
-import splat_ssim.compat
-splat_ssim.compat.install("kornia")
-import torch
-assert kornia.losses.DiceLoss is dice
-for name in ("ssim_loss", "SSIM3DLoss", "MS_SSIMLoss", "PSNRLoss", "cauchy_loss", "total_variation"):
-    assert getattr(kornia.losses, name).__module__.startswith("splat_ssim.compat.kornia"), name
-for name in ("ssim", "ssim3d", "SSIM", "SSIM3D"):
-    assert getattr(kornia.metrics, name).__module__.startswith("splat_ssim.compat.kornia"), name
-kornia.losses.SSIMLoss(5)(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
-"""
-    )
+def test_map_takes_constants_of_any_kind():
+    images = random_pair(torch.Generator().manual_seed(0), (1, 1, 12, 12), torch.float32)
+    expected = fused_ssim.FusedSSIMMap.apply(1e-4, 9e-4, *images)
+    for number in (np.float64, np.float32, np.array, torch.tensor):
+        found = fused_ssim.FusedSSIMMap.apply(number(1e-4), number(9e-4), *images)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    # The original takes 0 as well.
+    assert fused_ssim.FusedSSIMMap.apply(0, 0.0, *images).isfinite().all()
 
 
-def test_install_refuses_unknown_names():
-    with pytest.raises(ValueError, match="out of fused_ssim, fused_ssim3d, pytorch_msssim, kornia, got lpips"):
-        splat_ssim.compat.install("fused_ssim", "lpips")
-    with pytest.raises(ValueError, match="got none"):
-        splat_ssim.compat.install()
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ((-1e-4, 9e-4), ValueError, "C1 must be a finite number of 0 or more, got -0.0001"),
+        ((1e-4, math.inf), ValueError, "C2 must be a finite number of 0 or more, got inf"),
+        (("1e-4", 9e-4), TypeError, "C1 must be a number, got str"),
+        ((torch.ones(3), 9e-4), TypeError, r"C1 must be a number: it is not differentiated, got a tensor of \(3,\)"),
+        ((1e-4, 9e-4, "full"), AssertionError, "padding must be 'same' or 'valid', got 'full'"),
+        ((1e-4, 9e-4, "valid"), ValueError, "at least window_size=11, got"),
+        ((1e-4, 9e-4, "same", True, 3), ValueError, r"must have the shape \(B, C, D, H, W\)"),
+        ((1e-4, 9e-4, "same", True, 4), ValueError, "spatial_dims must be 2 or 3, got 4"),
+    ],
+)
+def test_map_refusals(options, error, text):
+    image = torch.zeros(1, 1, 10, 10)
+    with pytest.raises(error, match=text):
+        fused_ssim.FusedSSIMMap.apply(*options[:2], image, image, *options[2:])

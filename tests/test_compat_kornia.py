@@ -1,25 +1,37 @@
 """The kornia drop-in, held to the installed kornia over random shapes, options and dtypes."""
 
+import copy
 import random
 
 import kornia
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from splat_ssim.compat import kornia as newest
 from splat_ssim.compat import kornia_0_8
 from tests import devices
 from tests.compare import assert_same, random_pair
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = pytest.mark.usefixtures("device", "threads")
 
 ours = newest if tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9) else kornia_0_8
 
-# Of the largest entry. float64: both sides round; kornia's windows of volumes and of MS_SSIMLoss are outer products
-# that are rounded to float32. float32: E[x²] - E[x]² in float32 on both sides. Half precision: kornia rounds every step
-# and we the result, so a few roundings are allowed.
-EXACT = {torch.float64: 1e-12, torch.float32: 5e-4, torch.float16: 2e-2}
+# Of the largest entry. float64: both sides round; kornia's windows of MS_SSIMLoss, and of volumes in kornia 0.8, are
+# outer products that are rounded to float32. float32: kornia's E[x²] - E[x]². Half precision: kornia rounds more often.
+EXACT = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 ROUNDED_WINDOW = {**EXACT, torch.float64: 1e-6}
+VOLUMES = EXACT if ours is newest else ROUNDED_WINDOW
+
+
+def accuracy(window):
+    """Of the largest entry, from kornia in float64, where both take the same float32 images.
+
+    A window of one pixel has no variance: gradients that cancel are all there is. kornia in float32 is off by 2e-4.
+    """
+    return 1e-5 if window > 1 else 5e-5
+
 
 SEEDS = range(200)
 
@@ -29,60 +41,195 @@ def draw(seed, dtypes=(torch.float64, torch.float32)):
     return rng, torch.Generator().manual_seed(seed), rng.choice(dtypes)
 
 
-def shape_for(rng, window, spatial_dims):
-    sides = [rng.randint(max(2, window), window + 5) for _ in range(spatial_dims)]
+def shape_for(rng, window, spatial_dims, padding):
+    """As small as the window and the padding permit."""
+    least = window if padding.lower() == "valid" else window // 2 + 1
+    sides = [rng.randint(least, window + 5) for _ in range(spatial_dims)]
     return (rng.randint(1, 2), rng.randint(1, 3), *sides)
+
+
+def in_float64(function):
+    """The function on the images in float64, its result in their dtype."""
+    return lambda *images: function(*(img.double() for img in images)).to(images[0].dtype)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ssim_of_images(seed):
-    rng, generator, dtype = draw(seed, (torch.float64, torch.float32, torch.float16))
-    # Half precision in kornia has no room for the constants of SSIM at large or small ranges.
-    window, top = rng.choice([1, 3, 5, 7, 11]), 1.0 if dtype == torch.float16 else rng.choice([1.0, 2.0, 255.0])
-    eps, padding = rng.choice([0.0, 1e-12, 1e-3]), rng.choice(["same", "valid"])
+    rng, generator, dtype = draw(seed, (torch.float64, torch.float32, torch.float16, torch.bfloat16))
+    half = dtype in (torch.float16, torch.bfloat16)
+    # Half precision in kornia 0.8 has no room for the constants of SSIM at large or small ranges.
+    window, top = rng.choice([1, 3, 5, 7, 11]), 1.0 if half else rng.choice([1.0, 2.0, 255.0])
+    eps, padding = rng.choice([0.0, 1e-12, 1e-3]), rng.choice(["same", "valid", "Same", "VALID"])
     reduction = rng.choice(["mean", "sum", "none"])
-    images = random_pair(generator, shape_for(rng, window, 2), dtype, top)
+    images = random_pair(generator, shape_for(rng, window, 2, padding), dtype, top)
     options = {"max_val": top, "eps": eps, "padding": padding}
-    tolerance = EXACT[dtype]
-    if dtype == torch.float16:
-        images = [img.requires_grad_(False) for img in images]
-        found, expected = (m.ssim(*images, window, **options) for m in (ours, kornia.metrics))
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-        return
-    assert_same(
-        lambda a, b: ours.ssim(a, b, window, **options),
-        lambda a, b: kornia.metrics.ssim(a, b, window, **options),
-        images,
-        tolerance,
-    )
-    assert_same(
-        ours.SSIMLoss(window, reduction=reduction, **options),
-        kornia.losses.SSIMLoss(window, reduction=reduction, **options),
-        images,
-        tolerance,
-    )
+    calls = [
+        (lambda package: lambda a, b: package.ssim(a, b, window, **options), kornia.metrics),
+        (lambda package: package.SSIMLoss(window, reduction=reduction, **options), kornia.losses),
+    ]
+    for call, package in calls:
+        if half:
+            found, expected = call(ours)(*images), call(package)(*images)
+            assert found.dtype == expected.dtype
+            exact = call(package)(*(img.double() for img in images))
+            torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+            continue
+        assert_same(call(ours), call(package), images, EXACT[dtype])
+        if dtype == torch.float32:
+            assert_same(call(ours), in_float64(call(package)), images, accuracy(window))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ssim_of_volumes(seed):
     rng, generator, dtype = draw(seed)
-    window, top = rng.choice([1, 3, 5]), rng.choice([1.0, 2.0, 255.0])
-    options = {"max_val": top, "eps": rng.choice([0.0, 1e-12, 1e-3]), "padding": rng.choice(["same", "valid"])}
+    window, top, padding = rng.choice([1, 3, 5]), rng.choice([1.0, 2.0, 255.0]), rng.choice(["same", "valid", "VALID"])
+    options = {"max_val": top, "eps": rng.choice([0.0, 1e-12, 1e-3]), "padding": padding}
     reduction = rng.choice(["mean", "sum", "none"])
-    images = random_pair(generator, shape_for(rng, window, 3), dtype, top)
-    assert_same(
-        lambda a, b: ours.ssim3d(a, b, window, **options),
-        lambda a, b: kornia.metrics.ssim3d(a, b, window, **options),
-        images,
-        ROUNDED_WINDOW[dtype],
+    images = random_pair(generator, shape_for(rng, window, 3, padding), dtype, top)
+    calls = [
+        (lambda package: lambda a, b: package.ssim3d(a, b, window, **options), kornia.metrics),
+        (lambda package: package.SSIM3DLoss(window, reduction=reduction, **options), kornia.losses),
+    ]
+    for call, package in calls:
+        assert_same(call(ours), call(package), images, VOLUMES[dtype])
+        if dtype == torch.float32:
+            assert_same(call(ours), in_float64(call(package)), images, accuracy(window))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_ssim_at_its_extremes(spatial_dims, top):
+    """Equal images, opposite ones (S near -1), flat and black ones: values and both gradients."""
+    image, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, *[12] * spatial_dims), torch.float32, top)
+    flat = torch.full_like(image, 0.9 * top)
+    loss = "ssim_loss" if spatial_dims == 2 else "ssim3d_loss"
+    pairs = [(image, image), (image, top - image), (flat, flat), (flat, 0 * flat), (0 * flat, 0 * flat), (image, flat)]
+    for pair in pairs:
+        for reduction in ("mean", "none"):
+            results = []
+            for package, dtype in ((ours, torch.float32), (kornia.losses, torch.float64)):
+                inputs = [img.to(dtype).clone().requires_grad_() for img in pair]
+                value = getattr(package, loss)(*inputs, 5, max_val=top, reduction=reduction)
+                value.sum().backward()
+                results.append([value.detach().double(), *(img.grad.double() for img in inputs)])
+            (value, *gradients), (exact, *exact_gradients) = results
+            torch.testing.assert_close(value, exact, rtol=0, atol=3e-6)
+            for found, expected in zip(gradients, exact_gradients, strict=True):
+                # Where S is nearly 0, as of a bright image and a black one, so is its gradient: it is exact to a
+                # share of what it is elsewhere.
+                scale = max(expected.abs().max().item(), 0.05 / top)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("package", [newest, kornia_0_8])
+def test_the_defaults_reach_the_kernels(package):
+    """kornia's eps of 1e-12 at its max_val of 1 always took plain torch."""
+    if devices.current() != "cpu":
+        pytest.skip("counts the CPU's operators")
+    image, volume = torch.rand(1, 3, 16, 16), torch.rand(1, 1, 12, 12, 12)
+    calls = {
+        "ssim_loss": (lambda a, b: package.ssim_loss(a, b, 11), image, "photometric"),
+        "SSIMLoss": (package.SSIMLoss(11, reduction="sum", padding="valid"), image, "photometric"),
+        "half": (lambda a, b: package.ssim_loss(a.half(), b.bfloat16(), 5), image, "photometric"),
+        "integers": (lambda a, b: package.ssim_loss((a * 255).byte(), (b * 255).int(), 5, 255.0), image, "photometric"),
+        "ssim": (lambda a, b: package.ssim(a, b, 11), image, "ssim_map"),
+        "ssim3d_loss": (lambda a, b: package.ssim3d_loss(a, b, 11), volume, "photometric"),
+        "ssim3d": (lambda a, b: package.ssim3d(a, b, 11), volume, "ssim_map"),
+        "MS_SSIMLoss": (package.MS_SSIMLoss(), image, "ssim_map"),
+    }
+    for name, (function, images, operator) in calls.items():
+        with Operators() as operators:
+            function(images, 1 - images)
+        assert f"splat_ssim::{operator}" in operators.names, name
+        assert "aten::convolution" not in operators.names or name == "MS_SSIMLoss", name
+        assert not any(other.startswith("splat_ssim::reference") for other in operators.names)
+    with Operators() as operators:
+        package.ssim_loss(image.double(), image.double(), 11)
+    assert not any(name.startswith("splat_ssim") for name in operators.names)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float64), (torch.uint8, torch.float32)]
+)
+def test_images_of_two_dtypes(dtypes):
+    """kornia's window follows the dtype of the first image."""
+    images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32, 255.0)
+    images = [img.to(dtype) for img, dtype in zip(images, dtypes, strict=True)]
+    for function in (lambda p: p.ssim, lambda p: p.SSIM(5, 255.0)):
+        found = function(newest)(*images, *((5, 255.0) if function(newest) is newest.ssim else ()))
+        exact = kornia.metrics.ssim(*(img.double() for img in images), 5, 255.0)
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=3e-6)
+        assert found.dtype == torch.promote_types(*dtypes)
+
+
+NUMBERS = [np.float32, np.float64, np.array, torch.tensor, lambda value: torch.tensor([value]), float]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("package", [newest, kornia_0_8])
+def test_options_of_any_kind(package, kind):
+    """numpy scalars, arrays and tensors without axes, as numbers."""
+    image, volume = (
+        random_pair(torch.Generator().manual_seed(0), shape, torch.float32) for shape in ((1, 3, 9, 9), (1, 1, 6, 6, 6))
     )
-    assert_same(
-        ours.SSIM3DLoss(window, reduction=reduction, **options),
-        kornia.losses.SSIM3DLoss(window, reduction=reduction, **options),
-        images,
-        ROUNDED_WINDOW[dtype],
-    )
+    for window in (5, np.int64(5), torch.tensor(5), np.array(5)):
+        for function, images in ((package.ssim_loss, image), (package.ssim3d_loss, volume)):
+            expected = function(*images, 5, max_val=2.0, eps=1e-3)
+            found = function(*images, window, max_val=kind(2.0), eps=kind(1e-3))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        found = package.SSIM(window, kind(2.0), kind(1e-3))(*image)
+        torch.testing.assert_close(found, package.ssim(*image, 5, 2.0, 1e-3), rtol=0, atol=1e-6)
+    plain = {"sigmas": (1.0, 2.0), "data_range": 2.0, "K": (0.02, 0.05), "alpha": 0.1, "compensation": 3.0}
+    of_kind = {name: kind(value) if isinstance(value, float) else value for name, value in plain.items()}
+    of_kind["K"] = [kind(value) for value in plain["K"]]
+    found, expected = package.MS_SSIMLoss(**of_kind)(*image), package.MS_SSIMLoss(**plain)(*image)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_sequences_of_any_kind(kind):
+    images = random_pair(torch.Generator().manual_seed(0), (1, 3, 9, 9), torch.float32)
+    found = ours.MS_SSIMLoss(sigmas=kind([0.5, 1.0, 2.0]), K=kind([0.02, 0.05]))(*images)
+    expected = kornia.losses.MS_SSIMLoss(sigmas=[0.5, 1.0, 2.0], K=(0.02, 0.05))(*images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_a_gradient_reaches_options():
+    """Then plain torch computes: a float would cut the gradient off."""
+    images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32)
+    top = torch.tensor(2.0, requires_grad=True)
+    newest.ssim_loss(*images, 5, max_val=top).backward()
+    step = 1e-3
+    above, below = (newest.ssim_loss(*(img.double() for img in images), 5, 2.0 + sign * step) for sign in (1, -1))
+    torch.testing.assert_close(top.grad.double(), (above - below) / (2 * step), rtol=1e-4, atol=0)
+    gradients = []
+    for package in (ours, kornia.losses):
+        options = {name: torch.tensor(0.3, requires_grad=True) for name in ("data_range", "alpha", "compensation")}
+        package.MS_SSIMLoss(sigmas=(1.0, 2.0), **options)(*images).backward()
+        gradients.append([option.grad for option in options.values()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_val", [0.0, -2.0])
+@pytest.mark.parametrize("eps", [1e-12, 1.0, -1.0, torch.nan])
+def test_numbers_that_make_little_sense(max_val, eps):
+    images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float64)
+    found, expected = (package.ssim(*images, 5, max_val, eps) for package in (newest, kornia.metrics))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+    single = newest.ssim(*(img.float() for img in images), 5, max_val, eps)
+    torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -98,8 +245,44 @@ def test_ms_ssim_loss(seed):
         "compensation": rng.choice([200.0, 1.0]),
         "reduction": rng.choice(["mean", "sum", "none"]),
     }
-    images = random_pair(generator, (2, channels, rng.randint(5, 9), rng.randint(5, 9)), dtype, top)
-    assert_same(ours.MS_SSIMLoss(**options), kornia.losses.MS_SSIMLoss(**options), images, ROUNDED_WINDOW[dtype])
+    images = random_pair(generator, (2, channels, rng.randint(1, 9), rng.randint(1, 9)), dtype, top)
+    loss, theirs = ours.MS_SSIMLoss(**options), kornia.losses.MS_SSIMLoss(**options)
+    assert_same(loss, theirs, images, ROUNDED_WINDOW[dtype])
+    if dtype == torch.float32 and ours is newest:
+        assert_same(loss, in_float64(theirs), images, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int16, torch.int64, torch.bool, torch.float64]
+)
+def test_ms_ssim_loss_in_every_dtype(dtype):
+    if ours is not newest:
+        pytest.skip("kornia 0.8 takes float32 alone")
+    images = [
+        (img * 255).to(dtype) for img in random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
+    ]
+    for reduction in ("mean", "sum", "none"):
+        options = {"data_range": 255.0, "reduction": reduction}
+        found, expected = (package.MS_SSIMLoss(**options)(*images) for package in (ours, kornia.losses))
+        assert found.dtype == expected.dtype
+        exact = kornia.losses.MS_SSIMLoss(**options)(*(img.double() for img in images))
+        torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(found.dtype).eps + 1e-6, atol=1e-5)
+
+
+def test_ms_ssim_loss_with_windows_that_are_no_gaussians():
+    """The windows are a buffer, which a user may fill: any outer products."""
+    images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
+    taps = torch.rand(2, 9)
+    taps /= taps.sum(1, keepdim=True)
+    for reduction in ("mean", "none"):
+        losses = [package.MS_SSIMLoss(sigmas=(1.0, 2.0), reduction=reduction) for package in (newest, kornia.losses)]
+        for loss in losses:
+            state = loss.__getstate__() if hasattr(loss, "__getstate__") else dict(vars(loss))
+            state = {key: value for key, value in state.items() if key != "_mask_sigmas"}
+            state["_buffers"] = {"_g_masks": (taps[:, :, None] * taps[:, None])[:, None]}
+            loss.__setstate__(state)
+        if ours is newest:
+            assert_same(*losses, images, EXACT[torch.float32])
 
 
 def test_ms_ssim_loss_compares_one_image_with_many():
@@ -170,7 +353,70 @@ def test_even_windows_shift_by_half_a_pixel(window, padding):
         torch.testing.assert_close(found[0, 0, i, j], expected, rtol=1e-10, atol=0)
 
 
-# kornia 0.8 and 0.9 cannot be installed together, so the older definitions are also held to themselves by hand.
+# kornia 0.8 and 0.9 cannot be installed together, so the older definitions are also held to themselves by hand, and to
+# numbers that kornia 0.8.1 gave.
+
+
+def waves(*shape):
+    index = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+    return [(torch.sin(index * frequency) + 1) / 2 for frequency in (0.7, 0.71)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("sigmas", "channels", "shape", "expected"),
+    [
+        ((0.5, 1.0, 2.0, 4.0, 8.0), 3, (9, 8), 14.862839407768908),
+        ((0.5, 1.0, 2.0, 4.0, 8.0), 5, (9, 8), 22.7535866872868),
+        # Windows of 6, 6, 2 and 12 taps.
+        ((0.5, 1.3), 3, (8, 7), 57.964671841418564),
+        ((1.25,), 1, (8, 7), 21.434925071412174),
+        ((0.4,), 3, (8, 7), 68.29717395052299),
+        ((1.7, 2.9), 1, (8, 7), 15.268403493144302),
+    ],
+)
+def test_older_ms_ssim_loss_gives_the_numbers_of_0_8_1(sigmas, channels, shape, expected, dtype):
+    images = [img.to(dtype) for img in waves(1, channels, 9, 8)]
+    tolerance = 1e-7 if dtype == torch.float64 else 1e-5
+    assert kornia_0_8.MS_SSIMLoss(sigmas)(*images).item() == pytest.approx(expected, rel=tolerance)
+    by_pixel = kornia_0_8.MS_SSIMLoss(sigmas, reduction="none")(*images)
+    assert by_pixel.shape == (1, *shape)
+    assert by_pixel.mean().item() == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("window", "padding", "shape", "expected"),
+    [
+        # Borders that are repeated further than a side is long.
+        (5, "same", (1, 2, 1, 3, 4), 0.989417789609356),
+        (7, "same", (1, 1, 4, 5, 2), 0.9747955945775282),
+        (5, "valid", (1, 1, 6, 5, 7), 0.44936098822955134),
+    ],
+)
+def test_older_volumes_give_the_numbers_of_0_8_1(window, padding, shape, expected, dtype):
+    images = [img.to(dtype) for img in waves(*shape)]
+    tolerance = 1e-8 if dtype == torch.float64 else 2e-6
+    found = kornia_0_8.ssim3d(*images, window, padding=padding)
+    assert found.mean().item() == pytest.approx(expected, abs=tolerance)
+    loss = kornia_0_8.ssim3d_loss(*images, window, padding=padding)
+    assert loss.item() == pytest.approx(1 - expected, abs=tolerance)
+
+
+def test_older_ms_ssim_loss_keeps_its_windows_in_the_state_dict():
+    images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
+    saved, loaded = kornia_0_8.MS_SSIMLoss((0.5, 1.0, 2.0)), kornia_0_8.MS_SSIMLoss((0.7, 1.5, 2.0))
+    assert saved.state_dict()["_g_masks"].shape == (9, 1, 9, 9)
+    assert not torch.allclose(loaded(*images), saved(*images))
+    loaded.load_state_dict(saved.state_dict())
+    torch.testing.assert_close(loaded(*images), saved(*images), rtol=1e-6, atol=0)
+    # Windows that are no Gaussians: here the mean of two.
+    mixed = (saved.state_dict()["_g_masks"] + saved.state_dict()["_g_masks"].roll(3, 0)) / 2
+    separable = mixed.sum(3, keepdim=True) * mixed.sum(2, keepdim=True)
+    loaded.load_state_dict({"_g_masks": separable})
+    again = copy.deepcopy(loaded)
+    torch.testing.assert_close(again(*images), loaded(*images), rtol=0, atol=0)
+    assert not torch.allclose(loaded(*images), saved(*images))
 
 
 def test_older_volumes():
@@ -235,6 +481,15 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.ssim(IMAGE, IMAGE, 17), ValueError, "larger than 8, got"),
         (lambda: newest.ssim(IMAGE, IMAGE, 9, padding="valid"), ValueError, "at least window_size=9"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=IMAGE), TypeError, "max_val must be a number"),
+        (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val="1"), TypeError, "max_val must be a number, got str"),
+        (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=True), TypeError, "max_val must be a number, got bool"),
+        (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=torch.inf), ValueError, "max_val must be finite, got inf"),
+        (lambda: newest.ssim(IMAGE, IMAGE, True), TypeError, "window_size must be an int, got bool"),
+        (lambda: newest.ssim(IMAGE, IMAGE, np.array([5, 5])), TypeError, "window_size must be an int, got ndarray"),
+        (lambda: newest.ssim(IMAGE.to(torch.complex64), IMAGE, 5), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.ssim(IMAGE, IMAGE.to("meta"), 5), ValueError, "must be on the same device"),
+        (lambda: newest.MS_SSIMLoss(sigmas=(1.0, -1.0)), ValueError, "sigmas must be finite numbers of 0 or more"),
+        (lambda: newest.MS_SSIMLoss(K=(0.01,)), ValueError, r"K must be two numbers, got \(0.01,\)"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, padding="zeros"), ValueError, "padding must be one of 'same', 'valid'"),
         (lambda: newest.ssim_loss(IMAGE, IMAGE, 5, reduction="max"), NotImplementedError, "got 'max'"),
         (lambda: newest.ssim_loss(IMAGE, IMAGE, 5, reduction="max"), ValueError, "reduction must be"),

@@ -1,7 +1,8 @@
 """SSIM as the originals compute it, in plain torch: any taps for each axis, and a small number in the denominator.
 
 The drop-ins use it where the operators would give another number: windows rounded to float32 on float64 images, axes
-that are not smoothed, `eps`, windows of even size or given by the caller.
+that are not smoothed, windows given by the caller, constants that are tensors. It also runs under torch.jit.trace and
+forward-mode differentiation.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from splat_ssim.compat._options import Number, are_kernels_barred, is_positive
+
 #: The window of one axis: numbers, or tensors that differ by channel; None leaves the axis as it is.
-Taps = Sequence[float | Tensor] | None
+Taps = Sequence[Number] | None
 
 
 class Moments(NamedTuple):
@@ -27,15 +30,15 @@ class Moments(NamedTuple):
     var2: Tensor
     cov: Tensor
 
-    def luminance(self, c1: float) -> Tensor:
+    def luminance(self, c1: Number) -> Tensor:
         """(2 mu1 mu2 + C1) / (mu1² + mu2² + C1)."""
         return (2 * self.mu1 * self.mu2 + c1) / (self.mu1**2 + self.mu2**2 + c1)
 
-    def contrast_structure(self, c2: float) -> Tensor:
+    def contrast_structure(self, c2: Number) -> Tensor:
         """(2 cov + C2) / (var1 + var2 + C2)."""
         return (2 * self.cov + c2) / (self.var1 + self.var2 + c2)
 
-    def ssim(self, c1: float, c2: float, eps: float) -> Tensor:
+    def ssim(self, c1: Number, c2: Number, eps: Number) -> Tensor:
         """S with `eps` added to the whole denominator."""
         numerator = (2 * self.mu1 * self.mu2 + c1) * (2 * self.cov + c2)
         denominator = (self.mu1**2 + self.mu2**2 + c1) * (self.var1 + self.var2 + c2)
@@ -61,11 +64,37 @@ def moments(img1: Tensor, img2: Tensor, taps: Sequence[Taps]) -> Moments:
     return Moments(mu1, mu2, var1, var2, smooth(img1 * img2, taps) - mu1 * mu2)
 
 
-def float32_gaussian(size: int, sigma: float) -> list[float]:
-    """The Gaussian window of one axis, computed and rounded in float32."""
-    offsets = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+def float32_gaussian(
+    size: int, sigma: Number, device: torch.device | str | None = "cpu", centre: int | None = None
+) -> Tensor:
+    """The Gaussian window of one axis, [size], computed and rounded in float32.
+
+    Args:
+        size: Number of taps.
+        sigma: Standard deviation.
+        device: Where to build it; None means torch's default device.
+        centre: Index of the largest tap of a window of odd size; an even one is centred at it too.
+    """
+    middle = (size - 1) / 2 if centre is None else centre
+    offsets = torch.arange(size, dtype=torch.float32, device=device) - middle
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    return (weights / weights.sum()).tolist()
+    return weights / weights.sum()
+
+
+def gaussian_sigma(taps: Tensor, tolerance: float = 3e-8) -> float | None:
+    """The sigma of the window that `float32_gaussian` makes, or None where the taps [size] are no such window."""
+    size = taps.numel()
+    if taps.device.type != "cpu" or size < 3 or size % 2 == 0:
+        return None
+    middle, beside = taps.detach().double()[size // 2 : size // 2 + 2].tolist()
+    if not 0 < beside < middle:
+        return None
+    sigma = math.sqrt(0.5 / math.log(middle / beside))
+    # Callers give round numbers.
+    for candidate in (round(sigma, 4), sigma):
+        if candidate > 0 and (float32_gaussian(size, candidate) - taps).abs().max() < tolerance:
+            return candidate
+    return None
 
 
 def wide(images: Tensor) -> Tensor:
@@ -73,7 +102,6 @@ def wide(images: Tensor) -> Tensor:
     return images if images.dtype == torch.float64 else images.float()
 
 
-def has_kernel(window_size: int, sides: Sequence[int], *constants: float) -> bool:
-    """Whether the operators take this window on these sides, with constants that are positive finite numbers."""
-    fits = window_size % 2 == 1 and 3 <= window_size <= 33 and window_size <= min(sides)
-    return fits and all(isinstance(c, (int, float)) and 0 < c < math.inf for c in constants)
+def has_kernel(window_size: int, *constants: Number) -> bool:
+    """Whether the operators take this window, with constants that are positive finite numbers."""
+    return window_size % 2 == 1 and 3 <= window_size <= 33 and is_positive(*constants) and not are_kernels_barred()

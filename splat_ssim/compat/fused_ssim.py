@@ -1,4 +1,4 @@
-"""The interface of the `fused_ssim` package: mean SSIM, window 11, sigma 1.5, data range 1.
+"""The interface of the `fused_ssim` package: mean SSIM and its map, window 11, sigma 1.5, data range 1.
 
 Differences from the original: it runs on a CPU too, in 3D too; the second image gets its true gradient when it asks
 for one, where the original silently gives none; the value never exceeds 1; and images smaller than the window in
@@ -7,15 +7,22 @@ for one, where the original silently gives none; the value never exceeds 1; and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from splat_ssim import functional
+from splat_ssim._checks import check_images, check_padding
 from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.compat._options import integer, number
+from splat_ssim.ops.ssim import Options, ssim_map
 
-__all__ = ["fused_ssim", "fused_ssim3d"]
+__all__ = ["FusedSSIMMap", "allowed_padding", "fused_ssim", "fused_ssim3d", "is_3D_supported"]
+
+allowed_padding = ["same", "valid"]
+is_3D_supported = True  # noqa: N816 - the original's name
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
@@ -35,7 +42,10 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
         TypeError: As `splat_ssim.ssim`.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.fused_ssim import fused_ssim
         >>> loss = 1 - fused_ssim(torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32))
+        >>> loss.backward()
     """
     return mean_ssim(functional.ssim, img1, img2, padding, train)
 
@@ -44,14 +54,87 @@ def fused_ssim3d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool 
     """Mean SSIM of two batches of volumes (B, C, D, H, W); all else is as for `fused_ssim`.
 
     Example:
-        >>> loss = 1 - fused_ssim3d(torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16), train=False)
+        >>> import torch
+        >>> from splat_ssim.compat.fused_ssim import fused_ssim3d
+        >>> volume = torch.rand(1, 1, 16, 16, 16)
+        >>> fused_ssim3d(volume, volume, train=False)
+        tensor(1.)
     """
     return mean_ssim(functional.ssim3d, img1, img2, padding, train)
 
 
+class FusedSSIMMap:
+    """The map of SSIM: `FusedSSIMMap.apply(C1, C2, img1, img2)`.
+
+    The original is a `torch.autograd.Function`, so that `apply` is all that callers use of it. Here `apply` takes
+    keywords too.
+    """
+
+    @staticmethod
+    def apply(
+        C1: float,
+        C2: float,
+        img1: Tensor,
+        img2: Tensor,
+        padding: str = "same",
+        train: bool = True,
+        spatial_dims: int = 2,
+    ) -> Tensor:
+        """S for every pixel.
+
+        Args:
+            C1: Constant of the luminance term, 0.01² for images in [0, 1].
+            C2: Constant of the contrast-structure term, 0.03² for images in [0, 1].
+            img1: (B, C, H, W), or (B, C, D, H, W) with `spatial_dims` 3; dtypes and strides as for `splat_ssim.ssim`.
+            img2: The same shape and device.
+            padding: As for `fused_ssim`.
+            train: As for `fused_ssim`.
+            spatial_dims: 2 or 3.
+
+        Returns:
+            The shape of the images, less 10 in each spatial axis for "valid"; float32 or float64.
+
+        Raises:
+            ValueError: As for `fused_ssim`; a constant is negative or not finite; `spatial_dims` is neither 2 nor 3.
+            TypeError: As for `fused_ssim`; a constant is not a number.
+
+        Example:
+            >>> import torch
+            >>> from splat_ssim.compat.fused_ssim import FusedSSIMMap
+            >>> img1, img2 = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32)
+            >>> ssim_map = FusedSSIMMap.apply(0.01**2, 0.03**2, img1, img2)
+            >>> loss = (1 - ssim_map).abs().sum()
+            >>> loss.backward()
+        """
+        spatial_dims = integer("spatial_dims", spatial_dims)
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        _check_padding(padding)
+        check_images(img1, img2, (spatial_dims,))
+        check_padding(padding, 11, img1, channels_last=False)
+        k1, k2 = _root("C1", C1), _root("C2", C2)
+        options = Options(11, 1.5, 1.0, k1, k2, padding, spatial_dims)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
+            return ssim_map(img1, img2, options)
+
+
 def mean_ssim(function: Callable[..., Tensor], img1: Tensor, img2: Tensor, padding: str, train: bool) -> Tensor:
     """What the three functions of both packages share."""
-    if padding not in ("same", "valid"):
-        raise RefusedValueError(f"padding must be 'same' or 'valid', got {padding!r}")
-    with torch.set_grad_enabled(torch.is_grad_enabled() and train):
+    _check_padding(padding)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
         return function(img1, img2, padding=padding)
+
+
+def _check_padding(padding: str) -> None:
+    if padding not in allowed_padding:
+        raise RefusedValueError(f"padding must be 'same' or 'valid', got {padding!r}")
+
+
+def _root(name: str, constant: float) -> float:
+    """K of C = K², for a data range of 1."""
+    value = number(name, constant)
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number: it is not differentiated, got a tensor of {tuple(value.shape)}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of 0 or more, got {constant}")
+    return math.sqrt(value)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from splat_ssim import functional
-from splat_ssim.compat.fused_ssim import fused_ssim3d, mean_ssim
+from splat_ssim.compat.fused_ssim import FusedSSIMMap, allowed_padding, fused_ssim3d, mean_ssim
 
-__all__ = ["fused_ssim2d", "fused_ssim3d"]
+__all__ = ["FusedSSIMMap", "allowed_padding", "fused_ssim2d", "fused_ssim3d"]
 
 
 def fused_ssim2d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
     """Mean SSIM of two batches of images (B, C, H, W): `splat_ssim.compat.fused_ssim.fused_ssim` under this name.
 
     Example:
-        >>> loss = 1 - fused_ssim2d(torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32))
+        >>> import torch
+        >>> from splat_ssim.compat.fused_ssim3d import fused_ssim2d
+        >>> image = torch.rand(1, 3, 32, 32)
+        >>> fused_ssim2d(image, image)
+        tensor(1.)
     """
     return mean_ssim(functional.ssim, img1, img2, padding, train)

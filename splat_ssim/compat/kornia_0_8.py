@@ -2,17 +2,15 @@
 
 For volumes "same" is replicate padding, the window is rounded to float32 even where they are float64, and `ssim3d_loss`
 is `1 - S` without the division by two and the clamp (its documentation says `(1 - S) / 2`). In `MS_SSIMLoss` the
-channels see different sigmas.
+channels see different sigmas. Half precision and integers are computed as kornia 0.9 does: 0.8 gives NaN or truncates
+the window there.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from splat_ssim.compat import _textbook
 from splat_ssim.compat import kornia as _kornia
 from splat_ssim.compat.kornia import (
     SSIM,
@@ -28,6 +26,7 @@ from splat_ssim.compat.kornia import (
     charbonnier_loss,
     geman_mcclure_loss,
     inverse_depth_smoothness_loss,
+    psnr,
     psnr_loss,
     ssim,
     ssim_loss,
@@ -52,6 +51,7 @@ __all__ = [
     "charbonnier_loss",
     "geman_mcclure_loss",
     "inverse_depth_smoothness_loss",
+    "psnr",
     "psnr_loss",
     "ssim",
     "ssim3d",
@@ -65,14 +65,15 @@ __all__ = [
 def ssim3d(
     img1: Tensor, img2: Tensor, window_size: int, max_val: float = 1.0, eps: float = 1e-12, padding: str = "same"
 ) -> Tensor:
-    """The map of SSIM of two batches of volumes; "same" is replicate padding.
+    """The map of SSIM of two batches of volumes, "same" padded by replicate; all else is as for kornia 0.9.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia_0_8 import ssim3d
         >>> ssim3d(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), window_size=5).shape
         torch.Size([1, 1, 8, 8, 8])
     """
-    gaussian = _textbook.float32_gaussian
-    return _kornia._ssim_map(img1, img2, window_size, max_val, eps, padding, 3, same="replicate", gaussian=gaussian)
+    return _kornia._similarity(_check_call(img1, img2, window_size, max_val, eps, padding))
 
 
 def ssim3d_loss(
@@ -87,16 +88,29 @@ def ssim3d_loss(
     """`1 - S` of two batches of volumes, without a division by two or a clamp.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia_0_8 import ssim3d_loss
         >>> loss = ssim3d_loss(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), window_size=5)
     """
     _kornia._check_reduction(reduction)
-    return _kornia._reduce(1 - ssim3d(img1, img2, window_size, max_val, eps, padding), reduction)
+    call = _check_call(img1, img2, window_size, max_val, eps, padding)
+    return _kornia._half_dissimilarity(call, reduction, share=1.0)
+
+
+def _check_call(
+    img1: Tensor, img2: Tensor, window_size: int, max_val: float, eps: float, padding: str
+) -> _kornia._Call:
+    return _kornia._check_call(
+        img1, img2, window_size, max_val, eps, padding, 3, same="replicate", is_window_rounded=True
+    )
 
 
 class SSIM3D(_kornia.SSIM3D):
     """`ssim3d` as a module.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia_0_8 import SSIM3D
         >>> value = SSIM3D(window_size=5)(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
     """
 
@@ -107,6 +121,8 @@ class SSIM3DLoss(_kornia.SSIM3DLoss):
     """`ssim3d_loss` as a module.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia_0_8 import SSIM3DLoss
         >>> loss = SSIM3DLoss(window_size=5)(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
     """
 
@@ -121,33 +137,60 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
     over channels. The L1 term is smoothed by the last C windows: all of the last sigma only for C of 3 or less. The
     number of channels must divide the number of windows.
 
+    Windows have int(4 · last sigma + 1) taps. Where that is even, the result is one pixel smaller than the images in
+    each axis, as in the original. The windows are part of the state dict.
+
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia_0_8 import MS_SSIMLoss
         >>> loss = MS_SSIMLoss()(torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32))
+        >>> loss.backward()
     """
 
-    def _windows(self, channels: int) -> list[float]:
-        """The sigma of every window, in the order they are dealt out."""
-        windows = [sigma for sigma in self.sigmas for _ in range(3)]
-        if len(windows) % channels != 0:
+    def _register_masks(self, sigmas: list[float]) -> None:
+        windows = [sigma for sigma in sigmas for _ in range(3)]
+        self.register_buffer("_g_masks", _kornia._masks(windows, int(4 * sigmas[-1] + 1)))
+        self._mask_sigmas = tuple(windows)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._mask_sigmas = _kornia._sigmas_of(self._g_masks)
+
+    def _check_channels(self, channels: int) -> None:
+        windows = self._g_masks.shape[0]
+        if channels == 0 or windows % channels != 0:
             raise ValueError(
-                f"the number of channels must divide the {len(windows)} windows, three for each sigma, got {channels}"
+                f"the number of channels must divide the {windows} windows, three for each sigma, got {channels}"
             )
-        return windows
 
     def _similarity(self, img1: Tensor, img2: Tensor) -> Tensor:
-        img1, img2 = self._padded(img1), self._padded(img2)
-        windows = self._windows(img1.shape[1])
-        share = len(windows) // img1.shape[1]
-        luminances, contrast_structures = [], []
-        for index, sigma in enumerate(windows):
-            channel = slice(index // share, index // share + 1)
-            found = _textbook.moments(img1[:, channel], img2[:, channel], self._taps(sigma))
-            luminances.append(found.luminance(self.c1))
-            contrast_structures.append(found.contrast_structure(self.c2))
-        return (luminances[-1] * luminances[-2] * luminances[-3] * math.prod(contrast_structures))[:, 0]
+        """(B, H, W): the last three luminance terms times all contrast-structure terms."""
+        channels = img1.shape[1]
+        if not torch.jit.is_scripting():
+            self._check_channels(channels)
+            maps = _kornia._Maps.of(self, img1, img2)
+            if maps is not None:
+                return self._product(maps, channels)
+        luminances, contrast_structures = _kornia._terms(
+            img1, img2, _kornia._taps(self._g_masks, img1), channels, self.pad, self.C1, self.C2
+        )
+        return luminances[:, -3:].prod(1) * contrast_structures.prod(1)
+
+    def _product(self, maps: _kornia._Maps, channels: int) -> Tensor:
+        """`_similarity` by the operators: each window that is dealt out several times is computed once."""
+        assert self._mask_sigmas is not None
+        share = len(self._mask_sigmas) // channels
+        windows = [(sigma, index // share) for index, sigma in enumerate(self._mask_sigmas)]
+        factors = [maps.luminance(*window) ** windows[-3:].count(window) for window in dict.fromkeys(windows[-3:])]
+        factors += [maps.contrast_structure(*window) ** windows.count(window) for window in dict.fromkeys(windows)]
+        similarity = factors[0]
+        for factor in factors[1:]:
+            similarity = similarity * factor
+        return similarity[:, 0]
 
     def _distance(self, img1: Tensor, img2: Tensor) -> Tensor:
-        difference = self._padded((img1 - img2).abs())
-        last = self._windows(img1.shape[1])[-img1.shape[1] :]
-        smoothed = [_textbook.smooth(difference[:, index], self._taps(sigma)) for index, sigma in enumerate(last)]
-        return torch.stack(smoothed, dim=1).mean(1)
+        """(B, H, W): the mean over channels of the absolute difference, each channel smoothed by one window."""
+        channels = img1.shape[1]
+        taps = _kornia._taps(self._g_masks, img1)[-channels:]
+        difference = (img1 - img2).abs()
+        return _kornia._smooth_or_weigh(difference, taps, channels, self.pad, self.reduction).mean(1)

@@ -1,5 +1,9 @@
 """The interface of the `pytorch_msssim` package (1.0): `ssim`, `ms_ssim`, `SSIM`, `MS_SSIM` on 4-D and 5-D tensors.
 
+Options may be numbers, numpy scalars or tensors, such as a `data_range` taken from the data; a gradient reaches a
+`data_range`, `K`, `win_sigma` or `win` that requires one. A window that is a Gaussian runs on the kernels also when it
+is given as `win`.
+
 Kept from the original, to know about: spatial axes of size 1 are squeezed; an axis shorter than the window is not
 smoothed, with a warning; windows are rounded to float32 even for float64 images; `ms_ssim` checks the two last axes
 only, not the depth of a volume, and for 160 pixels however many scales it has; `data_range` is 255 by default.
@@ -11,20 +15,24 @@ images of different dtypes are a TypeError.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
-from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
+from splat_ssim.compat._options import Number, is_watched, number, pair, whole
 from splat_ssim.ops.ssim import Options, photometric, ssim_channel_means
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
+#: What public code imports from the original all the same: `splat_ssim.compat.install` offers them too.
+_PRIVATE_NAMES = ("_fspecial_gauss_1d", "_ssim", "gaussian_filter")
 
 
 def ssim(
@@ -48,7 +56,7 @@ def ssim(
         win_size: Taps of the Gaussian window, odd.
         win_sigma: Its standard deviation.
         win: (C, 1, …, 1, taps), a window to use instead, one for each channel.
-        K: (k1, k2).
+        K: (k1, k2), a sequence, an array or a tensor.
         nonnegative_ssim: Whether a channel's negative mean counts as 0.
 
     Returns:
@@ -60,16 +68,19 @@ def ssim(
         TypeError: An image is not a float tensor, or the dtypes differ.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import ssim
         >>> value = ssim(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), data_range=1.0)
     """
     X, Y = _images(X, Y)
-    win_size = _window_size(win_size, win)
-    window = _Window(win_size, win_sigma, win, data_range, K)
+    window = _read_window(win_size, win_sigma, win, data_range, K)
     options = _options(X, window)
+    size_average = bool(size_average)
     if options is not None and not nonnegative_ssim:
         # One pass gives the value and the gradient.
-        dssim, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=1.0, per_image=not size_average)
-        return (1 - dssim).to(X.dtype)
+        per_image = not size_average
+        value, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=-1.0, per_image=per_image, offset=1.0)
+        return value.to(X.dtype)
     means = _means(X, Y, window)[..., 0]
     if nonnegative_ssim:
         means = torch.relu(means)
@@ -109,19 +120,23 @@ def ms_ssim(
         TypeError: As for `ssim`.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import ms_ssim
         >>> value = ms_ssim(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192), data_range=1.0)
     """
     X, Y = _images(X, Y)
-    win_size = _window_size(win_size, win)
-    if min(X.shape[-2:]) <= (win_size - 1) * 16:
+    window = _read_window(win_size, win_sigma, win, data_range, K)
+    smallest = (window.size - 1) * 16
+    if min(X.shape[-2:]) <= smallest:
         raise RefusedValueError(
-            f"the smaller side must be larger than (win_size - 1) * 16 = {(win_size - 1) * 16}, got {tuple(X.shape)}"
+            f"the smaller side must be larger than (win_size - 1) * 16 = {smallest}, got {tuple(X.shape)}"
         )
     exponents = reference.MS_SSIM_WEIGHTS if weights is None else [float(weight) for weight in weights]
+    if not exponents:
+        raise ValueError("weights must have at least one exponent, got none")
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
-    window = _Window(win_size, win_sigma, win, data_range, K)
     options = _options(X, window)
-    if options is not None and min(X.shape[2:]) > (win_size - 1) * 2 ** (len(exponents) - 1):
+    if options is not None and min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1):
         values = ms_ssim_of_planes(X, Y, options, exponents)
     else:
         scales = [_means(X, Y, window)]
@@ -133,17 +148,44 @@ def ms_ssim(
 
 
 class _Window(NamedTuple):
-    """The window and the constants, `win` in place of the Gaussian where it is given."""
+    """The window and the constants."""
 
     size: int
-    sigma: float
+    #: None where `win` is given and no Gaussian.
+    sigma: Number | None
     win: Tensor | None
-    data_range: float
-    K: Sequence[float]
+    data_range: Number
+    k1: Number
+    k2: Number
 
 
-def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images checked, without their spatial axes of size 1."""
+def _read_window(win_size: int, win_sigma: float, win: Tensor | None, data_range: float, K: Sequence[float]) -> _Window:
+    """The options as numbers, checked."""
+    sigma: Number | None
+    if win is None:
+        size, sigma = whole("win_size", win_size), number("win_sigma", win_sigma)
+    else:
+        if not isinstance(win, Tensor):
+            raise TypeError(f"win must be a torch.Tensor, got {type(win).__name__}")
+        if win.ndim < 2 or any(side != 1 for side in win.shape[1:-1]):
+            raise RefusedValueError(f"win must have the shape (C, 1, …, 1, taps), got {tuple(win.shape)}")
+        size, sigma = win.shape[-1], None if is_watched(win) else _sigma_of(win)
+    if size % 2 != 1:
+        raise ValueError(f"the window size must be odd, got {size}")
+    k1, k2 = pair("K", K)
+    return _Window(size, sigma, win, number("data_range", data_range), k1, k2)
+
+
+def _sigma_of(win: Tensor) -> float | None:
+    """The sigma of a window (C, 1, …, 1, taps) where it is the same Gaussian for each channel, else None."""
+    if win.requires_grad or win.device.type != "cpu" or win.numel() == 0:
+        return None
+    per_channel = win.detach().reshape(win.shape[0], -1)
+    return _textbook.gaussian_sigma(per_channel[0]) if bool((per_channel == per_channel[0]).all()) else None
+
+
+def _images(X: Tensor, Y: Tensor, squeeze: bool = True) -> tuple[Tensor, Tensor]:
+    """Both images checked, without their spatial axes of size 1 where these are squeezed."""
     for name, image in (("X", X), ("Y", Y)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
@@ -152,7 +194,7 @@ def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"X and Y must have the same shape, got {tuple(X.shape)} and {tuple(Y.shape)}")
     if X.dtype != Y.dtype:
         raise TypeError(f"X and Y must have the same dtype, got {X.dtype} and {Y.dtype}")
-    kept = [side for side in X.shape[2:] if side != 1]
+    kept = [side for side in X.shape[2:] if side != 1 or not squeeze]
     if len(kept) not in (2, 3):
         raise ValueError(
             f"X and Y must have the shape (B, C, H, W) or (B, C, D, H, W), axes of size 1 apart, got {tuple(X.shape)}"
@@ -161,25 +203,19 @@ def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     return X.reshape(shape), Y.reshape(shape)
 
 
-def _window_size(win_size: int, win: Tensor | None) -> int:
-    if win is not None:
-        if win.ndim < 2 or any(side != 1 for side in win.shape[1:-1]):
-            raise RefusedValueError(f"win must have the shape (C, 1, …, 1, taps), got {tuple(win.shape)}")
-        win_size = win.shape[-1]
-    if win_size % 2 != 1:
-        raise ValueError(f"the window size must be odd, got {win_size}")
-    return win_size
-
-
 def _options(X: Tensor, window: _Window) -> Options | None:
     """The options of the operators where they give the original's number, else None."""
-    size, sigma, win, data_range, (k1, k2) = window
     sides = X.shape[2:]
-    if win is not None or X.dtype == torch.float64 or X.shape[0] == 0:
+    if window.sigma is None or X.dtype == torch.float64 or X.numel() == 0 or window.size > min(sides):
         return None
-    if not _textbook.has_kernel(size, sides, sigma, data_range, k1, k2):
+    if window.win is not None and window.win.shape[0] != X.shape[1]:
         return None
-    return Options(size, sigma, data_range, k1, k2, "valid", len(sides))
+    # The original squares all of these.
+    constants = (window.sigma, window.data_range, window.k1, window.k2)
+    sigma, data_range, k1, k2 = (math.nan if isinstance(value, Tensor) else abs(value) for value in constants)
+    if not _textbook.has_kernel(window.size, sigma, data_range, k1, k2):
+        return None
+    return Options(window.size, sigma, data_range, k1, k2, "valid", len(sides))
 
 
 def _means(X: Tensor, Y: Tensor, window: _Window) -> Tensor:
@@ -188,33 +224,175 @@ def _means(X: Tensor, Y: Tensor, window: _Window) -> Tensor:
     if options is not None:
         return ssim_channel_means(X, Y, options)
 
-    size, sigma, win, data_range, (k1, k2) = window
-    sides = X.shape[2:]
-    taps: _textbook.Taps
-    if win is None:
-        taps = _textbook.float32_gaussian(size, sigma)
-    elif win.shape[0] == X.shape[1]:
-        per_channel = win.to(X.device, _textbook.wide(X).dtype).reshape(win.shape[0], *[1] * len(sides), size)
-        taps = per_channel.unbind(-1)
+    if window.win is None:
+        assert window.sigma is not None
+        taps = _textbook.float32_gaussian(window.size, window.sigma).to(X.device).unbind()
     else:
-        raise ValueError(f"win must have one window for each of the {X.shape[1]} channels, got {tuple(win.shape)}")
-    short = [side for side in sides if side < size]
-    if short:
-        warnings.warn(
-            f"axes shorter than the window of {size} are not smoothed, got the shape {tuple(X.shape)}", stacklevel=3
-        )
-    c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
-    axes = [None if side < size else taps for side in sides]
+        taps = _taps_by_channel(window.win, X)
+    c1, c2 = (window.k1 * window.data_range) ** 2, (window.k2 * window.data_range) ** 2
+    axes = _axes(X, window.size, taps)
     found = _textbook.moments(_textbook.wide(X), _textbook.wide(Y), axes)
     contrast_structure = found.contrast_structure(c2)
     maps = (found.luminance(c1) * contrast_structure, contrast_structure)
     return torch.stack([values.flatten(2).mean(2) for values in maps], dim=-1)
 
 
-class SSIM(nn.Module):
+def _axes(images: Tensor, size: int, taps: Sequence[Tensor]) -> list[_textbook.Taps]:
+    """The taps for each spatial axis, none for those shorter than the window."""
+    sides = images.shape[2:]
+    if any(side < size for side in sides):
+        warnings.warn(
+            f"axes shorter than the window of {size} are not smoothed, got the shape {tuple(images.shape)}",
+            stacklevel=4,
+        )
+    return [None if side < size else taps for side in sides]
+
+
+def _taps_by_channel(win: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+    """The taps of `win`, each (C, 1, …, 1), to multiply images (B, C, spatial…) by."""
+    channels, axes = images.shape[1], images.ndim - 2
+    if win.shape[0] != channels:
+        raise ValueError(f"win must have one window for each of the {channels} channels, got {tuple(win.shape)}")
+    win = win.to(images.device, _textbook.wide(images).dtype)
+    return win.reshape(channels, *[1] * axes, win.shape[-1]).unbind(-1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What public code imports from pytorch_msssim.ssim although it is private there
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _fspecial_gauss_1d(size: int, sigma: float) -> Tensor:
+    """The Gaussian window (1, 1, size), float32, on torch's default device.
+
+    Example:
+        >>> from splat_ssim.compat.pytorch_msssim import _fspecial_gauss_1d
+        >>> _fspecial_gauss_1d(3, 1.5)
+        tensor([[[0.3078, 0.3844, 0.3078]]])
+    """
+    return _textbook.float32_gaussian(whole("size", size), number("sigma", sigma), device=None)[None, None]
+
+
+def gaussian_filter(input: Tensor, win: Tensor) -> Tensor:
+    """Filters each channel with its window, along each axis that is not shorter, keeping what the window covers fully.
+
+    Args:
+        input: (B, C, H, W) or (B, C, D, H, W), float.
+        win: (C, 1, …, 1, taps), any float dtype and device.
+
+    Raises:
+        ValueError: `win` has another shape; the error is an AssertionError as well, as in the original.
+        NotImplementedError: `input` has another number of axes; the error is a ValueError as well.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import _fspecial_gauss_1d, gaussian_filter
+        >>> gaussian_filter(torch.ones(1, 3, 16, 16), _fspecial_gauss_1d(11, 1.5).repeat(3, 1, 1, 1)).shape
+        torch.Size([1, 3, 6, 6])
+    """
+    window = _read_window(11, 1.5, win, 1.0, (0.01, 0.03))
+    if input.ndim not in (4, 5):
+        raise UnsupportedOptionError(
+            f"input must have the shape (B, C, H, W) or (B, C, D, H, W), got {tuple(input.shape)}"
+        )
+    axes = _axes(input, window.size, _taps_by_channel(win, input))
+    return _textbook.smooth(_textbook.wide(input), axes).to(input.dtype)
+
+
+def _ssim(
+    X: Tensor,
+    Y: Tensor,
+    data_range: float,
+    win: Tensor,
+    size_average: bool = True,
+    K: Sequence[float] = (0.01, 0.03),
+) -> tuple[Tensor, Tensor]:
+    """The means of S and of its contrast-structure factor for each image and channel, (B, C) each.
+
+    `size_average` is ignored, as in the original.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import _fspecial_gauss_1d, _ssim
+        >>> win = _fspecial_gauss_1d(11, 1.5).repeat(3, 1, 1, 1)
+        >>> ssim_per_channel, cs = _ssim(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), 1.0, win)
+    """
+    X, Y = _images(X, Y, squeeze=False)
+    means = _means(X, Y, _read_window(11, 1.5, win, data_range, K)).to(X.dtype)
+    return means[..., 0], means[..., 1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Modules
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class _WithWindow(nn.Module):
+    """What both modules keep, `win` among it: it may be replaced, as in the original."""
+
+    #: The sigma of `win` where it is a Gaussian, and the version of `win` that it belongs to.
+    _sigma: float | None
+    _version: int
+
+    def __init__(
+        self,
+        data_range: float,
+        size_average: bool,
+        win_size: int,
+        win_sigma: float,
+        channel: int,
+        spatial_dims: int,
+        K: Sequence[float],
+    ):
+        super().__init__()
+        self.data_range = data_range
+        self.size_average = size_average
+        self.win_size = win_size
+        self.win_sigma = win_sigma
+        self.channel = whole("channel", channel)
+        self.spatial_dims = whole("spatial_dims", spatial_dims)
+        self.K = K
+        taps = _textbook.float32_gaussian(whole("win_size", win_size), number("win_sigma", win_sigma))
+        self.win = taps.repeat(self.channel, *[1] * (self.spatial_dims + 1))
+
+    @property
+    def win(self) -> Tensor:
+        """(channel, 1, …, 1, taps): the window."""
+        return self._win
+
+    @win.setter
+    def win(self, value: Tensor) -> None:
+        self._win = value
+        self._sigma, self._version = _sigma_of(value), value._version
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the state of the original's module too, which has neither the sigma nor the number of channels."""
+        state = dict(state)
+        win = state.pop("win", None)
+        super().__setstate__(state)
+        if win is not None:
+            self.channel, self.spatial_dims, self.win = win.shape[0], win.ndim - 2, win
+
+    def _window(self, X: Tensor) -> dict[str, Any]:
+        """The window as options of the functions, once the images are known to be those the module was made for."""
+        if isinstance(X, Tensor) and X.ndim > 1 and X.shape[1] != self.channel:
+            raise ValueError(f"X must have channel={self.channel} channels, got the shape {tuple(X.shape)}")
+        axes = sum(side != 1 for side in X.shape[2:]) if isinstance(X, Tensor) else self.spatial_dims
+        if axes != self.spatial_dims:
+            raise ValueError(f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}")
+        if not torch.compiler.is_compiling() and self._win._version != self._version:
+            self.win = self._win
+        # For float64 images only the taps themselves are exact enough.
+        by_sigma = self._sigma is not None and isinstance(X, Tensor) and X.dtype != torch.float64
+        return {"win_size": self.win.shape[-1], "win_sigma": self._sigma} if by_sigma else {"win": self.win}
+
+
+class SSIM(_WithWindow):
     """`ssim` as a module for images of `channel` channels and `spatial_dims` axes.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import SSIM
         >>> value = SSIM(data_range=1.0)(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     """
 
@@ -229,35 +407,28 @@ class SSIM(nn.Module):
         K: Sequence[float] = (0.01, 0.03),
         nonnegative_ssim: bool = False,
     ):
-        super().__init__()
-        self.data_range = data_range
-        self.size_average = size_average
-        self.win_size = win_size
-        self.win_sigma = win_sigma
-        self.channel = channel
-        self.spatial_dims = spatial_dims
-        self.K = K
+        super().__init__(data_range, size_average, win_size, win_sigma, channel, spatial_dims, K)
         self.nonnegative_ssim = nonnegative_ssim
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """The value; shapes as for `ssim`."""
-        _check_channels(self, X)
         return ssim(
             X,
             Y,
             data_range=self.data_range,
             size_average=self.size_average,
-            win_size=self.win_size,
-            win_sigma=self.win_sigma,
             K=self.K,
             nonnegative_ssim=self.nonnegative_ssim,
+            **self._window(X),
         )
 
 
-class MS_SSIM(nn.Module):  # noqa: N801 - the original's name
+class MS_SSIM(_WithWindow):  # noqa: N801 - the original's name
     """`ms_ssim` as a module for images of `channel` channels and `spatial_dims` axes.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.compat.pytorch_msssim import MS_SSIM
         >>> value = MS_SSIM(data_range=1.0)(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192))
     """
 
@@ -272,35 +443,17 @@ class MS_SSIM(nn.Module):  # noqa: N801 - the original's name
         weights: Sequence[float] | None = None,
         K: Sequence[float] = (0.01, 0.03),
     ):
-        super().__init__()
-        self.data_range = data_range
-        self.size_average = size_average
-        self.win_size = win_size
-        self.win_sigma = win_sigma
-        self.channel = channel
-        self.spatial_dims = spatial_dims
+        super().__init__(data_range, size_average, win_size, win_sigma, channel, spatial_dims, K)
         self.weights = weights
-        self.K = K
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """The value; shapes as for `ms_ssim`."""
-        _check_channels(self, X)
         return ms_ssim(
             X,
             Y,
             data_range=self.data_range,
             size_average=self.size_average,
-            win_size=self.win_size,
-            win_sigma=self.win_sigma,
             weights=self.weights,
             K=self.K,
+            **self._window(X),
         )
-
-
-def _check_channels(module: SSIM | MS_SSIM, X: Tensor) -> None:
-    """The images are those the module was made for; the original fails inside the convolution."""
-    if isinstance(X, Tensor) and X.ndim > 1 and X.shape[1] != module.channel:
-        raise ValueError(f"X must have channel={module.channel} channels, got the shape {tuple(X.shape)}")
-    axes = sum(side != 1 for side in X.shape[2:]) if isinstance(X, Tensor) else module.spatial_dims
-    if axes != module.spatial_dims:
-        raise ValueError(f"X must have spatial_dims={module.spatial_dims} spatial axes, got {tuple(X.shape)}")

@@ -1,0 +1,163 @@
+"""`install` and `uninstall`: our modules, functions and classes in the place of another package's.
+
+A package that is not imported yet is replaced by modules of ours in `sys.modules`. In a package that is imported the
+functions and classes are replaced in every module of it, so that code holding those modules gets ours too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, MutableMapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+#: What stands for an entry that was not there.
+_ABSENT: Any = object()
+
+#: The modules of the packages that are replaced whole, and ours for each.
+_MODULES = {
+    "fused_ssim": {"fused_ssim": "fused_ssim"},
+    "fused_ssim3d": {"fused_ssim3d": "fused_ssim3d"},
+    "pytorch_msssim": {"pytorch_msssim": "pytorch_msssim", "pytorch_msssim.ssim": "_pytorch_msssim_ssim"},
+}
+_KORNIA_PACKAGES = ("kornia.losses", "kornia.metrics")
+_NAMES = (*_MODULES, "kornia")
+
+
+class _Change(NamedTuple):
+    """An entry of `sys.modules` or of a module's namespace: what was there, and what is there now."""
+
+    entries: MutableMapping[str, Any]
+    key: str
+    before: Any
+    ours: Any
+
+
+_installed: dict[str, list[_Change]] = {}
+
+
+def install(*names: str) -> None:
+    """Puts ours in the place of each package named: "fused_ssim", "fused_ssim3d", "pytorch_msssim" or "kornia".
+
+    The first three are replaced whole, whether they are installed or not, `pytorch_msssim.ssim` included. In kornia,
+    which must be installed, the functions and classes of `splat_ssim.compat.kornia` (for kornia 0.8 and earlier of
+    `splat_ssim.compat.kornia_0_8`) replace those of the same name in `kornia.losses`, `kornia.metrics` and their
+    modules, such as `kornia.losses.ssim`; all else stays kornia's.
+
+    It works before and after the package is imported: `import package`, `package.function` and pickles of the
+    original's modules then give ours. Only a name that other code has bound by `from package import name` before
+    cannot change. Installing again also covers modules of the package that were imported since.
+
+    Raises:
+        ValueError: There is no name, or one is none of these; nothing is installed then.
+        ImportError: kornia is not installed or its version cannot be read; nothing is installed then.
+
+    Example:
+        >>> from splat_ssim import compat
+        >>> compat.install("fused_ssim")
+        >>> from fused_ssim import fused_ssim
+        >>> fused_ssim.__module__
+        'splat_ssim.compat.fused_ssim'
+        >>> compat.uninstall("fused_ssim")
+    """
+    if not names:
+        raise ValueError(f"install needs names out of {', '.join(_NAMES)}, got none")
+    _check_names("install", names)
+    plans = {name: _plan_kornia() if name == "kornia" else _plan_package(name) for name in names}
+    for name, replace in plans.items():
+        _restore(name)
+        changes = _installed[name] = []
+        for entries, key, ours in replace():
+            changes.append(_Change(entries, key, entries.get(key, _ABSENT), ours))
+            entries[key] = ours
+
+
+def uninstall(*names: str) -> None:
+    """Puts back what `install` has replaced; without names, for every package.
+
+    A package that is not installed is left as it is, and so is an entry that other code has changed since.
+
+    Raises:
+        ValueError: A name is none of those of `install`; nothing is changed then.
+
+    Example:
+        >>> from splat_ssim import compat
+        >>> compat.install("fused_ssim")
+        >>> compat.uninstall()
+    """
+    _check_names("uninstall", names)
+    for name in names or tuple(_installed):
+        _restore(name)
+
+
+def _check_names(function: str, names: tuple[str, ...]) -> None:
+    unknown = [str(name) for name in names if name not in _NAMES]
+    if unknown:
+        raise ValueError(f"{function} needs names out of {', '.join(_NAMES)}, got {', '.join(unknown)}")
+
+
+def _restore(name: str) -> None:
+    for change in reversed(_installed.pop(name, [])):
+        if change.entries.get(change.key, _ABSENT) is not change.ours:
+            continue
+        if change.before is _ABSENT:
+            del change.entries[change.key]
+        else:
+            change.entries[change.key] = change.before
+
+
+#: Yields (entries, key, ours) when it is called. What can fail has been done before.
+_Plan = Callable[[], list[tuple[MutableMapping[str, Any], str, Any]]]
+
+
+def _plan_package(name: str) -> _Plan:
+    ours = {theirs: importlib.import_module(f"splat_ssim.compat.{own}") for theirs, own in _MODULES[name].items()}
+
+    def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
+        if sys.modules.get(name) is None:
+            return [(sys.modules, theirs, module) for theirs, module in ours.items()]
+        found = _replacements_in(name, ours[name])
+        # A submodule that the imported package lacks, and names that its top module lacks.
+        found += [(sys.modules, theirs, ours[theirs]) for theirs in ours if sys.modules.get(theirs) is None]
+        namespace = vars(sys.modules[name])
+        found += [(namespace, key, getattr(ours[name], key)) for key in ours[name].__all__ if key not in namespace]
+        return found
+
+    return replacements
+
+
+def _plan_kornia() -> _Plan:
+    kornia = importlib.import_module("kornia")
+    for package in _KORNIA_PACKAGES:
+        importlib.import_module(package)
+    try:
+        version = tuple(int(part) for part in kornia.__version__.split(".")[:2])
+    except (AttributeError, ValueError):
+        got = getattr(kornia, "__version__", None)
+        raise ImportError(f"kornia.__version__ must start with two numbers, got {got!r}") from None
+    ours = importlib.import_module(f"splat_ssim.compat.{'kornia' if version >= (0, 9) else 'kornia_0_8'}")
+    return lambda: [change for package in _KORNIA_PACKAGES for change in _replacements_in(package, ours)]
+
+
+def _replacements_in(package: str, ours: ModuleType) -> list[tuple[MutableMapping[str, Any], str, Any]]:
+    """Our functions and classes for those of the same name in the imported modules of a package.
+
+    A module is never replaced by a function: in kornia.losses "ssim" is a module, in kornia.metrics a function.
+    """
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and (name == package or name.startswith(package + "."))
+    ]
+    return [
+        (vars(module), name, value)
+        for module in modules
+        for name, value in _definitions(ours).items()
+        if callable(vars(module).get(name))
+    ]
+
+
+def _definitions(module: ModuleType) -> dict[str, Any]:
+    """The functions and classes that a module of ours offers in place of the original's, private ones included."""
+    return {name: getattr(module, name) for name in (*module.__all__, *getattr(module, "_PRIVATE_NAMES", ()))}

@@ -1,0 +1,376 @@
+"""`compat.install` and `uninstall`: each program runs in a process of its own, whose sys.modules is clean."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import splat_ssim.compat
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("fused_ssim", "fused_ssim3d", "pytorch_msssim", "kornia")
+
+#: What the programs begin with. `names_of` tells where each name of the packages leads.
+PRELUDE = """
+import pickle, sys, types, warnings
+warnings.simplefilter("ignore")
+import torch
+from splat_ssim import compat
+
+def is_ours(value):
+    return value.__module__.startswith("splat_ssim.compat")
+
+def state(*packages):
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if any(name == package or name.startswith(package + ".") for package in packages):
+            found[name] = module
+            if isinstance(module, types.ModuleType):
+                found.update({(name, key): value for key, value in vars(module).items()})
+    return found
+
+def assert_unchanged(before, after):
+    assert before.keys() == after.keys(), before.keys() ^ after.keys()
+    changed = [key for key in before if before[key] is not after[key]]
+    assert not changed, changed
+
+x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+"""
+
+#: Makes the packages look as if they were not installed at all.
+HIDDEN = """
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("fused_ssim", "fused_ssim3d", "pytorch_msssim"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def run(*parts):
+    program = "\n".join((PRELUDE, *parts))
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+FUSED_SSIM_NAMES = """
+import fused_ssim
+from fused_ssim import FusedSSIMMap, fused_ssim as function, fused_ssim3d
+assert fused_ssim.allowed_padding == ["same", "valid"]
+assert is_ours(function) and is_ours(fused_ssim3d) and is_ours(FusedSSIMMap)
+ssim_map = FusedSSIMMap.apply(0.01**2, 0.03**2, x, y, "valid", True)
+assert ssim_map.shape == (1, 3, 22, 22)
+torch.testing.assert_close(ssim_map.mean(), function(x, y, "valid"))
+volume = torch.rand(1, 1, 12, 12, 12)
+ssim_map = fused_ssim.FusedSSIMMap.apply(0.01**2, 0.03**2, volume, 1 - volume, "same", False, 3)
+torch.testing.assert_close(ssim_map.mean(), fused_ssim3d(volume, 1 - volume))
+"""
+
+PYTORCH_MSSSIM_NAMES = """
+import pytorch_msssim
+import pytorch_msssim.ssim as imported_as
+from pytorch_msssim import MS_SSIM, SSIM, ms_ssim, ssim
+from pytorch_msssim.ssim import MS_SSIM as M, SSIM as S, ms_ssim as m, ssim as s
+from pytorch_msssim.ssim import _fspecial_gauss_1d, _ssim, gaussian_filter
+for value in (MS_SSIM, SSIM, ms_ssim, ssim, _fspecial_gauss_1d, _ssim, gaussian_filter):
+    assert is_ours(value)
+assert (M, S, m, s) == (MS_SSIM, SSIM, ms_ssim, ssim)
+assert imported_as is ssim is pytorch_msssim.ssim  # as in the original
+scope = {}
+exec("from pytorch_msssim.ssim import *", scope)
+names = {"F", "List", "MS_SSIM", "SSIM", "Tensor", "gaussian_filter", "ms_ssim", "ssim", "torch", "warnings"}
+assert names <= set(scope)
+scope = {}
+exec("from pytorch_msssim import *", scope)
+assert {"MS_SSIM", "SSIM", "ms_ssim", "ssim"} <= set(scope)
+"""
+
+KORNIA_NAMES = """
+import kornia.losses, kornia.metrics, kornia.losses.ssim, kornia.losses.ssim3d
+import kornia.losses.ssim as module
+assert isinstance(module, types.ModuleType) and isinstance(kornia.losses.ssim3d, types.ModuleType)
+from kornia.losses.ms_ssim import MS_SSIMLoss
+from kornia.losses.psnr import PSNRLoss, psnr_loss
+from kornia.losses.ssim import SSIMLoss, ssim_loss
+from kornia.losses.ssim3d import SSIM3DLoss, ssim3d_loss
+from kornia.losses.total_variation import TotalVariation, total_variation
+from kornia.metrics.psnr import psnr
+from kornia.metrics.ssim import SSIM, ssim
+from kornia.metrics.ssim3d import SSIM3D, ssim3d
+for value in (MS_SSIMLoss, PSNRLoss, psnr_loss, SSIMLoss, ssim_loss, SSIM3DLoss, ssim3d_loss, TotalVariation,
+              total_variation, psnr, SSIM, ssim, SSIM3D, ssim3d):
+    assert is_ours(value), value
+    holder = kornia.losses if hasattr(kornia.losses, value.__name__) else kornia.metrics
+    if isinstance(getattr(holder, value.__name__), types.ModuleType):
+        holder = kornia.metrics
+    assert getattr(holder, value.__name__) is value
+assert is_ours(kornia.losses.ssim.SSIMLoss)
+kornia.losses.ssim.SSIMLoss(11, reduction="mean")(x, y)
+from kornia.losses.dice import DiceLoss
+assert not is_ours(DiceLoss) and kornia.losses.DiceLoss is DiceLoss
+"""
+
+
+@pytest.mark.parametrize("hidden", ["", HIDDEN], ids=["as it is", "nothing installed"])
+@pytest.mark.parametrize(
+    ("package", "names"), [("fused_ssim", FUSED_SSIM_NAMES), ("pytorch_msssim", PYTORCH_MSSSIM_NAMES)]
+)
+def test_whole_packages(hidden, package, names):
+    run(hidden, f"compat.install({package!r})", names)
+
+
+def test_fused_ssim3d():
+    run(
+        HIDDEN,
+        """
+compat.install("fused_ssim3d")
+from fused_ssim3d import FusedSSIMMap, allowed_padding, fused_ssim2d, fused_ssim3d
+assert allowed_padding == ["same", "valid"]
+assert FusedSSIMMap.apply(0.01**2, 0.03**2, x, y).shape == x.shape
+assert fused_ssim2d(x, x) == 1
+""",
+    )
+
+
+def test_kornia_before_it_is_imported():
+    run("compat.install('kornia')", KORNIA_NAMES)
+
+
+def test_kornia_after_it_is_imported():
+    run(
+        """
+import kornia.losses, kornia.metrics
+losses, metrics, ssim_module = kornia.losses, kornia.metrics, kornia.losses.ssim
+bound_before = losses.SSIMLoss
+compat.install("kornia")
+assert is_ours(losses.ssim_loss) and is_ours(metrics.ssim) and is_ours(ssim_module.SSIMLoss)
+assert losses.SSIMLoss is not bound_before
+""",
+        KORNIA_NAMES,
+    )
+
+
+def test_older_kornia_gets_the_older_definitions():
+    run(
+        """
+import kornia
+kornia.__version__ = "0.8.1"
+compat.install("kornia")
+import kornia.losses
+assert kornia.losses.ssim3d_loss.__module__ == "splat_ssim.compat.kornia_0_8"
+assert kornia.losses.ssim3d.SSIM3DLoss.__module__ == "splat_ssim.compat.kornia_0_8"
+assert kornia.losses.ms_ssim.MS_SSIMLoss.__module__ == "splat_ssim.compat.kornia_0_8"
+assert kornia.losses.ssim_loss.__module__ == "splat_ssim.compat.kornia"
+"""
+    )
+
+
+def test_a_package_that_was_imported_before():
+    run(
+        """
+import pytorch_msssim
+import sys
+held, held_ssim = pytorch_msssim, sys.modules["pytorch_msssim.ssim"]
+bound_before = pytorch_msssim.ssim
+theirs = bound_before(x, y, data_range=1.0)
+compat.install("pytorch_msssim")
+assert is_ours(held.ssim) and is_ours(held.SSIM) and is_ours(held_ssim._ssim) and is_ours(held_ssim.gaussian_filter)
+assert not is_ours(bound_before)  # cannot change
+assert held.SSIM.__module__ == held_ssim.SSIM.__module__
+torch.testing.assert_close(bound_before(x, y, data_range=1.0), theirs, rtol=0, atol=1e-5)
+""",
+        PYTORCH_MSSSIM_NAMES,
+    )
+
+
+def test_a_package_of_the_same_name_that_lacks_some():
+    """An old fused_ssim, say, without FusedSSIMMap and submodules."""
+    run(
+        """
+old = types.ModuleType("fused_ssim")
+old.fused_ssim = lambda img1, img2: "theirs"
+sys.modules["fused_ssim"] = old
+before = state("fused_ssim")
+compat.install("fused_ssim")
+assert sys.modules["fused_ssim"] is old and is_ours(old.fused_ssim)
+""",
+        FUSED_SSIM_NAMES,
+        """
+compat.uninstall("fused_ssim")
+assert_unchanged(before, state("fused_ssim"))
+assert old.fused_ssim(x, y) == "theirs" and not hasattr(old, "FusedSSIMMap")
+""",
+    )
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_uninstall_restores_what_was_there(imported):
+    run(
+        f"""
+names = {NAMES}
+import kornia.losses, kornia.metrics
+if {imported}:
+    import pytorch_msssim
+before = state(*names)
+compat.install(*names)
+assert sys.modules["fused_ssim"].FusedSSIMMap is not None
+compat.install("kornia", "pytorch_msssim")  # twice
+compat.install(*reversed(names))
+compat.uninstall("pytorch_msssim")
+import pytorch_msssim
+assert pytorch_msssim.ssim.__module__ == "pytorch_msssim.ssim"
+compat.uninstall("pytorch_msssim", "kornia")
+assert kornia.losses.ssim_loss.__module__ == "kornia.losses.ssim"
+compat.install("kornia")
+compat.uninstall()
+compat.uninstall()
+compat.uninstall(*names)
+if not {imported}:
+    del sys.modules["pytorch_msssim"], sys.modules["pytorch_msssim.ssim"]
+assert_unchanged(before, state(*names))
+"""
+    )
+
+
+def test_uninstall_leaves_what_others_have_put_there():
+    run(
+        """
+import kornia.losses
+compat.install("kornia", "fused_ssim")
+kornia.losses.ssim_loss = other = lambda img1, img2: 0
+sys.modules["fused_ssim"] = third = types.ModuleType("fused_ssim")
+compat.uninstall()
+assert kornia.losses.ssim_loss is other and sys.modules["fused_ssim"] is third
+assert kornia.losses.SSIMLoss.__module__ == "kornia.losses.ssim"
+"""
+    )
+
+
+def test_install_again_after_an_import():
+    run(
+        """
+compat.install("pytorch_msssim")
+for name in ("pytorch_msssim", "pytorch_msssim.ssim"):  # a test runner that cleans up, say
+    del sys.modules[name]
+import pytorch_msssim
+assert not is_ours(pytorch_msssim.ssim)
+compat.install("pytorch_msssim")
+assert is_ours(pytorch_msssim.ssim)
+compat.uninstall("pytorch_msssim")
+assert not is_ours(pytorch_msssim.ssim)
+"""
+    )
+
+
+@pytest.mark.parametrize("imported", ["", "import pytorch_msssim"])
+def test_pickles_of_pytorch_msssim(imported, tmp_path):
+    """A pickle that the original wrote loads as ours, with the same numbers."""
+    path = tmp_path / "modules.pkl"
+    options = [
+        ("SSIM", {"data_range": 1.0}),
+        ("SSIM", {"data_range": 2, "win_size": 7, "win_sigma": 0.8, "K": (0.02, 0.05), "size_average": False}),
+        ("SSIM", {"data_range": 1.0, "win_size": 5, "channel": 1, "spatial_dims": 3, "nonnegative_ssim": True}),
+        ("MS_SSIM", {"data_range": 1.0, "win_size": 3, "weights": [0.4, 0.6]}),
+    ]
+    images = """
+torch.manual_seed(0)
+def images(index, dtype):
+    shape = (2, 1, 8, 9, 10) if index == 2 else (2, 3, 40, 44)
+    img1 = torch.rand(shape, dtype=torch.float64)
+    return img1.to(dtype), (img1 + 0.1 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+pairs = [images(index, dtype) for index in range(4) for dtype in (torch.float32, torch.float64)]
+"""
+    run(
+        images,
+        f"""
+import pytorch_msssim
+modules = [getattr(pytorch_msssim, name)(**options) for name, options in {options!r}]
+values = [modules[index // 2](*pair) for index, pair in enumerate(pairs)]
+torch.save((modules, torch.nn.Sequential(torch.nn.Linear(2, 2), modules[0]).state_dict(), values), {str(path)!r})
+""",
+    )
+    run(
+        images,
+        imported,
+        f"""
+compat.install("pytorch_msssim")
+modules, state_dict, values = torch.load({str(path)!r}, weights_only=False)
+for index, pair in enumerate(pairs):
+    module = modules[index // 2]
+    assert is_ours(type(module)), type(module)
+    tolerance = 1e-5 if pair[0].dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(module(*pair), values[index], rtol=0, atol=tolerance)
+    again = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(again(*pair), module(*pair), rtol=0, atol=0)
+    torch.testing.assert_close(again.win, module.win, rtol=0, atol=0)
+import pytorch_msssim
+torch.nn.Sequential(torch.nn.Linear(2, 2), pytorch_msssim.SSIM()).load_state_dict(state_dict)
+""",
+    )
+
+
+def test_pickles_of_kornia(tmp_path):
+    path = tmp_path / "modules.pkl"
+    run(
+        f"""
+import kornia.losses as L, kornia.metrics as M
+torch.manual_seed(0)
+img1, img2 = torch.rand(2, 3, 20, 20), torch.rand(2, 3, 20, 20)
+modules = [M.SSIM(5), L.SSIMLoss(7, 2.0, 1e-6, "sum", "valid"), L.MS_SSIMLoss(), L.MS_SSIMLoss((1.0, 1.5), 2.0),
+           L.PSNRLoss(2.0), L.InverseDepthSmoothnessLoss(), L.CharbonnierLoss("mean"), L.WelschLoss(), L.CauchyLoss(),
+           L.GemanMcclureLoss("sum")]
+values = [module(img1, img2) for module in modules]
+state_dict = torch.nn.Sequential(torch.nn.Linear(2, 2), *modules).state_dict()
+torch.save((modules, values, img1, img2, state_dict), {str(path)!r})
+"""
+    )
+    run(
+        f"""
+compat.install("kornia")
+modules, values, img1, img2, state_dict = torch.load({str(path)!r}, weights_only=False)
+for module, value in zip(modules, values):
+    assert is_ours(type(module)), type(module)
+    torch.testing.assert_close(module(img1, img2), value, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(module))(img1, img2), module(img1, img2), rtol=0, atol=0)
+import kornia.losses as L
+torch.nn.Sequential(torch.nn.Linear(2, 2), *modules).load_state_dict(state_dict)
+"""
+    )
+
+
+@pytest.mark.parametrize("function", [splat_ssim.compat.install, splat_ssim.compat.uninstall])
+def test_unknown_names(function):
+    with pytest.raises(ValueError, match="out of fused_ssim, fused_ssim3d, pytorch_msssim, kornia, got lpips"):
+        function("fused_ssim", "lpips")
+
+
+def test_install_refuses_no_names():
+    with pytest.raises(ValueError, match="got none"):
+        splat_ssim.compat.install()
+
+
+@pytest.mark.parametrize(
+    ("break_kornia", "error"),
+    [
+        ("sys.modules['kornia'] = None", "kornia"),
+        ("import kornia; kornia.__version__ = 'main'", "kornia.__version__ must start with two numbers, got 'main'"),
+        ("import kornia; del kornia.__version__", "kornia.__version__ must start with two numbers, got None"),
+    ],
+)
+def test_nothing_is_installed_where_kornia_cannot_be(break_kornia, error):
+    run(
+        break_kornia,
+        f"""
+before = state("fused_ssim", "kornia.losses", "kornia.metrics")
+try:
+    compat.install("fused_ssim", "kornia")
+except ImportError as problem:
+    assert {error!r} in str(problem), problem
+else:
+    raise AssertionError("no error")
+after = state("fused_ssim", "kornia.losses", "kornia.metrics")
+assert "fused_ssim" not in sys.modules
+assert_unchanged({{key: value for key, value in after.items() if key in before}}, before)
+""",
+    )
