@@ -113,20 +113,9 @@ def photometric_loss(
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
     """
+    constants = (window_size, sigma, data_range, k1, k2)
     lambda_dssim, options = check_photometric(
-        pred,
-        target,
-        lambda_dssim=lambda_dssim,
-        window_size=window_size,
-        sigma=sigma,
-        data_range=data_range,
-        k1=k1,
-        k2=k2,
-        padding=padding,
-        reduction=reduction,
-        mask=mask,
-        mask_mode=mask_mode,
-        channels_last=channels_last,
+        pred, target, lambda_dssim, *constants, padding, reduction, mask, mask_mode, channels_last
     )
     if mask is not None and mask_mode == "normalize":
         loss, l1, ssim = reference.photometric_loss(
@@ -159,7 +148,6 @@ def photometric_loss(
 def check_photometric(
     pred: Tensor,
     target: Tensor,
-    *,
     lambda_dssim: float = 0.2,
     window_size: int = 11,
     sigma: float = 1.5,

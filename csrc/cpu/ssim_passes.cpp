@@ -63,9 +63,9 @@ SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
 
 SPLAT_INLINE Ints not_finite(Floats values) { return (Ints)(values - values != 0.0f); }
 
-// Rows that share a centre, in the middle of them, which must lie in the window of each: where it did not, a flat
-// window beside a bright one would lose its V to rounding. So few also where registers do not hold the sums of more.
-constexpr int kFewRows = kRows / 2, kTapsOfAllRows = kRows + 1;
+// Rows that share a centre, which lies in the middle of them. Of more rows the outer windows might hold it at their edge
+// only: a flat window beside a bright row would lose its V to rounding.
+constexpr int kBlock = kRows / 2;
 
 // What the values of a block of rows are taken about: the mean of two rows; where that is not finite, the one of them
 // that is, else 0. So a pixel that is not finite spoils no window but those that hold it.
@@ -77,11 +77,11 @@ SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   return choose(unusable, choose(not_finite(above), other, above), centre);
 }
 
-// sum_r += Σ_k w_k row_{k+r}[j] for the block's rows, and the same of the rows' squares.
-template <int kTaps, int kBlock, bool kSquares>
+// sum_r += Σ_k w_k row_{k+r}[j] for r < kCount, and the same of the rows' squares.
+template <int kTaps, int kCount, bool kSquares>
 SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kBlock; ++r)
+  for (int r = 0; r < kCount; ++r)
     if (t - r >= 0 && t - r < w.size()) {
       mean[r] += w[t - r] * value;
       if (kSquares) square[r] += w[t - r] * squared;
@@ -109,7 +109,7 @@ void column_sums(const float* const* rows, const Taps& taps, int64_t count, floa
 
 // kBlock rows of the output from row `first` on, taken about their centre while they are summed. With `kNested`, the
 // rows come with variances of their values, which add to the squares.
-template <int kTaps, int kBlock, bool kNested>
+template <int kTaps, bool kNested>
 void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t count, ColumnMoments out) {
   const Window<kTaps> w(taps);
   const int middle = first + (w.size() + kBlock) / 2 - 1;
@@ -143,22 +143,13 @@ void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t 
   }
 }
 
-template <int kTaps, bool kNested>
-void moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if (kLanes == 16 && taps.count >= kTapsOfAllRows) {
-    block_moments<kTaps, kRows, kNested>(rows, 0, taps, count, out);
-  } else {
-    for (int first = 0; first < kRows; first += kFewRows)
-      block_moments<kTaps, kFewRows, kNested>(rows, first, taps, count, out);
-  }
-}
-
 template <int kTaps>
 void column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if (rows.variances)
-    moments<kTaps, true>(rows, taps, count, out);
-  else
-    moments<kTaps, false>(rows, taps, count, out);
+  for (int first = 0; first < kRows; first += kBlock)
+    if (rows.variances)
+      block_moments<kTaps, true>(rows, first, taps, count, out);
+    else
+      block_moments<kTaps, false>(rows, first, taps, count, out);
 }
 
 // The same for narrow windows, whose V may be a hundredth of what values of a block of rows are apart: each row of the
@@ -257,6 +248,20 @@ SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, con
   }
 }
 
+// c_s, c_d and centre_d of lanes of columns.
+struct LaneConstants {
+  Floats sum, difference, centre_d;
+
+  SPLAT_INLINE explicit LaneConstants(const ColumnConstants& columns)
+      : sum(2.0f * load(columns.each)), difference(load(columns.difference)), centre_d(load(columns.centre_d)) {}
+};
+
+// Those of the columns from j on. Of planar images, one vector serves all: `first`, loaded before the loop.
+template <int kStride>
+SPLAT_INLINE LaneConstants lane_constants(const ColumnConstants& columns, int64_t j, const LaneConstants& first) {
+  return kStride == 1 ? first : LaneConstants(columns.from(j));
+}
+
 // The means of s - c_s and d - c_d, and their variances.
 struct Moments {
   Floats s, d, var_s, var_d;
@@ -272,9 +277,9 @@ struct Point {
 };
 
 template <int kPartials>
-SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const ColumnConstants& columns) {
+SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const LaneConstants& lanes) {
   Point p;
-  const Floats mu_s = m.s + 2.0f * load(columns.each), mu_d = m.d + load(columns.difference);
+  const Floats mu_s = m.s + lanes.sum, mu_d = m.d + lanes.difference;
   const Floats dd = mu_d * mu_d;
   const Floats a = mu_s * mu_s + (dd + c.c1_twice), b = m.var_s + (m.var_d + c.c2_twice);
   const Floats r = reciprocal(a * b);
@@ -295,7 +300,7 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const Col
     const Floats by_b = (slope - slope * u) + c.b;
     const Floats by_a = (slope - slope * v);
     const Floats by_dd = 2.0f * over_b * (by_b * (2.0f - v) - lost), by_ss = -2.0f * over_b * (by_b * v + lost);
-    const Floats by_d = 2.0f * over_a * mu_d * (by_a * (2.0f - u) - lost) - (m.d - load(columns.centre_d)) * by_dd;
+    const Floats by_d = 2.0f * over_a * mu_d * (by_a * (2.0f - u) - lost) - (m.d - lanes.centre_d) * by_dd;
     const Floats by_s = -2.0f * over_a * mu_s * (by_a * u + lost) - m.s * by_ss;
     p.square_s = by_ss;
     if constexpr (kPartials == 3) {
@@ -385,11 +390,12 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
     store(row.sums + 2 * from + j, m.var_s);
     store(row.sums + 3 * from + j, m.var_d);
   }
+  const LaneConstants first(row.columns);
   for (int64_t j = 0; j < row.count; j += kLanes) {
     const float* sums = row.sums + j;
     const Point p =
         evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants,
-                            row.columns.from(j));
+                            lane_constants<kStride>(row.columns, j, first));
     store(row.dssim + j, p.dssim);
     if (row.ssim) {
       store(row.ssim + j, p.ssim);
@@ -405,12 +411,13 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
 }
 
 template <int kTaps, int kStride, int kPartials>
-SPLAT_INLINE void gradient_lanes(const GradientRow& row, const Window<kTaps>& w, int64_t j, Floats slope, Floats* out) {
+SPLAT_INLINE void gradient_lanes(const GradientRow& row, const Window<kTaps>& w, int64_t j, Floats slope,
+                                 const LaneConstants& first, Floats* out) {
   Floats mean[kPartials];
   row_sums<kTaps, kStride, kPartials>(row.sums + j, row.sums_pitch, row.stride, w, mean);
-  const ColumnConstants columns = row.columns.from(j);
+  const LaneConstants lanes = lane_constants<kStride>(row.columns, j, first);
   const Floats d = load(row.d + j), from_s = load(row.s + j) * mean[1];
-  const Floats from_d = (d - load(columns.centre_d)) * mean[2], difference = d + load(columns.difference);
+  const Floats from_d = (d - lanes.centre_d) * mean[2], difference = d + lanes.difference;
   const Ints unequal = (Ints)(difference != 0.0f);
   const Ints sign = bits_as<Ints>(difference) & (Ints{} + INT32_MIN);
   const Floats from_l1 = bits_as<Floats>((bits_as<Ints>(slope) ^ sign) & unequal);
@@ -422,13 +429,14 @@ template <int kTaps, int kStride, int kPartials>
 void gradient_row(const GradientRow& row, const Taps& taps) {
   constexpr bool kBoth = kPartials == 4;
   const Window<kTaps> w(taps);
+  const LaneConstants first(row.columns);
   const float* weights = row.weights;
   Floats result[2];
   int64_t j = 0;
   for (; j + kLanes <= row.count; j += kLanes) {
     const Floats slope = weights ? row.slope * load(weights + j) : broadcast(row.slope);
     __builtin_prefetch(row.out1 + j + row.ahead1, 1, 2);
-    gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, result);
+    gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, first, result);
     store(row.out1 + j, result[0]);
     if constexpr (kBoth) store(row.out2 + j, result[1]);
   }
@@ -437,7 +445,7 @@ void gradient_row(const GradientRow& row, const Taps& taps) {
   const size_t rest = size_t(row.count - j) * sizeof(float);
   if (weights) std::memcpy(last, weights + j, rest);
   const Floats slope = weights ? row.slope * load(last) : broadcast(row.slope);
-  gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, result);
+  gradient_lanes<kTaps, kStride, kPartials>(row, w, j, slope, first, result);
   std::memcpy(row.out1 + j, &result[0], rest);
   if constexpr (kBoth) std::memcpy(row.out2 + j, &result[1], rest);
 }

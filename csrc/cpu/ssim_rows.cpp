@@ -62,24 +62,32 @@ SPLAT_INLINE Floats in_range(Floats value, float data_range) {
 // See ShiftRow.
 template <class X, class Y>
 double shift_row(const char* from1, const char* from2, const float* weight, int64_t count, const Shift& shift,
-                 float* sums, float* differences) {
-  const ColumnConstants columns = shift.columns;
+                 int64_t column, float* sums, float* differences) {
+  const ColumnConstants columns = shift.columns.from(column);
+  const float scale = shift.scale;
+  const Floats first_each = load(columns.each), first_difference = load(columns.difference);
   const X* x = reinterpret_cast<const X*>(from1);
   const Y* y = reinterpret_cast<const Y*>(from2);
   Floats lanes = {};
-  auto block = [&](Floats a, Floats b, int64_t j, const float* w, float* s, float* d, Ints inside)
+  auto block = [&](Floats a, Floats b, Floats each, Floats apart, const float* w, float* s, float* d, Ints inside)
       __attribute__((always_inline)) {
     a = in_range<X>(a, shift.data_range);
     b = in_range<Y>(b, shift.data_range);
-    const Floats difference = a - b, each = load(columns.each + (j & columns.mask));
-    store(s, (a * shift.scale - each) + (b * shift.scale - each));
-    store(d, difference * shift.scale - load(columns.difference + (j & columns.mask)));
+    const Floats difference = a - b;
+    store(s, (a * scale - each) + (b * scale - each));
+    store(d, difference * scale - apart);
     const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
     lanes += w ? size * load(w) : size;
   };
   int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    block(load_lanes(x + j), load_lanes(y + j), j, weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
+  if (columns.mask == 0) {
+    for (; j + kLanes <= count; j += kLanes)
+      block(load_lanes(x + j), load_lanes(y + j), first_each, first_difference, weight ? weight + j : nullptr, sums + j,
+            differences + j, Ints{} - 1);
+  } else {
+    for (; j + kLanes <= count; j += kLanes)
+      block(load_lanes(x + j), load_lanes(y + j), load(columns.each + j), load(columns.difference + j),
+            weight ? weight + j : nullptr, sums + j, differences + j, Ints{} - 1);
   }
   if (j < count) {
     X last_x[kLanes] = {};
@@ -91,8 +99,9 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
     std::memcpy(last_y, y + j, rest * sizeof(Y));
     if (weight) std::memcpy(last_weight, weight + j, rest * sizeof(float));
     for (int64_t k = 0; k < rest; ++k) inside[k] = -1;
-    block(load_lanes(last_x), load_lanes(last_y), j, weight ? last_weight : nullptr, last_s, last_d,
-          load_raw<Ints>(inside));
+    const ColumnConstants here = columns.from(j);
+    block(load_lanes(last_x), load_lanes(last_y), load(here.each), load(here.difference),
+          weight ? last_weight : nullptr, last_s, last_d, load_raw<Ints>(inside));
     std::memcpy(sums + j, last_s, rest * sizeof(float));
     std::memcpy(differences + j, last_d, rest * sizeof(float));
   }

@@ -9,9 +9,10 @@ struct Shift {
   ColumnConstants columns;
 };
 
-// Writes `count` shifted sums and differences; returns Σ |x - y|, unscaled, weighted where there is a weight.
+// Writes `count` shifted sums and differences, of columns from `column` on; returns Σ |x - y|, unscaled, weighted where
+// there is a weight.
 typedef double (*ShiftRow)(const char* x, const char* y, const float* weight, int64_t count, const Shift& shift,
-                           float* sums, float* differences);
+                           int64_t column, float* sums, float* differences);
 
 // How to read rows of two images, and the bytes of their elements.
 struct Reader {

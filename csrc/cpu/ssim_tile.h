@@ -163,18 +163,20 @@ struct Tile {
   }
 
   // The constants of the tile's channels, 3 each: see ColumnConstants. They are means over up to 64 pixels of the tile,
-  // of those that are finite, less the outer quarters: a bright line must not cost dark pixels their digits. d is shifted
-  // only where the images are clearly apart.
+  // of those that are finite: of the inner half of each sampled row's, then of the rows'. So neither a bright row nor a
+  // bright column costs dark pixels their digits. d is shifted only where the images are clearly apart.
   void choose_constants(float* constants) {
     static const float zeros[kLanes] = {};
     shift = {problem.scale, static_cast<float>(args.data_range), {zeros, zeros, zeros, 0}};
     const int64_t first_pixel = columns.begin / stride, pixels = most(1, columns.count() / stride);
     int64_t down = samples(rows.count()), along = samples(pixels);
     while (down * along > 4 && down * along * channels() > 192) (down > along ? down : along) /= 2;
-    float sums[kMostSamples * kMostSamples], differences[kMostSamples * kMostSamples];
     for (int64_t channel = 0; channel < channels(); ++channel) {
-      int64_t finite = 0;
-      for (int64_t i = 0; i < down; ++i)
+      float row_sums[kMostSamples], row_differences[kMostSamples];
+      int64_t found = 0;
+      for (int64_t i = 0; i < down; ++i) {
+        float sums[kMostSamples], differences[kMostSamples];
+        int64_t finite = 0;
         for (int64_t j = 0; j < along; ++j) {
           const int64_t slice = slices.begin + slices.count() * (2 * ((i + j) % 8) + 1) / 16;
           const int64_t row = rows.begin + rows.count() * (2 * i + 1) / (2 * down);
@@ -183,10 +185,13 @@ struct Tile {
           read(slice, row, {column, column + 1}, nullptr, &s, &d);
           if (!std::isfinite(s) || !std::isfinite(d)) continue;
           sums[finite] = s;
-          differences[finite] = d;
-          ++finite;
+          differences[finite++] = d;
         }
-      const float mean_s = mean_of_inner_half(sums, finite), mean_d = mean_of_inner_half(differences, finite);
+        if (finite == 0) continue;
+        row_sums[found] = mean_of_inner_half(sums, finite);
+        row_differences[found++] = mean_of_inner_half(differences, finite);
+      }
+      const float mean_s = mean_of_inner_half(row_sums, found), mean_d = mean_of_inner_half(row_differences, found);
       const bool apart = std::fabs(mean_d) > 0.05 * args.data_range * problem.scale;
       float* out = constants + 3 * channel;
       out[0] = mean_s / 2;
@@ -220,10 +225,8 @@ struct Tile {
   // Columns of an image row, shifted, to s and d; returns Σ |x - y|.
   double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
-    Shift here = shift;
-    here.columns = shift.columns.from(stretch.begin - input_columns.begin);
     return problem.reader.shift_row(at1(slice, row, stretch.begin), at2(slice, row, stretch.begin), w, stretch.count(),
-                                    here, s, d);
+                                    shift, stretch.begin - input_columns.begin, s, d);
   }
 
   SPLAT_INLINE const char* at1(int64_t slice, int64_t row, int64_t column) const {
@@ -423,7 +426,7 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.rows = {inset, args.height - inset};
   problem.columns = {inset * problem.stride, (args.width - inset) * problem.stride};
   const int64_t smallest = least(least(args.height, args.width), volumes ? args.depth : args.height);
-  if (problem.folds && smallest <= problem.radius) return false;
+  if (args.padding == kReflect && smallest <= problem.radius) return false;
   if (problem.slices.count() <= 0 || problem.rows.count() <= 0 || problem.columns.count() <= 0) return false;
   problem.taps.count = static_cast<int>(args.taps);
   for (int64_t k = 0; k < args.taps; ++k) problem.taps.weight[k] = static_cast<float>(args.window[k]);

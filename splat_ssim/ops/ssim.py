@@ -18,6 +18,12 @@ from torch.autograd import forward_ad
 
 from .. import reference
 
+# Looked up once: a call of a small image takes as long as some of these attributes.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_profiler_enabled = torch.autograd._profiler_enabled
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 class Options(NamedTuple):
     """What every SSIM operator takes after its tensors; the public functions document and check the values."""
@@ -292,21 +298,27 @@ def register_device(
 # --------------------------------------------------------------------------------------------------------------------
 
 
+#: At most so many tensors are the first arguments of an operator.
+_TENSORS = 4
+
+
 def _nobody_watches(arguments: Sequence[Any]) -> bool:
     """CPU tensors of no subclass and not batched, no dispatch mode, no profiler."""
-    if torch._C._len_torch_dispatch_stack() > 0 or torch.autograd._profiler_enabled():
+    if _dispatch_modes() > 0 or _profiler_enabled():
         return False
-    return all(
-        type(a) in (Tensor, torch.nn.Parameter) and a.device.type == "cpu" and not _is_batched(a)
-        for a in arguments
-        if isinstance(a, Tensor)
-    )
+    for a in arguments[:_TENSORS]:
+        kind = type(a)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            if not a.is_cpu or _is_wrapped(a) or _is_legacy_batched(a):
+                return False
+        elif isinstance(a, Tensor):
+            return False
+    return True
 
 
 def _is_batched(tensor: Tensor) -> bool:
     """Whether torch.vmap, or the vmap of is_grads_batched, hands the tensor in."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return _is_wrapped(tensor) or _is_legacy_batched(tensor)
 
 
 def _below_autograd(name: str, *arguments):
@@ -409,7 +421,7 @@ def _photometric_backward(ctx, upstream, *unused):
     if upstream is not None:
         wanted = ctx.needs_input_grad[:2]
         grads = ctx.grads
-        if grads is None or any(need and grad.numel() == 0 for need, grad in zip(wanted, grads, strict=True)):
+        if grads is None or _lacks(grads[0], wanted[0]) or _lacks(grads[1], wanted[1]):
             # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
             # whose example needed no gradient.
             with torch.no_grad():
@@ -426,11 +438,15 @@ def _photometric_backward(ctx, upstream, *unused):
     return *found, *(None,) * (len(ctx.options) + 1)
 
 
+def _lacks(gradient: Tensor, is_wanted: bool) -> bool:
+    return is_wanted and gradient.numel() == 0
+
+
 def _may_scale_in_place(gradient: Tensor, upstream: Tensor) -> bool:
     """Whether nobody differentiates, traces or batches the multiplication."""
     return (
         not torch.is_grad_enabled()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and _dispatch_modes() == 0
         and type(gradient) is Tensor
         and type(upstream) is Tensor
         and not _is_batched(upstream)

@@ -76,9 +76,10 @@ class _Call:
     """
 
     def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
-        first, second = (channels_first(image, options.channels_last) for image in (img1, img2))
+        first = channels_first(img1, options.channels_last)
         self.interleaved = not planar and is_interleaved(first)
-        self.first, self.second = _readable(first, self.interleaved), _readable(second, self.interleaved)
+        self.first = _readable(first, self.interleaved)
+        self.second = _readable(channels_first(img2, options.channels_last), self.interleaved)
         self.options = options
         self.batch, self.channels = first.shape[0], first.shape[1]
         self.planes = self.batch if self.interleaved else self.batch * self.channels
@@ -97,8 +98,10 @@ class _Call:
             return _NO_VIEW
         strides = tensor.stride()
         slices = strides[2] if len(strides) == 5 else 0
-        step = slices + strides[-2] + (self.channels if self.interleaved else 1)
-        address = tensor.data_ptr() - inset * step * tensor.element_size()
+        address = tensor.data_ptr()
+        if inset:
+            step = slices + strides[-2] + (self.channels if self.interleaved else 1)
+            address -= inset * step * tensor.element_size()
         return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
 
     def pack(
@@ -114,10 +117,12 @@ class _Call:
     ) -> bytes:
         """`Arguments` of csrc/cpu/ssim.h; coefficients and totals by their addresses."""
         options, first = self.options, self.first
+        outputs = []
         for output in (map_, grad1, grad2):
             if output is not None:
                 _library.prefer_huge_pages(output)
-        outputs = [t if t is None else channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
+                output = channels_first(output, options.channels_last)
+            outputs.append(output)
         # Kept by the call: the cache may let go of it while another thread's kernel reads it.
         self.window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
