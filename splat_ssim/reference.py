@@ -218,7 +218,8 @@ def _moments(
     valid: Tensor | None = None,
 ) -> Moments:
     """`moments` from the public options; channels-first whatever the layout of the images."""
-    dtype = compute_dtype(img1, img2)
+    # A window that sees few pixels may lie far from the mean of its image, so that V cancels in float32.
+    dtype = compute_dtype(img1, img2) if valid is None else torch.float64
     radius = (window_size - 1) // 2
     scale = _scale(data_range)
 
@@ -264,7 +265,7 @@ def dssim_map(
 ) -> Tensor:
     """1 - S for every position of the window, in the layout of the images; "valid" gives the smaller map."""
     found = _moments(img1, img2, window_size, sigma, data_range, k1, k2, padding, channels_last, valid)
-    dssim = found.dssim(eps * _scale(data_range) ** 4)
+    dssim = found.dssim(eps * _scale(data_range) ** 4).to(compute_dtype(img1, img2))
     return to_channels_last(dssim) if channels_last else dssim
 
 

@@ -19,7 +19,8 @@ s(q) (w * 2b) and w * (a - 2 b mu). So
 
    |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where c is the constant that is taken off the plane, at worst its value that is farthest from the pixel. R(q) holds the
+where c is the constant that is taken off the plane, at worst its value that is farthest from the pixel. (Of d, kernels
+take it off the averages, which are rounded by u |mu_d| before that: where images are equal, d has to stay 0.) R(q) holds the
 same terms without the part that cancels and with 1 / B in place of b: b is a quotient of moments over
 B = V_s + V_d + 2 C2, such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
 change it by twice that share.
@@ -33,7 +34,7 @@ MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
-is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations).
+is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations), but for images that are constant along an axis.
 """
 
 from __future__ import annotations
@@ -275,8 +276,18 @@ def of_value(
         positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])
         positions *= len(errors) if value.ndim == 0 else 1
         taps = 1 / (evaluation.weights**2).sum().item()
-        bound = bound + _like(errors, value, channels_last) * min(1.0, 3 * math.sqrt(taps / max(1, positions)))
+        averaged = 1.0 if _repeats(evaluation) else min(1.0, 3 * math.sqrt(taps / max(1, positions)))
+        bound = bound + _like(errors, value, channels_last) * averaged
     return bound.nan_to_num(math.inf)
+
+
+def _repeats(evaluation: Evaluation) -> bool:
+    """Whether an image is constant along an axis: then so are its errors, and a mean does not average them."""
+    return any(
+        image.shape[dim] > 1 and bool((image.diff(dim=dim) == 0).all())
+        for image in (evaluation.img1, evaluation.img2)
+        for dim in range(2, image.ndim)
+    )
 
 
 def _share_of_term(evaluation: Evaluation, windows: _Windows) -> Tensor:
@@ -320,6 +331,8 @@ def of_gradient(
         else:
             far_s = w.farthest(w.s, w.sums) + w.farthest(w.mu_s[..., None], w.sums)
             far_d = w.farthest(w.d, w.differences) + w.farthest(w.mu_d[..., None], w.differences)
+            if arithmetic.form == "kernel":  # which take a constant off d after they average it
+                far_d = far_d + w.mu_d.abs()[..., None]
             parts = 2 * expand["var_s"] * far_s + 2 * expand["var_d"] * far_d
         taken_apart = w.flat * (expand["mu_s"] + expand["mu_d"] + parts)
         distance = (w.s - w.mu_s[..., None]).abs() + (w.d - w.mu_d[..., None]).abs()

@@ -700,10 +700,13 @@ def geman_mcclure_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none
         >>> geman_mcclure_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
         tensor([0.0000, 0.4000])
     """
-    squared = _moderate(_difference(img1, img2, reduction)) ** 2
+    difference = _difference(img1, img2, reduction)
+    squared = _moderate(difference) ** 2
     # Two forms of the same, each without cancellation in the gradient where it is taken.
     small = squared.clamp(max=4.0)
     values = torch.where(squared < 4, 2 * small / (small + 4), 2 - 8 / (squared + 4))
+    # As the original: of an infinite difference it is infinity by infinity.
+    values = torch.where(difference.isinf(), torch.nan, values)
     return _reduce(values, reduction).to(_float_dtype(img1, img2))
 
 
