@@ -51,8 +51,11 @@ class TamingStrategy(Strategy):
         high_opacity_start: The turn comes after this step, by default after `refine_stop_iter`, and never earlier.
 
     Example:
-        >>> strategy = TamingStrategy(budget=50_000, score_views=trainer.score_views)  # doctest: +SKIP
-        >>> state = strategy.initialize_state(scene_scale=1.0)  # doctest: +SKIP
+        >>> from splat_ssim.strategy import TamingStrategy
+        >>> def score_views(count):
+        ...     yield from ()  # a ViewStats for each of `count` training views
+        >>> strategy = TamingStrategy(budget=50_000, score_views=score_views)
+        >>> state = strategy.initialize_state(scene_scale=1.0)
     """
 
     budget: int
@@ -89,6 +92,11 @@ class TamingStrategy(Strategy):
                 f"high_opacity_start must not come before refine_stop_iter ({self.refine_stop_iter}), "
                 f"got {self.high_opacity_start}"
             )
+
+    @property
+    def max_start(self) -> int:
+        """The largest number of Gaussians to start with: the budget. More are sampled down to it at the first step."""
+        return self.budget
 
     @property
     def event_steps(self) -> list[int]:
@@ -163,7 +171,7 @@ class TamingStrategy(Strategy):
         if len(means) == 0:
             raise ValueError("densification needs at least 1 Gaussian to start from, got 0")
         state["budget_curve"] = budget_curve(len(means), self.budget, len(self.event_steps))
-        state["trim"] = max(len(means) - self.budget, 0)
+        state["trim"] = max(len(means) - self.max_start, 0)
         zero_state(state, ("grad2d", "count"), len(means), means.device)
 
     def _trim_start(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..trainer.ply import load_ply
+from ..ply import load_ply
 from .grid import VoxelGrid
 from .io import Volume, save_volume
 from .voxelize import morton_order, voxelize

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .._files import replacing
 from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .voxelize import morton_order
@@ -39,8 +40,8 @@ def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
     header += [f"property float {name}" for name in names]
     header.append("end_header\n")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("\n".join(header).encode() + torch.cat(arrays, 1).numpy().astype("<f4").tobytes())
+    with replacing(path) as file:
+        file.write("\n".join(header).encode() + torch.cat(arrays, 1).numpy().astype("<f4").tobytes())
     return path
 
 
@@ -142,8 +143,8 @@ def save_quantized(
     head = json.dumps(header).encode()
     body = lzma.compress(b"".join(streams), preset=9)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_MAGIC + struct.pack("<I", len(head)) + head + body)
+    with replacing(path) as file:
+        file.write(_MAGIC + struct.pack("<I", len(head)) + head + body)
     return path
 
 

@@ -167,6 +167,12 @@ def voxel_size(grid: VoxelGrid) -> float:
     return (a * b * c) ** (1 / 3)
 
 
+def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
+    """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""
+    last = max(1, round(steps * stop))
+    return tuple(sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)}))
+
+
 @dataclass
 class CappedGrowth:
     """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.

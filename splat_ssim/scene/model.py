@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from splat_ssim.render import rasterization
-from splat_ssim.trainer.config import ModelConfig
-from splat_ssim.trainer.data import Scene, SceneError, View
+from splat_ssim.scene.config import ModelConfig
+from splat_ssim.scene.data import Scene, SceneError, View
 
 #: Value of the constant spherical harmonic: colour = 0.5 + SH0 · coefficient.
 SH0 = 0.28209479177387814
@@ -22,8 +22,28 @@ CARVE_CELLS = 48
 Splats = torch.nn.ParameterDict
 
 
+def starting_points(
+    scene: Scene, config: ModelConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
+
+    Raises:
+        SceneError: The config asks for the scene's point cloud, and it has none.
+    """
+    if config.init == "points" and scene.points is None:
+        raise SceneError(f"{scene.name}: model.init points requires a scene with a point cloud, got none")
+    if config.init == "random" or scene.points is None:
+        return random_points(scene, config.init_count, generator), None
+    return scene.points, scene.colors
+
+
+def start_count(scene: Scene, config: ModelConfig) -> int:
+    """How many Gaussians `create_splats` starts with where nothing limits it."""
+    return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
+
+
 def create_splats(
-    scene: Scene, config: ModelConfig, *, seed: int, device: torch.device, most: int | None = None
+    scene: Scene, config: ModelConfig, *, seed: int, device: torch.device, max_count: int | None = None
 ) -> Splats:
     """Gaussians to start from: means, scales (logarithms), quats, opacities (logits), sh0, shN.
 
@@ -32,21 +52,16 @@ def create_splats(
         config: Start and highest degree of spherical harmonics.
         seed: Of random positions and rotations.
         device: Where the parameters live.
-        most: How many Gaussians there may be: of more points, as many are drawn.
+        max_count: How many Gaussians there may be: of more points, as many are drawn.
 
     Returns:
         means (N, 3), scales (N, 3), quats (N, 4) wxyz, opacities (N,), sh0 (N, 1, 3), shN (N, (degree+1)² - 1, 3),
         float32. Scales: the mean distance to the three nearest neighbours, in every direction.
     """
     generator = np.random.default_rng(seed)
-    if config.init == "points" and scene.points is None:
-        raise SceneError(f"{scene.name}: model.init points requires a scene with a point cloud, got none")
-    if config.init == "random" or scene.points is None:
-        points, colors = random_points(scene, config.init_count, generator), None
-    else:
-        points, colors = scene.points, scene.colors
-    if most is not None and len(points) > most:
-        drawn = np.sort(generator.choice(len(points), most, replace=False))
+    points, colors = starting_points(scene, config, generator)
+    if max_count is not None and len(points) > max_count:
+        drawn = np.sort(generator.choice(len(points), max_count, replace=False))
         points, colors = points[drawn], None if colors is None else colors[drawn]
     count = len(points)
     colors = np.full((count, 3), 0.5, np.float32) if colors is None else colors

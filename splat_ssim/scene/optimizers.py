@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient, step_together
-from splat_ssim.trainer.config import OptimizerConfig, given
+from splat_ssim.scene.config import OptimizerConfig
+from splat_ssim.trainer.config import given
 
 Optimizers = dict[str, torch.optim.Optimizer]
 

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splat_ssim.errors import UserError
 
-class SceneError(ValueError):
+
+class SceneError(UserError):
     """A scene on disk is not what its format asks for; the message names the file and what was expected."""
 
 

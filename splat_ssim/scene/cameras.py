@@ -1,18 +1,15 @@
-"""A camera that circles the scene, and the film it takes."""
+"""A camera that circles the scene."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from splat_ssim.trainer.data import View
-from splat_ssim.trainer.evaluation import to_bytes
+from splat_ssim.scene.data import View
 
 
 def orbit(views: Sequence[View], frames: int) -> list[View]:
@@ -66,21 +63,3 @@ def _look_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:
     viewmat = torch.eye(4, dtype=torch.float64)
     viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
     return viewmat.float()
-
-
-@torch.no_grad()
-def write_video(path: Path, render_view: Callable[[View], Tensor], views: Sequence[View], *, fps: int = 30) -> None:
-    """Writes an MP4 of rendered views.
-
-    Args:
-        path: File to write.
-        render_view: View -> (1, H, W, 3) colours.
-        views: The frames in order, of one even size.
-        fps: Frames a second.
-    """
-    import imageio.v2 as imageio
-
-    writer: Any = imageio.get_writer(path, fps=fps, macro_block_size=2)
-    with writer:
-        for view in views:
-            writer.append_data(to_bytes(render_view(view).permute(0, 3, 1, 2)))

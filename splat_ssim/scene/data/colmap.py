@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from splat_ssim.trainer.data.images import CAMERA_MODELS, make_view, read_images
-from splat_ssim.trainer.data.scene import Scene, SceneError, split_views
+from splat_ssim.scene.data.images import CAMERA_MODELS, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.scene import Scene, SceneError, split_views
 
 
 def find_model(folder: Path) -> Path | None:
@@ -46,6 +46,8 @@ def load_colmap(
         camera = reconstruction.cameras[image.camera_id]
         views.append(make_view(image.name, values, viewmat, camera, mask=mask, background=background))
     train, test = split_views(views, test_every)
+    # Opaque photographs have no background of their own: the renders' is black.
+    transparent = any(view.alpha is not None for view in views)
     points = [point for _, point in sorted(reconstruction.points3D.items())]
     return Scene(
         name=folder.resolve().name,
@@ -53,6 +55,7 @@ def load_colmap(
         test=test,
         points=np.array([point.xyz for point in points], dtype=np.float32).reshape(-1, 3) if points else None,
         colors=np.array([point.color for point in points], dtype=np.float32) / 255.0 if points else None,
+        background=background if transparent else (0.0, 0.0, 0.0),
     )
 
 
@@ -85,11 +88,3 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     if not path.is_file():
         return None
     return mask_of_size(path, size)
-
-
-def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a mask image, true where it is white, resized to `size` by its nearest pixels."""
-    mask = read_images([path])[0][..., :3].max(axis=2) > 127
-    rows = np.arange(size[0]) * mask.shape[0] // size[0]
-    columns = np.arange(size[1]) * mask.shape[1] // size[1]
-    return mask[rows[:, None], columns]

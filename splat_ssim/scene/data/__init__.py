@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from splat_ssim.trainer.data.blender import load_blender
-from splat_ssim.trainer.data.colmap import find_model, load_colmap
-from splat_ssim.trainer.data.nerfstudio import load_nerfstudio
-from splat_ssim.trainer.data.scene import Scene, SceneError, View
+from splat_ssim.scene.data.blender import load_blender
+from splat_ssim.scene.data.colmap import find_model, load_colmap
+from splat_ssim.scene.data.nerfstudio import load_nerfstudio
+from splat_ssim.scene.data.scene import Scene, SceneError, View
 
 __all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from splat_ssim._files import replacing
+from splat_ssim.errors import UserError
 
 #: Scalar types of the PLY format and their older names.
 _TYPES = {
@@ -19,7 +21,7 @@ _TYPES = {
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 
 
-class PlyError(ValueError):
+class PlyError(UserError):
     """A file is not the PLY that was asked for; the message names it and what was expected."""
 
 
@@ -49,12 +51,9 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
         vertices[name] = values
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
     header += [f"property float {name}" for name in columns]
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.write("\n".join([*header, "end_header", ""]).encode())
         vertices.tofile(file)
-    os.replace(temporary, path)
 
 
 def _columns(splats: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

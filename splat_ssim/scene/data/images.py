@@ -1,4 +1,4 @@
-"""Images from disk: decoding, reduction, backgrounds, removal of lens distortion."""
+"""The images of a scene: decoding in parallel, masks, removal of lens distortion."""
 
 from __future__ import annotations
 
@@ -8,32 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from splat_ssim.trainer.data.scene import SceneError, View
+from splat_ssim.scene.data.scene import SceneError, View
+from splat_ssim.trainer import pictures
+from splat_ssim.trainer.pictures import over_background
 
 #: Lens models we undo, by COLMAP's name; the first two have no distortion.
 CAMERA_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
-    """(H, W, 3) or, with transparency, (H, W, 4) uint8 of a file, at 1/factor of its size.
+    """As `splat_ssim.trainer.pictures.read_image`.
 
     Raises:
         SceneError: The file is missing or does not decode.
     """
-    if not path.is_file():
-        raise SceneError(f"{path}: required an image, got nothing there")
     try:
-        with Image.open(path) as file:
-            transparent = file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info
-            image = file.convert("RGBA" if transparent else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
-        raise SceneError(f"{path}: required an image that decodes, got {type(broken).__name__}: {broken}") from None
-    if factor > 1:
-        image = image.reduce(factor)
-    return np.asarray(image)
+        return pictures.read_image(path, factor)
+    except pictures.PictureError as broken:
+        raise SceneError(str(broken)) from None
 
 
 def read_images(paths: list[Path], factor: int = 1) -> list[np.ndarray]:
@@ -42,13 +35,12 @@ def read_images(paths: list[Path], factor: int = 1) -> list[np.ndarray]:
         return list(pool.map(lambda path: read_image(path, factor), paths))
 
 
-def over_background(image: np.ndarray, background: tuple[float, float, float]) -> tuple[Tensor, Tensor | None]:
-    """Image and alpha of `View`: straight alpha composited over a background, or an opaque image left as uint8."""
-    if image.shape[2] == 3:
-        return torch.from_numpy(image.copy()), None
-    values = torch.from_numpy(image.astype(np.float32) / 255.0)
-    alpha = values[..., 3:]
-    return values[..., :3] * alpha + torch.tensor(background) * (1 - alpha), alpha[..., 0].contiguous()
+def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool of a mask image, true where it is white, resized to `size` by its nearest pixels."""
+    mask = read_image(path)[..., :3].max(axis=2) > 127
+    rows = np.arange(size[0]) * mask.shape[0] // size[0]
+    columns = np.arange(size[1]) * mask.shape[1] // size[1]
+    return mask[rows[:, None], columns]
 
 
 def make_view(

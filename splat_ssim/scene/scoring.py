@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from splat_ssim.loss import photometric_loss
+from splat_ssim.scene.data import View
 from splat_ssim.strategy.scoring import ViewStats, pixel_weights
-from splat_ssim.trainer.data import View
 
 #: Renders a view: (view, pixel_weights=None or [1, H, W]) -> colours (1, H, W, 3), alphas, info.
 RenderView = Callable[..., tuple[Tensor, Tensor, dict]]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from splat_ssim.trainer.data.colmap import mask_of_size
-from splat_ssim.trainer.data.images import CAMERA_MODELS, make_view, read_images
-from splat_ssim.trainer.data.scene import (
+from splat_ssim.ply import PlyError, read_ply
+from splat_ssim.scene.data.images import CAMERA_MODELS, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.scene import (
     Scene,
     SceneError,
     View,
@@ -18,7 +18,6 @@ from splat_ssim.trainer.data.scene import (
     read_number,
     split_views,
 )
-from splat_ssim.trainer.ply import PlyError, read_ply
 
 
 def load_nerfstudio(

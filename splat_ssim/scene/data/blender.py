@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splat_ssim.trainer.data.images import over_background, read_images
-from splat_ssim.trainer.data.scene import (
+from splat_ssim.scene.data.images import read_images
+from splat_ssim.scene.data.scene import (
     Scene,
     SceneError,
     View,
@@ -18,6 +18,7 @@ from splat_ssim.trainer.data.scene import (
     read_number,
     split_views,
 )
+from splat_ssim.trainer.pictures import over_background
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
