@@ -143,7 +143,7 @@ class StrategyGrowth:
     def _keep_budget(self, field: GaussianField, optimizer: torch.optim.Optimizer) -> None:
         if len(field) <= self.budget:
             return
-        mass = field.tensors["densities"].abs() * field.tensors["log_scales"].sum(1).exp()
+        mass = field.mass()
         keep = mass.topk(self.budget, sorted=False).indices.sort().values
         for name, value in self.state.items():
             if isinstance(value, Tensor) and value.shape[:1] == mass.shape:

@@ -23,6 +23,7 @@ from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_roun
 from .grid_model import GridField, grid_shape
 from .io import Volume, save_volume
 from .losses import tv3d
+from .optimizers import make_optimizer, set_learning_rates
 from .pictures import save_mip_video, save_slice_sheet
 from .strategies import StrategyGrowth, make_growth
 from .target import read_target
@@ -107,7 +108,10 @@ class VolumeTask:
         with stage("backward"):
             loss.backward()
         with stage("optimiser"):
-            self._set_learning_rates(step)
+            rates, decay = self._rates(), config.optimizer
+            set_learning_rates(
+                self.optimizer, rates, step=step, steps=config.steps, final=decay.final, warmup=decay.warmup
+            )
             self.optimizer.step()
             if isinstance(self.model, GaussianField):
                 floor = math.log(config.model.min_sigma * voxel_size(target.grid))
@@ -262,17 +266,5 @@ class VolumeTask:
         return {name: getattr(optimizer, name) * (size if name == "means" else 1.0) for name in self.model.tensors}
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        groups = [
-            {"params": [tensor], "name": name, "lr": rate}
-            for (name, tensor), rate in zip(self.model.tensors.items(), self._rates().values(), strict=True)
-        ]
-        # The loss is a mean over voxels: gradients are that much smaller than the usual epsilon expects.
-        epsilon = 1e-8 / self.target.values.numel()
-        return torch.optim.Adam(groups, betas=(0.9, self.config.optimizer.beta2), eps=epsilon, fused=True)
-
-    def _set_learning_rates(self, step: int) -> None:
-        optimizer = self.config.optimizer
-        factor = optimizer.final ** (step / self.config.steps) * min(1.0, (step + 1) / max(1, optimizer.warmup))
-        rates = self._rates()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]] * factor
+        elements, beta2 = self.target.values.numel(), self.config.optimizer.beta2
+        return make_optimizer(dict(self.model.tensors), self._rates(), elements=elements, beta2=beta2)
