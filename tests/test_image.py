@@ -60,7 +60,9 @@ def test_a_run_writes_what_it_promises(photo, tmp_path):
 
 
 def test_growth_helps_and_keeps_the_budget(photo, tmp_path):
-    config = ImageConfig(data_dir=photo, steps=40, result_dir=tmp_path / "run", output=ImageOutputConfig(progress=False))
+    config = ImageConfig(
+        data_dir=photo, steps=40, result_dir=tmp_path / "run", output=ImageOutputConfig(progress=False)
+    )
     config.model.budget = 100
     one = Run(Task(config))
     counts = []

@@ -9,6 +9,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from ..errors import UserError
 from ..ply import load_ply
 from .grid import VoxelGrid
 from .io import Volume, save_volume
@@ -61,11 +62,11 @@ def distill(
         The file written.
     """
     if size < 2 or not 0 <= outliers < 0.5:
-        raise ValueError(f"size must be at least 2 and outliers in [0, 0.5), got {size} and {outliers}")
+        raise UserError(f"size must be at least 2 and outliers in [0, 0.5), got {size} and {outliers}")
     splats = load_ply(scene)
     opaque = splats["means"][torch.sigmoid(splats["opacities"]) > 0.05].double().numpy()
     if len(opaque) == 0:
-        raise ValueError(f"{scene} must hold Gaussians of opacity above 0.05, got none among {len(splats['means'])}")
+        raise UserError(f"{scene} must hold Gaussians of opacity above 0.05, got none among {len(splats['means'])}")
     low, high = np.quantile(opaque, [outliers, 1 - outliers], axis=0)
     spacing = float((high - low).max()) / (size - 1) or 1.0
     # Two voxels of air on each side; z, y, x order.
