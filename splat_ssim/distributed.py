@@ -108,6 +108,7 @@ def ssim3d(
 
     Example:
         >>> import numpy as np
+        >>> from splat_ssim.distributed import ssim3d
         >>> a = np.random.default_rng(0).random((40, 30, 20), dtype=np.float32)
         >>> round(ssim3d(a, a, block=16), 6)
         1.0

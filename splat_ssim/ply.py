@@ -42,7 +42,14 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
     Source: Kerbl et al., 3D Gaussian Splatting, 2023: the layout of its point_cloud.ply.
 
     Example:
-        >>> save_ply("scene.ply", load_ply("scene.ply"))
+        >>> import tempfile, torch
+        >>> import splat_ssim
+        >>> shapes = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": (1, 3), "shN": (8, 3)}
+        >>> splats = {name: torch.ones(5, *shape) for name, shape in shapes.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     splat_ssim.save_ply(f"{folder}/scene.ply", splats)
+        ...     splat_ssim.load_ply(f"{folder}/scene.ply")["shN"].shape
+        torch.Size([5, 8, 3])
     """
     columns = _columns(splats)
     layout = np.dtype([(name, "<f4") for name in columns])
@@ -95,9 +102,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
     Raises:
         PlyError: The file is missing, is no PLY, is cut off, or lacks a property of a Gaussian.
 
-    Example:
-        >>> load_ply("scene.ply")["means"].shape[1]
-        3
+    Example: see `save_ply`.
     """
     path = Path(path)
     vertices = read_ply(path)

@@ -26,6 +26,8 @@ class GaussianField(nn.Module):
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume import VoxelGrid
+        >>> from splat_ssim.volume.gaussians import GaussianField
         >>> field = GaussianField.from_volume(torch.rand(1, 8, 8, 8), VoxelGrid.regular((8, 8, 8)), count=10)
         >>> field(VoxelGrid.regular((8, 8, 8))).shape
         torch.Size([1, 8, 8, 8])

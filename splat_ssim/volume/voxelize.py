@@ -70,6 +70,7 @@ def voxelize(
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume import VoxelGrid, voxelize
         >>> grid = VoxelGrid.regular((8, 8, 8))
         >>> volume = voxelize(torch.full((1, 3), 4.0), torch.eye(4)[:1], torch.ones(1, 3), torch.ones(1), grid)
         >>> volume.shape, float(volume[0, 4, 4, 4])

@@ -65,6 +65,7 @@ def load_scene(
         SceneError: A file is missing or not what it should be; the message names it and what was expected.
 
     Example:
+        >>> from splat_ssim.scene.data import load_scene
         >>> scene = load_scene("assets/chair_200")
         >>> len(scene.train), len(scene.test)
         (100, 25)
