@@ -60,19 +60,23 @@ def _options(arguments: Sequence[str]) -> list[str]:
 def _check_meaning(
     base: RunConfig, config: RunConfig, values: Mapping[str, Any], options: Sequence[str], path: str
 ) -> None:
-    """Refuses options that were asked for and do not apply; a file is held to its own choices, a command to the last.
+    """Refuses options that were asked for and do not apply.
+
+    Those of a command must apply to what is trained. Those of a file must apply either to that or to what the file
+    itself chooses, such as its strategy, which a command may replace; then they are left out, with a note.
 
     Raises:
         ConfigError: The message names the option and why.
     """
-    stated = [f"{key}.{name}" for key, value in values.items() if isinstance(value, Mapping) for name in value]
-    for where, names, why in ((path, stated, base.unused()), ("command line", options, config.unused())):
-        for name in names:
-            if name in why:
-                raise ConfigError(f"{where}: {name}: {why[name]}")
-    for name in stated:
-        if name in config.unused():
-            print(f"{path}: {name} is left out: {config.unused()[name]}", file=sys.stderr)
+    own, final = base.unused(), config.unused()
+    for name in options:
+        if name in final:
+            raise ConfigError(f"command line: {name}: {final[name]}")
+    for name in (f"{key}.{name}" for key, value in values.items() if isinstance(value, Mapping) for name in value):
+        if name in own and name in final:
+            raise ConfigError(f"{path}: {name}: {final[name]}")
+        if name in final:
+            print(f"{path}: {name} is left out: {final[name]}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
