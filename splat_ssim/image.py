@@ -312,7 +312,7 @@ class Task:
                 sort_gaussians(self.model, self.optimizer, self.grid)
         return Report(
             {
-                "loss": loss.detach(),
+                "loss": loss,
                 **terms,
                 "psnr": lambda: psnr(pred.detach().clamp(0, 1), self.target),
                 "gaussians": lambda: len(self.model),

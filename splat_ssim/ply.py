@@ -12,6 +12,9 @@ from torch import Tensor
 from splat_ssim._files import replacing
 from splat_ssim.errors import UserError
 
+#: Value of the constant spherical harmonic: colour = 0.5 + SH0 · sh0.
+SH0 = 0.28209479177387814
+
 #: Scalar types of the PLY format and their older names.
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},

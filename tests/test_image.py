@@ -1,8 +1,6 @@
 """Fitting 2D Gaussians to one image, from the command line to the run folder."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,8 @@ from splat_ssim.trainer.cli import evaluate_run, main, render_run
 from splat_ssim.trainer.loop import Run
 from splat_ssim.volume import VoxelGrid
 from splat_ssim.volume.export import load_gaussians_ply
+from tests.test_checkpoint import kill_after_a_checkpoint
 from tests.test_checkpoint import run as run_script
-from tests.test_checkpoint import start
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,16 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits(photo, tmp_path):
 def test_a_killed_run_resumed_ends_with_the_same_bits(photo, tmp_path):
     line = [*options(photo, tmp_path / "whole", steps=600), "--checkpoint-every", "20"]
     run_script(*line)
-    killed = start(*[str(tmp_path / "killed") if word == str(tmp_path / "whole") else word for word in line])
-    checkpoint, first = tmp_path / "killed" / "checkpoint.pt", None
-    while first is None or checkpoint.stat().st_ino == first:
-        assert killed.poll() is None, killed.stderr.read().decode()
-        if first is None and checkpoint.exists():
-            first = checkpoint.stat().st_ino
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not (tmp_path / "killed" / "metrics.json").exists()
+    kill_after_a_checkpoint(tmp_path / "killed", *line)
     run_script("--resume", tmp_path / "killed")
     for name in ("render.png", "gaussians.ply"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splat_ssim.ply import SH0
 from splat_ssim.render import rasterization
 from splat_ssim.scene.config import ModelConfig
 from splat_ssim.scene.data import Scene, SceneError, View
-
-#: Value of the constant spherical harmonic: colour = 0.5 + SH0 · coefficient.
-SH0 = 0.28209479177387814
 
 #: Cells along each axis of the grid that silhouettes carve.
 CARVE_CELLS = 48

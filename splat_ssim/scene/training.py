@@ -99,7 +99,7 @@ class SceneTask:
 
         return Report(
             {
-                "loss": loss.detach(),
+                "loss": loss,
                 **terms,
                 "psnr": lambda: psnr(pred.detach(), target, view.mask),
                 "gaussians": lambda: len(splats["means"]),

@@ -48,13 +48,15 @@ class StageClock:
         return {**means, "step": sum(means.values())}
 
 
+_NOTHING = nullcontext()
+
 #: The clock of the loop that measures at present.
 _active: StageClock | None = None
 
 
 def stage(name: str) -> AbstractContextManager[None]:
     """Marks a stage of a step; nothing is measured unless a loop profiles."""
-    return nullcontext() if _active is None else _active.measured(name)
+    return _NOTHING if _active is None else _active.measured(name)
 
 
 @contextmanager

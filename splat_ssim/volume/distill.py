@@ -10,13 +10,10 @@ import tyro
 from torch import Tensor
 
 from ..errors import UserError
-from ..ply import load_ply
+from ..ply import SH0, load_ply
 from .grid import VoxelGrid
 from .io import Volume, save_volume
 from .voxelize import morton_order, voxelize
-
-#: The constant spherical harmonic: colour = 0.5 + this · sh0.
-_SH0 = 0.28209479177387814
 
 
 def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: float = 0.5) -> Tensor:
@@ -39,7 +36,7 @@ def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: fl
     sizes = splats["scales"][order].exp()
     widened = sizes.clamp(min=floor)
     density = torch.sigmoid(splats["opacities"][order]) * (sizes / widened).prod(1)
-    colors = (0.5 + _SH0 * splats["sh0"][order, 0]).clamp(0, 1)
+    colors = (0.5 + SH0 * splats["sh0"][order, 0]).clamp(0, 1)
     return voxelize(splats["means"][order], splats["quats"][order], widened, density, grid, features=colors)
 
 
