@@ -243,17 +243,17 @@ class TamingStrategy(Strategy):
     def _grow(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
         """One round: clones and splits, each netting one Gaussian, at most one for each there is."""
         count = len(params["means"])
-        wanted = min(target - count, count)
+        growth = min(target - count, count)
         qualified = state["gradient"] >= self.grow_grad2d
         small = torch.exp(params["scales"]).amax(dim=-1) <= self.grow_scale3d * state["scene_scale"]
         clone_set, split_set = qualified & small, qualified & ~small
         num_clone, num_split = int(clone_set.sum()), int(split_set.sum())
-        chosen_wanted = min(wanted, num_clone + num_split)
-        clones = chosen_wanted * num_clone // max(num_clone + num_split, 1)
+        from_qualified = min(growth, num_clone + num_split)
+        clones = from_qualified * num_clone // max(num_clone + num_split, 1)
         chosen = _draw(torch.where(clone_set, state["score"], 0), clones, clone_set)
-        chosen |= _draw(torch.where(split_set, state["score"], 0), chosen_wanted - clones, split_set)
+        chosen |= _draw(torch.where(split_set, state["score"], 0), from_qualified - clones, split_set)
         # Where too few qualify, the rest of the growth goes by score to those that do not.
-        chosen |= _draw(torch.where(qualified, 0, state["score"]), wanted - chosen_wanted, ~qualified)
+        chosen |= _draw(torch.where(qualified, 0, state["score"]), growth - from_qualified, ~qualified)
         cloned, divided = chosen & small, chosen & ~small
         num_cloned = int(cloned.sum())
         if num_cloned:

@@ -62,8 +62,8 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
         raise ValueError(f"{path} must have {counts[0] * len(names) * 4} bytes after its header, got {len(body)}")
     table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(counts[0], len(names)).astype(np.float32))
 
-    def columns(*wanted: str) -> torch.Tensor:
-        return table[:, [names.index(name) for name in wanted]].contiguous()
+    def columns(*properties: str) -> torch.Tensor:
+        return table[:, [names.index(name) for name in properties]].contiguous()
 
     tensors = {
         "means": columns("x", "y", "z"),

@@ -74,9 +74,9 @@ def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | No
         dtype = np.dtype(dtype)
     except TypeError:
         raise ValueError(f'{path} is raw: dtype must be one of numpy\'s, such as "int16", got {dtype!r}') from None
-    wanted, found = math.prod(shape) * dtype.itemsize, path.stat().st_size
-    if wanted != found:
-        raise ValueError(f"{path} must have {wanted} bytes for shape {shape} of {dtype}, got {found}")
+    expected, size = math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if expected != size:
+        raise ValueError(f"{path} must have {expected} bytes for shape {shape} of {dtype}, got {size}")
     return np.memmap(path, dtype=dtype, mode="r", shape=shape), described.get("affine")
 
 

@@ -184,8 +184,8 @@ class VolumeTask:
         """The quantised file; what it weighs and what it costs."""
         save_quantized(path, field, self.target.grid)
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
-        found = evaluate_volume(volume, self.target.values)
-        return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in found.items()}}
+        result = evaluate_volume(volume, self.target.values)
+        return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}
 
     def render(self, views: str, output: Path, frames: int) -> None:
         """A turning maximum-intensity projection as MP4, or a sheet of slices."""

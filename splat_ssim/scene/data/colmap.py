@@ -79,8 +79,8 @@ def _image_folder(folder: Path, factor: int) -> tuple[Path, int]:
     if factor > 1 and (folder / f"images_{factor}").is_dir():
         return folder / f"images_{factor}", 1
     if not (folder / "images").is_dir():
-        wanted = "images" if factor == 1 else f"images_{factor} or images"
-        raise SceneError(f"{folder}: required a folder {wanted}, got neither")
+        names = "images" if factor == 1 else f"images_{factor} or images"
+        raise SceneError(f"{folder}: required a folder {names}, got neither")
     return folder / "images", factor
 
 
