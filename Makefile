@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test check gpu wheel wheel-check pins clean
+.PHONY: train test check sanitize gpu wheel wheel-check pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -28,6 +28,10 @@ check: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## sanitize: the CPU kernels under the address, undefined-behaviour and thread sanitizers of g++
+sanitize: $(VENV)/test.done
+	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 ## gpu: everything that needs a GPU: build, tests, compute-sanitizer, benchmark; fails where CUDA is not reached
 gpu:

@@ -1,11 +1,14 @@
 """Compiles csrc/ into one shared library with a plain C ABI. Standard library only: setup.py runs this without torch.
 
-    python csrc/build.py            # build splat_ssim/libsplat_ssim.so in place
-    python csrc/build.py --debug    # with -O1 -g and the address and undefined-behaviour sanitizers
+    python csrc/build.py                      # build splat_ssim/libsplat_ssim.so in place
+    python csrc/build.py --debug --isa avx2   # build build/csrc-address-avx2/libsplat_ssim.so with sanitizers
 
 A kernel source (KERNELS) is compiled once for each instruction set, everything else once. Objects are kept in
 build/csrc and rebuilt when a source or a header they could include is newer. The CUDA part is in build_cuda.py: an
 installation compiles it where it finds nvcc; this command does so only with SPLAT_SSIM_CUDA=1, to be quick.
+
+The build with sanitizers (AddressSanitizer and UndefinedBehaviorSanitizer) is loaded where $SPLAT_SSIM_LIBRARY names it
+and libasan is preloaded; scripts/sanitize.py does both.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +29,9 @@ CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
 LIBRARY_NAME = "libsplat_ssim.so"
 
+COMMON = ["library.cpp", "parallel.cpp", "processors.cpp"]
 # Compiled once for each instruction set; see cpu/isa.h.
-KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in ("parallel.cpp", "library.cpp"))
-COMMON = ["parallel.cpp", "library.cpp"]
+KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in COMMON)
 
 BASE_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 # Contraction to FMA is wanted; neither errno nor floating-point traps are read. No -ffast-math: infinities, NaN and the
@@ -37,7 +41,12 @@ KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
 # The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves where loops are to be unrolled.
 OPTIMISE = ["-O2"]
 UNROLLED = {"ms_ssim.cpp", "raster_composite.cpp", "raster_project.cpp", "raster_records.cpp", "peak.cpp"}
-SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+# -O1 compiles fastest; -fexpensive-optimizations contracts to FMA, as in the ordinary build.
+DEBUG = ["-O1", "-fexpensive-optimizations", "-g1", "-fno-omit-frame-pointer"]
+SANITIZERS = {
+    "address": [*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": [*DEBUG, "-fsanitize=thread"],
+}
 
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -53,6 +62,11 @@ def instruction_sets() -> dict[str, list[str]]:
         wide = ["-mprefer-vector-width=512"]
         return {"baseline": [], "avx2": AVX2_FLAGS, "avx512": [*AVX512_FLAGS, *wide]}
     return {"baseline": []}
+
+
+def default_isa() -> str:
+    """The one instruction set of a build with sanitizers: what most machines run."""
+    return "avx2" if "avx2" in instruction_sets() else "baseline"
 
 
 def compiler() -> str:
@@ -75,37 +89,76 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}\nfailed with exit status {done.returncode}\n{done.stderr}")
 
 
-def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
-    """Compiles what is out of date under `objects` and links `output`. Returns `output`."""
-    cxx = compiler()
+def _run_all(commands: list[list[str]]) -> None:
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        list(pool.map(_run, commands))
+
+
+def _flags(sanitizer: str | None) -> list[str]:
+    return [*BASE_FLAGS, *FLOAT_FLAGS, *(SANITIZERS[sanitizer] if sanitizer else OPTIMISE)]
+
+
+def _newest_header() -> float:
+    return max(p.stat().st_mtime for p in [*(CSRC / "cpu").glob("*.h"), Path(__file__)])
+
+
+def compile_cpu(objects: Path, *, sanitizer: str | None = None, isas: Sequence[str] | None = None) -> list[Path]:
+    """Compiles the sources of csrc/cpu that are out of date. Returns all their objects.
+
+    Args:
+        objects: Folder of the objects.
+        sanitizer: A key of SANITIZERS, or None for the optimised build.
+        isas: Instruction sets to compile the kernels for; by default all of this machine's architecture.
+    """
+    cxx, newest_header = compiler(), _newest_header()
     objects.mkdir(parents=True, exist_ok=True)
-    headers = max((p.stat().st_mtime for p in [*(CSRC / "cpu").glob("*.h"), Path(__file__)]), default=0.0)
-    flags = [*BASE_FLAGS, *FLOAT_FLAGS, *(SANITIZE if debug else OPTIMISE)]
-    unrolled = [] if debug else ["-O3"]
-    units = [(name, "common", ["-DSPLAT_ISA=common"]) for name in COMMON]
-    for isa, isa_flags in instruction_sets().items():
+    chosen = {name: flags for name, flags in instruction_sets().items() if isas is None or name in isas}
+    names = ",".join(f'"{name}"' for name in reversed(chosen))  # best first
+    units = [(name, "common", ["-DSPLAT_ISA=common", f"-DSPLAT_ISAS={names}"]) for name in COMMON]
+    for isa, isa_flags in chosen.items():
         units += [(name, isa, [*KERNEL_FLAGS, *isa_flags, f"-DSPLAT_ISA={isa}"]) for name in KERNELS]
 
-    jobs: list[list[str]] = []
-    linked: list[str] = []
+    commands: list[list[str]] = []
+    found: list[Path] = []
     for name, isa, extra in units:
         source, target = CSRC / "cpu" / name, objects / f"{Path(name).stem}.{isa}.o"
-        linked.append(str(target))
-        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
-            optional = unrolled if name in UNROLLED else []
-            jobs.append([cxx, *flags, *extra, *optional, "-c", str(source), "-o", str(target)])
-    for source, extra in build_cuda.host_units(objects / "cuda"):
-        target = objects / "cuda" / f"{source.stem}.o"
-        linked.append(str(target))
-        inputs = [p.stat().st_mtime for p in [source, *build_cuda.inputs(objects / "cuda")]]
-        if not target.exists() or target.stat().st_mtime < max(*inputs, headers):
-            jobs.append([cxx, *flags, *KERNEL_FLAGS, *extra, "-c", str(source), "-o", str(target)])
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-        list(pool.map(_run, jobs))
+        found.append(target)
+        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, newest_header):
+            optional = ["-O3"] if name in UNROLLED and not sanitizer else []
+            commands.append([cxx, *_flags(sanitizer), *extra, *optional, "-c", str(source), "-o", str(target)])
+    _run_all(commands)
+    return found
 
+
+def _compile_cuda_host(objects: Path, sanitizer: str | None) -> list[Path]:
+    """The same for the host side of the CUDA part."""
+    commands: list[list[str]] = []
+    found: list[Path] = []
+    for source, extra in build_cuda.host_units(objects):
+        target = objects / f"{source.stem}.o"
+        found.append(target)
+        inputs = [p.stat().st_mtime for p in [source, *build_cuda.inputs(objects)]]
+        if not target.exists() or target.stat().st_mtime < max(*inputs, _newest_header()):
+            command = [compiler(), *_flags(sanitizer), *KERNEL_FLAGS, *extra]
+            commands.append([*command, "-c", str(source), "-o", str(target)])
+    _run_all(commands)
+    return found
+
+
+def build(output: Path, objects: Path, *, sanitizer: str | None = None, isas: Sequence[str] | None = None) -> Path:
+    """Compiles what is out of date under `objects` and links `output`. Returns `output`.
+
+    Args:
+        output: The library.
+        objects: Folder of the objects.
+        sanitizer: As for `compile_cpu`.
+        isas: As for `compile_cpu`.
+    """
+    linked = compile_cpu(objects, sanitizer=sanitizer, isas=isas) + _compile_cuda_host(objects / "cuda", sanitizer)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_suffix(".tmp")
-    link = [cxx, "-shared", "-pthread", *(SANITIZE if debug else []), *linked, "-o", str(temporary)]
+    link = [compiler(), "-shared", "-pthread", *(SANITIZERS[sanitizer] if sanitizer else [])]
+    link += [*map(str, linked), "-o", str(temporary)]
     if sys.platform.startswith("linux"):
         # The C++ runtime goes inside, so that the wheel needs nothing but libc, and stays inside: torch brings its own.
         link += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-ldl"]
@@ -114,14 +167,30 @@ def build(output: Path, objects: Path, *, debug: bool = False) -> Path:
     return output
 
 
+def build_debug(isa: str | None = None) -> Path:
+    """Builds the library with the address and undefined-behaviour sanitizers.
+
+    Args:
+        isa: The instruction set to build it for; by default AVX2 where the architecture has it.
+    """
+    isa = isa or default_isa()
+    folder = ROOT / "build" / f"csrc-address-{isa}"
+    return build(folder / LIBRARY_NAME, folder, sanitizer="address", isas=[isa])
+
+
 def main() -> None:
-    """Command line: build in place."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--debug", action="store_true", help="address and undefined-behaviour sanitizers")
+    parser.add_argument(
+        "--debug", action="store_true", help="build with the address and undefined-behaviour sanitizers"
+    )
+    parser.add_argument("--isa", choices=list(instruction_sets()), help="of the build with sanitizers")
     arguments = parser.parse_args()
     os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
-    folder = ROOT / "build" / ("csrc-debug" if arguments.debug else "csrc")
-    print(build(ROOT / "splat_ssim" / LIBRARY_NAME, folder, debug=arguments.debug))
+    if arguments.debug:
+        print(build_debug(arguments.isa))
+    else:
+        print(build(ROOT / "splat_ssim" / LIBRARY_NAME, ROOT / "build" / "csrc"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 Each candidate is held to the definition in float64 (splat_ssim.reference) with the candidate's own padding, on the same
 float32 images: a photograph and a blurred, noisy copy; two images of noise; 0.9 plus noise of 1e-3, and the same beside
 0.5; a flat and bright half within dark texture; the photograph on top of 1000, with the range still 1; and an HDR
-image. Writes accuracy.csv and accuracy.png to benchmarks/.
+image. Then small and narrow windows on images near 100 and 1000, of every height from 8 to 24: the largest error of S
+anywhere in the map, and of its sum's gradient, beside the definition's in float32. Writes accuracy.csv and accuracy.png
+to benchmarks/.
 
 "CUDA, emulated" is the arithmetic of our CUDA kernels, run by the host emulation (csrc/emulation): a GPU's reciprocals
 alone differ, by one rounding.
@@ -14,8 +16,12 @@ alone differ, by one rounding.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import functools
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -90,6 +96,54 @@ def errors(candidate: Candidate, img1: Tensor, img2: Tensor, data_range: float) 
     return [abs(value.double().item() - truth.item()), *(share.item() for share in shares)]
 
 
+#: Taps and sigmas of the windows whose maps are held to float64, and where the images' values begin.
+WINDOWS, SIGMAS, OFFSETS = (3, 5, 7, 13), (0.35, 0.5, 0.7, 1.0, 1.5), (100, 1000)
+
+
+def map_errors(function: Callable[..., Tensor], window_size: int, sigma: float, offset: float, pad: str) -> list[float]:
+    """What COLUMNS says of the map of S, the worst over the heights from 8 to 24 that hold the window."""
+    generator = torch.Generator().manual_seed(0)
+    worst = [0.0, 0.0, 0.0]
+    for height in range(max(8, window_size), 25):
+        img1, img2 = (offset + torch.rand(1, 1, height, 48, generator=generator) for _ in range(2))
+        options = {"window_size": window_size, "sigma": sigma, "padding": pad}
+        results = []
+        for images in ((img1, img2), (img1.double(), img2.double())):
+            x = images[0].clone().requires_grad_()
+            ssim_map = (function if images[0] is img1 else reference.ssim_map)(x, images[1], **options)
+            results.append((ssim_map.detach().double(), torch.autograd.grad(ssim_map.sum(), x)[0].double()))
+        (found, grad), (truth, true_grad) = results
+        difference = grad - true_grad
+        shares = (difference.abs().max() / true_grad.abs().max(), difference.norm() / true_grad.norm())
+        here = [(found - truth).abs().max().item(), *(share.item() for share in shares)]
+        worst = [max(pair) for pair in zip(worst, here, strict=True)]
+    return worst
+
+
+def window_rows() -> list[dict[str, str]]:
+    """Rows of accuracy.csv for small and narrow windows far from 0."""
+    rows = []
+    ours = functools.partial(splat_ssim.ssim, reduction="none")
+    contestants = {"splat_ssim": ours, "splat_ssim CUDA, emulated": ours, "definition in float32": reference.ssim_map}
+    for window_size, sigma, offset in itertools.product(WINDOWS, SIGMAS, OFFSETS):
+        image = f"[{offset}, {offset + 1}], {window_size} taps of sigma {sigma}, heights 8 to 24"
+        print(f"{image:56}", end="", flush=True)
+        for name, function in contestants.items():
+            with devices.use("emulation") if "emulated" in name else contextlib.nullcontext():
+                found = [
+                    max(errors)
+                    for errors in zip(
+                        *(map_errors(function, window_size, sigma, offset, pad) for pad in ("same", "valid")),
+                        strict=True,
+                    )
+                ]
+            print(f"{' / '.join(f'{error:.1e}' for error in found):>28}", end="", flush=True)
+            row = {"image": image, "name": name, "version": splat_ssim.__version__, "padding": "same, valid"}
+            rows.append({**row, **{column: f"{error:.3g}" for column, error in zip(COLUMNS, found, strict=True)}})
+        print()
+    return rows
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,12 +165,15 @@ def main() -> None:
             row = {"image": name, "name": candidate.name, "version": candidate.version, "padding": candidate.padding}
             rows.append({**row, **{column: f"{error:.3g}" for column, error in zip(COLUMNS, found, strict=False)}})
         print()
+    drawn = list(rows)
+    if arguments.peers is None:
+        rows += window_rows()
     arguments.output.mkdir(parents=True, exist_ok=True)
     with (arguments.output / "accuracy.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "torch", "commit"], restval="")
         writer.writeheader()
         writer.writerows({**row, "torch": torch.__version__, "commit": commit()} for row in rows)
-    plot(rows, arguments.output / "accuracy.png")
+    plot(drawn, arguments.output / "accuracy.png")
 
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from splat_ssim.ops import _library
 from tests import devices
 
 
@@ -15,8 +16,12 @@ def device(request):
 
 @pytest.fixture
 def threads():
-    """One thread where a test does not ask for more: small images gain nothing by two."""
-    before = torch.get_num_threads()
+    """Sets the number of threads, 1 to begin with. Kernels use it even beyond the number of processors."""
+    before, library = torch.get_num_threads(), _library.library()
     torch.set_num_threads(1)
+    if library is not None:
+        library.splat_ssim_oversubscribe(True)
     yield torch.set_num_threads
     torch.set_num_threads(before)
+    if library is not None:
+        library.splat_ssim_oversubscribe(False)

@@ -1,5 +1,6 @@
 """The CPU's SSIM kernels: instruction sets, threads, scratch, strides, and what PyTorch checks of operators."""
 
+import ctypes
 import functools
 import os
 import subprocess
@@ -103,6 +104,23 @@ def test_number_of_threads_is_obeyed(threads, shape):
 
 
 @needs_library
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to a processor here")
+@pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 1, 64, 64, 64)], ids=str)
+def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
+    img1, img2 = pair(shape)
+    library, processors = _library.library(), os.sched_getaffinity(0)
+    threads(64)
+    library.splat_ssim_oversubscribe(False)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        assert library.splat_ssim_processors() == 1
+        ops.photometric(img1, img2, options_for(shape), l1_weight=0.8, dssim_weight=0.2)
+        assert library.splat_ssim_last_thread_count() == 1
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+@needs_library
 def test_threads_after_a_fork():
     """OpenMP's workers do not survive a fork, and it would wait for them."""
     script = """
@@ -190,3 +208,18 @@ def test_what_has_no_kernel_takes_the_definition(monkeypatch):
     for value, expected in zip(found, run(), strict=True):
         assert value.dtype == expected.dtype
         assert_close(value, expected, 2e-6)
+
+
+@needs_library
+def test_a_call_keeps_its_window():
+    """Another thread's windows may push it out of the cache while the kernel reads it."""
+    images = pair((1, 1, 24, 24))
+    call = ssim_cpu._Call(*images, ops.Options())
+    totals = (ctypes.c_double * 3)()
+    coefficients = (ctypes.c_double * 3)()
+    packed = call.pack(ctypes.addressof(coefficients), ctypes.addressof(totals))
+    ssim_cpu._window.cache_clear()
+    taken = [(ctypes.c_double * 11)(*[float("nan")] * 11) for _ in range(1000)]
+    call.call("ssim2d", packed)
+    assert totals[0] == call.run(coefficients)[0]
+    assert len(taken) == 1000

@@ -106,20 +106,18 @@ def test_gradients_that_are_not_dense_or_absent():
     assert torch.equal(r, torch.ones(6, 4))
 
 
-def test_threads_change_nothing():
-    results, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            params = parameters()
-            optimizer = Adam(params)
-            for step in range(3):
-                give_gradients(params, step)
-                optimizer.step()
-            results.append(params)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+def test_threads_change_nothing(threads):
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        params = parameters()
+        optimizer = Adam(params)
+        for step in range(3):
+            give_gradients(params, step)
+            optimizer.step()
+        results.append(params)
+    for other in results[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -123,17 +123,14 @@ def test_a_crop_has_the_bits_of_the_whole():
         assert torch.equal(whole[(slice(None), *window)], part)
 
 
-def test_threads_do_not_change_a_bit():
+def test_threads_do_not_change_a_bit(threads):
     grid = VoxelGrid.regular((30, 33, 50))
     tensors = sample(grid, 500, features=1, seed=4)
-    results, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            volume = run(tensors, grid)
-            results.append([volume, *torch.autograd.grad((volume * volume).sum(), tensors)])
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        volume = run(tensors, grid)
+        results.append([volume, *torch.autograd.grad((volume * volume).sum(), tensors)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -2,6 +2,7 @@
 // of the system.
 
 #include <cstdint>
+#include <string>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -13,17 +14,28 @@ constexpr int kAbiVersion = 3;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
-// The instruction sets built in that this processor supports, best first, separated by commas.
-extern "C" SPLAT_EXPORT const char* splat_ssim_cpu_isas(void) {
+static bool supported(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512) return "avx512,avx2,baseline";
-  if (avx2) return "avx2,baseline";
+  if (isa == "avx512") return avx512;
+  if (isa == "avx2") return avx2;
 #endif
-  return "baseline";
+  return isa == "baseline";
+}
+
+// The instruction sets that are built in (SPLAT_ISAS, of csrc/build.py) and that this processor supports, best first,
+// separated by commas.
+extern "C" SPLAT_EXPORT const char* splat_ssim_cpu_isas(void) {
+  static const std::string names = [] {
+    std::string found;
+    for (const char* isa : {SPLAT_ISAS})
+      if (supported(isa)) found += (found.empty() ? "" : ",") + std::string(isa);
+    return found;
+  }();
+  return names.c_str();
 }
 
 // Memory about to be written for the first time: with pages of 2 MiB, where the system has them, it takes a hundredth of

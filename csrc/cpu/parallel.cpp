@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -11,6 +12,8 @@
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "processors.h"
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -160,6 +163,7 @@ Pool* pool() {
 }
 
 std::atomic<int> last_thread_count{0};
+std::atomic<bool> oversubscribed{false};
 
 // The OpenMP runtime of the process, torch's, if there is one that speaks GNU's interface (GNU's, LLVM's and Intel's do).
 // Its workers wait for work by spinning: threads of our own would have to share the cores with them for some
@@ -222,6 +226,7 @@ void* grown(Arena& arena, int64_t bytes) {
 extern "C" void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void*, int64_t, int), void* context) {
   if (tasks <= 0) return;
   if (threads > tasks) threads = static_cast<int>(tasks);
+  if (!inside_task) threads = splat_ssim_usable_threads(threads);
   if (threads > 1 && !inside_task) {
     static const OpenMp openmp;
     if (openmp.usable()) {
@@ -246,6 +251,14 @@ extern "C" void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)
   }
   last_thread_count.store(1);
 }
+
+extern "C" int splat_ssim_usable_threads(int64_t threads) {
+  if (threads <= 1) return 1;
+  if (!oversubscribed.load()) threads = std::min<int64_t>(threads, splat_ssim_processors());
+  return static_cast<int>(threads);
+}
+
+extern "C" int splat_ssim_oversubscribe(int allowed) { return oversubscribed.exchange(allowed != 0); }
 
 extern "C" void* splat_ssim_scratch(int64_t bytes) { return grown(arena, bytes); }
 

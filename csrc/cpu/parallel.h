@@ -1,6 +1,7 @@
 // The thread pool every CPU kernel shares, and the scratch memory of its threads.
 //
-// Kernels receive the number of threads from the caller (torch.get_num_threads()); nothing here reads the environment.
+// Kernels receive the number of threads from the caller (torch.get_num_threads()). No more are started than there are
+// processors for them: threads that share one wait for one another's turns.
 // The threads are those of the OpenMP runtime that torch has loaded, reached without linking to it: two sets of threads
 // that wait by spinning slow each other down. Where there is none, and after a fork, the pool's own threads.
 #pragma once
@@ -10,7 +11,15 @@
 
 extern "C" {
 
-// Calls body(context, task, thread) for every task in [0, tasks), 0 <= thread < threads. Tasks are handed out in
+// How many threads of those asked for would be started: min(threads, processors), at least 1. For kernels that cut their
+// work by the number of threads.
+int splat_ssim_usable_threads(int64_t threads);
+
+// Whether as many threads are started as are asked for, however few processors there are; false at first. For tests of
+// threads that get in each other's way. Returns what it was before.
+SPLAT_EXPORT int splat_ssim_oversubscribe(int allowed);
+
+// Calls body(context, task, thread) for every task in [0, tasks), 0 <= thread < usable threads. Tasks are handed out in
 // increasing order as threads become free. The caller's thread takes part and returns when all are done.
 // A call from inside a task, or while another caller holds the pool, runs its tasks on the calling thread alone.
 // The body must not throw.

@@ -526,7 +526,7 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max
                                                 float* colors, float* alphas) {
   if (!acceptable(sizes)) return 2;
   Job job = read_job(sizes, max_alpha, records, lists);
-  const int threads = static_cast<int>(sizes[7]), tile = static_cast<int>(sizes[4]);
+  const int threads = splat_ssim_usable_threads(sizes[7]), tile = static_cast<int>(sizes[4]);
   job.backgrounds = backgrounds, job.colors = colors, job.alphas = alphas;
   const Bins bins{sizes[1], job.columns, job.rows, tile, threads, boxes, depths};
   if (!fill_lists(bins, job.lists)) return 1;

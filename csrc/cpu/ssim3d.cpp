@@ -17,6 +17,7 @@ constexpr int64_t kRingBytes = 8 << 20;  // of the rings of slices, if it suffic
 // A call: its cut into tiles and tasks, and what these share.
 struct Volumes {
   Schedule schedule;
+  int threads;          // that can be used
   int64_t row_blocks;   // blocks of kRows rows of a tile, at most
   int64_t ring_floats;  // of a tile's ring of slices, at most
   int64_t pieces;       // of a block's rows
@@ -218,7 +219,7 @@ bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, in
   int failed = 0;
   progress.tiles = count;
   progress.clear();
-  const int threads = static_cast<int>(problem.args->threads);
+  const int threads = volumes.threads;
   parallel_for(volumes.schedule.steps() * progress.units(), threads, [&](int64_t task, int thread) {
     const Step step = volumes.schedule.step(task / progress.units());
     const int64_t unit = progress.take(step, thread, threads);
@@ -240,6 +241,7 @@ int run_volumes(const Problem& problem) {
   const int64_t tiles_of_plane = problem.bands * problem.strips, tiles = problem.planes * tiles_of_plane;
   Volumes volumes = {};
   volumes.schedule = make_schedule(problem, gradient);
+  volumes.threads = splat_ssim_usable_threads(args.threads);
   const Schedule& schedule = volumes.schedule;
   int64_t least_blocks = INT64_MAX;
   for (int64_t tile = 0; tile < tiles_of_plane; ++tile) {
@@ -249,11 +251,11 @@ int run_volumes(const Problem& problem) {
     volumes.ring_floats = most(volumes.ring_floats, cut.ring_floats());
   }
   const int64_t floats = int64_t(sizeof(float)), ring_bytes = most(1, volumes.ring_floats * floats);
-  const int64_t group = gradient ? least(tiles, args.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
+  const int64_t group = gradient ? least(tiles, volumes.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
   // Forward blocks alone need not wait for one another. A piece has all rows that padding folds back to.
   const int64_t together = group * (gradient ? 1 : schedule.forward_blocks);
   const int64_t blocks_of_piece = problem.folds ? (2 * problem.radius + kRows) / kRows + 1 : 2;
-  volumes.pieces = most(1, least((args.threads + together - 1) / together, least_blocks / blocks_of_piece));
+  volumes.pieces = most(1, least((volumes.threads + together - 1) / together, least_blocks / blocks_of_piece));
 
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
   volumes.shifts = static_cast<Shift*>(std::calloc(size_t(most(1, tiles)), sizeof(Shift)));
@@ -262,7 +264,7 @@ int run_volumes(const Problem& problem) {
   volumes.rings = static_cast<float*>(splat_ssim_shared_scratch(group * volumes.ring_floats * floats));
   bool done = volumes.totals && volumes.shifts && progress.counters && (volumes.rings || volumes.ring_floats == 0);
   if (done) {
-    parallel_for(tiles, static_cast<int>(args.threads), [&](int64_t index, int) {
+    parallel_for(tiles, volumes.threads, [&](int64_t index, int) {
       Tile3d tile(problem, schedule, index);
       volumes.shifts[index] = tile.choose_shift();
       tile.clear_folded_gradients();

@@ -338,7 +338,7 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
   Lattice lattice;
   Crop crop;
   if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
-  const int slabs = smaller(smaller(threads, kMaxThreads), crop.size[2]);
+  const int slabs = smaller(smaller(splat_ssim_usable_threads(threads), kMaxThreads), crop.size[2]);
   const int64_t footprint_bytes = count * static_cast<int64_t>(sizeof(Footprint));
   const int64_t cost_bytes = (crop.size[2] + 1) * static_cast<int64_t>(sizeof(double));
   char* scratch = static_cast<char*>(splat_ssim_scratch(footprint_bytes + cost_bytes));
@@ -350,8 +350,9 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
     Frame frame;
     for (int64_t i = batch * kBatch; i < end; ++i) {
       if (!make_footprint(means + i * 3, quats + i * 4, scales + i * 3, lattice, crop, frame, footprints[i])) {
-        footprints[i].low[2] = 1;
-        footprints[i].high[2] = 0;
+        // Above every slab: nothing else of the footprint is set, so it must be skipped.
+        footprints[i].low[2] = INT32_MAX;
+        footprints[i].high[2] = INT32_MIN;
       }
     }
   });

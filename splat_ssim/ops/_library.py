@@ -14,7 +14,10 @@ import torch
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
 ABI_VERSION = 3
 
-LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libsplat_ssim.so"
+#: Environment variable that names another library to load, such as the build with sanitizers. For tests.
+LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
+
+LIBRARY_PATH = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).resolve().parent.parent / "libsplat_ssim.so")
 
 #: Environment variable that names the instruction set to use: "avx512", "avx2" or "baseline". For tests and benchmarks.
 ISA_VARIABLE = "SPLAT_SSIM_CPU"

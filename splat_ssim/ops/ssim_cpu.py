@@ -118,7 +118,8 @@ class _Call:
             if output is not None:
                 _library.prefer_huge_pages(output)
         outputs = [t if t is None else channels_first(t, options.channels_last) for t in (map_, grad1, grad2)]
-        window = _window(options.window_size, options.sigma)
+        # Kept by the call: the cache may let go of it while another thread's kernel reads it.
+        self.window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
         return _ARGUMENTS.pack(
             *self._view(first),
@@ -136,7 +137,7 @@ class _Call:
             torch.get_num_threads(),
             weight_inset is None,
             similarities,
-            ctypes.addressof(window),
+            ctypes.addressof(self.window),
             coefficients,
             totals,
             (options.k1 * options.data_range) ** 2,

@@ -1,0 +1,417 @@
+// Calls every CPU kernel with 1, 2, 3 and 8 threads, from two threads at once and after a fork, and
+// checks that the outputs are the same bits. With --mistake it does what must be reported. scripts/sanitize.py builds it with one instruction set
+// and all of csrc/cpu, under ThreadSanitizer and under AddressSanitizer and UndefinedBehaviorSanitizer.
+//
+// On its own it uses the pool of parallel.cpp. Linked with openmp.cpp it uses the OpenMP interface.
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/parallel.h"
+#include "../../csrc/cpu/processors.h"
+#include "../../csrc/cpu/ssim.h"
+
+extern "C" {
+int SPLAT_KERNEL(ssim2d)(const Arguments*);
+int SPLAT_KERNEL(ssim3d)(const Arguments*);
+int SPLAT_KERNEL(ms_ssim)(const void*);
+int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+                                 float* means2d, float* depths, float* conics, float* opacities, float* colors,
+                                 int32_t* radii);
+int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
+                                          const int32_t* radii, const float* colors, const float* const* v_outputs,
+                                          float* const* v_inputs, float* v_poses);
+int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
+                                 const float* opacities, const float* colors, const int32_t* radii, float* records,
+                                 int32_t* boxes, int64_t* totals);
+int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+                                   const int32_t* boxes, const float* depths, const float* backgrounds, float* colors,
+                                   float* alphas);
+int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+                                            const float* conics, const float* opacities, float* colors, float* alphas,
+                                            const float* v_colors, const float* v_alphas, float* v_means2d,
+                                            float* v_conics, float* v_values, float* v_opacities, float* absolute);
+int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+                                    const float* pixel_weights, float* sums);
+int SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales, const float* values,
+                                   int64_t count, int64_t channels, const double* geometry, const int64_t* window,
+                                   float* volume, int threads);
+int SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales, const float* values,
+                                    int64_t count, int64_t channels, const double* geometry, const int64_t* window,
+                                    const float* gradient, float* grad_means, float* grad_quats, float* grad_scales,
+                                    float* grad_values, int threads);
+int SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts, int64_t arrays,
+                       int threads);
+int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
+                            const double* constants, const uint8_t* visible, int64_t rows, int64_t width, int threads);
+int64_t SPLAT_KERNEL(peak_fma)(int64_t iterations, int threads, float* sums);
+int SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int threads);
+}
+
+namespace {
+
+using Values = std::vector<float>;
+
+void require(bool holds, const std::string& what) {
+  if (holds) return;
+  std::fprintf(stderr, "failed: %s\n", what.c_str());
+  std::_Exit(1);
+}
+
+// `count` numbers in [low, high), the same for the same seed.
+Values numbers(int64_t count, uint32_t seed, float low = 0.f, float high = 1.f) {
+  Values values(static_cast<size_t>(count));
+  uint32_t state = seed * 2654435761u + 12345u;
+  for (float& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = low + (high - low) * static_cast<float>(state >> 8) / 16777216.f;
+  }
+  return values;
+}
+
+void append(Values& all, const Values& more) { all.insert(all.end(), more.begin(), more.end()); }
+
+// --- SSIM --------------------------------------------------------------------------------------------------------
+
+struct Images {
+  int64_t batch, channels, depth, height, width;
+  Padding padding = kSame;
+  int gradients = 3;         // 1: of the first image, 2: of the second, 3: of both
+  bool interleaved = false, weighted = false, similarities = false;
+  int64_t taps = 11;
+  double eps = 0;
+};
+
+View view_of(Values& values, const Images& s, int64_t depth, int64_t height, int64_t width) {
+  const int64_t row = s.interleaved ? width * s.channels : width, slice = height * row;
+  const int64_t channel = s.interleaved ? 1 : depth * slice, batch = depth * slice * (s.interleaved ? 1 : s.channels);
+  return {reinterpret_cast<char*>(values.data()), kFloat32, batch, channel, slice, row};
+}
+
+// The map's view is addressed by positions in the image.
+void move_to_border(View& view, const Images& s, int64_t radius) {
+  const int64_t column = s.interleaved ? s.channels : 1, slices = s.depth > 1 ? view.slice : 0;
+  view.data -= radius * (slices + view.row + column) * int64_t(sizeof(float));
+}
+
+Values run_ssim(const Images& s, int threads) {
+  const int64_t count = s.batch * s.channels * s.depth * s.height * s.width, radius = s.taps / 2;
+  Values x = numbers(count, 1), y = numbers(count, 2), weight = numbers(count, 3), by_x(x.size()), by_y(x.size());
+  const int64_t lost = s.padding == kValid ? s.taps - 1 : 0, depth = s.depth > 1 ? s.depth - lost : 1;
+  Values map(static_cast<size_t>(s.batch * s.channels * depth * (s.height - lost) * (s.width - lost)));
+  const int64_t planes = s.batch * (s.interleaved ? 1 : s.channels);
+  std::vector<double> window(static_cast<size_t>(s.taps)), coefficients(static_cast<size_t>(3 * planes));
+  double total = 0;
+  for (int64_t k = 0; k < s.taps; ++k) total += window[k] = std::exp(-double(k - radius) * double(k - radius) / 4.5);
+  for (double& tap : window) tap /= total;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    coefficients[3 * plane] = 0.2;
+    coefficients[3 * plane + 1] = s.similarities ? 0.3 : 0;
+    coefficients[3 * plane + 2] = 0.1;
+  }
+  std::vector<double> sums(coefficients.size());
+  Arguments a = {};
+  a.img1 = view_of(x, s, s.depth, s.height, s.width), a.img2 = view_of(y, s, s.depth, s.height, s.width);
+  if (s.weighted) a.weight = view_of(weight, s, s.depth, s.height, s.width), a.weighs_l1 = 1;
+  if (s.gradients & 1) a.grad1 = view_of(by_x, s, s.depth, s.height, s.width);
+  if (s.gradients & 2) a.grad2 = view_of(by_y, s, s.depth, s.height, s.width);
+  a.map = view_of(map, s, depth, s.height - lost, s.width - lost);
+  if (s.padding == kValid) move_to_border(a.map, s, radius);
+  a.batch = s.batch, a.channels = s.channels, a.depth = s.depth, a.height = s.height, a.width = s.width;
+  a.interleaved = s.interleaved, a.taps = s.taps, a.padding = s.padding, a.threads = threads;
+  a.similarities = s.similarities;
+  a.window = window.data(), a.coefficients = coefficients.data(), a.sums = sums.data();
+  a.c1 = 1e-4, a.c2 = 9e-4, a.data_range = 1, a.eps = s.eps;
+  require((s.depth > 1 ? SPLAT_KERNEL(ssim3d)(&a) : SPLAT_KERNEL(ssim2d)(&a)) == 0, "ssim returns 0");
+  Values all = by_x;
+  append(all, by_y);
+  append(all, map);
+  for (double sum : sums) all.push_back(static_cast<float>(sum));
+  return all;
+}
+
+// PyramidArguments of csrc/cpu/ms_ssim.cpp.
+struct Pyramid {
+  Arguments finest;
+  int64_t volumes, scales;
+  const double* weights;
+  double *terms, *values;
+  const double* upstream;
+};
+
+Values run_ms_ssim(Images s, int threads) {
+  s.padding = kValid;
+  const int64_t count = s.batch * s.channels * s.depth * s.height * s.width;
+  const auto planes = static_cast<size_t>(s.batch * s.channels);
+  Values x = numbers(count, 1), y = numbers(count, 2), by_x(x.size()), by_y(x.size());
+  constexpr int64_t kScales = 3;
+  const double window[] = {0.2, 0.6, 0.2}, weights[kScales] = {0.3, 0.2, 0.5};
+  std::vector<double> terms(kScales * planes), values(planes);
+  const std::vector<double> upstream(planes, 0.7);
+  Pyramid call = {};
+  Arguments& a = call.finest;
+  a.img1 = view_of(x, s, s.depth, s.height, s.width), a.img2 = view_of(y, s, s.depth, s.height, s.width);
+  a.batch = s.batch, a.channels = s.channels, a.depth = s.depth, a.height = s.height, a.width = s.width;
+  a.taps = 3, a.padding = kValid, a.threads = threads, a.window = window;
+  a.c1 = 1e-4, a.c2 = 9e-4, a.data_range = 1;
+  call.volumes = s.depth > 1, call.scales = kScales, call.weights = weights;
+  call.terms = terms.data(), call.values = values.data();
+  require(SPLAT_KERNEL(ms_ssim)(&call) == 0, "ms_ssim");
+  call.upstream = upstream.data();
+  a.grad1 = view_of(by_x, s, s.depth, s.height, s.width), a.grad2 = view_of(by_y, s, s.depth, s.height, s.width);
+  require(SPLAT_KERNEL(ms_ssim)(&call) == 0, "the gradient of ms_ssim");
+  append(by_x, by_y);
+  for (double value : values) by_x.push_back(static_cast<float>(value));
+  return by_x;
+}
+
+// --- the renderer ------------------------------------------------------------------------------------------------
+
+struct Scene {
+  int64_t count, cameras, width, height, tile;
+  bool raw = false, antialiased = false;
+};
+
+constexpr int64_t kCoefficients = 16;
+
+struct Projected {
+  Values means2d, depths, conics, opacities, colors;
+  std::vector<int32_t> radii;
+};
+
+// Fills `all` with images, gradients and the sums of pixels.
+void composite(const Scene& s, Projected& p, int threads, Values& all, const Values& v_image, const Values& v_alpha,
+               Projected& gradients) {
+  const int64_t instances = s.cameras * s.count, pixels = s.cameras * s.width * s.height;
+  Values records(static_cast<size_t>(16 * instances)), image(static_cast<size_t>(3 * pixels));
+  Values alphas(static_cast<size_t>(pixels)), background = numbers(3 * s.cameras, 20);
+  std::vector<int32_t> boxes(static_cast<size_t>(2 * instances));
+  int64_t totals[2];
+  const int64_t first[] = {s.cameras, s.count, s.width, s.height, s.tile, 3, threads};
+  require(SPLAT_KERNEL(raster_records)(first, p.means2d.data(), p.conics.data(), p.opacities.data(), p.colors.data(),
+                                       p.radii.data(), records.data(), boxes.data(), totals) == 0, "records");
+  std::vector<int32_t> lists(static_cast<size_t>(totals[1]));
+  const int64_t sizes[] = {s.cameras, s.count, s.width, s.height, s.tile, 3, totals[0], threads};
+  require(SPLAT_KERNEL(raster_composite)(sizes, 0.99, records.data(), lists.data(), boxes.data(), p.depths.data(),
+                                         background.data(), image.data(), alphas.data()) == 0, "composite");
+  Values absolute(static_cast<size_t>(2 * instances)), sums(static_cast<size_t>(4 * instances));
+  require(SPLAT_KERNEL(raster_composite_backward)(
+              sizes, 0.99, records.data(), lists.data(), p.conics.data(), p.opacities.data(), image.data(),
+              alphas.data(), v_image.data(), v_alpha.data(), gradients.means2d.data(), gradients.conics.data(),
+              gradients.colors.data(), gradients.opacities.data(), absolute.data()) == 0, "composite_backward");
+  const Values pixel_weights = numbers(pixels, 21);
+  require(SPLAT_KERNEL(raster_accumulate)(sizes, 0.99, records.data(), lists.data(), pixel_weights.data(),
+                                          sums.data()) == 0, "accumulate");
+  for (const Values* values : {&image, &alphas, &absolute, &sums}) append(all, *values);
+}
+
+Values run_rasterizer(const Scene& s, int threads) {
+  const int64_t instances = s.cameras * s.count, pixels = s.cameras * s.width * s.height;
+  const auto n = static_cast<size_t>(instances);
+  Values means = numbers(3 * s.count, 10, -0.5f, 0.5f), quats = numbers(4 * s.count, 11, -1.f, 1.f);
+  Values scales = numbers(3 * s.count, 12, s.raw ? -4.f : 0.02f, s.raw ? -2.f : 0.15f);
+  Values opacities = numbers(s.count, 13, s.raw ? -2.f : 0.f, s.raw ? 2.f : 1.f);
+  Values sh = numbers(3 * kCoefficients * s.count, 14, -0.3f, 0.3f), viewmats, Ks;
+  const auto side = static_cast<float>(s.width);
+  for (int64_t c = 0; c < s.cameras; ++c) {
+    append(viewmats, {1, 0, 0, 0.1f * static_cast<float>(c), 0, 1, 0, 0, 0, 0, 1, 2, 0, 0, 0, 1});
+    append(Ks, {side, 0, side / 2, 0, side, side / 2, 0, 0, 1});
+  }
+  const float* inputs[] = {means.data(), quats.data(), scales.data(), opacities.data(), sh.data(), nullptr,
+                           viewmats.data(), Ks.data()};
+  const int64_t sizes[] = {s.count, s.cameras, kCoefficients, 0, 3, s.width, s.height, s.antialiased, s.raw, threads};
+  const double planes[] = {0.01, 1e10, 0, 0.3};
+  Projected p{Values(2 * n), Values(n), Values(3 * n), Values(n), Values(3 * n), std::vector<int32_t>(2 * n)};
+  require(SPLAT_KERNEL(raster_project)(sizes, planes, inputs, p.means2d.data(), p.depths.data(), p.conics.data(),
+                                       p.opacities.data(), p.colors.data(), p.radii.data()) == 0, "project");
+  Values all;
+  Projected v{Values(2 * n), numbers(instances, 17), Values(3 * n), Values(n), Values(3 * n), {}};
+  composite(s, p, threads, all, numbers(3 * pixels, 15, -1.f, 1.f), numbers(pixels, 16), v);
+  const float* v_outputs[] = {v.means2d.data(), v.depths.data(), v.conics.data(), v.opacities.data(), v.colors.data()};
+  Values by_mean(means.size()), by_quat(quats.size()), by_scale(scales.size()), by_opacity(opacities.size());
+  Values by_sh(sh.size()), poses(static_cast<size_t>((s.count + 255) / 256 * s.cameras * 15));
+  float* v_inputs[] = {by_mean.data(), by_quat.data(), by_scale.data(), by_opacity.data(), by_sh.data(), nullptr};
+  require(SPLAT_KERNEL(raster_project_backward)(sizes, planes, inputs, p.radii.data(), p.colors.data(), v_outputs,
+                                                v_inputs, poses.data()) == 0, "project_backward");
+  for (const Values* values : {&by_mean, &by_quat, &by_scale, &by_opacity, &by_sh, &poses}) append(all, *values);
+  return all;
+}
+
+// --- the voxeliser and Adam --------------------------------------------------------------------------------------
+
+Values run_voxelizer(int64_t count, int64_t channels, int threads) {
+  const int64_t size[] = {35, 13, 21}, window[] = {-1, 2, 0, size[0], size[1], size[2]};  // x, y, z
+  const double geometry[] = {1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0};
+  const int64_t voxels = channels * size[0] * size[1] * size[2];
+  const Values means = numbers(3 * count, 30, -2.f, 30.f), quats = numbers(4 * count, 31, -1.f, 1.f);
+  const Values scales = numbers(3 * count, 32, 0.3f, 6.f), values = numbers(channels * count, 33, -1.f, 1.f);
+  Values volume(static_cast<size_t>(voxels)), by_mean(means.size()), by_quat(quats.size()), by_scale(scales.size());
+  Values by_value(values.size());
+  const Values gradient = numbers(voxels, 34, -1.f, 1.f);
+  require(SPLAT_KERNEL(voxelize_forward)(means.data(), quats.data(), scales.data(), values.data(), count, channels,
+                                         geometry, window, volume.data(), threads) == 0, "voxelize_forward");
+  require(SPLAT_KERNEL(voxelize_backward)(means.data(), quats.data(), scales.data(), values.data(), count, channels,
+                                          geometry, window, gradient.data(), by_mean.data(), by_quat.data(),
+                                          by_scale.data(), by_value.data(), threads) == 0, "voxelize_backward");
+  for (const Values* more : {&by_mean, &by_quat, &by_scale, &by_value}) append(volume, *more);
+  return volume;
+}
+
+Values run_adam(int threads) {
+  const int64_t counts[] = {1, 40000, 17, 16384};
+  const double one[] = {0.9, 0.999, 1e-8, 0.1, 1.0};
+  std::vector<Values> arrays;
+  std::vector<float*> pointers;
+  std::vector<double> constants;
+  for (int64_t count : counts) {
+    for (uint32_t k = 0; k < 4; ++k) arrays.push_back(numbers(count, 40 + k));
+    constants.insert(constants.end(), one, one + 5);
+  }
+  for (Values& values : arrays) pointers.push_back(values.data());
+  require(SPLAT_KERNEL(adam)(pointers.data(), constants.data(), counts, 4, threads) == 0, "adam");
+  constexpr int64_t kRows = 3000, kWidth = 7;
+  std::vector<uint8_t> visible(kRows);
+  for (size_t i = 0; i < visible.size(); ++i) visible[i] = i % 5 != 0;
+  Values p = numbers(kRows * kWidth, 50), g = numbers(kRows * kWidth, 51), m = g, v = g;
+  require(SPLAT_KERNEL(adam_rows)(p.data(), g.data(), m.data(), v.data(), one, visible.data(), kRows, kWidth,
+                                  threads) == 0, "adam_rows");
+  Values copy(p.size()), sums(static_cast<size_t>(threads));
+  require(SPLAT_KERNEL(peak_copy)(p.data(), copy.data(), int64_t(p.size()), threads) == 0, "peak_copy");
+  require(SPLAT_KERNEL(peak_fma)(3, threads, sums.data()) > 0, "peak_fma");
+  for (const Values& values : arrays) append(p, values);
+  for (const Values* values : {&m, &v, &copy}) append(p, *values);
+  return p;
+}
+
+// --- what is checked ---------------------------------------------------------------------------------------------
+
+struct Case {
+  std::string name;
+  std::function<Values(int threads)> run;
+};
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  const auto ssim = [&](const std::string& name, const Images& images) {
+    cases.push_back({name, [=](int threads) { return run_ssim(images, threads); }});
+  };
+  for (Padding padding : {kSame, kValid, kReflect, kReplicate}) {
+    const std::string text = ", padding " + std::to_string(padding);
+    ssim("images" + text, {1, 2, 1, 40, 45, padding});
+    ssim("wide images" + text, {1, 1, 1, 270, 70, padding, 1, false, true});
+    ssim("volumes" + text, {2, 1, 33, 40, 30, padding});
+    ssim("a tall volume" + text, {1, 1, 25, 90, 21, padding, 1, false, true});
+    ssim("interleaved volumes" + text, {1, 3, 18, 20, 24, padding, 2, true});
+  }
+  ssim("volumes without a gradient", {1, 2, 33, 60, 30, kSame, 0});
+  ssim("channel means", {1, 2, 1, 40, 45, kValid, 0, false, false, true});
+  ssim("channel means of volumes", {1, 1, 20, 24, 20, kValid, 3, false, false, true});
+  ssim("other windows", {1, 1, 21, 40, 19, kSame, 3, false, false, false, 5, 1e-4});
+  cases.push_back({"MS-SSIM", [](int threads) { return run_ms_ssim({2, 2, 1, 190, 200}, threads); }});
+  cases.push_back({"MS-SSIM of volumes", [](int threads) { return run_ms_ssim({1, 2, 21, 60, 55}, threads); }});
+  for (int64_t tile : {16, 32}) {
+    const std::string text = " in tiles of " + std::to_string(tile);
+    cases.push_back({"rasterizer" + text, [=](int t) { return run_rasterizer({700, 2, 70, 50, tile}, t); }});
+    const Scene raw{300, 1, 33, 31, tile, true, true};
+    cases.push_back({"raw rasterizer" + text, [=](int t) { return run_rasterizer(raw, t); }});
+  }
+  cases.push_back({"voxelizer", [](int threads) { return run_voxelizer(150, 1, threads); }});
+  cases.push_back({"voxelizer with channels", [](int threads) { return run_voxelizer(150, 6, threads); }});
+  cases.push_back({"adam", run_adam});
+  return cases;
+}
+
+bool same_bits(const Values& a, const Values& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void check(const std::vector<Case>& cases, const std::vector<Values>& expected, const std::vector<int>& numbers,
+           const std::string& where) {
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (int threads : numbers)
+      require(same_bits(cases[i].run(threads), expected[i]),
+              cases[i].name + " with " + std::to_string(threads) + " threads" + where);
+  }
+}
+
+void check_two_callers(const std::vector<Case>& cases, const std::vector<Values>& expected) {
+  std::thread other([&] { check(cases, expected, {3}, ", from a second caller"); });
+  check(cases, expected, {3}, ", beside a second caller");
+  other.join();
+}
+
+// A child has none of its parent's threads.
+void check_fork(const std::vector<Case>& cases, const std::vector<Values>& expected) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(120);
+    check(cases, expected, {3}, ", after a fork");
+    std::_Exit(0);
+  }
+  int status = 0;
+  require(waitpid(child, &status, 0) == child && status == 0, "the calls after a fork");
+}
+
+void write(const std::string& path, const char* text) {
+  std::FILE* file = std::fopen(path.c_str(), "w");
+  require(file && std::fputs(text, file) >= 0 && std::fclose(file) == 0, "writing " + path);
+}
+
+// The bounds of the number of threads.
+void check_processors() {
+  require(splat_ssim_processors() >= 1, "there is a processor");
+  require(splat_ssim_usable_threads(1000000) == splat_ssim_processors(), "threads are bounded by the processors");
+  require(splat_ssim_usable_threads(0) == 1, "there is a thread");
+  char root[] = "/tmp/splat_ssim_XXXXXX";
+  require(mkdtemp(root), "a temporary folder");
+  const std::string outer = std::string(root) + "/outer", inner = outer + "/inner";
+  require(mkdir(outer.c_str(), 0700) == 0 && mkdir(inner.c_str(), 0700) == 0, "folders of control groups");
+  require(splat_ssim_cpu_quota(root, "/outer/inner") == INT_MAX, "no quota");
+  write(inner + "/cpu.max", "max 100000\n");
+  require(splat_ssim_cpu_quota(root, "/outer/inner") == INT_MAX, "a quota of max");
+  write(outer + "/cpu.max", "250000 100000\n");
+  require(splat_ssim_cpu_quota(root, "/outer/inner") == 3, "the quota of an outer group");
+  require(splat_ssim_cpu_quota(root, "/") == INT_MAX, "no quota of the root");
+  for (const std::string& path : {inner + "/cpu.max", outer + "/cpu.max"}) unlink(path.c_str());
+  for (const std::string& path : {inner, outer, std::string(root)}) rmdir(path.c_str());
+}
+
+// A data race, and a read past the end of memory: each must be reported by the sanitizer for it.
+void make_mistakes() {
+  int count = 0, arrived = 0;
+  parallel_for(2, 2, [&](int64_t, int) {
+    // Both threads are here before either goes on; relaxed accesses put their increments in no order.
+    __atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
+    while (__atomic_load_n(&arrived, __ATOMIC_RELAXED) < 2) std::this_thread::yield();
+    ++count;
+  });
+  const Values from(17);
+  Values to(18);
+  SPLAT_KERNEL(peak_copy)(from.data(), to.data(), 18, 1);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  check_processors();
+  require(splat_ssim_oversubscribe(1) == 0, "more threads than processors are not started at first");
+  if (count > 1 && !std::strcmp(arguments[1], "--mistake")) make_mistakes();
+  const std::vector<Case> cases = all_cases();
+  std::vector<Values> expected;
+  for (const Case& one : cases) expected.push_back(one.run(1));
+  check(cases, expected, {2, 3, 8}, "");
+  check_two_callers(cases, expected);
+  check_fork(cases, expected);
+  std::printf("%zu calls, the same bits for every number of threads\n", cases.size());
+  return 0;
+}
