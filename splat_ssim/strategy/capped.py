@@ -122,8 +122,8 @@ class CappedStrategy(Strategy):
         demand = state["grad2d"]
         demand[dead] = 0
         room = max(self.budget - count, 0)
-        growth = min(len(dead) + min(int(self.growth * count), room), count // 2)
-        parents = demand.topk(growth).indices
+        children = min(len(dead) + min(int(self.growth * count), room), count // 2)
+        parents = demand.topk(children).indices
         parents = parents[demand[parents] > 0]
         if len(parents) > 0:
             self._split(params, optimizers, parents, dead[: len(parents)])
