@@ -109,7 +109,7 @@ class ImageConfig(RunConfig):
     #: Image file.
     data_dir: Path = Path("assets/lund/images/01.jpg")
     #: Length of the run.
-    steps: int = 1500
+    steps: int = 1000
     task: tyro.conf.Suppress[str] = "image"
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
