@@ -62,6 +62,16 @@ def test_a_run_of_7589e32_is_looked_at(tmp_path, kind):
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
+def test_a_run_is_looked_at_without_its_loss(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(DATA / "scene", folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("loss: fused_ssim", "loss: gone_since:loss", 1))
+    assert quality(evaluate_run(folder, data_dir=DATA / "ball")) == pytest.approx(HALFWAY["scene"], abs=0.02)
+    with pytest.raises(SystemExit, match="the loss 'gone_since:loss' must be importable"):
+        main(["--resume", str(folder), "--data-dir", str(DATA / "ball")])
+
+
 @pytest.mark.parametrize("old", [*_moved.MODULES, "splat_ssim.trainer.data.scene"])
 def test_moved_modules_warn_and_forward(old):
     importlib.invalidate_caches()

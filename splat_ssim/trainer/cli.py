@@ -119,7 +119,7 @@ def evaluate_run(
     Returns:
         What eval/<step>.json holds.
     """
-    one = reopen(folder, device=device, data_dir=data_dir)
+    one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
     result = one.evaluate()
     print(f"step {one.step}: {in_words(result)}")
     return result
@@ -148,7 +148,7 @@ def render_run(
     Returns:
         What was written.
     """
-    task = reopen(folder, device=device, data_dir=data_dir).task
+    task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     views = views or next(iter(task.VIEWS))
     if views not in task.VIEWS:
         raise UserError(f"--views must be one of {', '.join(task.VIEWS)} for this run, got {views!r}")

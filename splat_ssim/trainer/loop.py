@@ -64,10 +64,15 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
     return reopen(folder, device=device, data_dir=data_dir).task
 
 
-def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Run:
-    """Returns a run folder's last checkpoint to look at, as of `load`; the folder and torch's generators stay."""
+def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, with_loss: bool = True) -> Run:
+    """Returns a run folder's last checkpoint to look at, as of `load`; the folder and torch's generators stay.
+
+    Without its loss, which only training needs, a run whose loss cannot be imported any more can be looked at too.
+    """
     kind, config = read_config(folder)
     changes: dict[str, Any] = {"device": device, "result_dir": folder, "resume": None}
+    if not with_loss:
+        changes.update(loss="l1", loss_kwargs={})
     if data_dir is not None:
         changes["data_dir"] = data_dir
     with torch.random.fork_rng(range(torch.cuda.device_count())):
