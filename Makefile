@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments: make train ARGS="--loss ssim", make test ARGS="-k ssim3d".
 ARGS ?=
+# How long `make fuzz` goes on, from which seed, in how many processes.
+SECONDS ?= 600
+SEED ?= 0
+WORKERS ?= 1
 # On a machine without a GPU, PyTorch's own CPU package index saves gigabytes: see the README.
 PIP_ARGS ?=
 
@@ -13,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test check sanitize gpu wheel wheel-check pins clean
+.PHONY: train test fuzz sanitize check gpu wheel wheel-check pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -22,6 +26,10 @@ train: $(VENV)/train.done
 ## test: the test suite
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
+
+## fuzz: random calls against the tests' float64 oracle: make fuzz SECONDS=600 SEED=1 WORKERS=2 ARGS=--emulation
+fuzz: $(VENV)/test.done
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS) $(ARGS)
 
 ## check: formatting, lint and types
 check: $(VENV)/test.done

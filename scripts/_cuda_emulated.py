@@ -20,6 +20,7 @@ from splat_ssim.ops import voxelize_cuda
 from splat_ssim.ops.ssim import Options
 from splat_ssim.volume import VoxelGrid
 
+_DEFAULT_WINDOW = 11
 _VOXEL_STAGES = ("prepare", "pairs", "render", "gather", "chain")
 _STAGES_BY_CHANNELS = ("render", "gather")
 
@@ -61,6 +62,8 @@ class _CountingKernels(launch.Kernels):
 
     def prepare(self, problem: launch._Problem, options: launch._Options, operation: int) -> tuple[str, int]:
         name, blocks = super().prepare(problem, options, operation)
+        if blocks == 0:
+            return name, 0
         blocks //= problem.segments
         outputs = problem.map_size if operation == launch._FORWARD else problem.size[2:]
         problem.segment, problem.segments = outputs[0 if options.spatial_dims == 3 else 1], 1
@@ -114,46 +117,54 @@ def _of_the_map(
     return lambda kernels: launch.fill_map_gradients(kernels, 0, upstream, img1, img2, options, grads)
 
 
-def _of_both(dims: int) -> Iterator[_Workload]:
-    """The value, and what both gradients and wide windows take, of images or volumes of float32."""
+def _suffix(window_size: int) -> str:
+    """What the names of a window's kernels end in: nothing for the default one."""
+    return "" if window_size == _DEFAULT_WINDOW else f"_{window_size}"
+
+
+def _of_both(dims: int, window_size: int) -> Iterator[_Workload]:
+    """Both gradients of images or volumes of float32."""
     shape = (1, 1, 192, 256) if dims == 2 else (1, 1, 48, 32, 32)
-    options, wide = Options(spatial_dims=dims), Options(15, spatial_dims=dims)
     img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
-    count = img1.numel()
-    yield _Workload("value", "element", _photometric(img1, img2, options), {f"splat_value{dims}d": count})
-    for use, o, suffix in (
-        ("both gradients of the map", options, ""),
-        ("both gradients of the map, window of 15", wide, "_wide"),
-    ):
-        names = (f"splat_forward{dims}d{suffix}", f"splat_adjoint{dims}d{suffix}")
-        yield _Workload(use, "element", _of_the_map(img1, img2, o, both), dict.fromkeys(names, count))
+    names = [f"splat_{part}{dims}d{_suffix(window_size)}" for part in ("forward", "adjoint")]
+    run = _of_the_map(img1, img2, Options(window_size, spatial_dims=dims), both)
+    yield _Workload("both gradients of the map", "element", run, dict.fromkeys(names, img1.numel()))
 
 
-def _of_volumes() -> Iterator[_Workload]:
-    """One gradient of volumes of float32."""
-    shape, options = (1, 1, 48, 32, 32), Options(spatial_dims=3)
+def _of_volumes(window_size: int) -> Iterator[_Workload]:
+    """The value and one gradient of volumes of float32."""
+    shape, options = (1, 1, 48, 32, 32), Options(window_size, spatial_dims=3)
     img1, img2, grads = torch.rand(shape), torch.rand(shape), (torch.empty(shape), None)
-    names = ("splat_weighted3d", "splat_backward3d")
+    value, weighted, partials = "splat_value3d", "splat_weighted3d", "splat_partials3d"
+    if window_size != _DEFAULT_WINDOW:
+        value = weighted = partials = f"splat_plain3d_{window_size}"
+    yield _Workload("value", "element", _photometric(img1, img2, options), {value: img1.numel()})
+    names = (weighted, f"splat_backward3d{_suffix(window_size)}")
     run = _of_the_map(img1, img2, options, grads)
     yield _Workload("gradient of the map", "element", run, dict.fromkeys(names, img1.numel()))
     run = _photometric(img1, img2, options, grads)
-    yield _Workload("loss and gradient", "element", run, {"splat_partials3d": img1.numel()})
+    yield _Workload("loss and gradient", "element", run, {partials: img1.numel()})
 
 
-def _of_images() -> Iterator[_Workload]:
-    """One gradient of images, by the fused kernels, which make 246 columns of the 256 they load."""
-    planar = torch.rand(2, 1, 1, 192, 246)
-    mask = torch.rand(1, 1, 192, 246)
+def _of_images(window_size: int) -> Iterator[_Workload]:
+    """The value of images, and one gradient by the fused kernels, which make fewer columns than they load."""
+    img1, img2 = torch.rand(2, 1, 1, 192, 256)
+    run = _photometric(img1, img2, Options(window_size))
+    yield _Workload("value", "element", run, {f"splat_value2d{_suffix(window_size)}": img1.numel()})
+    planar = torch.rand(2, 1, 1, 192, 257 - window_size)
+    mask = torch.rand(1, 1, 192, 257 - window_size)
     last = planar.expand(2, 1, 3, -1, -1).movedim(2, -1).contiguous()
     for use, suffix, (img1, img2), weight in (
-        ("loss and gradient", "", planar, None),
         ("loss and gradient, masked", "_weighted", planar, mask),
-        ("loss and gradient, NHWC", "_strided", last, None),
         ("loss and gradient, NHWC, masked", "_weighted_strided", last, mask.movedim(1, -1)),
+        ("loss and gradient", "", planar, None),
+        ("loss and gradient, NHWC", "_strided", last, None),
     ):
-        options = Options(channels_last=suffix.endswith("_strided"))
+        options = Options(window_size, channels_last=suffix.endswith("_strided"))
         run = _photometric(img1, img2, options, (torch.empty_like(img1), None), weight)
-        yield _Workload(use, "element", run, {f"splat_fused2d{suffix}": img1.numel()})
+        if window_size != _DEFAULT_WINDOW:
+            suffix = suffix.removeprefix("_weighted")
+        yield _Workload(use, "element", run, {f"splat_fused2d{suffix}{_suffix(window_size)}": img1.numel()})
 
 
 def _elementwise() -> Iterator[_Workload]:
@@ -206,12 +217,23 @@ def _voxelizer(channels: int) -> Iterator[_Workload]:
         yield _Workload(use, "Gaussian", backward, {"splat_voxel_chain": count})
 
 
+def window_of(kernel: str) -> int:
+    """The window a kernel is for, from its name."""
+    last = kernel.rpartition("_")[2]
+    return int(last) if last.isdecimal() else _DEFAULT_WINDOW
+
+
 def run_all() -> dict[str, Emulated]:
     """The counts of every kernel, by name."""
     library = ctypes.CDLL(str(build_emulation.build("count")))
     kernels, found = _CountingKernels(library), {}
+    windows = sorted(launch.WINDOW_SIZES)
+    narrow = [window for window in windows if window <= _DEFAULT_WINDOW]
     workloads = itertools.chain(
-        _of_both(2), _of_both(3), _of_images(), _of_volumes(), _elementwise(), *map(_voxelizer, (1, 4))
+        *(_of_both(dims, window) for window in windows for dims in (2, 3)),
+        *(of(window) for window in narrow for of in (_of_images, _of_volumes)),
+        _elementwise(),
+        *map(_voxelizer, (1, 4)),
     )
     for workload in workloads:
         kernels.counts.clear()
@@ -224,7 +246,8 @@ def run_all() -> dict[str, Emulated]:
             )
             length = kernels.lengths.get(name, 0)
             # Every step moves as much shared memory; a long segment's share of warm-up is next to nothing.
-            warm_up = 21 if "fused" in name else 14 if "wide" in name else 10
+            window = window_of(name)
+            warm_up = 2 * window - 1 if "fused" in name else window - 1
             steps = 1 + warm_up / length if length else 1.0
             found[name] = Emulated(
                 workload.use,

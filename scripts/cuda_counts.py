@@ -9,7 +9,7 @@ Two counts that check each other. The compiled one: registers, stack, spills and
 and the machine instructions as cuobjdump shows them, of the whole kernel and of the marching loop's body. The emulated
 one (_cuda_emulated.py): the host emulation runs the same kernels and counts floating-point operations, global bytes and
 shared-memory wavefronts. Where both count the same thing, floating-point instructions an output of the plain marching
-kernels, they must agree within 2%. Static counts: nothing here was measured on a GPU.
+kernels, they must agree within 2%, or 2 of few instructions. Static counts: nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -61,18 +61,14 @@ BARS = {
     "splat_partials3d": Bar(128, 23_000, 10.6, 12.1, 50.0, (610,)),
     "splat_weighted3d": Bar(128, 23_000, 14.6, 12.1, 50.0, (622,)),
     "splat_backward3d": Bar(128, 25_100, 23.9, 4.1, 56.0, (490,)),
-    # Every type, layout and window, both gradients: as much shared memory and bytes, up to 168 registers in 2D (3
-    # blocks an SM), 255 in 3D (1 block). Windows of 13 and 15 taps run one output a thread.
+    # Every type and layout, both gradients: as much shared memory and bytes, up to 168 registers in 2D (3 blocks an
+    # SM), 255 in 3D (1 block).
     "splat_forward2d": Bar(168, 4_400, 12.1, 16.1, 15.0),
     "splat_adjoint2d": Bar(168, 8_600, 24.1, 8.1, 30.0),
     "splat_fused2d_strided": Bar(128, 34_100, 8.1, 4.1, 41.0),
     "splat_fused2d_weighted_strided": Bar(128, 34_100, 16.1, 4.1, 41.0),
-    "splat_forward2d_wide": Bar(168, 2_400, 12.6, 16.1, 33.0),
-    "splat_adjoint2d_wide": Bar(168, 4_600, 25.0, 8.1, 67.0),
     "splat_forward3d": Bar(255, 23_000, 14.6, 16.1, 50.0),
     "splat_adjoint3d": Bar(255, 33_400, 29.1, 8.1, 75.0),
-    "splat_forward3d_wide": Bar(255, 19_800, 22.7, 16.1, 110.0),
-    "splat_adjoint3d_wide": Bar(255, 31_100, 45.2, 8.1, 165.0),
     "splat_pad": Bar(64, 0, 4.1, 4.1),
     # Reads two images for the sign of the L1 term and the padded gradient; voxels at the border gather several places.
     "splat_fold": Bar(64, 0, 12.6, 4.1),
@@ -89,6 +85,26 @@ BARS = {
     "splat_voxel_gather": Bar(64, 0, 3_700.0, 40.0),
     "splat_voxel_gather_many": Bar(80, 0, 7_800.0, 52.0),
 }
+# A narrower window may take what 11 taps take in its place, in instructions too.
+for taps in (3, 5, 7, 9):
+    for kernel in (
+        "value2d",
+        "forward2d",
+        "adjoint2d",
+        "fused2d",
+        "fused2d_strided",
+        "backward3d",
+        "forward3d",
+        "adjoint3d",
+    ):
+        BARS[f"splat_{kernel}_{taps}"] = BARS[f"splat_{kernel}"]
+    BARS[f"splat_plain3d_{taps}"] = BARS["splat_partials3d"]
+# Windows of 13 and 15 taps run one output a thread.
+for taps in (13, 15):
+    BARS[f"splat_forward2d_{taps}"] = Bar(168, 2_400, 12.6, 16.1, 33.0)
+    BARS[f"splat_adjoint2d_{taps}"] = Bar(168, 4_600, 25.0, 8.1, 67.0)
+    BARS[f"splat_forward3d_{taps}"] = Bar(255, 19_800, 22.7, 16.1, 110.0)
+    BARS[f"splat_adjoint3d_{taps}"] = Bar(255, 31_100, 45.2, 8.1, 165.0)
 
 
 def compile_kernels(architecture: str, folder: Path) -> tuple[Path, dict[str, dict[str, int]]]:
@@ -153,10 +169,10 @@ class Code:
 
 
 def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
-    """For each kernel its code, and the loops of at least 180 instructions that hold no other such loop, in order.
+    """For each kernel its code, and the loops of at least 90 instructions that hold no other such loop, in order.
 
     A march has two: filling the filter, then making outputs. The last one of a kernel that marches once is steady; the
-    fused kernel has one loop for each role, without a separate warm-up.
+    fused kernel has one loop for each role, without a separate warm-up, and then one that adds the block's sums.
     """
     found = binary_tools()
     if found is None:
@@ -172,7 +188,7 @@ def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
         spans = []
         for at, op, rest in code:
             target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
-            if target and at - int(target[1], 16) >= 180 * 16:
+            if target and at - int(target[1], 16) >= 90 * 16:
                 spans.append((int(target[1], 16), at))
         # The shortest ones that do not overlap: longer spans only come from code that was moved out of a loop.
         inner: list[tuple[int, int]] = []
@@ -188,17 +204,22 @@ def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
 def floating_an_output(kernel: str, loops: list[Code], length: int) -> float:
     """Floating-point instructions of working threads for an output, of one segment of `length`, from the loops' bodies.
 
-    A march fills its filter for 10 steps in the loop before the steady one. The fused kernel's role that filters
-    backward does so for 10 steps, the other one works for 21, and 256 columns are walked for 246 outputs. In volumes
-    the rows of 26 x 8 groups keep 208 of 256 threads: the body counts 204 instructions (132 backward) for all.
+    A march fills its filter in the loop before the steady one. The fused kernel's role that filters backward does so
+    too, the other one works twice as long before the first output, and 256 columns are walked for fewer outputs. In
+    volumes the rows of a tile, with their halo, times 8 groups keep a part of the 256 threads: the body counts what
+    they do for all.
     """
+    taps = _cuda_emulated.window_of(kernel)
+    halo = taps - 1
     if "fused" in kernel:
-        backward, forward = (loop.floating for loop in loops)
-        return (backward * (1 + 10 / length) + forward * (1 + 21 / length)) / 2 * 256 / 246
+        backward, forward = (loop.floating for loop in loops[:2])
+        return (backward * (1 + halo / length) + forward * (1 + (2 * taps - 1) / length)) / 2 * 256 / (256 - halo)
     idle = 0.0
-    if kernel.endswith("3d"):
-        idle = (1 - 208 / 256) * (132 if "backward" in kernel else 204) * (1 + 10 / length)
-    return (loops[-1].floating + loops[-2].floating * 10 / length - idle) / 2
+    if "3d" in kernel:
+        maps, squares = (3, 0) if "backward" in kernel else (4, 2)
+        of_a_group = 4 * maps * taps + squares * (4 + halo)
+        idle = (1 - (16 + halo) * 8 / 256) * of_a_group * (1 + halo / length)
+    return (loops[-1].floating + loops[-2].floating * halo / length - idle) / 2
 
 
 def check(
@@ -209,7 +230,7 @@ def check(
     code, rows, faults = machine_code(cubin), [], []
     for kernel, found in sorted(report.items()):
         (whole, loops), bar, counts = code[kernel], BARS[kernel], emulated[kernel]
-        marches = [] if not counts.length else loops if "fused" in kernel else loops[-1:]
+        marches = [] if not counts.length else loops[:2] if "fused" in kernel else loops[-1:]
         rows.append(
             {
                 "architecture": architecture,
@@ -244,7 +265,10 @@ def check(
         if bar.instructions:
             compiled = floating_an_output(kernel, loops, counts.length)
             rows[-1]["loop_float_an_output"] = f"{compiled:.1f}"
-            limits["difference of the counts in %"] = (100 * abs(compiled / counts.floating - 1), 2.0)
+            # The loop of plain3d also holds the branches that a call does not take.
+            if "plain3d" not in kernel:
+                most = max(0.02 * counts.floating, 2.0)
+                limits["instructions between the counts"] = (abs(compiled - counts.floating), most)
             if len(marches) != len(bar.instructions):
                 faults.append(f"{architecture} {kernel}: {len(marches)} loops, {len(bar.instructions)} expected")
             for loop, most in zip(marches, bar.instructions, strict=False):

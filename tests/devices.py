@@ -56,7 +56,7 @@ def _emulated():
     return _cuda_launch.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
 
 
-def _available(index):
+def _available(index, window_size):
     return True
 
 
@@ -74,7 +74,7 @@ def _emulation():
         for name, function in ssim_cuda.IMPLEMENTATIONS.items():
             library.impl(name, function, "CPU", allow_override=True)
     with (
-        mock.patch.object(ssim_cuda, "_target", lambda image: (kernels, 0)),
+        mock.patch.object(ssim_cuda, "_target", lambda image, unit: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on the CPU's tensors go past the dispatcher.
         mock.patch.dict(ops.IMPLEMENTATIONS, cpu=ssim_cuda.IMPLEMENTATIONS),

@@ -66,20 +66,20 @@ def check(img1, img2, options, weight=None, per_image=False, gradients=(True, Tr
 
 
 def test_kernels_are_loaded():
-    assert _cuda_module.kernels(torch.cuda.current_device()) is not None
+    assert _cuda_module.kernels(torch.cuda.current_device(), 11) is not None
 
 
 def test_kernels_compiled_by_nvrtc(monkeypatch, tmp_path):
     monkeypatch.setattr(_cuda_module, "embedded_image", lambda: None)
     monkeypatch.setenv("SPLAT_SSIM_CACHE", str(tmp_path))
-    loaded = _cuda_module.load(torch.cuda.current_device())
-    monkeypatch.setattr(_cuda_module, "kernels", lambda index: loaded)
+    monkeypatch.setattr(_cuda_module, "_devices", {})
+    monkeypatch.setattr(_cuda_module, "kernels", _cuda_module.load)
     check(*images(1, 3, 50, 70), Options())
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # units: the window's, and what every window needs
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("window_size", [3, 7, 11, 13, 15])
+@pytest.mark.parametrize("window_size", [3, 5, 7, 9, 11, 13, 15])
 @pytest.mark.parametrize("gradients", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 33, 40, 50)])
 def test_numbers(padding, window_size, gradients, shape):
@@ -118,7 +118,44 @@ def test_a_batch_beyond_65535():
 def test_weights(padding, per_image, shape):
     weight = torch.rand(shape[0], 1, *shape[2:], device="cuda")
     weight[0] = 0
-    check(*images(*shape), Options(padding=padding, spatial_dims=len(shape) - 2), weight, per_image)
+    for gradients in ((True, False), (False, True), (True, True)):
+        options = Options(padding=padding, spatial_dims=len(shape) - 2)
+        check(*images(*shape), options, weight, per_image, gradients)
+
+
+@pytest.mark.parametrize("window_size", [7, 11])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (2, 3, 16, 20, 30)])
+def test_weights_in_any_layout(window_size, channels_last, shape):
+    """By the kernels of one gradient, plain and strided."""
+    img1, img2 = images(*shape, channels_last=channels_last)
+    weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape, device="cuda")
+    options = Options(window_size, channels_last=channels_last, spatial_dims=len(shape) - 2)
+    check(img1, img2, options, weight, gradients=(True, False))
+
+
+@pytest.mark.parametrize("window_size", [3, 11, 13])
+@pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 16, 20, 30)])
+def test_eps(window_size, shape):
+    for gradients in ((False, False), (True, False), (True, True)):
+        check(*images(*shape), Options(window_size, spatial_dims=len(shape) - 2, eps=1e-3), gradients=gradients)
+
+
+@pytest.mark.parametrize("window_size", [3, 7, 11, 13])
+@pytest.mark.parametrize("shape", [(1, 1, 65, 301), (1, 1, 33, 40, 50)])
+def test_what_is_not_finite_stays_where_it_is(window_size, shape):
+    img1, img2 = images(*shape)
+    img1[(..., *(20,) * (len(shape) - 2))] = float("nan")
+    options, radius = Options(window_size, spatial_dims=len(shape) - 2), window_size // 2
+    spoilt, reached = torch.zeros(2, *shape, dtype=torch.bool, device="cuda")
+    spoilt[(..., *(slice(20 - radius, 21 + radius),) * (len(shape) - 2))] = True
+    reached[(..., *(slice(20 - 2 * radius, 21 + 2 * radius),) * (len(shape) - 2))] = True
+    for gradients in ((True, False), (True, True)):
+        x, y = (img.clone().requires_grad_(need) for img, need in zip((img1, img2), gradients, strict=True))
+        map_ = ops.ssim_map(x, y, options)
+        assert torch.equal(~map_.isfinite(), spoilt)
+        map_.sum().backward()
+        assert all(img.grad is None or torch.equal(~img.grad.isfinite(), reached) for img in (x, y))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -132,10 +169,12 @@ def test_map_and_channel_means(padding, shape):
         expected = getattr(reference, name)(x, y, **keywords(options))
         assert (found - expected).abs().max() < bound
         upstream = torch.randn_like(found)
-        grads = torch.autograd.grad(found, (img1, img2), upstream)
-        truths = torch.autograd.grad(expected, (x, y), upstream.double())
-        for grad, truth in zip(grads, truths, strict=True):
-            assert (grad - truth).abs().max() < 2 * GRADIENT * truth.abs().max()
+        # One gradient and both are of different kernels, but for channel means.
+        for of in ((0,), (1,), (0, 1)):
+            grads = torch.autograd.grad(found, [(img1, img2)[i] for i in of], upstream, retain_graph=True)
+            truths = torch.autograd.grad(expected, [(x, y)[i] for i in of], upstream.double(), retain_graph=True)
+            for grad, truth in zip(grads, truths, strict=True):
+                assert (grad - truth).abs().max() < 2 * GRADIENT * truth.abs().max()
 
 
 def test_ssim_never_exceeds_1_and_flat_images_are_accurate():

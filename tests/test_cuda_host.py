@@ -59,13 +59,14 @@ def driver(monkeypatch):
     fake = FakeDriver()
     properties = type("Properties", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
     monkeypatch.setattr(_cuda_module, "_driver", lambda: fake)
+    monkeypatch.setattr(_cuda_module, "_devices", {})
     monkeypatch.setattr(_cuda_module, "embedded_image", lambda: 4096)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     return fake
 
 
 def test_kernels_start_through_the_driver(driver):
-    found = _cuda_module.load(0)
+    found = _cuda_module.load(0, 11)
     names = launch.kernel_names(_library.library())
     assert driver.calls.count("cuModuleGetFunction") == len(names)
     assert found.multiprocessors == 132
@@ -83,20 +84,26 @@ def test_kernels_start_through_the_driver(driver):
 
 
 def test_the_own_context_stays_current(driver):
-    found = _cuda_module.load(0)
+    found = _cuda_module.load(0, 11)
     driver.current = 77
     img1, img2 = images(1, 1, 20, 30)
     launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
     assert driver.contexts == []
 
 
-def test_a_refused_image_is_compiled_instead(driver, monkeypatch):
+def test_a_refused_image_is_compiled_unit_by_unit_instead(driver, monkeypatch):
     compiled = []
     driver.refuse = ["no kernel image is available"]
     monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *a: compiled.append(a) or b"cubin")
-    _cuda_module.load(0)
-    assert compiled == [(_cuda_module.source(), "sm_90")]
-    assert driver.calls.count("cuModuleLoadData") == 2
+    names, units = launch.kernel_names(_library.library()), launch.kernel_units(_library.library())
+    for unit, expected in ((11, {launch.SHARED, 11}), (7, {launch.SHARED, 11, 7})):
+        found = _cuda_module.load(0, unit)
+        assert compiled == [(_cuda_module.source(), "sm_90", u) for u in (launch.SHARED, 11, 7) if u in expected]
+        table = (ctypes.c_void_p * (4 + len(names))).from_address(found._module)[4:]
+        assert {u for u, function in zip(units, table, strict=True) if function} == expected
+        assert all(function or u not in expected for u, function in zip(units, table, strict=True))
+    # The image is tried once.
+    assert driver.calls.count("cuModuleLoadData") == 4
 
 
 def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
@@ -108,12 +115,12 @@ def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
     _cuda_module.kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="no CUDA kernels for Card.*no NVRTC found"):
-        assert _cuda_module.kernels(0) is None
+        assert _cuda_module.kernels(0, 11) is None
     _cuda_module.kernels.cache_clear()
 
 
 def test_a_failed_launch_raises(driver):
-    found = _cuda_module.load(0)
+    found = _cuda_module.load(0, 11)
     driver.result = 2  # CUDA_ERROR_OUT_OF_MEMORY
     img1, img2 = images(1, 1, 20, 30)
     with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(CUDA error 2\)"):
@@ -125,7 +132,7 @@ def test_a_failed_launch_raises(driver):
 @pytest.mark.parametrize("per_image", [False, True])
 def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_image):  # noqa: F811
     """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
-    monkeypatch.setattr(ssim_cuda, "_target", lambda image: (kernels, 0))
+    monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
     used = []
     monkeypatch.setitem(ops.SCALES, "cpu", lambda *a: used.append(ssim_cuda._scale(*a)) or used[-1])
     img1, img2 = images(3, 2, 13, 40, channels_last=channels_last)
@@ -145,7 +152,7 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
     """Values, gradients, shapes, dtypes and strides of all five, the CUDA ones run by the emulation."""
-    monkeypatch.setattr(ssim_cuda, "_target", lambda image: (kernels, 0))
+    monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
     img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
     options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
     cpu = torch.ops.splat_ssim

@@ -8,6 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from splat_ssim import reference
+from tests import oracle
 
 check_gradient = functools.partial(torch.autograd.gradcheck, fast_mode=True)
 
@@ -170,3 +171,130 @@ def test_ms_ssim_is_zero_with_zero_gradient_where_a_term_is_not_positive():
 def test_ms_ssim_gradcheck():
     img1, img2 = (img.requires_grad_() for img in pair(1, 2, 9, 10))
     assert check_gradient(lambda a, b: reference.ms_ssim(a, b, window_size=3, weights=(0.4, 0.6)), (img1, img2))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The definition against the oracle, which shares nothing with it: two float64 computations, of gradients 1e-10
+# --------------------------------------------------------------------------------------------------------------------
+
+PADDINGS = ("same", "valid", "reflect", "replicate")
+VALUE, GRADIENT = 1e-12, 1e-10
+
+
+def agree(function, definition, images):
+    """Value and both gradients, for an upstream gradient without symmetry, of the largest entry."""
+    expected = oracle.differentiate(definition, *images)
+    upstream = torch.cos(torch.arange(expected[0].numel(), dtype=torch.float64)).reshape(expected[0].shape)
+    expected = oracle.differentiate(definition, *images, upstream)
+    result = oracle.differentiate(function, *images, upstream)
+    for found, truth, tolerance in zip(result, expected, (VALUE, GRADIENT, GRADIENT), strict=True):
+        assert found.shape == truth.shape
+        scale = max(truth.abs().max().item(), 1e-30)
+        assert (found - truth).abs().max().item() <= tolerance * max(scale, 1.0 if tolerance == VALUE else 0.0)
+
+
+def masks(shape, channels):
+    """bool, soft with zeros, and one without weight in the first image."""
+    soft = pair(shape[0], channels, *shape[2:], seed=9)[0]
+    soft = torch.where(soft > 0.3, soft, 0)
+    empty = soft.clone()
+    empty[0] = 0
+    return soft > 0.5, soft, empty
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", [(2, 2, 9, 12), (1, 2, 6, 7, 8)], ids=str)
+@pytest.mark.parametrize(("window_size", "sigma"), [(3, 1.5), (5, 0.4), (5, 8.0)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_maps_agree_with_the_oracle(padding, shape, window_size, sigma, offset):
+    images = [img + offset for img in pair(*shape)]
+    options = {"window_size": window_size, "sigma": sigma, "data_range": 2.0, "k1": 0.02, "k2": 0.07}
+    for eps in (0.0, 1e-3):
+        agree(
+            lambda a, b, e=eps: reference.ssim_map(a, b, padding=padding, eps=e, **options),
+            lambda a, b, e=eps: oracle.ssim_map(a, b, padding=padding, eps=e, **options),
+            images,
+        )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mask_mode", ["weight", "zero", "normalize"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_and_means_agree_with_the_oracle(padding, mask_mode, channels):
+    shape = (2, 3, 8, 9)
+    for mask in (None, *masks(shape, channels)):
+        for reduction in ("mean", "sum", "image", "none"):
+            options = {"window_size": 5, "padding": padding, "mask": mask, "mask_mode": mask_mode}
+            agree(
+                lambda a, b, o=options, r=reduction: reference.ssim(a, b, reduction=r, **o),
+                lambda a, b, o=options, r=reduction: oracle.ssim(a, b, reduction=r, **o),
+                pair(*shape),
+            )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mask_mode", ["weight", "zero", "normalize"])
+@pytest.mark.parametrize("reduction", ["mean", "image"])
+def test_the_loss_agrees_with_the_oracle(padding, mask_mode, reduction):
+    shape = (2, 3, 8, 9)
+    for mask in (None, *masks(shape, 1)):
+        options = {"window_size": 5, "padding": padding, "mask": mask, "mask_mode": mask_mode, "reduction": reduction}
+        for term in range(3):
+            agree(
+                lambda a, b, o=options, t=term: reference.photometric_loss(a, b, lambda_dssim=0.3, **o)[t],
+                lambda a, b, o=options, t=term: oracle.photometric_loss(a, b, lambda_dssim=0.3, **o)[t],
+                pair(*shape),
+            )
+
+
+def test_channels_last_agrees_with_the_oracle():
+    shape = (2, 8, 9, 3)
+    for reduction in ("mean", "image", "none"):
+        for mask in (None, pair(2, 8, 9, 1, seed=9)[0]):
+            options = {"channels_last": True, "window_size": 5, "reduction": reduction, "mask": mask}
+            agree(
+                lambda a, b, o=options: reference.ssim(a, b, **o),
+                lambda a, b, o=options: oracle.ssim(a, b, **o),
+                pair(*shape),
+            )
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9, 12), (1, 2, 6, 9, 7)], ids=str)
+@pytest.mark.parametrize("weights", [(1.0,), (0.4, 0.6), (2.0, 0.5)])
+def test_pyramids_agree_with_the_oracle(shape, weights):
+    options = {"window_size": 3, "weights": weights}
+    agree(
+        lambda a, b: reference.ms_ssim(a, b, **options),
+        lambda a, b: oracle.ms_ssim(a, b, reduction="none", **options),
+        pair(*shape),
+    )
+    last = [img.movedim(1, -1) for img in pair(*shape)]
+    agree(
+        lambda a, b: reference.ms_ssim(a, b, channels_last=True, **options),
+        lambda a, b: oracle.ms_ssim(a, b, channels_last=True, reduction="none", **options),
+        last,
+    )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_channel_means_agree_with_the_oracle(padding):
+    def means(a, b):
+        found = oracle.ssim_terms(a, b, window_size=5, padding=padding)
+        return torch.stack([found.ssim.flatten(2).mean(2), found.contrast_structure.flatten(2).mean(2)], -1)
+
+    agree(lambda a, b: reference.ssim_channel_means(a, b, window_size=5, padding=padding), means, pair(2, 3, 8, 9))
+
+
+@pytest.mark.parametrize("mask_mode", [None, "zero", "normalize"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_windows(mask_mode, value):
+    img1, img2 = pair(1, 2, 12, 13)
+    img1[0, 0, 4, 6] = value
+    options = {"window_size": 5, "reduction": "none"}
+    if mask_mode is not None:
+        options |= {"mask": pair(1, 1, 12, 13, seed=9)[0] + 0.1, "mask_mode": mask_mode}
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        images = [img.to(dtype) for img in (img1, img2)]
+        found, expected = reference.ssim(*images, **options).double(), oracle.ssim(*images, **options)
+        assert (found.isfinite() != expected.isfinite()).sum() == 0
+        assert (found - expected)[expected.isfinite()].abs().max() <= tolerance

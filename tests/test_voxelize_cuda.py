@@ -194,7 +194,7 @@ def test_another_layout_is_an_import_error(kernels, monkeypatch):  # noqa: F811
 def test_kernels_start_through_the_driver(driver):  # noqa: F811
     from splat_ssim.ops import _cuda_module, _library
 
-    found = _cuda_module.load(0)
+    found = _cuda_module.load(0, launch.VOXELS)
     grid = VoxelGrid.regular((20, 17, 9))
     tensors = [t.detach() for t in sample(grid, 300)]
     volume = torch.ones(1, *grid.shape)

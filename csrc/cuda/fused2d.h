@@ -1,9 +1,10 @@
 // The loss of images, a mean or weighted by maps, and its gradient by the first image in one kernel, warps specialised.
 //
-// A block of 256 threads owns a strip of 246 columns (11 taps) and walks down `segment` rows. Threads 0-127 filter the
-// loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and filter the adjoint maps of
-// the row before into the gradient. All meet at one barrier a row. In shared memory: a ring of 13 rows of (s, d), since
-// the gradient of a row needs its s and d ten rows later, and two rows of three adjoint maps: 33,840 bytes.
+// A block of 256 threads owns a strip of 246 columns (all numbers here are for 11 taps) and walks down `segment` rows.
+// Threads 0-127 filter the loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and
+// filter the adjoint maps of the row before into the gradient. All meet at one barrier a row. In shared memory: a ring
+// of 13 rows of (s, d), since the gradient of a row needs its s and d ten rows later, and two rows of three adjoint
+// maps: 33,840 bytes.
 // Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
 //
 // Bytes an element, float32: reads 8, and 4 for each weight, writes 4; nothing else is kept.
@@ -12,9 +13,19 @@
 
 namespace {
 
-constexpr int kFusedThreads = 256, kFusedTaps = 11, kFusedHalo = 10, kFusedRadius = 5, kFusedColumns = 2;
-constexpr int kFusedWidth = kThreads2d * kFusedColumns, kFusedRow = kFusedWidth + kFusedHalo;
-constexpr int kFusedOutputs = kFusedWidth - kFusedHalo, kFusedRing = 13;
+constexpr int kFusedThreads = 256, kFusedColumns = 2, kFusedWidth = kThreads2d * kFusedColumns;
+
+// The sizes a window decides.
+template <int kTaps>
+struct Fused {
+  static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
+  static constexpr int kRow = kFusedWidth + kHalo, kOutputs = kFusedWidth - kHalo;  // columns loaded and made
+  static constexpr int kRing = kTaps + 2;                                           // rows
+};
+
+// Whether voxels have weights: of 1 - S (SsimProblem::weight) and of |x - y| (l1_weight). The kernels for 11 taps know
+// at compile time; those of narrower windows are told at run time, and then either weight may be missing.
+enum Weights { kNoWeights, kGivenWeights, kMaybeWeights };
 
 // Columns x and x + 1 of a float32 weight, walking down its rows; the caller makes sure that the steps fit an int.
 struct WeightCursor {
@@ -26,42 +37,48 @@ struct WeightCursor {
              x * weight.stride[4]),
         row(static_cast<int>(weight.stride[3])),
         column(static_cast<int>(weight.stride[4])) {}
-  SPLAT_DEVICE Real read(int j, bool wanted) const { return wanted ? load_global(here + j * column) : Real(0.f); }
+  // 0 where the voxel is not `wanted`, 1 where no weight is given.
+  SPLAT_DEVICE Real read(int j, bool wanted, bool given = true) const {
+    if (!given) return wanted ? 1.f : 0.f;
+    return wanted ? load_global(here + j * column) : Real(0.f);
+  }
   SPLAT_DEVICE void advance() { ::advance(here, row); }
 };
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
-template <bool kWeighted>
+template <int kTaps, Weights kWeights>
 SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
                                      Real* adjoint) {
+  using F = Fused<kTaps>;
   const int first = kFusedColumns * thread_index();
-  Real state[kFusedColumns][4][kFusedHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
+  Real state[kFusedColumns][4][F::kHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
   bool in_map[kFusedColumns];
 #pragma unroll
   for (int j = 0; j < kFusedColumns; ++j) {
-    const int x = b.x0 - kFusedRadius + first + j;
+    const int x = b.x0 - F::kRadius + first + j;
     in_map[j] = static_cast<unsigned>(x - a.lead[2]) < static_cast<unsigned>(a.map_size[2]);
     scale[j] = in_map[j] ? a.dssim_scale : 0.f;
-    owned[j] = in_map[j] && x >= b.x0 && x < b.x0 + kFusedOutputs ? 1.f : 0.f;
+    owned[j] = in_map[j] && x >= b.x0 && x < b.x0 + F::kOutputs ? 1.f : 0.f;
     clear(state[j]);
   }
-  WeightCursor weight(a.weight, b, b.y0 - kFusedHalo - kFusedRadius - a.lead[1], b.x0 - kFusedRadius + first - a.lead[2]);
-  const Pair *row = ring + first, *const end = row + kFusedRing * kFusedRow;
+  WeightCursor weight(a.weight, b, b.y0 - F::kHalo - F::kRadius - a.lead[1], b.x0 - F::kRadius + first - a.lead[2]);
+  const Pair *row = ring + first, *const end = row + F::kRing * F::kRow;
   Real *const place = adjoint + first, *const place_end = place + 3 * kFusedWidth;
   Real* here = place;
 #pragma unroll 1
-  for (int r = b.y0 - kFusedHalo; r < y1 + kFusedRadius + 6; ++r) {
-    const int y = r - kFusedRadius;
+  for (int r = b.y0 - F::kHalo; r < y1 + F::kRadius + 1 + F::kRadius; ++r) {
+    const int y = r - F::kRadius;
     const bool map_row = static_cast<unsigned>(y - a.lead[1]) < static_cast<unsigned>(a.map_size[1]);
     Real share[kFusedColumns];
-    if (kWeighted) {
+    if (kWeights != kNoWeights) {
+      const bool given = kWeights == kGivenWeights || a.weight.data;
 #pragma unroll
-      for (int j = 0; j < kFusedColumns; ++j) share[j] = weight.read(j, map_row && in_map[j]);
+      for (int j = 0; j < kFusedColumns; ++j) share[j] = weight.read(j, map_row && in_map[j], given);
       weight.advance();
     }
     barrier_of_roles(kFusedThreads);
     Real h[kFusedColumns][4], by[kFusedColumns][4];
-    row_moments<kFusedTaps>(a, row, h);
+    row_moments<kTaps>(a, row, h);
     const Real row_in_map = map_row ? 1.f : 0.f;
     const Real row_owned = y >= b.y0 && y < y1 ? row_in_map : Real(0.f);
 #pragma unroll
@@ -72,8 +89,8 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
       const Similarity similar = similarity(a, moment, shift);
       dssim_derivatives<true>(similar, moment, by[j]);
       const Real counted = owned[j] * row_owned;
-      sum = multiply_add(kWeighted ? counted * share[j] : counted, similar.dssim, sum);
-      const Real v = scale[j] * (kWeighted ? share[j] : row_in_map);
+      sum = multiply_add(kWeights != kNoWeights ? counted * share[j] : counted, similar.dssim, sum);
+      const Real v = scale[j] * (kWeights != kNoWeights ? share[j] : row_in_map);
       by[j][0] = by[j][0] * v;
       by[j][2] = by[j][2] * v;
       by[j][3] = by[j][3] * v;
@@ -82,30 +99,31 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
     store_shared(reinterpret_cast<Pair*>(here + kFusedWidth), Pair{by[0][2], by[1][2]});
     store_shared(reinterpret_cast<Pair*>(here + 2 * kFusedWidth), Pair{by[0][3], by[1][3]});
     here = here == place ? place_end : place;
-    row += kFusedRow;
+    row += F::kRow;
     if (row == end) row = ring + first;
   }
   return sum;
 }
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
-template <bool kPlain, bool kWeighted>
+template <int kTaps, bool kPlain, Weights kWeights>
 SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
+  using F = Fused<kTaps>;
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
-  const int load_x = b.x0 - kFusedHalo + t, first_row = b.y0 - kFusedHalo;
+  const int load_x = b.x0 - F::kHalo + t, first_row = b.y0 - F::kHalo;
   auto cursor = [&](const SsimTensor& image) {
     const Int64 at = plane_offset(image, b.batch, b.channel) + first_row * image.stride[3];
     return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
   };
   auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
-  Real state[kFusedColumns][3][kFusedHalo], next_x[kFusedColumns + 1], next_y[kFusedColumns + 1], l1 = 0.f;
+  Real state[kFusedColumns][3][F::kHalo], next_x[kFusedColumns + 1], next_y[kFusedColumns + 1], l1 = 0.f;
   bool loads[kFusedColumns + 1], stores[kFusedColumns];
-  const bool active = first < kFusedOutputs;
+  const bool active = first < F::kOutputs;
 #pragma unroll
   for (int k = 0; k <= kFusedColumns; ++k) {
     loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
-               (k < kFusedColumns || t < kFusedHalo);
+               (k < kFusedColumns || t < F::kHalo);
   }
 #pragma unroll
   for (int j = 0; j < kFusedColumns; ++j) {
@@ -149,36 +167,39 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   };
   // Idle threads (the last five) read what thread 0 reads, inside the arrays.
   const int column = active ? first : 0;
-  Pair *row = ring + t, *const end = row + kFusedRing * kFusedRow;
-  const Pair *old = ring + 2 * kFusedRow + first + kFusedHalo, *const old_end = old + (kFusedRing - 2) * kFusedRow;
+  Pair *row = ring + t, *const end = row + F::kRing * F::kRow;
+  const Pair *old = ring + 2 * F::kRow + first + F::kHalo, *const old_end = old + (F::kRing - 2) * F::kRow;
   const Real *const place = adjoint + column, *const place_end = place + 3 * kFusedWidth, *here = place_end;
   fetch(first_row);
 #pragma unroll 1
-  for (int r = first_row; r < y1 + kFusedRadius + 6; ++r) {
+  for (int r = first_row; r < y1 + F::kRadius + 1 + F::kRadius; ++r) {
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
-      if (k < kFusedColumns || t < kFusedHalo) {
+      if (k < kFusedColumns || t < F::kHalo) {
         store_shared(row + k * kThreads2d, shifted(next_x[k], next_y[k], shift));
       }
     }
     barrier_of_roles(kFusedThreads);
     fetch(r + 1);
     Real share[kFusedColumns];
-    if (kWeighted && r - 11 >= b.y0) {
+    if (kWeights != kNoWeights && r - kTaps >= b.y0) {
+      const bool given = kWeights == kGivenWeights || a.l1_weight.data;
 #pragma unroll
-      for (int j = 0; j < kFusedColumns; ++j) share[j] = l1_weight.read(j, stores[j] && a.l1_weight.data);
+      for (int j = 0; j < kFusedColumns; ++j) {
+        share[j] = l1_weight.read(j, stores[j] && (kWeights != kGivenWeights || a.l1_weight.data), given);
+      }
       l1_weight.advance();
     }
     if (r > b.y0) {
       Real h[3][kFusedColumns], f[kFusedColumns][3];
 #pragma unroll
-      for (int m = 0; m < 3; ++m) row_filter<kFusedTaps>(a, here + m * kFusedWidth, h[m]);
+      for (int m = 0; m < 3; ++m) row_filter<kTaps>(a, here + m * kFusedWidth, h[m]);
 #pragma unroll
       for (int j = 0; j < kFusedColumns; ++j) {
 #pragma unroll
         for (int m = 0; m < 3; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
       }
-      if (r - 11 >= b.y0) {
+      if (r - kTaps >= b.y0) {
         const Quad own = load_shared(reinterpret_cast<const Quad*>(old));
         const Real s[kFusedColumns] = {own.x, own.z}, d[kFusedColumns] = {own.y, own.w};
         Real gradient[kFusedColumns];
@@ -186,7 +207,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
         for (int j = 0; j < kFusedColumns; ++j) {
           const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
           const Real difference = d[j] + shift.d;
-          if (kWeighted) {
+          if (kWeights != kNoWeights) {
             gradient[j] = ssim + times_sign(share[j] * a.l1_scale, difference);
             l1 = multiply_add(share[j], absolute(difference), l1);
           } else {
@@ -198,26 +219,27 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
       }
     }
     here = here == place ? place_end : place;
-    row += kFusedRow;
+    row += F::kRow;
     if (row == end) row = ring + t;
-    old += kFusedRow;
-    if (old == old_end) old = ring + first + kFusedHalo;
+    old += F::kRow;
+    if (old == old_end) old = ring + first + F::kHalo;
   }
   return l1;
 }
 
-template <bool kPlain, bool kWeighted>
+template <int kTaps, bool kPlain, Weights kWeights>
 SPLAT_DEVICE void fused2d(const SsimProblem& a) {
-  SPLAT_SHARED(Pair, ring, kFusedRing * kFusedRow);
+  using F = Fused<kTaps>;
+  SPLAT_SHARED(Pair, ring, F::kRing * F::kRow);
   SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
-  const Block2d b = block2d<kFusedOutputs>(a);
+  const Block2d b = block2d<F::kOutputs>(a);
   const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
   const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
-    dssim = fused_forward_role<kWeighted>(a, b, y1, shift, ring, adjoint);
+    dssim = fused_forward_role<kTaps, kWeights>(a, b, y1, shift, ring, adjoint);
   } else {
-    l1 = fused_backward_role<kPlain, kWeighted>(a, b, y1, shift, ring, adjoint);
+    l1 = fused_backward_role<kTaps, kPlain, kWeights>(a, b, y1, shift, ring, adjoint);
   }
   block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
   block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));

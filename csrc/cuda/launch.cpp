@@ -13,40 +13,40 @@
 namespace {
 
 constexpr Int64 kMostBlocks = 2147483647;  // the x axis of a CUDA grid
+constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do without
 
 // What the launcher must know of a kernel: outputs a block covers, steps before the first output, blocks an SM holds.
 struct Shape {
   int columns, rows, warm_up, resident;
 };
 
-Shape shape_of(SsimKernel kernel) {
+// Of a kernel as `choose` names it, for the window's taps.
+Shape shape_of(SsimKernel kernel, int taps) {
+  const int halo = taps - 1, outputs = taps > kDefaultWindow ? 1 : 2;  // of a thread
   switch (kernel) {
-    case kForward2dWide:
-    case kAdjoint2dWide: return {128, 1, 14, 3};
     case kForward2d:
-    case kAdjoint2d: return {256, 1, 10, 3};
+    case kAdjoint2d: return {128 * outputs, 1, halo, 3};
     case kFused2d:
     case kFused2dStrided:
     case kFused2dWeighted:
-    case kFused2dWeightedStrided: return {246, 1, 21, 2};
+    case kFused2dWeightedStrided: return {256 - halo, 1, 2 * taps - 1, 2};
     case kValue3d:
     case kPartials3d:
     case kWeighted3d:
-    case kBackward3d: return {32, 16, 10, 2};
+    case kBackward3d: return {32, 16, halo, 2};
     case kForward3d:
-    case kAdjoint3d: return {32, 16, 10, 1};
-    case kForward3dWide:
-    case kAdjoint3dWide: return {32, 8, 14, 1};
-    default: return {256, 1, 10, 4};
+    case kAdjoint3d: return {32, 8 * outputs, halo, 1};
+    default: return {256, 1, halo, 4};
   }
 }
 
 Int64 divide_up(Int64 a, Int64 b) { return (a + b - 1) / b; }
 
+bool fits_int(Int64 stride) { return stride == static_cast<int>(stride); }
+
 // Float32 with neighbouring columns side by side, rows less than 2^31 apart: what the plain kernels read and write.
 bool plain(const SsimTensor& tensor) {
-  const Int64 row = tensor.stride[3];
-  return tensor.type == kFloat32 && tensor.stride[4] == 1 && row == static_cast<int>(row);
+  return tensor.type == kFloat32 && tensor.stride[4] == 1 && fits_int(tensor.stride[3]);
 }
 
 // Whether a weight of the map lies like an adjoint map: what the plain kernels read.
@@ -65,9 +65,21 @@ bool plain_slices(const SsimProblem& p) {
          static_cast<Int64>(p.size[3]) * p.size[4] < limit;
 }
 
+// Whether one kernel makes the sums and the gradient: of one image, by 1 - S of its voxels, without eps; it walks down
+// weights by steps of 32 bits.
+bool has_fused(const SsimProblem& p, const SsimOptions& o) {
+  if (o.spatial_dims == 3 || o.window_size > kDefaultWindow || o.eps != 0. || o.both || p.plane_weight) return false;
+  for (const SsimTensor& weight : {p.weight, p.l1_weight}) {
+    if (!fits_int(weight.stride[3]) || !fits_int(weight.stride[4])) return false;
+  }
+  return true;
+}
+
+// The kernel, of those of the default window.
 SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation operation) {
-  const bool wide = o.window_size > 11, volume = o.spatial_dims == 3;
-  bool simple = plain(p.image[0]) && plain(p.image[1]) && !wide && !o.both && (!volume || plain_slices(p));
+  const bool volume = o.spatial_dims == 3;
+  bool simple = plain(p.image[0]) && plain(p.image[1]) && o.window_size <= kDefaultWindow && !o.both;
+  if (volume) simple = simple && plain_slices(p);
   if (operation == kOperationFused) {
     simple = simple && plain(p.grad[0]);
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
@@ -75,14 +87,49 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   }
   if (operation == kOperationBackward) {
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
-    if (volume) return simple ? kBackward3d : wide ? kAdjoint3dWide : kAdjoint3d;
-    return wide ? kAdjoint2dWide : kAdjoint2d;
+    return !volume ? kAdjoint2d : simple ? kBackward3d : kAdjoint3d;
   }
-  simple = simple && !o.contrast && !p.map.data && !p.plane_weight && (!p.weight.data || like_a_map(p.weight, p));
+  simple = simple && !o.similarities && o.eps == 0. && !p.map.data && !p.plane_weight;
   if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
-  if (simple && p.partials && volume) return p.weight.data ? kWeighted3d : kPartials3d;
-  if (volume) return wide ? kForward3dWide : kForward3d;
-  return wide ? kForward2dWide : kForward2d;
+  if (simple && p.partials && volume && !p.weight.data) return kPartials3d;
+  if (simple && p.partials && volume && like_a_map(p.weight, p)) return kWeighted3d;
+  return volume ? kForward3d : kForward2d;
+}
+
+// The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the
+// kernels for any tensor alone.
+SsimKernel of_window(SsimKernel kernel, int window) {
+  struct Kernels {
+    SsimKernel forward2d, adjoint2d, forward3d, adjoint3d, value2d, fused2d, fused2d_strided, plain3d, backward3d;
+  };
+#define SPLAT_WIDE(taps) kForward2d_##taps, kAdjoint2d_##taps, kForward3d_##taps, kAdjoint3d_##taps
+#define SPLAT_NARROW(taps) \
+  SPLAT_WIDE(taps), kValue2d_##taps, kFused2d_##taps, kFused2dStrided_##taps, kPlain3d_##taps, kBackward3d_##taps
+  static const Kernels windows[] = {
+      {SPLAT_NARROW(3)}, {SPLAT_NARROW(5)}, {SPLAT_NARROW(7)}, {SPLAT_NARROW(9)}, {},
+      {SPLAT_WIDE(13), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
+      {SPLAT_WIDE(15), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
+  };
+#undef SPLAT_NARROW
+#undef SPLAT_WIDE
+  if (window == kDefaultWindow) return kernel;
+  const Kernels& own = windows[(window - 3) / 2];
+  switch (kernel) {
+    case kForward2d: return own.forward2d;
+    case kAdjoint2d: return own.adjoint2d;
+    case kForward3d: return own.forward3d;
+    case kAdjoint3d: return own.adjoint3d;
+    case kValue2d: return own.value2d;
+    case kFused2d:
+    case kFused2dWeighted: return own.fused2d;
+    case kFused2dStrided:
+    case kFused2dWeightedStrided: return own.fused2d_strided;
+    case kValue3d:
+    case kPartials3d:
+    case kWeighted3d: return own.plain3d;
+    case kBackward3d: return own.backward3d;
+    default: return kKernelCount;
+  }
 }
 
 // Cuts `length` steps of the marching axis for `columns` independent walks: the number of segments whose blocks finish
@@ -101,24 +148,41 @@ int segment_length(int length, Int64 columns, int warm_up, Int64 places) {
   return best;
 }
 
-// Window weights from the edge to the centre in double precision, padded with zeros to the kernel's taps.
+// Window weights from the edge to the centre, in double precision.
 void fill_taps(SsimProblem& p, const SsimOptions& o) {
-  const int kernel_radius = o.window_size > 11 ? 7 : 5, radius = o.window_size / 2;
-  double weight[kMostTaps / 2 + 1], sum = 0.;
+  const int radius = o.window_size / 2;
+  double weight[kMaxTaps / 2 + 1], sum = 0.;
   for (int k = 0; k <= radius; ++k) {
     weight[k] = std::exp(-0.5 * k * k / (o.sigma * o.sigma));
     sum += k == 0 ? weight[k] : 2. * weight[k];
   }
-  for (int k = 0; k <= kMostTaps / 2; ++k) {
-    const int distance = kernel_radius - k;
-    p.taps[k] = distance >= 0 && distance <= radius ? static_cast<float>(weight[distance] / sum) : 0.f;
+  for (int k = 0; k <= radius; ++k) p.taps[k] = static_cast<float>(weight[radius - k] / sum);
+  double rest = 1. - p.taps[radius];
+  for (int k = 0; k < radius - 1; ++k) rest -= 2. * p.taps[k];
+  p.taps[radius - 1] = static_cast<float>(rest / 2.);
+}
+
+// The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the
+// same, to places that they then do not read, and the choice of a kernel looks at strides.
+void settle_strides(SsimTensor& tensor, const int (&size)[5]) {
+  for (int axis = 0; axis < 5; ++axis) {
+    if (size[axis] == 1) tensor.stride[axis] = axis == 4 ? 1 : 0;
   }
+}
+
+void settle_strides(SsimProblem& p) {
+  const int map_size[5] = {p.size[0], p.size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
+  for (SsimTensor* tensor : {&p.image[0], &p.image[1], &p.grad[0], &p.grad[1], &p.l1_weight}) {
+    settle_strides(*tensor, p.size);
+  }
+  for (SsimTensor* tensor : {&p.map, &p.weight}) settle_strides(*tensor, map_size);
 }
 
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
-  if (o.window_size < 3 || o.window_size > kMostTaps || o.window_size % 2 == 0) return false;
-  if (!(o.sigma > 0.) || o.multiprocessors < 1 || (o.spatial_dims == 2 && p.size[2] != 1)) return false;
+  if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
+  if (!(o.sigma > 0.) || !(o.eps >= 0.) || o.multiprocessors < 1) return false;
+  if (o.spatial_dims == 2 && p.size[2] != 1) return false;
   for (int axis = 0; axis < 5; ++axis) {
     if (p.size[axis] < 1 || p.size[axis] > kMostBlocks - 4096) return false;
   }
@@ -144,6 +208,7 @@ Int64 block_count(const SsimProblem& p) {
 // the whole batch.
 Int64 cut_into_tiles(SsimPadding& a, const int (&radius)[3]) {
   const int depth = a.size[2] + 2 * radius[0], height = a.size[3] + 2 * radius[1], width = a.size[4] + 2 * radius[2];
+  for (SsimTensor* tensor : {&a.source[0], &a.source[1], &a.grad, &a.l1_weight}) settle_strides(*tensor, a.size);
   a.lane_bits = 5;
   while (1 << a.lane_bits < width && 1 << a.lane_bits < kTileThreads) ++a.lane_bits;
   a.strips = static_cast<int>(divide_up(width, 1 << a.lane_bits));
@@ -166,32 +231,47 @@ SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
 
 // Name of kernel `id`, or nullptr past the last: what a module must contain, in the order of its table.
 SPLAT_EXPORT const char* splat_ssim_cuda_kernel_name(int id) {
-#define SPLAT_SSIM_NAME(id, name, threads) #name,
+#define SPLAT_SSIM_NAME(id, name, threads, unit) #name,
   static const char* const names[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_NAME)};
 #undef SPLAT_SSIM_NAME
   return id >= 0 && id < kKernelCount ? names[id] : nullptr;
 }
 
+// The unit of compilation that has kernel `id`.
+SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
+#define SPLAT_SSIM_UNIT(id, name, threads, unit) unit,
+  static const int units[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_UNIT)};
+#undef SPLAT_SSIM_UNIT
+  return id >= 0 && id < kKernelCount ? units[id] : SPLAT_UNIT_ALL;
+}
+
 // Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Puts the number of
-// blocks into *blocks: block_sums takes kSumKinds times as many floats. Partials take 3 maps, 4 where o.both is set or
-// the kernel is not a plain one: 4 always suffice.
+// blocks into *blocks: block_sums takes kSumKinds times as many floats. It is 0 where a fused kernel is asked for and
+// none does that. Partials take 3 maps, 4 where o.both is set or the kernel is not a plain one: 4 always suffice.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
   if (!valid_options(*p, *o)) return kBadArgument;
-  if (operation == kOperationFused && (o->spatial_dims == 3 || o->window_size > 11)) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
     const bool trimmed = o->valid && (axis > 0 || o->spatial_dims == 3);
     p->lead[axis] = trimmed ? radius : 0;
     p->map_size[axis] = p->size[axis + 2] - 2 * p->lead[axis];
   }
+  settle_strides(*p);
+  if (operation == kOperationFused && !has_fused(*p, *o)) {
+    *blocks = 0;
+    return kOk;
+  }
   p->map_slice = static_cast<Int64>(p->map_size[1]) * p->map_size[2];
   p->partial_stride = p->map_slice * p->map_size[0] * p->size[0] * p->size[1];
   fill_taps(*p, *o);
   p->c1 = static_cast<float>(o->k1 * o->data_range * (o->k1 * o->data_range));
   p->c2 = static_cast<float>(o->k2 * o->data_range * (o->k2 * o->data_range));
+  p->eps = static_cast<float>(o->eps);
   p->apart = static_cast<float>(0.05 * o->data_range);
-  p->kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
-  const Shape shape = shape_of(static_cast<SsimKernel>(p->kernel));
+  p->similarities = o->similarities;
+  const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
+  const Shape shape = shape_of(kernel, o->window_size);
+  p->kernel = of_window(kernel, o->window_size);
   const int* outputs = operation == kOperationForward ? p->map_size : p->size + 2;
   const Int64 planes = static_cast<Int64>(p->size[0]) * p->size[1], places = o->multiprocessors * shape.resident;
   p->strips = static_cast<int>(divide_up(outputs[2], shape.columns));

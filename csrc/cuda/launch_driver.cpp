@@ -25,7 +25,7 @@ struct Module {
 }  // namespace
 
 SsimStatus launch(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
-#define SPLAT_SSIM_THREADS(id, name, threads) threads,
+#define SPLAT_SSIM_THREADS(id, name, threads, unit) threads,
   static const unsigned threads[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_THREADS)};
 #undef SPLAT_SSIM_THREADS
   if (!handle || blocks < 1 || blocks > 2147483647) return kBadArgument;

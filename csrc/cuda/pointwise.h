@@ -12,7 +12,7 @@ namespace {
 
 struct Similarity {
   Real dssim, dcs;       // 1 - S, 1 - CS
-  Real a, inverse_a, inverse_b, mu_s, mu_d;
+  Real a, inverse_a, inverse_b, mu_s, mu_d, variance_s, variance_d;
 };
 
 // From E[s], E[d], E[s²], E[d²], of s and d less their shifts.
@@ -23,15 +23,37 @@ SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]
   r.mu_d = d + shift.d;
   const Real d2 = r.mu_d * r.mu_d;
   const Real A = multiply_add(0.5f, multiply_add(r.mu_s, r.mu_s, d2), a.c1);
-  const Real variance_s = multiply_add(-s, s, moment[2]), variance_d = multiply_add(-d, d, moment[3]);
-  const Real B = multiply_add(0.5f, variance_s + variance_d, a.c2);
+  r.variance_s = multiply_add(-s, s, moment[2]);
+  r.variance_d = multiply_add(-d, d, moment[3]);
+  const Real B = multiply_add(0.5f, r.variance_s + r.variance_d, a.c2);
   r.inverse_a = reciprocal(A);
   r.inverse_b = reciprocal(B);
   r.a = d2 * r.inverse_a;
-  r.dcs = variance_d * r.inverse_b;
+  r.dcs = r.variance_d * r.inverse_b;
   r.dssim = multiply_add(-r.a, r.dcs, r.a + r.dcs);
   return r;
 }
+
+// CS itself, and S without eps. Not as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
+SPLAT_DEVICE Real contrast_structure(const SsimProblem& a, const Similarity& r) {
+  return multiply_add(0.5f, r.variance_s - r.variance_d, a.c2) * r.inverse_b;
+}
+SPLAT_DEVICE Real similarity_itself(const SsimProblem& a, const Similarity& r) {
+  const Real twice = (r.mu_s - r.mu_d) * (r.mu_s + r.mu_d);
+  return contrast_structure(a, r) * (multiply_add(0.5f, twice, a.c1) * r.inverse_a);
+}
+
+// What eps in the denominator makes of S: q·S, q = AB / (AB + eps).
+struct Damping {
+  Real kept = 1.f, missing = 0.f;  // q and 1 - q
+
+  SPLAT_DEVICE void set(const SsimProblem& a, const Similarity& r) {
+    const Real ratio = a.eps * r.inverse_a * r.inverse_b;
+    const Real finite = ratio <= 1e30f ? ratio : Real(1e30f);
+    kept = reciprocal(1.f + finite);
+    missing = finite * kept;
+  }
+};
 
 // Derivatives of v·(1 - S) by the four moments; with kOneImage those by E[s] and E[d] are added into [0], which is all
 // the gradient of the first image needs, and [1] is unused.
@@ -56,6 +78,16 @@ template <bool kOneImage>
 SPLAT_DEVICE void dssim_derivatives(const Similarity& r, const Real (&moment)[4], Real (&by)[4]) {
   derivatives<kOneImage>(r, moment, multiply_add(-r.a, r.inverse_b, r.inverse_b),
                          multiply_add(-r.dcs, r.inverse_a, r.inverse_a), by);
+}
+
+// Adds what eps brings to the derivatives of v·q·(1 - S) to make them those of v·(1 - qS): with L = v·q·(1 - q)·S
+//     d(1 - qS) = q·d(1 - S) - q(1 - q)·S·(dA/A + dB/B)
+SPLAT_DEVICE void add_damping(const Similarity& r, const Real (&moment)[4], Real lost, Real (&by)[4]) {
+  const Real by_a = lost * r.inverse_a, by_b = 0.5f * (lost * r.inverse_b);
+  by[0] = by[0] - multiply_add(by_a, r.mu_s, -2.f * (moment[0] * by_b));
+  by[1] = by[1] - multiply_add(by_a, r.mu_d, -2.f * (moment[1] * by_b));
+  by[2] = by[2] - by_b;
+  by[3] = by[3] - by_b;
 }
 
 }  // namespace

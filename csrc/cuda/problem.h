@@ -17,11 +17,11 @@ struct SsimTensor {
   float top;
 };
 
-// Block sums have three kinds: of 1 - S, of |image1 - image2|, of 1 - CS (contrast-structure).
-enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumDcs = 2, kSumKinds = 3 };
+// Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
+enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
 
-// The window never has more taps than the kernel: smaller windows are padded with zero weights.
-constexpr int kMostTaps = 15;
+// Windows have 3, 5, … 15 taps, and each has kernels of its own.
+constexpr int kMaxTaps = 15;
 
 struct SsimProblem {
   SsimTensor image[2];
@@ -41,11 +41,13 @@ struct SsimProblem {
   int tiles;            // blocks along the height (volumes only)
   int segments;         // blocks along the marching axis: height of images, depth of volumes
   int segment;          // outputs of the marching axis a block makes
-  float taps[kMostTaps / 2 + 1];  // window weights from the edge to the centre, zero-padded to the kernel's taps
+  float taps[kMaxTaps / 2 + 1];  // window weights from the edge to the centre
   float c1, c2;         // (k1·L)², (k2·L)²
+  float eps;            // added to the denominator of S, not of CS
   float apart;          // difference of the images' means from which x - y is shifted, see shift.h
   float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
+  int similarities;     // 1: the sums are of S and CS themselves, without weights
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
 };
 
@@ -53,16 +55,16 @@ struct SsimProblem {
 enum SsimOperation {
   kOperationForward = 0,   // sums, and the map and the adjoint maps where their pointers are set
   kOperationBackward = 1,  // gradients from the adjoint maps
-  kOperationFused = 2,     // sums and grad[0] at once
+  kOperationFused = 2,     // sums and grad[0] at once, where there is a kernel for that
 };
 
 struct SsimOptions {
-  double sigma, k1, k2, data_range;
+  double sigma, k1, k2, data_range, eps;
   int spatial_dims;     // 2 or 3
   int window_size;      // odd, 3 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside
   int both;             // 1: the adjoint maps must serve the gradients of both images
-  int contrast;         // 1: the sums of 1 - CS are wanted too
+  int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well
 };
 
@@ -86,7 +88,7 @@ struct SsimPadding {
 };
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
-//     results[k][group] = offset[k] + scale[k] · Σ values[k][group][0 … count[k])
+//     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
 // and, where combined is given, combined[group] = Σ combine[k]·results[k][group]. Neighbouring results are
 // `result_stride` elements apart.
 struct SsimReduction {
@@ -96,7 +98,7 @@ struct SsimReduction {
   float* combined;
   Int64 result_stride;
   int groups, kinds;
-  float scale[kSumKinds], offset[kSumKinds], combine[kSumKinds];
+  float scale[kSumKinds], combine[kSumKinds];
 };
 
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
@@ -109,38 +111,60 @@ struct SsimScaling {
   int blocks;  // a group
 };
 
-// Every kernel: identifier, entry point, threads a block. The order is the ABI between launcher and module loader.
-#define SPLAT_SSIM_KERNELS(ENTRY)                  \
-  ENTRY(kValue2d, splat_value2d, 128)              \
-  ENTRY(kForward2d, splat_forward2d, 128)          \
-  ENTRY(kForward2dWide, splat_forward2d_wide, 128) \
-  ENTRY(kAdjoint2d, splat_adjoint2d, 128)          \
-  ENTRY(kAdjoint2dWide, splat_adjoint2d_wide, 128) \
-  ENTRY(kFused2d, splat_fused2d, 256)              \
-  ENTRY(kFused2dStrided, splat_fused2d_strided, 256) \
-  ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256) \
-  ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256) \
-  ENTRY(kValue3d, splat_value3d, 256)              \
-  ENTRY(kPartials3d, splat_partials3d, 256)        \
-  ENTRY(kWeighted3d, splat_weighted3d, 256)        \
-  ENTRY(kForward3d, splat_forward3d, 256)          \
-  ENTRY(kForward3dWide, splat_forward3d_wide, 256) \
-  ENTRY(kBackward3d, splat_backward3d, 256)        \
-  ENTRY(kAdjoint3d, splat_adjoint3d, 256)          \
-  ENTRY(kAdjoint3dWide, splat_adjoint3d_wide, 256) \
-  ENTRY(kPad, splat_pad, 256)                      \
-  ENTRY(kFold, splat_fold, 256)                    \
-  ENTRY(kL1, splat_l1, 256)                        \
-  ENTRY(kReduce, splat_reduce, 256)                \
-  ENTRY(kScale, splat_scale, 256)                  \
-  ENTRY(kVoxelPrepare, splat_voxel_prepare, 128)   \
-  ENTRY(kVoxelPairs, splat_voxel_pairs, 128)       \
-  ENTRY(kVoxelRender, splat_voxel_render, 128)     \
-  ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128) \
-  ENTRY(kVoxelGather, splat_voxel_gather, 128)     \
-  ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128) \
-  ENTRY(kVoxelChain, splat_voxel_chain, 128)
+// The kernels of a window: those for any tensor. Windows narrower than 11 have some for plain float32 images too, one
+// where 11 has several.
+#define SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)                    \
+  ENTRY(kForward2d_##taps, splat_forward2d_##taps, 128, taps)   \
+  ENTRY(kAdjoint2d_##taps, splat_adjoint2d_##taps, 128, taps)   \
+  ENTRY(kForward3d_##taps, splat_forward3d_##taps, 256, taps)   \
+  ENTRY(kAdjoint3d_##taps, splat_adjoint3d_##taps, 256, taps)
+#define SPLAT_SSIM_NARROW_KERNELS(ENTRY, taps)                  \
+  ENTRY(kValue2d_##taps, splat_value2d_##taps, 128, taps)       \
+  ENTRY(kFused2d_##taps, splat_fused2d_##taps, 256, taps)       \
+  ENTRY(kFused2dStrided_##taps, splat_fused2d_strided_##taps, 256, taps) \
+  ENTRY(kPlain3d_##taps, splat_plain3d_##taps, 256, taps)       \
+  ENTRY(kBackward3d_##taps, splat_backward3d_##taps, 256, taps) \
+  SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)
 
-#define SPLAT_SSIM_ID(id, name, threads) id,
+// Units of compilation: NVRTC compiles one at its first use, nvcc all together. A window's unit is its size.
+#define SPLAT_UNIT_ALL 0
+#define SPLAT_UNIT_SHARED 1  // what every window needs
+#define SPLAT_UNIT_VOXELS 2
+
+// Every kernel: identifier, entry point, threads a block, unit. The order is the ABI of launcher and module loader.
+#define SPLAT_SSIM_KERNELS(ENTRY)                          \
+  ENTRY(kValue2d, splat_value2d, 128, 11)                  \
+  ENTRY(kForward2d, splat_forward2d, 128, 11)              \
+  ENTRY(kAdjoint2d, splat_adjoint2d, 128, 11)              \
+  ENTRY(kFused2d, splat_fused2d, 256, 11)                  \
+  ENTRY(kFused2dStrided, splat_fused2d_strided, 256, 11)   \
+  ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256, 11) \
+  ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256, 11) \
+  ENTRY(kValue3d, splat_value3d, 256, 11)                  \
+  ENTRY(kPartials3d, splat_partials3d, 256, 11)            \
+  ENTRY(kWeighted3d, splat_weighted3d, 256, 11)            \
+  ENTRY(kForward3d, splat_forward3d, 256, 11)              \
+  ENTRY(kBackward3d, splat_backward3d, 256, 11)            \
+  ENTRY(kAdjoint3d, splat_adjoint3d, 256, 11)              \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 3)                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 5)                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 7)                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 9)                      \
+  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 13)                       \
+  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 15)                       \
+  ENTRY(kPad, splat_pad, 256, SPLAT_UNIT_SHARED)           \
+  ENTRY(kFold, splat_fold, 256, SPLAT_UNIT_SHARED)         \
+  ENTRY(kL1, splat_l1, 256, SPLAT_UNIT_SHARED)             \
+  ENTRY(kReduce, splat_reduce, 256, SPLAT_UNIT_SHARED)     \
+  ENTRY(kScale, splat_scale, 256, SPLAT_UNIT_SHARED)       \
+  ENTRY(kVoxelPrepare, splat_voxel_prepare, 128, SPLAT_UNIT_VOXELS)          \
+  ENTRY(kVoxelPairs, splat_voxel_pairs, 128, SPLAT_UNIT_VOXELS)              \
+  ENTRY(kVoxelRender, splat_voxel_render, 128, SPLAT_UNIT_VOXELS)            \
+  ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128, SPLAT_UNIT_VOXELS)   \
+  ENTRY(kVoxelGather, splat_voxel_gather, 128, SPLAT_UNIT_VOXELS)            \
+  ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128, SPLAT_UNIT_VOXELS)   \
+  ENTRY(kVoxelChain, splat_voxel_chain, 128, SPLAT_UNIT_VOXELS)
+
+#define SPLAT_SSIM_ID(id, name, threads, unit) id,
 enum SsimKernel { SPLAT_SSIM_KERNELS(SPLAT_SSIM_ID) kKernelCount };
 #undef SPLAT_SSIM_ID

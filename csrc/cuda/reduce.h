@@ -35,7 +35,7 @@ SPLAT_DEVICE void reduce(const SsimReduction& a) {
     if (thread_index() == 0) {
       sum = 0.;
       for (int w = 0; w < 8; ++w) sum += load_shared(warps + w);
-      sum = a.offset[k] + a.scale[k] * sum;
+      sum *= a.scale[k];
       combined += a.combine[k] * sum;
       store_global(a.results[k] + group * a.result_stride, Real(static_cast<float>(sum)));
     }

@@ -14,14 +14,9 @@ SPLAT_DEVICE Real shifted_sum(Real x, Real y, const Shift& shift) { return (x - 
 // (s, d) of a pixel, shifted.
 SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {shifted_sum(x, y, shift), (x - y) - shift.d}; }
 
-// The mean over the lanes of a warp of what is finite, the rest counting as 0.
-SPLAT_DEVICE Real warp_mean(Real v) {
-  return broadcast(warp_sum(absolute(v) <= 3.4e38f ? v : Real(0.f)) * (1.f / 32));
-}
-
-// The means of s and d over 32 places of the plane, one a lane; that of d only where the images are clearly apart, since
-// d = 0 and its sign must not be rounded away. They depend on the plane alone, so that forward and backward kernels,
-// and every cut into blocks, have the same. Every thread must call it.
+// The means of s and d over 32 places of the plane, one a lane, of those whose squares are finite; that of d only where
+// the images are clearly apart, since d = 0 and its sign must not be rounded away. They depend on the plane alone, so
+// that forward and backward kernels, and every cut into blocks, have the same. Every thread must call it.
 template <bool kPlain>
 SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
   const int lane = thread_index() & 31;
@@ -36,8 +31,12 @@ SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
                   : load_element(image, at + x * image.stride[4]);
   };
   const Real vx = load(a.image[0]), vy = load(a.image[1]);
-  const Real d = warp_mean(vx - vy);
-  return {warp_mean(vx + vy), absolute(d) <= a.apart ? Real(0.f) : d};
+  const bool usable = absolute(vx) + absolute(vy) <= 1e18f;
+  // Of the first lane, which has the sums of all.
+  const Real count = warp_sum(usable ? Real(1.f) : Real(0.f)), share = reciprocal(count == 0.f ? Real(1.f) : count);
+  auto mean = [&](Real v) { return broadcast(warp_sum(usable ? v : Real(0.f)) * share); };
+  const Real d = mean(vx - vy);
+  return {mean(vx + vy), absolute(d) <= a.apart ? Real(0.f) : d};
 }
 
 }  // namespace

@@ -16,10 +16,11 @@
 
 namespace {
 
-// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps) and kWeighted (the same,
-// every voxel with a weight) are for plain float32 images; kAny takes every type and layout and decides at run time
-// between sums, map and the four adjoint maps that gradients of both images need.
-enum Forward { kValue, kPartials, kWeighted, kAny };
+// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps), kWeighted (the same,
+// every voxel with a weight) and kPlain (one of the three, decided at run time: narrow windows have the registers) are
+// for plain float32 images; kAny takes every type and layout and decides at run time between sums, map and the four
+// adjoint maps that gradients of both images need.
+enum Forward { kValue, kPartials, kWeighted, kPlain, kAny };
 
 constexpr int kThreads2d = 128;
 
@@ -55,21 +56,28 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 
 // One voxel of the kAny kernels: (z, y, x) of the map, `place` its index in an adjoint map.
 struct AnyVoxel {
-  Real dssim = 0.f, dcs = 0.f;  // running sums
+  Real dssim = 0.f, contrast = 0.f;  // running sums; with `similarities` of S and CS
 
   SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
                         int y, int x, Int64 place) {
     const Similarity r = similarity(a, moment, shift);
+    Damping damping;
+    if (a.eps > 0.f) damping.set(a, r);
+    const Real missed = multiply_add(damping.kept, r.dssim, damping.missing);  // 1 - S
     Real share = 1.f;
     if (a.weight.data) {
       const Int64 at = plane_offset(a.weight, batch, channel) + z * a.weight.stride[2] + y * a.weight.stride[3];
       share = load_element(a.weight, at + x * a.weight.stride[4]);
     }
-    dssim = multiply_add(share, r.dssim, dssim);
-    dcs = multiply_add(share, r.dcs, dcs);
+    if (a.similarities) {
+      dssim = multiply_add(damping.kept, similarity_itself(a, r), dssim);
+      contrast = contrast + contrast_structure(a, r);
+    } else {
+      dssim = multiply_add(share, missed, dssim);
+    }
     if (a.map.data) {
       const Int64 at = plane_offset(a.map, batch, channel) + z * a.map.stride[2] + y * a.map.stride[3];
-      store_element(a.map, at + x * a.map.stride[4], 1.f - r.dssim);
+      store_element(a.map, at + x * a.map.stride[4], 1.f - missed);
     }
     if (a.partials) {
       Real v = share * a.dssim_scale, c = 0.f, by[4];
@@ -78,7 +86,9 @@ struct AnyVoxel {
         v = share * load_global(scale);
         c = share * load_global(scale + 1);
       }
+      v = v * damping.kept;
       any_derivatives(r, moment, v, c, by);
+      if (a.eps > 0.f) add_damping(r, moment, v * damping.missing * (1.f - r.dssim), by);
 #pragma unroll
       for (int m = 0; m < 4; ++m) store_global(a.partials + m * a.partial_stride + place, by[m]);
     }
@@ -173,7 +183,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) sum = sum + (stores[j] ? dssim[j] : Real(0.f));
   block_sum<kThreads2d>(kMode == kAny ? any.dssim : sum, block_sum_place(a, kSumDssim));
-  if (kMode == kAny) block_sum<kThreads2d>(any.dcs, block_sum_place(a, kSumDcs));
+  if (kMode == kAny && a.similarities) block_sum<kThreads2d>(any.contrast, block_sum_place(a, kSumContrast));
   if (kMode == kValue) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
 }
 

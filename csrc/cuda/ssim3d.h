@@ -22,7 +22,8 @@ struct Tile {
   static constexpr int kRows = kThreads3d / kTileColumns * kOutputs;
   static constexpr int kLoadedRows = kRows + kHalo, kLoadedColumns = kTileColumns + kHalo;
   // Distances between rows that keep vector loads aligned and spread over the banks: an odd number of vectors of four.
-  static constexpr int kMapPitch = ((kLoadedColumns + 3) / 4 | 1) * 4, kQuadPitch = kTileColumns + 1;
+  static constexpr int kPairPitch = (kLoadedColumns / 2 | 1) * 2, kMapPitch = ((kLoadedColumns + 3) / 4 | 1) * 4;
+  static constexpr int kQuadPitch = kTileColumns + 1;
   static constexpr int kFilteredPitch = kTileColumns + 4;
 };
 
@@ -46,11 +47,21 @@ SPLAT_DEVICE Block3d block3d(const SsimProblem& a) {
   return b;
 }
 
+// Indices of a slice: the launcher sends slices of 2^31 voxels and more to the kernels for any tensor.
+template <bool kPlain>
+struct SliceIndex {
+  typedef Int64 Type;
+};
+template <>
+struct SliceIndex<true> {
+  typedef int Type;
+};
+
 // The elements of one slice a thread loads, a fixed set for the whole walk: `where` is the element's index in the
 // slice for plain images, (row << 8 | column) of the halo tile otherwise, and -1 outside the image.
-template <bool kPlain, int kCount>
+template <bool kPlain, int kCount, class Index = int>
 struct SliceLoads {
-  int where[kCount];
+  Index where[kCount];
 
   template <int kLoadedRows, int kPitch, int kLoadedColumns>
   SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride) {
@@ -61,7 +72,7 @@ struct SliceLoads {
       const bool inside = row < kLoadedRows && column < kLoadedColumns &&
                           static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
                           static_cast<unsigned>(x) < static_cast<unsigned>(width);
-      where[k] = !inside ? -1 : kPlain ? static_cast<int>(y * row_stride) + x : row << 8 | column;
+      where[k] = !inside ? -1 : kPlain ? static_cast<Index>(y * row_stride) + x : row << 8 | column;
     }
   }
 
@@ -97,7 +108,7 @@ SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice
     if (i >= T::kLoadedRows * kGroups) break;
     const int group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
     Real h[kGroup][4];
-    row_moments<kTaps>(a, slice + row * T::kLoadedColumns + group * kGroup, h);
+    row_moments<kTaps>(a, slice + row * T::kPairPitch + group * kGroup, h);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       store_shared(filtered + row * T::kQuadPitch + group * kGroup + j, Quad{h[j][0], h[j][1], h[j][2], h[j][3]});
@@ -130,8 +141,8 @@ SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* fi
 template <int kTaps, Forward kMode>
 SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   using T = Tile<kTaps>;
-  constexpr bool kPlain = kMode != kAny;
-  constexpr int kElements = T::kLoadedRows * T::kLoadedColumns, kLoads = (kElements + kThreads3d - 1) / kThreads3d;
+  constexpr bool kPlainImages = kMode != kAny;
+  constexpr int kElements = T::kLoadedRows * T::kPairPitch, kLoads = (kElements + kThreads3d - 1) / kThreads3d;
   SPLAT_SHARED(Pair, slice, kElements);
   SPLAT_SHARED(Quad, filtered, T::kLoadedRows * T::kQuadPitch);
   const Block3d b = block3d<T::kRows>(a);
@@ -139,20 +150,22 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   const int z1 = b.z0 + a.segment < a.map_size[0] ? b.z0 + a.segment : a.map_size[0];
   const int load_z = b.z0 - T::kRadius + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
   const int load_x = b.x0 - T::kRadius + a.lead[2];
-  SliceLoads<kPlain, kLoads> loads;
-  loads.template aim<T::kLoadedRows, T::kLoadedColumns, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
-                                                                          a.image[0].stride[3]);
+  SliceLoads<kPlainImages, kLoads> loads;
+  loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
+                                                                       a.image[0].stride[3]);
   auto start = [&](const SsimTensor& image) {
     const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
-    return kPlain ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
+    return kPlainImages ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
   };
   Int64 at_x = start(a.image[0]), at_y = start(a.image[1]);
   const float *plain_x = static_cast<const float*>(a.image[0].data), *plain_y = nullptr;
-  if (kPlain) {
+  if (kPlainImages) {
     plain_x += at_x;
     plain_y = static_cast<const float*>(a.image[1].data) + at_y;
   }
-  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlainImages>(a, b.batch, b.channel);
+  const bool value = kMode == kValue || (kMode == kPlain && !a.partials);
+  const bool weighted = kMode == kWeighted || (kMode == kPlain && a.weight.data);
   Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
   AnyVoxel any;
   bool stores[T::kOutputs];
@@ -167,7 +180,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 
   auto fetch = [&](int z) {
     const bool inside = static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2]);
-    if constexpr (kPlain) {
+    if constexpr (kPlainImages) {
       loads.read(plain_x, inside, next_x);
       loads.read(plain_y, inside, next_y);
       plain_x += a.image[0].stride[2];
@@ -190,10 +203,10 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     fetch(z + 1);
     barrier();
     filter_rows_of_moments<kTaps>(a, slice, filtered);
-    if (kMode == kValue && z >= b.z0 && z < z1) {
+    if (value && z >= b.z0 && z < z1) {
 #pragma unroll
       for (int j = 0; j < T::kOutputs; ++j) {
-        const Pair* own = slice + (row0 + j + T::kRadius) * T::kLoadedColumns + lane + T::kRadius;
+        const Pair* own = slice + (row0 + j + T::kRadius) * T::kPairPitch + lane + T::kRadius;
         l1 = l1 + absolute(shift.d + load_shared(&own->y));
       }
     }
@@ -212,12 +225,13 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
         continue;
       }
       const Similarity r = similarity(a, moment, shift);
-      if (kMode == kValue) dssim = dssim + r.dssim;
-      if (kMode == kPartials || kMode == kWeighted) {
+      if (value) {
+        dssim = dssim + r.dssim;
+      } else {
         Real by[4], v = a.dssim_scale;
         dssim_derivatives<true>(r, moment, by);
         const Int64 at = place + j * a.map_size[2];
-        if (kMode == kWeighted) {
+        if (weighted) {
           const Real share = load_global(static_cast<const float*>(a.weight.data) + at);  // laid out like an adjoint map
           v = share * a.dssim_scale;
           dssim = multiply_add(share, r.dssim, dssim);
@@ -239,8 +253,8 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
   if (!a.block_sums) return;
   block_sum<kThreads3d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
-  if (kMode == kAny) block_sum<kThreads3d>(any.dcs, block_sum_place(a, kSumDcs));
-  if (kMode == kValue) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
+  if (kMode == kAny && a.similarities) block_sum<kThreads3d>(any.contrast, block_sum_place(a, kSumContrast));
+  if (value) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
 }
 
 // Along the width, one adjoint map.
@@ -295,7 +309,7 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
   const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
   const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
   const int load_z = b.z0 - T::kRadius - a.lead[0];
-  SliceLoads<true, kLoads> loads;
+  SliceLoads<true, kLoads, typename SliceIndex<kPlain>::Type> loads;
   loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
                                                                      b.x0 - T::kRadius - a.lead[2], a.map_size[1],
                                                                      a.map_size[2], a.map_size[2]);

@@ -19,10 +19,10 @@ constexpr Argument argument_of(void (*)(const Argument&));
 }  // namespace
 
 SsimStatus launch(const void*, SsimKernel kernel, Int64 blocks, const void* argument, void*) {
-#define SPLAT_SSIM_BODY(id, name, threads) call<decltype(argument_of(name)), name>,
+#define SPLAT_SSIM_BODY(id, name, threads, unit) call<decltype(argument_of(name)), name>,
   static const Body bodies[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_BODY)};
 #undef SPLAT_SSIM_BODY
-#define SPLAT_SSIM_THREADS(id, name, threads) threads,
+#define SPLAT_SSIM_THREADS(id, name, threads, unit) threads,
   static const int threads[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_THREADS)};
 #undef SPLAT_SSIM_THREADS
   if (blocks < 1) return kBadArgument;

@@ -84,7 +84,7 @@ std::vector<float> block_sums(SsimProblem& p, const SsimOptions& o, int operatio
 void run(const Case& c) {
   const int size[5] = {c.size.batch, c.size.channels, c.size.depth, c.size.height, c.size.width};
   const int spatial_dims = c.size.depth > 1 ? 3 : 2;
-  SsimOptions o{1.5, 0.01, 0.03, 1., spatial_dims, c.window, c.valid, c.both, 0, 2};
+  SsimOptions o{1.5, 0.01, 0.03, 1., 0., spatial_dims, c.window, c.valid, c.both, 0, 2};
   SsimProblem p{};
   for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
   Buffer x(size, c.type, c.channels_last), y(size, c.target, c.channels_last), gx(size, kFloat32, c.channels_last);
@@ -95,6 +95,13 @@ void run(const Case& c) {
   std::vector<float> sums = block_sums(p, o, kOperationForward);
   const int map_size[5] = {size[0], size[1], p.map_size[0], p.map_size[1], p.map_size[2]};
   check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "value");
+  if (c.both) {
+    o.similarities = 1;
+    sums = block_sums(p, o, kOperationForward);
+    check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "sums of S and CS");
+    o.similarities = 0;
+    o.eps = 1e-3;
+  }
 
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
@@ -223,6 +230,12 @@ int main(int count, char** arguments) {
            Case{volume, 13, kFloat32, kFloat32, true, false, true, false, true},
        }) {
     run(c);
+  }
+  for (int window = 3; window <= kMaxTaps; window += 2) {
+    run({{1, 2, 1, 17, 20}, window, kFloat32, kFloat32, false, false, false, window == 5, false});
+    run({{1, 1, 15, 16, 17}, window, kFloat32, kFloat32, true, false, false, window == 7, false});
+    run({{1, 2, 1, 9, 20}, window, kFloat16, kUint8, false, true, false, window == 3, false});
+    run({{1, 1, 5, 9, 34}, window, kFloat32, kUint8, false, false, true, true, true});
   }
   run_padding(0);
   run_padding(1);

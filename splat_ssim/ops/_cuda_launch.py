@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _FORWARD, _BACKWARD, _FUSED = 0, 1, 2
-_DSSIM, _L1, _DCS = 0, 1, 2  # kinds of block sums
+_DSSIM, _L1, _CONTRAST = 0, 1, 2  # kinds of block sums
 
-# Kernels that count |x - y| too, and the pairs that share three adjoint maps.
-_COUNT_L1 = ("splat_value2d", "splat_value3d")
-_PLAIN_PAIRS = (
-    ("splat_partials3d", "splat_backward3d"),
-    ("splat_weighted3d", "splat_backward3d"),
-)
+# Beginnings of the names of kernels: those that count |x - y| too, and those of volumes that share three adjoint maps.
+_COUNT_L1 = ("splat_value2d", "splat_value3d", "splat_plain3d")
+_THREE_MAPS_FORWARD = ("splat_partials3d", "splat_weighted3d", "splat_plain3d")
+_THREE_MAPS_BACKWARD = "splat_backward3d"
 
 #: Windows the kernels take; others take the torch definition.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
+
+#: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
+#: window needs, and the voxeliser's.
+SHARED, VOXELS = 1, 2
 
 # Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
 
@@ -59,9 +61,11 @@ class _Problem(ctypes.Structure):
         ("taps", ctypes.c_float * 8),
         ("c1", ctypes.c_float),
         ("c2", ctypes.c_float),
+        ("eps", ctypes.c_float),
         ("apart", ctypes.c_float),
         ("dssim_scale", ctypes.c_float),
         ("l1_scale", ctypes.c_float),
+        ("similarities", ctypes.c_int),
         ("kernel", ctypes.c_int),
     )
 
@@ -72,11 +76,12 @@ class _Options(ctypes.Structure):
         ("k1", ctypes.c_double),
         ("k2", ctypes.c_double),
         ("data_range", ctypes.c_double),
+        ("eps", ctypes.c_double),
         ("spatial_dims", ctypes.c_int),
         ("window_size", ctypes.c_int),
         ("valid", ctypes.c_int),
         ("both", ctypes.c_int),
-        ("contrast", ctypes.c_int),
+        ("similarities", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
     )
 
@@ -109,7 +114,6 @@ class _Reduction(ctypes.Structure):
         ("groups", ctypes.c_int),
         ("kinds", ctypes.c_int),
         ("scale", ctypes.c_float * 3),
-        ("offset", ctypes.c_float * 3),
         ("combine", ctypes.c_float * 3),
     )
 
@@ -136,6 +140,11 @@ def kernel_names(library: ctypes.CDLL) -> list[str]:
     while (name := library.splat_ssim_cuda_kernel_name(len(names))) is not None:
         names.append(name.decode())
     return names
+
+
+def kernel_units(library: ctypes.CDLL) -> list[int]:
+    """The unit of each kernel, in the same order."""
+    return [library.splat_ssim_cuda_kernel_unit(place) for place in range(len(kernel_names(library)))]
 
 
 class Kernels:
@@ -176,7 +185,7 @@ class Kernels:
             raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
 
     def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
-        """Completes `problem`; returns the kernel that will run and its number of blocks."""
+        """Completes `problem`; returns the kernel that will run and its number of blocks: 0 where none is fused."""
         blocks = ctypes.c_longlong()
         status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
         if status:
@@ -288,29 +297,33 @@ class _Call:
         problem.size[:] = self.images[0].shape
         return problem
 
-    def _requested(self, both: bool, contrast: bool = False) -> _Options:
+    def prepare(
+        self, problem: _Problem, operation: int, both: bool = False, similarities: bool = False
+    ) -> tuple[str, int]:
+        """Completes `problem` by the options; returns the kernel that will run and its number of blocks."""
         o = self.options
-        return _Options(
+        options = _Options(
             o.sigma,
             o.k1,
             o.k2,
             o.data_range,
+            o.eps,
             o.spatial_dims,
             o.window_size,
             self.valid,
             both,
-            contrast,
+            similarities,
             self.kernels.multiprocessors,
         )
+        return self.kernels.prepare(problem, options, operation)
 
-    def run(self, problem: _Problem, operation: int, both: bool = False, contrast: bool = False) -> tuple[str, Tensor]:
-        """Prepares and starts a kernel. Returns its name and its block sums, (3, B · C, blocks of a plane)."""
-        name, blocks = self.kernels.prepare(problem, self._requested(both, contrast), operation)
+    def start(self, problem: _Problem, blocks: int) -> Tensor:
+        """Starts the prepared kernel. Returns its block sums, (3, B · C, blocks of a plane)."""
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
         self.kernels.launch("ssim", problem, self.stream)
-        return name, sums
+        return sums
 
     def differentiate(
         self, problem: _Problem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
@@ -334,30 +347,30 @@ class _Call:
         return sums
 
     def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
-        """One kernel for one gradient of images, except by channel means or a wide window; else two."""
-        steps = [*problem.weight.stride[3:], *problem.l1_weight.stride[3:]]
-        one_kernel = self.options.spatial_dims == 2 and self.options.window_size <= 11 and max(steps) < 2**31
-        if one_kernel and not both and not problem.plane_weight:
-            _, sums = self.run(problem, _FUSED)
+        """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
+        _, blocks = self.prepare(problem, _FUSED, both)
+        if blocks:
+            sums = self.start(problem, blocks)
             return sums, sums
         # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.
         problem.partials = 1
-        pair = tuple(
-            self.kernels.prepare(problem, self._requested(both), operation)[0] for operation in (_FORWARD, _BACKWARD)
-        )
-        both = both or pair not in _PLAIN_PAIRS
+        backward_name, _ = self.prepare(problem, _BACKWARD, both)
+        forward_name, blocks = self.prepare(problem, _FORWARD, both)
+        three = forward_name.startswith(_THREE_MAPS_FORWARD) and backward_name.startswith(_THREE_MAPS_BACKWARD)
+        if not both and not three:
+            both = True
+            _, blocks = self.prepare(problem, _FORWARD, both)
         partials = self.empty(4 if both else 3, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
-        _, forward = self.run(problem, _FORWARD, both)
-        _, backward = self.run(problem, _BACKWARD, both)
-        return forward, backward
+        forward = self.start(problem, blocks)
+        _, blocks = self.prepare(problem, _BACKWARD, both)
+        return forward, self.start(problem, blocks)
 
     def reduce(
         self,
         sums: list[Tensor],
         results: list[Tensor],
         scale: list[float],
-        offset: float = 0.0,
         combined: Tensor | None = None,
         combine: tuple[float, ...] = (0.0, 0.0),
     ) -> None:
@@ -369,7 +382,7 @@ class _Call:
             argument.values[kind] = values.data_ptr()
             argument.count[kind] = values.numel() // groups
             argument.results[kind] = result.data_ptr()
-            argument.scale[kind], argument.offset[kind], argument.combine[kind] = scale[kind], offset, combine[kind]
+            argument.scale[kind], argument.combine[kind] = scale[kind], combine[kind]
         if combined is not None:
             argument.combined = combined.data_ptr()
         self.kernels.launch("reduce", argument, self.stream)
@@ -380,7 +393,8 @@ def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options:
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
     problem.map = _describe(_volume(out, options), options)
-    call.run(problem, _FORWARD)
+    _, blocks = call.prepare(problem, _FORWARD)
+    call.start(problem, blocks)
 
 
 def fill_map_gradients(
@@ -427,8 +441,9 @@ def photometric(
         problem = call.problem(dssim_weight, map_shares)
         l1_scale = l1_weight
     if call.grads[0] is None:
-        name, dssim = call.run(problem, _FORWARD)
-        counted = name in _COUNT_L1 and options.padding == "same"
+        name, blocks = call.prepare(problem, _FORWARD)
+        dssim = call.start(problem, blocks)
+        counted = name.startswith(_COUNT_L1) and options.padding == "same"
         l1 = dssim[_L1] if counted else call.sum_l1(shares)
     else:
         dssim, found = call.differentiate(problem, l1_scale, shares)
@@ -441,27 +456,31 @@ def photometric(
 def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
     """Weights divided by their sum, of the images' voxels and of the map's: float32 (B, C, D, H, W), maybe expanded."""
     weight = _volume(weight.detach(), call.options).float()
-    inner = weight
-    if call.options.padding == "valid":
-        for axis, radius in enumerate(call.radii, start=2):
-            inner = inner.narrow(axis, radius, weight.shape[axis] - 2 * radius)
     repeats = call.channels // weight.shape[1]
-    shares = []
-    for part in (weight, inner):
+
+    def share(part: Tensor) -> Tensor:
         total = repeats * (part.sum((1, 2, 3, 4), keepdim=True) if per_image else part.sum())
-        share = part / torch.where(total > 0, total, 1.0)
-        shares.append(share.expand(-1, call.channels, -1, -1, -1))
-    return shares[0], shares[1]
+        return (part / torch.where(total > 0, total, 1.0)).expand(-1, call.channels, -1, -1, -1)
+
+    shares = share(weight)
+    if call.options.padding != "valid":
+        return shares, shares
+    inner = weight
+    for axis, radius in enumerate(call.radii, start=2):
+        inner = inner.narrow(axis, radius, weight.shape[axis] - 2 * radius)
+    return shares, share(inner)
 
 
 def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     call = _Call(kernels, stream, img1, img2, options)
-    _, sums = call.run(call.problem(), _FORWARD, contrast=True)
+    problem = call.problem()
+    _, blocks = call.prepare(problem, _FORWARD, similarities=True)
+    sums = call.start(problem, blocks)
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
-    call.reduce([sums[_DSSIM], sums[_DCS]], results, [-1 / voxels] * 2, offset=1.0)
+    call.reduce([sums[_DSSIM], sums[_CONTRAST]], results, [1 / voxels] * 2)
     return means
 
 

@@ -1,7 +1,8 @@
 """Loads the CUDA kernels on a device through the CUDA driver.
 
 The library carries them compiled where it was built with nvcc, and always as source. What the driver does not take (an
-image for other architectures, or of a newer toolkit) is compiled by NVRTC instead. Nothing here runs without a GPU.
+image for other architectures, or of a newer toolkit) is compiled by NVRTC instead, one unit at its first use: the
+kernels of a window, or those that all windows share. Nothing here runs without a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import warnings
 import torch
 
 from . import _library, _nvrtc
-from ._cuda_launch import Kernels, kernel_names
+from ._cuda_launch import SHARED, Kernels, kernel_names, kernel_units
 
 
 class _Driver:
@@ -69,76 +70,102 @@ class _Module(ctypes.Structure):
     )
 
 
-def _load(driver: _Driver, image: ctypes.c_void_p | bytes, names: list[str]) -> list[int]:
-    """Loads an image into the current context. Returns its functions."""
-    module = ctypes.c_void_p()
-    driver.call("cuModuleLoadData", ctypes.byref(module), image)
-    functions = []
-    for name in names:
-        function = ctypes.c_void_p()
-        driver.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
-        functions.append(function.value or 0)
-    return functions
+class _Device:
+    """The kernels on one CUDA device of torch: a table of functions, null until their unit is loaded."""
 
+    def __init__(self, index: int) -> None:
+        library = _library.library()
+        if library is None:
+            raise RuntimeError("the compiled library is missing")
+        self._driver = _driver()
+        properties = torch.cuda.get_device_properties(index)
+        self._architecture = f"sm_{properties.major}{properties.minor}"
+        device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._driver.call("cuDeviceGet", ctypes.byref(device), index)
+        self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)  # the one torch uses
+        head = _Module(
+            self._driver.address("cuLaunchKernel"),
+            self._driver.address("cuCtxGetCurrent"),
+            self._driver.address("cuCtxSetCurrent"),
+            self._context.value,
+        )
+        words = [head.launch_kernel, head.get_current, head.set_current, head.context]
+        self._names, self._units = kernel_names(library), kernel_units(library)
+        self._first = len(words)
+        self._table = (ctypes.c_void_p * (len(words) + len(self._names)))(*words)
+        self._loaded: set[int] = set()
+        self._refused: RuntimeError | None = None
+        self.kernels = Kernels(library, ctypes.addressof(self._table), properties.multi_processor_count)
 
-def _load_or_compile(driver: _Driver, names: list[str], capability: tuple[int, int]) -> list[int]:
-    image, refused = embedded_image(), None
-    if image is not None:
+    def load(self, unit: int) -> None:
+        """Loads the kernels of a unit; with them all others where the library carries them compiled.
+
+        Raises:
+            RuntimeError: Neither the compiled image nor NVRTC gives kernels for the device.
+        """
+        if unit in self._loaded:
+            return
+        previous = ctypes.c_void_p()
+        self._driver.call("cuCtxGetCurrent", ctypes.byref(previous))
+        self._driver.call("cuCtxSetCurrent", self._context)
         try:
-            return _load(driver, ctypes.c_void_p(image), names)
+            self._load_or_compile(unit)
+        finally:
+            if previous.value:
+                self._driver.call("cuCtxSetCurrent", previous)
+
+    def _load_or_compile(self, unit: int) -> None:
+        image = embedded_image()
+        if image is not None and self._refused is None:
+            try:
+                return self._load(ctypes.c_void_p(image), set(self._units))
+            except RuntimeError as error:
+                self._refused = error
+        try:
+            self._load(_nvrtc.cached_kernels(source(), self._architecture, unit), {unit})
         except RuntimeError as error:
-            refused = error
-    try:
-        cubin = _nvrtc.cached_kernels(source(), f"sm_{capability[0]}{capability[1]}")
-        return _load(driver, cubin, names)
-    except RuntimeError as error:
-        raise error from refused
+            raise error from self._refused
+
+    def _load(self, image: ctypes.c_void_p | bytes, units: set[int]) -> None:
+        """Loads an image into the current context, and the functions of its units into the table."""
+        module, functions = ctypes.c_void_p(), {}
+        self._driver.call("cuModuleLoadData", ctypes.byref(module), image)
+        for place, (name, unit) in enumerate(zip(self._names, self._units, strict=True), start=self._first):
+            if unit in units:
+                function = ctypes.c_void_p()
+                self._driver.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+                functions[place] = function.value
+        for place, value in functions.items():
+            self._table[place] = value
+        self._loaded |= units
 
 
-# Kernels are never unloaded: the tables live as long as the process.
-_tables: list[ctypes.Array] = []
+#: By index. Kernels are never unloaded: the tables live as long as the process.
+_devices: dict[int, _Device] = {}
 
 
-def load(index: int) -> Kernels:
-    """The kernels on CUDA device `index` of torch.
+def load(index: int, unit: int) -> Kernels:
+    """The kernels on CUDA device `index` of torch, those of the unit and of `SHARED` ready to start.
 
     Raises:
         RuntimeError: Neither the compiled image nor NVRTC gives kernels for it.
         OSError: There is no CUDA driver.
     """
-    library = _library.library()
-    if library is None:
-        raise RuntimeError("the compiled library is missing")
-    names = kernel_names(library)
-    driver = _driver()
-    properties = torch.cuda.get_device_properties(index)
-    device, context, previous = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
-    driver.call("cuDeviceGet", ctypes.byref(device), index)
-    driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)  # the one torch uses
-    driver.call("cuCtxGetCurrent", ctypes.byref(previous))
-    driver.call("cuCtxSetCurrent", context)
-    try:
-        functions = _load_or_compile(driver, names, (properties.major, properties.minor))
-    finally:
-        if previous.value:
-            driver.call("cuCtxSetCurrent", previous)
-    head = _Module(
-        driver.address("cuLaunchKernel"),
-        driver.address("cuCtxGetCurrent"),
-        driver.address("cuCtxSetCurrent"),
-        context.value,
-    )
-    words = [head.launch_kernel, head.get_current, head.set_current, head.context, *functions]
-    table = (ctypes.c_void_p * len(words))(*words)
-    _tables.append(table)
-    return Kernels(library, ctypes.addressof(table), properties.multi_processor_count)
+    device = _devices.get(index)
+    if device is None:
+        device = _devices[index] = _Device(index)
+    device.load(SHARED)
+    device.load(unit)
+    return device.kernels
 
 
 @functools.cache
-def kernels(index: int) -> Kernels | None:
-    """`load`, once for each device; None, with one warning, where there are no kernels for it."""
+def kernels(index: int, unit: int) -> Kernels | None:
+    """`load`, once for each device and unit; None, with one warning, where there are no kernels for it."""
+    if unit != SHARED and kernels(index, SHARED) is None:
+        return None
     try:
-        return load(index)
+        return load(index, unit)
     except (RuntimeError, OSError) as error:
         warnings.warn(
             f"splat_ssim has no CUDA kernels for {torch.cuda.get_device_name(index)}: every function gives the same "

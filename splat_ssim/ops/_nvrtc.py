@@ -59,12 +59,13 @@ def version(nvrtc: ctypes.CDLL) -> tuple[int, int]:
     return major.value, minor.value
 
 
-def compile_kernels(source: bytes, architecture: str) -> bytes:
-    """Compiles for one architecture.
+def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
+    """Compiles one unit of the kernels for one architecture.
 
     Args:
         source: The kernels in one text.
         architecture: Such as "sm_90".
+        unit: Of csrc/cuda/problem.h: the size of a window, `_cuda_launch.SHARED` or `_cuda_launch.VOXELS`.
 
     Returns:
         A cubin.
@@ -79,7 +80,7 @@ def compile_kernels(source: bytes, architecture: str) -> bytes:
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"splat_ssim.cu", 0, None, None)
     _check(nvrtc, created, "take the source")
     try:
-        options = [o.encode() for o in (f"--gpu-architecture={architecture}", *_OPTIONS)]
+        options = [o.encode() for o in (f"--gpu-architecture={architecture}", f"-DSPLAT_UNIT={unit}", *_OPTIONS)]
         if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):
             log = _text(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
             raise RuntimeError(f"NVRTC could not compile the kernels for {architecture}:\n{log}")
@@ -96,20 +97,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
 
 
-def cached_kernels(source: bytes, architecture: str) -> bytes:
-    """`compile_kernels` through the disk: a few seconds once for each architecture, source and NVRTC.
+def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:
+    """`compile_kernels` through the disk: a few seconds once for each unit, architecture, source and NVRTC.
 
     A cache that cannot be read or written only costs the compilation.
     """
     nvrtc = library()
-    key = repr((source, architecture, _OPTIONS, version(nvrtc) if nvrtc is not None else None))
-    path = cache_folder() / f"kernels-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    key = repr((source, architecture, unit, _OPTIONS, version(nvrtc) if nvrtc is not None else None))
+    path = cache_folder() / f"kernels-{architecture}-{unit}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
     with contextlib.suppress(OSError):
         # The digest in front tells a damaged file from a good one.
         kept = path.read_bytes()
         if hashlib.sha256(kept[32:]).digest() == kept[:32]:
             return kept[32:]
-    cubin = compile_kernels(source, architecture)
+    cubin = compile_kernels(source, architecture, unit)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)

@@ -1,8 +1,8 @@
 """The SSIM operators on CUDA: the kernels of csrc/cuda on the current stream and device of the images.
 
 Which kernels run: for one gradient of images, of a loss or a map, with a window of up to 11, a fused one, which moves
-12 bytes an element, 20 with a mask; for volumes, wider windows, channel means or both gradients, the pair of a forward
-and a backward kernel.
+12 bytes an element, 20 with a mask; for volumes, wider windows, channel means, eps or both gradients, the pair of a
+forward and a backward kernel.
 Nothing synchronises or reads device memory on the host; sums have a fixed order.
 """
 
@@ -24,10 +24,12 @@ _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 _LONGEST_AXIS = 2**31 - 8192
 #: Further out squares of squares leave float32.
 _DATA_RANGES = (1e-12, 1e12)
+#: Where eps is not 0. Further out it leaves float32 itself.
+_EPS = (1e-30, 1e30)
 
 
-def _has_device_kernels(index: int) -> bool:
-    return _cuda_module.kernels(index) is not None
+def _has_device_kernels(index: int, window_size: int) -> bool:
+    return _cuda_module.kernels(index, window_size) is not None
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import Dynamo, seconds of every start.
@@ -40,21 +42,21 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
         and options.window_size in launch.WINDOW_SIZES
-        and options.eps == 0.0
+        and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
-        and _has_device_kernels(img1.device.index)
+        and _has_device_kernels(img1.device.index, options.window_size)
     )
 
 
-def _target(image: Tensor) -> tuple[launch.Kernels, int]:
-    """The kernels for the image's device, and its current stream.
+def _target(image: Tensor, unit: int) -> tuple[launch.Kernels, int]:
+    """The kernels for the image's device and a window (or `launch.SHARED`), and its current stream.
 
     Raises:
         RuntimeError: There are none; the public functions do not come here then.
     """
-    kernels = _cuda_module.kernels(image.device.index)
+    kernels = _cuda_module.kernels(image.device.index, unit)
     if kernels is None:
         raise RuntimeError(f"there are no CUDA kernels for {image.device}")
     return kernels, torch.cuda.current_stream(image.device).cuda_stream
@@ -63,7 +65,7 @@ def _target(image: Tensor) -> tuple[launch.Kernels, int]:
 def _ssim_map(img1, img2, *arguments):
     options = Options(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
-    launch.fill_map(*_target(img1), img1, img2, options, found)
+    launch.fill_map(*_target(img1, options.window_size), img1, img2, options, found)
     return found
 
 
@@ -71,7 +73,8 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    launch.fill_map_gradients(*_target(img1), grad_map, img1, img2, options, _wanted(grads, need1, need2))
+    wanted = _wanted(grads, need1, need2)
+    launch.fill_map_gradients(*_target(img1, options.window_size), grad_map, img1, img2, options, wanted)
     return grads
 
 
@@ -81,28 +84,30 @@ def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image,
     grads = new_gradients(img1, img2, options, need1, need2)
     wanted = _wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
-    loss, l1, dssim = launch.photometric(*_target(img1), img1, img2, *weights, options, wanted)
+    target = _target(img1, options.window_size)
+    loss, l1, dssim = launch.photometric(*target, img1, img2, *weights, options, wanted)
     return (loss + offset if offset else loss), l1, dssim, *grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    return launch.channel_means(*_target(img1), img1, img2, Options(*arguments))
+    options = Options(*arguments)._replace(eps=0.0)
+    return launch.channel_means(*_target(img1, options.window_size), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = Options(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     wanted = _wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*_target(img1), grad_means, img1, img2, options, wanted)
+    launch.fill_channel_mean_gradients(*_target(img1, options.window_size), grad_means, img1, img2, options, wanted)
     return grads
 
 
 def _ms_ssim(img1, img2, weights, *arguments):
     options = Options(*arguments)
-    first_options = options._replace(padding="valid", channels_last=False)
+    first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = reference.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
-    means = [launch.channel_means(*_target(img1), *pair, first_options) for pair in pairs]
+    means = [launch.channel_means(*_target(img1, options.window_size), *pair, first_options) for pair in pairs]
     terms = reference.scale_terms(means).double()
     return reference.combine_terms(terms, weights).float(), terms
 
@@ -110,7 +115,7 @@ def _ms_ssim(img1, img2, weights, *arguments):
 def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     *values, need1, need2 = arguments
     options = Options(*values)
-    first_options = options._replace(padding="valid", channels_last=False)
+    first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     grad_terms = reference.term_gradients(grad_values.double(), terms, weights)
     finest = [
         channels_first(reference.as_float(image, torch.float32, options.data_range), options.channels_last)
@@ -123,7 +128,8 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
         grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
         grads = new_gradients(*pair, first_options, need1, need2, planar=True)
         wanted = _wanted(grads, need1, need2)
-        launch.fill_channel_mean_gradients(*_target(img1), grad_means, *pair, first_options, wanted)
+        target = _target(img1, options.window_size)
+        launch.fill_channel_mean_gradients(*target, grad_means, *pair, first_options, wanted)
         for i, grad in enumerate(wanted):
             if grad is not None and coarser is not None:
                 grad += reference.spread(coarser[i], grad.shape)
@@ -137,7 +143,7 @@ def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Ten
 
 
 def _scale(gradient: Tensor, upstream: Tensor) -> bool:
-    return launch.scale(*_target(gradient), gradient, upstream)
+    return launch.scale(*_target(gradient, launch.SHARED), gradient, upstream)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_module
-from ._cuda_launch import Kernels
+from ._cuda_launch import VOXELS, Kernels
 from .voxelize import lattice_numbers, voxelize, voxelize_backward
 
 _PREPARE, _PAIRS, _RENDER, _GATHER, _CHAIN = range(5)
@@ -137,7 +137,7 @@ def backward(
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the kernels run on this CUDA device; where not, a warning has said why."""
-    return _cuda_module.kernels(device.index) is not None
+    return _cuda_module.kernels(device.index, VOXELS) is not None
 
 
 def _target(tensor: Tensor) -> tuple[Kernels, int]:
@@ -146,7 +146,7 @@ def _target(tensor: Tensor) -> tuple[Kernels, int]:
     Raises:
         RuntimeError: There are none; the public function does not come here then.
     """
-    kernels = _cuda_module.kernels(tensor.device.index)
+    kernels = _cuda_module.kernels(tensor.device.index, VOXELS)
     if kernels is None:
         raise RuntimeError(f"there are no CUDA kernels for {tensor.device}")
     return kernels, torch.cuda.current_stream(tensor.device).cuda_stream
