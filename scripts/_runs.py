@@ -7,8 +7,8 @@ not stop the others.
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The scripts run from a checkout too, without the package installed.
 sys.path.insert(0, str(ROOT))
 
-from splat_ssim.trainer.config import Config, read_yaml  # noqa: E402
+from splat_ssim._files import replacing  # noqa: E402
+from splat_ssim.scene.config import SceneConfig  # noqa: E402
+from splat_ssim.trainer.config import read_yaml  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def scaled(config: Path, steps: int | None) -> tuple[str, ...]:
     """The options that give a config another length, its schedules in proportion."""
     if steps is None:
         return ()
-    length = read_yaml(config).get("steps", Config.steps)
+    length = read_yaml(config).get("steps", SceneConfig.steps)
     return ("--steps-scaler", str(steps / length))
 
 
@@ -75,13 +77,13 @@ def spread(values: Sequence[float], digits: int, *, signed: bool = False) -> str
 
 
 def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table all at once: a temporary file is renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+    """Writes a table atomically."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, newline="", write_through=True)
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(lines)
-    os.replace(temporary, path)
+        text.detach()
 
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> list[str]:

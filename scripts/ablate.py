@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
-from splat_ssim.trainer.config import OptimizerConfig, StrategyConfig
+from splat_ssim.scene.config import STRATEGY_OPTIONS, OptimizerConfig, StrategyConfig
 
 FULL = "full"
 
@@ -99,7 +99,11 @@ def variants(recipe: str) -> dict[str, tuple[str, ...]]:
 def job(name: str, seed: int, options: Options, folder: Path) -> Job:
     """The run of a variant with a seed."""
     config = options.config or ROOT / "configs" / CONFIGS[options.recipe]
-    given = {"--data-dir": options.data_dir, "--strategy.budget": options.budget}
+    without = variants(options.recipe)[name]
+    strategy = dict(zip(without[::2], without[1::2], strict=True)).get("--strategy.name", options.recipe)
+    # DefaultStrategy, which stands in for the budget, has none.
+    budget = options.budget if "budget" in STRATEGY_OPTIONS.get(strategy, ("budget",)) else None
+    given = {"--data-dir": options.data_dir, "--strategy.budget": budget}
     arguments = [
         *("--config", str(config)),
         *(word for option, value in given.items() if value is not None for word in (option, str(value))),
@@ -107,7 +111,7 @@ def job(name: str, seed: int, options: Options, folder: Path) -> Job:
         *("--seed", str(seed)),
         *("--device", options.device),
         *("--output.images", "0"),
-        *variants(options.recipe)[name],
+        *without,
     ]
     return Job(folder / f"{name}_{seed}", tuple(arguments))
 

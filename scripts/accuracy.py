@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _commit import commit
 from _peers import Candidate, candidates
-from benchmark import commit
 from torch import Tensor
 
 import splat_ssim

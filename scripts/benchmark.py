@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+from _commit import commit
 from _peers import Candidate, candidates
 
 import splat_ssim
@@ -443,13 +444,6 @@ def show(text: str) -> None:
 def selected(candidate: Candidate, names: list[str] | None) -> bool:
     """Whether a candidate is asked for: by the start of its name."""
     return names is None or any(candidate.name.startswith(name) for name in names)
-
-
-def commit() -> str:
-    """The commit of the working tree, marked where it has changes."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def describe(machine: Machine) -> dict[str, object]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import torch
+from _commit import commit
 
 from splat_ssim.ops import _library
 from splat_ssim.render import _pipeline, rasterization
@@ -83,7 +83,6 @@ def measure(n: int, size: int, degree: int, repeat: int) -> dict[str, float]:
 
 def describe() -> dict[str, str]:
     """What the figures belong to."""
-    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     processor = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
@@ -91,7 +90,7 @@ def describe() -> dict[str, str]:
             break
     return {
         "date": date.today().isoformat(),
-        "commit": shown.stdout.strip() or "unknown",
+        "commit": commit(),
         "processor": processor,
         "isa": str(_library.isa()),
         "torch": torch.__version__,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Any
 
 import torch
 import tyro
-from _runs import ROOT, Job, markdown_table, read_metrics, run, spread, write_csv
+from _commit import commit
+from _runs import Job, markdown_table, read_metrics, run, spread, write_csv
 
 #: Steps by number of Gaussians, for 2 and 10 minutes on two cores; others take the last.
 STEPS = {10_000: 1600, 50_000: 4000, 100_000: 4000}
@@ -85,9 +85,8 @@ def jobs(options: Options) -> Iterator[tuple[int, str, int, Job]]:
 
 def rows_of(options: Options) -> list[dict[str, Any]]:
     """A row for each finished run."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     made_with = {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

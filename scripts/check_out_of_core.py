@@ -62,9 +62,7 @@ def write(folder: Path, size: int) -> None:
     import zarr
 
     arrays = [
-        zarr.create_array(
-            store=str(folder / name), shape=(size,) * 3, dtype="f4", chunks=(min(64, size),) * 3, overwrite=True
-        )
+        zarr.open_array(str(folder / name), mode="w", shape=(size,) * 3, dtype="f4", chunks=(min(64, size),) * 3)
         for name in ("a.zarr", "b.zarr")
     ]
     for start, *values in slabs(size):

@@ -13,14 +13,12 @@ import argparse
 import csv
 import functools
 import importlib.util
-import os
-import shutil
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from _commit import commit
 from torch import Tensor
 
 import splat_ssim
@@ -191,14 +189,9 @@ def voxelizer_rows(common: dict[str, object]) -> Iterator[dict[str, object]]:
 
 def rows() -> Iterator[dict[str, object]]:
     """One row for each case and contestant."""
-    # A machine that is handed a copy of the files has no repository: $COMMIT names it there.
-    commit = os.environ.get("COMMIT", "")
-    if not commit and shutil.which("git"):
-        named = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-        commit = named.stdout.strip()
     common = {
         "device": torch.cuda.get_device_name(),
-        "commit": commit,
+        "commit": commit(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "splat_ssim": splat_ssim.__version__,

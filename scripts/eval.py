@@ -1,4 +1,4 @@
-"""Evaluates a run on its test views: `python scripts/eval.py RUN_FOLDER`."""
+"""Evaluates a run of any kind: `python scripts/eval.py RUN_FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from splat_ssim.trainer.cli import call
 
 if __name__ == "__main__":
-    call("splat_ssim.trainer.runs:evaluate_run")
+    call("splat_ssim.trainer.cli:evaluate_run")

@@ -1,4 +1,4 @@
-"""Renders a run: `python scripts/render.py RUN_FOLDER [--views orbit|train|test]`."""
+"""Draws what a run has trained: `python scripts/render.py RUN_FOLDER [--views orbit|train|test|slices]`."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from splat_ssim.trainer.cli import call
 
 if __name__ == "__main__":
-    call("splat_ssim.trainer.runs:render_run")
+    call("splat_ssim.trainer.cli:render_run")

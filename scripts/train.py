@@ -1,4 +1,4 @@
-"""Trains a scene: `python scripts/train.py [--config FILE.yaml] [--data-dir FOLDER] …`; --help lists every option."""
+"""Trains a scene, a volume or an image: `python scripts/train.py [--config FILE.yaml] [--data-dir DATA] …` (--help)."""
 
 import os
 import sys

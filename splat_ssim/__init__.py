@@ -11,7 +11,7 @@ __all__ = ["MSSSIM", "SSIM", "SSIM3D", "load_ply", "ms_ssim", "save_ply", "ssim"
 def __getattr__(name: str):
     """Imports the trainer's part on first use: the losses need none of its packages."""
     if name in ("load_ply", "save_ply"):
-        from splat_ssim.trainer import ply
+        from splat_ssim import ply
 
         return getattr(ply, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

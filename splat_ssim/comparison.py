@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,11 @@ import tyro
 from torch import Tensor
 
 from splat_ssim import distributed, functional
+from splat_ssim._files import to_json, write_text
+from splat_ssim.errors import UserError, user_errors
 from splat_ssim.reference import MS_SSIM_WEIGHTS
+from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
+from splat_ssim.trainer.pictures import read_image, save_bytes
 from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -48,33 +50,38 @@ def compare(
         output: A JSON file for the result.
 
     Returns:
-        psnr, ssim, ms_ssim (None where a side is too short for its five scales, or a volume too large) and data_range;
-        for folders also `images`, one entry for each pair.
+        psnr, mse, ssim, ms_ssim (None where a side is too short for its five scales, or a volume too large) and
+        data_range; for folders also `images`, one entry for each pair. PSNR is at most 100 dB, which equal images have:
+        the mean squared error goes on below that.
+
+    Raises:
+        UserError: The two are not of one kind or shape, or do not read.
     """
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
+        raise UserError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
     if kinds[0] == "volume":
         result = _compare_volumes(a, b, map, data_range, padding, block)
     elif kinds[0] == "image":
         result = _compare_images(a, b, map, data_range or 1.0, padding)
     else:
         result = _compare_folders(a, b, map, data_range or 1.0, padding)
-    text = json.dumps(result, indent=1)
+    text = to_json(result)
     if output is not None:
-        output.write_text(text + "\n")
+        write_text(output, text + "\n")
     print(text)
     return result
 
 
 def _kind(path: Path) -> str:
     if not path.exists():
-        raise ValueError(f"required an image, a folder or a volume, got nothing at {path}")
+        raise UserError(f"required an image, a folder or a volume, got nothing at {path}")
     if path.suffix.lower() in _IMAGES:
         return "image"
     if path.is_dir() and path.suffix.lower() != ".zarr" and _pictures(path):
         return "folder"
-    volume_format(path)
+    with user_errors():
+        volume_format(path)
     return "volume"
 
 
@@ -82,8 +89,9 @@ def _pictures(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _IMAGES)
 
 
-def _db(error: float, data_range: float) -> float:
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+def _errors(mse: float, data_range: float) -> dict[str, float]:
+    """PSNR, as every metric of this package reports it, and the mean squared error."""
+    return {"psnr": reported_psnr(psnr_of_mse(mse, data_range)), "mse": mse}
 
 
 def _ms_ssim(first: Tensor, second: Tensor, data_range: float) -> float | None:
@@ -94,25 +102,20 @@ def _ms_ssim(first: Tensor, second: Tensor, data_range: float) -> float | None:
 
 
 def _read_image(path: Path) -> Tensor:
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(path).convert("RGB"))
+    pixels = read_image(path)[..., :3]
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous()
 
 
 def _compare_images(a: Path, b: Path, map_path: Path | None, data_range: float, padding: str) -> dict[str, Any]:
     first, second = _read_image(a), _read_image(b)
     if first.shape != second.shape:
-        raise ValueError(f"{a} and {b} must have the same size, got {first.shape[2:]} and {second.shape[2:]}")
-    ssim_map = functional.ssim(first, second, data_range=data_range, padding=padding, reduction="none")
+        raise UserError(f"{a} and {b} must have the same size, got {first.shape[2:]} and {second.shape[2:]}")
+    with user_errors():
+        ssim_map = functional.ssim(first, second, data_range=data_range, padding=padding, reduction="none")
     if map_path is not None:
-        from PIL import Image
-
-        map_path.parent.mkdir(parents=True, exist_ok=True)
-        grey = (ssim_map[0].mean(0).clamp(0, 1) * 255).round().byte().numpy()
-        Image.fromarray(grey).save(map_path)
+        save_bytes(map_path, (ssim_map[0].mean(0).clamp(0, 1) * 255).round().byte().numpy())
     return {
-        "psnr": _db(float((first - second).double().square().mean()), data_range),
+        **_errors(float((first.double() - second.double()).square().mean()), data_range),
         "ssim": float(ssim_map.double().mean()),
         "ms_ssim": _ms_ssim(first, second, data_range),
         "data_range": data_range,
@@ -123,7 +126,7 @@ def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float,
     names = _pictures(a)
     if names != _pictures(b):
         different = sorted(set(names) ^ set(_pictures(b)))
-        raise ValueError(f"{a} and {b} must hold images of the same names, got {different} in one only")
+        raise UserError(f"{a} and {b} must hold images of the same names, got {different} in one only")
     rows = [
         {
             "name": name,
@@ -136,19 +139,20 @@ def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float,
         values = [row[key] for row in rows]
         return None if None in values else float(np.mean(values))
 
-    return {**{key: mean(key) for key in ("psnr", "ssim", "ms_ssim")}, "data_range": data_range, "images": rows}
+    return {**{key: mean(key) for key in ("psnr", "mse", "ssim", "ms_ssim")}, "data_range": data_range, "images": rows}
 
 
 def _compare_volumes(
     a: Path, b: Path, map_path: Path | None, data_range: float | None, padding: str, block: int
 ) -> dict[str, Any]:
-    import dask
-    import dask.array as da
+    with user_errors():
+        import dask
+        import dask.array as da
 
-    sources = [open_array(path) for path in (a, b)]
+        sources = [open_array(path) for path in (a, b)]
     first, second = (da.from_array(source, chunks="auto") for source in sources)
     if first.shape != second.shape:
-        raise ValueError(f"{a} and {b} must have the same shape, got {first.shape} and {second.shape}")
+        raise UserError(f"{a} and {b} must have the same shape, got {first.shape} and {second.shape}")
     if data_range is None and first.dtype == second.dtype == np.uint8:
         data_range = 255.0
     # Bytes are intensities here, not fractions of a range: the volumes are compared as float32.
@@ -158,10 +162,10 @@ def _compare_volumes(
     error = da.square(first.astype(np.float64) - second).mean()
     finite, low, high, error = dask.compute(finite, low, high, error)
     if not finite:
-        raise ValueError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
+        raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
-        raise ValueError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
+        raise UserError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
     # Read by slices where they may be: as floats only bytes that mean no 255ths of the range.
     floats = [first, second] if data_range != 255 and np.uint8 in (sources[0].dtype, sources[1].dtype) else sources
     options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}
@@ -169,11 +173,13 @@ def _compare_volumes(
     if first.size <= _WHOLE:
         pair = [torch.from_numpy(v.compute()).reshape(1, -1, *v.shape[-3:]) for v in (first, second)]
         ms_ssim = _ms_ssim(pair[0], pair[1], data_range)
-    if map_path is not None:
+    with user_errors():
+        # Nothing is computed yet: the options are checked.
         ssim_map = distributed.ssim3d(floats[0], floats[1], reduction="none", **options)
+    if map_path is not None:
         _save_map(map_path, ssim_map, a, radius=5 if padding == "valid" else 0)
     return {
-        "psnr": _db(float(error), data_range),
+        **_errors(float(error), data_range),
         "ssim": distributed.ssim3d(floats[0], floats[1], **options),
         "ms_ssim": ms_ssim,
         "data_range": data_range,

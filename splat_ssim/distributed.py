@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from splat_ssim import functional
+from splat_ssim._checks import check_window_size
 from splat_ssim.loss import photometric_loss as _local_loss
 
 #: Edge of a block in voxels, unless told otherwise: some 100 MB of work a thread.
@@ -21,7 +22,7 @@ BLOCK = 128
 
 
 def _even_chunks(length: int, block: int) -> tuple[int, ...]:
-    """About equal chunks of at most `block`: no sliver at the end that is thinner than a halo."""
+    """Chunks of at most `block` and about equal lengths: no sliver at the end that is thinner than a halo."""
     count = max(1, math.ceil(length / block))
     return tuple(length // count + (i < length % count) for i in range(count))
 
@@ -82,8 +83,8 @@ def ssim3d(
     """`splat_ssim.ssim3d` of volumes that need not fit into memory, block by block, on one machine or a dask cluster.
 
     Zarr and memory-mapped arrays are read with the halo each block needs; dask arrays go through `map_overlap`. Blocks
-    carry a halo of window_size // 2 voxels, so the result is that of the whole
-    volumes up to the rounding of a float32 map whose mean is taken in float64.
+    carry a halo of window_size // 2 voxels, so the result is that of the whole volumes up to the rounding of a float32
+    map whose mean is taken in float64.
 
     Args:
         volume1: (n0, n1, n2) or (C, n0, n1, n2): a dask, zarr, numpy or memory-mapped array. uint8 means
@@ -102,11 +103,12 @@ def ssim3d(
         A float, or a dask array (C, n0, n1, n2), for "valid" smaller by window_size - 1.
 
     Raises:
-        ValueError: Shapes that differ, an unknown padding or reduction, a block smaller than the window.
+        ValueError: Shapes that differ, an unknown padding or reduction, an even window, a block smaller than it.
         ImportError: dask is not installed.
 
     Example:
         >>> import numpy as np
+        >>> from splat_ssim.distributed import ssim3d
         >>> a = np.random.default_rng(0).random((40, 30, 20), dtype=np.float32)
         >>> round(ssim3d(a, a, block=16), 6)
         1.0
@@ -119,6 +121,7 @@ def ssim3d(
         raise ValueError(
             f'padding must be "same" or "valid" and reduction "mean" or "none", got {padding!r} and {reduction!r}'
         )
+    check_window_size(window_size)
     if block < window_size:
         raise ValueError(f"block must be at least the window's {window_size} voxels, got {block}")
     shape = _four_axes(volume1)
@@ -141,8 +144,7 @@ def ssim3d(
             _read_and_map, volume1=volume1, volume2=volume2, radius=radius, chunks=_chunks(shape, block), **described
         )
     if padding == "valid":
-        # An odd window's map starts radius in and ends radius before the end; an even one's a voxel later.
-        inside = [slice(radius, n - (window_size - 1 - radius)) for n in shape[1:]]
+        inside = [slice(radius, n - radius) for n in shape[1:]]
         ssim_map = ssim_map[:, inside[0], inside[1], inside[2]]
     return ssim_map if reduction == "none" else float(ssim_map.mean(dtype=np.float64).compute())
 
@@ -262,10 +264,9 @@ def photometric_loss(
             f"pred and target must have the same shape (B, C, d, H, W), got {tuple(pred.shape)} and "
             f"{tuple(target.shape)}"
         )
-    radius = window_size // 2
-    if window_size % 2 == 0:
-        raise ValueError(f"window_size must be odd, got {window_size}")
-    planes = torch.tensor([pred.shape[2]])
+    radius = check_window_size(window_size) // 2
+    # On the device of the planes: some backends, such as NCCL, know no other.
+    planes = torch.tensor([pred.shape[2]], device=pred.device)
     dist.all_reduce(planes, op=dist.ReduceOp.MIN, group=group)
     # Found out together, so that no rank waits for one that has raised.
     if dist.get_world_size(group) > 1 and int(planes) < radius:

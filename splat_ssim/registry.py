@@ -14,16 +14,16 @@ function by keyword; a class, such as an nn.Module, is constructed with them.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from splat_ssim import loss, reference
 from splat_ssim._checks import check_images, check_mask, check_reduction
+from splat_ssim._importing import imported
 from splat_ssim.ops.ssim import definition_options
 
 if TYPE_CHECKING:
@@ -144,14 +144,13 @@ def get_loss(name: str, **kwargs: object) -> Loss:
 
 def _imported(name: str, kwargs: dict[str, object]) -> Callable[..., loss.LossResult]:
     """The callable that "package.module:function" names, with its options."""
-    module_name, _, path = name.partition(":")
     try:
-        found = functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+        found: Any = imported(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"the loss {name!r} must be importable as package.module:function, got: {error}") from error
     if not callable(found):
         raise ValueError(f"the loss {name!r} must be callable, got {type(found).__name__}")
-    if not inspect.isclass(found):
+    if not isinstance(found, type):
         return functools.partial(found, **kwargs)
     try:
         return found(**kwargs)

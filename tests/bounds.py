@@ -19,9 +19,9 @@ s(q) (w * 2b) and w * (a - 2 b mu). So
 
    |ΔG(q)| <= 2 n u T(q) + 6e-6 R(q),    T = Σ_p w [|a| + 2 |b| (|s(q) - c| + |mu(p) - c|)],
 
-where c is the constant that is taken off the plane, at worst its value that is farthest from the pixel. (Of d, kernels
-take it off the averages, which are rounded by u |mu_d| before that: where images are equal, d has to stay 0.) R(q) holds the
-same terms without the part that cancels and with 1 / B in place of b: b is a quotient of moments over
+where c is the constant that is taken off the plane, at worst its value that is farthest from the pixel. Of d, kernels
+take it off the averages, which are rounded by u |mu_d| before that: where images are equal, d has to stay 0. R(q) holds
+the same terms without the part that cancels and with 1 / B in place of b: b is a quotient of moments over
 B = V_s + V_d + 2 C2, such as (1 + CS) / B, and errors of the moments within the promise for S, 3e-6 of B and of CS,
 change it by twice that share.
 
@@ -34,7 +34,8 @@ MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
-is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations), but for images that are constant along an axis.
+is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations). Errors of images that are constant along an axis
+repeat, and are not averaged.
 """
 
 from __future__ import annotations

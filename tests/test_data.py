@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from splat_ssim.trainer.data import SceneError, load_scene
-from splat_ssim.trainer.data.images import make_view
-from splat_ssim.trainer.data.scene import split_views
-from splat_ssim.trainer.model import random_points
+from splat_ssim.scene.data import SceneError, load_scene
+from splat_ssim.scene.data.images import make_view
+from splat_ssim.scene.data.scene import split_views
+from splat_ssim.scene.model import random_points
 from tests.scenes import write_blender, write_colmap, write_nerfstudio
 
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -62,9 +62,9 @@ def test_files_on_disk_are_read_in_blocks(tmp_path):
     expected = float(whole(first[None], second[None]))
     arrays = []
     for name, data in (("a", first), ("b", second)):
-        array = zarr.create_array(
-            store=str(tmp_path / f"{name}.zarr"), shape=data.shape, dtype="f4", chunks=(16, 20, 16)
-        )
+        # zarr 2, the last for Python 3.10, has this function too.
+        path = str(tmp_path / f"{name}.zarr")
+        array = zarr.open_array(path, mode="w", shape=data.shape, dtype="f4", chunks=(16, 20, 16))
         array[...] = data
         arrays.append(array)
         np.save(tmp_path / f"{name}.npy", data)

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import splat_ssim
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.model import activated_opacities, standard_splats
 from splat_ssim.strategy import TamingStrategy
-from splat_ssim.trainer.config import Config, from_mapping
-from splat_ssim.trainer.model import activated_opacities, standard_splats
-from splat_ssim.trainer.runs import evaluate_run
-from splat_ssim.trainer.training import Trainer
+from splat_ssim.trainer._old import Trainer
+from splat_ssim.trainer.cli import evaluate_run
+from splat_ssim.trainer.config import from_mapping
 from tests.scenes import write_blender
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import splat_ssim
-from splat_ssim.trainer.ply import PlyError, read_ply
+from splat_ssim.ply import PlyError, read_ply
 
 
 def make_splats(count: int = 5, rest: int = 15) -> dict[str, torch.Tensor]:

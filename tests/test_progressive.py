@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.config import coarseness
+from splat_ssim.scene.data import SceneError, View, load_scene
+from splat_ssim.scene.model import create_splats, render
 from splat_ssim.strategy import CappedStrategy
 from splat_ssim.strategy.scoring import ViewStats
-from splat_ssim.trainer.config import Config, ConfigError, from_mapping
-from splat_ssim.trainer.data import SceneError, View, load_scene
-from splat_ssim.trainer.model import create_splats, render
-from splat_ssim.trainer.training import Trainer, coarseness
+from splat_ssim.trainer._old import Trainer
+from splat_ssim.trainer.config import ConfigError, from_mapping
 from tests.scenes import write_blender
 from tests.test_strategy_taming import make_scene, run_step
 

@@ -44,10 +44,10 @@ def test_harmonics_are_gsplats(degree, dtype):
     directions = means - torch.linalg.inv(viewmats)[0, :3, 3]
     wanted = (torch_impl._spherical_harmonics(degree, directions, colors[:, : (degree + 1) ** 2]) + 0.5).clamp(min=0)
     from splat_ssim.render import cpu, reference
+    from splat_ssim.render._problem import Options, Scene
 
-    options = dict(near_plane=0.01, far_plane=1e10, radius_clip=0.0, eps2d=0.3, antialiased=False, raw=False)
     backend = cpu if dtype == torch.float32 else reference
-    projected = backend.project(*scene[:5], None, *scene[5:], 40, 36, sh_degree=degree, **options)
+    projected = backend.project(Scene(*scene, 40, 36), colors, None, Options(sh_degree=degree))
     seen = (projected.radii[0] > 0).all(-1)
     torch.testing.assert_close(projected.colors[0][seen], wanted[seen], rtol=1e-5, atol=1e-6)
 

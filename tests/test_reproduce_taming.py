@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from splat_ssim.strategy import make_strategy
-from splat_ssim.trainer.config import Config, from_mapping, read_yaml
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.strategies import make_strategy
+from splat_ssim.trainer.config import from_mapping, read_yaml
 from tests.scenes import write_colmap
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
-from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, make_strategy
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.config import StrategyConfig
+from splat_ssim.scene.strategies import make_strategy
+from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy
 from splat_ssim.strategy.default import gsplat_resets_opacity
 from splat_ssim.strategy.mcmc import position_noise, relocation
-from splat_ssim.trainer.config import Config, StrategyConfig
 
 SHAPES = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": (1, 3), "shN": (3, 3)}
 

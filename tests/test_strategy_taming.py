@@ -7,12 +7,14 @@ from gsplat.strategy.base import Strategy
 from splat_ssim import reference
 from splat_ssim.render import rasterization
 from splat_ssim.render.reference import Accumulators
-from splat_ssim.strategy import make_strategy, scoring
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.data import View
+from splat_ssim.scene.scoring import score_views
+from splat_ssim.scene.strategies import make_strategy
+from splat_ssim.strategy import scoring
 from splat_ssim.strategy.scoring import ViewStats, budget_curve
 from splat_ssim.strategy.taming import TamingStrategy, _draw
-from splat_ssim.trainer.config import Config, from_mapping
-from splat_ssim.trainer.data import View
-from splat_ssim.trainer.scoring import score_views
+from splat_ssim.trainer.config import from_mapping
 
 
 def make_scene(count, seed=0, scale=0.005):

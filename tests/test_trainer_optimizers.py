@@ -8,11 +8,13 @@ import torch
 
 from splat_ssim import optim
 from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient
+from splat_ssim.scene.config import OptimizerConfig
+from splat_ssim.scene.config import SceneConfig as Config
+from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, TamingStrategy
 from splat_ssim.strategy.scoring import ViewStats
-from splat_ssim.trainer.config import Config, ConfigError, OptimizerConfig, from_mapping
-from splat_ssim.trainer.optimizers import make_optimizers, set_learning_rates, step_optimizers
-from splat_ssim.trainer.training import Trainer
+from splat_ssim.trainer._old import Trainer
+from splat_ssim.trainer.config import ConfigError, from_mapping
 from tests.scenes import write_blender
 
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")

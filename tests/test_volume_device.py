@@ -4,6 +4,7 @@ Without a GPU by a pretended device; on one the tests marked cuda.
 """
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from torch.utils._pytree import tree_map
 
 from splat_ssim.ops import ssim as ssim_ops
-from splat_ssim.trainer import checkpoint
+from splat_ssim.trainer import checkpoint, loop
+from splat_ssim.trainer._old import Fitting
 from splat_ssim.trainer.cli import main
-from splat_ssim.volume import VoxelGrid, fitting, load_volume, morton_order, save_volume, voxelize
+from splat_ssim.volume import VoxelGrid, load_volume, morton_order, save_volume, voxelize
+from splat_ssim.volume import training as fitting
 from splat_ssim.volume.config import VolumeConfig, VolumeOutputConfig
-from splat_ssim.volume.fitting import Fitting, pick_volume_device
 from splat_ssim.volume.io import Volume
+from splat_ssim.volume.training import pick_volume_device
 from tests.devices import needs_gpu
 from tests.pretend_device import DEVICE, pretend_device
 from tests.test_volume_fitting import GRID, SHAPE, fit_until, phantom
@@ -72,8 +75,8 @@ def pretend(monkeypatch):
     def load(folder, device):
         return on(checkpoint.load_checkpoint(folder, torch.device("cpu")), device)
 
-    monkeypatch.setattr(fitting, "save_checkpoint", save)
-    monkeypatch.setattr(fitting, "load_checkpoint", load)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(loop, "load_checkpoint", load)
     with pretend_device():
         yield
 
@@ -88,7 +91,8 @@ def fitted(config):
 def test_a_run_elsewhere_is_the_cpus(tmp_path, case, request):
     config = make_config(tmp_path, case, device="cpu")
     start = Fitting(config).field()
-    _, metrics = fitted(config)
+    # A finished run is not overwritten.
+    _, metrics = fitted(replace(config, result_dir=tmp_path / "cpu"))
     request.getfixturevalue("pretend")
     torch.testing.assert_close(Fitting(config).field().cpu(), start, rtol=0, atol=1e-5)
     run, found = fitted(config)
@@ -107,7 +111,7 @@ def test_a_run_elsewhere_is_the_cpus(tmp_path, case, request):
 @pytest.mark.parametrize("case", ["residual", "mcmc", "grid"])
 def test_a_run_goes_on_on_another_device(tmp_path, case, request):
     config = make_config(tmp_path, case, device="cpu")
-    _, expected = fitted(config)
+    _, expected = fitted(replace(config, result_dir=tmp_path / "cpu"))
     fit_until(config, 5)
     request.getfixturevalue("pretend")
     found = main(["--resume", str(tmp_path / "run"), "--device", "auto"])

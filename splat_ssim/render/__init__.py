@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops import _library
 from . import _arguments, _pipeline, cpu, gsplat_cuda, reference
+from ._problem import Options, Scene
 from .reference import Accumulators
 
 __all__ = ["Accumulators", "rasterization"]
@@ -96,32 +97,28 @@ def rasterization(
         >>> image.shape, alpha.shape, info["radii"].tolist()
         (torch.Size([1, 16, 16, 3]), torch.Size([1, 16, 16, 1]), [[[4, 4]]])
     """
-    _arguments.check_options(
-        width, height, near_plane, far_plane, radius_clip, eps2d, tile_size, render_mode, rasterize_mode, max_alpha
+    _arguments.check_choices(render_mode, rasterize_mode, tile_size)
+    scene = Scene(means, quats, scales, opacities, colors, viewmats, Ks, width, height)
+    options = Options(
+        near_plane=near_plane,
+        far_plane=far_plane,
+        radius_clip=radius_clip,
+        eps2d=eps2d,
+        sh_degree=sh_degree,
+        packed=packed,
+        tile_size=tile_size,
+        backgrounds=backgrounds,
+        render_mode=render_mode,
+        absgrad=absgrad,
+        antialiased=rasterize_mode == "antialiased",
+        max_alpha=max_alpha,
+        raw=raw,
+        pixel_weights=pixel_weights,
     )
-    _arguments.check_scene(
-        means, quats, scales, opacities, colors, viewmats, Ks, sh_degree, backgrounds, pixel_weights, width, height,
-        render_mode,
-    )  # fmt: skip
-    scene = (means, quats, scales, opacities, colors, viewmats, Ks, width, height)
-    options: dict[str, Any] = {
-        "near_plane": near_plane,
-        "far_plane": far_plane,
-        "radius_clip": radius_clip,
-        "eps2d": eps2d,
-        "sh_degree": sh_degree,
-        "packed": packed,
-        "tile_size": tile_size,
-        "backgrounds": backgrounds,
-        "render_mode": render_mode,
-        "absgrad": absgrad,
-        "antialiased": rasterize_mode == "antialiased",
-        "max_alpha": max_alpha,
-        "raw": raw,
-        "pixel_weights": pixel_weights,
-    }
+    _arguments.check_numbers(scene, options)
+    _arguments.check_scene(scene, options)
     if means.is_cuda:
-        return gsplat_cuda.render(*scene, **options)
+        return gsplat_cuda.render(*scene, **options._asdict())
     # In float64, and where there is no compiled library, the definition itself: same meaning, more slowly.
     compiled = means.device.type == "cpu" and means.dtype == torch.float32 and _library.library() is not None
-    return _pipeline.render(cpu if compiled else reference, *scene, **options)
+    return _pipeline.render(cpu if compiled else reference, scene, options)

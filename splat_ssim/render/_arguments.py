@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._problem import Options, Scene
+
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
 
@@ -18,22 +20,10 @@ def _expect(name: str, tensor: Tensor, wanted: tuple[int, ...], letters: str) ->
         raise ValueError(f"{name} must have shape {letters} = {wanted}, got {_shape(tensor)}")
 
 
-def check_scene(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor | tuple[Tensor, Tensor],
-    viewmats: Tensor,
-    Ks: Tensor,
-    sh_degree: int | None,
-    backgrounds: Tensor | None,
-    pixel_weights: Tensor | None,
-    width: int,
-    height: int,
-    render_mode: str,
-) -> None:
+def check_scene(scene: Scene, options: Options) -> None:
     """Raises ValueError or TypeError, with what was required and what was got, unless all tensors fit together."""
+    means, quats, scales, opacities, colors, viewmats, Ks, width, height = scene
+    backgrounds, pixel_weights = options.backgrounds, options.pixel_weights
     parts = colors if isinstance(colors, tuple) else (colors,)
     named = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "viewmats": viewmats, "Ks": Ks}
     named |= {"colors" if len(parts) == 1 else f"colors[{i}]": part for i, part in enumerate(parts)}
@@ -59,8 +49,8 @@ def check_scene(
     _expect("opacities", opacities, (n,), "[N]")
     _expect("viewmats", viewmats, (cameras, 4, 4), "[C, 4, 4]")
     _expect("Ks", Ks, (cameras, 3, 3), "[C, 3, 3]")
-    channels = _check_colors(parts, n, cameras, sh_degree)
-    if backgrounds is not None and "RGB" in render_mode:
+    channels = _check_colors(parts, n, cameras, options.sh_degree)
+    if backgrounds is not None and "RGB" in options.render_mode:
         _expect("backgrounds", backgrounds, (cameras, channels), "[C, D]")
     if pixel_weights is not None:
         _expect("pixel_weights", pixel_weights, (cameras, height, width), "[C, H, W]")
@@ -94,30 +84,23 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, cameras: int, sh_degree: in
     return 3
 
 
-def check_options(
-    width: int,
-    height: int,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    tile_size: int | None,
-    render_mode: str,
-    rasterize_mode: str,
-    max_alpha: float,
-) -> None:
-    """Raises ValueError for an option out of its range."""
-    if width < 1 or height < 1:
-        raise ValueError(f"width and height must be at least 1, got {width} and {height}")
-    if not 0 < near_plane < far_plane:
-        raise ValueError(f"0 < near_plane < far_plane is required, got {near_plane} and {far_plane}")
-    if radius_clip < 0 or eps2d < 0:
-        raise ValueError(f"radius_clip and eps2d must not be negative, got {radius_clip} and {eps2d}")
+def check_choices(render_mode: str, rasterize_mode: str, tile_size: int | None) -> None:
+    """Raises ValueError for a mode or a tile size that there is not."""
     if tile_size not in (None, 16, 32):
         raise ValueError(f"tile_size must be None (chosen by image size), 16 or 32, got {tile_size!r}")
     if render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
     if rasterize_mode not in RASTERIZE_MODES:
         raise ValueError(f"rasterize_mode must be one of {', '.join(RASTERIZE_MODES)}, got {rasterize_mode!r}")
-    if not 1 / 255 < max_alpha < 1:
-        raise ValueError(f"max_alpha must lie between 1/255 and 1, both excluded, got {max_alpha}")
+
+
+def check_numbers(scene: Scene, options: Options) -> None:
+    """Raises ValueError for a number out of its range."""
+    if scene.width < 1 or scene.height < 1:
+        raise ValueError(f"width and height must be at least 1, got {scene.width} and {scene.height}")
+    if not 0 < options.near_plane < options.far_plane:
+        raise ValueError(f"0 < near_plane < far_plane is required, got {options.near_plane} and {options.far_plane}")
+    if options.radius_clip < 0 or options.eps2d < 0:
+        raise ValueError(f"radius_clip and eps2d must not be negative, got {options.radius_clip} and {options.eps2d}")
+    if not 1 / 255 < options.max_alpha < 1:
+        raise ValueError(f"max_alpha must lie between 1/255 and 1, both excluded, got {options.max_alpha}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._problem import Options, Scene
 from .reference import Projection, absolute_gradient
 
 
@@ -17,35 +18,14 @@ def default_tile_size(width: int, height: int) -> int:
     return 16 if width * height <= 256 * 256 else 32
 
 
-def render(
-    backend: ModuleType,
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor | tuple[Tensor, Tensor],
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    *,
-    sh_degree: int | None,
-    packed: bool,
-    tile_size: int | None,
-    backgrounds: Tensor | None,
-    render_mode: str,
-    absgrad: bool,
-    max_alpha: float,
-    pixel_weights: Tensor | None,
-    **projection_options: Any,
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def render(backend: ModuleType, scene: Scene, options: Options) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """`backend` is a module with `project`, `composite` and `accumulate` as in `reference`."""
-    cameras, tile = len(viewmats), tile_size or default_tile_size(width, height)
-    projected, values = _project(
-        backend, means, quats, scales, opacities, colors, viewmats, Ks, width, height, sh_degree, projection_options
-    )
+    cameras, width, height = len(scene.viewmats), scene.width, scene.height
+    tile = options.tile_size or default_tile_size(width, height)
+    projected, values = _project(backend, scene, options)
+    backgrounds, render_mode = options.backgrounds, options.render_mode
     camera_ids = gaussian_ids = None
-    if packed:
+    if options.packed:
         camera_ids, gaussian_ids = (projected.radii > 0).all(-1).nonzero(as_tuple=True)
         values = values[camera_ids, gaussian_ids]
         projected = _geometry(projected, (camera_ids, gaussian_ids))
@@ -58,14 +38,16 @@ def render(
         if backgrounds is not None:
             dark = backgrounds.new_zeros(cameras, 1)
             backgrounds = torch.cat([backgrounds, dark], -1) if "RGB" in render_mode else dark
-    options = {"max_alpha": max_alpha, "tile_size": tile}
+    limits = {"max_alpha": options.max_alpha, "tile_size": tile}
+    sums = None
     if camera_ids is not None:
-        images, alphas, sums = _packed(
-            backend, projected, values, backgrounds, camera_ids, cameras, width, height, absgrad, pixel_weights, options
-        )
+        images, alphas, sums = _packed(backend, projected, values, backgrounds, camera_ids, scene, options, limits)
     else:
-        images, alphas = backend.composite(projected, values, backgrounds, width, height, absgrad=absgrad, **options)
-        sums = None if pixel_weights is None else backend.accumulate(projected, pixel_weights, **options)
+        images, alphas = backend.composite(
+            projected, values, backgrounds, width, height, absgrad=options.absgrad, **limits
+        )
+        if options.pixel_weights is not None:
+            sums = backend.accumulate(projected, options.pixel_weights, **limits)
     if render_mode.endswith("ED"):
         expected = images[..., -1:] / alphas.clamp(min=1e-10)
         images = torch.cat([images[..., :-1], expected], -1)
@@ -92,37 +74,23 @@ def render(
     return images, alphas, info
 
 
-def _project(
-    backend: ModuleType,
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor | tuple[Tensor, Tensor],
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    sh_degree: int | None,
-    options: dict[str, Any],
-) -> tuple[Projection, Tensor]:
+def _project(backend: ModuleType, scene: Scene, options: Options) -> tuple[Projection, Tensor]:
     """The projection and the colours [C, N, D]."""
-    sh0, shN = colors if isinstance(colors, tuple) else (colors, None)
-    geometry = (means, quats, scales, opacities)
-    if sh_degree is None:
-        projected = backend.project(*geometry, None, None, viewmats, Ks, width, height, sh_degree=None, **options)
-        return projected, sh0 if sh0.dim() == 3 else sh0.expand(len(viewmats), -1, -1)
+    sh0, shN = scene.colors if isinstance(scene.colors, tuple) else (scene.colors, None)
+    if options.sh_degree is None:
+        projected = backend.project(scene, None, None, options)
+        return projected, sh0 if sh0.dim() == 3 else sh0.expand(len(scene.viewmats), -1, -1)
     if sh0.dim() == 4:
         # Coefficients of its own for each camera.
         each = [
             backend.project(
-                *geometry, sh0[c], None, viewmats[c, None], Ks[c, None], width, height, sh_degree=sh_degree, **options
+                scene._replace(viewmats=scene.viewmats[c, None], Ks=scene.Ks[c, None]), sh0[c], None, options
             )
-            for c in range(len(viewmats))
+            for c in range(len(scene.viewmats))
         ]
         projected = Projection(*(torch.cat(fields) for fields in zip(*each, strict=True)))
     else:
-        projected = backend.project(*geometry, sh0, shN, viewmats, Ks, width, height, sh_degree=sh_degree, **options)
+        projected = backend.project(scene, sh0, shN, options)
     return projected, projected.colors
 
 
@@ -138,31 +106,28 @@ def _packed(
     values: Tensor,
     backgrounds: Tensor | None,
     camera_ids: Tensor,
-    cameras: int,
-    width: int,
-    height: int,
-    absgrad: bool,
-    pixel_weights: Tensor | None,
-    options: dict[str, Any],
+    scene: Scene,
+    options: Options,
+    limits: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Any]:
     """Composites each camera's part of the packed rows."""
     images, alphas, sums = [], [], []
-    ends = torch.bincount(camera_ids, minlength=cameras).cumsum(0).tolist()
+    ends = torch.bincount(camera_ids, minlength=len(scene.viewmats)).cumsum(0).tolist()
     start = 0
     for camera, end in enumerate(ends):
         rows = slice(start, end)
         start = end
         part = _geometry(projected, (None, rows))
-        if absgrad and part.means2d.requires_grad:
+        if options.absgrad and part.means2d.requires_grad:
             _forward_absgrad(projected.means2d, part.means2d, rows)
         background = None if backgrounds is None else backgrounds[camera, None]
         image, alpha = backend.composite(
-            part, values[None, rows], background, width, height, absgrad=absgrad, **options
+            part, values[None, rows], background, scene.width, scene.height, absgrad=options.absgrad, **limits
         )
         images.append(image)
         alphas.append(alpha)
-        if pixel_weights is not None:
-            sums.append(backend.accumulate(part, pixel_weights[camera, None], **options))
+        if options.pixel_weights is not None:
+            sums.append(backend.accumulate(part, options.pixel_weights[camera, None], **limits))
     joined = None
     if sums:
         joined = type(sums[0])(*(torch.cat(field, 1)[0] for field in zip(*sums, strict=True)))

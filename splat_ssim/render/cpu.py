@@ -6,40 +6,30 @@ import torch
 from torch import Tensor
 
 from ..ops import rasterize as _ops  # registers the operators
+from ._problem import Options, Scene
 from .reference import Accumulators, Projection
 
 #: Channels one pass composites.
 MAX_CHANNELS = _ops.MAX_CHANNELS
 
 
-def project(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    sh0: Tensor | None,
-    shN: Tensor | None,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    *,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    sh_degree: int | None,
-    antialiased: bool,
-    raw: bool,
-) -> Projection:
+def project(scene: Scene, sh0: Tensor | None, shN: Tensor | None, options: Options) -> Projection:
     """As `reference.project`."""
-    degree = -1 if sh_degree is None else sh_degree
-    scene = (means, quats, scales, opacities, sh0, shN, viewmats, Ks, width, height)
-    planes = (near_plane, far_plane, radius_clip, eps2d)
+    degree = -1 if options.sh_degree is None else options.sh_degree
     means2d, depths, conics, effective, colors, radii = torch.ops.splat_ssim.raster_project(
-        *scene, *planes, degree, antialiased, raw
+        *scene[:4],
+        sh0,
+        shN,
+        *scene[5:],
+        options.near_plane,
+        options.far_plane,
+        options.radius_clip,
+        options.eps2d,
+        degree,
+        options.antialiased,
+        options.raw,
     )
-    return Projection(radii, means2d, depths, conics, effective, None if sh_degree is None else colors)
+    return Projection(radii, means2d, depths, conics, effective, None if options.sh_degree is None else colors)
 
 
 def composite(

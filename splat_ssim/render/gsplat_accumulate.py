@@ -90,6 +90,8 @@ def transmittance_before(alphas: Tensor, pixels: Tensor) -> Tensor:
         pixels: [M] pixel of each pair; equal ones lie together.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.render.gsplat_accumulate import transmittance_before
         >>> transmittance_before(torch.tensor([0.5, 0.5, 0.5]).double(), torch.tensor([3, 3, 4]))
         tensor([1.0000, 0.5000, 1.0000], dtype=torch.float64)
     """

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._problem import Options, Scene
+
 #: A Gaussian touches a pixel where its alpha reaches this.
 MIN_ALPHA = 1.0 / 255.0
 #: A pixel is finished before the Gaussian that would bring its transmittance to this or below.
@@ -87,37 +89,34 @@ def harmonics_basis(degree: int, directions: Tensor) -> Tensor:
     return torch.stack(basis, -1)
 
 
+def harmonics_colors(means: Tensor, coefficients: Tensor, viewmats: Tensor, degree: int) -> Tensor:
+    """Colours [C, N, 3] of Gaussians, seen from each camera: 0.5 + the harmonics' sum, not below 0."""
+    camera = torch.linalg.inv(viewmats)[:, :3, 3]  # [C, 3]
+    directions = F.normalize(means - camera[:, None], dim=-1)  # [C, N, 3]
+    basis = harmonics_basis(degree, directions)
+    return (torch.einsum("cnk,nkd->cnd", basis, coefficients[:, : basis.shape[-1]]) + 0.5).clamp(min=0)
+
+
 def project(
-    means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
-    opacities: Tensor,  # [N]
+    scene: Scene,
     sh0: Tensor | None,  # [N, K, 3], or [N, 1, 3] with the rest in shN
     shN: Tensor | None,  # [N, K - 1, 3]
-    viewmats: Tensor,  # [C, 4, 4]
-    Ks: Tensor,  # [C, 3, 3]
-    width: int,
-    height: int,
-    *,
-    near_plane: float,
-    far_plane: float,
-    radius_clip: float,
-    eps2d: float,
-    sh_degree: int | None,
-    antialiased: bool,
-    raw: bool,
+    options: Options,
 ) -> Projection:
     """Projects Gaussians by the local affine approximation of the perspective map, and evaluates their colours.
+
+    The colours are those of the harmonics; `scene.colors` is not looked at.
 
     Source: M. Zwicker et al., "EWA Splatting", 2002; compensation: Z. Yu et al., "Mip-Splatting", 2024, with
     sqrt(det(covariance) / det(covariance + eps2d·1)).
     """
-    if raw:
+    means, quats, scales, opacities, _, viewmats, Ks, width, height = scene
+    if options.raw:
         scales, opacities = scales.exp(), opacities.sigmoid()
     R, t = viewmats[:, None, :3, :3], viewmats[:, None, :3, 3]  # [C, 1, 3, 3], [C, 1, 3]
     means_c = (R @ means[None, :, :, None]).squeeze(-1) + t  # [C, N, 3]
     depths = means_c[..., 2]
-    visible = (depths >= near_plane) & (depths <= far_plane)
+    visible = (depths >= options.near_plane) & (depths <= options.far_plane)
     # A Gaussian that is not visible is computed at a harmless place, so that nothing it gives is infinite.
     harmless = means_c.new_tensor([0.0, 0.0, 1.0])
     x, y, z = torch.where(visible[..., None], means_c, harmless).unbind(-1)
@@ -136,14 +135,14 @@ def project(
     covariance = M @ M.transpose(-1, -2)
     xx, xy, yy = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
     sharp = xx * yy - xy * xy
-    xx, yy = xx + eps2d, yy + eps2d
+    xx, yy = xx + options.eps2d, yy + options.eps2d
     determinant = xx * yy - xy * xy
     visible = visible & (determinant > 0)
     determinant = torch.where(visible, determinant, 1.0)
     conics = torch.stack([yy, -xy, xx], -1) / determinant[..., None]
 
     opacities = opacities.expand(len(viewmats), -1)
-    if antialiased:
+    if options.antialiased:
         ratio = sharp / determinant
         positive = ratio > 0
         opacities = opacities * torch.where(positive, torch.where(positive, ratio, 1.0).sqrt(), 0.0)
@@ -154,19 +153,16 @@ def project(
         extent = (2 * (opacities / MIN_ALPHA).clamp(min=1).log()).sqrt().clamp(max=MAX_EXTENT)
         radii = (extent[..., None] * torch.stack([xx, yy], -1).sqrt()).ceil()
         size = radii.new_tensor([width, height])
-        visible &= (radii > radius_clip).any(-1)
+        visible &= (radii > options.radius_clip).any(-1)
         visible &= (means2d + radii > 0).all(-1) & (means2d - radii < size).all(-1)
         radii = torch.where(visible[..., None], radii, 0.0).clamp(max=2**30).to(torch.int32)
 
     colors = None
-    if sh_degree is not None:
+    if options.sh_degree is not None:
         assert sh0 is not None
         coefficients = sh0 if shN is None else torch.cat([sh0, shN], 1)
-        camera = torch.linalg.inv(viewmats)[:, :3, 3]  # [C, 3]
-        directions = F.normalize(means - camera[:, None], dim=-1)  # [C, N, 3]
-        basis = harmonics_basis(sh_degree, directions)
-        colors = torch.einsum("cnk,nkd->cnd", basis, coefficients[:, : basis.shape[-1]])
-        colors = torch.where(visible[..., None], (colors + 0.5).clamp(min=0), 0.0)
+        colors = harmonics_colors(means, coefficients, viewmats, options.sh_degree)
+        colors = torch.where(visible[..., None], colors, 0.0)
     return Projection(
         radii=radii,
         means2d=torch.where(visible[..., None], means2d, 0.0),

@@ -27,7 +27,7 @@ class CappedStrategy(Strategy):
     short run needs.
 
     Attributes:
-        budget: Most Gaussians there may be.
+        budget: Largest number of Gaussians.
         refine_start_iter: Events happen after this step.
         refine_stop_iter: Events happen before this step.
         refine_every: Steps between events.
@@ -41,6 +41,7 @@ class CappedStrategy(Strategy):
         num_views: How many views it asks for.
 
     Example:
+        >>> from splat_ssim.strategy import CappedStrategy
         >>> strategy = CappedStrategy(budget=30_000)
         >>> state = strategy.initialize_state(scene_scale=1.0)
     """
@@ -63,6 +64,11 @@ class CappedStrategy(Strategy):
             raise ValueError(f"final_prune must be in [0, 1), got {self.final_prune}")
         if self.final_prune > 0 and self.score_views is None:
             raise ValueError("final_prune needs score_views, the training views it judges by, got None")
+
+    @property
+    def max_start(self) -> int:
+        """The largest number of Gaussians to start with: the budget, which this strategy only grows to."""
+        return self.budget
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """The running state for both hooks; its tensors are made at the first step, on their device."""
@@ -116,8 +122,8 @@ class CappedStrategy(Strategy):
         demand = state["grad2d"]
         demand[dead] = 0
         room = max(self.budget - count, 0)
-        wanted = min(len(dead) + min(int(self.growth * count), room), count // 2)
-        parents = demand.topk(wanted).indices
+        children = min(len(dead) + min(int(self.growth * count), room), count // 2)
+        parents = demand.topk(children).indices
         parents = parents[demand[parents] > 0]
         if len(parents) > 0:
             self._split(params, optimizers, parents, dead[: len(parents)])

@@ -18,6 +18,11 @@ class DefaultStrategy(gsplat.DefaultStrategy):
     gsplat 1.5.3 asks `step % self.reset_every == 0 & step > 0`, a chained comparison that is always false.
     """
 
+    @property
+    def max_start(self) -> None:
+        """The largest number of Gaussians to start with: this strategy knows none."""
+        return None
+
     def step_post_backward(
         self,
         params: Params,

@@ -21,8 +21,14 @@ class MCMCStrategy(gsplat.MCMCStrategy):
     Source: Kheradmand et al., 3D Gaussian Splatting as Markov Chain Monte Carlo, NeurIPS 2024.
 
     Example:
+        >>> from splat_ssim.strategy import MCMCStrategy
         >>> strategy = MCMCStrategy(cap_max=30_000)
     """
+
+    @property
+    def max_start(self) -> int:
+        """The largest number of Gaussians to start with: the cap, which this strategy only grows to."""
+        return self.cap_max
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """The running state: this strategy keeps none."""
@@ -92,6 +98,8 @@ def relocation(opacities: Tensor, scales: Tensor, copies: Tensor, max_copies: in
     Source: Kheradmand et al. 2024, equation 9.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.strategy.mcmc import relocation
         >>> relocation(torch.tensor([0.75]), torch.ones(1, 3), torch.tensor([2]))[0]
         tensor([0.5000])
     """

@@ -66,6 +66,7 @@ def budget_curve(start: int, budget: int, num_events: int) -> list[int]:
         `num_events` counts, never falling and never above the budget.
 
     Example:
+        >>> from splat_ssim.strategy.scoring import budget_curve
         >>> budget_curve(1000, 5000, 4)
         [2750, 4000, 4750, 5000]
     """

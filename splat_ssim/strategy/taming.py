@@ -51,8 +51,11 @@ class TamingStrategy(Strategy):
         high_opacity_start: The turn comes after this step, by default after `refine_stop_iter`, and never earlier.
 
     Example:
-        >>> strategy = TamingStrategy(budget=50_000, score_views=trainer.score_views)  # doctest: +SKIP
-        >>> state = strategy.initialize_state(scene_scale=1.0)  # doctest: +SKIP
+        >>> from splat_ssim.strategy import TamingStrategy
+        >>> def score_views(count):
+        ...     yield from ()  # a ViewStats for each of `count` training views
+        >>> strategy = TamingStrategy(budget=50_000, score_views=score_views)
+        >>> state = strategy.initialize_state(scene_scale=1.0)
     """
 
     budget: int
@@ -89,6 +92,11 @@ class TamingStrategy(Strategy):
                 f"high_opacity_start must not come before refine_stop_iter ({self.refine_stop_iter}), "
                 f"got {self.high_opacity_start}"
             )
+
+    @property
+    def max_start(self) -> int:
+        """The largest number of Gaussians to start with: the budget. More are sampled down to it at the first step."""
+        return self.budget
 
     @property
     def event_steps(self) -> list[int]:
@@ -163,7 +171,7 @@ class TamingStrategy(Strategy):
         if len(means) == 0:
             raise ValueError("densification needs at least 1 Gaussian to start from, got 0")
         state["budget_curve"] = budget_curve(len(means), self.budget, len(self.event_steps))
-        state["trim"] = max(len(means) - self.budget, 0)
+        state["trim"] = max(len(means) - self.max_start, 0)
         zero_state(state, ("grad2d", "count"), len(means), means.device)
 
     def _trim_start(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
@@ -235,17 +243,17 @@ class TamingStrategy(Strategy):
     def _grow(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
         """One round: clones and splits, each netting one Gaussian, at most one for each there is."""
         count = len(params["means"])
-        wanted = min(target - count, count)
+        growth = min(target - count, count)
         qualified = state["gradient"] >= self.grow_grad2d
         small = torch.exp(params["scales"]).amax(dim=-1) <= self.grow_scale3d * state["scene_scale"]
         clone_set, split_set = qualified & small, qualified & ~small
         num_clone, num_split = int(clone_set.sum()), int(split_set.sum())
-        chosen_wanted = min(wanted, num_clone + num_split)
-        clones = chosen_wanted * num_clone // max(num_clone + num_split, 1)
+        from_qualified = min(growth, num_clone + num_split)
+        clones = from_qualified * num_clone // max(num_clone + num_split, 1)
         chosen = _draw(torch.where(clone_set, state["score"], 0), clones, clone_set)
-        chosen |= _draw(torch.where(split_set, state["score"], 0), chosen_wanted - clones, split_set)
+        chosen |= _draw(torch.where(split_set, state["score"], 0), from_qualified - clones, split_set)
         # Where too few qualify, the rest of the growth goes by score to those that do not.
-        chosen |= _draw(torch.where(qualified, 0, state["score"]), wanted - chosen_wanted, ~qualified)
+        chosen |= _draw(torch.where(qualified, 0, state["score"]), growth - from_qualified, ~qualified)
         cloned, divided = chosen & small, chosen & ~small
         num_cloned = int(cloned.sum())
         if num_cloned:

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from splat_ssim._files import replacing
+from splat_ssim.errors import UserError
+
 NAME = "checkpoint.pt"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing or does not read; the message names it."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Writes `state` and the random number generators' to folder/checkpoint.pt.
 
-    The file is written beside its place, flushed to the disk and renamed: whenever the process dies, there is either
-    the previous checkpoint or the new one.
+    Whenever the process dies, there is either the previous checkpoint or the new one.
     """
     generators: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         generators["cuda"] = torch.cuda.get_rng_state_all()
-    temporary = folder / f"{NAME}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(folder / NAME) as file:
         torch.save({**state, "generators": generators}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
 
 
 def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: bool = True) -> dict[str, Any]:
-    """The state of folder/checkpoint.pt on a device; the random number generators are set to theirs.
+    """Reads the state of folder/checkpoint.pt to a device and, for a run that goes on, sets the generators to theirs.
+
+    Nothing in the folder is changed: a run may be looked at while it trains.
 
     Args:
         folder: Run folder.
@@ -53,8 +52,6 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
         generators = state.pop("generators")
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, AttributeError) as broken:
         raise CheckpointError(f"{path}: required a checkpoint of splat_ssim, got {type(broken).__name__}") from None
-    # A write that a kill cut short leaves this behind.
-    (folder / f"{NAME}.tmp").unlink(missing_ok=True)
     if restore_generators:
         torch.set_rng_state(generators["cpu"].cpu())
         if "cuda" in generators and torch.cuda.is_available():

@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from splat_ssim.trainer.config import ConfigError, from_mapping, read_yaml
+from splat_ssim._importing import imported
+from splat_ssim.errors import UserError
+from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_yaml
+from splat_ssim.trainer.folder import CONFIG
+from splat_ssim.trainer.loop import Interrupted, reopen, run
+from splat_ssim.trainer.metrics import in_words
+from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
 
 
-@dataclass(frozen=True)
-class Task:
-    """A kind of training, by import path so that none is loaded for another: its config and what runs it."""
+def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
+    """Returns the task and its config.
 
-    #: "module:class" of the config dataclass; its fields config, resume and task are the command line's own.
-    config: str
-    #: "module:function" that takes the config and returns the metrics.
-    run: str
-
-
-#: The value of `task` in a config file -> the task.
-TASKS = {
-    "scene": Task("splat_ssim.trainer.config:Config", "splat_ssim.trainer.training:train"),
-    "volume": Task("splat_ssim.volume.config:VolumeConfig", "splat_ssim.volume.fitting:fit"),
-}
-
-
-def _imported(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def parse(arguments: Sequence[str] | None = None) -> tuple[Task, Any]:
-    """The task and its config: defaults, under the run folder of --resume or the file of --config, under the rest.
+    Its values are the defaults, over them those of the file of --config or of the run folder of --resume, over them the
+    rest of the command line.
 
     Args:
         arguments: The command line without the program; by default sys.argv's.
 
     Raises:
-        ConfigError: A file is missing or has an unknown key.
+        ConfigError: A file is missing, has an unknown key, or states an option that does not apply.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The base must be known before tyro, which shows it as the defaults in --help.
@@ -56,37 +40,119 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Task, Any]:
     named, _ = first.parse_known_args(arguments)
     if named.config is not None and named.resume is not None:
         raise ConfigError("--resume takes the config of its run folder, got --config besides")
-    path = named.resume / "config.yaml" if named.resume is not None else named.config
+    path = named.resume / CONFIG if named.resume is not None else named.config
     values = read_yaml(path) if path is not None else {}
     if named.resume is not None:
         values["result_dir"] = str(named.resume)
-    name = values.get("task", "scene")
-    if name not in TASKS:
-        raise ConfigError(f"{path}: task: required one of {', '.join(TASKS)}, got {name!r}")
-    base = from_mapping(_imported(TASKS[name].config), values, str(path))
-    return TASKS[name], tyro.cli(type(base), default=base, args=arguments, prog="train.py")
+    task = find_task(values.get("task", DEFAULT_TASK), str(path))
+    base = from_mapping(task.Config, values, str(path))
+    config = tyro.cli(type(base), default=base, args=arguments, prog="train.py")
+    _check_meaning(base, config, {} if named.resume is not None else values, _options(arguments), str(path))
+    return task, config
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    """The dotted names of the options on a command line."""
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    return [".".join(part.removeprefix("no_") for part in word.split(".")) for word in words]
+
+
+def _check_meaning(
+    base: RunConfig, config: RunConfig, values: Mapping[str, Any], options: Sequence[str], path: str
+) -> None:
+    """Refuses options that were asked for and do not apply.
+
+    Those of a command must apply to what is trained. Those of a file must apply either to that or to what the file
+    itself chooses, such as its strategy, which a command may replace; then they are left out, with a note.
+
+    Raises:
+        ConfigError: The message names the option and why.
+    """
+    own, final = base.unused(), config.unused()
+    for name in options:
+        if name in final:
+            raise ConfigError(f"command line: {name}: {final[name]}")
+    for name in (f"{key}.{name}" for key, value in values.items() if isinstance(value, Mapping) for name in value):
+        if name in own and name in final:
+            raise ConfigError(f"{path}: {name}: {final[name]}")
+        if name in final:
+            print(f"{path}: {name} is left out: {final[name]}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command line of train.py and returns the metrics."""
-    with _one_sentence_errors():
+    with _as_a_program():
         task, config = parse(arguments)
-        return _imported(task.run)(config)
+        return run(task(config))  # type: ignore[call-arg]
 
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:
     """Calls the function at "module:function" with its parameters as the command line."""
-    with _one_sentence_errors():
-        return tyro.cli(_imported(path), args=arguments)
+    with _as_a_program():
+        return tyro.cli(imported(path), args=arguments)
 
 
 @contextmanager
-def _one_sentence_errors() -> Iterator[None]:
-    """Ends the program with one sentence for what the user can put right: our own errors say what was required."""
+def _as_a_program() -> Iterator[None]:
+    """Ends the program with one sentence for what the user can put right, and with a signal's own exit status."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ImportError) as wrong:
-        frames = traceback.extract_tb(wrong.__traceback__)
-        if Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent):
-            sys.exit(f"error: {wrong}")
-        raise
+    except UserError as wrong:
+        sys.exit(f"error: {wrong}")
+    except Interrupted as signal:
+        sys.exit(signal.status)
+
+
+# --- what scripts/eval.py and scripts/render.py do
+
+
+def evaluate_run(
+    folder: tyro.conf.Positional[Path], *, device: str = "auto", data_dir: Path | None = None
+) -> dict[str, Any]:
+    """Evaluates a run folder's last checkpoint.
+
+    Args:
+        folder: Run folder, of whatever kind of training.
+        device: auto, cpu or cuda.
+        data_dir: The data, if they have moved.
+
+    Returns:
+        What eval/<step>.json holds.
+    """
+    one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
+    result = one.evaluate()
+    print(f"step {one.step}: {in_words(result)}")
+    return result
+
+
+def render_run(
+    folder: tyro.conf.Positional[Path],
+    *,
+    views: str | None = None,
+    frames: int = 120,
+    output: Path | None = None,
+    device: str = "auto",
+    data_dir: Path | None = None,
+) -> Path:
+    """Draws a run folder's last checkpoint.
+
+    Args:
+        folder: Run folder, of whatever kind of training.
+        views: What to draw. Of a scene: orbit (an MP4), train or test (a folder of PNG). Of a volume: orbit (a turning
+            projection) or slices. Of an image: picture. By default the first.
+        frames: Number of frames of a video.
+        output: File or folder to write; by default in the run folder.
+        device: auto, cpu or cuda.
+        data_dir: The data, if they have moved.
+
+    Returns:
+        What was written.
+    """
+    task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
+    views = views or next(iter(task.VIEWS))
+    if views not in task.VIEWS:
+        raise UserError(f"--views must be one of {', '.join(task.VIEWS)} for this run, got {views!r}")
+    output = output or folder / task.VIEWS[views]
+    task.render(views, output, frames)
+    print(output)
+    return output

@@ -1,15 +1,14 @@
-"""What fitting a volume can be told: nested dataclasses, in the manner of `splat_ssim.trainer.config`."""
+"""Options of fitting a volume, and which of them each strategy has."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from ..trainer.config import ConfigError, YamlMapping
+from ..trainer.config import OutputConfig, RunConfig, YamlMapping, check_ranges, without_meaning
 
 
 @dataclass
@@ -69,7 +68,7 @@ class VolumeStrategyConfig:
     #: residual: from model.start to the budget in rounds, where the residual is; none: the budget from the start;
     #: capped, default (gsplat's), mcmc: the trainer's strategies by volumetric gradients.
     name: str = "residual"
-    #: Most Gaussians there may be.
+    #: Largest number of Gaussians.
     budget: int = 50_000
     rounds: int = 8
     #: The last round is after this share of the steps.
@@ -86,12 +85,20 @@ class VolumeStrategyConfig:
     noise: float = 1.0
 
 
+#: Options of `VolumeStrategyConfig` that each strategy has. A grid takes its size from the budget.
+STRATEGY_OPTIONS = {
+    "residual": ("budget", "rounds", "stop", "recycle", "sigma"),
+    "none": ("budget",),
+    "capped": ("budget", "rounds", "stop", "prune_density"),
+    "default": ("budget", "rounds", "stop", "sigma", "prune_density", "grow_gradient"),
+    "mcmc": ("budget", "rounds", "stop", "prune_density", "noise"),
+}
+
+
 @dataclass
-class VolumeOutputConfig:
+class VolumeOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: Evaluate every so many steps; 0: only at the end.
-    eval_every: int = 0
     #: The fitted field in the file's own intensities, as volume.<format>; "" for none.
     format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "zarr"] = "nii.gz"
     ply: bool = True
@@ -101,58 +108,35 @@ class VolumeOutputConfig:
     slices: bool = True
     #: A turning maximum-intensity projection as pictures/mip.mp4.
     video: bool = True
-    progress: bool = True
 
 
 @dataclass
-class VolumeConfig:
+class VolumeConfig(RunConfig):
     """Fits Gaussians or a grid to a volume. Without arguments: the brain MRI in assets/."""
 
-    #: A YAML file that states what differs from the defaults; the command line overrides it.
-    config: Path | None = None
     #: Volume file: npy, npz, raw, NIfTI, TIFF, NRRD or zarr.
     data_dir: Path = Path("assets/brain_mri/T1.nii.gz")
-    #: Where the run writes; by default results/<volume>/<time>.
-    result_dir: Path | None = None
-    #: l1, l2, ssim, fused_ssim or package.module:function.
-    loss: str = "fused_ssim"
-    #: Options of the loss, a YAML mapping.
-    loss_kwargs: YamlMapping = field(default_factory=dict)
+    #: Length of the run.
+    steps: int = 4000
+    task: tyro.conf.Suppress[str] = "volume"
     #: The loss is taken on every so many steps, plain L1 on the others.
     loss_every: int = 1
     #: Weight of the total variation of the field.
     tv: float = 0.0
     #: Steps see a random crop of so many voxels a side, with the halo SSIM needs; 0: the whole volume.
     crop: int = 0
-    #: Length of the run.
-    steps: int = 4000
-    #: Multiplies the length of the run.
-    steps_scaler: float = 1.0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = 0
-    #: A run folder: goes on from its last checkpoint, with its config.
-    resume: Path | None = None
-    #: Write a checkpoint every so many steps; 0: only at the end.
-    checkpoint_every: int = 1000
     data: VolumeDataConfig = field(default_factory=VolumeDataConfig)
     model: VolumeModelConfig = field(default_factory=VolumeModelConfig)
     optimizer: VolumeOptimizerConfig = field(default_factory=VolumeOptimizerConfig)
     strategy: VolumeStrategyConfig = field(default_factory=VolumeStrategyConfig)
     output: VolumeOutputConfig = field(default_factory=VolumeOutputConfig)
-    #: What kind of training this is; a YAML file says so.
-    task: tyro.conf.Suppress[str] = "volume"
 
-    def resolved(self) -> VolumeConfig:
-        """The config with steps_scaler applied.
-
-        Raises:
-            ConfigError: A value is out of its range.
-        """
-        for name, value, low, high in (
-            ("steps", round(self.steps * self.steps_scaler), 1, None),
+    def check(self) -> None:
+        """Raises ConfigError for the first value that is out of its range."""
+        super().check()
+        check_ranges(
             ("loss_every", self.loss_every, 1, None),
             ("crop", self.crop, 0, None),
-            ("checkpoint_every", self.checkpoint_every, 0, None),
             ("tv", self.tv, 0, None),
             ("model.start", self.model.start, 1e-6, 1),
             ("model.spread", self.model.spread, 1e-6, None),
@@ -166,8 +150,13 @@ class VolumeConfig:
             ("strategy.prune_density", self.strategy.prune_density, 0, 1),
             ("strategy.grow_gradient", self.strategy.grow_gradient, 0, None),
             ("strategy.noise", self.strategy.noise, 0, None),
-        ):
-            if value < low or (high is not None and value > high):
-                limit = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise ConfigError(f"{name} must be {limit}, got {value}")
-        return dataclasses.replace(self, steps=round(self.steps * self.steps_scaler), steps_scaler=1.0)
+        )
+
+    def unused(self) -> dict[str, str]:
+        """Options of other strategies than the chosen one, and of all strategies for a grid."""
+        if self.model.name == "grid":
+            return without_meaning("strategy", self.strategy, ("budget",), "a grid", always=())
+        options = STRATEGY_OPTIONS.get(self.strategy.name)
+        if options is None:
+            return {}
+        return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .grid import VoxelGrid
+
+
+def loss_reach(options: Mapping[str, Any]) -> int:
+    """How many voxels around a crop a loss looks at: half of SSIM's window.
+
+    Exact for the SSIM losses of one scale. A loss that looks further, such as ms_ssim, sees the edge of the crop.
+
+    Args:
+        options: Of the loss, `--loss-kwargs`; without a window_size it is 11.
+    """
+    return int(options.get("window_size", 11)) // 2
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..trainer.ply import load_ply
+from ..errors import UserError
+from ..ply import SH0, load_ply
 from .grid import VoxelGrid
 from .io import Volume, save_volume
 from .voxelize import morton_order, voxelize
-
-#: The constant spherical harmonic: colour = 0.5 + this · sh0.
-_SH0 = 0.28209479177387814
 
 
 def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: float = 0.5) -> Tensor:
@@ -38,7 +36,7 @@ def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: fl
     sizes = splats["scales"][order].exp()
     widened = sizes.clamp(min=floor)
     density = torch.sigmoid(splats["opacities"][order]) * (sizes / widened).prod(1)
-    colors = (0.5 + _SH0 * splats["sh0"][order, 0]).clamp(0, 1)
+    colors = (0.5 + SH0 * splats["sh0"][order, 0]).clamp(0, 1)
     return voxelize(splats["means"][order], splats["quats"][order], widened, density, grid, features=colors)
 
 
@@ -61,11 +59,11 @@ def distill(
         The file written.
     """
     if size < 2 or not 0 <= outliers < 0.5:
-        raise ValueError(f"size must be at least 2 and outliers in [0, 0.5), got {size} and {outliers}")
+        raise UserError(f"size must be at least 2 and outliers in [0, 0.5), got {size} and {outliers}")
     splats = load_ply(scene)
     opaque = splats["means"][torch.sigmoid(splats["opacities"]) > 0.05].double().numpy()
     if len(opaque) == 0:
-        raise ValueError(f"{scene} must hold Gaussians of opacity above 0.05, got none among {len(splats['means'])}")
+        raise UserError(f"{scene} must hold Gaussians of opacity above 0.05, got none among {len(splats['means'])}")
     low, high = np.quantile(opaque, [outliers, 1 - outliers], axis=0)
     spacing = float((high - low).max()) / (size - 1) or 1.0
     # Two voxels of air on each side; z, y, x order.

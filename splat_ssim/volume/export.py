@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .._files import replacing
 from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .voxelize import morton_order
@@ -39,8 +40,8 @@ def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
     header += [f"property float {name}" for name in names]
     header.append("end_header\n")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("\n".join(header).encode() + torch.cat(arrays, 1).numpy().astype("<f4").tobytes())
+    with replacing(path) as file:
+        file.write("\n".join(header).encode() + torch.cat(arrays, 1).numpy().astype("<f4").tobytes())
     return path
 
 
@@ -61,8 +62,8 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
         raise ValueError(f"{path} must have {counts[0] * len(names) * 4} bytes after its header, got {len(body)}")
     table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(counts[0], len(names)).astype(np.float32))
 
-    def columns(*wanted: str) -> torch.Tensor:
-        return table[:, [names.index(name) for name in wanted]].contiguous()
+    def columns(*properties: str) -> torch.Tensor:
+        return table[:, [names.index(name) for name in properties]].contiguous()
 
     tensors = {
         "means": columns("x", "y", "z"),
@@ -142,8 +143,8 @@ def save_quantized(
     head = json.dumps(header).encode()
     body = lzma.compress(b"".join(streams), preset=9)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_MAGIC + struct.pack("<I", len(head)) + head + body)
+    with replacing(path) as file:
+        file.write(_MAGIC + struct.pack("<I", len(head)) + head + body)
     return path
 
 

@@ -26,6 +26,8 @@ class GaussianField(nn.Module):
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume import VoxelGrid
+        >>> from splat_ssim.volume.gaussians import GaussianField
         >>> field = GaussianField.from_volume(torch.rand(1, 8, 8, 8), VoxelGrid.regular((8, 8, 8)), count=10)
         >>> field(VoxelGrid.regular((8, 8, 8))).shape
         torch.Size([1, 8, 8, 8])
@@ -54,6 +56,35 @@ class GaussianField(nn.Module):
             grid,
             features=tensors["features"] if "features" in tensors else None,
         )
+
+    def positions(self) -> Tensor:
+        """(N, 3) world x, y, z of the Gaussians."""
+        return self.tensors["means"]
+
+    @torch.no_grad()
+    def mass(self) -> Tensor:
+        """(N,) |density| times volume: how much each Gaussian contributes."""
+        return self.tensors["densities"].abs() * self.tensors["log_scales"].sum(1).exp()
+
+    @torch.no_grad()
+    def spawn(
+        self,
+        chosen: Tensor,
+        sigma: Tensor | float,
+        residual: Tensor,
+        target: Tensor,
+        grid: VoxelGrid,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """New Gaussians that take the residual away, see `new_gaussians`; features start from the target's."""
+        new = new_gaussians(chosen, sigma, residual, grid, generator)
+        # Where many are put close together, each takes its share: together they must not overshoot.
+        alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
+        new["densities"] /= alone(grid)[0].flatten()[chosen].clamp(min=1.0)
+        if "features" in new:
+            # The residual's own ratios may be anything; the colour of the target is a better start.
+            new["features"] = new_gaussians(chosen, sigma, target, grid, generator)["features"]
+        return new
 
     @classmethod
     def from_volume(
@@ -107,8 +138,12 @@ def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None 
 
 
 def blur(volume: Tensor) -> Tensor:
-    """(n0, n1, n2) under SSIM's Gaussian window, zeros outside."""
-    return correlate(nn.functional.pad(volume, (5,) * 6), gaussian_taps(), 3)
+    """(n0, n1, n2) under SSIM's Gaussian window, zeros outside; an axis of one voxel is left alone."""
+    shape = [n for n in volume.shape if n > 1]
+    if not shape:
+        return volume
+    padded = nn.functional.pad(volume.reshape(shape), (5,) * (2 * len(shape)))
+    return correlate(padded, gaussian_taps(), len(shape)).reshape(volume.shape)
 
 
 def new_gaussians(
@@ -167,6 +202,12 @@ def voxel_size(grid: VoxelGrid) -> float:
     return (a * b * c) ** (1 / 3)
 
 
+def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
+    """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""
+    last = max(1, round(steps * stop))
+    return tuple(sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)}))
+
+
 @dataclass
 class CappedGrowth:
     """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
@@ -177,7 +218,7 @@ class CappedGrowth:
     Args:
         budget: The field never has more Gaussians.
         at_steps: The steps after which a round is held; the last one reaches the budget.
-        recycle: Share of the Gaussians, those of the least mass |density| · volume, that each round replaces.
+        recycle: Share of the Gaussians, those of the least `mass`, that each round replaces.
         sigma: Standard deviation of new Gaussians in voxels.
     """
 
@@ -213,20 +254,12 @@ class CappedGrowth:
             keep = torch.arange(len(field), device=target.device)
             replaced = int(self.recycle * len(field))
             if replaced:
-                tensors = field.tensors
-                mass = tensors["densities"].abs() * tensors["log_scales"].sum(1).exp()
-                keep = mass.topk(len(field) - replaced, sorted=False).indices.sort().values
+                keep = field.mass().topk(len(field) - replaced, sorted=False).indices.sort().values
             grown = replaced + (self.budget - len(field)) // left
             if grown <= 0:
                 return False
             chosen = sample_voxels(residual.square().sum(0), grown, generator)
-            new = new_gaussians(chosen, self.sigma, residual, grid, generator)
-            # Where many are put close together, each takes its share: together they must not overshoot.
-            alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
-            new["densities"] /= alone(grid)[0].flatten()[chosen].clamp(min=1.0)
-        if "features" in new:
-            # The residual's own ratios may be anything; the colour of the target is a better start.
-            new["features"] = new_gaussians(chosen, self.sigma, target, grid, generator)["features"]
+            new = field.spawn(chosen, self.sigma, residual, target, grid, generator)
         replace_gaussians(field, optimizer, keep, new)
         return True
 
@@ -251,6 +284,6 @@ def replace_gaussians(
 
 def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> Tensor:
     """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with; returns the order."""
-    order = morton_order(field.tensors["means"], grid)
+    order = morton_order(field.positions(), grid)
     replace_gaussians(field, optimizer, order)
     return order

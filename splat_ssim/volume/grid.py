@@ -34,6 +34,7 @@ class VoxelGrid:
         ValueError: A size below 1, or an affine that is not finite and invertible.
 
     Example:
+        >>> from splat_ssim.volume import VoxelGrid
         >>> grid = VoxelGrid.regular((4, 5, 6), spacing=(1.0, 1.0, 2.0), axes="zyx")
         >>> grid.points().shape, grid.points()[1, 0, 0].tolist()
         (torch.Size([4, 5, 6, 3]), [0.0, 0.0, 2.0])

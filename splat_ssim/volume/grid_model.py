@@ -36,6 +36,8 @@ class GridField(nn.Module):
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume import VoxelGrid
+        >>> from splat_ssim.volume.grid_model import GridField
         >>> field = GridField.from_volume(torch.rand(1, 8, 8, 8), VoxelGrid.regular((8, 8, 8)), (4, 4, 4))
         >>> field(VoxelGrid.regular((8, 8, 8))).shape
         torch.Size([1, 8, 8, 8])

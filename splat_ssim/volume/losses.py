@@ -15,6 +15,7 @@ def tv3d(volume: Tensor) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume.losses import tv3d
         >>> tv3d(torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1, 1))
         tensor(0.5000)
     """

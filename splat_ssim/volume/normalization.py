@@ -10,7 +10,7 @@ MODES = ("max", "window", "percentile", "none")
 
 @dataclass(frozen=True)
 class Normalization:
-    """The linear map between a file's intensities and the unit range that is fitted.
+    """The linear map between a file's intensities and the unit range that is fitted, whose data range is 1.
 
     Args:
         low: Intensity that becomes 0.
@@ -21,11 +21,6 @@ class Normalization:
     low: float
     high: float
     clip: bool = True
-
-    @property
-    def data_range(self) -> float:
-        """What SSIM and PSNR take as the range of the normalised values."""
-        return 1.0
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """Intensities to float32 values, in [0, 1] when clipping."""

@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The error is shown times this, so that one grey level in ten is seen.
-ERROR_GAIN = 5.0
+from ..trainer.pictures import ERROR_GAIN, save_bytes, write_video
 
 #: Volumes of unequal spacing are shown at most so large.
 _LARGEST = 2048
@@ -100,10 +98,8 @@ def save_slice_sheet(
     spacing: Sequence[float] | None = None,
 ) -> Path:
     """Writes `slice_sheet` as a picture; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, slice_sheet(field, target, count=count, spacing=spacing))
-    return path
+    save_bytes(path, slice_sheet(field, target, count=count, spacing=spacing))
+    return Path(path)
 
 
 def mip_frames(
@@ -153,9 +149,5 @@ def save_mip_video(
     fps: int = 16,
 ) -> Path:
     """Writes `mip_frames` as an MP4; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(
-        path, np.stack(mip_frames(field, frames=frames, axis=axis, spacing=spacing)), fps=fps, macro_block_size=2
-    )
-    return path
+    write_video(path, mip_frames(field, frames=frames, axis=axis, spacing=spacing), fps=fps)
+    return Path(path)

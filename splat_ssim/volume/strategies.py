@@ -1,4 +1,4 @@
-"""The trainer's densification strategies on the Gaussians of a volume."""
+"""Densification strategies made for images, on the Gaussians of a volume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import VolumeStrategyConfig
+from ..strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, Strategy
+from ..trainer.config import ConfigError
+from .config import STRATEGY_OPTIONS, VolumeStrategyConfig
 from .gaussians import GaussianField, replace_gaussians, voxel_size
 from .grid import VoxelGrid
 
@@ -141,7 +143,7 @@ class StrategyGrowth:
     def _keep_budget(self, field: GaussianField, optimizer: torch.optim.Optimizer) -> None:
         if len(field) <= self.budget:
             return
-        mass = field.tensors["densities"].abs() * field.tensors["log_scales"].sum(1).exp()
+        mass = field.mass()
         keep = mass.topk(self.budget, sorted=False).indices.sort().values
         for name, value in self.state.items():
             if isinstance(value, Tensor) and value.shape[:1] == mass.shape:
@@ -149,8 +151,12 @@ class StrategyGrowth:
         replace_gaussians(field, optimizer, keep)
 
 
+#: The image strategies that a volume can be shown to.
+STRATEGIES = ("capped", "default", "mcmc")
+
+
 def make_growth(config: VolumeStrategyConfig, steps: int, start: int, grid: VoxelGrid) -> StrategyGrowth:
-    """The trainer's strategy that a config names, on a volume.
+    """Makes the image strategy that a config names, on a volume.
 
     Args:
         config: Its rounds are spread over the first `stop` of the run.
@@ -159,35 +165,33 @@ def make_growth(config: VolumeStrategyConfig, steps: int, start: int, grid: Voxe
         grid: The voxels of the volume.
 
     Raises:
-        ValueError: A strategy that makes no sense on a volume, or that does not exist.
+        ConfigError: A strategy that makes no sense on a volume, or that does not exist.
     """
-    from ..strategy import STRATEGIES, make_strategy
-    from ..trainer.config import StrategyConfig
-
     if config.name == "taming":
-        raise ValueError(
+        raise ConfigError(
             "strategy.name must not be taming for a volume: its score is over training views, of which a volume has "
             "none; residual is the nearest to it"
         )
     if config.name not in STRATEGIES:
-        known = ", ".join(["residual", "none", *(name for name in STRATEGIES if name != "taming")])
-        raise ValueError(f"strategy.name must be one of {known} for a volume, got {config.name!r}")
+        raise ConfigError(
+            f"strategy.name must be one of {', '.join(STRATEGY_OPTIONS)} for a volume, got {config.name!r}"
+        )
     factor, rounds = max(1.0, config.budget / start), config.rounds
     if config.name == "mcmc":
         rounds = max(rounds, math.ceil(math.log(factor) / math.log(1 + _MCMC_GROWTH)) + 1)
     every = max(1, round(steps * config.stop) // rounds)
-    trainers = StrategyConfig(
-        name=config.name,
-        budget=config.budget,
-        refine_start=0,
-        refine_every=every,
-        refine_stop=every * rounds + 1,
-        reset_every=_NEVER,
+    events: dict[str, Any] = {"refine_start_iter": 0, "refine_every": every, "refine_stop_iter": every * rounds + 1}
+    strategy: Strategy
+    if config.name == "capped":
         # The budget is reached in the last round.
-        growth=factor ** (1 / rounds) - 1 + 1 / start,
-        prune_opacity=config.prune_density,
-        grow_gradient=config.grow_gradient,
-        noise=config.noise,
-    )
-    strategy = make_strategy(trainers, lambda count: ())
+        growth = factor ** (1 / rounds) - 1 + 1 / start
+        strategy = CappedStrategy(budget=config.budget, growth=growth, prune_opa=config.prune_density, **events)
+    elif config.name == "mcmc":
+        strategy = MCMCStrategy(
+            cap_max=config.budget, noise_lr=config.noise, min_opacity=config.prune_density, **events
+        )
+    else:
+        strategy = DefaultStrategy(
+            prune_opa=config.prune_density, grow_grad2d=config.grow_gradient, reset_every=_NEVER, **events
+        )
     return StrategyGrowth(strategy, config.budget, grid, small=config.sigma)

@@ -12,14 +12,14 @@ from .reference import voxelize_reference
 
 def _check(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, features: Tensor | None) -> None:
     count = means.shape[0] if means.ndim else 0
-    wanted: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
-    wanted |= {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3))}
-    wanted["densities"] = (densities, (count,))
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+    expected |= {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3))}
+    expected["densities"] = (densities, (count,))
     if features is not None:
         if features.ndim != 2:
             raise ValueError(f"features must have shape (N, F), got {tuple(features.shape)}")
-        wanted["features"] = (features, (count, features.shape[1]))
-    for name, (tensor, shape) in wanted.items():
+        expected["features"] = (features, (count, features.shape[1]))
+    for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != means.dtype:
@@ -70,6 +70,7 @@ def voxelize(
 
     Example:
         >>> import torch
+        >>> from splat_ssim.volume import VoxelGrid, voxelize
         >>> grid = VoxelGrid.regular((8, 8, 8))
         >>> volume = voxelize(torch.full((1, 3), 4.0), torch.eye(4)[:1], torch.ones(1, 3), torch.ones(1), grid)
         >>> volume.shape, float(volume[0, 4, 4, 4])

@@ -1,0 +1,37 @@
+"""Errors that the person at the command line can put right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something in a command, a config or a file is not as required; the message says what was required and what came.
+
+    The scripts print its message as one sentence. Every other exception is a defect and keeps its traceback.
+    """
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns the errors of reading a user's files and options into `UserError`.
+
+    Wrap it around such calls only: a ValueError that escapes from anywhere else is a defect and must show its
+    traceback.
+
+    Example:
+        >>> from splat_ssim.errors import UserError, user_errors
+        >>> try:
+        ...     with user_errors():
+        ...         raise FileNotFoundError("no volume at scan.nrrd")
+        ... except UserError as error:
+        ...     print(error)
+        no volume at scan.nrrd
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,65 @@
+"""A camera that circles the scene."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from splat_ssim.scene.data import View
+
+
+def orbit(views: Sequence[View], frames: int) -> list[View]:
+    """Cameras on a circle around what the given cameras look at, with their median distance, height and lens.
+
+    Args:
+        views: Cameras of the scene, at least one.
+        frames: Number of cameras on the circle.
+
+    Returns:
+        Views with the image of the first one, which means nothing, at even width and height (for video codecs).
+    """
+    rotations = torch.stack([view.viewmat[:3, :3] for view in views]).double()
+    centers = torch.stack([view.center for view in views]).double()
+    forward, up = rotations[:, 2], torch.nn.functional.normalize(-rotations[:, 1].mean(0), dim=0)
+    target = _nearest_point(centers, forward)
+    offsets = centers - target
+    heights = offsets @ up
+    flat = offsets - heights[:, None] * up
+    radius, height = flat.norm(dim=1).median(), heights.median()
+    first = flat[flat.norm(dim=1).argmax()]
+    side = torch.nn.functional.normalize(first, dim=0)
+    other = torch.linalg.cross(up, side)
+    view = views[0]
+    image = view.image[: view.height // 2 * 2, : view.width // 2 * 2]
+    path = []
+    for index in range(frames):
+        angle = 2 * math.pi * index / frames
+        center = target + height * up + radius * (math.cos(angle) * side + math.sin(angle) * other)
+        path.append(replace(view, viewmat=_look_at(center, target, up), image=image, mask=None, alpha=None))
+    return path
+
+
+def _nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
+    """The point nearest to all rays from `centers`, in least squares."""
+    # Σ (I - d dᵀ) x = Σ (I - d dᵀ) c; the small multiple of I settles parallel rays: a point near the cameras.
+    projections = torch.eye(3, dtype=centers.dtype) - directions[:, :, None] * directions[:, None]
+    system = projections.sum(0) + 1e-6 * len(centers) * torch.eye(3, dtype=centers.dtype)
+    right = (projections @ centers[..., None]).sum(0) + 1e-6 * centers.sum(0)[:, None]
+    return torch.linalg.solve(system, right).squeeze(-1)
+
+
+def _look_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """(4, 4) float32 world to camera, OpenCV axes."""
+    forward = target - center
+    if forward.norm() < 1e-9:
+        forward = torch.linalg.cross(up, torch.roll(up, 1))
+    forward = torch.nn.functional.normalize(forward, dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=0)
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    viewmat = torch.eye(4, dtype=torch.float64)
+    viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
+    return viewmat.float()

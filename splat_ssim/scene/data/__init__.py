@@ -1,0 +1,82 @@
+"""Scenes from disk: Blender, COLMAP and nerfstudio folders, read whole and checked before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from splat_ssim.scene.data.blender import load_blender
+from splat_ssim.scene.data.colmap import find_model, load_colmap
+from splat_ssim.scene.data.nerfstudio import load_nerfstudio
+from splat_ssim.scene.data.scene import Scene, SceneError, View
+
+__all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
+
+#: Readers by name; each takes (folder, factor=, test_every=, background=) and returns a Scene.
+FORMATS: dict[str, Callable[..., Scene]] = {
+    "blender": load_blender,
+    "colmap": load_colmap,
+    "nerfstudio": load_nerfstudio,
+}
+
+
+def detect_format(folder: Path) -> str:
+    """The format of a scene folder, by the files in it.
+
+    Raises:
+        SceneError: The folder is missing, or holds none of the files that name a format.
+    """
+    if not folder.is_dir():
+        raise SceneError(f"{folder}: required a scene folder, got nothing there (--data-dir)")
+    if (folder / "transforms_train.json").is_file():
+        return "blender"
+    if (folder / "transforms.json").is_file():
+        return "nerfstudio"
+    if find_model(folder) is not None:
+        return "colmap"
+    raise SceneError(
+        f"{folder}: required transforms_train.json (Blender), transforms.json (nerfstudio) or sparse/0/cameras.bin "
+        f"(COLMAP), got {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'an empty folder'}"
+    )
+
+
+def load_scene(
+    folder: str | Path,
+    *,
+    format: str = "auto",
+    factor: int = 1,
+    test_every: int = 8,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Scene:
+    """Reads a scene: all its cameras and images, split in training and test views.
+
+    Args:
+        folder: Scene folder.
+        format: "auto", or a key of FORMATS.
+        factor: Images are read at 1/factor of their size: from `images_{factor}` where there is one, else reduced by
+            a box filter.
+        test_every: Without a split in the files, every such view by file name, starting with the first, is a test view.
+        background: RGB in [0, 1] under images with an alpha channel.
+
+    Returns:
+        The scene.
+
+    Raises:
+        SceneError: A file is missing or not what it should be; the message names it and what was expected.
+
+    Example:
+        >>> from splat_ssim.scene.data import load_scene
+        >>> scene = load_scene("assets/chair_200")
+        >>> len(scene.train), len(scene.test)
+        (100, 25)
+    """
+    folder = Path(folder)
+    name = detect_format(folder) if format == "auto" else format
+    if name not in FORMATS:
+        raise SceneError(f"format must be auto, {', '.join(FORMATS)}, got {name!r}")
+    if factor < 1 or test_every < 1:
+        raise SceneError(f"factor and test_every must be at least 1, got {factor} and {test_every}")
+    scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background)
+    if not scene.train:
+        raise SceneError(f"{folder}: required at least one training view, got none")
+    return scene

@@ -1,0 +1,163 @@
+"""What a reader of scenes returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+
+
+class SceneError(UserError):
+    """A scene on disk is not what its format asks for; the message names the file and what was expected."""
+
+
+@dataclass
+class View:
+    """One photograph and the camera that took it."""
+
+    name: str
+    #: (4, 4) float32, world to camera, OpenCV axes (x right, y down, z forward).
+    viewmat: Tensor
+    #: (3, 3) float32, in pixels; pixel centres at +0.5.
+    K: Tensor
+    #: (H, W, 3) uint8 [0, 255] or float32 [0, 1].
+    image: Tensor
+    #: (H, W) bool, true where the image counts, or None.
+    mask: Tensor | None = None
+    #: (H, W) float32 [0, 1], or None: the alpha channel of the file.
+    alpha: Tensor | None = None
+
+    @property
+    def height(self) -> int:
+        """Pixels downwards."""
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels to the right."""
+        return self.image.shape[1]
+
+    @property
+    def center(self) -> Tensor:
+        """(3,) position of the camera in the world."""
+        return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
+
+    def pixels(self) -> Tensor:
+        """(1, 3, H, W) float32 in [0, 1], channels last in memory: what a loss compares with."""
+        image = self.image if self.image.is_floating_point() else self.image.float().div_(255.0)
+        return image.permute(2, 0, 1)[None]
+
+    def to(self, device: torch.device) -> View:
+        """The same view with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def reduced(self, factor: int) -> View:
+        """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
+
+        Raises:
+            SceneError: The image is smaller than one box.
+        """
+        if min(self.height, self.width) < factor:
+            raise SceneError(
+                f"{self.name}: required at least {factor}x{factor} pixels to reduce by {factor}, "
+                f"got {self.height}x{self.width}"
+            )
+        pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
+        alpha = None if self.alpha is None else F.avg_pool2d(self.alpha[None], factor)[0]
+        # A pixel counts where all that it is made of does.
+        mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
+        K = self.K.clone()
+        K[:2] /= factor
+        return replace(self, image=pixels, alpha=alpha, mask=mask, K=K)
+
+
+@dataclass
+class Scene:
+    """Views of one scene and what is known of its points."""
+
+    name: str
+    train: list[View]
+    test: list[View]
+    #: (N, 3) float32 positions and (N, 3) float32 colours in [0, 1] of a sparse reconstruction, or None.
+    points: np.ndarray | None = None
+    colors: np.ndarray | None = None
+    #: RGB in [0, 1] behind the Gaussians.
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
+    box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
+
+    @property
+    def extent(self) -> float:
+        """1.1 times the largest distance of a training camera from their mean: the unit of position learning rates."""
+        centers = torch.stack([view.center for view in self.train]).double()
+        extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
+        # A single camera, or several at one place, leave no length to measure by.
+        return extent if extent > 0 else 1.0
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or a SceneError that names the file and where it breaks."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise SceneError(f"{path}: required a JSON file, got nothing there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
+        raise SceneError(f"{path}: required JSON, got a syntax error: {broken}") from None
+    if not isinstance(content, dict):
+        raise SceneError(f"{path}: required a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_frames(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The JSON object of a transforms file and its frames, each with file_path and a 4x4 transform_matrix."""
+    content = read_json(path)
+    frames = content.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise SceneError(f"{path}: required a non-empty list 'frames', got {type(frames).__name__}")
+    for index, frame in enumerate(frames):
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise SceneError(f"{path}: frame {index}: required 'file_path', got {frame!r:.80}")
+        try:
+            shape = np.asarray(frame.get("transform_matrix"), dtype=np.float64).shape
+        except (TypeError, ValueError):
+            shape = None
+        if shape != (4, 4):
+            raise SceneError(f"{path}: frame {index}: required a 4x4 'transform_matrix', got shape {shape}")
+    return content, frames
+
+
+def read_number(content: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
+    """A finite number of a JSON object, or a SceneError that names file and key."""
+    value = content.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise SceneError(f"{path}: required a number {key!r}, got {value!r}")
+    return float(value)
+
+
+def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
+    """(4, 4) float64 world to OpenCV camera from an OpenGL camera to world matrix: the Y and Z columns are negated."""
+    matrix = np.asarray(camtoworld, dtype=np.float64).copy()
+    matrix[:3, 1:3] *= -1
+    return np.linalg.inv(matrix)
+
+
+def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
+    """Training and test views: sorted by file name, each `test_every`-th, from the first on, is a test view."""
+    views = sorted(views, key=lambda view: view.name)
+    if len(views) < 2:
+        return views, []
+    train = [view for index, view in enumerate(views) if index % test_every != 0]
+    test = [view for index, view in enumerate(views) if index % test_every == 0]
+    return train or test, test

@@ -1,0 +1,55 @@
+"""How good a scene is: PSNR and SSIM on views, pictures of render, truth and error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splat_ssim.functional import ssim
+from splat_ssim.scene.data import View
+from splat_ssim.trainer.metrics import psnr, reported_psnr
+from splat_ssim.trainer.pictures import save_comparison
+
+
+@torch.no_grad()
+def evaluate(
+    render_view: Callable[[View], Tensor],
+    views: Sequence[View],
+    *,
+    ssim_padding: str = "same",
+    pictures: Path | None = None,
+    max_pictures: int = 0,
+) -> dict[str, Any]:
+    """PSNR and SSIM of rendered views: of each over the pixels its mask keeps, and the mean over views of each.
+
+    Args:
+        render_view: View -> (1, H, W, 3) colours.
+        views: What to compare with.
+        ssim_padding: See `splat_ssim.ssim`.
+        pictures: Folder for render | truth | error of the first `max_pictures` views.
+        max_pictures: How many pictures.
+
+    Returns:
+        psnr, ssim, ssim_padding and, for each view, name, psnr, ssim.
+    """
+    rows = []
+    for index, view in enumerate(views):
+        target = view.pixels()
+        pred = render_view(view).permute(0, 3, 1, 2).clamp(0, 1)
+        mask = None if view.mask is None else view.mask[None, None].to(pred.dtype)
+        similarity = ssim(pred, target, padding=ssim_padding, mask=mask)
+        quality = reported_psnr(psnr(pred, target, view.mask))
+        rows.append({"name": view.name, "psnr": quality, "ssim": float(similarity)})
+        if pictures is not None and index < max_pictures:
+            save_comparison(pictures / f"{index:04d}.png", pred, target)
+    return {
+        "psnr": float(np.mean([row["psnr"] for row in rows])),
+        "ssim": float(np.mean([row["ssim"] for row in rows])),
+        "ssim_padding": ssim_padding,
+        "views": rows,
+    }

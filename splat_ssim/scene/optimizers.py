@@ -1,0 +1,83 @@
+"""One Adam for each kind of parameter, as gsplat's strategies ask for: its steps, and its learning rate over a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient, step_together
+from splat_ssim.scene.config import OptimizerConfig
+from splat_ssim.trainer.config import given
+
+Optimizers = dict[str, torch.optim.Optimizer]
+
+#: Value of --optimizer.name -> class.
+KINDS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": Adam,
+    "torch_adam": torch.optim.Adam,
+    "sparse_adam": SelectiveAdam,
+}
+
+
+def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig) -> Optimizers:
+    """Name of a parameter -> its optimiser. Learning rates are set at each step, see `set_learning_rates`."""
+    kind = KINDS[config.name]
+    return {
+        name: kind([{"params": [param], "lr": getattr(config, name)}], eps=1e-15)  # type: ignore[call-arg]
+        for name, param in splats.items()
+    }
+
+
+@torch.no_grad()
+def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: int, radii: Tensor) -> None:
+    """Steps every optimiser and clears the gradients; the higher harmonics' only each `sh_every` steps, on their sum.
+
+    Args:
+        optimizers: As of `make_optimizers`.
+        config: Which optimiser, and sh_every.
+        step: From 0; the harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
+        radii: [C, N, 2] of the Gaussians in the views of this step, 0 where not in view; sparse Adam leaves those.
+    """
+    sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
+    visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
+    due = dict(optimizers)
+    seen: dict[str, Tensor | None] = dict.fromkeys(optimizers, visible)
+    if lazy:
+        hold_gradient(optimizers["shN"], visible)
+        if (step + 1) % config.sh_every == 0:
+            seen["shN"] = release_gradient(optimizers["shN"])
+        else:
+            del due["shN"]
+    if sparse:
+        for name, optimizer in due.items():
+            rows = seen[name]
+            if isinstance(optimizer, SelectiveAdam) and rows is not None:
+                optimizer.step(rows)
+    else:
+        step_together(due.values())
+    for optimizer in due.values():
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = None
+
+
+def set_learning_rates(
+    optimizers: Optimizers, config: OptimizerConfig, *, step: int, steps: int, extent: float
+) -> None:
+    """Learning rates of a step: positions decay log-linearly from first to last, the others from decay_start on.
+
+    Args:
+        optimizers: As of `make_optimizers`.
+        config: Resolved, so that decay_start is a number.
+        step: From 0.
+        steps: Length of the run.
+        extent: Of the scene, the unit of the positions' rate.
+    """
+    progress = step / steps
+    decay_start = given(config.decay_start)
+    late = max(0, step - decay_start) / max(1, steps - decay_start)
+    for name, optimizer in optimizers.items():
+        if name == "means":
+            rate = extent * config.means * (config.means_final / config.means) ** progress
+        else:
+            rate = getattr(config, name) * config.final_factor**late
+        optimizer.param_groups[0]["lr"] = rate

@@ -1,0 +1,50 @@
+"""From the options of a run to a densification strategy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from splat_ssim.scene.config import STRATEGY_OPTIONS, StrategyConfig
+from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, Strategy, TamingStrategy
+from splat_ssim.strategy.scoring import ViewStats
+from splat_ssim.trainer.config import ConfigError, given
+
+ScoreViews = Callable[[int], Iterable[ViewStats]]
+
+#: Name of --strategy.name -> class.
+STRATEGIES: dict[str, type[Strategy]] = {
+    "capped": CappedStrategy,
+    "default": DefaultStrategy,
+    "mcmc": MCMCStrategy,
+    "taming": TamingStrategy,
+}
+
+
+def make_strategy(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
+    """Makes the strategy that a resolved config names.
+
+    Args:
+        config: With every schedule a number of steps, see `SceneConfig.resolved`.
+        score_views: Called with a number; yields that many scored training views, for the strategies that ask.
+
+    Raises:
+        ConfigError: No strategy has this name.
+    """
+    if config.name not in STRATEGIES:
+        raise ConfigError(f"strategy.name must be one of {', '.join(STRATEGIES)}, got {config.name!r}")
+    given(config.refine_stop)
+    kind = STRATEGIES[config.name]
+    options = {own: getattr(config, name) for name, own in STRATEGY_OPTIONS[config.name].items() if own is not None}
+    if "score_views" in {field.name for field in dataclasses.fields(kind)}:
+        options["score_views"] = score_views
+    if config.name == "capped":
+        # Its final pruning looks at views in any case.
+        options["num_views"] = max(1, config.score_views)
+    return kind(**options)
+
+
+def settle_budget(config: StrategyConfig, count: int) -> None:
+    """Sets the budget that is stated as a multiple of the Gaussians a scene has to start from."""
+    if config.budget_multiplier is not None:
+        config.budget = max(1, int(config.budget_multiplier * count))

@@ -1,0 +1,215 @@
+"""Training a Gaussian scene by images: what one step does, how a scene is evaluated and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import user_errors
+from splat_ssim.ply import save_ply
+from splat_ssim.registry import get_loss
+from splat_ssim.scene.cameras import orbit
+from splat_ssim.scene.config import SceneConfig, coarseness
+from splat_ssim.scene.data import Scene, View, load_scene
+from splat_ssim.scene.evaluation import evaluate
+from splat_ssim.scene.model import (
+    Splats,
+    activated_opacities,
+    create_splats,
+    render,
+    standard_splats,
+    start_count,
+)
+from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
+from splat_ssim.scene.scoring import score_views
+from splat_ssim.scene.strategies import make_strategy, settle_budget
+from splat_ssim.strategy.scoring import ViewStats
+from splat_ssim.trainer.config import given
+from splat_ssim.trainer.device import pick_device
+from splat_ssim.trainer.metrics import psnr
+from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
+from splat_ssim.trainer.profiling import stage
+from splat_ssim.trainer.task import Report
+
+
+class SceneTask:
+    """Gaussians that are rendered and compared with photographs: scene, model, loss, strategy and optimisers.
+
+    Raises:
+        UserError: Something in the config or on disk is not as required.
+    """
+
+    Config: ClassVar = SceneConfig
+    VIEWS: ClassVar = {"orbit": "orbit.mp4", "train": "train", "test": "test"}
+
+    def __init__(self, config: SceneConfig) -> None:
+        self.config = config = config.resolved()
+        self.device = pick_device(config.device)
+        torch.manual_seed(config.seed)
+        with user_errors():
+            self.loss = get_loss(config.loss, **config.loss_kwargs)
+        self.scene = read_scene(config)
+        self.name = self.scene.name
+        self.coarse_views: dict[tuple[int, int], View] = {}
+        self.extent = self.scene.extent
+        self.background = torch.tensor(self.scene.background, device=self.device)
+        settle_budget(config.strategy, start_count(self.scene, config.model))
+        with user_errors():
+            self.strategy = make_strategy(config.strategy, self.score_views)
+        self.splats = create_splats(
+            self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
+        )
+        self.optimizers = make_optimizers(self.splats, config.optimizer)
+        self.strategy.check_sanity(self.splats, self.optimizers)
+        self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
+
+    def step(self, index: int) -> Report:
+        """Renders a view, compares it with the photograph, steps the optimisers, densifies."""
+        config, splats = self.config, self.splats
+        with stage("render"):
+            view = self.view_of_step(index).to(self.device)
+            target = view.pixels()
+            degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
+            colors, _, info = self.render_view(view, degree)
+            pred = colors.permute(0, 3, 1, 2)
+            self.strategy.step_pre_backward(splats, self.optimizers, self.strategy_state, index, info)
+
+        with stage("loss"):
+            mask = None if view.mask is None else view.mask[None, None]
+            loss = self.loss(pred, target, mask=mask)
+            loss, terms = loss if isinstance(loss, tuple) else (loss, {})
+            if config.opacity_penalty:
+                loss = loss + config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
+            if config.scale_penalty:
+                loss = loss + config.scale_penalty * torch.exp(splats["scales"]).mean()
+
+        with stage("backward"):
+            loss.backward()
+
+        with stage("optimiser"):
+            set_learning_rates(self.optimizers, config.optimizer, step=index, steps=config.steps, extent=self.extent)
+            step_optimizers(self.optimizers, config.optimizer, step=index, radii=info["radii"])
+
+        with stage("strategy"):
+            self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
+
+        return Report(
+            {
+                "loss": loss,
+                **terms,
+                "psnr": lambda: psnr(pred.detach(), target, view.mask),
+                "gaussians": lambda: len(splats["means"]),
+            }
+        )
+
+    def view_of_step(self, step: int) -> View:
+        """The training view of a step: each pass over the views has its own order, known from the seed alone."""
+        views = self.scene.train
+        epoch, position = divmod(step, len(views))
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        index = int(torch.randperm(len(views), generator=generator)[position])
+        factor = coarseness(self.config.data, step)
+        if factor == 1:
+            return views[index]
+        if (index, factor) not in self.coarse_views:
+            self.coarse_views[index, factor] = views[index].reduced(factor)
+        return self.coarse_views[index, factor]
+
+    def score_views(self, count: int) -> Iterator[ViewStats]:
+        """What `count` training views say of each Gaussian, for the strategies that ask."""
+        return score_views(self.render_view, self.scene.train, count, self.device)
+
+    def render_view(
+        self, view: View, sh_degree: int | None = None, pixel_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict]:
+        """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree."""
+        model = self.config.model
+        return render(
+            self.splats,
+            view,
+            sh_degree=model.sh_degree if sh_degree is None else sh_degree,
+            background=self.background,
+            antialiased=model.antialiased,
+            opacity_activation=self.opacity_activation,
+            pixel_weights=pixel_weights,
+        )
+
+    @torch.no_grad()
+    def picture(self, view: View) -> Tensor:
+        """(1, H, W, 3) colours of a view, wherever its tensors are."""
+        return self.render_view(view.to(self.device))[0]
+
+    @property
+    def opacity_activation(self) -> str:
+        """How opacities are stored at present, which a strategy may change: see `activated_opacities`."""
+        return self.strategy_state.get("opacity_activation", "sigmoid")
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """Means over the test views, or the training views where there are none."""
+        return evaluate(
+            lambda view: self.render_view(view)[0],
+            [view.to(self.device) for view in self.scene.test or self.scene.train],
+            ssim_padding=self.config.output.ssim_padding,
+            pictures=pictures,
+            max_pictures=self.config.output.images,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The Gaussians, their optimisers and the strategy's state."""
+        return {
+            "splats": {name: param.detach() for name, param in self.splats.items()},
+            "frozen": [name for name, param in self.splats.items() if not param.requires_grad],
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "strategy": self.strategy_state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        # A checkpoint from before there were frozen parameters has none.
+        frozen = state.get("frozen", ())
+        self.splats = Splats(
+            {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
+        )
+        self.optimizers = make_optimizers(self.splats, self.config.optimizer)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.strategy_state = state["strategy"]
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """scene.ply and orbit.mp4, as asked for; the number of Gaussians and how it grew under a budget."""
+        metrics: dict[str, Any] = {"num_gaussians": len(self.splats["means"])}
+        if self.strategy_state.get("budget_curve") is not None:
+            metrics["budget"] = self.config.strategy.budget
+            metrics["budget_curve"] = self.strategy_state["budget_curve"]
+            metrics["budget_counts"] = self.strategy_state["num_gaussians"]
+        if self.config.output.ply:
+            save_ply(folder / "scene.ply", standard_splats(self.splats, self.opacity_activation))
+        if self.config.output.video:
+            self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
+        return metrics
+
+    def render(self, views: str, output: Path, frames: int) -> None:
+        """An orbit as MP4, or the training or test views as a folder of PNG."""
+        if views == "orbit":
+            path = orbit(self.scene.train, frames)
+            write_video(output, (to_bytes(self.picture(view).permute(0, 3, 1, 2)) for view in path))
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        for index, view in enumerate(getattr(self.scene, views)):
+            save_image(output / f"{index:04d}.png", self.picture(view).permute(0, 3, 1, 2))
+
+
+def read_scene(config: SceneConfig) -> Scene:
+    """The scene of a config."""
+    backgrounds = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+    return load_scene(
+        config.data_dir,
+        format=config.data.format,
+        factor=config.data.factor,
+        test_every=config.data.test_every,
+        background=backgrounds[config.data.background],
+    )

@@ -1,0 +1,257 @@
+"""The loop around every kind of training: it owns the clock, the folder and the checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from splat_ssim._files import without_infinities, write_json
+from splat_ssim.errors import user_errors
+from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
+from splat_ssim.trainer.device import peak_memory, wait
+from splat_ssim.trainer.folder import METRICS, open_folder, read_config
+from splat_ssim.trainer.metrics import in_words, scalars
+from splat_ssim.trainer.profiling import StageClock, profiled
+from splat_ssim.trainer.task import Report, Task
+
+#: Steps between two refreshes of the progress bar, two entries in TensorBoard and two lines of the profile.
+REPORT_EVERY, SCALARS_EVERY, PROFILE_EVERY = 25, 100, 1000
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended the run, after its checkpoint was saved. `status` is the exit status that is customary."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+def run(task: Task) -> dict[str, Any]:
+    """Trains or resumes a task, evaluates it, exports it; returns what metrics.json holds.
+
+    Raises:
+        UserError: Something on disk is not as required; nothing has been trained yet.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
+    """
+    one = Run(task)
+    one.train()
+    return one.finish()
+
+
+def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Task:
+    """Returns the task of a run folder, with the model of its last checkpoint.
+
+    Args:
+        folder: Run folder, of whatever kind of training.
+        device: auto, cpu or cuda.
+        data_dir: The data, if they are no longer where the run found them.
+
+    Raises:
+        UserError: The folder is no run folder, or its data do not read.
+    """
+    return reopen(folder, device=device, data_dir=data_dir).task
+
+
+def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, with_loss: bool = True) -> Run:
+    """Returns a run folder's last checkpoint to look at, as of `load`; the folder and torch's generators stay.
+
+    Without its loss, which only training needs, a run whose loss cannot be imported any more can be looked at too.
+    """
+    kind, config = read_config(folder)
+    changes: dict[str, Any] = {"device": device, "result_dir": folder, "resume": None}
+    if not with_loss:
+        changes.update(loss="l1", loss_kwargs={})
+    if data_dir is not None:
+        changes["data_dir"] = data_dir
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        task = kind(dataclasses.replace(config, **changes))  # type: ignore[call-arg]
+    one = Run.__new__(Run)
+    one.task, one.config, one.folder = task, task.config, folder
+    one.restore(load_checkpoint(folder, task.device, restore_generators=False))
+    return one
+
+
+class Run:
+    """A run of a task: at which step it is, the seconds it has trained, and its folder.
+
+    A new run writes its config and a first checkpoint at once, so that one killed early resumes like any other.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.config = task, task.config
+        self.step = 0
+        self.train_seconds = 0.0
+        self.folder = open_folder(self.config, task.name)
+        if self.config.resume is None:
+            self.save()
+        else:
+            self.restore(load_checkpoint(self.folder, task.device))
+
+    def train(self) -> None:
+        """Trains from the current step to the last.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came: the step was finished and the checkpoint saved.
+        """
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="it",
+            disable=not self.config.output.progress,
+            dynamic_ncols=True,
+        )
+        device = self.task.device
+        with _garbage_frozen(), profiled(self.config.profile, device) as stages, _Signals() as signals, bar:
+            with self._tensorboard() as scalars_writer:
+                while self.step < self.config.steps:
+                    start = time.perf_counter()
+                    report = self.task.step(self.step)
+                    self.step += 1
+                    due = self._due()
+                    if due or signals.caught:
+                        wait(device)
+                    self.train_seconds += time.perf_counter() - start
+                    bar.update()
+                    if stages is not None:
+                        stages.finish_step()
+                    if due:
+                        self._look(report, bar, scalars_writer, stages)
+                    if signals.caught:
+                        self._stop(signals.caught)
+
+    def _due(self) -> bool:
+        """Whether this step is one that is shown, evaluated or saved."""
+        config, step = self.config, self.step
+        return (
+            step % REPORT_EVERY == 0
+            or step == config.steps
+            or _divides(config.output.eval_every, step)
+            or _divides(config.checkpoint_every, step)
+        )
+
+    def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
+        """Shows, evaluates and saves what is due after a step."""
+        config, step = self.config, self.step
+        last = step == config.steps
+        if step % REPORT_EVERY == 0:
+            shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in report.items()}
+            bar.set_postfix(shown, refresh=False)
+        if writer is not None and step % SCALARS_EVERY == 0:
+            for key, value in report.items():
+                writer.add_scalar(f"train/{key}", value, step)
+        if stages is not None and (step % PROFILE_EVERY == 0 or last):
+            times = ", ".join(f"{stage} {value:.2f}" for stage, value in stages.milliseconds().items())
+            bar.write(f"step {step}, {in_words(report)}; ms: {times}")
+        if _divides(config.output.eval_every, step) and not last:
+            result = scalars(self.evaluate())
+            bar.write(f"step {step}, {self.train_seconds:.0f} s: {in_words(result)}")
+            if writer is not None:
+                for key, value in result.items():
+                    if not isinstance(value, str):
+                        writer.add_scalar(f"test/{key}", value, step)
+        if _divides(config.checkpoint_every, step) and not last:
+            self.save()
+
+    def _stop(self, number: int) -> None:
+        self.save()
+        command = f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
+        print(f"stopped by {signal.Signals(number).name} after step {self.step}; to go on: {command}", flush=True)
+        raise Interrupted(number)
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
+        result = self.task.evaluate(pictures)
+        write_json(self.folder / "eval" / f"{self.step:07d}.json", {"step": self.step, **result})
+        return result
+
+    def finish(self) -> dict[str, Any]:
+        """Last checkpoint, evaluation, pictures, the task's exports, and metrics.json, which it returns."""
+        self.save()
+        metrics = {
+            **scalars(self.evaluate(self.folder / "pictures")),
+            **self.task.export(self.folder),
+            "train_seconds": round(self.train_seconds, 3),
+            "peak_memory_bytes": peak_memory(self.task.device),
+            "step": self.step,
+            "device": self.task.device.type,
+            "loss": self.config.loss,
+        }
+        metrics = without_infinities(metrics)
+        write_json(self.folder / METRICS, metrics)
+        told = {key: value for key, value in metrics.items() if key.startswith(("psnr", "ssim", "num_", "bytes"))}
+        print(f"{in_words(told)}, {self.train_seconds:.1f} s of training: {self.folder}")
+        return metrics
+
+    def save(self) -> None:
+        """Writes a checkpoint from which the run goes on exactly."""
+        state = {"step": self.step, "train_seconds": self.train_seconds, **self.task.state_dict()}
+        save_checkpoint(self.folder, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a checkpoint."""
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self.task.load_state_dict(state)
+
+    def _tensorboard(self) -> AbstractContextManager[Any]:
+        """TensorBoard's writer, if asked for."""
+        if not self.config.output.tensorboard:
+            return nullcontext()
+        with user_errors():
+            from torch.utils.tensorboard import SummaryWriter
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+
+
+def _divides(every: int, step: int) -> bool:
+    """Whether something that happens each `every` steps, never for 0, is due after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _garbage_frozen() -> Iterator[None]:
+    """Leaves what exists now out of Python's collections, which else walk all of torch's modules every so often."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _Signals:
+    """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
+
+    Python tells signals to the main thread alone: elsewhere nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.caught = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.caught = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()

@@ -1,0 +1,74 @@
+"""PSNR, and how metrics are reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Reported PSNR ends here: equal images have no finite one, JSON has no infinity, and a mean over views must stay a
+#: number. So 100 dB in a metrics.json means "100 dB or more".
+MAX_PSNR = 100.0
+
+
+@torch.no_grad()
+def psnr(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, data_range: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB, 10·log10(data_range² / MSE), computed in float64.
+
+    The mean of the squares is over everything: batch, channels and positions. For a mean over views, call it once a
+    view, as the evaluation of scenes does. What is written to files goes through `reported_psnr`.
+
+    Args:
+        pred: Any shape, such as (1, 3, H, W) or (C, D, H, W).
+        target: The same shape.
+        mask: bool, over the last axes, such as (H, W): only positions where it is true count.
+        data_range: Largest minus smallest possible value.
+
+    Returns:
+        The ratio; infinite for equal tensors, NaN where the mask leaves nothing.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.trainer.metrics import psnr
+        >>> round(psnr(torch.full((1, 3, 4, 4), 0.6), torch.full((1, 3, 4, 4), 0.5)), 3)
+        20.0
+    """
+    squares = (pred.double() - target.double()).square()
+    if mask is not None:
+        squares = squares[..., mask]
+    return psnr_of_mse(float(squares.mean()), data_range)
+
+
+def psnr_of_mse(mse: float, data_range: float = 1.0) -> float:
+    """PSNR in dB of a mean squared error, as `psnr` gives it."""
+    return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
+
+
+def reported_psnr(decibels: float) -> float:
+    """A PSNR as it is reported: at most `MAX_PSNR`, which equal images have."""
+    return min(decibels, MAX_PSNR)
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a result that are single values: what metrics.json, TensorBoard and one line can hold."""
+    return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Metrics on one line, such as "psnr 37.27 dB, ssim 0.9919, num_gaussians 30000".
+
+    Example:
+        >>> from splat_ssim.trainer.metrics import in_words
+        >>> in_words({"psnr": 37.268, "ssim": 0.99189, "ssim_padding": "same", "views": []})
+        'psnr 37.27 dB, ssim 0.9919, ssim_padding same'
+    """
+    words = []
+    for key, value in scalars(values).items():
+        if key.startswith("psnr"):
+            words.append(f"{key} {value:.2f} dB")
+        else:
+            words.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(words)

@@ -1,0 +1,143 @@
+"""What the loop asks of a kind of training, and how a config names one."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from splat_ssim._importing import imported
+from splat_ssim.trainer.config import ConfigError, RunConfig
+
+#: What is trained where neither a config file nor a command says.
+DEFAULT_TASK = "scene"
+
+
+class Report(Mapping[str, float]):
+    """The scalars of one step, each computed when it is read.
+
+    Reading waits for the device, so the loop reads only the steps that it shows. Values are numbers, tensors of one
+    element, or functions that return either.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.trainer.task import Report
+        >>> dict(Report({"loss": torch.tensor(0.5), "gaussians": lambda: 300}))
+        {'loss': 0.5, 'gaussians': 300}
+    """
+
+    def __init__(self, values: Mapping[str, float | Tensor | Callable[[], float | Tensor]]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> float:
+        value = self._values[key]
+        value = value() if callable(value) else value
+        return value.item() if isinstance(value, Tensor) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Task(Protocol):
+    """One kind of training. The loop owns the clock, the folder and the checkpoints; a task owns its model.
+
+    A task is made from its config: `Task(config)` reads the data, puts the model where it starts and seeds torch. The
+    length of a run is `config.steps`.
+    """
+
+    #: The config dataclass: a subclass of RunConfig.
+    Config: ClassVar[type[RunConfig]]
+    #: What `scripts/render.py --views` may name -> the file or folder it writes by default; the first is the default.
+    VIEWS: ClassVar[Mapping[str, str]]
+
+    #: Resolved: every schedule is a number of steps.
+    config: Any
+    #: Of the data; names the default run folder.
+    name: str
+    device: torch.device
+
+    def step(self, index: int) -> Report:
+        """Trains one step, counted from 0, and reports on it."""
+
+    def evaluate(self, pictures: Path | None) -> dict[str, Any]:
+        """Returns metrics of the model as it is; pictures of it go to a folder where one is given.
+
+        Single values enter metrics.json and TensorBoard; lists, such as a row for each view, only eval/<step>.json.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a checkpoint needs: tensors, numbers, strings and containers of them.
+
+        The keys step, train_seconds and generators are the loop's.
+        """
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the model what it was when `state_dict` returned `state`."""
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """Writes the files that a finished run leaves, and returns further metrics."""
+
+    def render(self, views: str, output: Path, frames: int) -> None:
+        """Writes what `views`, a key of VIEWS, names to a file or folder; `frames` is the length of a video."""
+
+
+#: What a class must have to be a task.
+_INTERFACE = ("Config", "VIEWS", "step", "evaluate", "state_dict", "load_state_dict", "export", "render")
+
+
+def import_path(name: str) -> str:
+    """The import path of a task: "module:Class" as it is, a short name by rule.
+
+    Example:
+        >>> from splat_ssim.trainer.task import import_path
+        >>> import_path("volume"), import_path("package.module:Class")
+        ('splat_ssim.volume:Task', 'package.module:Class')
+    """
+    return name if ":" in name else f"splat_ssim.{name}:Task"
+
+
+def find_task(name: str, where: str) -> type[Task]:
+    """Imports the class of a task by its name in a config.
+
+    Args:
+        name: A short name such as "scene", which stands for `splat_ssim.scene:Task`, or "package.module:Class". Its
+            module is imported, and so runs its code.
+        where: What names it, such as a file, for messages.
+
+    Raises:
+        ConfigError: There is no such class, or it is no task.
+    """
+    try:
+        found: Any = imported(import_path(name)) if isinstance(name, str) else name
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: task: required one of {', '.join(_shipped())} or package.module:Class, got {name!r}: {error}"
+        ) from None
+    missing = [member for member in _INTERFACE if not hasattr(found, member)]
+    config = getattr(found, "Config", None)
+    if not isinstance(found, type) or missing or not isinstance(config, type) or not issubclass(config, RunConfig):
+        lacks = f" without {', '.join(missing)}" if isinstance(found, type) and missing else ""
+        raise ConfigError(f"{where}: task: required a class with the interface of a task, got {name!r}{lacks}")
+    return found
+
+
+def _shipped() -> list[str]:
+    """The short names: every public module of this package with a Task, the default first."""
+    package = find_spec("splat_ssim")
+    names = [] if package is None else [m.name for m in pkgutil.iter_modules(package.submodule_search_locations)]
+    found = []
+    for name in names:
+        try:
+            if not name.startswith("_") and hasattr(imported(f"splat_ssim.{name}:Task"), "Config"):
+                found.append(name)
+        except (ImportError, AttributeError):
+            continue
+    return sorted(found, key=lambda name: (name != DEFAULT_TASK, name))

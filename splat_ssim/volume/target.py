@@ -1,0 +1,79 @@
+"""What is fitted: a volume of a file, normalised, with its mask."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import user_errors
+from .config import VolumeDataConfig
+from .grid import VoxelGrid
+from .io import load_volume
+from .normalization import Normalization, choose_normalization
+
+
+@dataclass
+class Target:
+    """What is fitted: normalised values, their grid, how they came from the file, and weights."""
+
+    values: Tensor  # [C, n0, n1, n2] float32
+    grid: VoxelGrid
+    normalization: Normalization
+    mask: Tensor | None  # [1, 1, n0, n1, n2]
+
+    def to(self, device: torch.device) -> Target:
+        """The same with its tensors on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Target(self.values.to(device), self.grid, self.normalization, mask)
+
+
+@user_errors()
+def read_target(path: Path, config: VolumeDataConfig) -> Target:
+    """Reads the volume of a file, normalised, with its mask.
+
+    Raises:
+        UserError: A volume that does not read, spans no range, or has another shape than its mask.
+    """
+    options = list(inspect.signature(load_volume).parameters)[1:]
+    for name in config.read:
+        if name not in options:
+            raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
+    volume = load_volume(path, **config.read)
+    bounds = None if config.low is None or config.high is None else (config.low, config.high)
+    normalization = choose_normalization(
+        volume.data, config.normalize, window=bounds, **({"percentiles": bounds} if bounds else {})
+    )
+    mask = None
+    if config.mask is not None:
+        mask_volume = load_volume(config.mask)
+        weights = mask_volume.data
+        if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
+            raise ValueError(
+                f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
+                f"{weights.shape} from {weights.min()} to {weights.max()}"
+            )
+        _check_place(mask_volume.grid, volume.grid, given=not {"spacing", "origin", "axes"}.isdisjoint(config.read))
+        mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
+    # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
+    values = np.ascontiguousarray(normalization.apply(volume.data))
+    return Target(torch.from_numpy(values), volume.grid, normalization, mask)
+
+
+def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:
+    """Refuses a mask whose file says that it lies elsewhere; `given`: the config says where the volume lies."""
+    silent = VoxelGrid.regular(volume.shape).affine
+    if given or silent in (mask.affine, volume.affine):
+        return
+    # To a tenth of a voxel over the whole volume: headers keep float32.
+    corners = torch.tensor(volume.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
+    apart = float((mask.to_index(volume.to_world(corners)) - corners).abs().max())
+    if apart > 0.1:
+        raise ValueError(
+            f"mask must lie where the volume does, got an affine that puts it up to {apart:.3g} voxels away; "
+            f"mask {[list(row) for row in mask.affine[:3]]}, volume {[list(row) for row in volume.affine[:3]]}"
+        )

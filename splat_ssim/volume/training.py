@@ -1,0 +1,270 @@
+"""Fitting a model to a volume: what one step does, how the fit is evaluated and what it leaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, user_errors
+from ..ops.voxelize_cuda import has_kernels
+from ..registry import get_loss, l1_loss
+from ..trainer.device import pick_device
+from ..trainer.profiling import stage
+from ..trainer.task import Report
+from .config import VolumeConfig
+from .crops import loss_reach, make_crop, random_crop
+from .evaluation import evaluate_volume
+from .export import load_quantized, save_gaussians_ply, save_quantized
+from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_rounds, sort_gaussians, voxel_size
+from .grid_model import GridField, grid_shape
+from .io import Volume, save_volume
+from .losses import tv3d
+from .optimizers import make_optimizer, set_learning_rates
+from .pictures import save_mip_video, save_slice_sheet
+from .strategies import StrategyGrowth, make_growth
+from .target import read_target
+
+#: Steps between two Morton sorts.
+SORT_EVERY = 200
+
+
+def pick_volume_device(config: VolumeConfig) -> torch.device:
+    """Returns the device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
+
+    Raises:
+        UserError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
+    """
+    device = pick_device(config.device)
+    if device.type != "cuda" or config.model.name != "gaussians":
+        return device
+    # By the definition in plain torch, on whatever device, every Gaussian meets every voxel.
+    if has_kernels(torch.device("cuda", torch.cuda.current_device())):
+        return device
+    if config.device == "cuda":
+        raise UserError("--device cuda requires this package's CUDA kernels to fit Gaussians, got none (see above)")
+    return torch.device("cpu")
+
+
+class VolumeTask:
+    """Gaussians or a grid that become a volume: target, model, loss, growth and optimiser.
+
+    Raises:
+        UserError: Something in the config or on disk is not as required.
+    """
+
+    Config: ClassVar = VolumeConfig
+    VIEWS: ClassVar = {"orbit": "mip.mp4", "slices": "slices.png"}
+
+    def __init__(self, config: VolumeConfig) -> None:
+        self.config = config = config.resolved()
+        self.name = config.data_dir.name.split(".")[0]
+        self.device = pick_volume_device(config)
+        torch.manual_seed(config.seed)
+        with user_errors():
+            self.loss = get_loss(config.loss, **config.loss_kwargs)
+        self.halo = loss_reach(config.loss_kwargs)
+        self.target = read_target(config.data_dir, config.data).to(self.device)
+        # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.growth: CappedGrowth | StrategyGrowth | None = None
+        self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
+        self.model = self._gaussians() if config.model.name == "gaussians" else self._grid()
+        self.optimizer = self._optimizer()
+        if isinstance(self.growth, StrategyGrowth) and isinstance(self.model, GaussianField):
+            self.growth.check(self.model, self.optimizer)
+        self.last_loss: Tensor | float = math.nan
+
+    def step(self, index: int) -> Report:
+        """Reads the field, compares, steps the optimiser, and changes the model where that is due."""
+        self.last_loss = self.fit_step(index)
+        with stage("growth"):
+            self.change_model(index + 1)
+        return Report({"loss": self.last_loss, "parameters": lambda: self.parameters})
+
+    def fit_step(self, step: int) -> Tensor:
+        """The optimiser's part of a step. Returns the loss."""
+        config, target = self.config, self.target
+        shape = target.grid.shape
+        mask: Tensor | None
+        if config.crop:
+            crop = random_crop(shape, config.crop, halo=self.halo, generator=self.generator)
+            mask = crop.mask(self.device) if target.mask is None else crop.mask(self.device) * crop.of(target.mask)
+        else:
+            crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
+        with stage("field"):
+            pred, expected = self.model(crop.grid(target.grid)), crop.of(target.values)
+        with stage("loss"):
+            criterion = self.loss if step % config.loss_every == 0 else l1_loss
+            result = criterion(pred[None], expected[None], mask=mask)
+            loss = result[0] if isinstance(result, tuple) else result
+            if config.tv:
+                loss = loss + config.tv * tv3d(pred)
+        # The last step's gradients are there until now: growth reads them.
+        self.optimizer.zero_grad(set_to_none=True)
+        with stage("backward"):
+            loss.backward()
+        with stage("optimiser"):
+            rates, decay = self._rates(), config.optimizer
+            set_learning_rates(
+                self.optimizer, rates, step=step, steps=config.steps, final=decay.final, warmup=decay.warmup
+            )
+            self.optimizer.step()
+            if isinstance(self.model, GaussianField):
+                floor = math.log(config.model.min_sigma * voxel_size(target.grid))
+                self.model.tensors["log_scales"].data.clamp_(min=floor)
+        return loss.detach()
+
+    def change_model(self, done: int) -> None:
+        """What happens between steps, after `done` of them: growth, sorting, refinement of the grid."""
+        if isinstance(self.model, GridField):
+            if done in self.levels:
+                self.model = self.model.upsampled(self.levels[done])
+                self.optimizer = self._optimizer()
+            return
+        model, target = self.model, self.target
+        grew = False
+        if isinstance(self.growth, CappedGrowth):
+            grew = self.growth.step(done, model, self.optimizer, target.values, target.grid, self.generator)
+        elif self.growth is not None:
+            grew = self.growth.step(done, model, self.optimizer)
+        if grew or done % SORT_EVERY == 0:
+            order = sort_gaussians(model, self.optimizer, target.grid)
+            if isinstance(self.growth, StrategyGrowth):
+                self.growth.reorder(order)
+
+    @torch.no_grad()
+    def field(self) -> Tensor:
+        """The whole volume as it is compared and exported: cut to [0, 1] if the target is."""
+        return self._cut(self.model(self.target.grid))
+
+    def _cut(self, volume: Tensor) -> Tensor:
+        return volume.clamp(0, 1) if self.target.normalization.clip else volume
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """PSNR and SSIM of the whole volume; slices of field, volume and error as a picture."""
+        volume = self.field()
+        if pictures is not None and self.config.output.slices:
+            self._save_slices(pictures / "slices.png", volume)
+        return evaluate_volume(volume, self.target.values)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model consists of."""
+        return self.model.nbytes // 4
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """The field as a volume file, the Gaussians as PLY and quantised, a turning projection; their sizes."""
+        config, target = self.config, self.target
+        metrics: dict[str, Any] = {
+            "num_gaussians": len(self.model) if isinstance(self.model, GaussianField) else 0,
+            "parameters": self.parameters,
+            "bytes": self.model.nbytes,
+            "final_loss": float(self.last_loss),
+        }
+        if config.data_dir.is_file():
+            metrics["source_bytes"] = config.data_dir.stat().st_size
+        if config.output.format:
+            data = target.normalization.invert(self.field().cpu().numpy())
+            save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid))
+        if isinstance(self.model, GaussianField):
+            if config.output.ply:
+                save_gaussians_ply(folder / "gaussians.ply", self.model)
+            if config.output.quantized:
+                metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
+        if config.output.video:
+            self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
+        return metrics
+
+    @torch.no_grad()
+    def _export_quantized(self, path: Path, field: GaussianField) -> dict[str, Any]:
+        """The quantised file; what it weighs and what it costs."""
+        save_quantized(path, field, self.target.grid)
+        volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
+        result = evaluate_volume(volume, self.target.values)
+        return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}
+
+    def render(self, views: str, output: Path, frames: int) -> None:
+        """A turning maximum-intensity projection as MP4, or a sheet of slices."""
+        volume, grid = self.field(), self.target.grid
+        if views == "slices":
+            self._save_slices(output, volume)
+            return
+        axis, runs_down = grid.upright
+        upwards = volume.flip(1 + axis) if runs_down else volume
+        save_mip_video(output, upwards, frames=frames, axis=axis, spacing=grid.spacing)
+
+    def _save_slices(self, path: Path, volume: Tensor) -> None:
+        save_slice_sheet(path, volume, self.target.values, spacing=self.target.grid.spacing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model, its optimiser, the generator of the draws and the strategy's state."""
+        return {
+            "tensors": {name: tensor.detach() for name, tensor in self.model.tensors.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "last_loss": float(self.last_loss),
+            "draws": self.generator.get_state(),
+            "strategy": self.growth.state if isinstance(self.growth, StrategyGrowth) else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        tensors = {name: tensor.detach() for name, tensor in state["tensors"].items()}
+        self.model = (
+            GaussianField(tensors)
+            if isinstance(self.model, GaussianField)
+            else GridField(tensors["nodes"], self.target.grid)
+        )
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.last_loss = state["last_loss"]
+        self.generator.set_state(state["draws"].cpu())
+        if isinstance(self.growth, StrategyGrowth):
+            self.growth.state = state["strategy"]
+
+    def _gaussians(self) -> GaussianField:
+        config, strategy = self.config, self.config.strategy
+        count = strategy.budget
+        if strategy.name != "none":
+            count = max(1, round(strategy.budget * config.model.start))
+        voxels = self.target.values[0].numel()
+        if count > voxels:
+            raise UserError(
+                f"a fit must start with at most as many Gaussians as voxels, {voxels}, got {count} of "
+                f"strategy.budget {strategy.budget}"
+            )
+        if strategy.name == "residual":
+            rounds = growth_rounds(config.steps, strategy.stop, strategy.rounds)
+            self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
+        elif strategy.name != "none":
+            self.growth = make_growth(strategy, config.steps, count, self.target.grid)
+        return GaussianField.from_volume(
+            self.target.values, self.target.grid, count, spread=config.model.spread, generator=self.generator
+        )
+
+    def _grid(self) -> GridField:
+        config, target = self.config, self.target
+        channels = len(target.values)
+        parameters = config.model.grid_parameters or config.strategy.budget * (GAUSSIAN_FLOATS + channels - 1)
+        finest = grid_shape(parameters, target.grid, channels)
+        shapes = [
+            tuple(max(1, min(n, -(-n // 2**level))) for n in finest)
+            for level in range(config.model.grid_levels, -1, -1)
+        ]
+        # Levels share the first half of the run equally.
+        for i, shape in enumerate(shapes[1:], start=1):
+            self.levels[max(1, round(config.steps * 0.5 * i / len(shapes[1:])))] = shape
+        return GridField.from_volume(target.values, target.grid, shapes[0])
+
+    def _rates(self) -> dict[str, float]:
+        """Adam's rate of each parameter at the first step, in the parameter's own unit."""
+        optimizer = self.config.optimizer
+        size = voxel_size(self.target.grid)
+        return {name: getattr(optimizer, name) * (size if name == "means" else 1.0) for name in self.model.tensors}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        elements, beta2 = self.target.values.numel(), self.config.optimizer.beta2
+        return make_optimizer(dict(self.model.tensors), self._rates(), elements=elements, beta2=beta2)

@@ -1,0 +1,57 @@
+"""Every example in a docstring runs as it stands there."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import splat_ssim
+
+#: Modules -> how many of their docstrings have an example that fails as it stands, without its imports. A module
+#: leaves the list when it is mended.
+KNOWN = {
+    "splat_ssim.compat": 1,
+    "splat_ssim.compat.fused_ssim": 2,
+    "splat_ssim.compat.fused_ssim3d": 1,
+    "splat_ssim.compat.kornia": 23,
+    "splat_ssim.compat.kornia_0_8": 5,
+    "splat_ssim.compat.pytorch_msssim": 4,
+    "splat_ssim.functional": 3,
+    "splat_ssim.loss": 3,
+    "splat_ssim.modules": 3,
+    "splat_ssim.registry": 4,
+}
+
+
+def modules():
+    """The modules of the package, by name."""
+    for found in pkgutil.walk_packages(splat_ssim.__path__, "splat_ssim."):
+        if not found.name.endswith(("__main__", "._old", "libsplat_ssim")):
+            yield found.name
+
+
+def examples(name):
+    """The docstrings of a module's own that have examples."""
+    module = importlib.import_module(name)
+    # No names but the builtins: an example must import what it uses.
+    tests = doctest.DocTestFinder(exclude_empty=True).find(module, globs={"__name__": "__main__"})
+    return [test for test in tests if test.examples]
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_examples_stand_alone(name, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent)
+    failed = []
+    for test in examples(name):
+        told = []
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        result = doctest.DocTestRunner(optionflags=flags).run(test, out=told.append)
+        if result.failed:
+            failed.append("".join(told))
+    if name in KNOWN:
+        assert len(failed) <= KNOWN[name], "\n".join(failed)
+        if failed:
+            pytest.xfail(f"{len(failed)} known examples of {name} fail as written")
+    assert not failed, "\n".join(failed)
