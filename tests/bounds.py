@@ -34,8 +34,8 @@ MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
 Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
-is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations). Errors of images that are constant along an axis
-repeat, and are not averaged.
+is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations). Errors repeat in images that are constant
+along an axis: a mean does not average them.
 """
 
 from __future__ import annotations
