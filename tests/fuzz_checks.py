@@ -22,6 +22,7 @@ from splat_ssim import registry
 from splat_ssim.compat import fused_ssim, fused_ssim3d, kornia, pytorch_msssim
 from splat_ssim.ops import _library
 from splat_ssim.ops import ssim as ops
+from splat_ssim.options import SSIMOptions
 from tests import bounds, fuzz_cases, oracle
 from tests.fuzz_cases import Case, Setting, images, lay_out, mask_of, upstream_of
 
@@ -112,7 +113,7 @@ def _power_of_difference(power: int) -> Callable:
 
 
 def _ssim_map(options, x, y, mask):
-    return ops.ssim_map(x, y, ops.Options(spatial_dims=x.ndim - 2, **options))
+    return ops.ssim_map(x, y, SSIMOptions(**options))
 
 
 def _expected_fused(case, x, y, mask):

@@ -30,7 +30,9 @@ from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import UnsupportedOptionError
 from splat_ssim.compat._options import integer, number, pair
-from splat_ssim.ops.ssim import Options, photometric, ssim_map
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
 
 __all__ = [
     "SSIM",
@@ -171,7 +173,7 @@ class _Call(NamedTuple):
     #: kornia 0.8 rounds the window of volumes to float32, which shows on float64 volumes.
     is_window_rounded: bool
     #: What the operators take, None where plain torch computes.
-    options: Options | None
+    options: SSIMOptions | None
 
 
 def _check_call(
@@ -217,7 +219,7 @@ def _check_call(
     # The operators do not repeat a border further than an image is wide; kornia 0.8 does.
     if dtype != torch.float64 and not (padding == "replicate" and min(sides) <= after):
         img1, img2 = (img if img.dtype in _READ else img.float() for img in (img1, img2))
-        options = _options(window_size, top, added, padding, spatial_dims)
+        options = _options(window_size, top, added, padding)
     return _Call(img1, img2, window_size, top, added, padding, dtype, is_window_rounded, options)
 
 
@@ -235,13 +237,13 @@ def _setting(name: str, value: object) -> float:
     return cast(float, number(name, value))
 
 
-def _options(window_size: int, max_val: float, eps: float, padding: str, spatial_dims: int) -> Options | None:
+def _options(window_size: int, max_val: float, eps: float, padding: str) -> SSIMOptions | None:
     """The options of the operators where they give kornia's number, else None."""
     if isinstance(max_val, Tensor) or isinstance(eps, Tensor) or not 0 <= eps < math.inf:
         return None
     if not _textbook.has_kernel(window_size, abs(max_val)):
         return None
-    return Options(window_size, _SIGMA, abs(max_val), _K1, _K2, padding, spatial_dims, eps=eps)
+    return SSIMOptions(window_size, _SIGMA, abs(max_val), _K1, _K2, padding, eps=eps)
 
 
 def _similarity(call: _Call) -> Tensor:
@@ -459,7 +461,7 @@ class _Maps:
         img1, img2 = self._images
         if channel is not None:
             img1, img2 = img1[:, channel : channel + 1], img2[:, channel : channel + 1]
-        return ssim_map(img1, img2, Options(self._taps, sigma, self._data_range, k1, k2, "same", 2))
+        return ssim_map(img1, img2, SSIMOptions(self._taps, sigma, self._data_range, k1, k2))
 
 
 def _taps(masks: Tensor, images: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from splat_ssim import reference
+from splat_ssim import _maps, reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
 from splat_ssim.compat._options import Number, is_watched, number, pair, whole
-from splat_ssim.ops.ssim import Options, photometric, ssim_channel_means
+from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
+from splat_ssim.ops.ssim import ssim_channel_means
+from splat_ssim.options import SSIMOptions
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 #: What public code imports from the original all the same: `splat_ssim.compat.install` offers them too.
@@ -141,9 +143,9 @@ def ms_ssim(
     else:
         scales = [_means(X, Y, window)]
         for _ in exponents[1:]:
-            X, Y = reference.halve(X), reference.halve(Y)
+            X, Y = _maps.halve(X), _maps.halve(Y)
             scales.append(_means(X, Y, window))
-        values = reference.combine_terms(reference.scale_terms(scales), exponents)
+        values = _maps.combine_terms(_maps.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
 
 
@@ -203,7 +205,7 @@ def _images(X: Tensor, Y: Tensor, squeeze: bool = True) -> tuple[Tensor, Tensor]
     return X.reshape(shape), Y.reshape(shape)
 
 
-def _options(X: Tensor, window: _Window) -> Options | None:
+def _options(X: Tensor, window: _Window) -> SSIMOptions | None:
     """The options of the operators where they give the original's number, else None."""
     sides = X.shape[2:]
     if window.sigma is None or X.dtype == torch.float64 or X.numel() == 0 or window.size > min(sides):
@@ -215,7 +217,7 @@ def _options(X: Tensor, window: _Window) -> Options | None:
     sigma, data_range, k1, k2 = (math.nan if isinstance(value, Tensor) else abs(value) for value in constants)
     if not _textbook.has_kernel(window.size, sigma, data_range, k1, k2):
         return None
-    return Options(window.size, sigma, data_range, k1, k2, "valid", len(sides))
+    return SSIMOptions(window.size, sigma, data_range, k1, k2, "valid")
 
 
 def _means(X: Tensor, Y: Tensor, window: _Window) -> Tensor:
