@@ -24,7 +24,7 @@ from torch import Tensor
 from splat_ssim import _maps, loss, reference
 from splat_ssim._checks import check_images, check_mask, check_reduction
 from splat_ssim._importing import imported
-from splat_ssim.options import MapKeywords
+from splat_ssim.options import Constants
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -62,8 +62,10 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
     return _maps.weighted_mean(_maps.absolute_difference(pred, target).square(), mask, "mean")
 
 
-class _SSIMLossOptions(MapKeywords, total=False):
+class _SSIMLossOptions(Constants, total=False):
+    padding: str
     reduction: str
+    channels_last: bool
 
 
 def ssim_loss(

@@ -7,7 +7,6 @@ import torch
 
 from splat_ssim.ops import _cuda_kernels, _cuda_module, _library, dispatch, layout, ssim_cuda
 from splat_ssim.ops import _cuda_launch as launch
-from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions
 from tests.test_cuda_emulation import images, kernels, library  # noqa: F401

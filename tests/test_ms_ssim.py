@@ -55,7 +55,9 @@ def test_gradients_where_a_term_is_nearly_zero(seed):
     """The gradient divides by each term: in these pairs of unrelated images the smallest is under 1e-3."""
     img1, img2 = (pair((1, 1, 96, 96), 2 * seed + i)[0] for i in range(2))
     pyramid = _maps.pyramid(img1.double(), img2.double(), 5, 1.0, channels_last=False)
-    terms = _maps.scale_terms([reference.ssim_channel_means(*scale, window_size=5, padding="valid") for scale in pyramid])
+    terms = _maps.scale_terms(
+        [reference.ssim_channel_means(*scale, window_size=5, padding="valid") for scale in pyramid]
+    )
     assert 0 < terms.min() < 1e-3
     function = functools.partial(splat_ssim.ms_ssim, window_size=5)
     for gradient, expected in zip(
