@@ -81,7 +81,7 @@ class _CountingKernels(_cuda_kernels.Kernels):
         self._take()
         super().launch(name, argument, stream)
         if name == "ssim":
-            kernel = self._names[argument.kernel]
+            kernel = self.names[argument.kernel]
         elif name == "voxelize":
             stage = _VOXEL_STAGES[argument.stage]
             kernel = f"splat_voxel_{stage}" + (
