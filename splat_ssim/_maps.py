@@ -119,11 +119,10 @@ def similarity(dssim: Tensor, mask: Tensor | None, reduction: str, channels_last
 def weighted_sum(*terms: tuple[Tensor, float], offset: float = 0.0) -> Tensor:
     """`offset + Σ weight · value` of tensors of one shape."""
     # A tensor for each number: torch promotes the tangent of a tensor without axes times a number to float64.
-    # A term of weight 0 is left out: what it overflows to is not read.
     total = terms[0][0].new_full((), offset)
     for value, weight in terms:
-        if weight != 0:
-            total = total + value * value.new_full((), weight)
+        # What a term without weight overflows to is not read. A NaN comes from the images, as it does in the kernels.
+        total = total + (value if weight else value.nan_to_num(torch.nan, 0, 0)) * value.new_full((), weight)
     return total
 
 
