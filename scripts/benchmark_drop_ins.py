@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 from _commit import commit
-from benchmark import Machine, repeats_for, update
+from _measure import ROOT, Machine, repeats_for, update
 from torch import Tensor
 
 import splat_ssim
 from splat_ssim.compat import kornia, pytorch_msssim
-
-ROOT = Path(__file__).resolve().parent.parent
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import benchmark
 import torch
-from benchmark import ROOT, Machine
+from _measure import ROOT, Machine, describe, peak_beyond, update
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -194,7 +194,7 @@ def peak_here(name: str, case: str, mode: str) -> int:
     call = make_call(name, case, mode)
     # Libraries, threads and their scratch are there before.
     make_call(name, "10@32" if case != LOSS else case, mode)()
-    return benchmark.peak_beyond(call)
+    return peak_beyond(call)
 
 
 def measure(case: str, mode: str, arguments: argparse.Namespace, machine: Machine, about: dict) -> list[dict]:
@@ -241,13 +241,13 @@ def main() -> None:
         return
     for threads in arguments.threads:
         machine = Machine("cpu", threads)
-        about = benchmark.describe(machine)
+        about = describe(machine)
         print(
             f"{machine.name}, {threads} threads: {about['fma_gflops']:.0f} GFLOP/s, copy {about['copy_gb_s']:.1f} GB/s"
         )
         for case in arguments.cases:
             for mode in arguments.modes:
-                benchmark.update(arguments.output, measure(case, mode, arguments, machine, about), KEYS)
+                update(arguments.output, measure(case, mode, arguments, machine, about), KEYS)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,6 @@ def test_rooms_stand_without_those_above(program, blocked, told):
 LONG_FILES = {
     "splat_ssim/compat/kornia.py",
     "splat_ssim/ops/rasterize.py",
-    "scripts/benchmark.py",
 }
 LONG_FUNCTIONS: set[str] = set()
 
