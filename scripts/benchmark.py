@@ -50,14 +50,8 @@ SWEEP_WINDOWS = (5, 7, 9, 11, 13, 15, 17, 19, 21)
 #: Environment in which malloc gives back whatever is freed.
 GIVING_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-
 #: Elements of a batch of the sweep.
 FILLED = 1 << 20
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The machine
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def issue_slots(spatial_dims: int, window: int, mode: str) -> int:

@@ -45,13 +45,13 @@ def _keep_gradients(ctx, inputs, output):
 def _photometric_backward(ctx, upstream, *unused):
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
-        needs, images = ctx.needs_input_grad[:2], ctx.saved_tensors[:2]
+        needs, saved = ctx.needs_input_grad[:2], ctx.saved_tensors
         grads = ctx.grads
         if grads is None or _lacks(grads[0], needs[0]) or _lacks(grads[1], needs[1]):
             # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
             # whose example needed no gradient.
             with torch.no_grad():
-                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*ctx.saved_tensors, *ctx.options[:-2], *needs)
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*saved, *ctx.options[:-2], *needs)
             grads = [grad1, grad2]
         # In place, so that no second image is needed.
         scale = _scale
@@ -59,7 +59,7 @@ def _photometric_backward(ctx, upstream, *unused):
             ctx.grads, scale = None, _scale_in_place
         for i in (0, 1):
             if needs[i]:
-                found[i] = scale(grads[i], upstream, images[i]).to(images[i].dtype)
+                found[i] = scale(grads[i], upstream, saved[i]).to(saved[i].dtype)
     return *found, *(None,) * (len(ctx.options) + 1)
 
 

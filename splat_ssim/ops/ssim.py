@@ -63,9 +63,10 @@ def _recomputing(name: str):
     """The derivative of an operator (img1, img2, *options) by the operator `<name>_backward`."""
 
     def backward(ctx, upstream):
+        img1, img2 = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        grads = call_backward(name + "_backward", upstream, *ctx.saved_tensors, *ctx.options, *needs)
-        return *_gradients_of(*ctx.saved_tensors, grads, needs), *(None,) * len(ctx.options)
+        grads = call_backward(name + "_backward", upstream, img1, img2, *ctx.options, *needs)
+        return *_gradients_of(img1, img2, grads, needs), *(None,) * len(ctx.options)
 
     return backward
 
