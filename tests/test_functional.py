@@ -440,3 +440,22 @@ def test_options_may_be_scalars_of_numpy_and_torch(wrap):
 def test_options_that_are_no_numbers_are_refused(options, error, text):
     with pytest.raises(error, match=text):
         splat_ssim.ssim(*pair(1, 2, 20, 22), **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("function", [splat_ssim.ssim, splat_ssim.ms_ssim])
+def test_under_checkpointing(function, reduction):
+    """torch.utils.checkpoint refuses a backward that unpacks its saved tensors twice."""
+    from torch.utils.checkpoint import checkpoint
+
+    options = {
+        "reduction": reduction,
+        "window_size": 5,
+        **({"weights": (0.4, 0.6)} if function is splat_ssim.ms_ssim else {}),
+    }
+    grads = []
+    for run in (lambda f, *images: f(*images), lambda f, *images: checkpoint(f, *images, use_reentrant=False)):
+        leaf = torch.rand(1, 2, 20, 21, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        run(lambda x, y: function(x * 1.0, y, **options), leaf, torch.full_like(leaf, 0.3)).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
