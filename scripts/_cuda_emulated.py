@@ -15,9 +15,9 @@ import build_emulation
 import torch
 from torch import Tensor
 
+from splat_ssim.ops import _cuda_kernels, voxelize_cuda
 from splat_ssim.ops import _cuda_launch as launch
-from splat_ssim.ops import voxelize_cuda
-from splat_ssim.ops.ssim import Options
+from splat_ssim.options import SSIMOptions
 from splat_ssim.volume import VoxelGrid
 
 _DEFAULT_WINDOW = 11
@@ -52,7 +52,7 @@ class Emulated:
     words: float
 
 
-class _CountingKernels(launch.Kernels):
+class _CountingKernels(_cuda_kernels.Kernels):
     """The launchers on the counting emulation, one segment a walk. Keeps the counts of each kernel's last run."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -60,15 +60,17 @@ class _CountingKernels(launch.Kernels):
         self.counts: dict[str, list[float]] = {}
         self.lengths: dict[str, int] = {}
 
-    def prepare(self, problem: launch._Problem, options: launch._Options, operation: int) -> tuple[str, int]:
-        name, blocks = super().prepare(problem, options, operation)
+    def prepare(
+        self, problem: _cuda_kernels.KernelProblem, options: _cuda_kernels.KernelOptions, operation: int
+    ) -> int:
+        blocks = super().prepare(problem, options, operation)
         if blocks == 0:
-            return name, 0
+            return 0
         blocks //= problem.segments
-        outputs = problem.map_size if operation == launch._FORWARD else problem.size[2:]
+        outputs = problem.map_size if operation == _cuda_kernels.FORWARD else problem.size[2:]
         problem.segment, problem.segments = outputs[0 if options.spatial_dims == 3 else 1], 1
-        self.lengths[name] = problem.segment
-        return name, blocks
+        self.lengths[self.names[problem.kernel]] = problem.segment
+        return blocks
 
     def _take(self) -> list[float]:
         counts = (ctypes.c_double * 8)()
@@ -79,7 +81,7 @@ class _CountingKernels(launch.Kernels):
         self._take()
         super().launch(name, argument, stream)
         if name == "ssim":
-            kernel = self._names[argument.kernel]
+            kernel = self.names[argument.kernel]
         elif name == "voxelize":
             stage = _VOXEL_STAGES[argument.stage]
             kernel = f"splat_voxel_{stage}" + (
@@ -96,23 +98,23 @@ class _Workload:
 
     use: str
     unit: str
-    run: Callable[[launch.Kernels], object]
+    run: Callable[[_cuda_kernels.Kernels], object]
     outputs: dict[str, int]
 
 
 def _photometric(
     img1: Tensor,
     img2: Tensor,
-    options: Options,
+    options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None] = (None, None),
     mask: Tensor | None = None,
-) -> Callable[[launch.Kernels], object]:
+) -> Callable[[_cuda_kernels.Kernels], object]:
     return lambda kernels: launch.photometric(kernels, 0, img1, img2, mask, 0.8, 0.2, False, options, grads)
 
 
 def _of_the_map(
-    img1: Tensor, img2: Tensor, options: Options, grads: tuple[Tensor | None, Tensor | None]
-) -> Callable[[launch.Kernels], object]:
+    img1: Tensor, img2: Tensor, options: SSIMOptions, grads: tuple[Tensor | None, Tensor | None]
+) -> Callable[[_cuda_kernels.Kernels], object]:
     upstream = torch.rand_like(img1)
     return lambda kernels: launch.fill_map_gradients(kernels, 0, upstream, img1, img2, options, grads)
 
@@ -127,13 +129,13 @@ def _of_both(dims: int, window_size: int) -> Iterator[_Workload]:
     shape = (1, 1, 192, 256) if dims == 2 else (1, 1, 48, 32, 32)
     img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
     names = [f"splat_{part}{dims}d{_suffix(window_size)}" for part in ("forward", "adjoint")]
-    run = _of_the_map(img1, img2, Options(window_size, spatial_dims=dims), both)
+    run = _of_the_map(img1, img2, SSIMOptions(window_size), both)
     yield _Workload("both gradients of the map", "element", run, dict.fromkeys(names, img1.numel()))
 
 
 def _of_volumes(window_size: int) -> Iterator[_Workload]:
     """The value and one gradient of volumes of float32."""
-    shape, options = (1, 1, 48, 32, 32), Options(window_size, spatial_dims=3)
+    shape, options = (1, 1, 48, 32, 32), SSIMOptions(window_size)
     img1, img2, grads = torch.rand(shape), torch.rand(shape), (torch.empty(shape), None)
     value, weighted, partials = "splat_value3d", "splat_weighted3d", "splat_partials3d"
     if window_size != _DEFAULT_WINDOW:
@@ -149,7 +151,7 @@ def _of_volumes(window_size: int) -> Iterator[_Workload]:
 def _of_images(window_size: int) -> Iterator[_Workload]:
     """The value of images, and one gradient by the fused kernels, which make fewer columns than they load."""
     img1, img2 = torch.rand(2, 1, 1, 192, 256)
-    run = _photometric(img1, img2, Options(window_size))
+    run = _photometric(img1, img2, SSIMOptions(window_size))
     yield _Workload("value", "element", run, {f"splat_value2d{_suffix(window_size)}": img1.numel()})
     planar = torch.rand(2, 1, 1, 192, 257 - window_size)
     mask = torch.rand(1, 1, 192, 257 - window_size)
@@ -160,7 +162,7 @@ def _of_images(window_size: int) -> Iterator[_Workload]:
         ("loss and gradient", "", planar, None),
         ("loss and gradient, NHWC", "_strided", last, None),
     ):
-        options = Options(window_size, channels_last=suffix.endswith("_strided"))
+        options = SSIMOptions(window_size, channels_last=suffix.endswith("_strided"))
         run = _photometric(img1, img2, options, (torch.empty_like(img1), None), weight)
         if window_size != _DEFAULT_WINDOW:
             suffix = suffix.removeprefix("_weighted")
@@ -171,20 +173,20 @@ def _elementwise() -> Iterator[_Workload]:
     """Padding, its adjoint, sums and scaling."""
     shape = (1, 1, 246, 246)
     img1, img2, grad = torch.rand(shape), torch.rand(shape), torch.empty(shape)
-    options = Options(padding="reflect")
+    options = SSIMOptions(padding="reflect")
     run = _photometric(img1, img2, options, (grad, None))
     yield _Workload("reflect padding", "padded element", run, {"splat_pad": 256 * 256})
     yield _Workload("reflect padding", "element", run, {"splat_fold": img1.numel(), "splat_l1": img1.numel()})
     sums, means = torch.rand(1, 1 << 16), [torch.empty(()) for _ in range(3)]
 
-    def reduce(kernels: launch.Kernels) -> None:
-        call = launch._Call(kernels, 0, img1, img2, Options())
+    def reduce(kernels: _cuda_kernels.Kernels) -> None:
+        call = launch._Call(kernels, 0, img1, img2, SSIMOptions())
         call.reduce([sums, sums], means[1:], [1.0, 1.0], combined=means[0], combine=(0.8, 0.2))
 
     yield _Workload("two kinds of sums", "block sum", reduce, {"splat_reduce": 2 * sums.numel()})
     gradient = torch.rand(1, 3, 256, 256)
 
-    def scale(kernels: launch.Kernels) -> None:
+    def scale(kernels: _cuda_kernels.Kernels) -> None:
         launch.scale(kernels, 0, gradient, torch.tensor(0.5))
 
     yield _Workload("upstream other than 1", "element", scale, {"splat_scale": gradient.numel()})
@@ -202,10 +204,10 @@ def _voxelizer(channels: int) -> Iterator[_Workload]:
     window = [0, 0, 0, size, size, size]
     gradient = torch.rand(channels, size, size, size)
 
-    def forward(kernels: launch.Kernels) -> None:
+    def forward(kernels: _cuda_kernels.Kernels) -> None:
         voxelize_cuda.forward(kernels, 0, inputs, affine, window)
 
-    def backward(kernels: launch.Kernels) -> None:
+    def backward(kernels: _cuda_kernels.Kernels) -> None:
         voxelize_cuda.backward(kernels, 0, gradient, inputs, affine, window)
 
     suffix = "_many" if channels > 1 else ""
@@ -227,7 +229,7 @@ def run_all() -> dict[str, Emulated]:
     """The counts of every kernel, by name."""
     library = ctypes.CDLL(str(build_emulation.build("count")))
     kernels, found = _CountingKernels(library), {}
-    windows = sorted(launch.WINDOW_SIZES)
+    windows = sorted(_cuda_kernels.WINDOW_SIZES)
     narrow = [window for window in windows if window <= _DEFAULT_WINDOW]
     workloads = itertools.chain(
         *(_of_both(dims, window) for window in windows for dims in (2, 3)),

@@ -30,7 +30,7 @@ def check(installed: str) -> str:
     from splat_ssim import reference
     from splat_ssim.loss import photometric_loss
     from splat_ssim.ops import _library
-    from splat_ssim.ops.ssim import Options
+    from splat_ssim.options import SSIMOptions
 
     if not Path(splat_ssim.__file__).is_relative_to(installed):
         raise SystemExit(f"splat_ssim must come from {installed}, got {splat_ssim.__file__}")
@@ -49,7 +49,7 @@ def check(installed: str) -> str:
             gradient_error = ((found - gradient).abs().max() / gradient.abs().max()).item()
             if value_error > 1e-6 or gradient_error > 1e-5:
                 raise SystemExit(f"relative errors of {value_error:.1e} (value), {gradient_error:.1e} (gradient)")
-        options = Options(spatial_dims=len(shape) - 2)
+        options = SSIMOptions()
         arguments = (x, y, None, 0.8, 0.2, 0.0, False, *options, True, False)
         torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
         torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (x, y, *options))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from splat_ssim import reference
+from splat_ssim import _maps, reference
 from splat_ssim._checks import (
     check_constants,
     check_images,
@@ -17,7 +17,9 @@ from splat_ssim._checks import (
     spatial_shape,
 )
 from splat_ssim.ops import ssim as operators
-from splat_ssim.ops.ssim import Options, definition_options, photometric, ssim_map
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 REDUCTIONS = ("mean", "sum", "none", "image")
@@ -82,7 +84,7 @@ def ssim(
     """
     check_images(img1, img2, (2,), channels_last)
     constants = check_constants(window_size, sigma, data_range, k1, k2)
-    options = Options(*constants, padding, 2, channels_last)
+    options = SSIMOptions(*constants, padding, channels_last)
     return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
@@ -131,7 +133,7 @@ def ssim3d(
     """
     check_images(img1, img2, (3,), channels_last)
     constants = check_constants(window_size, sigma, data_range, k1, k2)
-    options = Options(*constants, padding, 3, channels_last)
+    options = SSIMOptions(*constants, padding, channels_last)
     return _ssim(img1, img2, options, reduction, mask, mask_mode)
 
 
@@ -187,7 +189,7 @@ def ms_ssim(
     exponents = [check_number("weights", weight) for weight in weights]
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
-    options = Options(*constants, "valid", img1.ndim - 2, channels_last)
+    options = SSIMOptions(*constants, "valid", channels_last)
     smallest = (options.window_size - 1) * 2 ** (len(exponents) - 1)
     sides = spatial_shape(img1, channels_last)
     if min(sides) <= smallest:
@@ -204,16 +206,17 @@ def ms_ssim(
     return found.mean() if reduction == "mean" else found.sum()
 
 
-def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Tensor | None, mask_mode: str) -> Tensor:
+def _ssim(
+    img1: Tensor, img2: Tensor, options: SSIMOptions, reduction: str, mask: Tensor | None, mask_mode: str
+) -> Tensor:
     """`ssim` and `ssim3d` once the images and the constants are checked."""
     channels_last = options.channels_last
     check_padding(options.padding, options.window_size, img1, channels_last)
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
     if mask is not None and mask_mode == "normalize":
-        keywords = definition_options(options)
-        return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **keywords)
-    img1, img2, weight, _ = reference.apply_mask(img1, img2, mask, mask_mode, options.data_range)
+        return reference.ssim(img1, img2, reduction=reduction, mask=mask, mask_mode=mask_mode, **options.keywords())
+    img1, img2, weight, _ = _maps.apply_mask(img1, img2, mask, mask_mode, options.data_range)
     if reduction in ("mean", "image"):
         # One pass gives the value and the gradient, with its sign: backward need not turn it round.
         per_image = reduction == "image"
@@ -222,4 +225,4 @@ def _ssim(img1: Tensor, img2: Tensor, options: Options, reduction: str, mask: Te
         )
         return found
     found = ssim_map(img1, img2, options)
-    return reference.weighted_mean(found, weight, reduction, channels_last)
+    return _maps.weighted_mean(found, weight, reduction, channels_last)

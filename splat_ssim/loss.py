@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 
-from splat_ssim import functional, reference
+from splat_ssim import _maps, functional, reference
 from splat_ssim._checks import (
     MASK_MODES,
     PADDINGS,
@@ -19,9 +19,10 @@ from splat_ssim._checks import (
     check_padding,
     check_reduction,
 )
-from splat_ssim.modules import SSIMOptions, _WithOptions
-from splat_ssim.ops.ssim import Options, definition_options, photometric
-from splat_ssim.reference import MS_SSIM_WEIGHTS, Constants
+from splat_ssim.modules import _WithOptions
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.options import Constants, SSIMKeywords, SSIMOptions
+from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,7 +35,7 @@ LossAndTerms = tuple[Tensor, dict[str, Tensor]]
 LossResult = Tensor | LossAndTerms
 
 
-class _PhotometricOptions(SSIMOptions, total=False):
+class _PhotometricOptions(SSIMKeywords, total=False):
     lambda_dssim: float
     mask: Tensor | None
 
@@ -125,11 +126,11 @@ def photometric_loss(
             reduction=reduction,
             mask=mask,
             mask_mode=mask_mode,
-            **definition_options(options),
+            **options.keywords(),
         )
         l1, ssim = l1.detach(), ssim.detach()
     else:
-        pred, target, weight, _ = reference.apply_mask(pred, target, mask, mask_mode, options.data_range)
+        pred, target, weight, _ = _maps.apply_mask(pred, target, mask, mask_mode, options.data_range)
         loss, l1, dssim = photometric(
             pred,
             target,
@@ -159,19 +160,19 @@ def check_photometric(
     mask: Tensor | None = None,
     mask_mode: str = "weight",
     channels_last: bool = False,
-) -> tuple[float, Options]:
+) -> tuple[float, SSIMOptions]:
     """Checks the arguments of `photometric_loss`; returns lambda_dssim and the options of its operator."""
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
     constants = check_constants(window_size, sigma, data_range, k1, k2)
     lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
-    options = Options(*constants, padding, pred.ndim - 2, channels_last)
+    options = SSIMOptions(*constants, padding, channels_last)
     check_padding(padding, options.window_size, pred, channels_last)
     check_reduction(reduction, REDUCTIONS, pred)
     check_mask(mask, mask_mode, pred, channels_last)
     return lambda_dssim, options
 
 
-class _LossOptions(SSIMOptions, total=False):
+class _LossOptions(SSIMKeywords, total=False):
     lambda_dssim: float
     return_terms: bool
 
@@ -288,9 +289,9 @@ def ms_ssim_l1_loss(
     data_range = check_number("data_range", data_range)
     check_reduction("mean", ("mean",), pred)
     check_mask(mask, "zero", pred, channels_last)
-    pred, target = reference.in_one_dtype(pred, target, data_range)
-    pred, target, _, _ = reference.apply_mask(pred, target, mask, "zero", data_range)
-    l1 = reference.absolute_difference(pred, target, data_range).mean()
+    pred, target = _maps.in_one_dtype(pred, target, data_range)
+    pred, target, _, _ = _maps.apply_mask(pred, target, mask, "zero", data_range)
+    l1 = _maps.absolute_difference(pred, target, data_range).mean()
     value = functional.ms_ssim(
         pred,
         target,
@@ -302,5 +303,5 @@ def ms_ssim_l1_loss(
         weights=weights,
         channels_last=channels_last,
     )
-    loss = reference.weighted_sum((l1, 1 - lambda_ms_ssim), (1 - value, lambda_ms_ssim))
+    loss = _maps.weighted_sum((l1, 1 - lambda_ms_ssim), (1 - value, lambda_ms_ssim))
     return (loss, {"l1": l1.detach(), "ms_ssim": value.detach()}) if return_terms else loss

@@ -8,14 +8,8 @@ from torch import Tensor, nn
 
 from splat_ssim import functional
 from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants
-from splat_ssim.reference import MS_SSIM_WEIGHTS, Constants, MapOptions
-
-
-class SSIMOptions(MapOptions, total=False):
-    """What `SSIM` and `SSIM3D` keep."""
-
-    reduction: str
-    mask_mode: str
+from splat_ssim.options import Constants, SSIMKeywords
+from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 
 class MSSSIMOptions(Constants, total=False):
@@ -49,7 +43,7 @@ class SSIM(_WithOptions):
     """
 
     _function = staticmethod(functional.ssim)
-    options: SSIMOptions
+    options: SSIMKeywords
 
     def __init__(
         self,
@@ -68,7 +62,7 @@ class SSIM(_WithOptions):
         check_choice("reduction", reduction, functional.REDUCTIONS)
         check_choice("mask_mode", mask_mode, MASK_MODES)
         super().__init__(
-            SSIMOptions(
+            SSIMKeywords(
                 window_size=window_size,
                 sigma=sigma,
                 data_range=data_range,

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from splat_ssim import loss, reference
+from splat_ssim import _maps, loss, reference
 from splat_ssim._checks import check_images, check_mask, check_reduction
 from splat_ssim._importing import imported
-from splat_ssim.ops.ssim import definition_options
+from splat_ssim.options import Constants
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,7 +48,7 @@ def l1_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
         tensor(1.)
     """
     _check(pred, target, mask)
-    return reference.weighted_mean(reference.absolute_difference(pred, target), mask, "mean")
+    return _maps.weighted_mean(_maps.absolute_difference(pred, target), mask, "mean")
 
 
 def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -59,11 +59,13 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
         tensor(4.)
     """
     _check(pred, target, mask)
-    return reference.weighted_mean(reference.absolute_difference(pred, target).square(), mask, "mean")
+    return _maps.weighted_mean(_maps.absolute_difference(pred, target).square(), mask, "mean")
 
 
-class _SSIMLossOptions(reference.MapOptions, total=False):
+class _SSIMLossOptions(Constants, total=False):
+    padding: str
     reduction: str
+    channels_last: bool
 
 
 def ssim_loss(
@@ -90,7 +92,7 @@ def ssim_loss(
         reduction=options.get("reduction", "mean"),
         mask=mask,
         mask_mode=mask_mode,
-        **definition_options(found),
+        **found.keywords(),
     )
     return value, {"l1": l1.detach(), "ssim": ssim.detach()}
 

@@ -16,8 +16,7 @@ from unittest import mock
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_launch, ssim_cuda
-from splat_ssim.ops import ssim as ops
+from splat_ssim.ops import _cuda_kernels, dispatch, ssim_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
@@ -66,7 +65,7 @@ def build_emulation(variant):
 
 @functools.cache
 def _emulated():
-    return _cuda_launch.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
+    return _cuda_kernels.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
 
 
 def _available(index, window_size):
@@ -90,9 +89,9 @@ def _emulation():
         mock.patch.object(ssim_cuda, "_target", lambda image, unit: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on the CPU's tensors go past the dispatcher.
-        mock.patch.dict(ops.IMPLEMENTATIONS, cpu=ssim_cuda.IMPLEMENTATIONS),
-        mock.patch.dict(ops.KERNELS, cpu=ssim_cuda._supports),
-        mock.patch.dict(ops.SCALES, cpu=ssim_cuda._scale),
+        mock.patch.dict(dispatch.IMPLEMENTATIONS, cpu=ssim_cuda.IMPLEMENTATIONS),
+        mock.patch.dict(dispatch.KERNELS, cpu=ssim_cuda._supports),
+        mock.patch.dict(dispatch.SCALES, cpu=ssim_cuda._scale),
     ):
         try:
             yield

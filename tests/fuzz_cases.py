@@ -237,7 +237,7 @@ def images(case: Case) -> tuple[Tensor, Tensor]:
             if which == index and image.numel() and dtype != "uint8":
                 image.view(-1)[at % image.numel()] = float(value)
         made.append(image.movedim(1, -1).contiguous() if case.channels_last else image)
-    return made[0], made[1]
+    return made[0], made[0] if case.content == "same" else made[1]
 
 
 def mask_of(case: Case) -> Tensor | None:

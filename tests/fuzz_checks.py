@@ -22,6 +22,7 @@ from splat_ssim import registry
 from splat_ssim.compat import fused_ssim, fused_ssim3d, kornia, pytorch_msssim
 from splat_ssim.ops import _library
 from splat_ssim.ops import ssim as ops
+from splat_ssim.options import SSIMOptions
 from tests import bounds, fuzz_cases, oracle
 from tests.fuzz_cases import Case, Setting, images, lay_out, mask_of, upstream_of
 
@@ -112,7 +113,7 @@ def _power_of_difference(power: int) -> Callable:
 
 
 def _ssim_map(options, x, y, mask):
-    return ops.ssim_map(x, y, ops.Options(spatial_dims=x.ndim - 2, **options))
+    return ops.ssim_map(x, y, SSIMOptions(**options))
 
 
 def _expected_fused(case, x, y, mask):
@@ -622,6 +623,9 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     if _largest(error) <= floor:
         return
     bound = floor if case.kind in fuzz_cases.PIXEL_KINDS else max(floor, truth.gradient_bound)
+    if case.kind in ("kornia.ssim_loss", "kornia.ssim3d_loss") and truth.arithmetic.dtype == torch.float64:
+        # The original's clamp cuts the gradient where S rounds to 1: there a gradient is the root of a rounding.
+        bound = max(bound, 1e-7 * largest)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
         and bounds.UNITS[found.dtype] > truth.arithmetic.unit

@@ -19,6 +19,7 @@ from splat_ssim.loss import photometric_loss
 from splat_ssim.ops import _library, voxelize_cuda
 from splat_ssim.ops import ssim as operators
 from splat_ssim.optim import Adam, SelectiveAdam, step_together
+from splat_ssim.options import SSIMOptions
 from splat_ssim.render import rasterization
 from splat_ssim.volume import VoxelGrid, voxelize
 from tests import devices
@@ -266,7 +267,7 @@ def _other_ssim_calls() -> Iterator[Call]:
     means = functools.partial(pytorch_msssim.ssim, data_range=1.0, nonnegative_ssim=True)
     for shape in ((2, 3, 13, 21), (1, 2, 11, 11), (1, 2, 12, 13, 14)):
         yield from _pair_calls("means of channels", means, shape)
-        options = operators.Options(spatial_dims=len(shape) - 2, eps=1e-4)
+        options = SSIMOptions(eps=1e-4)
         function = functools.partial(operators.ssim_map, options=options)
         yield from _pair_calls("S with eps", function, shape)
 

@@ -313,7 +313,9 @@ def photometric_loss(
         share = None if mask_mode == "zero" else mask
     distance = (pixels(x, data_range) - pixels(y, data_range)).abs()
     l1 = reduce(distance, share, reduction, empty=0.0)
-    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - similarity), l1, similarity
+    # A term without weight is not read, whatever it is.
+    terms = [weight * term for weight, term in ((1 - lambda_dssim, l1), (lambda_dssim, 1 - similarity)) if weight]
+    return sum(terms), l1, similarity
 
 
 def ms_ssim_l1_loss(

@@ -3,6 +3,8 @@
 import torch
 
 from splat_ssim.ops import ssim as ops
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.options import SSIMOptions
 from tests import devices
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
@@ -25,11 +27,11 @@ def pair(shape, seed=0, data_range=1.0):
 
 
 def options_for(shape, **changes):
-    return ops.Options(spatial_dims=len(shape) - 2, **changes)
+    return SSIMOptions(**changes)
 
 
 def keywords(options):
-    return {name: value for name, value in options._asdict().items() if name != "spatial_dims"}
+    return options._asdict()
 
 
 def differentiate(function, *images):
@@ -53,7 +55,7 @@ def check_all(img1, img2, options, value=1e-7, gradient=2e-6):
     wide = [image.double() for image in (img1, img2)]
 
     def loss(x, y):
-        return ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
+        return photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
 
     found, expected = differentiate(loss, img1, img2), differentiate(loss, *wide)
     assert_close(found[0], expected[0], value)

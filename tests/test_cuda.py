@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import splat_ssim
-from splat_ssim import reference
-from splat_ssim.ops import _cuda_module
+from splat_ssim import _maps, reference
+from splat_ssim.ops import _cuda_module, dispatch
 from splat_ssim.ops import ssim as ops
-from splat_ssim.ops.ssim import Options
+from splat_ssim.ops.photometric import photometric, photometric_definition
+from splat_ssim.options import SSIMOptions
 from splat_ssim.volume import VoxelGrid, voxelize
 from tests.devices import needs_gpu
 from tests.test_voxelize import compare, rotated, sample
@@ -35,11 +36,11 @@ def images(*shape, dtype=torch.float32, channels_last=False, device="cuda"):
 
 
 def exact(img):
-    return reference.as_float(img, torch.float64).detach().requires_grad_()
+    return _maps.as_float(img, torch.float64).detach().requires_grad_()
 
 
 def keywords(options):
-    return {k: v for k, v in options._asdict().items() if k != "spatial_dims"}
+    return options._asdict()
 
 
 def check(img1, img2, options, weight=None, per_image=False, gradients=(True, True), tolerance=1.0):
@@ -48,12 +49,12 @@ def check(img1, img2, options, weight=None, per_image=False, gradients=(True, Tr
         img.detach().requires_grad_(need and img.is_floating_point())
         for img, need in zip((img1, img2), gradients, strict=True)
     )
-    assert ops.has_kernel(img1, img2, options)
+    assert dispatch.has_kernel(img1, img2, options)
     terms = {"l1_weight": 0.7, "dssim_weight": 0.4, "weight": weight, "per_image": per_image}
-    found = ops.photometric(img1, img2, options, **terms)
+    found = photometric(img1, img2, options, **terms)
     x, y = exact(img1), exact(img2)
     exact_weight = None if weight is None else weight.double()
-    expected = ops.photometric_definition(x, y, options, 0.7, 0.4, exact_weight, per_image)
+    expected = photometric_definition(x, y, options, 0.7, 0.4, exact_weight, per_image)
     for value, truth in zip(found, expected, strict=True):
         assert (value - truth).abs().max() < VALUE * tolerance
     if any(img.requires_grad for img in (img1, img2)):
@@ -74,7 +75,7 @@ def test_kernels_compiled_by_nvrtc(monkeypatch, tmp_path):
     monkeypatch.setenv("SPLAT_SSIM_CACHE", str(tmp_path))
     monkeypatch.setattr(_cuda_module, "_devices", {})
     monkeypatch.setattr(_cuda_module, "kernels", _cuda_module.load)
-    check(*images(1, 3, 50, 70), Options())
+    check(*images(1, 3, 50, 70), SSIMOptions())
     assert len(list(tmp_path.iterdir())) == 2  # units: the window's, and what every window needs
 
 
@@ -83,7 +84,7 @@ def test_kernels_compiled_by_nvrtc(monkeypatch, tmp_path):
 @pytest.mark.parametrize("gradients", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 33, 40, 50)])
 def test_numbers(padding, window_size, gradients, shape):
-    options = Options(window_size, padding=padding, spatial_dims=len(shape) - 2)
+    options = SSIMOptions(window_size, padding=padding)
     check(*images(*shape), options, gradients=gradients)
 
 
@@ -95,7 +96,7 @@ def test_dtypes_and_layouts(dtype, target, channels_last, shape):
     img1, img2 = images(*shape, dtype=dtype, channels_last=channels_last)
     if target:
         img2 = (img2.float() * 255).to(torch.uint8)
-    options = Options(channels_last=channels_last, spatial_dims=len(shape) - 2)
+    options = SSIMOptions(channels_last=channels_last)
     rounding = {torch.float32: 1.0, torch.float16: 2**-10 / GRADIENT, torch.bfloat16: 2**-7 / GRADIENT}[dtype]
     for gradients in ((True, False), (True, True)):
         check(img1, img2, options, per_image=True, gradients=gradients, tolerance=rounding)
@@ -105,11 +106,11 @@ def test_dtypes_and_layouts(dtype, target, channels_last, shape):
     "shape", [(1, 1, 1, 1), (3, 1, 5, 7), (1, 3, 2160, 3840), (1, 1, 1, 1, 1), (1, 1, 100, 90, 80)]
 )
 def test_tiny_and_large(shape):
-    check(*images(*shape), Options(spatial_dims=len(shape) - 2), gradients=(True, False))
+    check(*images(*shape), SSIMOptions(), gradients=(True, False))
 
 
 def test_a_batch_beyond_65535():
-    check(*images(70_000, 1, 2, 3), Options(), per_image=True)
+    check(*images(70_000, 1, 2, 3), SSIMOptions(), per_image=True)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -119,7 +120,7 @@ def test_weights(padding, per_image, shape):
     weight = torch.rand(shape[0], 1, *shape[2:], device="cuda")
     weight[0] = 0
     for gradients in ((True, False), (False, True), (True, True)):
-        options = Options(padding=padding, spatial_dims=len(shape) - 2)
+        options = SSIMOptions(padding=padding)
         check(*images(*shape), options, weight, per_image, gradients)
 
 
@@ -130,7 +131,7 @@ def test_weights_in_any_layout(window_size, channels_last, shape):
     """By the kernels of one gradient, plain and strided."""
     img1, img2 = images(*shape, channels_last=channels_last)
     weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape, device="cuda")
-    options = Options(window_size, channels_last=channels_last, spatial_dims=len(shape) - 2)
+    options = SSIMOptions(window_size, channels_last=channels_last)
     check(img1, img2, options, weight, gradients=(True, False))
 
 
@@ -138,7 +139,7 @@ def test_weights_in_any_layout(window_size, channels_last, shape):
 @pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 16, 20, 30)])
 def test_eps(window_size, shape):
     for gradients in ((False, False), (True, False), (True, True)):
-        check(*images(*shape), Options(window_size, spatial_dims=len(shape) - 2, eps=1e-3), gradients=gradients)
+        check(*images(*shape), SSIMOptions(window_size, eps=1e-3), gradients=gradients)
 
 
 @pytest.mark.parametrize("window_size", [3, 7, 11, 13])
@@ -146,7 +147,7 @@ def test_eps(window_size, shape):
 def test_what_is_not_finite_stays_where_it_is(window_size, shape):
     img1, img2 = images(*shape)
     img1[(..., *(20,) * (len(shape) - 2))] = float("nan")
-    options, radius = Options(window_size, spatial_dims=len(shape) - 2), window_size // 2
+    options, radius = SSIMOptions(window_size), window_size // 2
     spoilt, reached = torch.zeros(2, *shape, dtype=torch.bool, device="cuda")
     spoilt[(..., *(slice(20 - radius, 21 + radius),) * (len(shape) - 2))] = True
     reached[(..., *(slice(20 - 2 * radius, 21 + 2 * radius),) * (len(shape) - 2))] = True
@@ -162,7 +163,7 @@ def test_what_is_not_finite_stays_where_it_is(window_size, shape):
 @pytest.mark.parametrize("shape", [(2, 3, 65, 301), (1, 2, 16, 20, 30)])
 def test_map_and_channel_means(padding, shape):
     img1, img2 = (img.requires_grad_() for img in images(*shape))
-    options = Options(padding=padding, spatial_dims=len(shape) - 2)
+    options = SSIMOptions(padding=padding)
     x, y = exact(img1), exact(img2)
     for name, bound in (("ssim_map", MAP), ("ssim_channel_means", VALUE)):
         found = getattr(ops, name)(img1, img2, options)
@@ -182,13 +183,13 @@ def test_ssim_never_exceeds_1_and_flat_images_are_accurate():
     close = flat + 1e-5 * torch.randn_like(flat)
     assert splat_ssim.ssim(flat, flat, reduction="none").max() <= 1
     assert splat_ssim.ssim(flat, close, reduction="none").max() <= 1
-    check(flat, close, Options(), gradients=(True, False))
-    check(1000 + flat, 1000 + close, Options(), gradients=(True, False))
+    check(flat, close, SSIMOptions(), gradients=(True, False))
+    check(1000 + flat, 1000 + close, SSIMOptions(), gradients=(True, False))
 
 
 def loss_and_gradient(img1, img2):
     img1 = img1.detach().requires_grad_()
-    loss = ops.photometric(img1, img2, Options(), l1_weight=0.8, dssim_weight=0.2)[0]
+    loss = photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0]
     return loss.detach(), torch.autograd.grad(loss, img1)[0]
 
 
@@ -201,7 +202,7 @@ def test_the_upstream_value_scales_the_gradient(per_image, channels_last):
     upstreams = [torch.ones(3), torch.tensor([0.5, 1.0, -3.0])] if per_image else [torch.tensor(1.0), torch.tensor(0.3)]
     found = []
     for upstream in upstreams:
-        loss = ops.photometric(img1, img2, Options(channels_last=channels_last), **terms)[0]
+        loss = photometric(img1, img2, SSIMOptions(channels_last=channels_last), **terms)[0]
         found += torch.autograd.grad(loss, img1, upstream.cuda())
     ratio = upstreams[1].view(3, 1, 1, 1) if per_image else upstreams[1]
     assert torch.equal(found[1], found[0] * ratio.cuda())
@@ -276,17 +277,17 @@ def test_backward_keeps_4_bytes_an_element():
     img1, img2 = images(1, 3, 1080, 1920)
     img1.requires_grad_()
     before = torch.cuda.memory_allocated()
-    loss = ops.photometric(img1, img2, Options(), l1_weight=0.8, dssim_weight=0.2)[0]
+    loss = photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0]
     assert torch.cuda.memory_allocated() - before <= 4 * img1.numel() + 8192
     loss.backward()
 
 
 def test_operators_pass_opcheck():
     img1, img2 = images(1, 2, 20, 30)
-    arguments = (img1.requires_grad_(), img2, None, 0.8, 0.2, 0.0, False, *Options(), True, False)
+    arguments = (img1.requires_grad_(), img2, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), True, False)
     torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
-    torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (img1, img2, *Options()))
-    torch.library.opcheck(torch.ops.splat_ssim.ssim_channel_means, (img1, img2, *Options()))
+    torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (img1, img2, *SSIMOptions()))
+    torch.library.opcheck(torch.ops.splat_ssim.ssim_channel_means, (img1, img2, *SSIMOptions()))
 
 
 @pytest.mark.slow
@@ -298,13 +299,13 @@ def test_more_than_2_31_elements():
     img1 = torch.empty(1, 1, side, side, device="cuda", dtype=torch.float16).uniform_(generator=None)
     img2 = img1 + 0.05
     img1.requires_grad_()
-    loss, l1, _ = ops.photometric(img1, img2, Options(), l1_weight=1e6, dssim_weight=1e6)
+    loss, l1, _ = photometric(img1, img2, SSIMOptions(), l1_weight=1e6, dssim_weight=1e6)
     loss.backward()
     # The far corner, which 32-bit offsets would miss, equals the same corner alone.
     corner = img1.detach()[..., -200:, -300:].clone().requires_grad_()
     scale = corner.numel() / img1.numel()
     weights = {"l1_weight": 1e6 * scale, "dssim_weight": 1e6 * scale}
-    ops.photometric(corner, img2[..., -200:, -300:], Options(), **weights)[0].backward()
+    photometric(corner, img2[..., -200:, -300:], SSIMOptions(), **weights)[0].backward()
     whole, alone = img1.grad[..., -180:, -280:].float(), corner.grad[..., -180:, -280:].float()
     assert (whole - alone).abs().max() <= 2e-3 * alone.abs().max()
     assert abs(l1.item() - 0.05) < 1e-3

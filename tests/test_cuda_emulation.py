@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from splat_ssim import reference
+from splat_ssim import _maps, reference
+from splat_ssim.ops import _cuda_kernels
 from splat_ssim.ops import _cuda_launch as launch
-from splat_ssim.ops.ssim import Options
+from splat_ssim.options import SSIMOptions
 from tests.devices import ROOT, build_emulation
 
 pytestmark = pytest.mark.emulation
@@ -46,7 +47,7 @@ def kernels(library):
     torch.use_deterministic_algorithms(True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the images are tiny
-    yield launch.Kernels(library, None, 2)
+    yield _cuda_kernels.Kernels(library, None, 2)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     library.splat_emulation_configure(2, 1, -1, 0)
@@ -70,7 +71,7 @@ def wanted(img1, img2, needs):
 
 def definition(options):
     """The keyword arguments of `reference` functions."""
-    return {k: v for k, v in options._asdict().items() if k != "spatial_dims"}
+    return options._asdict()
 
 
 def channel_options(options):
@@ -79,7 +80,7 @@ def channel_options(options):
 
 
 def exact(img, data_range=1.0):
-    return reference.as_float(img, torch.float64, data_range).requires_grad_()
+    return _maps.as_float(img, torch.float64, data_range).requires_grad_()
 
 
 def check_photometric(kernels, img1, img2, options, needs, weight=None, per_image=False, tolerance=1.0):
@@ -89,8 +90,8 @@ def check_photometric(kernels, img1, img2, options, needs, weight=None, per_imag
     dssim = 1 - reference.ssim_map(x, y, **definition(options))
     reduction = "image" if per_image else "mean"
     mask = None if weight is None else weight.double()
-    l1 = reference.weighted_mean((x - y).abs(), mask, reduction, options.channels_last)
-    dssim = reference.weighted_mean(dssim, mask, reduction, options.channels_last)
+    l1 = _maps.weighted_mean((x - y).abs(), mask, reduction, options.channels_last)
+    dssim = _maps.weighted_mean(dssim, mask, reduction, options.channels_last)
     loss = 0.7 * l1 + 0.4 * dssim
     for mean, truth in zip(found, (loss, l1, dssim), strict=True):
         assert mean.shape == truth.shape
@@ -105,20 +106,20 @@ def check_photometric(kernels, img1, img2, options, needs, weight=None, per_imag
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 3, 7), (2, 1, 23, 301), (1, 3, 40, 246), (1, 1, 70, 64)])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)])
 def test_photometric_of_images(kernels, shape, needs):
-    check_photometric(kernels, *images(*shape), Options(), needs, per_image=shape[0] > 1)
+    check_photometric(kernels, *images(*shape), SSIMOptions(), needs, per_image=shape[0] > 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 3, 5, 7), (2, 1, 21, 18, 35)])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)])
 def test_photometric_of_volumes(kernels, shape, needs):
-    check_photometric(kernels, *images(*shape), Options(spatial_dims=3), needs, per_image=shape[0] > 1)
+    check_photometric(kernels, *images(*shape), SSIMOptions(), needs, per_image=shape[0] > 1)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("window_size", [3, 11, 15])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_windows_and_paddings_of_images(kernels, padding, window_size, needs):
-    options = Options(window_size, 0.4 * window_size**0.5, 2.0, 0.02, 0.05, padding)
+    options = SSIMOptions(window_size, 0.4 * window_size**0.5, 2.0, 0.02, 0.05, padding)
     img1, img2 = images(1, 2, 19, 150)
     check_photometric(kernels, img1 * 2, img2 * 2, options, needs)
 
@@ -127,7 +128,7 @@ def test_windows_and_paddings_of_images(kernels, padding, window_size, needs):
 @pytest.mark.parametrize("window_size", [5, 11, 15])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
-    options = Options(window_size, padding=padding, spatial_dims=3)
+    options = SSIMOptions(window_size, padding=padding)
     check_photometric(kernels, *images(1, 1, 16, 15, 17), options, needs)
 
 
@@ -138,7 +139,7 @@ def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
 @pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_images_far_from_0(kernels, shape, window_size, padding, needs):
-    options = Options(window_size, padding=padding, spatial_dims=len(shape) - 2)
+    options = SSIMOptions(window_size, padding=padding)
     img1, img2 = images(*shape)
     check_photometric(kernels, 0.9 + img1 / 1000, 0.9 + img2 / 1000, options, needs)
     # Each plane has a mean of its own.
@@ -151,7 +152,7 @@ def test_images_far_from_0(kernels, shape, window_size, padding, needs):
 def test_what_is_not_finite_stays_where_it_is(kernels, spatial_dims, value):
     """Though the places that the mean is taken from are among it."""
     img1, img2 = images(*((1, 1, 64, 64) if spatial_dims == 2 else (1, 1, 32, 32, 32)))
-    options = Options(spatial_dims=spatial_dims)
+    options = SSIMOptions()
     clean, spoilt = torch.empty_like(img1), torch.empty_like(img1)
     launch.fill_map(kernels, 0, img1, img2, options, clean)
     img1[..., 17, :] = value
@@ -169,7 +170,7 @@ def test_every_window_on_larger_images(kernels, window_size, spatial_dims):
     img1, img2 = images(*((1, 2, 70, 300) if spatial_dims == 2 else (1, 2, 24, 40, 50)))
     for padding in PADDINGS:
         for needs in ((False, False), (True, False), (True, True)):
-            options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
+            options = SSIMOptions(window_size, padding=padding)
             # Three taps average rounding over 9 pixels only, and the largest of 42,000 errors counts: 5.7e-6 was seen.
             check_photometric(kernels, img1, img2, options, needs, tolerance=2.0)
 
@@ -184,7 +185,7 @@ def test_dtypes_and_layouts(kernels, dtype, target, channels_last, spatial_dims,
     shape = (2, 3, 14, 40) if spatial_dims == 2 else (2, 3, 6, 9, 12)
     img1, img2 = images(*shape, channels_last=channels_last)
     img1, img2 = img1.to(dtype), (img2 * 255).to(torch.uint8) if target else img2.to(dtype)
-    options = Options(channels_last=channels_last, spatial_dims=spatial_dims)
+    options = SSIMOptions(channels_last=channels_last)
     rounding = {torch.float32: 1.0, torch.float16: 2**-10 / GRADIENT, torch.bfloat16: 2**-7 / GRADIENT}[dtype]
     check_photometric(kernels, img1, img2, options, needs, per_image=True, tolerance=rounding)
 
@@ -211,7 +212,7 @@ def test_types_with_paddings_windows_and_weights(
     img1, img2 = images(*shape, channels_last=channels_last)
     img1 = img1.to(dtype)
     img2 = (img2 * 255).to(torch.uint8) if target is torch.uint8 else img2.to(target or dtype)
-    options = Options(window_size, padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
+    options = SSIMOptions(window_size, padding=padding, channels_last=channels_last)
     weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape) if masked else None
     rounding = {torch.float32: 1.0, torch.float16: 2**-10 / GRADIENT, torch.bfloat16: 2**-7 / GRADIENT}[dtype]
     for needs in ((False, False), (True, False), (True, True)):
@@ -222,9 +223,9 @@ def test_strides_of_every_kind(kernels):
     img1, img2 = images(2, 3, 20, 60)
     img1 = img1[:, :, ::2, ::3]
     img2 = img2[:, :1, 5:15, 40:60].expand(-1, 3, -1, -1)
-    check_photometric(kernels, img1, img2, Options(), (True, True))
+    check_photometric(kernels, img1, img2, SSIMOptions(), (True, True))
     odd = torch.empty(2 * 3 * 10 * 20 + 1)[1:].view(2, 3, 10, 20).copy_(img1)  # not aligned to pairs
-    check_photometric(kernels, odd, img2.contiguous(), Options(), (True, False))
+    check_photometric(kernels, odd, img2.contiguous(), SSIMOptions(), (True, False))
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -235,7 +236,7 @@ def test_weights(kernels, spatial_dims, padding, per_image, channels):
     img1, img2 = images(*shape)
     weight = torch.rand(shape[0], channels, *shape[2:])
     weight[1] = 0
-    options = Options(padding=padding, spatial_dims=spatial_dims)
+    options = SSIMOptions(padding=padding)
     for needs in ((False, False), (False, True), (True, True)):
         check_photometric(kernels, img1, img2, options, needs, weight, per_image)
 
@@ -246,7 +247,7 @@ def test_weights(kernels, spatial_dims, padding, per_image, channels):
 def test_map(kernels, spatial_dims, padding, channels_last):
     shape = (1, 2, 15, 33) if spatial_dims == 2 else (1, 2, 11, 12, 13)
     img1, img2 = images(*shape, channels_last=channels_last)
-    options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
+    options = SSIMOptions(padding=padding, channels_last=channels_last)
     x, y = exact(img1), exact(img2)
     expected = reference.ssim_map(x, y, **definition(options))
     found = torch.empty(expected.shape)
@@ -275,7 +276,7 @@ def test_rows_of_an_upstream_map_any_distance_apart(kernels):
     for step in (70, 2**40):
         grads = wanted(img1, img2, (True, False))
         map_grad = upstream.as_strided(upstream.shape, (70, 70, step, 1))
-        launch.fill_map_gradients(kernels, 0, map_grad, img1, img2, Options(), grads)
+        launch.fill_map_gradients(kernels, 0, map_grad, img1, img2, SSIMOptions(), grads)
         found.append(grads[0])
     assert (found[0] - found[1]).abs().max() <= GRADIENT * found[0].abs().max()
 
@@ -286,7 +287,7 @@ def test_rows_of_an_upstream_map_any_distance_apart(kernels):
 def test_channel_means(kernels, spatial_dims, padding, window_size):
     shape = (2, 2, 17, 40) if spatial_dims == 2 else (1, 2, 13, 14, 15)
     img1, img2 = images(*shape)
-    options = Options(window_size, padding=padding, spatial_dims=spatial_dims)
+    options = SSIMOptions(window_size, padding=padding)
     x, y = exact(img1), exact(img2)
     expected = reference.ssim_channel_means(x, y, **channel_options(options))
     assert (launch.channel_means(kernels, 0, img1, img2, options) - expected).abs().max() < VALUE
@@ -304,7 +305,7 @@ def test_channel_means(kernels, spatial_dims, padding, window_size):
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_thread_orders_and_segments_give_the_same_bits(library, kernels, spatial_dims, needs):
     img1, img2 = images(*((1, 1, 45, 60) if spatial_dims == 2 else (1, 1, 23, 20, 20)))
-    options = Options(spatial_dims=spatial_dims)
+    options = SSIMOptions()
     results = []
     for order, seed in ((0, 0), (1, 0), (SHUFFLED, 2), (SHUFFLED, 3), (WARPS, 4)):
         library.splat_emulation_configure(order, seed, -1, 0)
@@ -336,7 +337,7 @@ def test_scaling_by_1_touches_nothing(kernels, monkeypatch):
     for value in (1.0, 2.0):
         count.splat_emulation_take_counts(counts)
         gradient = torch.ones(1, 3, 64, 64)
-        assert launch.scale(launch.Kernels(count, None, 1), 0, gradient, torch.tensor(value))
+        assert launch.scale(_cuda_kernels.Kernels(count, None, 1), 0, gradient, torch.tensor(value))
         count.splat_emulation_take_counts(counts)
         moved.append((counts[4] + counts[5]) / gradient.numel())
     blocks = 12
@@ -362,7 +363,7 @@ class _Recorder(TorchDispatchMode):
 def test_beside_the_kernels_nothing_runs_but_allocation(kernels, spatial_dims, padding, needs):
     """No fill, no copy, nothing the host reads: so nothing synchronises, and a CUDA graph can capture it."""
     img1, img2 = images(*((1, 2, 12, 30) if spatial_dims == 2 else (1, 2, 12, 13, 14)))
-    options = Options(padding=padding, spatial_dims=spatial_dims)
+    options = SSIMOptions(padding=padding)
     grads = wanted(img1, img2, needs)
     torch.use_deterministic_algorithms(False)  # its filling of new tensors is an operation
     with _Recorder() as recorder:
@@ -386,7 +387,11 @@ def test_a_batch_beyond_65535(library, kernels):
     many = [lazy((batch, *shape)) for _ in range(2)]
     for whole, part in zip(many, (img1, img2), strict=True):
         whole[-last:] = part
-    for options, needs in ((Options(), (True, False)), (Options(), (True, True)), (Options(13), (True, False))):
+    for options, needs in (
+        (SSIMOptions(), (True, False)),
+        (SSIMOptions(), (True, True)),
+        (SSIMOptions(13), (True, False)),
+    ):
         found, alone = wanted(*many, needs), wanted(img1, img2, needs)
         library.splat_emulation_only_last(ctypes.c_longlong(last))
         launch.photometric(kernels, 0, *many, None, 0.7, 0.4, True, options, found)
@@ -410,7 +415,7 @@ def test_more_than_2_31_elements(library, kernels, monkeypatch, dtype, spatial_d
         image[..., -tail:] = values
     found = [lazy(shape, dtype) if need else None for need in needs]
     alone = wanted(*part, needs)
-    options = Options(spatial_dims=spatial_dims)
+    options = SSIMOptions()
     kernels.multiprocessors = 1  # one segment: the last block then has all rows of its columns
     weights = [0.7 * math.prod(shape), 0.4 * math.prod(shape)]
     allocate = launch._Call.empty
@@ -436,7 +441,7 @@ def test_nothing_outside_the_gradients_is_written(kernels):
         img1, img2 = images(*shape)
         fenced = [torch.full((img1.numel() + 600,), 7.0) for _ in range(2)]
         grads = tuple(f[300:-300].view(shape) if need else None for f, need in zip(fenced, needs, strict=True))
-        options = Options(spatial_dims=len(shape) - 2)
+        options = SSIMOptions()
         launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, grads)
         assert all((f[:300] == 7).all() and (f[-300:] == 7).all() for f in fenced)
 
@@ -459,7 +464,7 @@ def test_a_missing_barrier_is_caught(library, kernels, barrier):
     # Wide enough for sums of two warps, inside a block and over the blocks of 40 planes.
     shapes = {"ssim3d.h": (1, 1, 12, 14, 34), "reduce.h": (1, 40, 3, 80)}
     img1, img2 = images(*shapes.get(name, (1, 1, 30, 80)))
-    options = Options(spatial_dims=img1.ndim - 2)
+    options = SSIMOptions()
     # The fused kernel adds two sums of a block one after the other.
     needs = (True, False) if name in ("fused2d.h", "reduce.h") else (True, True)
     caught = 0
@@ -480,13 +485,13 @@ def test_an_overrun_of_shared_memory_is_caught(library, kernels, spatial_dims, n
     img1, img2 = images(*((1, 1, 30, 300) if spatial_dims == 2 else (1, 1, 12, 17, 34)))
     library.splat_emulation_configure(2, 1, -1, 4)
     with pytest.raises(RuntimeError, match="could not be started"):
-        check_photometric(kernels, img1, img2, Options(spatial_dims=spatial_dims), needs)
+        check_photometric(kernels, img1, img2, SSIMOptions(), needs)
     assert b"overrun" in library.splat_emulation_fault()
 
 
 def test_arguments_the_launchers_refuse(kernels):
     img1, img2 = images(1, 1, 8, 8)
-    for options in (Options(window_size=4), Options(window_size=17), Options(padding="valid")):
+    for options in (SSIMOptions(window_size=4), SSIMOptions(window_size=17), SSIMOptions(padding="valid")):
         with pytest.raises(RuntimeError, match=r"do not take images of size \[1, 1, 1, 8, 8\]"):
             launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, (None, None))
 

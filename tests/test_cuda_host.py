@@ -5,10 +5,10 @@ import ctypes
 import pytest
 import torch
 
+from splat_ssim.ops import _cuda_kernels, _cuda_module, _library, dispatch, layout, ssim_cuda
 from splat_ssim.ops import _cuda_launch as launch
-from splat_ssim.ops import _cuda_module, _library, ssim_cuda
-from splat_ssim.ops import ssim as ops
-from splat_ssim.ops.ssim import Options
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.options import SSIMOptions
 from tests.test_cuda_emulation import images, kernels, library  # noqa: F401
 
 
@@ -67,12 +67,12 @@ def driver(monkeypatch):
 
 def test_kernels_start_through_the_driver(driver):
     found = _cuda_module.load(0, 11)
-    names = launch.kernel_names(_library.library())
+    names = _cuda_kernels.kernel_names(_library.library())
     assert driver.calls.count("cuModuleGetFunction") == len(names)
     assert found.multiprocessors == 132
     img1, img2 = images(1, 3, 1080, 1920)
     driver.current = 55  # another context is current on this thread
-    launch.photometric(found, 99, img1, img2, None, 0.8, 0.2, False, Options(), (torch.empty_like(img1), None))
+    launch.photometric(found, 99, img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (torch.empty_like(img1), None))
     (fused, grid, *rest), (reduce, reduce_grid, *_) = driver.launches
     assert fused == 1001 + names.index("splat_fused2d")
     assert reduce == 1001 + names.index("splat_reduce")
@@ -87,7 +87,7 @@ def test_the_own_context_stays_current(driver):
     found = _cuda_module.load(0, 11)
     driver.current = 77
     img1, img2 = images(1, 1, 20, 30)
-    launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
+    launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (None, None))
     assert driver.contexts == []
 
 
@@ -95,10 +95,10 @@ def test_a_refused_image_is_compiled_unit_by_unit_instead(driver, monkeypatch):
     compiled = []
     driver.refuse = ["no kernel image is available"]
     monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *a: compiled.append(a) or b"cubin")
-    names, units = launch.kernel_names(_library.library()), launch.kernel_units(_library.library())
-    for unit, expected in ((11, {launch.SHARED, 11}), (7, {launch.SHARED, 11, 7})):
+    names, units = _cuda_kernels.kernel_names(_library.library()), _cuda_kernels.kernel_units(_library.library())
+    for unit, expected in ((11, {_cuda_kernels.SHARED, 11}), (7, {_cuda_kernels.SHARED, 11, 7})):
         found = _cuda_module.load(0, unit)
-        assert compiled == [(_cuda_module.source(), "sm_90", u) for u in (launch.SHARED, 11, 7) if u in expected]
+        assert compiled == [(_cuda_module.source(), "sm_90", u) for u in (_cuda_kernels.SHARED, 11, 7) if u in expected]
         table = (ctypes.c_void_p * (4 + len(names))).from_address(found._module)[4:]
         assert {u for u, function in zip(units, table, strict=True) if function} == expected
         assert all(function or u not in expected for u, function in zip(units, table, strict=True))
@@ -124,7 +124,7 @@ def test_a_failed_launch_raises(driver):
     driver.result = 2  # CUDA_ERROR_OUT_OF_MEMORY
     img1, img2 = images(1, 1, 20, 30)
     with pytest.raises(RuntimeError, match=r"CUDA kernel 'ssim' could not be started \(CUDA error 2\)"):
-        launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, Options(), (None, None))
+        launch.photometric(found, 0, img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (None, None))
 
 
 @pytest.mark.emulation
@@ -134,12 +134,12 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
     """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
     monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
     used = []
-    monkeypatch.setitem(ops.SCALES, "cpu", lambda *a: used.append(ssim_cuda._scale(*a)) or used[-1])
+    monkeypatch.setitem(dispatch.SCALES, "cpu", lambda *a: used.append(ssim_cuda._scale(*a)) or used[-1])
     img1, img2 = images(3, 2, 13, 40, channels_last=channels_last)
     img1.requires_grad_()
-    options, weights = Options(channels_last=channels_last), {"l1_weight": 0.7, "dssim_weight": 0.4}
+    options, weights = SSIMOptions(channels_last=channels_last), {"l1_weight": 0.7, "dssim_weight": 0.4}
     upstream = torch.tensor([0.5, 1.0, -3.0]) if per_image else torch.tensor(0.5)
-    loss = ops.photometric(img1, img2, options, per_image=per_image, **weights)[0]
+    loss = photometric(img1, img2, options, per_image=per_image, **weights)[0]
     (found,) = torch.autograd.grad(loss, img1, upstream)
     *_, plain, _ = torch.ops.splat_ssim.photometric(img1, img2, None, 0.7, 0.4, 0.0, per_image, *options, True, False)
     assert used == [True]
@@ -154,10 +154,10 @@ def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, s
     """Values, gradients, shapes, dtypes and strides of all five, the CUDA ones run by the emulation."""
     monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
     img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
-    options = Options(padding=padding, spatial_dims=spatial_dims, channels_last=channels_last)
+    options = SSIMOptions(padding=padding, channels_last=channels_last)
     cpu = torch.ops.splat_ssim
     map_ = cpu.ssim_map(img1, img2, *options)
-    grad_map, grad_means = torch.randn_like(map_), torch.randn(*ops._map_shape(img1, options)[:2], 2)
+    grad_map, grad_means = torch.randn_like(map_), torch.randn(*layout.map_shape(img1, options)[:2], 2)
     weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape)
     calls = [
         (ssim_cuda._ssim_map, cpu.ssim_map, (img1, img2, *options)),
@@ -166,7 +166,7 @@ def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, s
     for needs in ((True, False), (False, True), (True, True), (False, False)):
         tail = (*options, *needs)
         for mask, per_image in ((None, False), (None, True), (weight, False)):
-            arguments = (img1, img2, mask, 0.7, 0.4, per_image, *tail)
+            arguments = (img1, img2, mask, 0.7, 0.4, 0.0, per_image, *tail)
             calls.append((ssim_cuda._photometric, cpu.photometric, arguments))
         if any(needs):
             calls.append((ssim_cuda._ssim_map_backward, cpu.ssim_map_backward, (grad_map, img1, img2, *tail)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from splat_ssim.ops import _cuda_module, _library, _nvrtc
-from splat_ssim.ops._cuda_launch import SHARED, VOXELS, WINDOW_SIZES, kernel_names, kernel_units
+from splat_ssim.ops._cuda_kernels import SHARED, VOXELS, WINDOW_SIZES, kernel_names, kernel_units
 
 needs_nvrtc = pytest.mark.skipif(_nvrtc.library() is None, reason="NVRTC is not installed (pip: nvidia-cuda-nvrtc)")
 

@@ -6,7 +6,7 @@ import torch
 
 import splat_ssim
 from splat_ssim import reference
-from splat_ssim.ops.ssim import Options
+from splat_ssim.options import SSIMOptions
 from tests import devices
 from tests.compare import random_pair
 
@@ -306,7 +306,7 @@ def test_vmap_of_gradients():
 
 def test_operators_are_registered_correctly():
     img1, img2 = (img.requires_grad_() for img in pair(2, 3, 14, 13))
-    options = Options()
+    options = SSIMOptions()
     operators = torch.ops.splat_ssim
     upstream = torch.rand(2, 3, 14, 13)
     for operator, arguments in (

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from splat_ssim import reference
-from splat_ssim.ops import _library
+from splat_ssim import _maps, reference
+from splat_ssim.ops import _library, dispatch
 from splat_ssim.ops import ssim as ops
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.options import SSIMOptions
 from tests import devices
 from tests.ssim_checks import (
     PADDINGS,
@@ -34,7 +36,7 @@ VOLUMES = [(2, 1, 20, 21, 25), (1, 1, 70, 12, 15), (1, 1, 12, 14, 290)]
 def test_agrees_with_the_definition(shape, padding):
     options = options_for(shape, padding=padding)
     img1, img2 = pair(shape)
-    assert ops.has_kernel(img1, img2, options)
+    assert dispatch.has_kernel(img1, img2, options)
     check_all(img1, img2, options)
 
 
@@ -74,10 +76,10 @@ def test_half_precision_special_values():
     """Subnormal halves, and infinities and NaN, are read as what they are."""
     img1 = torch.full((1, 1, 4, 16), 6e-8, dtype=torch.float16)
     zero = torch.zeros_like(img1)
-    photometric = functools.partial(ops.photometric, options=ops.Options(), l1_weight=1.0, dssim_weight=0.0)
-    assert photometric(img1, zero)[1] == img1.float().mean()
-    assert photometric(torch.full_like(img1, float("-inf")), zero)[1] == float("inf")
-    assert photometric(torch.full_like(img1, float("nan")), zero)[1].isnan()
+    loss = functools.partial(photometric, options=SSIMOptions(), l1_weight=1.0, dssim_weight=0.0)
+    assert loss(img1, zero)[1] == img1.float().mean()
+    assert loss(torch.full_like(img1, float("-inf")), zero)[1] == float("inf")
+    assert loss(torch.full_like(img1, float("nan")), zero)[1].isnan()
 
 
 @needs_library
@@ -86,24 +88,24 @@ def test_uint8_target(data_range):
     """uint8 means value / 255 · data_range; an image made by that division is equal to it to the last bit."""
     img1, _ = pair((2, 3, 20, 37), data_range=data_range)
     img2 = (255 * pair(img1.shape, seed=2)[0]).round().to(torch.uint8)
-    options = ops.Options(data_range=data_range)
+    options = SSIMOptions(data_range=data_range)
 
     def loss(x, y):
-        return ops.photometric(x, y, options, l1_weight=0.5, dssim_weight=0.5)[0]
+        return photometric(x, y, options, l1_weight=0.5, dssim_weight=0.5)[0]
 
     found, gradient = differentiate(lambda x: loss(x, img2), img1)
     expected = differentiate(lambda x: loss(x, img2.double() * (data_range / 255)), img1.double())
     assert_close(found, expected[0], 2e-7)
     assert_close(gradient, expected[1], 2e-6)
     same = img2.float() * data_range / 255
-    assert [x.item() for x in ops.photometric(same, img2, options, l1_weight=0.5, dssim_weight=0.5)] == [0, 0, 0]
+    assert [x.item() for x in photometric(same, img2, options, l1_weight=0.5, dssim_weight=0.5)] == [0, 0, 0]
 
 
 @needs_library
 @pytest.mark.parametrize("data_range", [1e-18, 1e-3, 255.0, 1e12])
 def test_any_data_range(data_range):
     """Images are scaled by a power of two, so that squares of squares neither over- nor underflow."""
-    check_all(*pair((1, 2, 20, 37), data_range=data_range), ops.Options(data_range=data_range))
+    check_all(*pair((1, 2, 20, 37), data_range=data_range), SSIMOptions(data_range=data_range))
 
 
 @needs_library
@@ -139,7 +141,7 @@ def test_flat_parts_far_from_the_mean(shape, offset, padding):
     options = options_for(shape, padding=padding, channels_last=shape[-1] == 3)
 
     def dssim(x, y):
-        return ops.photometric(x, y, options, l1_weight=0.0, dssim_weight=1.0)[0]
+        return photometric(x, y, options, l1_weight=0.0, dssim_weight=1.0)[0]
 
     loss, *found = differentiate(dssim, img1, img2)
     truth, *expected = differentiate(dssim, img1.double(), img2.double())
@@ -155,7 +157,7 @@ def test_equal_images(shape):
     image = pair(shape)[0]
     options = options_for(shape)
     loss, gradient, _ = differentiate(
-        lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], image, image
+        lambda x, y: photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], image, image
     )
     assert loss == 0
     assert gradient.abs().max() < 1e-6 / image.numel()
@@ -169,7 +171,7 @@ def test_l1_gradient_is_zero_where_images_are_equal():
     img2 = torch.full((1, 1, 32, 48), 0.3)
     img2[..., 5:9, 7:30] = 0.9
     _, gradient, _ = differentiate(
-        lambda x, y: ops.photometric(x, y, ops.Options(), l1_weight=1.0, dssim_weight=0.0)[0], img1, img2
+        lambda x, y: photometric(x, y, SSIMOptions(), l1_weight=1.0, dssim_weight=0.0)[0], img1, img2
     )
     assert torch.equal(gradient * img1.numel(), (img1 != img2).float())
 
@@ -206,18 +208,18 @@ def test_weight(padding, channels_last, per_image, weight_channels):
     weight[weight < 0.5] = 0
     if channels_last:
         img1, img2, weight = (image.permute(0, 2, 3, 1).contiguous() for image in (img1, img2, weight))
-    options = ops.Options(padding=padding, channels_last=channels_last)
+    options = SSIMOptions(padding=padding, channels_last=channels_last)
     upstream = torch.tensor([0.5, 2.0]) if per_image else torch.tensor(1.5)
 
     def loss(x, y):
-        found = ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2, weight=weight, per_image=per_image)
+        found = photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2, weight=weight, per_image=per_image)
         return (found[0] * upstream).sum()
 
     def definition(x, y):
         dssim = 1 - reference.ssim_map(x, y, **keywords(options))
         reduction = "image" if per_image else "mean"
-        dssim = reference.weighted_mean(dssim, weight, reduction, channels_last)
-        l1 = reference.weighted_mean((x - y).abs(), weight, reduction, channels_last)
+        dssim = _maps.weighted_mean(dssim, weight, reduction, channels_last)
+        l1 = _maps.weighted_mean((x - y).abs(), weight, reduction, channels_last)
         return ((0.8 * l1 + 0.2 * dssim) * upstream).sum()
 
     found = differentiate(loss, img1, img2)
@@ -231,10 +233,10 @@ def test_weight(padding, channels_last, per_image, weight_channels):
 def test_a_term_without_weight_is_told_all_the_same(l1_weight, dssim_weight, masked):
     img1, img2 = pair((2, 3, 24, 31))
     weight = pair((2, 1, 24, 31), seed=3)[0] if masked else None
-    terms = {"options": ops.Options(), "l1_weight": l1_weight, "dssim_weight": dssim_weight}
-    found = ops.photometric(img1.requires_grad_(), img2, weight=weight, **terms)
+    terms = {"options": SSIMOptions(), "l1_weight": l1_weight, "dssim_weight": dssim_weight}
+    found = photometric(img1.requires_grad_(), img2, weight=weight, **terms)
     wide = None if weight is None else weight.double()
-    expected = ops.photometric(img1.double(), img2.double(), weight=wide, **terms)
+    expected = photometric(img1.double(), img2.double(), weight=wide, **terms)
     for value, truth in zip(found, expected, strict=True):
         assert_close(value, truth, 1e-6)
 
@@ -244,7 +246,7 @@ def test_weight_of_nothing():
     img1, img2 = pair((2, 3, 24, 31))
     weight = torch.zeros(2, 1, 24, 31)
     found = differentiate(
-        lambda x, y: ops.photometric(x, y, ops.Options(), l1_weight=0.8, dssim_weight=0.2, weight=weight)[0], img1, img2
+        lambda x, y: photometric(x, y, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2, weight=weight)[0], img1, img2
     )
     assert all((value == 0).all() for value in found)
 
@@ -260,10 +262,10 @@ def test_images_smaller_than_the_window(shape, padding):
 
 def test_empty_batch():
     img1, img2 = pair((0, 3, 16, 16))
-    options = ops.Options()
+    options = SSIMOptions()
     assert ops.ssim_map(img1, img2, options).shape == (0, 3, 16, 16)
     assert ops.ssim_channel_means(img1, img2, options).shape == (0, 3, 2)
-    loss = ops.photometric(img1.requires_grad_(), img2, options, l1_weight=0.8, dssim_weight=0.2, per_image=True)[0]
+    loss = photometric(img1.requires_grad_(), img2, options, l1_weight=0.8, dssim_weight=0.2, per_image=True)[0]
     loss.sum().backward()
     assert img1.grad.shape == img1.shape
 
@@ -271,9 +273,9 @@ def test_empty_batch():
 @needs_library
 def test_nan_stays_where_it_is_seen():
     img1, img2 = pair((1, 1, 40, 60))
-    expected = ops.ssim_map(img1, img2, ops.Options())
+    expected = ops.ssim_map(img1, img2, SSIMOptions())
     img1[0, 0, 20, 30] = float("nan")
-    found = ops.ssim_map(img1, img2, ops.Options())
+    found = ops.ssim_map(img1, img2, SSIMOptions())
     seen = torch.zeros(40, 60, dtype=torch.bool)
     seen[15:26, 25:36] = True
     assert torch.equal(found[0, 0].isnan(), seen)
@@ -285,7 +287,7 @@ def test_gradcheck(shape):
     img1, img2 = (image.double().requires_grad_() for image in pair(shape))
     options = options_for(shape, window_size=5)
     for function in (
-        lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0],
+        lambda x, y: photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0],
         lambda x, y: ops.ssim_map(x, y, options),
         lambda x, y: ops.ssim_channel_means(x, y, options),
     ):
@@ -297,8 +299,8 @@ def test_compiles_to_one_graph():
     img1, img2 = pair((2, 3, 24, 33))
 
     def loss(x, y):
-        total = ops.photometric(x * 1, y, ops.Options(), l1_weight=0.8, dssim_weight=0.2)[0]
-        return total + ops.ssim_map(x, y, ops.Options()).mean() + ops.ssim_channel_means(x, y, ops.Options()).sum()
+        total = photometric(x * 1, y, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0]
+        return total + ops.ssim_map(x, y, SSIMOptions()).mean() + ops.ssim_channel_means(x, y, SSIMOptions()).sum()
 
     compiled = torch.compile(loss, fullgraph=True)
     for found, expected in zip(differentiate(compiled, img1, img2), differentiate(loss, img1, img2), strict=True):
@@ -309,7 +311,7 @@ def test_compiles_to_one_graph():
 def test_backward_again():
     img1, img2 = pair((1, 3, 20, 21))
     img1.requires_grad_()
-    loss = ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)[0]
+    loss = photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0]
     (first,) = torch.autograd.grad(loss, img1, retain_graph=True)
     kept = first.clone()
     first.mul_(3.0)
@@ -324,10 +326,10 @@ def test_gradients_accumulate():
     img1, img2 = pair((1, 3, 20, 21))
     img1.requires_grad_()
     for _ in range(2):
-        ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)[0].backward()
+        photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0].backward()
     twice = img1.grad.clone()
     img1.grad = None
-    ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)[0].backward()
+    photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0].backward()
     assert torch.equal(twice, 2 * img1.grad)
 
 
@@ -336,9 +338,9 @@ def test_second_derivative_is_refused():
     img1, img2 = pair((1, 3, 20, 21))
     img1.requires_grad_()
     for value in (
-        ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)[0],
-        ops.ssim_map(img1, img2, ops.Options()).mean(),
-        ops.ssim_channel_means(img1, img2, ops.Options()).mean(),
+        photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0],
+        ops.ssim_map(img1, img2, SSIMOptions()).mean(),
+        ops.ssim_channel_means(img1, img2, SSIMOptions()).mean(),
     ):
         (gradient,) = torch.autograd.grad(value, img1, create_graph=True)
         with pytest.raises(NotImplementedError, match="differentiable once"):
@@ -350,9 +352,9 @@ def test_nothing_is_kept_without_gradients():
     img1, img2 = pair((1, 3, 20, 21))
     img1.requires_grad_()
     with torch.no_grad():
-        found = ops.photometric(img1, img2, ops.Options(), l1_weight=0.8, dssim_weight=0.2)
+        found = photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)
     assert not any(value.requires_grad for value in found)
-    arguments = (img1.detach(), img2, None, 0.8, 0.2, 0.0, False, *ops.Options(), False, False)
+    arguments = (img1.detach(), img2, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), False, False)
     _, _, _, grad1, grad2 = torch.ops.splat_ssim.photometric(*arguments)
     assert grad1.numel() == grad2.numel() == 0
 
@@ -363,12 +365,12 @@ def test_operators_refuse_what_does_not_fit():
     if devices.current() == "emulation":
         pytest.skip("the emulation takes the place of the implementations, without their checks")
     images, other = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17)
-    options, flags = ops.Options(), (True, False)
+    options, flags = SSIMOptions(), (True, False)
     operators = torch.ops.splat_ssim
     small = options._replace(window_size=17, padding="valid")
     calls = [
         lambda x, y: operators.ssim_map(x, y, *options),
-        lambda x, y: operators.ssim_map(x, x, *options._replace(spatial_dims=3)),
+        lambda x, y: operators.ssim_map(x[0], x[0], *options),
         lambda x, y: operators.ssim_map(x, x, *options._replace(window_size=4)),
         lambda x, y: operators.ssim_map(x, x, *small),
         lambda x, y: operators.ssim_map(x, x, *options._replace(window_size=33, padding="reflect")),
@@ -393,7 +395,7 @@ def test_operators_refuse_what_does_not_fit():
 def test_ranges_beyond_the_usual(data_range):
     """Pixels smaller than float32's normal numbers, and squares beyond it."""
     img1, img2 = pair((1, 2, 20, 24), data_range=data_range)
-    options = ops.Options(data_range=data_range)
+    options = SSIMOptions(data_range=data_range)
     assert_close(ops.ssim_map(img1, img2, options), ops.ssim_map(img1.double(), img2.double(), options), 3e-6)
 
 

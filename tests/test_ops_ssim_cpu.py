@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
-from splat_ssim.ops import _library, ssim_cpu
+from splat_ssim.ops import _library, dispatch, ssim_cpu
 from splat_ssim.ops import ssim as ops
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.options import SSIMOptions
 from tests.ssim_checks import PADDINGS, assert_close, check_all, differentiate, options_for, pair
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -38,7 +40,7 @@ def test_channels_last_memory_format_is_read_in_place(shape):
 def test_strides_are_read_in_place():
     """Rows, channels and batch may be any distance apart; a step along the row makes a copy."""
     large1, large2 = pair((4, 6, 60, 80))
-    options = ops.Options()
+    options = SSIMOptions()
     cut = (slice(None, None, 2), slice(1, 4), slice(5, 45), slice(7, 60))
     img1, img2 = large1[cut], large2[cut]
     assert ssim_cpu._Call(img1, img2, options).first.data_ptr() == img1.data_ptr()
@@ -55,12 +57,12 @@ def test_every_instruction_set(monkeypatch, shape, isa):
     check_all(*pair(shape), options_for(shape))
     check_all(*pair(shape), options_for(shape, padding="reflect", window_size=7))
     last = [image.to(memory_format=torch.channels_last) for image in pair((2, 3, 20, 37))]
-    check_all(*last, ops.Options())
+    check_all(*last, SSIMOptions())
     for dtype in (torch.float16, torch.bfloat16):
-        check_all(*(image.to(dtype) for image in pair((1, 1, 15, 19))), ops.Options(), gradient=8e-3)
+        check_all(*(image.to(dtype) for image in pair((1, 1, 15, 19))), SSIMOptions(), gradient=8e-3)
     target = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     same = target.float() / 255
-    assert ops.photometric(same, target, ops.Options(), l1_weight=1.0, dssim_weight=1.0)[0] == 0
+    assert photometric(same, target, SSIMOptions(), l1_weight=1.0, dssim_weight=1.0)[0] == 0
 
 
 @needs_library
@@ -74,9 +76,7 @@ def test_same_result_for_any_number_of_threads(threads, shape, padding):
     options = options_for(shape)._replace(padding=padding)
 
     def run():
-        loss = differentiate(
-            lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2
-        )
+        loss = differentiate(lambda x, y: photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2)
         return *loss, ops.ssim_map(img1, img2, options), ops.ssim_channel_means(img1, img2, options)
 
     threads(1)
@@ -94,7 +94,7 @@ def test_number_of_threads_is_obeyed(threads, shape):
     options = options_for(shape)
 
     def used():
-        ops.photometric(img1, img2, options, l1_weight=0.8, dssim_weight=0.2)
+        photometric(img1, img2, options, l1_weight=0.8, dssim_weight=0.2)
         return _library.library().splat_ssim_last_thread_count()
 
     threads(1)
@@ -114,7 +114,7 @@ def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
     os.sched_setaffinity(0, {min(processors)})
     try:
         assert library.splat_ssim_processors() == 1
-        ops.photometric(img1, img2, options_for(shape), l1_weight=0.8, dssim_weight=0.2)
+        photometric(img1, img2, options_for(shape), l1_weight=0.8, dssim_weight=0.2)
         assert library.splat_ssim_last_thread_count() == 1
     finally:
         os.sched_setaffinity(0, processors)
@@ -150,7 +150,7 @@ def test_what_a_call_before_left_in_scratch_is_not_read(spatial_dims, window_siz
         img1, img2 = pair(shape)
 
         def loss(x, y, options=options):
-            return ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
+            return photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0]
 
         truth, *expected = differentiate(loss, img1.double(), img2.double())
         loss(large, large)
@@ -173,9 +173,9 @@ def sample_inputs():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         img1, img2 = (image.to(memory_format=memory_format).requires_grad_() for image in pair((2, 3, 12, 13)))
         calls += [
-            ("ssim_map", (img1, img2, *ops.Options())),
-            ("ssim_map", (img1, img2.detach(), *ops.Options(padding="valid"))),
-            ("ssim_channel_means", (img1, img2, *ops.Options(padding="valid"))),
+            ("ssim_map", (img1, img2, *SSIMOptions())),
+            ("ssim_map", (img1, img2.detach(), *SSIMOptions(padding="valid"))),
+            ("ssim_channel_means", (img1, img2, *SSIMOptions(padding="valid"))),
             ("photometric", photometric_arguments(img1, img2)),
             ("photometric", photometric_arguments(img1, img2.detach(), torch.rand(2, 1, 12, 13), True)),
         ]
@@ -195,16 +195,14 @@ def test_opcheck(index):
 def test_what_has_no_kernel_takes_the_definition(monkeypatch):
     """Without the compiled library, and for float64, the same numbers come from plain torch."""
     img1, img2 = pair((1, 3, 20, 21))
-    options = ops.Options()
+    options = SSIMOptions()
 
     def run():
-        loss = differentiate(
-            lambda x, y: ops.photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2
-        )
+        loss = differentiate(lambda x, y: photometric(x, y, options, l1_weight=0.8, dssim_weight=0.2)[0], img1, img2)
         return *loss, ops.ssim_map(img1, img2, options), ops.ssim_channel_means(img1, img2, options)
 
     found = run()
-    monkeypatch.setitem(ops.KERNELS, "cpu", lambda *_: False)
+    monkeypatch.setitem(dispatch.KERNELS, "cpu", lambda *_: False)
     for value, expected in zip(found, run(), strict=True):
         assert value.dtype == expected.dtype
         assert_close(value, expected, 2e-6)
@@ -214,7 +212,7 @@ def test_what_has_no_kernel_takes_the_definition(monkeypatch):
 def test_a_call_keeps_its_window():
     """Another thread's windows may push it out of the cache while the kernel reads it."""
     images = pair((1, 1, 24, 24))
-    call = ssim_cpu._Call(*images, ops.Options())
+    call = ssim_cpu._Call(*images, SSIMOptions())
     totals = (ctypes.c_double * 3)()
     coefficients = (ctypes.c_double * 3)()
     packed = call.pack(ctypes.addressof(coefficients), ctypes.addressof(totals))

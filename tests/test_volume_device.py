@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from splat_ssim.ops import ssim as ssim_ops
+from splat_ssim.ops import dispatch
 from splat_ssim.trainer import checkpoint, loop
 from splat_ssim.trainer._old import Fitting
 from splat_ssim.trainer.cli import main
@@ -61,7 +61,7 @@ def pretend(monkeypatch):
     """The pretended device is what every run is on, with the kernels of the CPU; checkpoints cross over to it."""
     monkeypatch.setattr(fitting, "pick_volume_device", lambda config: DEVICE)
     monkeypatch.setitem(voxelize.__globals__, "_has_kernels", lambda device: True)
-    monkeypatch.setitem(ssim_ops.KERNELS, "meta", lambda *rest: ssim_ops.KERNELS["cpu"](*rest))
+    monkeypatch.setitem(dispatch.KERNELS, "meta", lambda *rest: dispatch.KERNELS["cpu"](*rest))
     # torch.optim.optimizer is hidden behind a class of that name.
     optim = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])

@@ -5,9 +5,8 @@ import re
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_launch as launch
+from splat_ssim.ops import _cuda_kernels, voxelize_cuda
 from splat_ssim.ops import voxelize as ops
-from splat_ssim.ops import voxelize_cuda
 from splat_ssim.volume import VoxelGrid
 from tests.test_cuda_emulation import ROOT, kernels, library  # noqa: F401
 from tests.test_cuda_host import driver  # noqa: F401
@@ -194,12 +193,12 @@ def test_another_layout_is_an_import_error(kernels, monkeypatch):  # noqa: F811
 def test_kernels_start_through_the_driver(driver):  # noqa: F811
     from splat_ssim.ops import _cuda_module, _library
 
-    found = _cuda_module.load(0, launch.VOXELS)
+    found = _cuda_module.load(0, _cuda_kernels.VOXELS)
     grid = VoxelGrid.regular((20, 17, 9))
     tensors = [t.detach() for t in sample(grid, 300)]
     volume = torch.ones(1, *grid.shape)
     voxelize_cuda.backward(found, 99, volume, (*tensors[:3], values_of(tensors)), *arguments(grid))
-    names = launch.kernel_names(_library.library())
+    names = _cuda_kernels.kernel_names(_library.library())
     stages = ("splat_voxel_prepare", "splat_voxel_gather", "splat_voxel_chain")
     # Blocks of 128 threads: one a Gaussian, but a warp each where they gather.
     for (function, blocks, *rest), name, wanted in zip(driver.launches, stages, (3, 75, 3), strict=True):

@@ -90,10 +90,18 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
     return !volume ? kAdjoint2d : simple ? kBackward3d : kAdjoint3d;
   }
   simple = simple && !o.similarities && o.eps == 0. && !p.map.data && !p.plane_weight;
-  if (simple && !p.partials && !p.weight.data) return volume ? kValue3d : kValue2d;
-  if (simple && p.partials && volume && !p.weight.data) return kPartials3d;
-  if (simple && p.partials && volume && like_a_map(p.weight, p)) return kWeighted3d;
+  if (simple && !o.gradient && !p.weight.data) return volume ? kValue3d : kValue2d;
+  if (simple && o.gradient && volume && !p.weight.data) return kPartials3d;
+  if (simple && o.gradient && volume && like_a_map(p.weight, p)) return kWeighted3d;
   return volume ? kForward3d : kForward2d;
+}
+
+// The adjoint maps that the pair of a forward and a backward kernel hand on. Both must agree: three where both are
+// plain, else the four that serve any tensor.
+int partial_maps(const SsimProblem& p, const SsimOptions& o) {
+  const SsimKernel forward = choose(p, o, kOperationForward), backward = choose(p, o, kOperationBackward);
+  const bool three = (forward == kPartials3d || forward == kWeighted3d) && backward == kBackward3d;
+  return three ? 3 : 4;
 }
 
 // The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the
@@ -245,10 +253,12 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
   return id >= 0 && id < kKernelCount ? units[id] : SPLAT_UNIT_ALL;
 }
 
-// Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Puts the number of
-// blocks into *blocks: block_sums takes kSumKinds times as many floats. It is 0 where a fused kernel is asked for and
-// none does that. Partials take 3 maps, 4 where o.both is set or the kernel is not a plain one: 4 always suffice.
-SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks) {
+// Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Gradients must be
+// set where they follow. Puts the number of blocks into *blocks: block_sums takes kSumKinds times as many floats. It is 0
+// where a fused kernel is asked for and none does that.
+SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks) {
+  SsimOptions own = *options;
+  const SsimOptions* const o = &own;
   if (!valid_options(*p, *o)) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
@@ -269,7 +279,12 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, i
   p->eps = static_cast<float>(o->eps);
   p->apart = static_cast<float>(0.05 * o->data_range);
   p->similarities = o->similarities;
+  if (o->gradient && operation != kOperationFused) {
+    p->partial_maps = partial_maps(*p, *o);
+    if (p->partial_maps == 4) own.both = 1;
+  }
   const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
+  p->counts_l1 = kernel == kValue2d || kernel == kValue3d;
   const Shape shape = shape_of(kernel, o->window_size);
   p->kernel = of_window(kernel, o->window_size);
   const int* outputs = operation == kOperationForward ? p->map_size : p->size + 2;

@@ -49,6 +49,8 @@ struct SsimProblem {
   float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
   int similarities;     // 1: the sums are of S and CS themselves, without weights
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
+  int partial_maps;     // adjoint maps that `partials` must hold, where gradients follow: 3, or 4
+  int counts_l1;        // 1: the kernel sums |x - y| too
 };
 
 // What splat_ssim_cuda_prepare makes a problem from.
@@ -63,6 +65,7 @@ struct SsimOptions {
   int spatial_dims;     // 2 or 3
   int window_size;      // odd, 3 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside
+  int gradient;         // 1: gradients follow; the forward kernel writes adjoint maps for the backward one
   int both;             // 1: the adjoint maps must serve the gradients of both images
   int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well

@@ -40,7 +40,9 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
         if isinstance(max_val, Tensor) and max_val.is_floating_point():
             dtype = torch.promote_types(dtype, max_val.dtype)
     mse = F.mse_loss(wide(image), wide(target))
-    return (10 * torch.log10(max_val**2 / mse)).to(dtype)
+    # Tensors for the numbers: torch promotes the tangent of a tensor without axes times a number to float64.
+    top = max_val * max_val * torch.ones_like(mse)
+    return (torch.full_like(mse, 10.0) * torch.log10(top / mse)).to(dtype)
 
 
 def _psnr_dtype(images: Tensor) -> torch.dtype:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splat_ssim.compat import _textbook
-from splat_ssim.ops.ssim import Options, ssim_map
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
 
 
 def masks_of(sigmas: Sequence[float], size: int) -> Tensor:
@@ -78,7 +79,7 @@ class Maps:
         img1, img2 = self._images
         if channel is not None:
             img1, img2 = img1[:, channel : channel + 1], img2[:, channel : channel + 1]
-        return ssim_map(img1, img2, Options(self._taps, sigma, self._data_range, k1, k2, "same", 2))
+        return ssim_map(img1, img2, SSIMOptions(self._taps, sigma, self._data_range, k1, k2))
 
 
 def taps_of(masks: Tensor, images: Tensor) -> Tensor:

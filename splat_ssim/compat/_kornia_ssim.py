@@ -12,7 +12,9 @@ from splat_ssim import reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._kornia_checks import check_reduction, check_tensor, reduce, setting
 from splat_ssim.compat._options import integer
-from splat_ssim.ops.ssim import Options, photometric, ssim_map
+from splat_ssim.ops.photometric import photometric
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
 
 _SIGMA, _K1, _K2 = 1.5, 0.01, 0.03
 #: dtypes that the kernels read; others are converted to float32, uint8 too: kornia does not divide it by 255.
@@ -121,7 +123,7 @@ class Call(NamedTuple):
     #: kornia 0.8 rounds the window of volumes to float32, which shows on float64 volumes.
     is_window_rounded: bool
     #: What the operators take, None where plain torch computes.
-    options: Options | None
+    options: SSIMOptions | None
 
 
 def check_call(
@@ -167,7 +169,7 @@ def check_call(
     # The operators do not repeat a border further than an image is wide; kornia 0.8 does.
     if dtype != torch.float64 and not (padding == "replicate" and min(sides) <= after):
         img1, img2 = (img if img.dtype in _READ else img.float() for img in (img1, img2))
-        options = _options(window_size, top, added, padding, spatial_dims)
+        options = _options(window_size, top, added, padding)
     return Call(img1, img2, window_size, top, added, padding, dtype, is_window_rounded, options)
 
 
@@ -180,13 +182,13 @@ def _scalar(name: str, value: object) -> float:
     return found
 
 
-def _options(window_size: int, max_val: float, eps: float, padding: str, spatial_dims: int) -> Options | None:
+def _options(window_size: int, max_val: float, eps: float, padding: str) -> SSIMOptions | None:
     """The options of the operators where they give kornia's number, else None."""
     if isinstance(max_val, Tensor) or isinstance(eps, Tensor) or not 0 <= eps < math.inf:
         return None
     if not _textbook.has_kernel(window_size, abs(max_val)):
         return None
-    return Options(window_size, _SIGMA, abs(max_val), _K1, _K2, padding, spatial_dims, eps=eps)
+    return SSIMOptions(window_size, _SIGMA, abs(max_val), _K1, _K2, padding, eps=eps)
 
 
 def similarity(call: Call) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError
 from splat_ssim.compat._options import Number, is_watched, number, pair, whole
-from splat_ssim.ops.ssim import Options, ssim_channel_means
+from splat_ssim.ops.ssim import ssim_channel_means
+from splat_ssim.options import SSIMOptions
 
 
 class Window(NamedTuple):
@@ -72,7 +73,7 @@ def check_images(X: Tensor, Y: Tensor, squeeze: bool = True) -> tuple[Tensor, Te
     return X.reshape(shape), Y.reshape(shape)
 
 
-def options_of(X: Tensor, window: Window) -> Options | None:
+def options_of(X: Tensor, window: Window) -> SSIMOptions | None:
     """The options of the operators where they give the original's number, else None."""
     sides = X.shape[2:]
     if window.sigma is None or X.dtype == torch.float64 or X.numel() == 0 or window.size > min(sides):
@@ -84,7 +85,7 @@ def options_of(X: Tensor, window: Window) -> Options | None:
     sigma, data_range, k1, k2 = (math.nan if isinstance(value, Tensor) else abs(value) for value in constants)
     if not _textbook.has_kernel(window.size, sigma, data_range, k1, k2):
         return None
-    return Options(window.size, sigma, data_range, k1, k2, "valid", len(sides))
+    return SSIMOptions(window.size, sigma, data_range, k1, k2, "valid")
 
 
 def channel_means(X: Tensor, Y: Tensor, window: Window) -> Tensor:

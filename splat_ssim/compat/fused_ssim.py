@@ -17,7 +17,8 @@ from splat_ssim import functional
 from splat_ssim._checks import check_images, check_padding
 from splat_ssim.compat._errors import RefusedValueError
 from splat_ssim.compat._options import integer, number
-from splat_ssim.ops.ssim import Options, ssim_map
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
 
 __all__ = ["FusedSSIMMap", "allowed_padding", "fused_ssim", "fused_ssim3d", "is_3D_supported"]
 
@@ -113,7 +114,7 @@ class FusedSSIMMap:
         check_images(img1, img2, (spatial_dims,))
         check_padding(padding, 11, img1, channels_last=False)
         k1, k2 = _root("C1", C1), _root("C2", C2)
-        options = Options(11, 1.5, 1.0, k1, k2, padding, spatial_dims)
+        options = SSIMOptions(11, 1.5, 1.0, k1, k2, padding)
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
             return ssim_map(img1, img2, options)
 

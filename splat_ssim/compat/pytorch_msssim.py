@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splat_ssim import reference
+from splat_ssim import _maps, reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
 from splat_ssim.compat._options import number, whole
@@ -34,8 +34,8 @@ from splat_ssim.compat._pytorch_msssim_means import (
     sigma_of,
     taps_by_channel,
 )
+from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
-from splat_ssim.ops.ssim import photometric
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 #: What public code imports from the original all the same: `splat_ssim.compat.install` offers them too.
@@ -148,9 +148,9 @@ def ms_ssim(
     else:
         scales = [channel_means(X, Y, window)]
         for _ in exponents[1:]:
-            X, Y = reference.halve(X), reference.halve(Y)
+            X, Y = _maps.halve(X), _maps.halve(Y)
             scales.append(channel_means(X, Y, window))
-        values = reference.combine_terms(reference.scale_terms(scales), exponents)
+        values = _maps.combine_terms(_maps.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
 
 

@@ -1,3 +1,3 @@
-"""The compiled library and the torch operators on it. Private: the public functions check their arguments first."""
+"""The compiled operators. Importing them registers their schemas, and then each device's implementations."""
 
-from . import ssim, ssim_cpu, ssim_cuda  # noqa: F401 - each device registers its SSIM kernels
+from . import photometric, ssim, ssim_cpu, ssim_cuda  # noqa: F401

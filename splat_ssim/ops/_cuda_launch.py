@@ -3,211 +3,45 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .ssim import Options
+from ..options import SSIMOptions
+from ._cuda_kernels import (
+    BACKWARD,
+    CONTRAST,
+    DSSIM,
+    FORWARD,
+    FUSED,
+    L1,
+    KernelOptions,
+    KernelPadding,
+    KernelProblem,
+    KernelReduction,
+    Kernels,
+    KernelScaling,
+    KernelTensor,
+)
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-_FORWARD, _BACKWARD, _FUSED = 0, 1, 2
-_DSSIM, _L1, _CONTRAST = 0, 1, 2  # kinds of block sums
-
-# Beginnings of the names of kernels: those that count |x - y| too, and those of volumes that share three adjoint maps.
-_COUNT_L1 = ("splat_value2d", "splat_value3d", "splat_plain3d")
-_THREE_MAPS_FORWARD = ("splat_partials3d", "splat_weighted3d", "splat_plain3d")
-_THREE_MAPS_BACKWARD = "splat_backward3d"
-
-#: Windows the kernels take; others take the torch definition.
-WINDOW_SIZES = frozenset(range(3, 16, 2))
-
-#: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
-#: window needs, and the voxeliser's.
-SHARED, VOXELS = 1, 2
-
-# Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
 
 
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("stride", ctypes.c_longlong * 5),
-        ("type", ctypes.c_int),
-        ("top", ctypes.c_float),
-    )
-
-
-class _Problem(ctypes.Structure):
-    _fields_ = (
-        ("image", _Tensor * 2),
-        ("grad", _Tensor * 2),
-        ("map", _Tensor),
-        ("weight", _Tensor),
-        ("l1_weight", _Tensor),
-        ("plane_weight", ctypes.c_void_p),
-        ("partials", ctypes.c_void_p),
-        ("block_sums", ctypes.c_void_p),
-        ("map_slice", ctypes.c_longlong),
-        ("partial_stride", ctypes.c_longlong),
-        ("size", ctypes.c_int * 5),
-        ("map_size", ctypes.c_int * 3),
-        ("lead", ctypes.c_int * 3),
-        ("strips", ctypes.c_int),
-        ("tiles", ctypes.c_int),
-        ("segments", ctypes.c_int),
-        ("segment", ctypes.c_int),
-        ("taps", ctypes.c_float * 8),
-        ("c1", ctypes.c_float),
-        ("c2", ctypes.c_float),
-        ("eps", ctypes.c_float),
-        ("apart", ctypes.c_float),
-        ("dssim_scale", ctypes.c_float),
-        ("l1_scale", ctypes.c_float),
-        ("similarities", ctypes.c_int),
-        ("kernel", ctypes.c_int),
-    )
-
-
-class _Options(ctypes.Structure):
-    _fields_ = (
-        ("sigma", ctypes.c_double),
-        ("k1", ctypes.c_double),
-        ("k2", ctypes.c_double),
-        ("data_range", ctypes.c_double),
-        ("eps", ctypes.c_double),
-        ("spatial_dims", ctypes.c_int),
-        ("window_size", ctypes.c_int),
-        ("valid", ctypes.c_int),
-        ("both", ctypes.c_int),
-        ("similarities", ctypes.c_int),
-        ("multiprocessors", ctypes.c_int),
-    )
-
-
-class _Padding(ctypes.Structure):
-    _fields_ = (
-        ("source", _Tensor * 2),
-        ("target", _Tensor),
-        ("grad", _Tensor),
-        ("l1_weight", _Tensor),
-        ("size", ctypes.c_int * 5),
-        ("radius", ctypes.c_int * 3),
-        ("reflect", ctypes.c_int),
-        ("l1_scale", ctypes.c_float),
-        ("block_sums", ctypes.c_void_p),
-        ("blocks", ctypes.c_int),
-        ("lane_bits", ctypes.c_int),
-        ("strips", ctypes.c_int),
-        ("tiles", ctypes.c_int),
-    )
-
-
-class _Reduction(ctypes.Structure):
-    _fields_ = (
-        ("values", ctypes.c_void_p * 3),
-        ("count", ctypes.c_longlong * 3),
-        ("results", ctypes.c_void_p * 3),
-        ("combined", ctypes.c_void_p),
-        ("result_stride", ctypes.c_longlong),
-        ("groups", ctypes.c_int),
-        ("kinds", ctypes.c_int),
-        ("scale", ctypes.c_float * 3),
-        ("combine", ctypes.c_float * 3),
-    )
-
-
-class _Scaling(ctypes.Structure):
-    _fields_ = (
-        ("gradient", ctypes.c_void_p),
-        ("upstream", ctypes.c_void_p),
-        ("count", ctypes.c_longlong),
-        ("upstream_stride", ctypes.c_longlong),
-        ("groups", ctypes.c_int),
-        ("blocks", ctypes.c_int),
-    )
-
-
-#: How a launcher's status other than 0 reads.
-_STATUS = {2: "rejected its arguments", 3: "could not be started"}
-
-
-def kernel_names(library: ctypes.CDLL) -> list[str]:
-    """The names of all kernels in the order of a module's table."""
-    library.splat_ssim_cuda_kernel_name.restype = ctypes.c_char_p
-    names: list[str] = []
-    while (name := library.splat_ssim_cuda_kernel_name(len(names))) is not None:
-        names.append(name.decode())
-    return names
-
-
-def kernel_units(library: ctypes.CDLL) -> list[int]:
-    """The unit of each kernel, in the same order."""
-    return [library.splat_ssim_cuda_kernel_unit(place) for place in range(len(kernel_names(library)))]
-
-
-class Kernels:
-    """The launchers of one library for one device.
-
-    Args:
-        library: Shared library with the splat_ssim_cuda_* functions: the package's own or the emulation.
-        module: Address of the loaded kernels (`_cuda_module`), or None for the emulation.
-        multiprocessors: Number of the device's multiprocessors.
-    """
-
-    def __init__(self, library: ctypes.CDLL, module: int | None, multiprocessors: int) -> None:
-        sizes = (ctypes.c_int * 5)()
-        library.splat_ssim_cuda_layout(sizes)
-        expected = [ctypes.sizeof(s) for s in (_Problem, _Options, _Padding, _Reduction, _Scaling)]
-        if list(sizes) != expected:
-            raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
-        self.library = library
-        self._prepare = library.splat_ssim_cuda_prepare
-        self._names = kernel_names(library)
-        self._launchers = {}
-        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
-            function = library[f"splat_ssim_cuda_{name}"]
-            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-            self._launchers[name] = function
-        self._module = module
-        self.multiprocessors = multiprocessors
-
-    def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
-        """Starts one kernel on `stream`.
-
-        Raises:
-            RuntimeError: The kernel did not start.
-        """
-        status = self._launchers[name](self._module, ctypes.addressof(argument), stream)
-        if status:
-            cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
-            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
-
-    def prepare(self, problem: _Problem, options: _Options, operation: int) -> tuple[str, int]:
-        """Completes `problem`; returns the kernel that will run and its number of blocks: 0 where none is fused."""
-        blocks = ctypes.c_longlong()
-        status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
-        if status:
-            raise RuntimeError(f"the CUDA kernels do not take images of size {list(problem.size)}")
-        return self._names[problem.kernel], blocks.value
-
-
-def _volume(image: Tensor, options: Options) -> Tensor:
+def _volume(image: Tensor, options: SSIMOptions) -> Tensor:
     """A view (B, C, D, H, W) of an image in the caller's layout."""
     if options.channels_last:
         image = image.movedim(-1, 1)
-    return image.unsqueeze(2) if options.spatial_dims == 2 else image
+    return image.unsqueeze(2) if image.ndim == 4 else image
 
 
-def _describe(tensor: Tensor, options: Options) -> _Tensor:
+def _describe(tensor: Tensor, options: SSIMOptions) -> KernelTensor:
     strides = (ctypes.c_longlong * 5)(*tensor.stride())
-    return _Tensor(tensor.data_ptr(), strides, _TYPES[tensor.dtype], options.data_range)
+    return KernelTensor(tensor.data_ptr(), strides, _TYPES[tensor.dtype], options.data_range)
 
 
-def _radii(options: Options) -> list[int]:
+def _radii(options: SSIMOptions, spatial_dims: int) -> list[int]:
     radius = options.window_size // 2
-    return [radius if options.spatial_dims == 3 else 0, radius, radius]
+    return [radius if spatial_dims == 3 else 0, radius, radius]
 
 
 class _Call:
@@ -223,7 +57,7 @@ class _Call:
         stream: int,
         img1: Tensor,
         img2: Tensor,
-        options: Options,
+        options: SSIMOptions,
         grads: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
         self.kernels, self.options, self.stream = kernels, options, stream
@@ -233,7 +67,8 @@ class _Call:
             wanted.reverse()
         self.originals = [_volume(image.detach(), options) for image in images]
         self.grads = [None if grad is None else _volume(grad, options) for grad in wanted]
-        self.radii = _radii(options)
+        self.spatial_dims = img1.ndim - 2
+        self.radii = _radii(options, self.spatial_dims)
         self.padded = options.padding in ("reflect", "replicate")
         self.valid = self.padded or options.padding == "valid"
         self.images = [self._pad(image) for image in self.originals] if self.padded else self.originals
@@ -245,8 +80,8 @@ class _Call:
         """A float32 workspace or result on the images' device."""
         return torch.empty(shape, dtype=torch.float32, device=self.originals[0].device)
 
-    def _padding(self, images: list[Tensor], l1_weight: Tensor | None = None) -> _Padding:
-        argument = _Padding()
+    def _padding(self, images: list[Tensor], l1_weight: Tensor | None = None) -> KernelPadding:
+        argument = KernelPadding()
         for place, image in enumerate(images):
             argument.source[place] = _describe(image, self.options)
         if l1_weight is not None:
@@ -284,9 +119,9 @@ class _Call:
 
     def problem(
         self, dssim_scale: float = 0.0, weight: Tensor | None = None, plane_weight: Tensor | None = None
-    ) -> _Problem:
+    ) -> KernelProblem:
         """A problem on the (padded) images with weights of the map or of the planes."""
-        problem = _Problem()
+        problem = KernelProblem()
         for place, image in enumerate(self.images):
             problem.image[place] = _describe(image, self.options)
         if weight is not None:
@@ -298,26 +133,32 @@ class _Call:
         return problem
 
     def prepare(
-        self, problem: _Problem, operation: int, both: bool = False, similarities: bool = False
-    ) -> tuple[str, int]:
-        """Completes `problem` by the options; returns the kernel that will run and its number of blocks."""
+        self,
+        problem: KernelProblem,
+        operation: int,
+        gradient: bool = False,
+        both: bool = False,
+        similarities: bool = False,
+    ) -> int:
+        """Completes `problem` by the options; returns the number of blocks of the kernel that will run."""
         o = self.options
-        options = _Options(
+        options = KernelOptions(
             o.sigma,
             o.k1,
             o.k2,
             o.data_range,
             o.eps,
-            o.spatial_dims,
+            self.spatial_dims,
             o.window_size,
             self.valid,
+            gradient,
             both,
             similarities,
             self.kernels.multiprocessors,
         )
         return self.kernels.prepare(problem, options, operation)
 
-    def start(self, problem: _Problem, blocks: int) -> Tensor:
+    def start(self, problem: KernelProblem, blocks: int) -> Tensor:
         """Starts the prepared kernel. Returns its block sums, (3, B · C, blocks of a plane)."""
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
@@ -326,9 +167,9 @@ class _Call:
         return sums
 
     def differentiate(
-        self, problem: _Problem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
+        self, problem: KernelProblem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Fills the wanted gradients. Returns block sums with the kind _DSSIM, and with _L1 (not for padded images)."""
+        """Fills the wanted gradients. Returns block sums with the kind DSSIM, and with L1 (not for padded images)."""
         targets = self.grads
         if self.padded:
             targets = [None if grad is None else torch.empty_like(self.images[0]) for grad in self.grads]
@@ -346,24 +187,17 @@ class _Call:
                     self._fold(place, target, grad, l1_scale, l1_weight)
         return sums
 
-    def _run_gradient(self, problem: _Problem, both: bool) -> tuple[Tensor, Tensor]:
+    def _run_gradient(self, problem: KernelProblem, both: bool) -> tuple[Tensor, Tensor]:
         """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
-        _, blocks = self.prepare(problem, _FUSED, both)
+        blocks = self.prepare(problem, FUSED, True, both)
         if blocks:
             sums = self.start(problem, blocks)
             return sums, sums
-        # Both kernels must agree on the adjoint maps: three for the plain ones, four for all others.
-        problem.partials = 1
-        backward_name, _ = self.prepare(problem, _BACKWARD, both)
-        forward_name, blocks = self.prepare(problem, _FORWARD, both)
-        three = forward_name.startswith(_THREE_MAPS_FORWARD) and backward_name.startswith(_THREE_MAPS_BACKWARD)
-        if not both and not three:
-            both = True
-            _, blocks = self.prepare(problem, _FORWARD, both)
-        partials = self.empty(4 if both else 3, self.batch, self.channels, *self.map_shape)
+        blocks = self.prepare(problem, FORWARD, True, both)
+        partials = self.empty(problem.partial_maps, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
         forward = self.start(problem, blocks)
-        _, blocks = self.prepare(problem, _BACKWARD, both)
+        blocks = self.prepare(problem, BACKWARD, True, both)
         return forward, self.start(problem, blocks)
 
     def reduce(
@@ -376,7 +210,7 @@ class _Call:
     ) -> None:
         """Fills each of `results` with the scaled sums of as many groups as it has elements, and their combination."""
         groups = results[0].numel()
-        argument = _Reduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
+        argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
         argument.kinds = len(sums)
         for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
             argument.values[kind] = values.data_ptr()
@@ -388,13 +222,12 @@ class _Call:
         self.kernels.launch("reduce", argument, self.stream)
 
 
-def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options, out: Tensor) -> None:
+def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
     """S of every position of the window into `out`, in the layout of the images."""
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
     problem.map = _describe(_volume(out, options), options)
-    _, blocks = call.prepare(problem, _FORWARD)
-    call.start(problem, blocks)
+    call.start(problem, call.prepare(problem, FORWARD))
 
 
 def fill_map_gradients(
@@ -403,7 +236,7 @@ def fill_map_gradients(
     grad_map: Tensor,
     img1: Tensor,
     img2: Tensor,
-    options: Options,
+    options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> None:
     """Gradients of the wanted images from that of the map."""
@@ -421,7 +254,7 @@ def photometric(
     l1_weight: float,
     dssim_weight: float,
     per_image: bool,
-    options: Options,
+    options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, l1, dssim), each () or (B,); fills the wanted gradients of the loss."""
@@ -441,15 +274,13 @@ def photometric(
         problem = call.problem(dssim_weight, map_shares)
         l1_scale = l1_weight
     if call.grads[0] is None:
-        name, blocks = call.prepare(problem, _FORWARD)
-        dssim = call.start(problem, blocks)
-        counted = name.startswith(_COUNT_L1) and options.padding == "same"
-        l1 = dssim[_L1] if counted else call.sum_l1(shares)
+        dssim = call.start(problem, call.prepare(problem, FORWARD))
+        l1 = dssim[L1] if problem.counts_l1 and options.padding == "same" else call.sum_l1(shares)
     else:
         dssim, found = call.differentiate(problem, l1_scale, shares)
-        l1 = call.sum_l1(shares) if call.padded else found[_L1]
+        l1 = call.sum_l1(shares) if call.padded else found[L1]
     means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
-    call.reduce([l1, dssim[_DSSIM]], means[1:], scale, combined=means[0], combine=(l1_weight, dssim_weight))
+    call.reduce([l1, dssim[DSSIM]], means[1:], scale, combined=means[0], combine=(l1_weight, dssim_weight))
     return means[0], means[1], means[2]
 
 
@@ -471,16 +302,15 @@ def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tenso
     return shares, share(inner)
 
 
-def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: Options) -> Tensor:
+def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
-    _, blocks = call.prepare(problem, _FORWARD, similarities=True)
-    sums = call.start(problem, blocks)
+    sums = call.start(problem, call.prepare(problem, FORWARD, similarities=True))
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
-    call.reduce([sums[_DSSIM], sums[_CONTRAST]], results, [1 / voxels] * 2)
+    call.reduce([sums[DSSIM], sums[CONTRAST]], results, [1 / voxels] * 2)
     return means
 
 
@@ -490,7 +320,7 @@ def fill_channel_mean_gradients(
     grad_means: Tensor,
     img1: Tensor,
     img2: Tensor,
-    options: Options,
+    options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> None:
     """Gradients of the wanted images from those of `channel_means`, (B, C, 2)."""
@@ -512,7 +342,7 @@ def scale(kernels: Kernels, stream: int, gradient: Tensor, upstream: Tensor) -> 
     if not owned or upstream.dtype != torch.float32 or (groups > 1 and gradient.stride(0) != count):
         return False
     stride = upstream.stride(0) if upstream.ndim else 0
-    argument = _Scaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
+    argument = KernelScaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
     # Runs of 1,024 elements; enough blocks to fill the device, few enough to end at once where upstream is 1.
     argument.blocks = max(1, min(-(-count // 1024), 16 * kernels.multiprocessors // groups))
     kernels.launch("scale", argument, stream)

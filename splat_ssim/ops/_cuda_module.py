@@ -14,7 +14,7 @@ import warnings
 import torch
 
 from . import _library, _nvrtc
-from ._cuda_launch import SHARED, Kernels, kernel_names, kernel_units
+from ._cuda_kernels import SHARED, Kernels, kernel_names, kernel_units
 
 
 class _Driver:

@@ -10,18 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import reference
+from .._maps import as_float, compute_dtype
+from ..options import SSIMOptions
+from ..reference import gaussian_taps
 from . import _library
-from .ssim import (
-    Options,
-    channels_first,
-    is_interleaved,
-    map_shape,
-    new_gradients,
-    new_like,
-    register_device,
-    result_dtype,
-)
+from .dispatch import register_device
+from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
 
 _DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 #: Asked once: torch.compile could not trace the loader.
@@ -41,10 +35,10 @@ _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 @functools.lru_cache(maxsize=64)
 def _window(window_size: int, sigma: float) -> ctypes.Array:
-    return (ctypes.c_double * window_size)(*reference.gaussian_taps(window_size, sigma))
+    return (ctypes.c_double * window_size)(*gaussian_taps(window_size, sigma))
 
 
-def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
+def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     """Whether the kernels take these images."""
     return (
         img1.dtype in _DTYPE_CODES
@@ -75,7 +69,7 @@ class _Call:
     and weighs |x - y| too.
     """
 
-    def __init__(self, img1: Tensor, img2: Tensor, options: Options, planar: bool = False):
+    def __init__(self, img1: Tensor, img2: Tensor, options: SSIMOptions, planar: bool = False):
         first = channels_first(img1, options.channels_last)
         self.interleaved = not planar and is_interleaved(first)
         self.first = _readable(first, self.interleaved)
@@ -130,7 +124,7 @@ class _Call:
             *self._view(first),
             *self._view(self.second),
             *self._view(weight, weight_inset or 0),
-            *self._view(outputs[0], options.window_size // 2 if options.padding == "valid" else 0),
+            *self._view(outputs[0], options.inset),
             *self._view(outputs[1]),
             *self._view(outputs[2]),
             self.batch,
@@ -165,7 +159,7 @@ class _Call:
         address = coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients)
         outputs = (map_, grad1, grad2, similarities)
         self.call(
-            f"ssim{self.options.spatial_dims}d",
+            f"ssim{self.first.ndim - 2}d",
             self.pack(address, ctypes.addressof(totals), weight, weight_inset, *outputs),
         )
         return totals
@@ -186,27 +180,17 @@ def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
-def _positions(options: Options, shape: torch.Size) -> int:
+def _positions(options: SSIMOptions, shape: torch.Size) -> int:
     """How many values of S each plane of images (B, C, spatial…) has."""
-    lost = options.window_size - 1 if options.padding == "valid" else 0
     count = 1
     for side in shape[2:]:
-        count *= side - lost
+        count *= side - 2 * options.inset
     return count
 
 
-def _inset(options: Options) -> int:
-    """How far into the images the map starts."""
-    return options.window_size // 2 if options.padding == "valid" else 0
-
-
-def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
-    return grads[0] if need1 else None, grads[1] if need2 else None
-
-
 def _ssim_map(img1, img2, *arguments):
-    options = Options(*arguments)
-    result = new_like(img1, map_shape(img1, options), result_dtype(img1, img2), options.channels_last)
+    options = SSIMOptions(*arguments)
+    result = new_like(img1, map_shape(img1, options), compute_dtype(img1, img2), options.channels_last)
     call = _Call(img1, img2, options)
     call.run(_zeros(call.planes, 3), map_=result)
     return result
@@ -214,25 +198,25 @@ def _ssim_map(img1, img2, *arguments):
 
 def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
     coefficients = _zeros(call.planes, 3)
     coefficients[:, 0] = -1.0
-    call.run(coefficients, call.spread(grad_map), _inset(options), None, *_wanted(grads, need1, need2))
+    call.run(coefficients, call.spread(grad_map), options.inset, None, *wanted(grads, need1, need2))
     return grads
 
 
 def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     call = _Call(img1, img2, options)
     if weight is None and not per_image:
         positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
         row = (dssim_weight / positions, 0.0, l1_weight / elements)
         coefficients = (ctypes.c_double * (3 * call.planes))(*row * call.planes)
-        totals = call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+        totals = call.run(coefficients, None, None, None, *wanted(grads, need1, need2))
         dssim, l1 = sum(totals[0::3]) / positions, sum(totals[2::3]) / elements
         means = (offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)
         return *(torch.scalar_tensor(mean, dtype=torch.float32, device="cpu") for mean in means), *grads
@@ -241,7 +225,7 @@ def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image,
     coefficients[:, 0] = dssim_weight / counts[:, 0]
     coefficients[:, 2] = l1_weight / counts[:, 1]
     per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
-    totals = _rows(call.run(per_plane, weight, None, None, *_wanted(grads, need1, need2)))
+    totals = _rows(call.run(per_plane, weight, None, None, *wanted(grads, need1, need2)))
     totals = totals.view(call.batch, -1, 3).sum(1)
     if not per_image:
         totals = totals.sum(0, keepdim=True)
@@ -259,7 +243,7 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
         plain = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
         return torch.tensor([plain], dtype=torch.float64, device="cpu"), None
     spread = call.spread(weight)
-    inset = _inset(options)
+    inset = options.inset
     inner = spread
     for dim in range(2, spread.ndim):
         inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
@@ -269,7 +253,7 @@ def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> 
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    options = Options(*arguments)._replace(eps=0.0)
+    options = SSIMOptions(*arguments)._replace(eps=0.0)
     call = _Call(img1, img2, options, planar=True)
     totals = _rows(call.run(_zeros(call.planes, 3), similarities=True))
     means = totals[:, :2] / _positions(options, call.first.shape)
@@ -278,18 +262,18 @@ def _ssim_channel_means(img1, img2, *arguments):
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)._replace(eps=0.0)
+    options = SSIMOptions(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     call = _Call(img1, img2, options, planar=True)
     coefficients = _zeros(call.planes, 3)
     coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
-    call.run(coefficients, None, None, None, *_wanted(grads, need1, need2))
+    call.run(coefficients, None, None, None, *wanted(grads, need1, need2))
     return grads
 
 
-def _pyramid_call(img1: Tensor, img2: Tensor, options: Options) -> _Call:
+def _pyramid_call(img1: Tensor, img2: Tensor, options: SSIMOptions) -> _Call:
     """A call on both images as float32: what the pyramid is made of."""
-    img1, img2 = (reference.as_float(image, torch.float32, options.data_range) for image in (img1, img2))
+    img1, img2 = (as_float(image, torch.float32, options.data_range) for image in (img1, img2))
     return _Call(img1, img2, options._replace(padding="valid", eps=0.0), planar=True)
 
 
@@ -304,7 +288,7 @@ def _run_pyramid(
     """Fills terms and values, or from the terms and the upstream gradient the gradients."""
     exponents = (ctypes.c_double * len(weights))(*weights)
     packed = call.pack(0, 0, None, None, None, *grads) + _PYRAMID.pack(
-        call.options.spatial_dims == 3,
+        call.first.ndim == 5,
         len(weights),
         ctypes.addressof(exponents),
         terms.data_ptr(),
@@ -315,7 +299,7 @@ def _run_pyramid(
 
 
 def _ms_ssim(img1, img2, weights, *arguments):
-    call = _pyramid_call(img1, img2, Options(*arguments))
+    call = _pyramid_call(img1, img2, SSIMOptions(*arguments))
     terms, values = _zeros(call.batch, call.channels, len(weights)), _zeros(call.batch, call.channels)
     _run_pyramid(call, weights, terms, values)
     return values.float(), terms
@@ -323,11 +307,11 @@ def _ms_ssim(img1, img2, weights, *arguments):
 
 def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     call = _pyramid_call(img1, img2, options)
     upstream = grad_values.double().contiguous()
-    _run_pyramid(call, weights, terms.contiguous(), None, upstream, _wanted(grads, need1, need2))
+    _run_pyramid(call, weights, terms.contiguous(), None, upstream, wanted(grads, need1, need2))
     return grads
 
 

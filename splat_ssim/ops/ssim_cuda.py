@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _maps
+from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import _cuda_module
-from .ssim import Options, channels_first, map_shape, new_gradients, new_like, register_device
+from ._cuda_kernels import SHARED, WINDOW_SIZES, Kernels
+from .dispatch import register_device
+from .layout import channels_first, map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 #: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
@@ -36,12 +39,12 @@ def _has_device_kernels(index: int, window_size: int) -> bool:
 _has_device_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
+def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     """Whether the kernels take these images."""
     return (
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
-        and options.window_size in launch.WINDOW_SIZES
+        and options.window_size in WINDOW_SIZES
         and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
@@ -50,8 +53,8 @@ def _supports(img1: Tensor, img2: Tensor, options: Options) -> bool:
     )
 
 
-def _target(image: Tensor, unit: int) -> tuple[launch.Kernels, int]:
-    """The kernels for the image's device and a window (or `launch.SHARED`), and its current stream.
+def _target(image: Tensor, unit: int) -> tuple[Kernels, int]:
+    """The kernels for the image's device and a window (or `SHARED`), and its current stream.
 
     Raises:
         RuntimeError: There are none; the public functions do not come here then.
@@ -63,7 +66,7 @@ def _target(image: Tensor, unit: int) -> tuple[launch.Kernels, int]:
 
 
 def _ssim_map(img1, img2, *arguments):
-    options = Options(*arguments)
+    options = SSIMOptions(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
     launch.fill_map(*_target(img1, options.window_size), img1, img2, options, found)
     return found
@@ -71,79 +74,75 @@ def _ssim_map(img1, img2, *arguments):
 
 def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    wanted = _wanted(grads, need1, need2)
-    launch.fill_map_gradients(*_target(img1, options.window_size), grad_map, img1, img2, options, wanted)
+    targets = wanted(grads, need1, need2)
+    launch.fill_map_gradients(*_target(img1, options.window_size), grad_map, img1, img2, options, targets)
     return grads
 
 
 def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    wanted = _wanted(grads, need1, need2)
+    targets = wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
     target = _target(img1, options.window_size)
-    loss, l1, dssim = launch.photometric(*target, img1, img2, *weights, options, wanted)
+    loss, l1, dssim = launch.photometric(*target, img1, img2, *weights, options, targets)
     return (loss + offset if offset else loss), l1, dssim, *grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    options = Options(*arguments)._replace(eps=0.0)
+    options = SSIMOptions(*arguments)._replace(eps=0.0)
     return launch.channel_means(*_target(img1, options.window_size), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)._replace(eps=0.0)
+    options = SSIMOptions(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
-    wanted = _wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*_target(img1, options.window_size), grad_means, img1, img2, options, wanted)
+    targets = wanted(grads, need1, need2)
+    launch.fill_channel_mean_gradients(*_target(img1, options.window_size), grad_means, img1, img2, options, targets)
     return grads
 
 
 def _ms_ssim(img1, img2, weights, *arguments):
-    options = Options(*arguments)
+    options = SSIMOptions(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
-    pairs = reference.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
+    pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
     means = [launch.channel_means(*_target(img1, options.window_size), *pair, first_options) for pair in pairs]
-    terms = reference.scale_terms(means).double()
-    return reference.combine_terms(terms, weights).float(), terms
+    terms = _maps.scale_terms(means).double()
+    return _maps.combine_terms(terms, weights).float(), terms
 
 
 def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     *values, need1, need2 = arguments
-    options = Options(*values)
+    options = SSIMOptions(*values)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
-    grad_terms = reference.term_gradients(grad_values.double(), terms, weights)
+    grad_terms = _maps.term_gradients(grad_values.double(), terms, weights)
     finest = [
-        channels_first(reference.as_float(image, torch.float32, options.data_range), options.channels_last)
+        channels_first(_maps.as_float(image, torch.float32, options.data_range), options.channels_last)
         for image in (img1, img2)
     ]
-    pairs = reference.pyramid(*finest, len(weights), options.data_range, channels_last=False)
+    pairs = _maps.pyramid(*finest, len(weights), options.data_range, channels_last=False)
     coarser: tuple[Tensor, Tensor] | None = None
     for scale, pair in reversed(list(enumerate(pairs))):
         grad_means = torch.zeros(*terms.shape[:2], 2, dtype=torch.float32, device=terms.device)
         grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
         grads = new_gradients(*pair, first_options, need1, need2, planar=True)
-        wanted = _wanted(grads, need1, need2)
+        targets = wanted(grads, need1, need2)
         target = _target(img1, options.window_size)
-        launch.fill_channel_mean_gradients(*target, grad_means, *pair, first_options, wanted)
-        for i, grad in enumerate(wanted):
+        launch.fill_channel_mean_gradients(*target, grad_means, *pair, first_options, targets)
+        for i, grad in enumerate(targets):
             if grad is not None and coarser is not None:
-                grad += reference.spread(coarser[i], grad.shape)
+                grad += _maps.spread(coarser[i], grad.shape)
         coarser = grads
     first, second = (grad.movedim(1, -1) if options.channels_last and grad.ndim > 1 else grad for grad in grads)
     return first, second
 
 
-def _wanted(grads: tuple[Tensor, Tensor], need1: bool, need2: bool) -> tuple[Tensor | None, Tensor | None]:
-    return grads[0] if need1 else None, grads[1] if need2 else None
-
-
 def _scale(gradient: Tensor, upstream: Tensor) -> bool:
-    return launch.scale(*_target(gradient, launch.SHARED), gradient, upstream)
+    return launch.scale(*_target(gradient, SHARED), gradient, upstream)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {

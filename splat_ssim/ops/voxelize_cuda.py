@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_module
-from ._cuda_launch import VOXELS, Kernels
+from ._cuda_kernels import VOXELS, Kernels
 from .voxelize import lattice_numbers, voxelize, voxelize_backward
 
 _PREPARE, _PAIRS, _RENDER, _GATHER, _CHAIN = range(5)

@@ -1,0 +1,188 @@
+"""The launchers of the CUDA kernels and the structures that they take, field for field those of csrc/cuda/problem.h."""
+
+from __future__ import annotations
+
+import ctypes
+
+#: Operations that `Kernels.prepare` chooses a kernel for.
+FORWARD, BACKWARD, FUSED = 0, 1, 2
+#: Kinds of block sums.
+DSSIM, L1, CONTRAST = 0, 1, 2
+
+#: Windows the kernels take; others take the torch definition.
+WINDOW_SIZES = frozenset(range(3, 16, 2))
+
+#: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
+#: window needs, and the voxeliser's.
+SHARED, VOXELS = 1, 2
+
+# Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
+
+
+class KernelTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("stride", ctypes.c_longlong * 5),
+        ("type", ctypes.c_int),
+        ("top", ctypes.c_float),
+    )
+
+
+class KernelProblem(ctypes.Structure):
+    _fields_ = (
+        ("image", KernelTensor * 2),
+        ("grad", KernelTensor * 2),
+        ("map", KernelTensor),
+        ("weight", KernelTensor),
+        ("l1_weight", KernelTensor),
+        ("plane_weight", ctypes.c_void_p),
+        ("partials", ctypes.c_void_p),
+        ("block_sums", ctypes.c_void_p),
+        ("map_slice", ctypes.c_longlong),
+        ("partial_stride", ctypes.c_longlong),
+        ("size", ctypes.c_int * 5),
+        ("map_size", ctypes.c_int * 3),
+        ("lead", ctypes.c_int * 3),
+        ("strips", ctypes.c_int),
+        ("tiles", ctypes.c_int),
+        ("segments", ctypes.c_int),
+        ("segment", ctypes.c_int),
+        ("taps", ctypes.c_float * 8),
+        ("c1", ctypes.c_float),
+        ("c2", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("apart", ctypes.c_float),
+        ("dssim_scale", ctypes.c_float),
+        ("l1_scale", ctypes.c_float),
+        ("similarities", ctypes.c_int),
+        ("kernel", ctypes.c_int),
+        ("partial_maps", ctypes.c_int),
+        ("counts_l1", ctypes.c_int),
+    )
+
+
+class KernelOptions(ctypes.Structure):
+    _fields_ = (
+        ("sigma", ctypes.c_double),
+        ("k1", ctypes.c_double),
+        ("k2", ctypes.c_double),
+        ("data_range", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        ("spatial_dims", ctypes.c_int),
+        ("window_size", ctypes.c_int),
+        ("valid", ctypes.c_int),
+        ("gradient", ctypes.c_int),
+        ("both", ctypes.c_int),
+        ("similarities", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int),
+    )
+
+
+class KernelPadding(ctypes.Structure):
+    _fields_ = (
+        ("source", KernelTensor * 2),
+        ("target", KernelTensor),
+        ("grad", KernelTensor),
+        ("l1_weight", KernelTensor),
+        ("size", ctypes.c_int * 5),
+        ("radius", ctypes.c_int * 3),
+        ("reflect", ctypes.c_int),
+        ("l1_scale", ctypes.c_float),
+        ("block_sums", ctypes.c_void_p),
+        ("blocks", ctypes.c_int),
+        ("lane_bits", ctypes.c_int),
+        ("strips", ctypes.c_int),
+        ("tiles", ctypes.c_int),
+    )
+
+
+class KernelReduction(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p * 3),
+        ("count", ctypes.c_longlong * 3),
+        ("results", ctypes.c_void_p * 3),
+        ("combined", ctypes.c_void_p),
+        ("result_stride", ctypes.c_longlong),
+        ("groups", ctypes.c_int),
+        ("kinds", ctypes.c_int),
+        ("scale", ctypes.c_float * 3),
+        ("combine", ctypes.c_float * 3),
+    )
+
+
+class KernelScaling(ctypes.Structure):
+    _fields_ = (
+        ("gradient", ctypes.c_void_p),
+        ("upstream", ctypes.c_void_p),
+        ("count", ctypes.c_longlong),
+        ("upstream_stride", ctypes.c_longlong),
+        ("groups", ctypes.c_int),
+        ("blocks", ctypes.c_int),
+    )
+
+
+#: How a launcher's status other than 0 reads.
+_STATUS = {2: "rejected its arguments", 3: "could not be started"}
+
+
+def kernel_names(library: ctypes.CDLL) -> list[str]:
+    """The names of all kernels in the order of a module's table."""
+    library.splat_ssim_cuda_kernel_name.restype = ctypes.c_char_p
+    names: list[str] = []
+    while (name := library.splat_ssim_cuda_kernel_name(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+def kernel_units(library: ctypes.CDLL) -> list[int]:
+    """The unit of each kernel, in the same order."""
+    return [library.splat_ssim_cuda_kernel_unit(place) for place in range(len(kernel_names(library)))]
+
+
+class Kernels:
+    """The launchers of one library for one device.
+
+    Args:
+        library: Shared library with the splat_ssim_cuda_* functions: the package's own or the emulation.
+        module: Address of the loaded kernels (`_cuda_module`), or None for the emulation.
+        multiprocessors: Number of the device's multiprocessors.
+    """
+
+    def __init__(self, library: ctypes.CDLL, module: int | None, multiprocessors: int) -> None:
+        sizes = (ctypes.c_int * 5)()
+        library.splat_ssim_cuda_layout(sizes)
+        expected = [
+            ctypes.sizeof(s) for s in (KernelProblem, KernelOptions, KernelPadding, KernelReduction, KernelScaling)
+        ]
+        if list(sizes) != expected:
+            raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
+        self.library = library
+        self._prepare = library.splat_ssim_cuda_prepare
+        #: Of all kernels, in the order of a module's table: `names[problem.kernel]` runs once it is prepared.
+        self.names = kernel_names(library)
+        self._launchers = {}
+        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
+            function = library[f"splat_ssim_cuda_{name}"]
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+            self._launchers[name] = function
+        self._module = module
+        self.multiprocessors = multiprocessors
+
+    def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
+        """Starts one kernel on `stream`.
+
+        Raises:
+            RuntimeError: The kernel did not start.
+        """
+        status = self._launchers[name](self._module, ctypes.addressof(argument), stream)
+        if status:
+            cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
+            raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
+
+    def prepare(self, problem: KernelProblem, options: KernelOptions, operation: int) -> int:
+        """Completes `problem` and chooses the kernel. Returns its number of blocks: 0 where none is fused."""
+        blocks = ctypes.c_longlong()
+        status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
+        if status:
+            raise RuntimeError(f"the CUDA kernels do not take images of size {list(problem.size)}")
+        return blocks.value

@@ -1,0 +1,163 @@
+"""The operator of the losses: L1 and 1 - S in one pass over the images, which makes the gradient of the loss as well.
+
+loss = offset + l1_weight · l1 + dssim_weight · dssim, with l1 and dssim the means of |x - y| and of 1 - S: over the
+batch, or (B,) with `per_image`. The gradients are empty where they are not needed. Only the loss is differentiable: its
+derivative multiplies the gradients that the forward pass made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _maps, reference
+from ..options import SSIMOptions
+from . import dispatch
+from .dispatch import call, has_kernel
+from .layout import channels_first, new_gradients
+from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape
+
+
+def _check_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+    options = SSIMOptions(*arguments[:-2])
+    check_images(img1, img2, options)
+    if weight is not None:
+        batch, channels, *sides = channels_first(img1, options.channels_last).shape
+        got = channels_first(weight, options.channels_last)
+        check_shape("weight", got, (batch, 1 if got.ndim == img1.ndim and got.shape[1] == 1 else channels, *sides))
+
+
+def _fake_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+    shape = (img1.shape[0],) if per_image else ()
+    means = [img1.new_empty(shape, dtype=_maps.compute_dtype(img1, img2)) for _ in range(3)]
+    return (*means, *new_gradients(img1, img2, SSIMOptions(*arguments[:-2]), *arguments[-2:]))
+
+
+def _keep_gradients(ctx, inputs, output):
+    _loss, l1, dssim, *grads = output
+    ctx.mark_non_differentiable(l1, dssim, *grads)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+    ctx.grads = grads
+
+
+def _photometric_backward(ctx, upstream, *unused):
+    found: list[Tensor | None] = [None, None]
+    if upstream is not None:
+        needs, images = ctx.needs_input_grad[:2], ctx.saved_tensors[:2]
+        grads = ctx.grads
+        if grads is None or _lacks(grads[0], needs[0]) or _lacks(grads[1], needs[1]):
+            # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
+            # whose example needed no gradient.
+            with torch.no_grad():
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*ctx.saved_tensors, *ctx.options[:-2], *needs)
+            grads = [grad1, grad2]
+        # In place, so that no second image is needed.
+        scale = _scale
+        if dispatch.may_change_in_place(grads[0], upstream):
+            ctx.grads, scale = None, _scale_in_place
+        for i in (0, 1):
+            if needs[i]:
+                found[i] = scale(grads[i], upstream, images[i]).to(images[i].dtype)
+    return *found, *(None,) * (len(ctx.options) + 1)
+
+
+def _lacks(gradient: Tensor, is_needed: bool) -> bool:
+    return is_needed and gradient.numel() == 0
+
+
+def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+    # The upstream gradient is usually 1. Reading it on a GPU would synchronise, so the kernel checks it there.
+    if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    scale = dispatch.SCALES.get(gradient.device.type)
+    if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
+        return gradient
+    return gradient.mul_(_per_image(upstream, gradient))
+
+
+def _scale(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+    if dispatch.is_batched(upstream):
+        return _scaled_gradient(gradient, upstream, image)  # Operators of torch's, which can be batched.
+    return torch.ops.splat_ssim.scaled_gradient(gradient, upstream, image)
+
+
+def _per_image(upstream: Tensor, gradient: Tensor) -> Tensor:
+    """The upstream gradient, () or (B,), shaped to multiply a gradient."""
+    return upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream
+
+
+def _scaled_gradient(gradient, upstream, image):
+    return gradient * _per_image(upstream, gradient)
+
+
+dispatch.define(
+    "photometric",
+    f"({IMAGES}, Tensor? weight, float l1_weight, float dssim_weight, float offset, bool per_image, {OPTIONS}, "
+    f"{NEEDS}) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)",
+    _check_photometric,
+    _fake_photometric,
+)
+# A gradient of `photometric` times the upstream one, () or (B,). The image only says what it is the gradient by.
+dispatch.define_for_all_devices(
+    "scaled_gradient", "(Tensor gradient, Tensor upstream, Tensor image) -> Tensor", _scaled_gradient
+)
+dispatch.register_autograd("photometric", _keep_gradients, _photometric_backward)
+dispatch.refuse_second_derivative("scaled_gradient")
+
+
+def photometric(
+    img1: Tensor,
+    img2: Tensor,
+    options: SSIMOptions,
+    *,
+    l1_weight: float,
+    dssim_weight: float,
+    weight: Tensor | None = None,
+    per_image: bool = False,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, l1, dssim), the means of |x - y| and of 1 - S: `loss = offset + l1_weight * l1 + dssim_weight * dssim`.
+
+    Args:
+        img1: Images in the layout `options` names, float32, float64, float16, bfloat16 or uint8.
+        img2: The same shape; the dtype may be another one.
+        options: Window, range, padding and layout.
+        l1_weight: Weight of the mean of |img1 - img2|.
+        dssim_weight: Weight of the mean of 1 - S.
+        weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
+            and are 0 where nothing has weight. "valid" crops them for 1 - S.
+        per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
+        offset: Added to the loss: 1 and a `dssim_weight` of -1 make it SSIM.
+
+    Returns:
+        The loss, differentiable in both images, and its two terms, which carry no gradient.
+    """
+    if has_kernel(img1, img2, options):
+        recording = torch.is_grad_enabled()
+        needs = (recording and img1.requires_grad, recording and img2.requires_grad)
+        scalars = (l1_weight, dssim_weight, offset, per_image)
+        loss, l1, dssim, _, _ = call("photometric", img1, img2, weight, *scalars, *options, *needs)
+        return loss, l1, dssim
+    return photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image, offset)
+
+
+def photometric_definition(
+    img1: Tensor,
+    img2: Tensor,
+    options: SSIMOptions,
+    l1_weight: float,
+    dssim_weight: float,
+    weight: Tensor | None = None,
+    per_image: bool = False,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`photometric` in plain torch, whatever kernels there are."""
+    reduction, channels_last = "image" if per_image else "mean", options.channels_last
+    img1, img2 = _maps.in_one_dtype(img1, img2, options.data_range)
+    dssim_map = reference.dssim_map(img1, img2, **options.keywords())
+    dssim = _maps.weighted_mean(dssim_map, weight, reduction, channels_last)
+    l1 = _maps.weighted_mean(_maps.absolute_difference(img1, img2), weight, reduction, channels_last)
+    loss = _maps.weighted_sum((l1, l1_weight), (dssim, dssim_weight), offset=offset)
+    return loss, l1.detach(), dssim.detach()
