@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test fuzz sanitize check gpu wheel wheel-check pins clean
+.PHONY: train test test-pythons fuzz sanitize check gpu wheel wheel-check pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -26,6 +26,20 @@ train: $(VENV)/train.done
 ## test: the test suite
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
+
+## test-pythons: the test suite with each of several Pythons: make test-pythons PYTHONS="3.10 path/to/python"
+test-pythons:
+	@# 3.10 stands for python3.10, or for pyenv's newest. Each Python gets an environment of its own, .venv-3.10.
+	@set -e; for name in $(or $(PYTHONS),3.10 3.13); do \
+	  python=; version=; \
+	  for candidate in $$name python$$name $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$name.*/bin/python 2>/dev/null | sort -rV); do \
+	    if version=$$($$candidate -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null); then \
+	      python=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then echo "Python $$name is not installed: give its path in PYTHONS" >&2; exit 1; fi; \
+	  echo "Python $$version: $$python"; \
+	  $(MAKE) test PYTHON=$$python VENV=$(VENV)-$$version; \
+	done
 
 ## fuzz: random calls against the tests' float64 oracle: make fuzz SECONDS=600 SEED=1 WORKERS=2 ARGS=--emulation
 fuzz: $(VENV)/test.done

@@ -1,9 +1,8 @@
 """Fused, differentiable SSIM for images and volumes, and a Gaussian-splatting trainer around it."""
 
+from splat_ssim._version import __version__ as __version__
 from splat_ssim.functional import ms_ssim, ssim, ssim3d
 from splat_ssim.modules import MSSSIM, SSIM, SSIM3D
-
-__version__ = "0.1.0"
 
 __all__ = ["MSSSIM", "SSIM", "SSIM3D", "load_ply", "ms_ssim", "save_ply", "ssim", "ssim3d"]
 

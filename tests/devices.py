@@ -23,11 +23,24 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
 )
+EMULATION = pytest.param("emulation", marks=pytest.mark.emulation)
 DEVICES = (
     "cpu",
-    pytest.param("emulation", marks=pytest.mark.emulation),
+    EMULATION,
     pytest.param("cuda", marks=[pytest.mark.cuda, needs_gpu]),
 )
+#: For tests of what happens above the operators, such as how options are read: the emulation adds nothing there.
+NATIVE = tuple(name for name in DEVICES if name is not EMULATION)
+
+
+def draws(count, emulated):
+    """(device, seed) for tests that draw their case at random: fewer where each takes long, in the emulation."""
+    return [
+        pytest.param(getattr(device, "values", (device,))[0], seed, marks=getattr(device, "marks", ()))
+        for device in DEVICES
+        for seed in range(emulated if device is EMULATION else count)
+    ]
+
 
 _current = "cpu"
 

@@ -9,9 +9,10 @@ import torch
 
 from splat_ssim import reference
 from splat_ssim.compat import fused_ssim, fused_ssim3d
+from tests import devices
 from tests.compare import assert_same, random_pair
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = pytest.mark.usefixtures("device", "threads")
 
 FUNCTIONS = [
     (fused_ssim.fused_ssim, 2),
@@ -53,7 +54,7 @@ def test_refusals(function, spatial_dims):
         function(image[0], image[0])
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(("device", "seed"), devices.draws(24, emulated=12), indirect=["device"])
 @pytest.mark.parametrize("package", [fused_ssim, fused_ssim3d])
 def test_map(package, seed):
     rng = random.Random(seed)

@@ -1,5 +1,6 @@
 """`compat.install` and `uninstall`: each program runs in a process of its own, whose sys.modules is clean."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ import pickle, sys, types, warnings
 warnings.simplefilter("ignore")
 import torch
 from splat_ssim import compat
+
+# Images are so small that threads wait for each other longer than they work.
+torch.set_num_threads(1)
 
 def is_ours(value):
     return value.__module__.startswith("splat_ssim.compat")
@@ -48,10 +52,44 @@ sys.meta_path.insert(0, Hide())
 """
 
 
-def run(*parts):
-    program = "\n".join((PRELUDE, *parts))
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+#: Imports torch once, then runs each program it reads in a fork of itself, and answers with what went wrong.
+SERVER = """
+import json, os, sys, tempfile, traceback
+for line in sys.stdin:
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if child == 0:
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            code = 1
+            try:
+                exec(json.loads(line), {"__name__": "__main__"})
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        print(json.dumps([status, output.read().decode()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs a program, given in parts, in a process that has imported what PRELUDE imports."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + SERVER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+
+        def run(*parts):
+            print(json.dumps("\n".join((PRELUDE, *parts))), file=server.stdin, flush=True)
+            status, output = json.loads(server.stdout.readline())
+            assert status == 0, output
+
+        yield run
+        server.stdin.close()
 
 
 FUSED_SSIM_NAMES = """
@@ -116,11 +154,11 @@ assert not is_ours(DiceLoss) and kornia.losses.DiceLoss is DiceLoss
 @pytest.mark.parametrize(
     ("package", "names"), [("fused_ssim", FUSED_SSIM_NAMES), ("pytorch_msssim", PYTORCH_MSSSIM_NAMES)]
 )
-def test_whole_packages(hidden, package, names):
+def test_whole_packages(run, hidden, package, names):
     run(hidden, f"compat.install({package!r})", names)
 
 
-def test_fused_ssim3d():
+def test_fused_ssim3d(run):
     run(
         HIDDEN,
         """
@@ -133,11 +171,11 @@ assert fused_ssim2d(x, x) == 1
     )
 
 
-def test_kornia_before_it_is_imported():
+def test_kornia_before_it_is_imported(run):
     run("compat.install('kornia')", KORNIA_NAMES)
 
 
-def test_kornia_after_it_is_imported():
+def test_kornia_after_it_is_imported(run):
     run(
         """
 import kornia.losses, kornia.metrics
@@ -151,7 +189,7 @@ assert losses.SSIMLoss is not bound_before
     )
 
 
-def test_older_kornia_gets_the_older_definitions():
+def test_older_kornia_gets_the_older_definitions(run):
     run(
         """
 import kornia
@@ -166,7 +204,7 @@ assert kornia.losses.ssim_loss.__module__ == "splat_ssim.compat.kornia"
     )
 
 
-def test_a_package_that_was_imported_before():
+def test_a_package_that_was_imported_before(run):
     run(
         """
 import pytorch_msssim
@@ -184,7 +222,7 @@ torch.testing.assert_close(bound_before(x, y, data_range=1.0), theirs, rtol=0, a
     )
 
 
-def test_a_package_of_the_same_name_that_lacks_some():
+def test_a_package_of_the_same_name_that_lacks_some(run):
     """An old fused_ssim, say, without FusedSSIMMap and submodules."""
     run(
         """
@@ -205,7 +243,7 @@ assert old.fused_ssim(x, y) == "theirs" and not hasattr(old, "FusedSSIMMap")
 
 
 @pytest.mark.parametrize("imported", [False, True])
-def test_uninstall_restores_what_was_there(imported):
+def test_uninstall_restores_what_was_there(run, imported):
     run(
         f"""
 names = {NAMES}
@@ -233,7 +271,7 @@ assert_unchanged(before, state(*names))
     )
 
 
-def test_uninstall_leaves_what_others_have_put_there():
+def test_uninstall_leaves_what_others_have_put_there(run):
     run(
         """
 import kornia.losses
@@ -247,7 +285,7 @@ assert kornia.losses.SSIMLoss.__module__ == "kornia.losses.ssim"
     )
 
 
-def test_install_again_after_an_import():
+def test_install_again_after_an_import(run):
     run(
         """
 compat.install("pytorch_msssim")
@@ -264,7 +302,7 @@ assert not is_ours(pytorch_msssim.ssim)
 
 
 @pytest.mark.parametrize("imported", ["", "import pytorch_msssim"])
-def test_pickles_of_pytorch_msssim(imported, tmp_path):
+def test_pickles_of_pytorch_msssim(run, imported, tmp_path):
     """A pickle that the original wrote loads as ours, with the same numbers."""
     path = tmp_path / "modules.pkl"
     options = [
@@ -310,7 +348,7 @@ torch.nn.Sequential(torch.nn.Linear(2, 2), pytorch_msssim.SSIM()).load_state_dic
     )
 
 
-def test_pickles_of_kornia(tmp_path):
+def test_pickles_of_kornia(run, tmp_path):
     path = tmp_path / "modules.pkl"
     run(
         f"""
@@ -358,7 +396,7 @@ def test_install_refuses_no_names():
         ("import kornia; del kornia.__version__", "kornia.__version__ must start with two numbers, got None"),
     ],
 )
-def test_nothing_is_installed_where_kornia_cannot_be(break_kornia, error):
+def test_nothing_is_installed_where_kornia_cannot_be(run, break_kornia, error):
     run(
         break_kornia,
         f"""

@@ -33,7 +33,8 @@ def accuracy(window):
     return 1e-5 if window > 1 else 5e-5
 
 
-SEEDS = range(200)
+# The fuzzer (tests/fuzz.py) repeats such draws for as long as one likes.
+DRAWS = devices.draws(40, emulated=16)
 
 
 def draw(seed, dtypes=(torch.float64, torch.float32)):
@@ -53,7 +54,7 @@ def in_float64(function):
     return lambda *images: function(*(img.double() for img in images)).to(images[0].dtype)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("device", "seed"), DRAWS, indirect=["device"])
 def test_ssim_of_images(seed):
     rng, generator, dtype = draw(seed, (torch.float64, torch.float32, torch.float16, torch.bfloat16))
     half = dtype in (torch.float16, torch.bfloat16)
@@ -79,7 +80,7 @@ def test_ssim_of_images(seed):
             assert_same(call(ours), in_float64(call(package)), images, accuracy(window))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("device", "seed"), DRAWS, indirect=["device"])
 def test_ssim_of_volumes(seed):
     rng, generator, dtype = draw(seed)
     window, top, padding = rng.choice([1, 3, 5]), rng.choice([1.0, 2.0, 255.0]), rng.choice(["same", "valid", "VALID"])
@@ -177,6 +178,7 @@ def test_images_of_two_dtypes(dtypes):
 NUMBERS = [np.float32, np.float64, np.array, torch.tensor, lambda value: torch.tensor([value]), float]
 
 
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 @pytest.mark.parametrize("kind", NUMBERS)
 @pytest.mark.parametrize("package", [newest, kornia_0_8])
 def test_options_of_any_kind(package, kind):
@@ -184,13 +186,15 @@ def test_options_of_any_kind(package, kind):
     image, volume = (
         random_pair(torch.Generator().manual_seed(0), shape, torch.float32) for shape in ((1, 3, 9, 9), (1, 1, 6, 6, 6))
     )
+    losses = [(package.ssim_loss, image), (package.ssim3d_loss, volume)]
+    losses = [(loss, images, loss(*images, 5, max_val=2.0, eps=1e-3)) for loss, images in losses]
+    similarity = package.ssim(*image, 5, 2.0, 1e-3)
     for window in (5, np.int64(5), torch.tensor(5), np.array(5)):
-        for function, images in ((package.ssim_loss, image), (package.ssim3d_loss, volume)):
-            expected = function(*images, 5, max_val=2.0, eps=1e-3)
+        for function, images, expected in losses:
             found = function(*images, window, max_val=kind(2.0), eps=kind(1e-3))
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         found = package.SSIM(window, kind(2.0), kind(1e-3))(*image)
-        torch.testing.assert_close(found, package.ssim(*image, 5, 2.0, 1e-3), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, similarity, rtol=0, atol=1e-6)
     plain = {"sigmas": (1.0, 2.0), "data_range": 2.0, "K": (0.02, 0.05), "alpha": 0.1, "compensation": 3.0}
     of_kind = {name: kind(value) if isinstance(value, float) else value for name, value in plain.items()}
     of_kind["K"] = [kind(value) for value in plain["K"]]
@@ -232,7 +236,7 @@ def test_numbers_that_make_little_sense(max_val, eps):
     torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("device", "seed"), DRAWS, indirect=["device"])
 def test_ms_ssim_loss(seed):
     rng, generator, dtype = draw(seed, (torch.float64, torch.float32) if ours is newest else (torch.float32,))
     channels = rng.choice([1, 2, 3, 5] if ours is newest else [1, 3])
@@ -292,7 +296,8 @@ def test_ms_ssim_loss_compares_one_image_with_many():
     torch.testing.assert_close(loss(one, many), loss(one.expand(3, -1, -1, -1), many))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("seed", range(40))
 def test_losses_without_a_window(seed):
     rng, generator, dtype = draw(seed)
     shape = [rng.randint(1, 5) for _ in range(4)]

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from splat_ssim.compat import kornia as _kornia
+from splat_ssim.compat._kornia_checks import check_reduction
+from splat_ssim.compat._kornia_ms_ssim import Maps, masks_of, sigmas_of, smooth_or_weigh, taps_of, terms
+from splat_ssim.compat._kornia_ssim import Call, check_call, half_dissimilarity, similarity
 from splat_ssim.compat.kornia import (
     SSIM,
     CauchyLoss,
@@ -73,7 +76,7 @@ def ssim3d(
         >>> ssim3d(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), window_size=5).shape
         torch.Size([1, 1, 8, 8, 8])
     """
-    return _kornia._similarity(_check_call(img1, img2, window_size, max_val, eps, padding))
+    return similarity(_check_call(img1, img2, window_size, max_val, eps, padding))
 
 
 def ssim3d_loss(
@@ -92,17 +95,13 @@ def ssim3d_loss(
         >>> from splat_ssim.compat.kornia_0_8 import ssim3d_loss
         >>> loss = ssim3d_loss(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8), window_size=5)
     """
-    _kornia._check_reduction(reduction)
+    check_reduction(reduction)
     call = _check_call(img1, img2, window_size, max_val, eps, padding)
-    return _kornia._half_dissimilarity(call, reduction, share=1.0)
+    return half_dissimilarity(call, reduction, share=1.0)
 
 
-def _check_call(
-    img1: Tensor, img2: Tensor, window_size: int, max_val: float, eps: float, padding: str
-) -> _kornia._Call:
-    return _kornia._check_call(
-        img1, img2, window_size, max_val, eps, padding, 3, same="replicate", is_window_rounded=True
-    )
+def _check_call(img1: Tensor, img2: Tensor, window_size: int, max_val: float, eps: float, padding: str) -> Call:
+    return check_call(img1, img2, window_size, max_val, eps, padding, 3, same="replicate", is_window_rounded=True)
 
 
 class SSIM3D(_kornia.SSIM3D):
@@ -149,12 +148,12 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
 
     def _register_masks(self, sigmas: list[float]) -> None:
         windows = [sigma for sigma in sigmas for _ in range(3)]
-        self.register_buffer("_g_masks", _kornia._masks(windows, int(4 * sigmas[-1] + 1)))
+        self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)))
         self._mask_sigmas = tuple(windows)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._mask_sigmas = _kornia._sigmas_of(self._g_masks)
+        self._mask_sigmas = sigmas_of(self._g_masks)
 
     def _check_channels(self, channels: int) -> None:
         windows = self._g_masks.shape[0]
@@ -168,15 +167,15 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
         channels = img1.shape[1]
         if not torch.jit.is_scripting():
             self._check_channels(channels)
-            maps = _kornia._Maps.of(self, img1, img2)
+            maps = self._maps(img1, img2)
             if maps is not None:
                 return self._product(maps, channels)
-        luminances, contrast_structures = _kornia._terms(
-            img1, img2, _kornia._taps(self._g_masks, img1), channels, self.pad, self.C1, self.C2
+        luminances, contrast_structures = terms(
+            img1, img2, taps_of(self._g_masks, img1), channels, self.pad, self.C1, self.C2
         )
         return luminances[:, -3:].prod(1) * contrast_structures.prod(1)
 
-    def _product(self, maps: _kornia._Maps, channels: int) -> Tensor:
+    def _product(self, maps: Maps, channels: int) -> Tensor:
         """`_similarity` by the operators: each window that is dealt out several times is computed once."""
         assert self._mask_sigmas is not None
         share = len(self._mask_sigmas) // channels
@@ -191,6 +190,6 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
     def _distance(self, img1: Tensor, img2: Tensor) -> Tensor:
         """(B, H, W): the mean over channels of the absolute difference, each channel smoothed by one window."""
         channels = img1.shape[1]
-        taps = _kornia._taps(self._g_masks, img1)[-channels:]
+        taps = taps_of(self._g_masks, img1)[-channels:]
         difference = (img1 - img2).abs()
-        return _kornia._smooth_or_weigh(difference, taps, channels, self.pad, self.reduction).mean(1)
+        return smooth_or_weigh(difference, taps, channels, self.pad, self.reduction).mean(1)

@@ -15,10 +15,8 @@ images of different dtypes are a TypeError.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +24,18 @@ from torch import Tensor, nn
 from splat_ssim import _maps, reference
 from splat_ssim.compat import _textbook
 from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
-from splat_ssim.compat._options import Number, is_watched, number, pair, whole
+from splat_ssim.compat._options import number, whole
+from splat_ssim.compat._pytorch_msssim_means import (
+    axes_of,
+    channel_means,
+    check_images,
+    options_of,
+    read_window,
+    sigma_of,
+    taps_by_channel,
+)
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
-from splat_ssim.ops.ssim import ssim_channel_means
-from splat_ssim.options import SSIMOptions
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 #: What public code imports from the original all the same: `splat_ssim.compat.install` offers them too.
@@ -74,16 +79,16 @@ def ssim(
         >>> from splat_ssim.compat.pytorch_msssim import ssim
         >>> value = ssim(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), data_range=1.0)
     """
-    X, Y = _images(X, Y)
-    window = _read_window(win_size, win_sigma, win, data_range, K)
-    options = _options(X, window)
+    X, Y = check_images(X, Y)
+    window = read_window(win_size, win_sigma, win, data_range, K)
+    options = options_of(X, window)
     size_average = bool(size_average)
     if options is not None and not nonnegative_ssim:
         # One pass gives the value and the gradient.
         per_image = not size_average
         value, _, _ = photometric(X, Y, options, l1_weight=0.0, dssim_weight=-1.0, per_image=per_image, offset=1.0)
         return value.to(X.dtype)
-    means = _means(X, Y, window)[..., 0]
+    means = channel_means(X, Y, window)[..., 0]
     if nonnegative_ssim:
         means = torch.relu(means)
     return (means.mean() if size_average else means.mean(1)).to(X.dtype)
@@ -126,8 +131,8 @@ def ms_ssim(
         >>> from splat_ssim.compat.pytorch_msssim import ms_ssim
         >>> value = ms_ssim(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192), data_range=1.0)
     """
-    X, Y = _images(X, Y)
-    window = _read_window(win_size, win_sigma, win, data_range, K)
+    X, Y = check_images(X, Y)
+    window = read_window(win_size, win_sigma, win, data_range, K)
     smallest = (window.size - 1) * 16
     if min(X.shape[-2:]) <= smallest:
         raise RefusedValueError(
@@ -137,126 +142,16 @@ def ms_ssim(
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
-    options = _options(X, window)
+    options = options_of(X, window)
     if options is not None and min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1):
         values = ms_ssim_of_planes(X, Y, options, exponents)
     else:
-        scales = [_means(X, Y, window)]
+        scales = [channel_means(X, Y, window)]
         for _ in exponents[1:]:
             X, Y = _maps.halve(X), _maps.halve(Y)
-            scales.append(_means(X, Y, window))
+            scales.append(channel_means(X, Y, window))
         values = _maps.combine_terms(_maps.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
-
-
-class _Window(NamedTuple):
-    """The window and the constants."""
-
-    size: int
-    #: None where `win` is given and no Gaussian.
-    sigma: Number | None
-    win: Tensor | None
-    data_range: Number
-    k1: Number
-    k2: Number
-
-
-def _read_window(win_size: int, win_sigma: float, win: Tensor | None, data_range: float, K: Sequence[float]) -> _Window:
-    """The options as numbers, checked."""
-    sigma: Number | None
-    if win is None:
-        size, sigma = whole("win_size", win_size), number("win_sigma", win_sigma)
-    else:
-        if not isinstance(win, Tensor):
-            raise TypeError(f"win must be a torch.Tensor, got {type(win).__name__}")
-        if win.ndim < 2 or any(side != 1 for side in win.shape[1:-1]):
-            raise RefusedValueError(f"win must have the shape (C, 1, …, 1, taps), got {tuple(win.shape)}")
-        size, sigma = win.shape[-1], None if is_watched(win) else _sigma_of(win)
-    if size % 2 != 1:
-        raise ValueError(f"the window size must be odd, got {size}")
-    k1, k2 = pair("K", K)
-    return _Window(size, sigma, win, number("data_range", data_range), k1, k2)
-
-
-def _sigma_of(win: Tensor) -> float | None:
-    """The sigma of a window (C, 1, …, 1, taps) where it is the same Gaussian for each channel, else None."""
-    if win.requires_grad or win.device.type != "cpu" or win.numel() == 0:
-        return None
-    per_channel = win.detach().reshape(win.shape[0], -1)
-    return _textbook.gaussian_sigma(per_channel[0]) if bool((per_channel == per_channel[0]).all()) else None
-
-
-def _images(X: Tensor, Y: Tensor, squeeze: bool = True) -> tuple[Tensor, Tensor]:
-    """Both images checked, without their spatial axes of size 1 where these are squeezed."""
-    for name, image in (("X", X), ("Y", Y)):
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            got = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"{name} must be a floating-point torch.Tensor, got {got}")
-    if X.shape != Y.shape:
-        raise ValueError(f"X and Y must have the same shape, got {tuple(X.shape)} and {tuple(Y.shape)}")
-    if X.dtype != Y.dtype:
-        raise TypeError(f"X and Y must have the same dtype, got {X.dtype} and {Y.dtype}")
-    kept = [side for side in X.shape[2:] if side != 1 or not squeeze]
-    if len(kept) not in (2, 3):
-        raise ValueError(
-            f"X and Y must have the shape (B, C, H, W) or (B, C, D, H, W), axes of size 1 apart, got {tuple(X.shape)}"
-        )
-    shape = (*X.shape[:2], *kept)
-    return X.reshape(shape), Y.reshape(shape)
-
-
-def _options(X: Tensor, window: _Window) -> SSIMOptions | None:
-    """The options of the operators where they give the original's number, else None."""
-    sides = X.shape[2:]
-    if window.sigma is None or X.dtype == torch.float64 or X.numel() == 0 or window.size > min(sides):
-        return None
-    if window.win is not None and window.win.shape[0] != X.shape[1]:
-        return None
-    # The original squares all of these.
-    constants = (window.sigma, window.data_range, window.k1, window.k2)
-    sigma, data_range, k1, k2 = (math.nan if isinstance(value, Tensor) else abs(value) for value in constants)
-    if not _textbook.has_kernel(window.size, sigma, data_range, k1, k2):
-        return None
-    return SSIMOptions(window.size, sigma, data_range, k1, k2, "valid")
-
-
-def _means(X: Tensor, Y: Tensor, window: _Window) -> Tensor:
-    """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
-    options = _options(X, window)
-    if options is not None:
-        return ssim_channel_means(X, Y, options)
-
-    if window.win is None:
-        assert window.sigma is not None
-        taps = _textbook.float32_gaussian(window.size, window.sigma).to(X.device).unbind()
-    else:
-        taps = _taps_by_channel(window.win, X)
-    c1, c2 = (window.k1 * window.data_range) ** 2, (window.k2 * window.data_range) ** 2
-    axes = _axes(X, window.size, taps)
-    found = _textbook.moments(_textbook.wide(X), _textbook.wide(Y), axes)
-    contrast_structure = found.contrast_structure(c2)
-    maps = (found.luminance(c1) * contrast_structure, contrast_structure)
-    return torch.stack([values.flatten(2).mean(2) for values in maps], dim=-1)
-
-
-def _axes(images: Tensor, size: int, taps: Sequence[Tensor]) -> list[_textbook.Taps]:
-    """The taps for each spatial axis, none for those shorter than the window."""
-    sides = images.shape[2:]
-    if any(side < size for side in sides):
-        warnings.warn(
-            f"axes shorter than the window of {size} are not smoothed, got the shape {tuple(images.shape)}",
-            stacklevel=4,
-        )
-    return [None if side < size else taps for side in sides]
-
-
-def _taps_by_channel(win: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-    """The taps of `win`, each (C, 1, …, 1), to multiply images (B, C, spatial…) by."""
-    channels, axes = images.shape[1], images.ndim - 2
-    if win.shape[0] != channels:
-        raise ValueError(f"win must have one window for each of the {channels} channels, got {tuple(win.shape)}")
-    win = win.to(images.device, _textbook.wide(images).dtype)
-    return win.reshape(channels, *[1] * axes, win.shape[-1]).unbind(-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -292,12 +187,12 @@ def gaussian_filter(input: Tensor, win: Tensor) -> Tensor:
         >>> gaussian_filter(torch.ones(1, 3, 16, 16), _fspecial_gauss_1d(11, 1.5).repeat(3, 1, 1, 1)).shape
         torch.Size([1, 3, 6, 6])
     """
-    window = _read_window(11, 1.5, win, 1.0, (0.01, 0.03))
+    window = read_window(11, 1.5, win, 1.0, (0.01, 0.03))
     if input.ndim not in (4, 5):
         raise UnsupportedOptionError(
             f"input must have the shape (B, C, H, W) or (B, C, D, H, W), got {tuple(input.shape)}"
         )
-    axes = _axes(input, window.size, _taps_by_channel(win, input))
+    axes = axes_of(input, window.size, taps_by_channel(win, input))
     return _textbook.smooth(_textbook.wide(input), axes).to(input.dtype)
 
 
@@ -319,8 +214,8 @@ def _ssim(
         >>> win = _fspecial_gauss_1d(11, 1.5).repeat(3, 1, 1, 1)
         >>> ssim_per_channel, cs = _ssim(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), 1.0, win)
     """
-    X, Y = _images(X, Y, squeeze=False)
-    means = _means(X, Y, _read_window(11, 1.5, win, data_range, K)).to(X.dtype)
+    X, Y = check_images(X, Y, squeeze=False)
+    means = channel_means(X, Y, read_window(11, 1.5, win, data_range, K)).to(X.dtype)
     return means[..., 0], means[..., 1]
 
 
@@ -365,7 +260,7 @@ class _WithWindow(nn.Module):
     @win.setter
     def win(self, value: Tensor) -> None:
         self._win = value
-        self._sigma, self._version = _sigma_of(value), value._version
+        self._sigma, self._version = sigma_of(value), value._version
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which has neither the sigma nor the number of channels."""

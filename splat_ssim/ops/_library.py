@@ -11,13 +11,43 @@ from pathlib import Path
 
 import torch
 
+from splat_ssim._version import __version__
+
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
 ABI_VERSION = 3
 
 #: Environment variable that names another library to load, such as the build with sanitizers. For tests.
 LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
 
-LIBRARY_PATH = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).resolve().parent.parent / "libsplat_ssim.so")
+#: The folder of this package, and where the library is built.
+_PACKAGE = Path(__file__).resolve().parent.parent
+_BUILT = _PACKAGE / "libsplat_ssim.so"
+
+
+def _find_library() -> Path:
+    """The library to load, or where it is missing."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        return Path(named)
+    return _BUILT if _BUILT.exists() else _find_installed_library() or _BUILT
+
+
+def _find_installed_library() -> Path | None:
+    """The library of the installed package, if this one is the source folder of the same version.
+
+    Python that starts in the source folder imports it from there, also after `pip install .`, which builds elsewhere.
+    """
+    from importlib import metadata  # it takes long to import, and a library is seldom missing
+
+    for installed in metadata.distributions(name="splat_ssim"):
+        if installed.version == __version__:
+            for file in installed.files or ():
+                if file.name == _BUILT.name and (path := Path(str(file.locate()))).exists():
+                    return path
+    return None
+
+
+LIBRARY_PATH = _find_library()
 
 #: Environment variable that names the instruction set to use: "avx512", "avx2" or "baseline". For tests and benchmarks.
 ISA_VARIABLE = "SPLAT_SSIM_CPU"
@@ -25,15 +55,17 @@ ISA_VARIABLE = "SPLAT_SSIM_CPU"
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None, with one warning, where the package was installed without a compiler.
+    """The compiled library, or None, with one warning, where there is none.
 
     Raises:
         ImportError: The library is of another ABI version than this package.
     """
     if not LIBRARY_PATH.exists():
+        is_source = (_PACKAGE.parent / "setup.py").exists()
+        remedy = f"run `pip install -e .` in {_PACKAGE.parent}" if is_source else "reinstall the package"
         warnings.warn(
-            "splat_ssim was installed without its compiled library: every function gives the same numbers through "
-            "plain torch, more slowly. Install a C++ compiler and reinstall the package to get it.",
+            f"splat_ssim has no compiled library in {_PACKAGE}: every function gives the same numbers through plain "
+            f"torch, more slowly. To get the library, install a C++ compiler and {remedy}.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,0 +1,256 @@
+"""kornia's losses without a window: PSNR, total variation, smoothness of inverse depth and the robust losses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splat_ssim.compat._kornia_checks import (
+    check_reduction,
+    check_tensor,
+    float_dtype,
+    reduce,
+    setting,
+    shape_of,
+    wide,
+)
+
+
+def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
+    """`10 log10(max_val² / mse)` of two tensors of any shape and dtype; inf where they are equal; float32 of integers.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import psnr
+        >>> psnr(torch.ones(1), 1.2 * torch.ones(1), 2.0)
+        tensor(20.0000)
+    """
+    if not torch.jit.is_scripting():
+        check_tensor("image", image)
+        check_tensor("target", target)
+        if not isinstance(max_val, Tensor):
+            max_val = setting("max_val", max_val)
+    if image.shape != target.shape:
+        raise TypeError(f"image and target must have the same shape, got {shape_of(image)} and {shape_of(target)}")
+    dtype = torch.promote_types(_psnr_dtype(image), _psnr_dtype(target))
+    if not torch.jit.is_scripting():
+        if isinstance(max_val, Tensor) and max_val.is_floating_point():
+            dtype = torch.promote_types(dtype, max_val.dtype)
+    mse = F.mse_loss(wide(image), wide(target))
+    # Tensors for the numbers: torch promotes the tangent of a tensor without axes times a number to float64.
+    top = max_val * max_val * torch.ones_like(mse)
+    return (torch.full_like(mse, 10.0) * torch.log10(top / mse)).to(dtype)
+
+
+def _psnr_dtype(images: Tensor) -> torch.dtype:
+    return images.dtype if images.is_floating_point() else torch.float32
+
+
+def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:
+    """`-10 log10(max_val² / mse)`, the negative PSNR, of two tensors of any shape and dtype.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import psnr_loss
+        >>> psnr_loss(torch.ones(1), 1.2 * torch.ones(1), 2.0)
+        tensor(-20.0000)
+    """
+    return -psnr(image, target, max_val)
+
+
+def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
+    """Sum of the absolute differences of neighbours along the two last axes, or the sum of the two axes' means.
+
+    Args:
+        img: (…, H, W), any dtype; the differences of integers are taken as int64.
+        reduction: "sum", or "mean".
+
+    Returns:
+        The shape of `img` without its two last axes, in its dtype; of integers int64 sums and float32 means.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import total_variation
+        >>> total_variation(torch.ones(4, 4))
+        tensor(0.)
+    """
+    if not torch.jit.is_scripting():
+        check_tensor("img", img)
+        if img.ndim < 2:
+            raise ValueError(f"img must have the shape (…, H, W), got {tuple(img.shape)}")
+    if reduction != "sum" and reduction != "mean":
+        raise ValueError(f"reduction must be one of 'mean', 'sum', got '{reduction}'")
+    values = img
+    if not img.is_floating_point() and not img.is_complex():
+        values = img.long()
+    elif img.is_floating_point():
+        values = wide(img)
+    vertical, horizontal = values.diff(dim=-2).abs(), values.diff(dim=-1).abs()
+    along_height, along_width = vertical.sum([-2, -1]), horizontal.sum([-2, -1])
+    if reduction == "mean":
+        along_height = along_height / max(1, vertical.shape[-2] * vertical.shape[-1])
+        along_width = along_width / max(1, horizontal.shape[-2] * horizontal.shape[-1])
+    total = along_height + along_width
+    if img.is_floating_point():
+        return total.to(img.dtype)
+    return total.float() if total.is_floating_point() and not img.is_complex() else total
+
+
+def inverse_depth_smoothness_loss(idepth: Tensor, image: Tensor) -> Tensor:
+    """Differences of neighbouring inverse depths, each weighed by exp(-|difference of the image|), averaged by axis.
+
+    Args:
+        idepth: (B, 1, H, W), inverse depth, float.
+        image: (B, C, H, W), of the same dtype; its differences are averaged over channels.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import inverse_depth_smoothness_loss
+        >>> loss = inverse_depth_smoothness_loss(torch.rand(1, 1, 8, 8), torch.rand(1, 3, 8, 8))
+    """
+    if not torch.jit.is_scripting():
+        _check_depth(idepth, image)
+    total = _edge_aware(wide(idepth), wide(image), -1) + _edge_aware(wide(idepth), wide(image), -2)
+    return total.to(idepth.dtype) if idepth.is_floating_point() else total
+
+
+def _edge_aware(idepth: Tensor, image: Tensor, dim: int) -> Tensor:
+    """The mean over one axis of `inverse_depth_smoothness_loss`."""
+    weights = torch.exp(-image.diff(dim=dim).abs().mean(1, keepdim=True))
+    return (idepth.diff(dim=dim) * weights).abs().mean()
+
+
+def _check_depth(idepth: Tensor, image: Tensor) -> None:
+    for name, tensor in (("idepth", idepth), ("image", image)):
+        check_tensor(name, tensor)
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must have the shape (B, C, H, W), got {tuple(tensor.shape)}")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if idepth.shape[-2:] != image.shape[-2:]:
+        raise ValueError(
+            f"idepth and image must have the same H and W, got {tuple(idepth.shape)}, {tuple(image.shape)}"
+        )
+    if idepth.device != image.device:
+        raise ValueError(f"idepth and image must be on the same device, got {idepth.device} and {image.device}")
+    if idepth.dtype != image.dtype:
+        raise ValueError(f"idepth and image must have the same dtype, got {idepth.dtype} and {image.dtype}")
+
+
+def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
+    """`sqrt((x - y)² + 1) - 1`, accurate for small differences and finite for large ones.
+
+    Args:
+        img1: Any shape; float, int32 or int64.
+        img2: The same shape and device.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        () or the shape of the images, in their dtype; of integers in torch's default dtype.
+
+    Raises:
+        TypeError: An image is no tensor or has a dtype on which kornia wraps round or gives no answer.
+        ValueError: The shapes or devices differ; the reduction is unknown, which is a NotImplementedError as well.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import charbonnier_loss
+        >>> charbonnier_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.4142])
+    """
+    difference = _difference(img1, img2, reduction)
+    squared = _moderate(difference) ** 2
+    values = torch.where(_is_large(difference), difference.abs() - 1, squared / ((squared + 1).sqrt() + 1))
+    return reduce(values, reduction).to(float_dtype(img1, img2))
+
+
+def welsch_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
+    """`1 - exp(-(x - y)² / 2)`; all else is as for `charbonnier_loss`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import welsch_loss
+        >>> welsch_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.3935])
+    """
+    halved = 0.5 * _moderate(_difference(img1, img2, reduction)) ** 2
+    # The gradient of expm1 is its value plus 1, which is inexact where the value is close to -1.
+    values = torch.where(halved < 0.5, -torch.expm1(-halved), 1 - torch.exp(-halved))
+    return reduce(values, reduction).to(float_dtype(img1, img2))
+
+
+def cauchy_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
+    """`log((x - y)² / 2 + 1)`; all else is as for `charbonnier_loss`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import cauchy_loss
+        >>> cauchy_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.4055])
+    """
+    difference = _difference(img1, img2, reduction)
+    values = torch.where(
+        _is_large(difference),
+        2 * difference.abs().clamp(min=1e9).log() - math.log(2),
+        torch.log1p(0.5 * _moderate(difference) ** 2),
+    )
+    return reduce(values, reduction).to(float_dtype(img1, img2))
+
+
+def geman_mcclure_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
+    """`2 (x - y)² / ((x - y)² + 4)`; all else is as for `charbonnier_loss`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.kornia import geman_mcclure_loss
+        >>> geman_mcclure_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor([0.0000, 0.4000])
+    """
+    difference = _difference(img1, img2, reduction)
+    squared = _moderate(difference) ** 2
+    # Two forms of the same, each without cancellation in the gradient where it is taken.
+    small = squared.clamp(max=4.0)
+    values = torch.where(squared < 4, 2 * small / (small + 4), 2 - 8 / (squared + 4))
+    # As the original: of an infinite difference it is infinity by infinity.
+    values = torch.where(difference.isinf(), torch.nan, values)
+    return reduce(values, reduction).to(float_dtype(img1, img2))
+
+
+def _is_large(difference: Tensor) -> Tensor:
+    """Where 1 is lost beside the square of a difference, in float64 too. Below, the square does not overflow."""
+    return difference.abs() > 1e9
+
+
+def _moderate(difference: Tensor) -> Tensor:
+    """The differences, those that are large cut off."""
+    return difference.clamp(-1e9, 1e9)
+
+
+def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:
+    """`img1 - img2` of checked images, in float32 or, for float64 and integers, in float64."""
+    if not torch.jit.is_scripting():
+        check_tensor("img1", img1)
+        check_tensor("img2", img2)
+        if img1.device != img2.device:
+            raise ValueError(f"img1 and img2 must be on the same device, got {img1.device} and {img2.device}")
+        check_reduction("none" if reduction is None else reduction)
+    if img1.shape != img2.shape:
+        raise ValueError(f"img1 and img2 must have the same shape, got {shape_of(img1)} and {shape_of(img2)}")
+    dtype = torch.promote_types(img1.dtype, img2.dtype)
+    if img1.is_complex() or img2.is_complex():
+        raise TypeError(f"img1 and img2 must be real, got {img1.dtype} and {img2.dtype}")
+    if img1.is_floating_point() or img2.is_floating_point():
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return img1.to(wide) - img2.to(wide)
+    if dtype != torch.int32 and dtype != torch.int64:
+        raise TypeError(
+            "integer images must be int32 or int64, because kornia wraps round on shorter integers: convert them to "
+            f"float, got {img1.dtype} and {img2.dtype}"
+        )
+    return img1.double() - img2.double()
