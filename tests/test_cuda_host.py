@@ -18,6 +18,7 @@ class FakeDriver:
     def __init__(self, refuse=()):
         self.calls, self.launches, self.contexts, self.refuse = [], [], [], list(refuse)
         self.current = self.result = 0
+        self.capture_mode, self.capture_modes = 1, []
 
         def launch_kernel(function, *rest):
             self.launches.append((function, *rest[:8]))
@@ -45,6 +46,10 @@ class FakeDriver:
         self.calls.append(name)
         if name == "cuModuleLoadData" and self.refuse:
             raise RuntimeError(self.refuse.pop())
+        if name == "cuThreadExchangeStreamCaptureMode":
+            mode = arguments[0]._obj
+            self.capture_modes.append(mode.value)
+            self.capture_mode, mode.value = mode.value, self.capture_mode
         if name == "cuDevicePrimaryCtxRetain":
             arguments[0]._obj.value = 77
         if name == "cuModuleGetFunction":
@@ -59,7 +64,8 @@ def driver(monkeypatch):
     fake = FakeDriver()
     properties = type("Properties", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
     monkeypatch.setattr(_cuda_module, "_driver", lambda: fake)
-    monkeypatch.setattr(_cuda_module, "_devices", {})
+    for name in ("_devices", "_ready", "_paused"):
+        monkeypatch.setattr(_cuda_module, name, {})
     monkeypatch.setattr(_cuda_module, "embedded_image", lambda: 4096)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     return fake
@@ -111,12 +117,31 @@ def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
         raise RuntimeError("no NVRTC found")
 
     driver.refuse = ["refused"]
+    now = [100.0]
     monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", no_compiler)
+    monkeypatch.setattr(_cuda_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
-    _cuda_module.kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="no CUDA kernels for Card.*no NVRTC found"):
         assert _cuda_module.kernels(0, 11) is None
-    _cuda_module.kernels.cache_clear()
+    # It is not asked for at every call, but not given up: what failed may have been short of memory.
+    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *arguments: b"cubin")
+    now[0] += 0.5
+    assert _cuda_module.kernels(0, 11) is None
+    now[0] += 1.0
+    found = _cuda_module.kernels(0, 11)
+    assert found is not None
+    assert _cuda_module.kernels(0, 11) is found
+
+
+def test_kernels_load_while_a_graph_is_captured(driver):
+    """The driver refuses modules in a capture, unless the thread is exempt from its rules for that while."""
+    _cuda_module.load(0, 11)
+    calls = [name for name in driver.calls if "Capture" in name or name == "cuModuleLoadData"]
+    assert calls == ["cuThreadExchangeStreamCaptureMode", "cuModuleLoadData", "cuThreadExchangeStreamCaptureMode"] * (
+        len(calls) // 3
+    )
+    assert "cuModuleLoadData" in calls
+    assert driver.capture_modes == [2, 1] * (len(calls) // 3)
 
 
 def test_a_failed_launch_raises(driver):

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 import warnings
 
 import torch
 
 from . import _library, _nvrtc
 from ._cuda_kernels import SHARED, Kernels, kernel_names, kernel_units
+
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+
+#: Seconds after a failure to load kernels before they are asked for again; each further failure doubles them.
+_FIRST_PAUSE = 1.0
 
 
 class _Driver:
@@ -105,12 +111,15 @@ class _Device:
         """
         if unit in self._loaded:
             return
-        previous = ctypes.c_void_p()
+        previous, mode = ctypes.c_void_p(), ctypes.c_int(_RELAXED)
         self._driver.call("cuCtxGetCurrent", ctypes.byref(previous))
         self._driver.call("cuCtxSetCurrent", self._context)
+        # Else the driver refuses to load a module while a CUDA graph is captured, and ends the capture.
+        self._driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
             self._load_or_compile(unit)
         finally:
+            self._driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
             if previous.value:
                 self._driver.call("cuCtxSetCurrent", previous)
 
@@ -159,14 +168,30 @@ def load(index: int, unit: int) -> Kernels:
     return device.kernels
 
 
-@functools.cache
+#: (device, unit) -> its kernels.
+_ready: dict[tuple[int, int], Kernels] = {}
+#: Device -> when its kernels are asked for again, and the pause after that.
+_paused: dict[int, tuple[float, float]] = {}
+
+
 def kernels(index: int, unit: int) -> Kernels | None:
-    """`load`, once for each device and unit; None, with one warning, where there are no kernels for it."""
-    if unit != SHARED and kernels(index, SHARED) is None:
+    """`load`, remembered for each device and unit; None, with one warning, where there are no kernels for it now.
+
+    A failure may pass: memory was short, or another process held the cache. So it is remembered for a while only.
+    """
+    found = _ready.get((index, unit))
+    if found is not None:
+        return found
+    again, pause = _paused.get(index, (0.0, _FIRST_PAUSE))
+    if time.monotonic() < again:
         return None
     try:
-        return load(index, unit)
+        found = _ready[index, unit] = load(index, unit)
+        return found
     except (RuntimeError, OSError) as error:
+        _paused[index] = (time.monotonic() + pause, 2 * pause)
+        if again:  # It has been told.
+            return None
         warnings.warn(
             f"splat_ssim has no CUDA kernels for {torch.cuda.get_device_name(index)}: every function gives the same "
             f"numbers through plain torch, more slowly. The cause: {error}",
