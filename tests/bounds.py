@@ -26,9 +26,10 @@ B = V_s + V_d + 2 C2, such as (1 + CS) / B, and errors of the moments within the
 change it by twice that share.
 
 Where S is computed by the plain float32 definition about the images' mean (`form` "definition": normalized masks,
-inside torch.func, devices without a kernel, windows that a device has no kernel for) or the window is so narrow that
-sigma is below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition is, computed here in
-float32 with other operations. "textbook" is the same about 0: what the drop-ins keep from their originals.
+inside torch.func, devices without a kernel, and the CUDA kernels, which do not sum V again where it cancels), or the
+window is so narrow that sigma is below 0.7, E[s²] - E[s]² cancels: S may be wrong by twice as much as that definition
+is, computed here in float32 with other operations. "textbook" is the same about 0: what the drop-ins keep from their
+originals.
 
 MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each has its T in the denominator, so that
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.

@@ -422,7 +422,7 @@ def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) ->
     form = "kernel"
     if case.mask is not None and options.get("mask_mode") == "normalize":
         form = "definition"
-    if case.kind == "registry.ssim" or transformed or (device == "emulation" and window > 15):
+    if case.kind == "registry.ssim" or transformed or device == "emulation":
         form = "definition"
     if case.kind == "kornia.MS_SSIMLoss":  # Its windows are rounded to float32 for float64 images too.
         form, sigma, wide = "textbook", min(options["sigmas"]), torch.float32
