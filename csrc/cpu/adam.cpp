@@ -54,7 +54,7 @@ extern "C" {
 // One step of `arrays` parameters at once. pointers: parameter, gradient, first and second moment of each; constants of
 // each: beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias correction;
 // counts: elements of each.
-SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
+SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
                                     int64_t arrays, int threads) {
   int64_t tasks = 0;
   for (int64_t i = 0; i < arrays; ++i) tasks += (counts[i] + kTask - 1) / kTask;
@@ -65,11 +65,11 @@ SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* const* pointers, const double* consta
     float* const* p = pointers + 4 * i;
     make_adam(p[0], p[1], p[2], p[3], constants + 5 * i).update_range(task * kTask, end);
   });
-  return 0;
+  return kOk;
 }
 
 // One step of one parameter for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
-SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
+SPLAT_EXPORT Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
                                          const double* constants, const uint8_t* visible, int64_t rows, int64_t width,
                                          int threads) {
   const Adam adam = make_adam(parameter, gradient, first, second, constants);
@@ -84,6 +84,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient
       row = last + 1;
     }
   });
-  return 0;
+  return kOk;
 }
 }

@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../status.h"
 #include "export.h"
 
 #define SPLAT_CONCAT_(a, b, c) a##b##_##c

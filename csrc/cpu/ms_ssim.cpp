@@ -167,7 +167,7 @@ struct Pyramid {
   }
 
   // Runs the kernel of one scale: sums of S and CS, and gradients where they are wanted.
-  int run(int64_t scale) const {
+  Status run(int64_t scale) const {
     Arguments arguments = finest;
     arguments.img1 = image(scale, 0);
     arguments.img2 = image(scale, 1);
@@ -203,20 +203,20 @@ struct Pyramid {
     return !known ? NAN : positive ? value : 0.0;
   }
 
-  int values() const {
+  Status values() const {
     for (int64_t scale = 0; scale < call.scales; ++scale) {
-      if (scale > 0 && !halve(scale)) return 1;
-      if (const int status = run(scale)) return status;
+      if (scale > 0 && !halve(scale)) return kOutOfMemory;
+      if (const Status status = run(scale)) return status;
       for (int64_t plane = 0; plane < planes; ++plane)
         call.terms[plane * call.scales + scale] = sums[3 * plane + (scale + 1 < call.scales)] / positions(scale);
     }
     for (int64_t plane = 0; plane < planes; ++plane) call.values[plane] = product(call.terms + plane * call.scales);
-    return 0;
+    return kOk;
   }
 
-  int gradients() const {
+  Status gradients() const {
     for (int64_t scale = 1; scale < call.scales; ++scale)
-      if (!halve(scale)) return 1;
+      if (!halve(scale)) return kOutOfMemory;
     for (int64_t scale = call.scales - 1; scale >= 0; --scale) {
       for (int64_t plane = 0; plane < planes; ++plane) {
         const double* terms = call.terms + plane * call.scales;
@@ -226,21 +226,21 @@ struct Pyramid {
         coefficients[3 * plane + (scale + 1 < call.scales)] = -call.upstream[plane] * by_term / positions(scale);
         coefficients[3 * plane + (scale + 1 == call.scales)] = 0;
       }
-      if (const int status = run(scale)) return status;
+      if (const Status status = run(scale)) return status;
       if (scale + 1 < call.scales) add_to_finer(scale + 1);
     }
-    return 0;
+    return kOk;
   }
 };
 
 }  // namespace
 
 // The terms and values, or with an upstream gradient the gradients of the finest images. Returns a status.
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ms_ssim)(const PyramidArguments* call) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ms_ssim)(const PyramidArguments* call) {
   const Arguments& finest = call->finest;
-  if (call->scales < 1 || call->scales > kMaxScales || finest.interleaved) return 2;
-  if (finest.img1.dtype != kFloat32 || finest.img2.dtype != kFloat32) return 2;
+  if (call->scales < 1 || call->scales > kMaxScales || finest.interleaved) return kBadArgument;
+  if (finest.img1.dtype != kFloat32 || finest.img2.dtype != kFloat32) return kBadArgument;
   const Pyramid pyramid(*call);
-  if (!pyramid.allocated()) return 1;
+  if (!pyramid.allocated()) return kOutOfMemory;
   return call->upstream ? pyramid.gradients() : pyramid.values();
 }

@@ -521,32 +521,32 @@ bool acceptable(const int64_t* sizes) {
 extern "C" {
 
 // Lists the Gaussians of every tile, in `lists` (see raster_bins.h), and composites them.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
                                                 const int32_t* boxes, const float* depths, const float* backgrounds,
                                                 float* colors, float* alphas) {
-  if (!acceptable(sizes)) return 2;
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = splat_ssim_usable_threads(sizes[7]), tile = static_cast<int>(sizes[4]);
   job.backgrounds = backgrounds, job.colors = colors, job.alphas = alphas;
   const Bins bins{sizes[1], job.columns, job.rows, tile, threads, boxes, depths};
-  if (!fill_lists(bins, job.lists)) return 1;
+  if (!fill_lists(bins, job.lists)) return kOutOfMemory;
   const TileFunction function = tile == 16 ? forward_function<16>(job.channels) : forward_function<32>(job.channels);
   parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
-  return 0;
+  return kOk;
 }
 
 // v_colors or v_alphas may be null where they are zero.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
                                                          int32_t* lists, const float* conics, const float* opacities,
                                                          float* colors, float* alphas, const float* v_colors,
                                                          const float* v_alphas, float* v_means2d, float* v_conics,
                                                          float* v_values, float* v_opacities, float* absolute) {
-  if (!acceptable(sizes)) return 2;
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);
   job.colors = colors, job.alphas = alphas, job.v_colors = v_colors, job.v_alphas = v_alphas;
   job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
-  if (!job.slots) return 1;
+  if (!job.slots) return kOutOfMemory;
   TileFunction function;
   if (sizes[4] == 16) {
     function = absolute ? backward_function<16, true>(job.channels) : backward_function<16, false>(job.channels);
@@ -560,18 +560,18 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, d
     const int64_t end = (task + 1) * kGathered < job.lists.instances ? (task + 1) * kGathered : job.lists.instances;
     for (int64_t i = task * kGathered; i < end; ++i) write_gradient(job, out, i);
   });
-  return 0;
+  return kOk;
 }
 
 // sums: [4, C, N].
-SPLAT_EXPORT int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
                                                  int32_t* lists, const float* pixel_weights, float* sums) {
-  if (!acceptable(sizes)) return 2;
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);
   job.pixel_weights = pixel_weights;
   job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
-  if (!job.slots) return 1;
+  if (!job.slots) return kOutOfMemory;
   const TileFunction function = sizes[4] == 16 ? accumulate_tile<16> : accumulate_tile<32>;
   parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
   for (int64_t i = 0; i < job.lists.instances; ++i) {
@@ -579,6 +579,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double ma
     gather(job, i, s);
     for (int k = 0; k < 4; ++k) sums[k * job.lists.instances + i] = s[k];
   }
-  return 0;
+  return kOk;
 }
 }

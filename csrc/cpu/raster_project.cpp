@@ -430,10 +430,10 @@ extern "C" {
 
 // sizes: N, C, coefficients in sh0, in shN, degree (-1 without colours), width, height, antialiased, raw, threads.
 // planes: near, far, radius_clip, eps2d. Every tensor is contiguous.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                               float* means2d, float* depths, float* conics, float* opacities,
                                               float* colors, int32_t* radii);
-SPLAT_EXPORT int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
                                                        const float* const* inputs, const int32_t* radii,
                                                        const float* colors, const float* const* v_outputs,
                                                        float* const* v_inputs, float* v_poses);
@@ -455,11 +455,11 @@ Options read_options(const int64_t* sizes, const double* planes, const float* co
 }
 }  // namespace
 
-int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                  float* means2d, float* depths, float* conics, float* opacities, float* colors,
                                  int32_t* radii) {
   const Options o = read_options(sizes, planes, inputs);
-  if (!acceptable(o)) return 2;
+  if (!acceptable(o)) return kBadArgument;
   const Outputs out{radii, means2d, depths, conics, opacities, o.degree < 0 ? nullptr : colors};
   const int threads = static_cast<int>(sizes[9]);
   parallel_for((o.gaussians + kTask - 1) / kTask, threads, [&](int64_t task, int) {
@@ -474,14 +474,14 @@ int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, con
       }
     }
   });
-  return 0;
+  return kOk;
 }
 
-int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
+Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                           const int32_t* radii, const float* colors, const float* const* v_outputs,
                                           float* const* v_inputs, float* v_poses) {
   const Options o = read_options(sizes, planes, inputs);
-  if (!acceptable(o)) return 2;
+  if (!acceptable(o)) return kBadArgument;
   const bool colored = o.degree >= 0 && v_outputs[4];
   const Gradients io{radii,       colors,      v_outputs[0],
                      v_outputs[1], v_outputs[2], v_outputs[3],
@@ -491,5 +491,5 @@ int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* pl
                      v_inputs[5], v_poses};
   parallel_for((o.gaussians + kTask - 1) / kTask, static_cast<int>(sizes[9]),
                [&](int64_t task, int) { backward_task(o, io, task); });
-  return 0;
+  return kOk;
 }

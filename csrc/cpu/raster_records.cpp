@@ -60,8 +60,8 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
 extern "C" {
 
 // sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], tile boxes [C·N, 2], and to `totals` a
-// bound of all pairs and the length of the int32 buffer of lists; 1 where that is too long for 32-bit numbers.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
+// bound of all pairs and the length of the int32 buffer of lists; kOutOfMemory where that is too long for 32-bit numbers.
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
                                               const float* opacities, const float* colors, const int32_t* radii,
                                               float* records, int32_t* boxes, int64_t* totals) {
   const int64_t n = sizes[0] * sizes[1];
@@ -69,8 +69,8 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float*
   const int64_t columns = (sizes[2] + tile - 1) / tile, rows = (sizes[3] + tile - 1) / tile;
   const Inputs in{means2d, conics, opacities, colors, radii, static_cast<int>(sizes[5]),
                   static_cast<float>(columns * tile - 1), static_cast<float>(rows * tile - 1), tile == 16 ? 4 : 5};
-  if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return 2;
-  if (columns >= kMaxTiles || rows >= kMaxTiles) return 2;
+  if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return kBadArgument;
+  if (columns >= kMaxTiles || rows >= kMaxTiles) return kBadArgument;
   Record* out = reinterpret_cast<Record*>(records);
   constexpr int64_t kTask = 1024;
   parallel_for((n + kTask - 1) / kTask, static_cast<int>(sizes[6]), [&](int64_t task, int) {
@@ -82,6 +82,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float*
   totals[0] = 0;
   for (int64_t i = 0; i < n; ++i) totals[0] += tiles_of_box(boxes + 2 * i);
   totals[1] = list_size(n, sizes[0] * columns * rows, totals[0]);
-  return totals[1] > INT32_MAX ? 1 : 0;
+  return totals[1] > INT32_MAX ? kOutOfMemory : kOk;
 }
 }

@@ -57,9 +57,9 @@ struct Arguments {
 
 }  // namespace
 
-// SSIM of images and of volumes. They return 0, 1 (out of memory) or 2 (arguments that make no sense).
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim2d)(const Arguments* args);
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args);
+// SSIM of images and of volumes. They return a Status.
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim2d)(const Arguments* args);
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args);
 
 namespace {
 

@@ -18,8 +18,6 @@ constexpr int64_t kBatch = 64;      // Gaussians a backward task takes
 constexpr int kMaxThreads = 256;    // slabs at most
 constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
 
-enum Status { kOk = 0, kOutOfMemory = 1, kBadArgument = 2 };
-
 struct Gaussians {
   const float* means;   // (N, 3) world x, y, z as `Lattice` maps them
   const float* quats;   // (N, 4) w, x, y, z, of any length
@@ -330,14 +328,15 @@ void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& 
 
 // geometry: 9 doubles index to world, 9 world to index (row-major, index order x, y, z), 3 origin.
 // window: start x, y, z and size x, y, z of the crop; size x at least 16. volume: (C, size z, size y, size x).
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales,
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales,
                                                            const float* values, int64_t count, int64_t channels,
                                                            const double* geometry, const int64_t* window,
                                                            float* volume, int threads) {
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;
-  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  if (!read_geometry(geometry, window, lattice, crop)) return kBadArgument;
+  if (count < 0 || channels < 1 || threads < 1) return kBadArgument;
   const int slabs = smaller(smaller(splat_ssim_usable_threads(threads), kMaxThreads), crop.size[2]);
   const int64_t footprint_bytes = count * static_cast<int64_t>(sizeof(Footprint));
   const int64_t cost_bytes = (crop.size[2] + 1) * static_cast<int64_t>(sizeof(double));
@@ -368,7 +367,7 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
 }
 
 // gradient: dL/dV, (C, size z, size y, size x). The outputs have the shapes of their inputs and are overwritten.
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales,
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales,
                                                             const float* values, int64_t count, int64_t channels,
                                                             const double* geometry, const int64_t* window,
                                                             const float* gradient, float* grad_means,
@@ -377,7 +376,8 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_backward)(const float* means, 
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;
-  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  if (!read_geometry(geometry, window, lattice, crop)) return kBadArgument;
+  if (count < 0 || channels < 1 || threads < 1) return kBadArgument;
   const Gradients out{grad_means, grad_quats, grad_scales, grad_values};
   parallel_for((count + kBatch - 1) / kBatch, threads, [&](int64_t batch, int) {
     const int64_t end = (batch + 1) * kBatch < count ? (batch + 1) * kBatch : count;
