@@ -5,6 +5,7 @@
 // of view. Its determinant is |T0 × T1|² + eps2d (|T0|² + |T1|²) + eps2d², a sum of positive terms: nothing cancels.
 #include <cmath>
 
+#include "../gaussian.h"
 #include "parallel.h"
 #include "raster_vector.h"
 
@@ -77,10 +78,7 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
   g.inverse_norm = 1.0f / maximum(square_root(norm2), broadcast(1e-12f));
   for (int i = 0; i < 4; ++i) g.quat[i] *= g.inverse_norm;
   if (o.raw) g.opacity = 1.0f / (1.0f + exponential(-g.opacity));
-  const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
-  g.R[0] = 1.0f - 2.0f * (y * y + z * z), g.R[1] = 2.0f * (x * y - w * z), g.R[2] = 2.0f * (x * z + w * y);
-  g.R[3] = 2.0f * (x * y + w * z), g.R[4] = 1.0f - 2.0f * (x * x + z * z), g.R[5] = 2.0f * (y * z - w * x);
-  g.R[6] = 2.0f * (x * z - w * y), g.R[7] = 2.0f * (y * z + w * x), g.R[8] = 1.0f - 2.0f * (x * x + y * y);
+  rotation_of(g.quat, g.R);
   for (int i = 0; i < 9; ++i) g.M[i] = g.R[i] * g.scale[i % 3];
   return g;
 }
@@ -374,17 +372,12 @@ void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, 
     if (o.raw) v_scale[j] *= g.scale[j];
     for (int i = 0; i < 3; ++i) dR[i * 3 + j] = sums.M[i * 3 + j] * g.scale[j];
   }
-  const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
-  Floats dq[4] = {
-      2.0f * (x * (dR[7] - dR[5]) + y * (dR[2] - dR[6]) + z * (dR[3] - dR[1])),
-      2.0f * (y * (dR[1] + dR[3]) + z * (dR[2] + dR[6]) + w * (dR[7] - dR[5]) - 2.0f * x * (dR[4] + dR[8])),
-      2.0f * (x * (dR[1] + dR[3]) + z * (dR[5] + dR[7]) + w * (dR[2] - dR[6]) - 2.0f * y * (dR[0] + dR[8])),
-      2.0f * (x * (dR[2] + dR[6]) + y * (dR[5] + dR[7]) + w * (dR[3] - dR[1]) - 2.0f * z * (dR[0] + dR[4]))};
-  const Floats along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-  for (int i = 0; i < 4; ++i) dq[i] = (dq[i] - g.quat[i] * along) * g.inverse_norm;
+  Floats v_quat[4];
+  rotation_gradient(g.quat, dR, v_quat);
+  for (int i = 0; i < 4; ++i) v_quat[i] *= g.inverse_norm;
   const Floats v_opacity = o.raw ? sums.opacity * g.opacity * (1.0f - g.opacity) : sums.opacity;
   write_rows<3>(io.v_means + first * 3, valid, sums.mean);
-  write_rows<4>(io.v_quats + first * 4, valid, dq);
+  write_rows<4>(io.v_quats + first * 4, valid, v_quat);
   write_rows<3>(io.v_scales + first * 3, valid, v_scale);
   write_rows<1>(io.v_opacity + first, valid, &v_opacity);
   if (!io.v_sh0) return;

@@ -251,18 +251,6 @@ SPLAT_INLINE void gather_group(const Footprint& f, const Crop& crop, const float
   for (int c = 0; c < kChannels; ++c) by_value[c] = static_cast<float>(m.by_value[c]);
 }
 
-// dL/dq from dL/dR, through the normalisation of the quaternion.
-void rotation_gradient(const Frame& frame, const double* dR, float* out) {
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  const double dq[4] = {
-      2 * (-z * dR[1] + y * dR[2] + z * dR[3] - x * dR[5] - y * dR[6] + x * dR[7]),
-      2 * (y * dR[1] + z * dR[2] + y * dR[3] - 2 * x * dR[4] - w * dR[5] + z * dR[6] + w * dR[7] - 2 * x * dR[8]),
-      2 * (-2 * y * dR[0] + x * dR[1] + w * dR[2] + x * dR[3] + z * dR[5] - w * dR[6] + z * dR[7] - 2 * y * dR[8]),
-      2 * (-2 * z * dR[0] - w * dR[1] + x * dR[2] + w * dR[3] - 2 * z * dR[4] + y * dR[5] + x * dR[6] + y * dR[7])};
-  const double along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<float>((dq[i] - along * frame.unit[i]) / frame.norm);
-}
-
 // From the sums over voxels, in index space, to the parameters: with P the precision and F = to_world' R,
 //   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
 void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const Sums& sums, int64_t i,
@@ -293,7 +281,9 @@ void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const
       dR[a * 3 + c] = 2.0 * sum * inverse * inverse;
     }
   }
-  rotation_gradient(frame, dR, out.quats + i * 4);
+  double dq[4];
+  rotation_gradient(frame.unit, dR, dq);
+  for (int k = 0; k < 4; ++k) out.quats[i * 4 + k] = static_cast<float>(dq[k] / frame.norm);
 }
 
 void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& crop, const float* gradient, int64_t i,

@@ -6,6 +6,7 @@
 // here is x (the array's last, contiguous axis), y, z. A crop is a window of the endless lattice, and a voxel gets the
 // same bits from every crop that holds it.
 #pragma once
+#include "../gaussian.h"
 #include "isa.h"
 
 namespace {
@@ -132,16 +133,12 @@ inline void make_frame(const float* quat, const float* scale, const Lattice& lat
   frame.norm = __builtin_sqrt(square(q[0]) + square(q[1]) + square(q[2]) + square(q[3]));
   const double inverse = 1.0 / frame.norm;
   for (int i = 0; i < 4; ++i) frame.unit[i] = q[i] * inverse;
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  double* R = frame.rotation;
-  R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
-  R[3] = 2 * (x * y + w * z), R[4] = 1 - 2 * (x * x + z * z), R[5] = 2 * (y * z - w * x);
-  R[6] = 2 * (x * z - w * y), R[7] = 2 * (y * z + w * x), R[8] = 1 - 2 * (x * x + y * y);
+  rotation_of(frame.unit, frame.rotation);
   for (int c = 0; c < 3; ++c) {
     frame.inverse_scale[c] = 1.0 / scale[c];
     for (int k = 0; k < 3; ++k) {
       double sum = 0;
-      for (int a = 0; a < 3; ++a) sum += lattice.to_world[a * 3 + k] * R[a * 3 + c];
+      for (int a = 0; a < 3; ++a) sum += lattice.to_world[a * 3 + k] * frame.rotation[a * 3 + c];
       frame.axes[k * 3 + c] = sum;
     }
   }
