@@ -1,6 +1,6 @@
 // Adam, one pass over parameter, gradient and both moments; and its form for the rows that were visible.
 #include "parallel.h"
-#include "raster_vector.h"
+#include "simd.h"
 
 namespace {
 

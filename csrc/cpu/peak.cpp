@@ -1,7 +1,7 @@
 // What this machine can do at most, for scripts/benchmark.py: fused multiply-adds from registers, and copying memory.
 
-#include "isa.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace {
 

@@ -93,10 +93,9 @@ SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g,
     body(static_cast<int32_t>(box.top * bins.columns + box.left));
     return;
   }
-  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float inverse = 1.0f / static_cast<float>(box.wide), side = static_cast<float>(bins.tile);
   for (int first = 0; first < count; first += kLanes) {
-    const Floats index = load(kNumbers) + static_cast<float>(first);
+    const Floats index = lane_numbers() + static_cast<float>(first);
     const Ints row = __builtin_convertvector((index + 0.5f) * inverse, Ints);
     const Ints column = __builtin_convertvector(index, Ints) - row * box.wide + box.left;
     const Ints line = row + box.top;
@@ -105,7 +104,7 @@ SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g,
     uint32_t bits = reaches(g, left, left + (side - 1.0f), top, top + (side - 1.0f));
     if (count - first < kLanes) bits &= (1u << (count - first)) - 1;
     alignas(64) int32_t tiles[kLanes];
-    *reinterpret_cast<UnalignedInts*>(tiles) = line * static_cast<int32_t>(bins.columns) + column;
+    store_ints(tiles, line * static_cast<int32_t>(bins.columns) + column);
     for (; bits; bits &= bits - 1) body(tiles[__builtin_ctz(bits)]);
   }
 }

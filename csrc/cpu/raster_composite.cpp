@@ -175,7 +175,7 @@ SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
   const Floats behind = T - alpha * T;
   counts = behind > kMinTransmittance;
   const Floats weight = keep(counts, alpha * T);
-  T = counts ? behind : as_floats(as_ints(T) | INT32_MIN);
+  T = counts ? behind : bits_as<Floats>(bits_as<Ints>(T) | INT32_MIN);
   return weight;
 }
 
@@ -239,7 +239,7 @@ SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t want
     const int block = __builtin_ctzll(left);
     uint64_t set = 0;
     for (int group = 0; group < kGroups; ++group) {
-      const Ints masks = *reinterpret_cast<const UnalignedInts*>(halves[block / 32] + group * kLanes);
+      const Ints masks = load_ints(halves[block / 32] + group * kLanes);
       set |= static_cast<uint64_t>(sign_bits(masks << (31 - block % 32))) << (group * kLanes);
     }
     sets[block] = set;
@@ -253,7 +253,7 @@ SPLAT_INLINE uint64_t composite_pixels(const ForwardChunk<kTile>& chunk, uint64_
   const Floats x = load(kGrid<kTile>.x + pixel), y = load(kGrid<kTile>.y + pixel), max_alpha = broadcast(limit);
   Floats T = load(canvas.T + pixel), sums[kColors];
   for (int i = 0; i < kColors; ++i) sums[i] = load(canvas.sums[i] + pixel);
-  while (set && sign_bits(as_ints(T)) != (1u << kLanes) - 1) {
+  while (set && sign_bits(bits_as<Ints>(T)) != (1u << kLanes) - 1) {
     const Record* next[kUnroll];
     Floats alphas[kUnroll];
     for (int u = 0; u < kUnroll; ++u) {
@@ -289,7 +289,7 @@ SPLAT_INLINE void composite_chunk(ForwardChunk<kTile>& chunk, float max_alpha, C
     for (int part = 0; part < kParts; ++part) {
       const int pixel = block * kBlockPixels + part * kLanes;
       rest &= composite_pixels<kTile, kColors>(chunk, sets[block], pixel, max_alpha, canvas);
-      finished &= sign_bits(as_ints(load(canvas.T + pixel)));
+      finished &= sign_bits(bits_as<Ints>(load(canvas.T + pixel)));
     }
     if (finished != (1u << kLanes) - 1) continue;
     alive &= ~(uint64_t{1} << block);
@@ -365,7 +365,7 @@ SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, cons
       const Floats behind = load(tile.behind + pixel) - along;
       store(tile.behind + pixel, behind);
       const Ints moves = counts & (raw <= max_alpha);
-      const Floats v = keep(moves, along - alpha * behind * reciprocal(1.0f - alpha));  // alpha dL/dalpha
+      const Floats v = keep(moves, along - alpha * behind * fast_reciprocal(1.0f - alpha));  // alpha dL/dalpha
       const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
       const Floats vx = v * dx, vy = v * dy;
       sums[0] += v, sums[1] += vx, sums[2] += vy;
@@ -373,11 +373,11 @@ SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, cons
       if constexpr (kAbsolute) {
         // The conic is -2 ln 2 times A, B / 2, C.
         const Floats x = 2.0f * g.A * vx + g.B * vy, y = g.B * vx + 2.0f * g.C * vy;
-        sums[10] += as_floats(as_ints(x) & INT32_MAX), sums[11] += as_floats(as_ints(y) & INT32_MAX);
+        sums[10] += bits_as<Floats>(bits_as<Ints>(x) & INT32_MAX), sums[11] += bits_as<Floats>(bits_as<Ints>(y) & INT32_MAX);
       }
     }
   }
-  sum_lanes(sums, slot);
+  sum_lanes_of_each(sums, slot);
 }
 
 template <int kTile, int kColors, bool kAbsolute>
@@ -445,7 +445,7 @@ void accumulate_tile(const Job& job, int64_t tile) {
           sums[2] += weight, sums[3] += keep(met, square_root(dx * dx + dy * dy));
         }
       }
-      sum_lanes(sums, job.slots + (next + j) * kSlot);
+      sum_lanes_of_each(sums, job.slots + (next + j) * kSlot);
     }
   }
 }

@@ -71,13 +71,13 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
   read_rows<4>(o.quats + first * 4, valid, g.quat);
   read_rows<3>(o.scales + first * 3, valid, g.scale);
   read_rows<1>(o.opacities + first, valid, &g.opacity);
-  for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = exponential(g.scale[i]);
+  for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = fast_exponential(g.scale[i]);
   Floats norm2{};
   for (int i = 0; i < 4; ++i) norm2 += g.quat[i] * g.quat[i];
   // As torch.nn.functional.normalize: a quaternion of zeros stays one, and is no rotation.
   g.inverse_norm = 1.0f / maximum(square_root(norm2), broadcast(1e-12f));
   for (int i = 0; i < 4; ++i) g.quat[i] *= g.inverse_norm;
-  if (o.raw) g.opacity = 1.0f / (1.0f + exponential(-g.opacity));
+  if (o.raw) g.opacity = 1.0f / (1.0f + fast_exponential(-g.opacity));
   rotation_of(g.quat, g.R);
   for (int i = 0; i < 9; ++i) g.M[i] = g.R[i] * g.scale[i % 3];
   return g;
@@ -233,7 +233,7 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
   write_rows<3>(out.conics + first * 3, valid, conic);
   write_rows<1>(out.depths + first, valid, &depth);
   write_rows<1>(out.opacities + first, valid, &opacity);
-  for (int i = 0; i < 2; ++i) radii[i] = as_floats(__builtin_convertvector(keep(seen, radii[i]), Ints));
+  for (int i = 0; i < 2; ++i) radii[i] = bits_as<Floats>(__builtin_convertvector(keep(seen, radii[i]), Ints));
   // Only moved about, as bits.
   write_rows<2>(reinterpret_cast<float*>(out.radii + first * 2), valid, radii);
   if (!out.colors) return;
@@ -319,10 +319,9 @@ SPLAT_INLINE void covariance_gradient(const Options& o, const View& w, const Gau
 
 void backward_block(const Options& o, const Gradients& io, const Camera& cam, const Gaussians& g, const Harmonics& h,
                     int64_t first, int valid, Sums& sums, Floats* v_pose) {
-  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Floats radii[2];
   read_rows<2>(reinterpret_cast<const float*>(io.radii + first * 2), valid, radii);
-  const Ints seen = (as_ints(radii[0]) > 0) & (load(kNumbers) < static_cast<float>(valid));
+  const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (lane_numbers() < static_cast<float>(valid));
   const View w = look(o, cam, g);
   Floats v_mean2d[2], v_depth[1], v_conic[3], v_opacity[1], G[3];
   read_gradient<2>(io.v_means2d, first, valid, seen, v_mean2d);
@@ -404,7 +403,7 @@ void backward_task(const Options& o, const Gradients& io, int64_t task) {
       if (!io.v_poses) continue;
       // Lanes beyond the last Gaussian repeat it, but saw no gradient.
       alignas(64) float pose[16];
-      sum_lanes(v_pose, pose);
+      sum_lanes_of_each(v_pose, pose);
       float* total = io.v_poses + (task * o.cameras + c) * kPoseSums;
       for (int i = 0; i < kPoseSums; ++i) total[i] += pose[i];
     }

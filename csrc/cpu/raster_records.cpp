@@ -34,8 +34,8 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   // An opacity above one reaches further than the radii, which stop at kRadiusExtent.
   const Floats further = 1.0f + maximum(log_opacity, Floats{}) * (2.0f * kLn2 / (kRadiusExtent * kRadiusExtent));
   const Floats stretch = square_root(further);
-  const Ints seen = (as_ints(radii[0]) > 0) & (as_ints(radii[1]) > 0);
-  for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(as_ints(radii[i]), Floats) * stretch;
+  const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (bits_as<Ints>(radii[1]) > 0);
+  for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(bits_as<Ints>(radii[i]), Floats) * stretch;
   alignas(64) float soa[16 * kLanes] = {};
   const Floats fields[8] = {mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E,
                             c * (-0.5f * kLog2E), log_opacity, -b / c, -b / a};
@@ -51,7 +51,7 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   tile_range(in, maximum(x - radii[0], zero), minimum(x + radii[0], broadcast(in.last_x)), left, wide);
   tile_range(in, maximum(y - radii[1], zero), minimum(y + radii[1], broadcast(in.last_y)), top, high);
   const Ints any = seen & (wide > 0) & (high > 0);
-  const Floats packed[2] = {as_floats((left | top << 16) & any), as_floats((wide | high << 16) & any)};
+  const Floats packed[2] = {bits_as<Floats>((left | top << 16) & any), bits_as<Floats>((wide | high << 16) & any)};
   write_rows<2>(reinterpret_cast<float*>(boxes + first * 2), valid, packed);
 }
 

@@ -2,11 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
-#include "isa.h"
+#include "simd.h"
 
 // Constants of the columns of a tile's rows: s and d less c_s = 2 each and c_d = difference keep the digits that their
 // own mean would take. Column j has those at j & mask: where channels are interleaved each has its own, and these are
@@ -63,31 +60,9 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args);
 
 namespace {
 
-// The same bits as another type.
-template <class To, class From>
-SPLAT_INLINE To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
-
 SPLAT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SPLAT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 SPLAT_INLINE int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
-
-// Sum of lanes, in a fixed order.
-SPLAT_INLINE double lanes_total(Floats lanes) {
-  typedef float Quarter __attribute__((vector_size(16)));
-  typedef double Doubles __attribute__((vector_size(32)));
-  Doubles sum = {};
-  for (int i = 0; i < kLanes / 4; ++i) {
-    Quarter part;
-    std::memcpy(&part, reinterpret_cast<const char*>(&lanes) + 16 * i, 16);
-    sum += __builtin_convertvector(part, Doubles);
-  }
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
 
 // Writes whole vectors: up to kLanes - 1 values beyond `count` too.
 SPLAT_INLINE void fill(float* row, int64_t count, float value) {
@@ -99,7 +74,7 @@ SPLAT_INLINE double row_total(const float* row, int64_t begin, int64_t end) {
   Floats lanes = {};
   int64_t j = begin;
   for (; j + kLanes <= end; j += kLanes) lanes += load(row + j);
-  double total = lanes_total(lanes);
+  double total = sum_lanes_in_double(lanes);
   for (; j < end; ++j) total += row[j];
   return total;
 }

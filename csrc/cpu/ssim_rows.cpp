@@ -105,7 +105,7 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
     std::memcpy(sums + j, last_s, rest * sizeof(float));
     std::memcpy(differences + j, last_d, rest * sizeof(float));
   }
-  return lanes_total(lanes);
+  return sum_lanes_in_double(lanes);
 }
 
 template <class X, class Y>

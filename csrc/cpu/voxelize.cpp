@@ -70,7 +70,7 @@ struct Add {
     SPLAT_INLINE void row(int64_t offset, typename V::F g, typename V::I, float) {
       for (int c = 0; c < kChannels; ++c) {
         float* p = target.volume + c * target.channel + offset;
-        store_as<V>(p, g * target.values[c] + load_as<V>(p));
+        store<V>(p, g * target.values[c] + load<V>(p));
       }
     }
     SPLAT_INLINE void plane(float) {}
@@ -188,7 +188,7 @@ struct Gather {
       F weight{};
       for (int c = 0; c < kChannels; ++c) {
         // The product is masked, not g: infinities in lanes outside would make it NaN.
-        const F part = select<V>(inside, g * load_as<V>(moments.gradient + c * moments.channel + offset));
+        const F part = keep(inside, g * load<V>(moments.gradient + c * moments.channel + offset));
         if (kChannels > 1) by_value[c] += part;
         weight = kChannels > 1 ? part * moments.values[c] + weight : part;
       }

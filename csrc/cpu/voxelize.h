@@ -7,7 +7,7 @@
 // same bits from every crop that holds it.
 #pragma once
 #include "../gaussian.h"
-#include "isa.h"
+#include "simd.h"
 
 namespace {
 
@@ -16,77 +16,6 @@ constexpr float kSmallest = 0.011108996538242f;  // exp(-kCutoff / 2)
 constexpr int kTable = 64;                       // rows the factorised walk has room for, planes handled at once
 // Largest exponent of one factor in the factorised walk: its rounding, 32 * 2^-24, bounds the relative error of g.
 constexpr double kFactorBound = 32.0;
-
-// Lanes of the widest vectors, and of half vectors for Gaussians that would leave most of the wide ones empty.
-struct Wide {
-  static constexpr int kWidth = kLanes;
-  typedef Floats F;
-  typedef Ints I;
-  typedef UnalignedFloats U;
-};
-struct Narrow {
-  static constexpr int kWidth = kLanes > 4 ? kLanes / 2 : kLanes;
-  typedef float F __attribute__((vector_size(kWidth * 4)));
-  typedef int32_t I __attribute__((vector_size(kWidth * 4)));
-  typedef float U __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-};
-
-template <class V>
-SPLAT_INLINE typename V::F load_as(const float* p) {
-  return *reinterpret_cast<const typename V::U*>(p);
-}
-template <class V>
-SPLAT_INLINE void store_as(float* p, typename V::F v) {
-  *reinterpret_cast<typename V::U*>(p) = v;
-}
-template <class V>
-SPLAT_INLINE typename V::F splat(float a) {
-  return a - typename V::F{};
-}
-template <class V>
-SPLAT_INLINE typename V::F select(typename V::I mask, typename V::F value) {
-  return (typename V::F)(mask & (typename V::I)value);
-}
-template <class V>
-SPLAT_INLINE typename V::F lane_numbers() {
-  typename V::F lanes{};
-  for (int i = 0; i < V::kWidth; ++i) lanes[i] = static_cast<float>(i);
-  return lanes;
-}
-// Halves are added to halves: the same order for every call.
-typedef float Four __attribute__((vector_size(16)));
-typedef float Eight __attribute__((vector_size(32)));
-typedef float Sixteen __attribute__((vector_size(64)));
-SPLAT_INLINE float sum_lanes(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-SPLAT_INLINE float sum_lanes(Eight v) {
-  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-}
-SPLAT_INLINE float sum_lanes(Sixteen v) {
-  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-
-// e^x to 2 units in the last place for x in [-87, 87]; any number at all for other x.
-template <class V>
-SPLAT_INLINE typename V::F exponential(typename V::F x) {
-  typedef typename V::F F;
-  typedef typename V::I I;
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-  const F magic = splat<V>(12582912.0f);
-  const F shifted = x * 1.44269504f + magic;
-  const F n = shifted - magic;
-  F r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  F p = splat<V>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  const I power = ((I)shifted - (I)magic + 127) << 23;
-  return p * (F)power;
-}
 
 // The part of the lattice that is rendered, x, y, z.
 struct Crop {
@@ -243,10 +172,10 @@ SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offs
                              float c, typename V::I valid) {
   typedef typename V::F F;
   constexpr int kReach = 8;
-  const F second = exponential<V>(splat<V>(-c));
+  const F second = exponential<V>(broadcast<V>(-c));
   for (int start = (low + kReach) & ~(2 * kReach - 1); start - kReach <= high; start += 2 * kReach) {
     const float t = static_cast<float>(start) - offset;
-    const F value = select<V>(valid, exponential<V>(b * t + a + splat<V>(-0.5f * c * t * t)));
+    const F value = keep(valid, exponential<V>(b * t + a + broadcast<V>(-0.5f * c * t * t)));
     F up = value, ratio = exponential<V>(b - c * (t + 0.5f));
     for (int i = start; i <= smaller(high, start + kReach - 1); ++i, up *= ratio, ratio *= second) {
       if (i >= low) table[i - low] = up;
@@ -335,8 +264,8 @@ struct DirectRows {
       q = t * t + q;
     }
     // Past the cut-off only "less" matters, and the exponential must not leave its range.
-    q = q < splat<V>(2 * kCutoff) ? q : splat<V>(2 * kCutoff);
-    return select<V>(valid, exponential<V>(q * -0.5f));
+    q = q < broadcast<V>(2 * kCutoff) ? q : broadcast<V>(2 * kCutoff);
+    return keep(valid, exponential<V>(q * -0.5f));
   }
 };
 
@@ -360,8 +289,8 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
     for (int begin = f.low[0]; begin <= f.high[0]; begin += V::kWidth) {
       const int x0 = smaller(begin, last_start);
       const F column = lane_numbers<V>() + static_cast<float>(x0 - f.center[0]);
-      const I valid = (I)(column >= splat<V>(static_cast<float>(begin - f.center[0]))) &
-                      (I)(column <= splat<V>(static_cast<float>(f.high[0] - f.center[0])));
+      const I valid = (I)(column >= broadcast<V>(static_cast<float>(begin - f.center[0]))) &
+                      (I)(column <= broadcast<V>(static_cast<float>(f.high[0] - f.center[0])));
       const F dx = column - f.offset[0];
       Rows rows(f, dx, valid, block, planes);
       visitor.begin();
@@ -375,8 +304,8 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
         for (int j = 0; j < count; ++j, offset += crop.size[0], steps += 1.0f) {
           const float dy = steps - f.offset[1];
           const F g = rows.row(i, j, dy);
-          const I inside = (I)(g >= splat<V>(kSmallest));
-          visitor.row(offset, select<V>(inside, g), inside, dy);
+          const I inside = (I)(g >= broadcast<V>(kSmallest));
+          visitor.row(offset, keep(inside, g), inside, dy);
         }
         rows.end_plane(z);
         visitor.plane(dz);
