@@ -75,10 +75,12 @@ SPLAT_INLINE To bits_as(From value) {
 SPLAT_INLINE Floats select(Ints mask, Floats yes, Floats no) {
   return bits_as<Floats>((mask & bits_as<Ints>(yes)) | (~mask & bits_as<Ints>(no)));
 }
-// a where the mask is set, else 0.
+// a where the mask is set, else 0. The second form is faster where the mask is stored or used again as bits (measured
+// in the voxeliser: 10%), the first one elsewhere.
+SPLAT_INLINE Floats keep(Ints mask, Floats a) { return mask ? a : Floats{}; }
 template <class I, class F>
-SPLAT_INLINE F keep(I mask, F a) {
-  return mask ? a : F{};
+SPLAT_INLINE F keep_bits(I mask, F a) {
+  return bits_as<F>(mask & bits_as<I>(a));
 }
 
 SPLAT_INLINE bool any(Ints lanes) {

@@ -188,7 +188,7 @@ struct Gather {
       F weight{};
       for (int c = 0; c < kChannels; ++c) {
         // The product is masked, not g: infinities in lanes outside would make it NaN.
-        const F part = keep(inside, g * load<V>(moments.gradient + c * moments.channel + offset));
+        const F part = keep_bits(inside, g * load<V>(moments.gradient + c * moments.channel + offset));
         if (kChannels > 1) by_value[c] += part;
         weight = kChannels > 1 ? part * moments.values[c] + weight : part;
       }

@@ -175,7 +175,7 @@ SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offs
   const F second = exponential<V>(broadcast<V>(-c));
   for (int start = (low + kReach) & ~(2 * kReach - 1); start - kReach <= high; start += 2 * kReach) {
     const float t = static_cast<float>(start) - offset;
-    const F value = keep(valid, exponential<V>(b * t + a + broadcast<V>(-0.5f * c * t * t)));
+    const F value = keep_bits(valid, exponential<V>(b * t + a + broadcast<V>(-0.5f * c * t * t)));
     F up = value, ratio = exponential<V>(b - c * (t + 0.5f));
     for (int i = start; i <= smaller(high, start + kReach - 1); ++i, up *= ratio, ratio *= second) {
       if (i >= low) table[i - low] = up;
@@ -265,7 +265,7 @@ struct DirectRows {
     }
     // Past the cut-off only "less" matters, and the exponential must not leave its range.
     q = q < broadcast<V>(2 * kCutoff) ? q : broadcast<V>(2 * kCutoff);
-    return keep(valid, exponential<V>(q * -0.5f));
+    return keep_bits(valid, exponential<V>(q * -0.5f));
   }
 };
 
@@ -305,7 +305,7 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
           const float dy = steps - f.offset[1];
           const F g = rows.row(i, j, dy);
           const I inside = (I)(g >= broadcast<V>(kSmallest));
-          visitor.row(offset, keep(inside, g), inside, dy);
+          visitor.row(offset, keep_bits(inside, g), inside, dy);
         }
         rows.end_plane(z);
         visitor.plane(dz);
