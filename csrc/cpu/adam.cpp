@@ -1,4 +1,5 @@
 // Adam, one pass over parameter, gradient and both moments; and its form for the rows that were visible.
+#include "layout.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -62,8 +63,8 @@ SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* con
     int64_t i = 0;
     for (; task >= (counts[i] + kTask - 1) / kTask; ++i) task -= (counts[i] + kTask - 1) / kTask;
     const int64_t end = (task + 1) * kTask < counts[i] ? (task + 1) * kTask : counts[i];
-    float* const* p = pointers + 4 * i;
-    make_adam(p[0], p[1], p[2], p[3], constants + 5 * i).update_range(task * kTask, end);
+    float* const* p = pointers + kAdamPointers * i;
+    make_adam(p[0], p[1], p[2], p[3], constants + kAdamConstants * i).update_range(task * kTask, end);
   });
   return kOk;
 }

@@ -15,16 +15,6 @@ namespace {
 constexpr int64_t kMaxScales = 32;
 constexpr int64_t kTaskFloats = 16384;  // of an image that a task pools
 
-struct PyramidArguments {
-  Arguments finest;       // planar float32 images; the gradients are dense planes; coefficients and sums are not read
-  int64_t volumes;        // images have one slice, which is not halved, and a window of two axes
-  int64_t scales;
-  const double* weights;  // [scales]
-  double* terms;          // [planes][scales]; written, or read where there is an upstream gradient
-  double* values;         // [planes]; written, where there is no upstream gradient
-  const double* upstream; // [planes], of the values; null for the values themselves
-};
-
 // The sizes of a scale, and where the blocks of 2 of each axis begin.
 struct Size {
   int64_t depth, height, width;

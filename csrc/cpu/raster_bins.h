@@ -2,6 +2,7 @@
 // tiles, which keeps that order. An instance is one Gaussian before one camera, numbered camera·N + Gaussian; tiles are
 // numbered through all images as well.
 #pragma once
+#include "layout.h"
 #include "parallel.h"
 #include "raster_vector.h"
 
@@ -9,19 +10,6 @@ namespace {
 
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kLog2MinAlpha = -7.99435344f;
-constexpr int kListPadding = 32;
-
-// An instance, ready to composite: log2(alpha) = A dx² + B dx dy + C dy² + log_opacity with (dx, dy) from (x, y).
-struct alignas(64) Record {
-  float x, y;  // the mean, where pixel centres are at whole numbers
-  float A, B, C, log_opacity;
-  float slope_x, slope_y;  // at fixed dx alpha is largest at dy = slope_x dx, at fixed dy at dx = slope_y dy
-  float colors[4];
-  float reach_x, reach_y;  // half the box outside which alpha is under 1/255
-  float D;                 // of the same as A (dx - slope_y dy)² + D dy² + log_opacity
-  float unused;
-};
-static_assert(sizeof(Record) == 64, "one cache line, 16 floats");
 
 // Parts of the int32 buffer that forward hands to backward; `pairs` is a bound of the (instance, tile) pairs.
 struct Lists {
@@ -36,10 +24,6 @@ struct Lists {
   int32_t* tile_starts;    // [tiles + 1]
   int32_t* tile_ends;      // [tiles] end of what was composited before all pixels had finished
 };
-
-inline int64_t list_size(int64_t instances, int64_t tiles, int64_t pairs) {
-  return 5 * pairs + kListPadding + 2 * instances + 2 * tiles + 1;
-}
 
 inline Lists split_lists(const float* records, int32_t* buffer, int64_t instances, int64_t tiles, int64_t pairs) {
   Lists l;

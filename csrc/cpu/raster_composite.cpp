@@ -21,7 +21,6 @@ constexpr int kBlockSide = 4;
 constexpr int kBlockPixels = kBlockSide * kBlockSide;
 constexpr int kParts = kBlockPixels / kLanes;
 constexpr int kUnroll = 4;          // alphas computed side by side: one alone waits for its own results
-constexpr int kMaxChannels = 4;
 constexpr int kSlot = 16;           // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
 constexpr float kMinTransmittance = 1e-4f;
 static_assert(kBlockPixels % kLanes == 0 && kUnroll % kParts == 0, "a block is whole vectors, a step whole blocks");

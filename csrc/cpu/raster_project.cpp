@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../gaussian.h"
+#include "layout.h"
 #include "parallel.h"
 #include "raster_vector.h"
 
@@ -14,8 +15,6 @@ namespace {
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMaxExtent = 3.33f;
 constexpr float kFovMargin = 0.3f;
-constexpr int kTask = 256;          // Gaussians of one task
-constexpr int kPoseSums = 15;       // gradients of R (9), t (3) and of the camera's position (3)
 constexpr int kMaxCoefficients = 16;
 
 struct Options {
@@ -84,7 +83,7 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
 }
 
 // Those Gaussians before one camera.
-struct View {
+struct Projected {
   Floats z, inverse_z, u, v, clamped_u, clamped_v;
   Floats kx, ky;             // fx / z, fy / z
   Floats V[9], T0[3], T1[3];
@@ -96,8 +95,8 @@ struct View {
 
 SPLAT_INLINE Floats dot3(const Floats* a, const Floats* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-View look(const Options& o, const Camera& cam, const Gaussians& g) {
-  View w;
+Projected look(const Options& o, const Camera& cam, const Gaussians& g) {
+  Projected w;
   Floats p[3];
   for (int i = 0; i < 3; ++i) {
     p[i] = cam.R[i * 3] * g.mean[0] + cam.R[i * 3 + 1] * g.mean[1] + cam.R[i * 3 + 2] * g.mean[2] + cam.t[i];
@@ -130,7 +129,7 @@ View look(const Options& o, const Camera& cam, const Gaussians& g) {
 }
 
 // sqrt of the share of the area that is there without eps2d.
-SPLAT_INLINE Floats compensation(const View& w) { return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant)); }
+SPLAT_INLINE Floats compensation(const Projected& w) { return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant)); }
 
 // --- spherical harmonics -------------------------------------------------------------------------------------------
 
@@ -203,7 +202,7 @@ struct Outputs {
 };
 
 // Radii in pixels of the box around the ellipse where alpha reaches 1/255, and who is seen at all.
-SPLAT_INLINE Ints bounds(const Options& o, const View& w, Floats opacity, Floats x, Floats y, Floats* radii) {
+SPLAT_INLINE Ints bounds(const Options& o, const Projected& w, Floats opacity, Floats x, Floats y, Floats* radii) {
   const Floats reach = square_root(2.0f * kLn2 * log2(maximum(opacity / kMinAlpha, broadcast(1.0f))));
   const Floats extent = minimum(reach, broadcast(kMaxExtent));
   const Floats variance[2] = {w.xx + o.eps2d, w.yy + o.eps2d};
@@ -222,7 +221,7 @@ SPLAT_INLINE Ints bounds(const Options& o, const View& w, Floats opacity, Floats
 
 void project_block(const Options& o, const Camera& cam, const Gaussians& g, const Harmonics& h, const Outputs& out,
                    int64_t first, int valid) {
-  const View w = look(o, cam, g);
+  const Projected w = look(o, cam, g);
   const Floats opacity = o.antialiased ? g.opacity * compensation(w) : g.opacity;
   const Floats x = cam.fx * w.u + cam.cx, y = cam.fy * w.v + cam.cy;
   Floats radii[2];
@@ -296,7 +295,7 @@ SPLAT_INLINE void color_gradient(const Options& o, const Gradients& io, const Ca
 }
 
 // The gradient by the covariance (xx, half of xy, yy), and by the opacity before compensation.
-SPLAT_INLINE void covariance_gradient(const Options& o, const View& w, const Gaussians& g, const Floats* v_conic,
+SPLAT_INLINE void covariance_gradient(const Options& o, const Projected& w, const Gaussians& g, const Floats* v_conic,
                                       Floats v_opacity, Floats* G, Sums& sums) {
   // d(covariance) = -Q dQ Q with Q the conic.
   const Floats da = v_conic[0], db = 0.5f * v_conic[1], dc = v_conic[2];
@@ -322,7 +321,7 @@ void backward_block(const Options& o, const Gradients& io, const Camera& cam, co
   Floats radii[2];
   read_rows<2>(reinterpret_cast<const float*>(io.radii + first * 2), valid, radii);
   const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (lane_numbers() < static_cast<float>(valid));
-  const View w = look(o, cam, g);
+  const Projected w = look(o, cam, g);
   Floats v_mean2d[2], v_depth[1], v_conic[3], v_opacity[1], G[3];
   read_gradient<2>(io.v_means2d, first, valid, seen, v_mean2d);
   read_gradient<1>(io.v_depths, first, valid, seen, v_depth);
@@ -389,7 +388,7 @@ void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, 
 }
 
 void backward_task(const Options& o, const Gradients& io, int64_t task) {
-  const int64_t begin = task * kTask, end = begin + kTask < o.gaussians ? begin + kTask : o.gaussians;
+  const int64_t begin = task * kProjectTask, end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
   Harmonics h;
   for (int64_t first = begin; first < end; first += kLanes) {
     const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -454,8 +453,8 @@ Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, 
   if (!acceptable(o)) return kBadArgument;
   const Outputs out{radii, means2d, depths, conics, opacities, o.degree < 0 ? nullptr : colors};
   const int threads = static_cast<int>(sizes[9]);
-  parallel_for((o.gaussians + kTask - 1) / kTask, threads, [&](int64_t task, int) {
-    const int64_t begin = task * kTask, end = begin + kTask < o.gaussians ? begin + kTask : o.gaussians;
+  parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, threads, [&](int64_t task, int) {
+    const int64_t begin = task * kProjectTask, end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
     Harmonics h;
     for (int64_t first = begin; first < end; first += kLanes) {
       const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -481,7 +480,7 @@ Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double*
                      v_inputs[0], v_inputs[1], v_inputs[2],
                      v_inputs[3], colored ? v_inputs[4] : nullptr,
                      v_inputs[5], v_poses};
-  parallel_for((o.gaussians + kTask - 1) / kTask, static_cast<int>(sizes[9]),
+  parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, static_cast<int>(sizes[9]),
                [&](int64_t task, int) { backward_task(o, io, task); });
   return kOk;
 }

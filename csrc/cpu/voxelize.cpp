@@ -16,6 +16,7 @@ namespace {
 constexpr int kGroup = 4;           // channels rendered at once
 constexpr int64_t kBatch = 64;      // Gaussians a backward task takes
 constexpr int kMaxThreads = 256;    // slabs at most
+static_assert(kVoxelMinWidth >= kLanes, "the narrowest crop holds a vector");
 constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
 
 struct Gaussians {
@@ -35,7 +36,7 @@ bool read_geometry(const double* geometry, const int64_t* window, Lattice& latti
     crop.start[k] = static_cast<int>(start);
     crop.size[k] = static_cast<int>(size);
   }
-  return crop.size[0] >= kLanes;
+  return crop.size[0] >= kVoxelMinWidth;
 }
 
 // Picks the walk for a footprint.

@@ -7,6 +7,7 @@
 // same bits from every crop that holds it.
 #pragma once
 #include "../gaussian.h"
+#include "layout.h"
 #include "simd.h"
 
 namespace {

@@ -16,6 +16,7 @@ struct SsimTensor {
   int type;
   float top;
 };
+static_assert(sizeof(SsimTensor) == 56, "as in splat_ssim/ops/_cuda_launch.py");
 
 // Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
 enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
@@ -50,6 +51,7 @@ struct SsimProblem {
   int similarities;     // 1: the sums are of S and CS themselves, without weights
   int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
 };
+static_assert(sizeof(SsimProblem) == 560, "as in splat_ssim/ops/_cuda_launch.py");
 
 // What splat_ssim_cuda_prepare makes a problem from.
 enum SsimOperation {
@@ -67,6 +69,7 @@ struct SsimOptions {
   int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well
 };
+static_assert(sizeof(SsimOptions) == 64, "as in splat_ssim/ops/_cuda_launch.py");
 
 // A tile of the padding kernels: 2^lane_bits columns by 256 >> lane_bits rows of threads, each with kTileRows rows.
 constexpr int kTileThreads = 256, kTileRows = 4;
@@ -86,6 +89,7 @@ struct SsimPadding {
   int lane_bits;         // filled in by the launchers, and tiles along the width and the height of a slice
   int strips, tiles;
 };
+static_assert(sizeof(SsimPadding) == 344, "as in splat_ssim/ops/_cuda_launch.py");
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
 //     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
@@ -100,6 +104,7 @@ struct SsimReduction {
   int groups, kinds;
   float scale[kSumKinds], combine[kSumKinds];
 };
+static_assert(sizeof(SsimReduction) == 120, "as in splat_ssim/ops/_cuda_launch.py");
 
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
 // neighbouring elements, is multiplied by upstream[g·upstream_stride].
@@ -110,6 +115,7 @@ struct SsimScaling {
   int groups;
   int blocks;  // a group
 };
+static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_launch.py");
 
 // The kernels of a window: those for any tensor. Windows narrower than 11 have some for plain float32 images too, one
 // where 11 has several.

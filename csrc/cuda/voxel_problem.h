@@ -19,6 +19,7 @@ struct VoxelRecord {
   int low[3];       // bounding box inside the crop, inclusive; low above high where it touches no voxel
   int high[3];
 };
+static_assert(sizeof(VoxelRecord) == 72, "as in splat_ssim/ops/voxelize_cuda.py");
 
 // The steps of a call, in their order: forward is prepare, pairs and render, backward prepare, gather and chain.
 enum VoxelStage {
@@ -58,3 +59,4 @@ struct VoxelProblem {
   int bricks[3];             // of the crop
   int stage;                 // VoxelStage
 };
+static_assert(sizeof(VoxelProblem) == 368, "as in splat_ssim/ops/voxelize_cuda.py");
