@@ -11,7 +11,7 @@ struct Adam {
   float *parameter, *first, *second;
   const float* gradient;
   float beta1, beta2, eps;
-  float rate;              // learning rate / (1 - beta1^step)
+  float rate;                // learning rate / (1 - beta1^step)
   float inverse_correction;  // 1 / sqrt(1 - beta2^step)
 
   // m += (1 - beta1)(g - m), v = beta2 v + (1 - beta2) g², p -= rate·m / (sqrt(v)·inverse_correction + eps)
@@ -44,8 +44,15 @@ struct Adam {
 };
 
 Adam make_adam(float* parameter, const float* gradient, float* first, float* second, const double* constants) {
-  return {parameter, first, second, gradient, static_cast<float>(constants[0]), static_cast<float>(constants[1]),
-          static_cast<float>(constants[2]), static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+  return {parameter,
+          first,
+          second,
+          gradient,
+          static_cast<float>(constants[0]),
+          static_cast<float>(constants[1]),
+          static_cast<float>(constants[2]),
+          static_cast<float>(constants[3]),
+          static_cast<float>(constants[4])};
 }
 
 }  // namespace
@@ -56,7 +63,7 @@ extern "C" {
 // each: beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias correction;
 // counts: elements of each.
 SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
-                                    int64_t arrays, int threads) {
+                                       int64_t arrays, int threads) {
   int64_t tasks = 0;
   for (int64_t i = 0; i < arrays; ++i) tasks += (counts[i] + kTask - 1) / kTask;
   parallel_for(tasks, threads, [&](int64_t task, int) {
@@ -71,8 +78,8 @@ SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* con
 
 // One step of one parameter for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
 SPLAT_EXPORT Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
-                                         const double* constants, const uint8_t* visible, int64_t rows, int64_t width,
-                                         int threads) {
+                                            const double* constants, const uint8_t* visible, int64_t rows,
+                                            int64_t width, int threads) {
   const Adam adam = make_adam(parameter, gradient, first, second, constants);
   constexpr int64_t kRows = 1024;
   parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int) {

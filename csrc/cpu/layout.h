@@ -26,7 +26,7 @@ static_assert(sizeof(View) == 48, "six words");
 struct Arguments {
   View img1, img2, weight, map, grad1, grad2;
   int64_t batch, channels, depth, height, width;
-  int64_t interleaved;         // channels are the innermost axis
+  int64_t interleaved;  // channels are the innermost axis
   int64_t taps, padding, threads;
   int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
   int64_t similarities;        // the sums are of S and CS themselves; they are not weighted
@@ -41,8 +41,8 @@ static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Argumen
 
 // The arguments of MS-SSIM.
 struct PyramidArguments {
-  Arguments finest;        // planar float32 images; the gradients are dense planes; coefficients and sums are not read
-  int64_t volumes;         // images have one slice, which is not halved, and a window of two axes
+  Arguments finest;  // planar float32 images; the gradients are dense planes; coefficients and sums are not read
+  int64_t volumes;   // images have one slice, which is not halved, and a window of two axes
   int64_t scales;
   const double* weights;   // [scales]
   double* terms;           // [planes][scales]; written, or read where there is an upstream gradient
@@ -77,8 +77,9 @@ inline int64_t list_size(int64_t instances, int64_t tiles, int64_t pairs) {
 
 // --- Adam: of each parameter -----------------------------------------------------------------------------------------
 
-constexpr int kAdamPointers = 4;   // parameter, gradient, first and second moment
-constexpr int kAdamConstants = 5;  // beta1, beta2, eps, the learning rate over its bias correction, 1 / sqrt of the second's
+constexpr int kAdamPointers = 4;  // parameter, gradient, first and second moment
+constexpr int kAdamConstants =
+    5;  // beta1, beta2, eps, the learning rate over its bias correction, 1 / sqrt of the second's
 
 // --- the voxeliser ---------------------------------------------------------------------------------------------------
 

@@ -77,8 +77,12 @@ struct Pyramid {
   // A view of the dense planes of a scale.
   View dense(const float* data, const Size& size) const {
     const int64_t plane = size.voxels();
-    return {reinterpret_cast<char*>(const_cast<float*>(data)), kFloat32, finest.channels * plane, plane,
-            size.height * size.width, size.width};
+    return {reinterpret_cast<char*>(const_cast<float*>(data)),
+            kFloat32,
+            finest.channels * plane,
+            plane,
+            size.height * size.width,
+            size.width};
   }
   View image(int64_t scale, int which) const {
     if (scale == 0) return which ? finest.img2 : finest.img1;
@@ -99,7 +103,8 @@ struct Pyramid {
     const int64_t rows_of_task = most(1, kTaskFloats / most(1, elements_of_row));
     const int64_t tasks = (size.height + rows_of_task - 1) / rows_of_task;
     parallel_for(planes * size.depth * tasks, static_cast<int>(finest.threads), [&](int64_t task, int) {
-      const int64_t begin = task % tasks * rows_of_task, slice = task / tasks % size.depth, plane = task / tasks / size.depth;
+      const int64_t begin = task % tasks * rows_of_task, slice = task / tasks % size.depth,
+                    plane = task / tasks / size.depth;
       for (int64_t row = begin; row < least(begin + rows_of_task, size.height); ++row) body(plane, slice, row);
     });
   }

@@ -14,15 +14,15 @@ constexpr float kLog2MinAlpha = -7.99435344f;
 // Parts of the int32 buffer that forward hands to backward; `pairs` is a bound of the (instance, tile) pairs.
 struct Lists {
   int64_t instances, tiles;
-  const Record* records;   // [instances]
-  uint64_t* masks;         // [pairs] blocks of the tile each list entry met
-  int32_t* ids;            // [pairs + padding] instances of tile 0, of tile 1, …
-  int32_t* pair_tiles;     // [pairs] tiles of instance 0, of instance 1, …
-  int32_t* pair_slots;     // [pairs] where in `ids` that is
-  int32_t* starts;         // [instances] first pair of an instance
-  int32_t* counts;         // [instances] its number of pairs
-  int32_t* tile_starts;    // [tiles + 1]
-  int32_t* tile_ends;      // [tiles] end of what was composited before all pixels had finished
+  const Record* records;  // [instances]
+  uint64_t* masks;        // [pairs] blocks of the tile each list entry met
+  int32_t* ids;           // [pairs + padding] instances of tile 0, of tile 1, …
+  int32_t* pair_tiles;    // [pairs] tiles of instance 0, of instance 1, …
+  int32_t* pair_slots;    // [pairs] where in `ids` that is
+  int32_t* starts;        // [instances] first pair of an instance
+  int32_t* counts;        // [instances] its number of pairs
+  int32_t* tile_starts;   // [tiles + 1]
+  int32_t* tile_ends;     // [tiles] end of what was composited before all pixels had finished
 };
 
 inline Lists split_lists(const float* records, int32_t* buffer, int64_t instances, int64_t tiles, int64_t pairs) {
@@ -182,7 +182,8 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
     int32_t* next = offsets + chunk * tiles;
     for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
       const int32_t i = static_cast<int32_t>(order[s]);
-      __builtin_prefetch(lists.pair_tiles + lists.starts[static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s])]);
+      __builtin_prefetch(lists.pair_tiles +
+                         lists.starts[static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s])]);
       for (int32_t p = lists.starts[i]; p < lists.starts[i] + lists.counts[i]; ++p) {
         const int32_t slot = next[lists.pair_tiles[p]]++;
         lists.ids[slot] = i;

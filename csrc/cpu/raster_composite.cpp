@@ -20,8 +20,8 @@ namespace {
 constexpr int kBlockSide = 4;
 constexpr int kBlockPixels = kBlockSide * kBlockSide;
 constexpr int kParts = kBlockPixels / kLanes;
-constexpr int kUnroll = 4;          // alphas computed side by side: one alone waits for its own results
-constexpr int kSlot = 16;           // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
+constexpr int kUnroll = 4;  // alphas computed side by side: one alone waits for its own results
+constexpr int kSlot = 16;   // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
 constexpr float kMinTransmittance = 1e-4f;
 static_assert(kBlockPixels % kLanes == 0 && kUnroll % kParts == 0, "a block is whole vectors, a step whole blocks");
 
@@ -68,10 +68,10 @@ struct Job {
   int64_t images, width, height, columns, rows;  // columns and rows of tiles
   int channels;
   float max_alpha;
-  const float* backgrounds;                    // [C, D] or null
-  float *colors, *alphas;                      // [C, H, W, D], [C, H, W, 1]
-  const float *v_colors, *v_alphas;            // the same shapes
-  const float* pixel_weights;                  // [C, H, W]
+  const float* backgrounds;          // [C, D] or null
+  float *colors, *alphas;            // [C, H, W, D], [C, H, W, 1]
+  const float *v_colors, *v_alphas;  // the same shapes
+  const float* pixel_weights;        // [C, H, W]
   float* slots;
 };
 
@@ -372,7 +372,8 @@ SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, cons
       if constexpr (kAbsolute) {
         // The conic is -2 ln 2 times A, B / 2, C.
         const Floats x = 2.0f * g.A * vx + g.B * vy, y = g.B * vx + 2.0f * g.C * vy;
-        sums[10] += bits_as<Floats>(bits_as<Ints>(x) & INT32_MAX), sums[11] += bits_as<Floats>(bits_as<Ints>(y) & INT32_MAX);
+        sums[10] += bits_as<Floats>(bits_as<Ints>(x) & INT32_MAX),
+            sums[11] += bits_as<Floats>(bits_as<Ints>(y) & INT32_MAX);
       }
     }
   }
@@ -468,7 +469,7 @@ SPLAT_INLINE void gather(const Job& job, int64_t instance, float* sums) {
 }
 
 struct Outputs {
-  const float *conics, *opacities;                                          // of the forward pass
+  const float *conics, *opacities;                                  // of the forward pass
   float *v_means2d, *v_conics, *v_colors, *v_opacities, *absolute;  // absolute may be null
 };
 
@@ -520,9 +521,9 @@ bool acceptable(const int64_t* sizes) {
 extern "C" {
 
 // Lists the Gaussians of every tile, in `lists` (see raster_bins.h), and composites them.
-SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
-                                                const int32_t* boxes, const float* depths, const float* backgrounds,
-                                                float* colors, float* alphas) {
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records,
+                                                   int32_t* lists, const int32_t* boxes, const float* depths,
+                                                   const float* backgrounds, float* colors, float* alphas) {
   if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = splat_ssim_usable_threads(sizes[7]), tile = static_cast<int>(sizes[4]);
@@ -536,10 +537,10 @@ SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double 
 
 // v_colors or v_alphas may be null where they are zero.
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
-                                                         int32_t* lists, const float* conics, const float* opacities,
-                                                         float* colors, float* alphas, const float* v_colors,
-                                                         const float* v_alphas, float* v_means2d, float* v_conics,
-                                                         float* v_values, float* v_opacities, float* absolute) {
+                                                            int32_t* lists, const float* conics, const float* opacities,
+                                                            float* colors, float* alphas, const float* v_colors,
+                                                            const float* v_alphas, float* v_means2d, float* v_conics,
+                                                            float* v_values, float* v_opacities, float* absolute) {
   if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);
@@ -564,7 +565,7 @@ SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes
 
 // sums: [4, C, N].
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
-                                                 int32_t* lists, const float* pixel_weights, float* sums) {
+                                                    int32_t* lists, const float* pixel_weights, float* sums) {
   if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);

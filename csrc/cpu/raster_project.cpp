@@ -85,11 +85,11 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
 // Those Gaussians before one camera.
 struct Projected {
   Floats z, inverse_z, u, v, clamped_u, clamped_v;
-  Floats kx, ky;             // fx / z, fy / z
+  Floats kx, ky;  // fx / z, fy / z
   Floats V[9], T0[3], T1[3];
-  Floats xx, xy, yy;         // covariance, without eps2d
-  Floats sharp, determinant; // of the covariance without and with eps2d
-  Floats a, b, c;            // conic
+  Floats xx, xy, yy;          // covariance, without eps2d
+  Floats sharp, determinant;  // of the covariance without and with eps2d
+  Floats a, b, c;             // conic
   Ints in_front;
 };
 
@@ -129,7 +129,9 @@ Projected look(const Options& o, const Camera& cam, const Gaussians& g) {
 }
 
 // sqrt of the share of the area that is there without eps2d.
-SPLAT_INLINE Floats compensation(const Projected& w) { return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant)); }
+SPLAT_INLINE Floats compensation(const Projected& w) {
+  return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant));
+}
 
 // --- spherical harmonics -------------------------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ SPLAT_INLINE Floats direction(const Camera& cam, const Gaussians& g, Floats* d) 
 // --- forward -------------------------------------------------------------------------------------------------------
 
 struct Outputs {
-  int32_t* radii;                                      // [C, N, 2]
+  int32_t* radii;                                         // [C, N, 2]
   float *means2d, *depths, *conics, *opacities, *colors;  // [C, N, 2], [C, N], [C, N, 3], [C, N], [C, N, 3] or null
 };
 
@@ -215,8 +217,8 @@ SPLAT_INLINE Ints bounds(const Options& o, const Projected& w, Floats opacity, F
   // Written so that NaN anywhere makes it false.
   const Floats largest = broadcast(1e30f);
   return w.in_front & (w.determinant > 0.0f) & (opacity >= kMinAlpha) & (w.a < largest) & (w.c < largest) &
-         (w.a + w.c > 2.0f * w.b) & ((radii[0] > o.radius_clip) | (radii[1] > o.radius_clip)) &
-         (x + radii[0] > 0.0f) & (x - radii[0] < o.width) & (y + radii[1] > 0.0f) & (y - radii[1] < o.height);
+         (w.a + w.c > 2.0f * w.b) & ((radii[0] > o.radius_clip) | (radii[1] > o.radius_clip)) & (x + radii[0] > 0.0f) &
+         (x - radii[0] < o.width) & (y + radii[1] > 0.0f) & (y - radii[1] < o.height);
 }
 
 void project_block(const Options& o, const Camera& cam, const Gaussians& g, const Harmonics& h, const Outputs& out,
@@ -251,10 +253,10 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
 
 struct Gradients {
   const int32_t* radii;
-  const float* colors;                                                             // of the forward pass
-  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;           // null where there is none
-  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;                 // shaped like what they belong to
-  float* v_poses;                                                                  // [tasks, C, kPoseSums] or null
+  const float* colors;                                                    // of the forward pass
+  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;  // null where there is none
+  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;        // shaped like what they belong to
+  float* v_poses;                                                         // [tasks, C, kPoseSums] or null
 };
 
 // Sums over the cameras for kLanes Gaussians.
@@ -388,7 +390,8 @@ void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, 
 }
 
 void backward_task(const Options& o, const Gradients& io, int64_t task) {
-  const int64_t begin = task * kProjectTask, end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
+  const int64_t begin = task * kProjectTask;
+  const int64_t end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
   Harmonics h;
   for (int64_t first = begin; first < end; first += kLanes) {
     const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -422,12 +425,12 @@ extern "C" {
 // sizes: N, C, coefficients in sh0, in shN, degree (-1 without colours), width, height, antialiased, raw, threads.
 // planes: near, far, radius_clip, eps2d. Every tensor is contiguous.
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                              float* means2d, float* depths, float* conics, float* opacities,
-                                              float* colors, int32_t* radii);
+                                                 float* means2d, float* depths, float* conics, float* opacities,
+                                                 float* colors, int32_t* radii);
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
-                                                       const float* const* inputs, const int32_t* radii,
-                                                       const float* colors, const float* const* v_outputs,
-                                                       float* const* v_inputs, float* v_poses);
+                                                          const float* const* inputs, const int32_t* radii,
+                                                          const float* colors, const float* const* v_outputs,
+                                                          float* const* v_inputs, float* v_poses);
 }
 
 namespace {
@@ -447,14 +450,15 @@ Options read_options(const int64_t* sizes, const double* planes, const float* co
 }  // namespace
 
 Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                 float* means2d, float* depths, float* conics, float* opacities, float* colors,
-                                 int32_t* radii) {
+                                    float* means2d, float* depths, float* conics, float* opacities, float* colors,
+                                    int32_t* radii) {
   const Options o = read_options(sizes, planes, inputs);
   if (!acceptable(o)) return kBadArgument;
   const Outputs out{radii, means2d, depths, conics, opacities, o.degree < 0 ? nullptr : colors};
   const int threads = static_cast<int>(sizes[9]);
   parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, threads, [&](int64_t task, int) {
-    const int64_t begin = task * kProjectTask, end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
+    const int64_t begin = task * kProjectTask;
+    const int64_t end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
     Harmonics h;
     for (int64_t first = begin; first < end; first += kLanes) {
       const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -469,17 +473,25 @@ Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, 
 }
 
 Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                          const int32_t* radii, const float* colors, const float* const* v_outputs,
-                                          float* const* v_inputs, float* v_poses) {
+                                             const int32_t* radii, const float* colors, const float* const* v_outputs,
+                                             float* const* v_inputs, float* v_poses) {
   const Options o = read_options(sizes, planes, inputs);
   if (!acceptable(o)) return kBadArgument;
   const bool colored = o.degree >= 0 && v_outputs[4];
-  const Gradients io{radii,       colors,      v_outputs[0],
-                     v_outputs[1], v_outputs[2], v_outputs[3],
+  const Gradients io{radii,
+                     colors,
+                     v_outputs[0],
+                     v_outputs[1],
+                     v_outputs[2],
+                     v_outputs[3],
                      colored ? v_outputs[4] : nullptr,
-                     v_inputs[0], v_inputs[1], v_inputs[2],
-                     v_inputs[3], colored ? v_inputs[4] : nullptr,
-                     v_inputs[5], v_poses};
+                     v_inputs[0],
+                     v_inputs[1],
+                     v_inputs[2],
+                     v_inputs[3],
+                     colored ? v_inputs[4] : nullptr,
+                     v_inputs[5],
+                     v_poses};
   parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, static_cast<int>(sizes[9]),
                [&](int64_t task, int) { backward_task(o, io, task); });
   return kOk;

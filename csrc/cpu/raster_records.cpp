@@ -37,8 +37,9 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (bits_as<Ints>(radii[1]) > 0);
   for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(bits_as<Ints>(radii[i]), Floats) * stretch;
   alignas(64) float soa[16 * kLanes] = {};
-  const Floats fields[8] = {mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E,
-                            c * (-0.5f * kLog2E), log_opacity, -b / c, -b / a};
+  const Floats fields[8] = {
+      mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E, c * (-0.5f * kLog2E), log_opacity,
+      -b / c,         -b / a};
   for (int i = 0; i < 8; ++i) store(soa + i * kLanes, fields[i]);
   for (int l = 0; l < valid; ++l) {
     for (int k = 0; k < in.channels; ++k) soa[(8 + k) * kLanes + l] = in.colors[(first + l) * in.channels + k];
@@ -62,13 +63,20 @@ extern "C" {
 // sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], tile boxes [C·N, 2], and to `totals` a
 // bound of all pairs and the length of the int32 buffer of lists; kOutOfMemory where that is too long for 32-bit numbers.
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
-                                              const float* opacities, const float* colors, const int32_t* radii,
-                                              float* records, int32_t* boxes, int64_t* totals) {
+                                                 const float* opacities, const float* colors, const int32_t* radii,
+                                                 float* records, int32_t* boxes, int64_t* totals) {
   const int64_t n = sizes[0] * sizes[1];
   const int tile = static_cast<int>(sizes[4]);
   const int64_t columns = (sizes[2] + tile - 1) / tile, rows = (sizes[3] + tile - 1) / tile;
-  const Inputs in{means2d, conics, opacities, colors, radii, static_cast<int>(sizes[5]),
-                  static_cast<float>(columns * tile - 1), static_cast<float>(rows * tile - 1), tile == 16 ? 4 : 5};
+  const Inputs in{means2d,
+                  conics,
+                  opacities,
+                  colors,
+                  radii,
+                  static_cast<int>(sizes[5]),
+                  static_cast<float>(columns * tile - 1),
+                  static_cast<float>(rows * tile - 1),
+                  tile == 16 ? 4 : 5};
   if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return kBadArgument;
   if (columns >= kMaxTiles || rows >= kMaxTiles) return kBadArgument;
   Record* out = reinterpret_cast<Record*>(records);

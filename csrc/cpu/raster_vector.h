@@ -52,8 +52,8 @@ SPLAT_INLINE void transpose(Floats (&rows)[kLanes]) {
 // Lane l of part j is element columns·l + j of kLanes·columns consecutive ones: `next` is merged in where they are its.
 template <int columns, int j, int source, int... l>
 SPLAT_INLINE Floats pick(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
-  return __builtin_shufflevector(
-      so_far, next, ((l * columns + j) / kLanes == source ? kLanes + (l * columns + j) % kLanes : l)...);
+  return __builtin_shufflevector(so_far, next,
+                                 ((l * columns + j) / kLanes == source ? kLanes + (l * columns + j) % kLanes : l)...);
 }
 template <int columns, int j, int source = 0>
 SPLAT_INLINE Floats part_of_rows(const Floats* rows, Floats so_far) {
@@ -66,8 +66,8 @@ SPLAT_INLINE Floats part_of_rows(const Floats* rows, Floats so_far) {
 // Element i of vector k is lane i / columns of part i % columns, counting i from k·kLanes.
 template <int columns, int k, int source, int... l>
 SPLAT_INLINE Floats place(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
-  return __builtin_shufflevector(
-      so_far, next, ((k * kLanes + l) % columns == source ? kLanes + (k * kLanes + l) / columns : l)...);
+  return __builtin_shufflevector(so_far, next,
+                                 ((k * kLanes + l) % columns == source ? kLanes + (k * kLanes + l) / columns : l)...);
 }
 template <int columns, int k, int source = 0>
 SPLAT_INLINE Floats vector_of_rows(const Floats* parts, Floats so_far) {

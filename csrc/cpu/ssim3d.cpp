@@ -182,7 +182,8 @@ struct Tile3d : Tile {
     const Span span = {gradient_rows.begin + piece.begin * kRows, gradient_rows.begin + piece.end * kRows};
     const Span mine = span.within(gradient_rows);
     const float *slices_around[kMaxTaps + kRows], *around[kMaxTaps + kRows];
-    list_defined(partials, slice, Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
+    list_defined(partials, slice,
+                 Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
                  slices_around);
     const Span needed = mine.widened(radius).within(forward_rows);
     ring.first = needed.begin;

@@ -122,10 +122,8 @@ void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t 
 template <int kTaps>
 void column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
   for (int first = 0; first < kRows; first += kBlock)
-    if (rows.variances)
-      block_moments<kTaps, true>(rows, first, taps, count, out);
-    else
-      block_moments<kTaps, false>(rows, first, taps, count, out);
+    if (rows.variances) block_moments<kTaps, true>(rows, first, taps, count, out);
+    else block_moments<kTaps, false>(rows, first, taps, count, out);
 }
 
 // The same for narrow windows, whose V may be a hundredth of what values of a block of rows are apart: each row of the
@@ -153,10 +151,8 @@ void narrow_moments(const ColumnRows& rows, const Taps& taps, int64_t count, Col
 }
 
 void narrow_column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if (rows.variances)
-    narrow_moments<true>(rows, taps, count, out);
-  else
-    narrow_moments<false>(rows, taps, count, out);
+  if (rows.variances) narrow_moments<true>(rows, taps, count, out);
+  else narrow_moments<false>(rows, taps, count, out);
 }
 
 #if defined(__AVX512F__)
@@ -369,9 +365,8 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
   const LaneConstants first(row.columns);
   for (int64_t j = 0; j < row.count; j += kLanes) {
     const float* sums = row.sums + j;
-    const Point p =
-        evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants,
-                            lane_constants<kStride>(row.columns, j, first));
+    const Point p = evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)},
+                                        constants, lane_constants<kStride>(row.columns, j, first));
     store(row.dssim + j, p.dssim);
     if (row.ssim) {
       store(row.ssim + j, p.ssim);

@@ -70,15 +70,15 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
   const Y* y = reinterpret_cast<const Y*>(from2);
   Floats lanes = {};
   auto block = [&](Floats a, Floats b, Floats each, Floats apart, const float* w, float* s, float* d, Ints inside)
-      __attribute__((always_inline)) {
-    a = in_range<X>(a, shift.data_range);
-    b = in_range<Y>(b, shift.data_range);
-    const Floats difference = a - b;
-    store(s, (a * scale - each) + (b * scale - each));
-    store(d, difference * scale - apart);
-    const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
-    lanes += w ? size * load(w) : size;
-  };
+                   __attribute__((always_inline)) {
+                     a = in_range<X>(a, shift.data_range);
+                     b = in_range<Y>(b, shift.data_range);
+                     const Floats difference = a - b;
+                     store(s, (a * scale - each) + (b * scale - each));
+                     store(d, difference * scale - apart);
+                     const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
+                     lanes += w ? size * load(w) : size;
+                   };
   int64_t j = 0;
   if (columns.mask == 0) {
     for (; j + kLanes <= count; j += kLanes)

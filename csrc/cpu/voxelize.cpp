@@ -13,9 +13,9 @@
 
 namespace {
 
-constexpr int kGroup = 4;           // channels rendered at once
-constexpr int64_t kBatch = 64;      // Gaussians a backward task takes
-constexpr int kMaxThreads = 256;    // slabs at most
+constexpr int kGroup = 4;         // channels rendered at once
+constexpr int64_t kBatch = 64;    // Gaussians a backward task takes
+constexpr int kMaxThreads = 256;  // slabs at most
 static_assert(kVoxelMinWidth >= kLanes, "the narrowest crop holds a vector");
 constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
 
@@ -56,8 +56,8 @@ SPLAT_INLINE void walk(const Footprint& f, const Crop& crop, int z_begin, int z_
 // ---- forward
 
 struct Target {
-  float* volume;     // first channel of the group
-  int64_t channel;   // voxels of a channel
+  float* volume;    // first channel of the group
+  int64_t channel;  // voxels of a channel
   float values[kGroup];
 };
 
@@ -177,8 +177,8 @@ struct Gather {
   struct Visitor {
     typedef typename V::F F;
     Moments& moments;
-    F m0, my, mz, myy, myz, mzz;   // over a chunk, by column
-    F row0, row_y, row_yy;         // over a plane
+    F m0, my, mz, myy, myz, mzz;  // over a chunk, by column
+    F row0, row_y, row_yy;        // over a plane
     F by_value[kChannels];
     SPLAT_INLINE explicit Visitor(Moments& m) : moments(m) {}
     SPLAT_INLINE void begin() {
@@ -319,10 +319,10 @@ void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& 
 
 // geometry: 9 doubles index to world, 9 world to index (row-major, index order x, y, z), 3 origin.
 // window: start x, y, z and size x, y, z of the crop; size x at least 16. volume: (C, size z, size y, size x).
-extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales,
-                                                           const float* values, int64_t count, int64_t channels,
-                                                           const double* geometry, const int64_t* window,
-                                                           float* volume, int threads) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats,
+                                                              const float* scales, const float* values, int64_t count,
+                                                              int64_t channels, const double* geometry,
+                                                              const int64_t* window, float* volume, int threads) {
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;
@@ -346,7 +346,8 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means
       }
     }
   });
-  prefer_huge_pages(volume, channels * crop.size[0] * crop.size[1] * crop.size[2] * static_cast<int64_t>(sizeof(float)));
+  prefer_huge_pages(volume,
+                    channels * crop.size[0] * crop.size[1] * crop.size[2] * static_cast<int64_t>(sizeof(float)));
   int boundaries[kMaxThreads + 1];
   balance(gaussians, footprints, crop, slabs, cost, boundaries);
   parallel_for(slabs, threads, [&](int64_t slab, int) {
@@ -358,12 +359,12 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means
 }
 
 // gradient: dL/dV, (C, size z, size y, size x). The outputs have the shapes of their inputs and are overwritten.
-extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales,
-                                                            const float* values, int64_t count, int64_t channels,
-                                                            const double* geometry, const int64_t* window,
-                                                            const float* gradient, float* grad_means,
-                                                            float* grad_quats, float* grad_scales, float* grad_values,
-                                                            int threads) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats,
+                                                               const float* scales, const float* values, int64_t count,
+                                                               int64_t channels, const double* geometry,
+                                                               const int64_t* window, const float* gradient,
+                                                               float* grad_means, float* grad_quats, float* grad_scales,
+                                                               float* grad_values, int threads) {
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;

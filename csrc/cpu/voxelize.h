@@ -251,7 +251,8 @@ struct DirectRows {
   typename V::I valid;
   float plane[3];
 
-  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_, int, int) : f(footprint), valid(valid_) {
+  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_, int, int)
+      : f(footprint), valid(valid_) {
     for (int c = 0; c < 3; ++c) u[c] = dx * f.whitening[c * 3];
   }
   SPLAT_INLINE void begin_plane(float dz, int) {

@@ -35,8 +35,7 @@ struct WeightCursor {
   SPLAT_DEVICE WeightCursor(const SsimTensor& weight, const Block2d& b, int y, int x)
       : here(static_cast<const float*>(weight.data) + plane_offset(weight, b.batch, b.channel) + y * weight.stride[3] +
              x * weight.stride[4]),
-        row(static_cast<int>(weight.stride[3])),
-        column(static_cast<int>(weight.stride[4])) {}
+        row(static_cast<int>(weight.stride[3])), column(static_cast<int>(weight.stride[4])) {}
   // 0 where the voxel is not `wanted`, 1 where no weight is given.
   SPLAT_DEVICE Real read(int j, bool wanted, bool given = true) const {
     if (!given) return wanted ? 1.f : 0.f;
@@ -47,8 +46,8 @@ struct WeightCursor {
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
 template <int kTaps, Weights kWeights>
-SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
-                                     Real* adjoint) {
+SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift,
+                                     const Pair* ring, Real* adjoint) {
   using F = Fused<kTaps>;
   const int first = kFusedColumns * thread_index();
   Real state[kFusedColumns][4][F::kHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
@@ -115,7 +114,8 @@ struct FusedRows {
 
   // From row `first_row` on; t is the thread's number in its half.
   SPLAT_DEVICE FusedRows(const SsimProblem& a, const Block2d& b, int t, int first_row)
-      : x(start(a.image[0], b, b.x0 - F::kHalo + t, first_row)), y(start(a.image[1], b, b.x0 - F::kHalo + t, first_row)) {
+      : x(start(a.image[0], b, b.x0 - F::kHalo + t, first_row)),
+        y(start(a.image[1], b, b.x0 - F::kHalo + t, first_row)) {
     const int load_x = b.x0 - F::kHalo + t;
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
@@ -252,7 +252,8 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
       }
       if (r - kTaps >= b.y0) {
         Real gradient[kFusedColumns];
-        combine<kWeights>(a, shift, load_shared(reinterpret_cast<const Quad*>(old)), f, share, out.stores, gradient, l1);
+        combine<kWeights>(a, shift, load_shared(reinterpret_cast<const Quad*>(old)), f, share, out.stores, gradient,
+                          l1);
         out.write(a.grad[0], gradient);
       }
     }

@@ -58,8 +58,8 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 struct AnyVoxel {
   Real dssim = 0.f, contrast = 0.f;  // running sums; with `similarities` of S and CS
 
-  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
-                        int y, int x, Int64 place) {
+  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel,
+                        int z, int y, int x, Int64 place) {
     const Similarity r = similarity(a, moment, shift);
     Damping damping;
     if (a.eps > 0.f) damping.set(a, r);

@@ -195,8 +195,8 @@ struct ImageSlices {
 
 // What the kernels for plain images make of one voxel, `at` its index in an adjoint map: its share of the sum of 1 - S,
 // and the three adjoint maps unless only the `value` is wanted.
-SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, Int64 at, bool value,
-                                  bool weighted, Real& dssim) {
+SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, Int64 at,
+                                  bool value, bool weighted, Real& dssim) {
   const Similarity r = similarity(a, moment, shift);
   if (value) {
     dssim = dssim + r.dssim;
@@ -240,8 +240,8 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
   }
   // Of the thread's first output in an adjoint map.
-  Int64 place = (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] +
-                b.x0 + lane;
+  Int64 place =
+      (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] + b.x0 + lane;
   auto step = [&](int z, bool emits) {
     images.put(slice, shift);
     images.fetch(a, z + 1);
@@ -335,9 +335,8 @@ struct AdjointSlices {
   Real next[kMaps][kLoads];
 
   SPLAT_DEVICE AdjointSlices(const SsimProblem& a, const Block3d& b) {
-    loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
-                                                                       b.x0 - T::kRadius - a.lead[2], a.map_size[1],
-                                                                       a.map_size[2], a.map_size[2]);
+    loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(
+        b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2]);
     // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
     slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
     const int load_z = b.z0 - T::kRadius - a.lead[0];

@@ -5,14 +5,14 @@
 // pairs of brick and Gaussian in between (stable, so that order is kept). Backward, one warp a Gaussian: every lane
 // sums over columns of its box, then the lanes' sums are added pairwise.
 #pragma once
-#include "device.h"
 #include "../gaussian.h"
+#include "device.h"
 #include "voxel_problem.h"
 
 namespace {
 
-constexpr double kFactorScale = 0.84932180028801907;  // sqrt(log2(e) / 2)
-constexpr float kVoxelCutoff = 6.4921276840003353f;   // 9 log2(e) / 2
+constexpr double kFactorScale = 0.84932180028801907;               // sqrt(log2(e) / 2)
+constexpr float kVoxelCutoff = 6.4921276840003353f;                // 9 log2(e) / 2
 constexpr int kColumn = kBrick * kBrick * kBrick / kVoxelThreads;  // voxels a thread renders, two planes apart
 constexpr int kMoments = 9;
 static_assert(kBrick == 8 && kVoxelThreads == 2 * kBrick * kBrick, "a block is two planes of a brick");
@@ -22,8 +22,8 @@ static_assert(kBrick == 8 && kVoxelThreads == 2 * kBrick * kBrick, "a block is t
 // The rotation of a Gaussian in double precision, and its axes in index space.
 struct VoxelFrame {
   double unit[4], norm;
-  double rotation[9];       // row-major, columns are the axes of the Gaussian
-  double axes[9];           // [k][c]: to_world' * rotation
+  double rotation[9];  // row-major, columns are the axes of the Gaussian
+  double axes[9];      // [k][c]: to_world' * rotation
   double inverse_scale[3];
 };
 
