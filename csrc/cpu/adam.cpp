@@ -8,8 +8,8 @@ namespace {
 constexpr int64_t kTask = 16384;  // elements of one task: 256 KiB of the four arrays
 
 struct Adam {
-  float *parameter, *first, *second;
-  const float* gradient;
+  float* __restrict__ parameter, * __restrict__ first, * __restrict__ second;
+  const float* __restrict__ gradient;
   float beta1, beta2, eps;
   float rate;                // learning rate / (1 - beta1^step)
   float inverse_correction;  // 1 / sqrt(1 - beta2^step)

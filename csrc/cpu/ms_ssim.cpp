@@ -125,11 +125,11 @@ struct Pyramid {
           for (int64_t i = 0; i < rows.step; ++i) {
             const int64_t at_slice = slices.first + slice * slices.step + k, at_row = rows.first + row * rows.step + i;
             if (at_slice < 0 || at_row < 0) continue;
-            const float* in = row_of(from, plane, at_slice, at_row);
-            float* out = sum - columns.first;
+            const float* __restrict__ in = row_of(from, plane, at_slice, at_row);
+            float* __restrict__ out = sum - columns.first;
             for (int64_t j = 0; j < fine.width; ++j) out[j] += in[j];
           }
-        float* out = row_of(to, plane, slice, row);
+        float* __restrict__ out = row_of(to, plane, slice, row);
         for (int64_t j = 0; j < columns.blocks; ++j) out[j] = (sum[2 * j] + sum[2 * j + 1]) * share;
       });
     }
@@ -145,8 +145,9 @@ struct Pyramid {
       const View from = grad(scale, which), to = grad(scale - 1, which);
       if (!to.data) continue;
       each_row(fine, fine.width, [&](int64_t plane, int64_t slice, int64_t row) {
-        const float* in = row_of(from, plane, (slice - slices.first) / slices.step, (row - rows.first) / rows.step);
-        float* out = row_of(to, plane, slice, row);
+        const float* __restrict__ in =
+            row_of(from, plane, (slice - slices.first) / slices.step, (row - rows.first) / rows.step);
+        float* __restrict__ out = row_of(to, plane, slice, row);
         // Without the first place of an odd side, whose block is that place alone, the places are pairs.
         const int64_t single = -columns.first;
         if (single) out[0] += in[0] * share;

@@ -32,7 +32,8 @@ extern "C" SPLAT_EXPORT int64_t SPLAT_KERNEL(peak_fma)(int64_t iterations, int t
 }
 
 // Copies `count` floats, each thread a share.
-extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int threads) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(peak_copy)(const float* __restrict__ from, float* __restrict__ to,
+                                                       int64_t count, int threads) {
   const int64_t share = (count + threads - 1) / threads;
   parallel_for(threads, threads, [&](int64_t task, int) {
     const int64_t end = (task + 1) * share < count ? (task + 1) * share : count;

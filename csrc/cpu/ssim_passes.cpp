@@ -65,7 +65,8 @@ SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTap
 }
 
 template <int kTaps>
-void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
+void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* __restrict__ out,
+                 int64_t out_pitch) {
   const Window<kTaps> w(taps);
   for (int64_t j = 0; j < count; j += kLanes) {
     Floats mean[kRows] = {};

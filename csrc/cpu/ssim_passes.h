@@ -64,7 +64,8 @@ struct GradientRow {
 
 struct Passes {
   // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
-  void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
+  void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* __restrict__ out,
+                      int64_t out_pitch);
   // The same of the rows and of their squares.
   void (*column_moments)(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out);
   void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);

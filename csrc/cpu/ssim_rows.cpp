@@ -61,8 +61,8 @@ SPLAT_INLINE Floats in_range(Floats value, float data_range) {
 
 // See ShiftRow.
 template <class X, class Y>
-double shift_row(const char* from1, const char* from2, const float* weight, int64_t count, const Shift& shift,
-                 int64_t column, float* sums, float* differences) {
+double shift_row(const char* from1, const char* from2, const float* __restrict__ weight, int64_t count,
+                 const Shift& shift, int64_t column, float* __restrict__ sums, float* __restrict__ differences) {
   const ColumnConstants columns = shift.columns.from(column);
   const float scale = shift.scale;
   const Floats first_each = load(columns.each), first_difference = load(columns.difference);
