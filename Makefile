@@ -45,10 +45,11 @@ test-pythons:
 fuzz: $(VENV)/test.done
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS) $(ARGS)
 
-## check: formatting, lint and types
+## check: formatting, lint and types, of Python and of C++
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 	$(BIN)/mypy
 
 ## sanitize: the CPU kernels under the address, undefined-behaviour and thread sanitizers of g++

@@ -99,7 +99,7 @@ def _flags(sanitizer: str | None) -> list[str]:
 
 
 def _newest_header() -> float:
-    return max(p.stat().st_mtime for p in [*(CSRC / "cpu").glob("*.h"), Path(__file__)])
+    return max(p.stat().st_mtime for p in [*CSRC.glob("*.h"), *(CSRC / "cpu").glob("*.h"), Path(__file__)])
 
 
 def compile_cpu(objects: Path, *, sanitizer: str | None = None, isas: Sequence[str] | None = None) -> list[Path]:

@@ -76,13 +76,13 @@ def architecture_flags(compiler: str) -> list[str]:
 
 
 def amalgamate(source: Path = FOLDER / "kernels.cu", seen: set[Path] | None = None) -> str:
-    """The kernels as one text, every file of csrc/cuda they include in its place: what NVRTC compiles."""
+    """The kernels as one text, every file of csrc and csrc/cuda they include in its place: what NVRTC compiles."""
     seen = set() if seen is None else seen
     lines = []
     for line in source.read_text().splitlines():
-        included = re.fullmatch(r'#include "([^"/]+)"', line)
+        included = re.fullmatch(r'#include "((?:\.\./)?[^"/]+)"', line)
         if included:
-            path = source.parent / included[1]
+            path = (source.parent / included[1]).resolve()
             if path not in seen:
                 seen.add(path)
                 lines.append(amalgamate(path, seen))
@@ -131,4 +131,4 @@ def host_units(folder: Path) -> list[tuple[Path, list[str]]]:
 def inputs(folder: Path) -> list[Path]:
     """Headers and embedded files: newer ones make the host objects out of date."""
     embedded = [folder / "kernels.fatbin", folder / "kernels_in_one.cu"]
-    return [path for path in [*embedded, *FOLDER.glob("*.h")] if path.exists()]
+    return [path for path in [*embedded, *FOLDER.glob("*.h"), *FOLDER.parent.glob("*.h")] if path.exists()]

@@ -32,7 +32,7 @@ def build(variant: str = "plain") -> Path:
     library = folder / ("sanitize" if program else f"libsplat_ssim_emulation_{variant}.so")
     sources = [*SOURCES, "emulation/sanitize.cpp"] if program else SOURCES
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = [p for name in ("cuda", "emulation") for p in (native.CSRC / name).iterdir()]
+    inputs = [*native.CSRC.glob("*.h"), *(p for name in ("cuda", "emulation") for p in (native.CSRC / name).iterdir())]
     newest = max(p.stat().st_mtime for p in [*inputs, Path(__file__)])
     if library.exists() and library.stat().st_mtime > newest:
         return library

@@ -63,3 +63,17 @@ def test_every_kernel_exists_for_every_instruction_set():
     for isa in _library.available_isas():
         for name in ("ssim2d", "ssim3d"):
             assert f"splat_ssim_{name}_{isa}" in exported
+
+
+def test_a_library_with_structures_of_other_sizes_is_refused(monkeypatch):
+    monkeypatch.setitem(_library.SIZES, "sizeof_record", 65)
+    with pytest.raises(ImportError, match=r"must have sizeof_record 65, got 64: reinstall the package"):
+        _library.library.__wrapped__()
+
+
+def test_the_library_names_its_constants():
+    constants = _library.constants()
+    assert constants["status_out_of_memory"] == 1
+    assert constants["sizeof_arguments"] == _library.SIZES["sizeof_arguments"]
+    assert _library.library().splat_ssim_constant_name(-1) is None
+    assert _library.library().splat_ssim_constant(len(constants)) == 0

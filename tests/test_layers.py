@@ -1,6 +1,7 @@
 """What stands on what: no import runs back up, none goes round in a circle, and every room stays small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -249,3 +250,55 @@ def test_no_function_over_80_lines():
                 if lines > 80:
                     long.add(f"{path.relative_to(ROOT)}:{node.name}")
     assert long <= LONG_FUNCTIONS, sorted(long - LONG_FUNCTIONS)
+
+
+#: Comments, literals and preprocessor lines of C++, in which braces count for nothing.
+NOT_CODE = re.compile(
+    r'R"\((?:.|\n)*?\)"|//[^\n]*|/\*(?:.|\n)*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''
+    r"|^[ \t]*#(?:\\\n|[^\n])*",
+    re.MULTILINE,
+)
+#: What opens a brace without being a function: a namespace, a type, or a value.
+NO_FUNCTION = re.compile(r"(?:template\s*<.*>\s*)?(?:typedef\s+)?(?:namespace|struct|class|union|enum|extern)\b|.*=$")
+
+
+def cpp_functions(text):
+    """(line, lines, what stands before it) of every function, lambda and block of C++, from brace to brace."""
+    code = NOT_CODE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+    opened = []
+    for place in re.finditer(r"[{}]", code):
+        if place[0] == "{":
+            opened.append(place.start())
+            continue
+        start = opened.pop()
+        head = " ".join(re.split(r"[;{}]", code[:start])[-1].split())
+        if not NO_FUNCTION.match(head):
+            line = code.count("\n", 0, start) + 1
+            yield line, code.count("\n", 0, place.start()) + 2 - line, head
+    assert not opened, "braces do not match"
+
+
+def test_no_cpp_function_over_80_lines():
+    sources = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cpp", ".cu")]
+    assert len(sources) > 40
+    count, long = 0, []
+    for path in sources:
+        for line, lines, head in cpp_functions(path.read_text()):
+            count += 1
+            if lines > 80:
+                long.append(f"{path.relative_to(ROOT)}:{line} {lines} lines: {head[-60:]}")
+    assert count > 500
+    assert long == []
+
+
+@pytest.mark.parametrize(
+    "source,lines",
+    [
+        ("int f(int a) {\n  // }\n  return a;\n}\n", [4]),
+        ("namespace {\nstruct S {\n  S() : a{1} {\n    a = '}';\n  }\n  int a;\n};\n}  // namespace\n", [1, 3]),
+        ("template <class T>\nvoid f(T t) {\n  auto g = [&] {\n    t();\n  };\n}\n", [3, 5]),
+        ("const int table[] = {\n  1,\n  2,\n};\n", []),
+    ],
+)
+def test_lengths_of_cpp_functions(source, lines):
+    assert [found for _, found, _ in cpp_functions(source)] == lines

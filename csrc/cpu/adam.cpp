@@ -1,16 +1,17 @@
 // Adam, one pass over parameter, gradient and both moments; and its form for the rows that were visible.
+#include "layout.h"
 #include "parallel.h"
-#include "raster_vector.h"
+#include "simd.h"
 
 namespace {
 
 constexpr int64_t kTask = 16384;  // elements of one task: 256 KiB of the four arrays
 
 struct Adam {
-  float *parameter, *first, *second;
-  const float* gradient;
+  float* __restrict__ parameter, * __restrict__ first, * __restrict__ second;
+  const float* __restrict__ gradient;
   float beta1, beta2, eps;
-  float rate;              // learning rate / (1 - beta1^step)
+  float rate;                // learning rate / (1 - beta1^step)
   float inverse_correction;  // 1 / sqrt(1 - beta2^step)
 
   // m += (1 - beta1)(g - m), v = beta2 v + (1 - beta2) g², p -= rate·m / (sqrt(v)·inverse_correction + eps)
@@ -43,8 +44,15 @@ struct Adam {
 };
 
 Adam make_adam(float* parameter, const float* gradient, float* first, float* second, const double* constants) {
-  return {parameter, first, second, gradient, static_cast<float>(constants[0]), static_cast<float>(constants[1]),
-          static_cast<float>(constants[2]), static_cast<float>(constants[3]), static_cast<float>(constants[4])};
+  return {parameter,
+          first,
+          second,
+          gradient,
+          static_cast<float>(constants[0]),
+          static_cast<float>(constants[1]),
+          static_cast<float>(constants[2]),
+          static_cast<float>(constants[3]),
+          static_cast<float>(constants[4])};
 }
 
 }  // namespace
@@ -54,24 +62,24 @@ extern "C" {
 // One step of `arrays` parameters at once. pointers: parameter, gradient, first and second moment of each; constants of
 // each: beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias correction;
 // counts: elements of each.
-SPLAT_EXPORT int SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
-                                    int64_t arrays, int threads) {
+SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
+                                       int64_t arrays, int threads) {
   int64_t tasks = 0;
   for (int64_t i = 0; i < arrays; ++i) tasks += (counts[i] + kTask - 1) / kTask;
   parallel_for(tasks, threads, [&](int64_t task, int) {
     int64_t i = 0;
     for (; task >= (counts[i] + kTask - 1) / kTask; ++i) task -= (counts[i] + kTask - 1) / kTask;
     const int64_t end = (task + 1) * kTask < counts[i] ? (task + 1) * kTask : counts[i];
-    float* const* p = pointers + 4 * i;
-    make_adam(p[0], p[1], p[2], p[3], constants + 5 * i).update_range(task * kTask, end);
+    float* const* p = pointers + kAdamPointers * i;
+    make_adam(p[0], p[1], p[2], p[3], constants + kAdamConstants * i).update_range(task * kTask, end);
   });
-  return 0;
+  return kOk;
 }
 
 // One step of one parameter for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
-SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
-                                         const double* constants, const uint8_t* visible, int64_t rows, int64_t width,
-                                         int threads) {
+SPLAT_EXPORT Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
+                                            const double* constants, const uint8_t* visible, int64_t rows,
+                                            int64_t width, int threads) {
   const Adam adam = make_adam(parameter, gradient, first, second, constants);
   constexpr int64_t kRows = 1024;
   parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int) {
@@ -84,6 +92,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient
       row = last + 1;
     }
   });
-  return 0;
+  return kOk;
 }
 }

@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../status.h"
 #include "export.h"
 
 #define SPLAT_CONCAT_(a, b, c) a##b##_##c
@@ -25,16 +26,5 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-
-// kLanes float32 and int32 values: compiler vector extensions, so one source serves every instruction set.
-typedef float Floats __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-// The same at any address: loads and stores through these types need only element alignment.
-typedef float UnalignedFloats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t UnalignedInts __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-
-SPLAT_INLINE Floats load(const float* p) { return *reinterpret_cast<const UnalignedFloats*>(p); }
-SPLAT_INLINE void store(float* p, Floats v) { *reinterpret_cast<UnalignedFloats*>(p) = v; }
-SPLAT_INLINE Floats broadcast(float a) { return a - Floats{}; }
 
 }  // namespace

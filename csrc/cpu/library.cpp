@@ -7,10 +7,12 @@
 #include <sys/mman.h>
 #endif
 
+#include "../status.h"
 #include "export.h"
+#include "layout.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/_library.py states the one it speaks.
-constexpr int kAbiVersion = 3;
+constexpr int kAbiVersion = 4;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
@@ -49,4 +51,56 @@ extern "C" SPLAT_EXPORT void splat_ssim_prefer_huge_pages(void* memory, int64_t 
 #else
   (void)memory, (void)bytes;
 #endif
+}
+
+namespace {
+
+struct Constant {
+  const char* name;
+  int64_t value;
+};
+
+// What Python would otherwise repeat. splat_ssim/ops/_library.py reads it as a dictionary.
+constexpr Constant kConstants[] = {
+    {"status_ok", kOk},
+    {"status_out_of_memory", kOutOfMemory},
+    {"status_bad_argument", kBadArgument},
+    {"status_launch_failed", kLaunchFailed},
+    {"dtype_float32", kFloat32},
+    {"dtype_float16", kFloat16},
+    {"dtype_bfloat16", kBFloat16},
+    {"dtype_uint8", kUint8},
+    {"padding_same", kSame},
+    {"padding_valid", kValid},
+    {"padding_reflect", kReflect},
+    {"padding_replicate", kReplicate},
+    {"max_window", kMaxTaps},
+    {"sizeof_arguments", sizeof(Arguments)},
+    {"sizeof_pyramid_arguments", sizeof(PyramidArguments)},
+    {"sizeof_record", sizeof(Record)},
+    {"project_task", kProjectTask},
+    {"pose_sums", kPoseSums},
+    {"max_channels", kMaxChannels},
+    {"list_per_pair", kListPerPair},
+    {"list_per_instance", kListPerInstance},
+    {"list_per_tile", kListPerTile},
+    {"list_rest", kListPadding + 1},
+    {"adam_pointers", kAdamPointers},
+    {"adam_constants", kAdamConstants},
+    {"voxel_geometry", kVoxelGeometry},
+    {"voxel_window", kVoxelWindow},
+    {"voxel_min_width", kVoxelMinWidth},
+};
+constexpr int kConstantCount = sizeof(kConstants) / sizeof(kConstants[0]);
+
+}  // namespace
+
+// The name of constant `index`; nullptr past the last.
+extern "C" SPLAT_EXPORT const char* splat_ssim_constant_name(int index) {
+  return index >= 0 && index < kConstantCount ? kConstants[index].name : nullptr;
+}
+
+// Its value; 0 past the last.
+extern "C" SPLAT_EXPORT int64_t splat_ssim_constant(int index) {
+  return index >= 0 && index < kConstantCount ? kConstants[index].value : 0;
 }

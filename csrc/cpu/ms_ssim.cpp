@@ -15,16 +15,6 @@ namespace {
 constexpr int64_t kMaxScales = 32;
 constexpr int64_t kTaskFloats = 16384;  // of an image that a task pools
 
-struct PyramidArguments {
-  Arguments finest;       // planar float32 images; the gradients are dense planes; coefficients and sums are not read
-  int64_t volumes;        // images have one slice, which is not halved, and a window of two axes
-  int64_t scales;
-  const double* weights;  // [scales]
-  double* terms;          // [planes][scales]; written, or read where there is an upstream gradient
-  double* values;         // [planes]; written, where there is no upstream gradient
-  const double* upstream; // [planes], of the values; null for the values themselves
-};
-
 // The sizes of a scale, and where the blocks of 2 of each axis begin.
 struct Size {
   int64_t depth, height, width;
@@ -87,8 +77,12 @@ struct Pyramid {
   // A view of the dense planes of a scale.
   View dense(const float* data, const Size& size) const {
     const int64_t plane = size.voxels();
-    return {reinterpret_cast<char*>(const_cast<float*>(data)), kFloat32, finest.channels * plane, plane,
-            size.height * size.width, size.width};
+    return {reinterpret_cast<char*>(const_cast<float*>(data)),
+            kFloat32,
+            finest.channels * plane,
+            plane,
+            size.height * size.width,
+            size.width};
   }
   View image(int64_t scale, int which) const {
     if (scale == 0) return which ? finest.img2 : finest.img1;
@@ -109,7 +103,8 @@ struct Pyramid {
     const int64_t rows_of_task = most(1, kTaskFloats / most(1, elements_of_row));
     const int64_t tasks = (size.height + rows_of_task - 1) / rows_of_task;
     parallel_for(planes * size.depth * tasks, static_cast<int>(finest.threads), [&](int64_t task, int) {
-      const int64_t begin = task % tasks * rows_of_task, slice = task / tasks % size.depth, plane = task / tasks / size.depth;
+      const int64_t begin = task % tasks * rows_of_task, slice = task / tasks % size.depth,
+                    plane = task / tasks / size.depth;
       for (int64_t row = begin; row < least(begin + rows_of_task, size.height); ++row) body(plane, slice, row);
     });
   }
@@ -130,11 +125,11 @@ struct Pyramid {
           for (int64_t i = 0; i < rows.step; ++i) {
             const int64_t at_slice = slices.first + slice * slices.step + k, at_row = rows.first + row * rows.step + i;
             if (at_slice < 0 || at_row < 0) continue;
-            const float* in = row_of(from, plane, at_slice, at_row);
-            float* out = sum - columns.first;
+            const float* __restrict__ in = row_of(from, plane, at_slice, at_row);
+            float* __restrict__ out = sum - columns.first;
             for (int64_t j = 0; j < fine.width; ++j) out[j] += in[j];
           }
-        float* out = row_of(to, plane, slice, row);
+        float* __restrict__ out = row_of(to, plane, slice, row);
         for (int64_t j = 0; j < columns.blocks; ++j) out[j] = (sum[2 * j] + sum[2 * j + 1]) * share;
       });
     }
@@ -150,8 +145,9 @@ struct Pyramid {
       const View from = grad(scale, which), to = grad(scale - 1, which);
       if (!to.data) continue;
       each_row(fine, fine.width, [&](int64_t plane, int64_t slice, int64_t row) {
-        const float* in = row_of(from, plane, (slice - slices.first) / slices.step, (row - rows.first) / rows.step);
-        float* out = row_of(to, plane, slice, row);
+        const float* __restrict__ in =
+            row_of(from, plane, (slice - slices.first) / slices.step, (row - rows.first) / rows.step);
+        float* __restrict__ out = row_of(to, plane, slice, row);
         // Without the first place of an odd side, whose block is that place alone, the places are pairs.
         const int64_t single = -columns.first;
         if (single) out[0] += in[0] * share;
@@ -167,7 +163,7 @@ struct Pyramid {
   }
 
   // Runs the kernel of one scale: sums of S and CS, and gradients where they are wanted.
-  int run(int64_t scale) const {
+  Status run(int64_t scale) const {
     Arguments arguments = finest;
     arguments.img1 = image(scale, 0);
     arguments.img2 = image(scale, 1);
@@ -203,20 +199,20 @@ struct Pyramid {
     return !known ? NAN : positive ? value : 0.0;
   }
 
-  int values() const {
+  Status values() const {
     for (int64_t scale = 0; scale < call.scales; ++scale) {
-      if (scale > 0 && !halve(scale)) return 1;
-      if (const int status = run(scale)) return status;
+      if (scale > 0 && !halve(scale)) return kOutOfMemory;
+      if (const Status status = run(scale)) return status;
       for (int64_t plane = 0; plane < planes; ++plane)
         call.terms[plane * call.scales + scale] = sums[3 * plane + (scale + 1 < call.scales)] / positions(scale);
     }
     for (int64_t plane = 0; plane < planes; ++plane) call.values[plane] = product(call.terms + plane * call.scales);
-    return 0;
+    return kOk;
   }
 
-  int gradients() const {
+  Status gradients() const {
     for (int64_t scale = 1; scale < call.scales; ++scale)
-      if (!halve(scale)) return 1;
+      if (!halve(scale)) return kOutOfMemory;
     for (int64_t scale = call.scales - 1; scale >= 0; --scale) {
       for (int64_t plane = 0; plane < planes; ++plane) {
         const double* terms = call.terms + plane * call.scales;
@@ -226,21 +222,21 @@ struct Pyramid {
         coefficients[3 * plane + (scale + 1 < call.scales)] = -call.upstream[plane] * by_term / positions(scale);
         coefficients[3 * plane + (scale + 1 == call.scales)] = 0;
       }
-      if (const int status = run(scale)) return status;
+      if (const Status status = run(scale)) return status;
       if (scale + 1 < call.scales) add_to_finer(scale + 1);
     }
-    return 0;
+    return kOk;
   }
 };
 
 }  // namespace
 
 // The terms and values, or with an upstream gradient the gradients of the finest images. Returns a status.
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ms_ssim)(const PyramidArguments* call) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ms_ssim)(const PyramidArguments* call) {
   const Arguments& finest = call->finest;
-  if (call->scales < 1 || call->scales > kMaxScales || finest.interleaved) return 2;
-  if (finest.img1.dtype != kFloat32 || finest.img2.dtype != kFloat32) return 2;
+  if (call->scales < 1 || call->scales > kMaxScales || finest.interleaved) return kBadArgument;
+  if (finest.img1.dtype != kFloat32 || finest.img2.dtype != kFloat32) return kBadArgument;
   const Pyramid pyramid(*call);
-  if (!pyramid.allocated()) return 1;
+  if (!pyramid.allocated()) return kOutOfMemory;
   return call->upstream ? pyramid.gradients() : pyramid.values();
 }

@@ -46,8 +46,7 @@ namespace {
 template <class Body>
 inline void parallel_for(int64_t tasks, int threads, Body&& body) {
   splat_ssim_parallel_for(
-      tasks, threads,
-      [](void* context, int64_t task, int thread) { (*static_cast<Body*>(context))(task, thread); },
+      tasks, threads, [](void* context, int64_t task, int thread) { (*static_cast<Body*>(context))(task, thread); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 }  // namespace

@@ -1,7 +1,7 @@
 // What this machine can do at most, for scripts/benchmark.py: fused multiply-adds from registers, and copying memory.
 
-#include "isa.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace {
 
@@ -31,8 +31,9 @@ extern "C" SPLAT_EXPORT int64_t SPLAT_KERNEL(peak_fma)(int64_t iterations, int t
   return 2 * kChains * kLanes * iterations;
 }
 
-// Copies `count` floats, each thread a share; returns 0.
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int threads) {
+// Copies `count` floats, each thread a share.
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(peak_copy)(const float* __restrict__ from, float* __restrict__ to,
+                                                       int64_t count, int threads) {
   const int64_t share = (count + threads - 1) / threads;
   parallel_for(threads, threads, [&](int64_t task, int) {
     const int64_t end = (task + 1) * share < count ? (task + 1) * share : count;
@@ -40,5 +41,5 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(peak_copy)(const float* from, float* to
     for (; i + kLanes <= end; i += kLanes) store(to + i, load(from + i));
     for (; i < end; ++i) to[i] = from[i];
   });
-  return 0;
+  return kOk;
 }

@@ -2,6 +2,7 @@
 // tiles, which keeps that order. An instance is one Gaussian before one camera, numbered camera·N + Gaussian; tiles are
 // numbered through all images as well.
 #pragma once
+#include "layout.h"
 #include "parallel.h"
 #include "raster_vector.h"
 
@@ -9,37 +10,20 @@ namespace {
 
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kLog2MinAlpha = -7.99435344f;
-constexpr int kListPadding = 32;
-
-// An instance, ready to composite: log2(alpha) = A dx² + B dx dy + C dy² + log_opacity with (dx, dy) from (x, y).
-struct alignas(64) Record {
-  float x, y;  // the mean, where pixel centres are at whole numbers
-  float A, B, C, log_opacity;
-  float slope_x, slope_y;  // at fixed dx alpha is largest at dy = slope_x dx, at fixed dy at dx = slope_y dy
-  float colors[4];
-  float reach_x, reach_y;  // half the box outside which alpha is under 1/255
-  float D;                 // of the same as A (dx - slope_y dy)² + D dy² + log_opacity
-  float unused;
-};
-static_assert(sizeof(Record) == 64, "one cache line, 16 floats");
 
 // Parts of the int32 buffer that forward hands to backward; `pairs` is a bound of the (instance, tile) pairs.
 struct Lists {
   int64_t instances, tiles;
-  const Record* records;   // [instances]
-  uint64_t* masks;         // [pairs] blocks of the tile each list entry met
-  int32_t* ids;            // [pairs + padding] instances of tile 0, of tile 1, …
-  int32_t* pair_tiles;     // [pairs] tiles of instance 0, of instance 1, …
-  int32_t* pair_slots;     // [pairs] where in `ids` that is
-  int32_t* starts;         // [instances] first pair of an instance
-  int32_t* counts;         // [instances] its number of pairs
-  int32_t* tile_starts;    // [tiles + 1]
-  int32_t* tile_ends;      // [tiles] end of what was composited before all pixels had finished
+  const Record* records;  // [instances]
+  uint64_t* masks;        // [pairs] blocks of the tile each list entry met
+  int32_t* ids;           // [pairs + padding] instances of tile 0, of tile 1, …
+  int32_t* pair_tiles;    // [pairs] tiles of instance 0, of instance 1, …
+  int32_t* pair_slots;    // [pairs] where in `ids` that is
+  int32_t* starts;        // [instances] first pair of an instance
+  int32_t* counts;        // [instances] its number of pairs
+  int32_t* tile_starts;   // [tiles + 1]
+  int32_t* tile_ends;     // [tiles] end of what was composited before all pixels had finished
 };
-
-inline int64_t list_size(int64_t instances, int64_t tiles, int64_t pairs) {
-  return 5 * pairs + kListPadding + 2 * instances + 2 * tiles + 1;
-}
 
 inline Lists split_lists(const float* records, int32_t* buffer, int64_t instances, int64_t tiles, int64_t pairs) {
   Lists l;
@@ -93,10 +77,9 @@ SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g,
     body(static_cast<int32_t>(box.top * bins.columns + box.left));
     return;
   }
-  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float inverse = 1.0f / static_cast<float>(box.wide), side = static_cast<float>(bins.tile);
   for (int first = 0; first < count; first += kLanes) {
-    const Floats index = load(kNumbers) + static_cast<float>(first);
+    const Floats index = lane_numbers() + static_cast<float>(first);
     const Ints row = __builtin_convertvector((index + 0.5f) * inverse, Ints);
     const Ints column = __builtin_convertvector(index, Ints) - row * box.wide + box.left;
     const Ints line = row + box.top;
@@ -105,7 +88,7 @@ SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g,
     uint32_t bits = reaches(g, left, left + (side - 1.0f), top, top + (side - 1.0f));
     if (count - first < kLanes) bits &= (1u << (count - first)) - 1;
     alignas(64) int32_t tiles[kLanes];
-    *reinterpret_cast<UnalignedInts*>(tiles) = line * static_cast<int32_t>(bins.columns) + column;
+    store_ints(tiles, line * static_cast<int32_t>(bins.columns) + column);
     for (; bits; bits &= bits - 1) body(tiles[__builtin_ctz(bits)]);
   }
 }
@@ -199,7 +182,8 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
     int32_t* next = offsets + chunk * tiles;
     for (int64_t s = seen * chunk / chunks; s < seen * (chunk + 1) / chunks; ++s) {
       const int32_t i = static_cast<int32_t>(order[s]);
-      __builtin_prefetch(lists.pair_tiles + lists.starts[static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s])]);
+      __builtin_prefetch(lists.pair_tiles +
+                         lists.starts[static_cast<uint32_t>(order[s + kAhead < seen ? s + kAhead : s])]);
       for (int32_t p = lists.starts[i]; p < lists.starts[i] + lists.counts[i]; ++p) {
         const int32_t slot = next[lists.pair_tiles[p]]++;
         lists.ids[slot] = i;

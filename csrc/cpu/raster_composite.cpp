@@ -20,9 +20,8 @@ namespace {
 constexpr int kBlockSide = 4;
 constexpr int kBlockPixels = kBlockSide * kBlockSide;
 constexpr int kParts = kBlockPixels / kLanes;
-constexpr int kUnroll = 4;          // alphas computed side by side: one alone waits for its own results
-constexpr int kMaxChannels = 4;
-constexpr int kSlot = 16;           // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
+constexpr int kUnroll = 4;  // alphas computed side by side: one alone waits for its own results
+constexpr int kSlot = 16;   // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
 constexpr float kMinTransmittance = 1e-4f;
 static_assert(kBlockPixels % kLanes == 0 && kUnroll % kParts == 0, "a block is whole vectors, a step whole blocks");
 
@@ -69,10 +68,10 @@ struct Job {
   int64_t images, width, height, columns, rows;  // columns and rows of tiles
   int channels;
   float max_alpha;
-  const float* backgrounds;                    // [C, D] or null
-  float *colors, *alphas;                      // [C, H, W, D], [C, H, W, 1]
-  const float *v_colors, *v_alphas;            // the same shapes
-  const float* pixel_weights;                  // [C, H, W]
+  const float* backgrounds;          // [C, D] or null
+  float *colors, *alphas;            // [C, H, W, D], [C, H, W, 1]
+  const float *v_colors, *v_alphas;  // the same shapes
+  const float* pixel_weights;        // [C, H, W]
   float* slots;
 };
 
@@ -175,7 +174,7 @@ SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
   const Floats behind = T - alpha * T;
   counts = behind > kMinTransmittance;
   const Floats weight = keep(counts, alpha * T);
-  T = counts ? behind : as_floats(as_ints(T) | INT32_MIN);
+  T = counts ? behind : bits_as<Floats>(bits_as<Ints>(T) | INT32_MIN);
   return weight;
 }
 
@@ -239,7 +238,7 @@ SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t want
     const int block = __builtin_ctzll(left);
     uint64_t set = 0;
     for (int group = 0; group < kGroups; ++group) {
-      const Ints masks = *reinterpret_cast<const UnalignedInts*>(halves[block / 32] + group * kLanes);
+      const Ints masks = load_ints(halves[block / 32] + group * kLanes);
       set |= static_cast<uint64_t>(sign_bits(masks << (31 - block % 32))) << (group * kLanes);
     }
     sets[block] = set;
@@ -253,7 +252,7 @@ SPLAT_INLINE uint64_t composite_pixels(const ForwardChunk<kTile>& chunk, uint64_
   const Floats x = load(kGrid<kTile>.x + pixel), y = load(kGrid<kTile>.y + pixel), max_alpha = broadcast(limit);
   Floats T = load(canvas.T + pixel), sums[kColors];
   for (int i = 0; i < kColors; ++i) sums[i] = load(canvas.sums[i] + pixel);
-  while (set && sign_bits(as_ints(T)) != (1u << kLanes) - 1) {
+  while (set && sign_bits(bits_as<Ints>(T)) != (1u << kLanes) - 1) {
     const Record* next[kUnroll];
     Floats alphas[kUnroll];
     for (int u = 0; u < kUnroll; ++u) {
@@ -289,7 +288,7 @@ SPLAT_INLINE void composite_chunk(ForwardChunk<kTile>& chunk, float max_alpha, C
     for (int part = 0; part < kParts; ++part) {
       const int pixel = block * kBlockPixels + part * kLanes;
       rest &= composite_pixels<kTile, kColors>(chunk, sets[block], pixel, max_alpha, canvas);
-      finished &= sign_bits(as_ints(load(canvas.T + pixel)));
+      finished &= sign_bits(bits_as<Ints>(load(canvas.T + pixel)));
     }
     if (finished != (1u << kLanes) - 1) continue;
     alive &= ~(uint64_t{1} << block);
@@ -365,7 +364,7 @@ SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, cons
       const Floats behind = load(tile.behind + pixel) - along;
       store(tile.behind + pixel, behind);
       const Ints moves = counts & (raw <= max_alpha);
-      const Floats v = keep(moves, along - alpha * behind * reciprocal(1.0f - alpha));  // alpha dL/dalpha
+      const Floats v = keep(moves, along - alpha * behind * fast_reciprocal(1.0f - alpha));  // alpha dL/dalpha
       const Floats dx = load(grid.x + pixel) - g.x, dy = load(grid.y + pixel) - g.y;
       const Floats vx = v * dx, vy = v * dy;
       sums[0] += v, sums[1] += vx, sums[2] += vy;
@@ -373,11 +372,12 @@ SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, cons
       if constexpr (kAbsolute) {
         // The conic is -2 ln 2 times A, B / 2, C.
         const Floats x = 2.0f * g.A * vx + g.B * vy, y = g.B * vx + 2.0f * g.C * vy;
-        sums[10] += as_floats(as_ints(x) & INT32_MAX), sums[11] += as_floats(as_ints(y) & INT32_MAX);
+        sums[10] += bits_as<Floats>(bits_as<Ints>(x) & INT32_MAX),
+            sums[11] += bits_as<Floats>(bits_as<Ints>(y) & INT32_MAX);
       }
     }
   }
-  sum_lanes(sums, slot);
+  sum_lanes_of_each(sums, slot);
 }
 
 template <int kTile, int kColors, bool kAbsolute>
@@ -445,7 +445,7 @@ void accumulate_tile(const Job& job, int64_t tile) {
           sums[2] += weight, sums[3] += keep(met, square_root(dx * dx + dy * dy));
         }
       }
-      sum_lanes(sums, job.slots + (next + j) * kSlot);
+      sum_lanes_of_each(sums, job.slots + (next + j) * kSlot);
     }
   }
 }
@@ -469,7 +469,7 @@ SPLAT_INLINE void gather(const Job& job, int64_t instance, float* sums) {
 }
 
 struct Outputs {
-  const float *conics, *opacities;                                          // of the forward pass
+  const float *conics, *opacities;                                  // of the forward pass
   float *v_means2d, *v_conics, *v_colors, *v_opacities, *absolute;  // absolute may be null
 };
 
@@ -521,32 +521,32 @@ bool acceptable(const int64_t* sizes) {
 extern "C" {
 
 // Lists the Gaussians of every tile, in `lists` (see raster_bins.h), and composites them.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
-                                                const int32_t* boxes, const float* depths, const float* backgrounds,
-                                                float* colors, float* alphas) {
-  if (!acceptable(sizes)) return 2;
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records,
+                                                   int32_t* lists, const int32_t* boxes, const float* depths,
+                                                   const float* backgrounds, float* colors, float* alphas) {
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = splat_ssim_usable_threads(sizes[7]), tile = static_cast<int>(sizes[4]);
   job.backgrounds = backgrounds, job.colors = colors, job.alphas = alphas;
   const Bins bins{sizes[1], job.columns, job.rows, tile, threads, boxes, depths};
-  if (!fill_lists(bins, job.lists)) return 1;
+  if (!fill_lists(bins, job.lists)) return kOutOfMemory;
   const TileFunction function = tile == 16 ? forward_function<16>(job.channels) : forward_function<32>(job.channels);
   parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
-  return 0;
+  return kOk;
 }
 
 // v_colors or v_alphas may be null where they are zero.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
-                                                         int32_t* lists, const float* conics, const float* opacities,
-                                                         float* colors, float* alphas, const float* v_colors,
-                                                         const float* v_alphas, float* v_means2d, float* v_conics,
-                                                         float* v_values, float* v_opacities, float* absolute) {
-  if (!acceptable(sizes)) return 2;
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
+                                                            int32_t* lists, const float* conics, const float* opacities,
+                                                            float* colors, float* alphas, const float* v_colors,
+                                                            const float* v_alphas, float* v_means2d, float* v_conics,
+                                                            float* v_values, float* v_opacities, float* absolute) {
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);
   job.colors = colors, job.alphas = alphas, job.v_colors = v_colors, job.v_alphas = v_alphas;
   job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
-  if (!job.slots) return 1;
+  if (!job.slots) return kOutOfMemory;
   TileFunction function;
   if (sizes[4] == 16) {
     function = absolute ? backward_function<16, true>(job.channels) : backward_function<16, false>(job.channels);
@@ -560,18 +560,18 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, d
     const int64_t end = (task + 1) * kGathered < job.lists.instances ? (task + 1) * kGathered : job.lists.instances;
     for (int64_t i = task * kGathered; i < end; ++i) write_gradient(job, out, i);
   });
-  return 0;
+  return kOk;
 }
 
 // sums: [4, C, N].
-SPLAT_EXPORT int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
-                                                 int32_t* lists, const float* pixel_weights, float* sums) {
-  if (!acceptable(sizes)) return 2;
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records,
+                                                    int32_t* lists, const float* pixel_weights, float* sums) {
+  if (!acceptable(sizes)) return kBadArgument;
   Job job = read_job(sizes, max_alpha, records, lists);
   const int threads = static_cast<int>(sizes[7]);
   job.pixel_weights = pixel_weights;
   job.slots = static_cast<float*>(splat_ssim_scratch((job.lists.tile_starts[job.lists.tiles] + 1) * kSlot * 4));
-  if (!job.slots) return 1;
+  if (!job.slots) return kOutOfMemory;
   const TileFunction function = sizes[4] == 16 ? accumulate_tile<16> : accumulate_tile<32>;
   parallel_for(job.lists.tiles, threads, [&](int64_t t, int) { function(job, t); });
   for (int64_t i = 0; i < job.lists.instances; ++i) {
@@ -579,6 +579,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double ma
     gather(job, i, s);
     for (int k = 0; k < 4; ++k) sums[k * job.lists.instances + i] = s[k];
   }
-  return 0;
+  return kOk;
 }
 }

@@ -5,6 +5,8 @@
 // of view. Its determinant is |T0 × T1|² + eps2d (|T0|² + |T1|²) + eps2d², a sum of positive terms: nothing cancels.
 #include <cmath>
 
+#include "../gaussian.h"
+#include "layout.h"
 #include "parallel.h"
 #include "raster_vector.h"
 
@@ -13,8 +15,6 @@ namespace {
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMaxExtent = 3.33f;
 constexpr float kFovMargin = 0.3f;
-constexpr int kTask = 256;          // Gaussians of one task
-constexpr int kPoseSums = 15;       // gradients of R (9), t (3) and of the camera's position (3)
 constexpr int kMaxCoefficients = 16;
 
 struct Options {
@@ -70,36 +70,33 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
   read_rows<4>(o.quats + first * 4, valid, g.quat);
   read_rows<3>(o.scales + first * 3, valid, g.scale);
   read_rows<1>(o.opacities + first, valid, &g.opacity);
-  for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = exponential(g.scale[i]);
+  for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = fast_exponential(g.scale[i]);
   Floats norm2{};
   for (int i = 0; i < 4; ++i) norm2 += g.quat[i] * g.quat[i];
   // As torch.nn.functional.normalize: a quaternion of zeros stays one, and is no rotation.
   g.inverse_norm = 1.0f / maximum(square_root(norm2), broadcast(1e-12f));
   for (int i = 0; i < 4; ++i) g.quat[i] *= g.inverse_norm;
-  if (o.raw) g.opacity = 1.0f / (1.0f + exponential(-g.opacity));
-  const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
-  g.R[0] = 1.0f - 2.0f * (y * y + z * z), g.R[1] = 2.0f * (x * y - w * z), g.R[2] = 2.0f * (x * z + w * y);
-  g.R[3] = 2.0f * (x * y + w * z), g.R[4] = 1.0f - 2.0f * (x * x + z * z), g.R[5] = 2.0f * (y * z - w * x);
-  g.R[6] = 2.0f * (x * z - w * y), g.R[7] = 2.0f * (y * z + w * x), g.R[8] = 1.0f - 2.0f * (x * x + y * y);
+  if (o.raw) g.opacity = 1.0f / (1.0f + fast_exponential(-g.opacity));
+  rotation_of(g.quat, g.R);
   for (int i = 0; i < 9; ++i) g.M[i] = g.R[i] * g.scale[i % 3];
   return g;
 }
 
 // Those Gaussians before one camera.
-struct View {
+struct Projected {
   Floats z, inverse_z, u, v, clamped_u, clamped_v;
-  Floats kx, ky;             // fx / z, fy / z
+  Floats kx, ky;  // fx / z, fy / z
   Floats V[9], T0[3], T1[3];
-  Floats xx, xy, yy;         // covariance, without eps2d
-  Floats sharp, determinant; // of the covariance without and with eps2d
-  Floats a, b, c;            // conic
+  Floats xx, xy, yy;          // covariance, without eps2d
+  Floats sharp, determinant;  // of the covariance without and with eps2d
+  Floats a, b, c;             // conic
   Ints in_front;
 };
 
 SPLAT_INLINE Floats dot3(const Floats* a, const Floats* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-View look(const Options& o, const Camera& cam, const Gaussians& g) {
-  View w;
+Projected look(const Options& o, const Camera& cam, const Gaussians& g) {
+  Projected w;
   Floats p[3];
   for (int i = 0; i < 3; ++i) {
     p[i] = cam.R[i * 3] * g.mean[0] + cam.R[i * 3 + 1] * g.mean[1] + cam.R[i * 3 + 2] * g.mean[2] + cam.t[i];
@@ -132,7 +129,9 @@ View look(const Options& o, const Camera& cam, const Gaussians& g) {
 }
 
 // sqrt of the share of the area that is there without eps2d.
-SPLAT_INLINE Floats compensation(const View& w) { return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant)); }
+SPLAT_INLINE Floats compensation(const Projected& w) {
+  return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant));
+}
 
 // --- spherical harmonics -------------------------------------------------------------------------------------------
 
@@ -200,12 +199,12 @@ SPLAT_INLINE Floats direction(const Camera& cam, const Gaussians& g, Floats* d) 
 // --- forward -------------------------------------------------------------------------------------------------------
 
 struct Outputs {
-  int32_t* radii;                                      // [C, N, 2]
+  int32_t* radii;                                         // [C, N, 2]
   float *means2d, *depths, *conics, *opacities, *colors;  // [C, N, 2], [C, N], [C, N, 3], [C, N], [C, N, 3] or null
 };
 
 // Radii in pixels of the box around the ellipse where alpha reaches 1/255, and who is seen at all.
-SPLAT_INLINE Ints bounds(const Options& o, const View& w, Floats opacity, Floats x, Floats y, Floats* radii) {
+SPLAT_INLINE Ints bounds(const Options& o, const Projected& w, Floats opacity, Floats x, Floats y, Floats* radii) {
   const Floats reach = square_root(2.0f * kLn2 * log2(maximum(opacity / kMinAlpha, broadcast(1.0f))));
   const Floats extent = minimum(reach, broadcast(kMaxExtent));
   const Floats variance[2] = {w.xx + o.eps2d, w.yy + o.eps2d};
@@ -218,13 +217,13 @@ SPLAT_INLINE Ints bounds(const Options& o, const View& w, Floats opacity, Floats
   // Written so that NaN anywhere makes it false.
   const Floats largest = broadcast(1e30f);
   return w.in_front & (w.determinant > 0.0f) & (opacity >= kMinAlpha) & (w.a < largest) & (w.c < largest) &
-         (w.a + w.c > 2.0f * w.b) & ((radii[0] > o.radius_clip) | (radii[1] > o.radius_clip)) &
-         (x + radii[0] > 0.0f) & (x - radii[0] < o.width) & (y + radii[1] > 0.0f) & (y - radii[1] < o.height);
+         (w.a + w.c > 2.0f * w.b) & ((radii[0] > o.radius_clip) | (radii[1] > o.radius_clip)) & (x + radii[0] > 0.0f) &
+         (x - radii[0] < o.width) & (y + radii[1] > 0.0f) & (y - radii[1] < o.height);
 }
 
 void project_block(const Options& o, const Camera& cam, const Gaussians& g, const Harmonics& h, const Outputs& out,
                    int64_t first, int valid) {
-  const View w = look(o, cam, g);
+  const Projected w = look(o, cam, g);
   const Floats opacity = o.antialiased ? g.opacity * compensation(w) : g.opacity;
   const Floats x = cam.fx * w.u + cam.cx, y = cam.fy * w.v + cam.cy;
   Floats radii[2];
@@ -235,7 +234,7 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
   write_rows<3>(out.conics + first * 3, valid, conic);
   write_rows<1>(out.depths + first, valid, &depth);
   write_rows<1>(out.opacities + first, valid, &opacity);
-  for (int i = 0; i < 2; ++i) radii[i] = as_floats(__builtin_convertvector(keep(seen, radii[i]), Ints));
+  for (int i = 0; i < 2; ++i) radii[i] = bits_as<Floats>(__builtin_convertvector(keep(seen, radii[i]), Ints));
   // Only moved about, as bits.
   write_rows<2>(reinterpret_cast<float*>(out.radii + first * 2), valid, radii);
   if (!out.colors) return;
@@ -254,10 +253,10 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
 
 struct Gradients {
   const int32_t* radii;
-  const float* colors;                                                             // of the forward pass
-  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;           // null where there is none
-  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;                 // shaped like what they belong to
-  float* v_poses;                                                                  // [tasks, C, kPoseSums] or null
+  const float* colors;                                                    // of the forward pass
+  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;  // null where there is none
+  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;        // shaped like what they belong to
+  float* v_poses;                                                         // [tasks, C, kPoseSums] or null
 };
 
 // Sums over the cameras for kLanes Gaussians.
@@ -298,7 +297,7 @@ SPLAT_INLINE void color_gradient(const Options& o, const Gradients& io, const Ca
 }
 
 // The gradient by the covariance (xx, half of xy, yy), and by the opacity before compensation.
-SPLAT_INLINE void covariance_gradient(const Options& o, const View& w, const Gaussians& g, const Floats* v_conic,
+SPLAT_INLINE void covariance_gradient(const Options& o, const Projected& w, const Gaussians& g, const Floats* v_conic,
                                       Floats v_opacity, Floats* G, Sums& sums) {
   // d(covariance) = -Q dQ Q with Q the conic.
   const Floats da = v_conic[0], db = 0.5f * v_conic[1], dc = v_conic[2];
@@ -321,11 +320,10 @@ SPLAT_INLINE void covariance_gradient(const Options& o, const View& w, const Gau
 
 void backward_block(const Options& o, const Gradients& io, const Camera& cam, const Gaussians& g, const Harmonics& h,
                     int64_t first, int valid, Sums& sums, Floats* v_pose) {
-  alignas(64) static constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Floats radii[2];
   read_rows<2>(reinterpret_cast<const float*>(io.radii + first * 2), valid, radii);
-  const Ints seen = (as_ints(radii[0]) > 0) & (load(kNumbers) < static_cast<float>(valid));
-  const View w = look(o, cam, g);
+  const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (lane_numbers() < static_cast<float>(valid));
+  const Projected w = look(o, cam, g);
   Floats v_mean2d[2], v_depth[1], v_conic[3], v_opacity[1], G[3];
   read_gradient<2>(io.v_means2d, first, valid, seen, v_mean2d);
   read_gradient<1>(io.v_depths, first, valid, seen, v_depth);
@@ -374,17 +372,12 @@ void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, 
     if (o.raw) v_scale[j] *= g.scale[j];
     for (int i = 0; i < 3; ++i) dR[i * 3 + j] = sums.M[i * 3 + j] * g.scale[j];
   }
-  const Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
-  Floats dq[4] = {
-      2.0f * (x * (dR[7] - dR[5]) + y * (dR[2] - dR[6]) + z * (dR[3] - dR[1])),
-      2.0f * (y * (dR[1] + dR[3]) + z * (dR[2] + dR[6]) + w * (dR[7] - dR[5]) - 2.0f * x * (dR[4] + dR[8])),
-      2.0f * (x * (dR[1] + dR[3]) + z * (dR[5] + dR[7]) + w * (dR[2] - dR[6]) - 2.0f * y * (dR[0] + dR[8])),
-      2.0f * (x * (dR[2] + dR[6]) + y * (dR[5] + dR[7]) + w * (dR[3] - dR[1]) - 2.0f * z * (dR[0] + dR[4]))};
-  const Floats along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-  for (int i = 0; i < 4; ++i) dq[i] = (dq[i] - g.quat[i] * along) * g.inverse_norm;
+  Floats v_quat[4];
+  rotation_gradient(g.quat, dR, v_quat);
+  for (int i = 0; i < 4; ++i) v_quat[i] *= g.inverse_norm;
   const Floats v_opacity = o.raw ? sums.opacity * g.opacity * (1.0f - g.opacity) : sums.opacity;
   write_rows<3>(io.v_means + first * 3, valid, sums.mean);
-  write_rows<4>(io.v_quats + first * 4, valid, dq);
+  write_rows<4>(io.v_quats + first * 4, valid, v_quat);
   write_rows<3>(io.v_scales + first * 3, valid, v_scale);
   write_rows<1>(io.v_opacity + first, valid, &v_opacity);
   if (!io.v_sh0) return;
@@ -397,7 +390,8 @@ void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, 
 }
 
 void backward_task(const Options& o, const Gradients& io, int64_t task) {
-  const int64_t begin = task * kTask, end = begin + kTask < o.gaussians ? begin + kTask : o.gaussians;
+  const int64_t begin = task * kProjectTask;
+  const int64_t end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
   Harmonics h;
   for (int64_t first = begin; first < end; first += kLanes) {
     const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -411,7 +405,7 @@ void backward_task(const Options& o, const Gradients& io, int64_t task) {
       if (!io.v_poses) continue;
       // Lanes beyond the last Gaussian repeat it, but saw no gradient.
       alignas(64) float pose[16];
-      sum_lanes(v_pose, pose);
+      sum_lanes_of_each(v_pose, pose);
       float* total = io.v_poses + (task * o.cameras + c) * kPoseSums;
       for (int i = 0; i < kPoseSums; ++i) total[i] += pose[i];
     }
@@ -430,13 +424,13 @@ extern "C" {
 
 // sizes: N, C, coefficients in sh0, in shN, degree (-1 without colours), width, height, antialiased, raw, threads.
 // planes: near, far, radius_clip, eps2d. Every tensor is contiguous.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                              float* means2d, float* depths, float* conics, float* opacities,
-                                              float* colors, int32_t* radii);
-SPLAT_EXPORT int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
-                                                       const float* const* inputs, const int32_t* radii,
-                                                       const float* colors, const float* const* v_outputs,
-                                                       float* const* v_inputs, float* v_poses);
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+                                                 float* means2d, float* depths, float* conics, float* opacities,
+                                                 float* colors, int32_t* radii);
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes,
+                                                          const float* const* inputs, const int32_t* radii,
+                                                          const float* colors, const float* const* v_outputs,
+                                                          float* const* v_inputs, float* v_poses);
 }
 
 namespace {
@@ -455,15 +449,16 @@ Options read_options(const int64_t* sizes, const double* planes, const float* co
 }
 }  // namespace
 
-int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                 float* means2d, float* depths, float* conics, float* opacities, float* colors,
-                                 int32_t* radii) {
+Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+                                    float* means2d, float* depths, float* conics, float* opacities, float* colors,
+                                    int32_t* radii) {
   const Options o = read_options(sizes, planes, inputs);
-  if (!acceptable(o)) return 2;
+  if (!acceptable(o)) return kBadArgument;
   const Outputs out{radii, means2d, depths, conics, opacities, o.degree < 0 ? nullptr : colors};
   const int threads = static_cast<int>(sizes[9]);
-  parallel_for((o.gaussians + kTask - 1) / kTask, threads, [&](int64_t task, int) {
-    const int64_t begin = task * kTask, end = begin + kTask < o.gaussians ? begin + kTask : o.gaussians;
+  parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, threads, [&](int64_t task, int) {
+    const int64_t begin = task * kProjectTask;
+    const int64_t end = begin + kProjectTask < o.gaussians ? begin + kProjectTask : o.gaussians;
     Harmonics h;
     for (int64_t first = begin; first < end; first += kLanes) {
       const int valid = static_cast<int>(end - first < kLanes ? end - first : kLanes);
@@ -474,22 +469,30 @@ int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, con
       }
     }
   });
-  return 0;
+  return kOk;
 }
 
-int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
-                                          const int32_t* radii, const float* colors, const float* const* v_outputs,
-                                          float* const* v_inputs, float* v_poses) {
+Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
+                                             const int32_t* radii, const float* colors, const float* const* v_outputs,
+                                             float* const* v_inputs, float* v_poses) {
   const Options o = read_options(sizes, planes, inputs);
-  if (!acceptable(o)) return 2;
+  if (!acceptable(o)) return kBadArgument;
   const bool colored = o.degree >= 0 && v_outputs[4];
-  const Gradients io{radii,       colors,      v_outputs[0],
-                     v_outputs[1], v_outputs[2], v_outputs[3],
+  const Gradients io{radii,
+                     colors,
+                     v_outputs[0],
+                     v_outputs[1],
+                     v_outputs[2],
+                     v_outputs[3],
                      colored ? v_outputs[4] : nullptr,
-                     v_inputs[0], v_inputs[1], v_inputs[2],
-                     v_inputs[3], colored ? v_inputs[4] : nullptr,
-                     v_inputs[5], v_poses};
-  parallel_for((o.gaussians + kTask - 1) / kTask, static_cast<int>(sizes[9]),
+                     v_inputs[0],
+                     v_inputs[1],
+                     v_inputs[2],
+                     v_inputs[3],
+                     colored ? v_inputs[4] : nullptr,
+                     v_inputs[5],
+                     v_poses};
+  parallel_for((o.gaussians + kProjectTask - 1) / kProjectTask, static_cast<int>(sizes[9]),
                [&](int64_t task, int) { backward_task(o, io, task); });
-  return 0;
+  return kOk;
 }

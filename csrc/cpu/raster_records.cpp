@@ -34,11 +34,12 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   // An opacity above one reaches further than the radii, which stop at kRadiusExtent.
   const Floats further = 1.0f + maximum(log_opacity, Floats{}) * (2.0f * kLn2 / (kRadiusExtent * kRadiusExtent));
   const Floats stretch = square_root(further);
-  const Ints seen = (as_ints(radii[0]) > 0) & (as_ints(radii[1]) > 0);
-  for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(as_ints(radii[i]), Floats) * stretch;
+  const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (bits_as<Ints>(radii[1]) > 0);
+  for (int i = 0; i < 2; ++i) radii[i] = __builtin_convertvector(bits_as<Ints>(radii[i]), Floats) * stretch;
   alignas(64) float soa[16 * kLanes] = {};
-  const Floats fields[8] = {mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E,
-                            c * (-0.5f * kLog2E), log_opacity, -b / c, -b / a};
+  const Floats fields[8] = {
+      mean[0] - 0.5f, mean[1] - 0.5f, a * (-0.5f * kLog2E), b * -kLog2E, c * (-0.5f * kLog2E), log_opacity,
+      -b / c,         -b / a};
   for (int i = 0; i < 8; ++i) store(soa + i * kLanes, fields[i]);
   for (int l = 0; l < valid; ++l) {
     for (int k = 0; k < in.channels; ++k) soa[(8 + k) * kLanes + l] = in.colors[(first + l) * in.channels + k];
@@ -51,7 +52,7 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   tile_range(in, maximum(x - radii[0], zero), minimum(x + radii[0], broadcast(in.last_x)), left, wide);
   tile_range(in, maximum(y - radii[1], zero), minimum(y + radii[1], broadcast(in.last_y)), top, high);
   const Ints any = seen & (wide > 0) & (high > 0);
-  const Floats packed[2] = {as_floats((left | top << 16) & any), as_floats((wide | high << 16) & any)};
+  const Floats packed[2] = {bits_as<Floats>((left | top << 16) & any), bits_as<Floats>((wide | high << 16) & any)};
   write_rows<2>(reinterpret_cast<float*>(boxes + first * 2), valid, packed);
 }
 
@@ -60,17 +61,24 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
 extern "C" {
 
 // sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], tile boxes [C·N, 2], and to `totals` a
-// bound of all pairs and the length of the int32 buffer of lists; 1 where that is too long for 32-bit numbers.
-SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
-                                              const float* opacities, const float* colors, const int32_t* radii,
-                                              float* records, int32_t* boxes, int64_t* totals) {
+// bound of all pairs and the length of the int32 buffer of lists; kOutOfMemory where that is too long for 32-bit numbers.
+SPLAT_EXPORT Status SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
+                                                 const float* opacities, const float* colors, const int32_t* radii,
+                                                 float* records, int32_t* boxes, int64_t* totals) {
   const int64_t n = sizes[0] * sizes[1];
   const int tile = static_cast<int>(sizes[4]);
   const int64_t columns = (sizes[2] + tile - 1) / tile, rows = (sizes[3] + tile - 1) / tile;
-  const Inputs in{means2d, conics, opacities, colors, radii, static_cast<int>(sizes[5]),
-                  static_cast<float>(columns * tile - 1), static_cast<float>(rows * tile - 1), tile == 16 ? 4 : 5};
-  if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return 2;
-  if (columns >= kMaxTiles || rows >= kMaxTiles) return 2;
+  const Inputs in{means2d,
+                  conics,
+                  opacities,
+                  colors,
+                  radii,
+                  static_cast<int>(sizes[5]),
+                  static_cast<float>(columns * tile - 1),
+                  static_cast<float>(rows * tile - 1),
+                  tile == 16 ? 4 : 5};
+  if (in.channels < 1 || in.channels > 4 || (tile != 16 && tile != 32)) return kBadArgument;
+  if (columns >= kMaxTiles || rows >= kMaxTiles) return kBadArgument;
   Record* out = reinterpret_cast<Record*>(records);
   constexpr int64_t kTask = 1024;
   parallel_for((n + kTask - 1) / kTask, static_cast<int>(sizes[6]), [&](int64_t task, int) {
@@ -82,6 +90,6 @@ SPLAT_EXPORT int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float*
   totals[0] = 0;
   for (int64_t i = 0; i < n; ++i) totals[0] += tiles_of_box(boxes + 2 * i);
   totals[1] = list_size(n, sizes[0] * columns * rows, totals[0]);
-  return totals[1] > INT32_MAX ? 1 : 0;
+  return totals[1] > INT32_MAX ? kOutOfMemory : kOk;
 }
 }

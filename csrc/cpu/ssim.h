@@ -1,12 +1,10 @@
-// What all SSIM sources share: the arguments of the kernels, and small helpers.
+// What all SSIM sources share: the entry points, constants of columns, and small helpers.
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
-#include "isa.h"
+#include "layout.h"
+#include "simd.h"
 
 // Constants of the columns of a tile's rows: s and d less c_s = 2 each and c_d = difference keep the digits that their
 // own mean would take. Column j has those at j & mask: where channels are interleaved each has its own, and these are
@@ -25,69 +23,15 @@ struct ColumnConstants {
   }
 };
 
-namespace {
-
-constexpr int kMaxTaps = 33;
-
-enum Dtype : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUint8 = 3 };
-enum Padding : int64_t { kSame = 0, kValid = 1, kReflect = 2, kReplicate = 3 };
-
-// A tensor: strides in elements. The innermost axis, or with interleaved channels the innermost two, are contiguous.
-struct View {
-  char* data;
-  int64_t dtype, batch, channel, slice, row;
-};
-
-// The arguments of every SSIM kernel, packed by splat_ssim/ops/ssim.py in this order; pointers that are null are left
-// out. Every view but the images holds float32. `weight`, `map` are addressed by the position in the image, so under
-// "valid" the caller moves their pointers back by the border.
-struct Arguments {
-  View img1, img2, weight, map, grad1, grad2;
-  int64_t batch, channels, depth, height, width;
-  int64_t interleaved;         // channels are the innermost axis
-  int64_t taps, padding, threads;
-  int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
-  int64_t similarities;        // the sums are of S and CS themselves; they are not weighted
-  const double* window;        // [taps], symmetric, sums to 1
-  const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - CS and |x - y|
-  double* sums;                // [planes][3]: weighted sums of 1 - S, 0 and |x - y|, or of S, CS and |x - y|; written
-  double c1, c2, data_range;   // (k1 L)², (k2 L)², L
-  double eps;                  // added to the denominator of S, not of CS
-};
-
-}  // namespace
-
-// SSIM of images and of volumes. They return 0, 1 (out of memory) or 2 (arguments that make no sense).
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim2d)(const Arguments* args);
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args);
+// SSIM of images and of volumes. They return a Status.
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim2d)(const Arguments* args);
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args);
 
 namespace {
-
-// The same bits as another type.
-template <class To, class From>
-SPLAT_INLINE To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
 
 SPLAT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SPLAT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 SPLAT_INLINE int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
-
-// Sum of lanes, in a fixed order.
-SPLAT_INLINE double lanes_total(Floats lanes) {
-  typedef float Quarter __attribute__((vector_size(16)));
-  typedef double Doubles __attribute__((vector_size(32)));
-  Doubles sum = {};
-  for (int i = 0; i < kLanes / 4; ++i) {
-    Quarter part;
-    std::memcpy(&part, reinterpret_cast<const char*>(&lanes) + 16 * i, 16);
-    sum += __builtin_convertvector(part, Doubles);
-  }
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
 
 // Writes whole vectors: up to kLanes - 1 values beyond `count` too.
 SPLAT_INLINE void fill(float* row, int64_t count, float value) {
@@ -99,7 +43,7 @@ SPLAT_INLINE double row_total(const float* row, int64_t begin, int64_t end) {
   Floats lanes = {};
   int64_t j = begin;
   for (; j + kLanes <= end; j += kLanes) lanes += load(row + j);
-  double total = lanes_total(lanes);
+  double total = sum_lanes_in_double(lanes);
   for (; j < end; ++j) total += row[j];
   return total;
 }

@@ -117,21 +117,21 @@ struct Tile2d : Tile {
 
 }  // namespace
 
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim2d)(const Arguments* args) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim2d)(const Arguments* args) {
   Problem problem;
-  if (!describe(*args, false, problem)) return 2;
+  if (!describe(*args, false, problem)) return kBadArgument;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
   const int64_t wanted = kWantedTasks / most(1, least(kWantedTasks, problem.planes * problem.strips));
   problem.bands = most(1, least(wanted, args->height / kLeastBandRows));
   const int64_t tasks = problem.planes * problem.bands * problem.strips;
   double* totals = static_cast<double*>(std::calloc(size_t(most(tasks, 1)) * 3, sizeof(double)));
-  if (!totals) return 1;
+  if (!totals) return kOutOfMemory;
   int failed = 0;
   parallel_for(tasks, static_cast<int>(args->threads), [&](int64_t task, int) {
     if (!Tile2d(problem, task, totals + task * 3).run()) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   add_totals(problem, totals, 1);
   std::free(totals);
-  return failed;
+  return failed ? kOutOfMemory : kOk;
 }

@@ -182,7 +182,8 @@ struct Tile3d : Tile {
     const Span span = {gradient_rows.begin + piece.begin * kRows, gradient_rows.begin + piece.end * kRows};
     const Span mine = span.within(gradient_rows);
     const float *slices_around[kMaxTaps + kRows], *around[kMaxTaps + kRows];
-    list_defined(partials, slice, Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
+    list_defined(partials, slice,
+                 Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
                  slices_around);
     const Span needed = mine.widened(radius).within(forward_rows);
     ring.first = needed.begin;
@@ -238,7 +239,7 @@ bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, in
 }
 
 // All tiles, some at a time. Returns a status.
-int run_volumes(const Problem& problem) {
+Status run_volumes(const Problem& problem) {
   const Arguments& args = *problem.args;
   const bool gradient = problem.partials > 0;
   const int64_t tiles_of_plane = problem.bands * problem.strips, tiles = problem.planes * tiles_of_plane;
@@ -279,14 +280,14 @@ int run_volumes(const Problem& problem) {
   std::free(progress.counters);
   std::free(volumes.constants);
   std::free(volumes.totals);
-  return done ? 0 : 1;
+  return done ? kOk : kOutOfMemory;
 }
 
 }  // namespace
 
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(ssim3d)(const Arguments* args) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   Problem problem;
-  if (!describe(*args, true, problem)) return 2;
+  if (!describe(*args, true, problem)) return kBadArgument;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
   // The bands are such that a tile's ring of slices fits, with a gradient or without.

@@ -18,7 +18,7 @@ struct Step {
 struct Schedule {
   Span forward, gradient;  // slices
   int64_t forward_blocks, gradient_blocks, radius;
-  int64_t ring_slices;     // that the ring of partials holds
+  int64_t ring_slices;  // that the ring of partials holds
 
   int64_t steps() const { return forward_blocks + gradient_blocks; }
   int64_t most_blocks() const { return most(forward_blocks, gradient_blocks); }

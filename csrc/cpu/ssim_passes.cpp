@@ -37,30 +37,6 @@ struct Window<0> {
 // Squares of means up to this multiple of B = V_s + V_d + 2 C2 may be taken off the means of the squares to get V.
 constexpr float kCancellation = 8.0f;
 
-SPLAT_INLINE Floats reciprocal(Floats a) {
-#if defined(__AVX512F__)
-  // 14 bits, then one Newton step: half the time of a division and as exact to 1.5 units in the last place.
-  const Floats r = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)a);
-  return r * (2.0f - a * r);
-#else
-  return 1.0f / a;
-#endif
-}
-
-SPLAT_INLINE bool any(Ints lanes) {
-#if defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)lanes) != 0;
-#else
-  return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
-#endif
-}
-
-SPLAT_INLINE Floats choose(Ints which, Floats yes, Floats no) {
-  return bits_as<Floats>((which & bits_as<Ints>(yes)) | (~which & bits_as<Ints>(no)));
-}
-
 SPLAT_INLINE Ints not_finite(Floats values) { return (Ints)(values - values != 0.0f); }
 
 // Rows that share a centre, which lies in the middle of them. Of more rows the outer windows might hold it at their edge
@@ -73,8 +49,8 @@ SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   const Floats centre = 0.5f * (above + below);
   const Ints unusable = not_finite(centre);
   if (!any(unusable)) return centre;
-  const Floats other = choose(not_finite(below), Floats{}, below);
-  return choose(unusable, choose(not_finite(above), other, above), centre);
+  const Floats other = select(not_finite(below), Floats{}, below);
+  return select(unusable, select(not_finite(above), other, above), centre);
 }
 
 // sum_r += Σ_k w_k row_{k+r}[j] for r < kCount, and the same of the rows' squares.
@@ -89,7 +65,8 @@ SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTap
 }
 
 template <int kTaps>
-void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch) {
+void column_sums(const float* const* rows, const Taps& taps, int64_t count, float* __restrict__ out,
+                 int64_t out_pitch) {
   const Window<kTaps> w(taps);
   for (int64_t j = 0; j < count; j += kLanes) {
     Floats mean[kRows] = {};
@@ -146,10 +123,8 @@ void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t 
 template <int kTaps>
 void column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
   for (int first = 0; first < kRows; first += kBlock)
-    if (rows.variances)
-      block_moments<kTaps, true>(rows, first, taps, count, out);
-    else
-      block_moments<kTaps, false>(rows, first, taps, count, out);
+    if (rows.variances) block_moments<kTaps, true>(rows, first, taps, count, out);
+    else block_moments<kTaps, false>(rows, first, taps, count, out);
 }
 
 // The same for narrow windows, whose V may be a hundredth of what values of a block of rows are apart: each row of the
@@ -177,10 +152,8 @@ void narrow_moments(const ColumnRows& rows, const Taps& taps, int64_t count, Col
 }
 
 void narrow_column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
-  if (rows.variances)
-    narrow_moments<true>(rows, taps, count, out);
-  else
-    narrow_moments<false>(rows, taps, count, out);
+  if (rows.variances) narrow_moments<true>(rows, taps, count, out);
+  else narrow_moments<false>(rows, taps, count, out);
 }
 
 #if defined(__AVX512F__)
@@ -345,8 +318,8 @@ __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitc
     if (!any(cancels)) continue;
     Floats local_mean, local_variance;
     local_moments<kTaps, kStride>(sums + m * pitch, sums + (4 + m) * pitch, stride, w, local_mean, local_variance);
-    mean[m] = choose(cancels, local_mean, mean[m]);
-    variance[m] = choose(cancels, local_variance, variance[m]);
+    mean[m] = select(cancels, local_mean, mean[m]);
+    variance[m] = select(cancels, local_variance, variance[m]);
   }
 }
 
@@ -393,9 +366,8 @@ void point_row(const PointRow& work, const Taps& taps, const PointConstants& val
   const LaneConstants first(row.columns);
   for (int64_t j = 0; j < row.count; j += kLanes) {
     const float* sums = row.sums + j;
-    const Point p =
-        evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)}, constants,
-                            lane_constants<kStride>(row.columns, j, first));
+    const Point p = evaluate<kPartials>({load(sums), load(sums + from), load(sums + 2 * from), load(sums + 3 * from)},
+                                        constants, lane_constants<kStride>(row.columns, j, first));
     store(row.dssim + j, p.dssim);
     if (row.ssim) {
       store(row.ssim + j, p.ssim);

@@ -15,9 +15,9 @@ struct Taps {
 // What `evaluate` needs besides the moments; see ssim.h.
 struct PointConstants {
   float c1_twice, c2_twice;
-  float eps;               // added to the denominator of S, times 4 scale⁴
-  float a, b;              // the gradient's coefficients of 1 - S and of 1 - CS
-  float sign;              // +1: gradient of the first image, -1: of the second (where only one is wanted)
+  float eps;   // added to the denominator of S, times 4 scale⁴
+  float a, b;  // the gradient's coefficients of 1 - S and of 1 - CS
+  float sign;  // +1: gradient of the first image, -1: of the second (where only one is wanted)
 };
 
 // What a pass down the columns averages: kRows + taps - 1 rows, V of their values or null, and which of the rows show
@@ -37,34 +37,35 @@ struct ColumnMoments {
 
 // One row of moments, averaged but along the row, to 1 - S and the partial derivatives, and to S and CS.
 struct PointRow {
-  float* sums;               // 6 maps: s, d, s², d², V_s, V_d; the first four are overwritten
+  float* sums;  // 6 maps: s, d, s², d², V_s, V_d; the first four are overwritten
   int64_t sums_pitch;
-  int64_t count, stride;     // elements; from one neighbour in the row to the next
+  int64_t count, stride;  // elements; from one neighbour in the row to the next
   ColumnConstants columns;
-  float *dssim;
-  float *ssim, *contrast;    // both or neither
-  float* partials;           // 3 or 4 maps: mean_1, square_s, square_d, mean_2
+  float* dssim;
+  float *ssim, *contrast;  // both or neither
+  float* partials;         // 3 or 4 maps: mean_1, square_s, square_d, mean_2
   int64_t partials_pitch;
-  const char *next1, *next2; // rows of the images to prefetch meanwhile, a line at a time, or null
-  int64_t bytes1, bytes2;    // of their elements
+  const char *next1, *next2;  // rows of the images to prefetch meanwhile, a line at a time, or null
+  int64_t bytes1, bytes2;     // of their elements
 };
 
 // One row of partials, averaged but along the row, to the gradient of that row of the images.
 struct GradientRow {
-  const float* sums;         // 3 or 4 maps
+  const float* sums;  // 3 or 4 maps
   int64_t sums_pitch;
   int64_t count, stride;
-  const float *s, *d;        // the row itself
+  const float *s, *d;  // the row itself
   ColumnConstants columns;
-  float slope;               // of |x - y|, times the weights where there are any
+  float slope;  // of |x - y|, times the weights where there are any
   const float* weights;
-  float *out1, *out2;        // out2 only with 4 maps
-  int64_t ahead1;            // from an element of out1 to the one to prefetch for writing
+  float *out1, *out2;  // out2 only with 4 maps
+  int64_t ahead1;      // from an element of out1 to the one to prefetch for writing
 };
 
 struct Passes {
   // out[r][j] = Σ_k w_k rows[k + r][j] for r < kRows; `rows` are kRows + taps - 1.
-  void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* out, int64_t out_pitch);
+  void (*column_sums)(const float* const* rows, const Taps& taps, int64_t count, float* __restrict__ out,
+                      int64_t out_pitch);
   // The same of the rows and of their squares.
   void (*column_moments)(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out);
   void (*point_row)(const PointRow& row, const Taps& taps, const PointConstants& constants);

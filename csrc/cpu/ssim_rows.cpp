@@ -61,8 +61,8 @@ SPLAT_INLINE Floats in_range(Floats value, float data_range) {
 
 // See ShiftRow.
 template <class X, class Y>
-double shift_row(const char* from1, const char* from2, const float* weight, int64_t count, const Shift& shift,
-                 int64_t column, float* sums, float* differences) {
+double shift_row(const char* from1, const char* from2, const float* __restrict__ weight, int64_t count,
+                 const Shift& shift, int64_t column, float* __restrict__ sums, float* __restrict__ differences) {
   const ColumnConstants columns = shift.columns.from(column);
   const float scale = shift.scale;
   const Floats first_each = load(columns.each), first_difference = load(columns.difference);
@@ -70,15 +70,15 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
   const Y* y = reinterpret_cast<const Y*>(from2);
   Floats lanes = {};
   auto block = [&](Floats a, Floats b, Floats each, Floats apart, const float* w, float* s, float* d, Ints inside)
-      __attribute__((always_inline)) {
-    a = in_range<X>(a, shift.data_range);
-    b = in_range<Y>(b, shift.data_range);
-    const Floats difference = a - b;
-    store(s, (a * scale - each) + (b * scale - each));
-    store(d, difference * scale - apart);
-    const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
-    lanes += w ? size * load(w) : size;
-  };
+                   __attribute__((always_inline)) {
+                     a = in_range<X>(a, shift.data_range);
+                     b = in_range<Y>(b, shift.data_range);
+                     const Floats difference = a - b;
+                     store(s, (a * scale - each) + (b * scale - each));
+                     store(d, difference * scale - apart);
+                     const Floats size = bits_as<Floats>(bits_as<Ints>(difference) & 0x7fffffff & inside);
+                     lanes += w ? size * load(w) : size;
+                   };
   int64_t j = 0;
   if (columns.mask == 0) {
     for (; j + kLanes <= count; j += kLanes)
@@ -105,7 +105,7 @@ double shift_row(const char* from1, const char* from2, const float* weight, int6
     std::memcpy(sums + j, last_s, rest * sizeof(float));
     std::memcpy(differences + j, last_d, rest * sizeof(float));
   }
-  return lanes_total(lanes);
+  return sum_lanes_in_double(lanes);
 }
 
 template <class X, class Y>

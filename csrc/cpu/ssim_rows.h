@@ -11,8 +11,9 @@ struct Shift {
 
 // Writes `count` shifted sums and differences, of columns from `column` on; returns Σ |x - y|, unscaled, weighted where
 // there is a weight.
-typedef double (*ShiftRow)(const char* x, const char* y, const float* weight, int64_t count, const Shift& shift,
-                           int64_t column, float* sums, float* differences);
+typedef double (*ShiftRow)(const char* x, const char* y, const float* __restrict__ weight, int64_t count,
+                           const Shift& shift, int64_t column, float* __restrict__ sums,
+                           float* __restrict__ differences);
 
 // How to read rows of two images, and the bytes of their elements.
 struct Reader {

@@ -28,15 +28,15 @@ struct Span {
 struct Problem {
   const Arguments* args;
   Reader reader;
-  int64_t stride, width;           // elements between neighbours of a row, elements of a row
-  int64_t radius, border;          // of the window: in rows, in elements of a row
+  int64_t stride, width;   // elements between neighbours of a row, elements of a row
+  int64_t radius, border;  // of the window: in rows, in elements of a row
   int64_t planes, bands, strips;
-  Span slices, rows, columns;      // where the index is defined
-  bool folds;                      // padding by copies: the gradient of the border is added to what was copied
+  Span slices, rows, columns;  // where the index is defined
+  bool folds;                  // padding by copies: the gradient of the border is added to what was copied
   Taps taps;
   Passes passes;
-  int partials;                    // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
-  float scale, sign;               // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
+  int partials;       // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
+  float scale, sign;  // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
   float c1_twice, c2_twice, eps;
 };
 
@@ -69,30 +69,30 @@ struct Ring {
 struct Tile {
   const Problem& problem;
   const Arguments& args;
-  double* totals;        // [3], see Arguments::sums
+  double* totals;  // [3], see Arguments::sums
   const int64_t stride, radius, border;
-  const int64_t maps;    // of partial derivatives: 0, 3 or 4
+  const int64_t maps;  // of partial derivatives: 0, 3 or 4
   const bool gradient;
-  const int images;      // how many gradients
+  const int images;  // how many gradients
 
   int64_t plane;
-  Span slices, rows, columns;                 // what the tile owns
-  Span gradient_rows, gradient_columns;       // where it computes gradients: the padding too, where that folds back
+  Span slices, rows, columns;            // what the tile owns
+  Span gradient_rows, gradient_columns;  // where it computes gradients: the padding too, where that folds back
   Span forward_columns, input_columns;
-  int64_t pitch;                              // of the rows of scratch memory
-  int64_t lead, adjoint_pitch;                // rows of averaged partials start `lead` in: zeros are around them
-  int32_t* copied;                            // for each input column the one it copies, or -1
+  int64_t pitch;                // of the rows of scratch memory
+  int64_t lead, adjoint_pitch;  // rows of averaged partials start `lead` in: zeros are around them
+  int32_t* copied;              // for each input column the one it copies, or -1
 
-  float *dssim, *ssim, *contrast, *folded;    // one row each; `folded` one for each gradient
+  float *dssim, *ssim, *contrast, *folded;  // one row each; `folded` one for each gradient
   const char *image1, *image2;
   const float *weight, *l1_weight;
-  Shift shift;               // its constants are rows of the scratch memory
+  Shift shift;  // its constants are rows of the scratch memory
   PointConstants point;
   float l1;
 
   Tile(const Problem& p, int64_t task, double* sums)
-      : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.radius), border(p.border),
-        maps(p.partials), gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
+      : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.radius), border(p.border), maps(p.partials),
+        gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
     const int64_t strip = task % p.strips, band = task / p.strips % p.bands;
     plane = task / (p.strips * p.bands);
     slices = {0, args.depth};

@@ -13,12 +13,11 @@
 
 namespace {
 
-constexpr int kGroup = 4;           // channels rendered at once
-constexpr int64_t kBatch = 64;      // Gaussians a backward task takes
-constexpr int kMaxThreads = 256;    // slabs at most
+constexpr int kGroup = 4;         // channels rendered at once
+constexpr int64_t kBatch = 64;    // Gaussians a backward task takes
+constexpr int kMaxThreads = 256;  // slabs at most
+static_assert(kVoxelMinWidth >= kLanes, "the narrowest crop holds a vector");
 constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
-
-enum Status { kOk = 0, kOutOfMemory = 1, kBadArgument = 2 };
 
 struct Gaussians {
   const float* means;   // (N, 3) world x, y, z as `Lattice` maps them
@@ -37,7 +36,7 @@ bool read_geometry(const double* geometry, const int64_t* window, Lattice& latti
     crop.start[k] = static_cast<int>(start);
     crop.size[k] = static_cast<int>(size);
   }
-  return crop.size[0] >= kLanes;
+  return crop.size[0] >= kVoxelMinWidth;
 }
 
 // Picks the walk for a footprint.
@@ -57,8 +56,8 @@ SPLAT_INLINE void walk(const Footprint& f, const Crop& crop, int z_begin, int z_
 // ---- forward
 
 struct Target {
-  float* volume;     // first channel of the group
-  int64_t channel;   // voxels of a channel
+  float* volume;    // first channel of the group
+  int64_t channel;  // voxels of a channel
   float values[kGroup];
 };
 
@@ -72,7 +71,7 @@ struct Add {
     SPLAT_INLINE void row(int64_t offset, typename V::F g, typename V::I, float) {
       for (int c = 0; c < kChannels; ++c) {
         float* p = target.volume + c * target.channel + offset;
-        store_as<V>(p, g * target.values[c] + load_as<V>(p));
+        store<V>(p, g * target.values[c] + load<V>(p));
       }
     }
     SPLAT_INLINE void plane(float) {}
@@ -178,8 +177,8 @@ struct Gather {
   struct Visitor {
     typedef typename V::F F;
     Moments& moments;
-    F m0, my, mz, myy, myz, mzz;   // over a chunk, by column
-    F row0, row_y, row_yy;         // over a plane
+    F m0, my, mz, myy, myz, mzz;  // over a chunk, by column
+    F row0, row_y, row_yy;        // over a plane
     F by_value[kChannels];
     SPLAT_INLINE explicit Visitor(Moments& m) : moments(m) {}
     SPLAT_INLINE void begin() {
@@ -190,7 +189,7 @@ struct Gather {
       F weight{};
       for (int c = 0; c < kChannels; ++c) {
         // The product is masked, not g: infinities in lanes outside would make it NaN.
-        const F part = select<V>(inside, g * load_as<V>(moments.gradient + c * moments.channel + offset));
+        const F part = keep_bits(inside, g * load<V>(moments.gradient + c * moments.channel + offset));
         if (kChannels > 1) by_value[c] += part;
         weight = kChannels > 1 ? part * moments.values[c] + weight : part;
       }
@@ -253,18 +252,6 @@ SPLAT_INLINE void gather_group(const Footprint& f, const Crop& crop, const float
   for (int c = 0; c < kChannels; ++c) by_value[c] = static_cast<float>(m.by_value[c]);
 }
 
-// dL/dq from dL/dR, through the normalisation of the quaternion.
-void rotation_gradient(const Frame& frame, const double* dR, float* out) {
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  const double dq[4] = {
-      2 * (-z * dR[1] + y * dR[2] + z * dR[3] - x * dR[5] - y * dR[6] + x * dR[7]),
-      2 * (y * dR[1] + z * dR[2] + y * dR[3] - 2 * x * dR[4] - w * dR[5] + z * dR[6] + w * dR[7] - 2 * x * dR[8]),
-      2 * (-2 * y * dR[0] + x * dR[1] + w * dR[2] + x * dR[3] + z * dR[5] - w * dR[6] + z * dR[7] - 2 * y * dR[8]),
-      2 * (-2 * z * dR[0] - w * dR[1] + x * dR[2] + w * dR[3] - 2 * z * dR[4] + y * dR[5] + x * dR[6] + y * dR[7])};
-  const double along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<float>((dq[i] - along * frame.unit[i]) / frame.norm);
-}
-
 // From the sums over voxels, in index space, to the parameters: with P the precision and F = to_world' R,
 //   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
 void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const Sums& sums, int64_t i,
@@ -295,7 +282,9 @@ void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const
       dR[a * 3 + c] = 2.0 * sum * inverse * inverse;
     }
   }
-  rotation_gradient(frame, dR, out.quats + i * 4);
+  double dq[4];
+  rotation_gradient(frame.unit, dR, dq);
+  for (int k = 0; k < 4; ++k) out.quats[i * 4 + k] = static_cast<float>(dq[k] / frame.norm);
 }
 
 void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& crop, const float* gradient, int64_t i,
@@ -330,14 +319,15 @@ void gather_one(const Gaussians& gaussians, const Lattice& lattice, const Crop& 
 
 // geometry: 9 doubles index to world, 9 world to index (row-major, index order x, y, z), 3 origin.
 // window: start x, y, z and size x, y, z of the crop; size x at least 16. volume: (C, size z, size y, size x).
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales,
-                                                           const float* values, int64_t count, int64_t channels,
-                                                           const double* geometry, const int64_t* window,
-                                                           float* volume, int threads) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats,
+                                                              const float* scales, const float* values, int64_t count,
+                                                              int64_t channels, const double* geometry,
+                                                              const int64_t* window, float* volume, int threads) {
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;
-  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  if (!read_geometry(geometry, window, lattice, crop)) return kBadArgument;
+  if (count < 0 || channels < 1 || threads < 1) return kBadArgument;
   const int slabs = smaller(smaller(splat_ssim_usable_threads(threads), kMaxThreads), crop.size[2]);
   const int64_t footprint_bytes = count * static_cast<int64_t>(sizeof(Footprint));
   const int64_t cost_bytes = (crop.size[2] + 1) * static_cast<int64_t>(sizeof(double));
@@ -356,7 +346,8 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
       }
     }
   });
-  prefer_huge_pages(volume, channels * crop.size[0] * crop.size[1] * crop.size[2] * static_cast<int64_t>(sizeof(float)));
+  prefer_huge_pages(volume,
+                    channels * crop.size[0] * crop.size[1] * crop.size[2] * static_cast<int64_t>(sizeof(float)));
   int boundaries[kMaxThreads + 1];
   balance(gaussians, footprints, crop, slabs, cost, boundaries);
   parallel_for(slabs, threads, [&](int64_t slab, int) {
@@ -368,16 +359,17 @@ extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_forward)(const float* means, c
 }
 
 // gradient: dL/dV, (C, size z, size y, size x). The outputs have the shapes of their inputs and are overwritten.
-extern "C" SPLAT_EXPORT int SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales,
-                                                            const float* values, int64_t count, int64_t channels,
-                                                            const double* geometry, const int64_t* window,
-                                                            const float* gradient, float* grad_means,
-                                                            float* grad_quats, float* grad_scales, float* grad_values,
-                                                            int threads) {
+extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats,
+                                                               const float* scales, const float* values, int64_t count,
+                                                               int64_t channels, const double* geometry,
+                                                               const int64_t* window, const float* gradient,
+                                                               float* grad_means, float* grad_quats, float* grad_scales,
+                                                               float* grad_values, int threads) {
   const Gaussians gaussians{means, quats, scales, values, count, channels};
   Lattice lattice;
   Crop crop;
-  if (!read_geometry(geometry, window, lattice, crop) || count < 0 || channels < 1 || threads < 1) return kBadArgument;
+  if (!read_geometry(geometry, window, lattice, crop)) return kBadArgument;
+  if (count < 0 || channels < 1 || threads < 1) return kBadArgument;
   const Gradients out{grad_means, grad_quats, grad_scales, grad_values};
   parallel_for((count + kBatch - 1) / kBatch, threads, [&](int64_t batch, int) {
     const int64_t end = (batch + 1) * kBatch < count ? (batch + 1) * kBatch : count;

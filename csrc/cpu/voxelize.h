@@ -6,7 +6,9 @@
 // here is x (the array's last, contiguous axis), y, z. A crop is a window of the endless lattice, and a voxel gets the
 // same bits from every crop that holds it.
 #pragma once
-#include "isa.h"
+#include "../gaussian.h"
+#include "layout.h"
+#include "simd.h"
 
 namespace {
 
@@ -15,77 +17,6 @@ constexpr float kSmallest = 0.011108996538242f;  // exp(-kCutoff / 2)
 constexpr int kTable = 64;                       // rows the factorised walk has room for, planes handled at once
 // Largest exponent of one factor in the factorised walk: its rounding, 32 * 2^-24, bounds the relative error of g.
 constexpr double kFactorBound = 32.0;
-
-// Lanes of the widest vectors, and of half vectors for Gaussians that would leave most of the wide ones empty.
-struct Wide {
-  static constexpr int kWidth = kLanes;
-  typedef Floats F;
-  typedef Ints I;
-  typedef UnalignedFloats U;
-};
-struct Narrow {
-  static constexpr int kWidth = kLanes > 4 ? kLanes / 2 : kLanes;
-  typedef float F __attribute__((vector_size(kWidth * 4)));
-  typedef int32_t I __attribute__((vector_size(kWidth * 4)));
-  typedef float U __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-};
-
-template <class V>
-SPLAT_INLINE typename V::F load_as(const float* p) {
-  return *reinterpret_cast<const typename V::U*>(p);
-}
-template <class V>
-SPLAT_INLINE void store_as(float* p, typename V::F v) {
-  *reinterpret_cast<typename V::U*>(p) = v;
-}
-template <class V>
-SPLAT_INLINE typename V::F splat(float a) {
-  return a - typename V::F{};
-}
-template <class V>
-SPLAT_INLINE typename V::F select(typename V::I mask, typename V::F value) {
-  return (typename V::F)(mask & (typename V::I)value);
-}
-template <class V>
-SPLAT_INLINE typename V::F lane_numbers() {
-  typename V::F lanes{};
-  for (int i = 0; i < V::kWidth; ++i) lanes[i] = static_cast<float>(i);
-  return lanes;
-}
-// Halves are added to halves: the same order for every call.
-typedef float Four __attribute__((vector_size(16)));
-typedef float Eight __attribute__((vector_size(32)));
-typedef float Sixteen __attribute__((vector_size(64)));
-SPLAT_INLINE float sum_lanes(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-SPLAT_INLINE float sum_lanes(Eight v) {
-  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-}
-SPLAT_INLINE float sum_lanes(Sixteen v) {
-  return sum_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-
-// e^x to 2 units in the last place for x in [-87, 87]; any number at all for other x.
-template <class V>
-SPLAT_INLINE typename V::F exponential(typename V::F x) {
-  typedef typename V::F F;
-  typedef typename V::I I;
-  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-  const F magic = splat<V>(12582912.0f);
-  const F shifted = x * 1.44269504f + magic;
-  const F n = shifted - magic;
-  F r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  F p = splat<V>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  const I power = ((I)shifted - (I)magic + 127) << 23;
-  return p * (F)power;
-}
 
 // The part of the lattice that is rendered, x, y, z.
 struct Crop {
@@ -132,16 +63,12 @@ inline void make_frame(const float* quat, const float* scale, const Lattice& lat
   frame.norm = __builtin_sqrt(square(q[0]) + square(q[1]) + square(q[2]) + square(q[3]));
   const double inverse = 1.0 / frame.norm;
   for (int i = 0; i < 4; ++i) frame.unit[i] = q[i] * inverse;
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  double* R = frame.rotation;
-  R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
-  R[3] = 2 * (x * y + w * z), R[4] = 1 - 2 * (x * x + z * z), R[5] = 2 * (y * z - w * x);
-  R[6] = 2 * (x * z - w * y), R[7] = 2 * (y * z + w * x), R[8] = 1 - 2 * (x * x + y * y);
+  rotation_of(frame.unit, frame.rotation);
   for (int c = 0; c < 3; ++c) {
     frame.inverse_scale[c] = 1.0 / scale[c];
     for (int k = 0; k < 3; ++k) {
       double sum = 0;
-      for (int a = 0; a < 3; ++a) sum += lattice.to_world[a * 3 + k] * R[a * 3 + c];
+      for (int a = 0; a < 3; ++a) sum += lattice.to_world[a * 3 + k] * frame.rotation[a * 3 + c];
       frame.axes[k * 3 + c] = sum;
     }
   }
@@ -246,10 +173,10 @@ SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offs
                              float c, typename V::I valid) {
   typedef typename V::F F;
   constexpr int kReach = 8;
-  const F second = exponential<V>(splat<V>(-c));
+  const F second = exponential<V>(broadcast<V>(-c));
   for (int start = (low + kReach) & ~(2 * kReach - 1); start - kReach <= high; start += 2 * kReach) {
     const float t = static_cast<float>(start) - offset;
-    const F value = select<V>(valid, exponential<V>(b * t + a + splat<V>(-0.5f * c * t * t)));
+    const F value = keep_bits(valid, exponential<V>(b * t + a + broadcast<V>(-0.5f * c * t * t)));
     F up = value, ratio = exponential<V>(b - c * (t + 0.5f));
     for (int i = start; i <= smaller(high, start + kReach - 1); ++i, up *= ratio, ratio *= second) {
       if (i >= low) table[i - low] = up;
@@ -324,7 +251,8 @@ struct DirectRows {
   typename V::I valid;
   float plane[3];
 
-  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_, int, int) : f(footprint), valid(valid_) {
+  SPLAT_INLINE DirectRows(const Footprint& footprint, F dx, typename V::I valid_, int, int)
+      : f(footprint), valid(valid_) {
     for (int c = 0; c < 3; ++c) u[c] = dx * f.whitening[c * 3];
   }
   SPLAT_INLINE void begin_plane(float dz, int) {
@@ -338,8 +266,8 @@ struct DirectRows {
       q = t * t + q;
     }
     // Past the cut-off only "less" matters, and the exponential must not leave its range.
-    q = q < splat<V>(2 * kCutoff) ? q : splat<V>(2 * kCutoff);
-    return select<V>(valid, exponential<V>(q * -0.5f));
+    q = q < broadcast<V>(2 * kCutoff) ? q : broadcast<V>(2 * kCutoff);
+    return keep_bits(valid, exponential<V>(q * -0.5f));
   }
 };
 
@@ -363,8 +291,8 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
     for (int begin = f.low[0]; begin <= f.high[0]; begin += V::kWidth) {
       const int x0 = smaller(begin, last_start);
       const F column = lane_numbers<V>() + static_cast<float>(x0 - f.center[0]);
-      const I valid = (I)(column >= splat<V>(static_cast<float>(begin - f.center[0]))) &
-                      (I)(column <= splat<V>(static_cast<float>(f.high[0] - f.center[0])));
+      const I valid = (I)(column >= broadcast<V>(static_cast<float>(begin - f.center[0]))) &
+                      (I)(column <= broadcast<V>(static_cast<float>(f.high[0] - f.center[0])));
       const F dx = column - f.offset[0];
       Rows rows(f, dx, valid, block, planes);
       visitor.begin();
@@ -378,8 +306,8 @@ SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int 
         for (int j = 0; j < count; ++j, offset += crop.size[0], steps += 1.0f) {
           const float dy = steps - f.offset[1];
           const F g = rows.row(i, j, dy);
-          const I inside = (I)(g >= splat<V>(kSmallest));
-          visitor.row(offset, select<V>(inside, g), inside, dy);
+          const I inside = (I)(g >= broadcast<V>(kSmallest));
+          visitor.row(offset, keep_bits(inside, g), inside, dy);
         }
         rows.end_plane(z);
         visitor.plane(dz);

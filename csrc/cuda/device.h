@@ -35,9 +35,13 @@ SPLAT_DEVICE Real reciprocal(Real x) {
 SPLAT_DEVICE Real absolute(Real a) { return fabsf(a); }
 SPLAT_DEVICE Real power_of_two(Real a) { return exp2f(a); }
 template <class T>
-SPLAT_DEVICE T load_shared(const T* p) { return *p; }
+SPLAT_DEVICE T load_shared(const T* p) {
+  return *p;
+}
 template <class T>
-SPLAT_DEVICE void store_shared(T* p, T v) { *p = v; }
+SPLAT_DEVICE void store_shared(T* p, T v) {
+  *p = v;
+}
 SPLAT_DEVICE Real load_global(const float* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }

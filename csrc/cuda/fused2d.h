@@ -35,8 +35,7 @@ struct WeightCursor {
   SPLAT_DEVICE WeightCursor(const SsimTensor& weight, const Block2d& b, int y, int x)
       : here(static_cast<const float*>(weight.data) + plane_offset(weight, b.batch, b.channel) + y * weight.stride[3] +
              x * weight.stride[4]),
-        row(static_cast<int>(weight.stride[3])),
-        column(static_cast<int>(weight.stride[4])) {}
+        row(static_cast<int>(weight.stride[3])), column(static_cast<int>(weight.stride[4])) {}
   // 0 where the voxel is not `wanted`, 1 where no weight is given.
   SPLAT_DEVICE Real read(int j, bool wanted, bool given = true) const {
     if (!given) return wanted ? 1.f : 0.f;
@@ -47,8 +46,8 @@ struct WeightCursor {
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
 template <int kTaps, Weights kWeights>
-SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, const Pair* ring,
-                                     Real* adjoint) {
+SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift,
+                                     const Pair* ring, Real* adjoint) {
   using F = Fused<kTaps>;
   const int first = kFusedColumns * thread_index();
   Real state[kFusedColumns][4][F::kHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
@@ -105,48 +104,70 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
   return sum;
 }
 
-// Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
-template <int kTaps, bool kPlain, Weights kWeights>
-SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
-                                      const Real* adjoint) {
+// Both images, row by row on their way to the ring: the columns a thread of the second half loads, fetched a row ahead.
+template <int kTaps, bool kPlain>
+struct FusedRows {
   using F = Fused<kTaps>;
-  const int t = thread_index() - kThreads2d, first = kFusedColumns * t, height = a.size[3], width = a.size[4];
-  const int load_x = b.x0 - F::kHalo + t, first_row = b.y0 - F::kHalo;
-  auto cursor = [&](const SsimTensor& image) {
-    const Int64 at = plane_offset(image, b.batch, b.channel) + first_row * image.stride[3];
-    return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
-  };
-  auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
-  Real state[kFusedColumns][3][F::kHalo], next_x[kFusedColumns + 1], next_y[kFusedColumns + 1], l1 = 0.f;
-  bool loads[kFusedColumns + 1], stores[kFusedColumns];
-  const bool active = first < F::kOutputs;
-#pragma unroll
-  for (int k = 0; k <= kFusedColumns; ++k) {
-    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
-               (k < kFusedColumns || t < F::kHalo);
-  }
-#pragma unroll
-  for (int j = 0; j < kFusedColumns; ++j) {
-    stores[j] = active && b.x0 + first + j < width;
-    clear(state[j]);
-  }
-  const SsimTensor& grad = a.grad[0];
-  Int64 at = plane_offset(grad, b.batch, b.channel) + b.y0 * grad.stride[3] + (b.x0 + first) * grad.stride[4];
-  float* plain_out = static_cast<float*>(grad.data) + at;
-  const bool pairs = kPlain && ((width | grad.stride[3]) & 1) == 0 && (reinterpret_cast<Int64>(plain_out) & 7) == 0;
+  Cursor<kPlain> x, y;
+  Real next_x[kFusedColumns + 1], next_y[kFusedColumns + 1];
+  bool loads[kFusedColumns + 1];
 
-  WeightCursor l1_weight(a.l1_weight, b, b.y0, b.x0 + first);
-  auto fetch = [&](int row) {
+  // From row `first_row` on; t is the thread's number in its half.
+  SPLAT_DEVICE FusedRows(const SsimProblem& a, const Block2d& b, int t, int first_row)
+      : x(start(a.image[0], b, b.x0 - F::kHalo + t, first_row)),
+        y(start(a.image[1], b, b.x0 - F::kHalo + t, first_row)) {
+    const int load_x = b.x0 - F::kHalo + t;
+#pragma unroll
+    for (int k = 0; k <= kFusedColumns; ++k) {
+      loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.size[4]) &&
+                 (k < kFusedColumns || t < F::kHalo);
+    }
+  }
+  static SPLAT_DEVICE Cursor<kPlain> start(const SsimTensor& image, const Block2d& b, int load_x, int row) {
+    const Int64 at = plane_offset(image, b.batch, b.channel) + row * image.stride[3];
+    return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
+  }
+
+  SPLAT_DEVICE void fetch(const SsimProblem& a, int row) {
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) next_x[k] = next_y[k] = 0.f;
-    if (static_cast<unsigned>(row) < static_cast<unsigned>(height)) {
-      cursor_x.read(a.image[0], kThreads2d, loads, next_x);
-      cursor_y.read(a.image[1], kThreads2d, loads, next_y);
+    if (static_cast<unsigned>(row) < static_cast<unsigned>(a.size[3])) {
+      x.read(a.image[0], kThreads2d, loads, next_x);
+      y.read(a.image[1], kThreads2d, loads, next_y);
     }
-    cursor_x.advance();
-    cursor_y.advance();
-  };
-  auto store = [&](const Real (&gradient)[kFusedColumns]) {
+    x.advance();
+    y.advance();
+  }
+
+  // `row` is the thread's first place in the ring.
+  SPLAT_DEVICE void put(Pair* row, int t, const Shift& shift) const {
+#pragma unroll
+    for (int k = 0; k <= kFusedColumns; ++k) {
+      if (k < kFusedColumns || t < F::kHalo) {
+        store_shared(row + k * kThreads2d, shifted(next_x[k], next_y[k], shift));
+      }
+    }
+  }
+};
+
+// A thread's columns of the gradient, written row by row.
+template <bool kPlain>
+struct FusedGradient {
+  Int64 at;
+  float* plain_out;
+  bool pairs;  // two columns may be written at once
+  bool stores[kFusedColumns];
+
+  SPLAT_DEVICE FusedGradient(const SsimProblem& a, const Block2d& b, int first, bool active) {
+    const SsimTensor& grad = a.grad[0];
+#pragma unroll
+    for (int j = 0; j < kFusedColumns; ++j) stores[j] = active && b.x0 + first + j < a.size[4];
+    at = plane_offset(grad, b.batch, b.channel) + b.y0 * grad.stride[3] + (b.x0 + first) * grad.stride[4];
+    plain_out = static_cast<float*>(grad.data) + at;
+    pairs = kPlain && ((a.size[4] | grad.stride[3]) & 1) == 0 && (reinterpret_cast<Int64>(plain_out) & 7) == 0;
+  }
+
+  SPLAT_DEVICE void write(const SsimTensor& grad, const Real (&gradient)[kFusedColumns]) {
     if (kPlain) {
       if (pairs) {
         if (stores[0]) store_global_pair(plain_out, gradient[0], gradient[1]);
@@ -164,29 +185,59 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
       }
       at += grad.stride[3];
     }
-  };
+  }
+};
+
+// The gradient of two columns from their (s, d) and the filtered adjoint maps f; adds |d| to l1.
+template <Weights kWeights>
+SPLAT_DEVICE void combine(const SsimProblem& a, const Shift& shift, const Quad& own, const Real (&f)[kFusedColumns][3],
+                          const Real (&share)[kFusedColumns], const bool (&stores)[kFusedColumns],
+                          Real (&gradient)[kFusedColumns], Real& l1) {
+  const Real s[kFusedColumns] = {own.x, own.z}, d[kFusedColumns] = {own.y, own.w};
+#pragma unroll
+  for (int j = 0; j < kFusedColumns; ++j) {
+    const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
+    const Real difference = d[j] + shift.d;
+    if (kWeights != kNoWeights) {
+      gradient[j] = ssim + times_sign(share[j] * a.l1_scale, difference);
+      l1 = multiply_add(share[j], absolute(difference), l1);
+    } else {
+      gradient[j] = ssim + times_sign(a.l1_scale, difference);
+      if (stores[j]) l1 = l1 + absolute(difference);
+    }
+  }
+}
+
+// Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
+template <int kTaps, bool kPlain, Weights kWeights>
+SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
+                                      const Real* adjoint) {
+  using F = Fused<kTaps>;
+  const int t = thread_index() - kThreads2d, first = kFusedColumns * t, first_row = b.y0 - F::kHalo;
+  const bool active = first < F::kOutputs;
+  FusedRows<kTaps, kPlain> images(a, b, t, first_row);
+  FusedGradient<kPlain> out(a, b, first, active);
+  WeightCursor l1_weight(a.l1_weight, b, b.y0, b.x0 + first);
+  Real state[kFusedColumns][3][F::kHalo], l1 = 0.f;
+#pragma unroll
+  for (int j = 0; j < kFusedColumns; ++j) clear(state[j]);
   // Idle threads (the last five) read what thread 0 reads, inside the arrays.
   const int column = active ? first : 0;
   Pair *row = ring + t, *const end = row + F::kRing * F::kRow;
   const Pair *old = ring + 2 * F::kRow + first + F::kHalo, *const old_end = old + (F::kRing - 2) * F::kRow;
   const Real *const place = adjoint + column, *const place_end = place + 3 * kFusedWidth, *here = place_end;
-  fetch(first_row);
+  images.fetch(a, first_row);
 #pragma unroll 1
   for (int r = first_row; r < y1 + F::kRadius + 1 + F::kRadius; ++r) {
-#pragma unroll
-    for (int k = 0; k <= kFusedColumns; ++k) {
-      if (k < kFusedColumns || t < F::kHalo) {
-        store_shared(row + k * kThreads2d, shifted(next_x[k], next_y[k], shift));
-      }
-    }
+    images.put(row, t, shift);
     barrier_of_roles(kFusedThreads);
-    fetch(r + 1);
+    images.fetch(a, r + 1);
     Real share[kFusedColumns];
     if (kWeights != kNoWeights && r - kTaps >= b.y0) {
       const bool given = kWeights == kGivenWeights || a.l1_weight.data;
 #pragma unroll
       for (int j = 0; j < kFusedColumns; ++j) {
-        share[j] = l1_weight.read(j, stores[j] && (kWeights != kGivenWeights || a.l1_weight.data), given);
+        share[j] = l1_weight.read(j, out.stores[j] && (kWeights != kGivenWeights || a.l1_weight.data), given);
       }
       l1_weight.advance();
     }
@@ -200,22 +251,10 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
         for (int m = 0; m < 3; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
       }
       if (r - kTaps >= b.y0) {
-        const Quad own = load_shared(reinterpret_cast<const Quad*>(old));
-        const Real s[kFusedColumns] = {own.x, own.z}, d[kFusedColumns] = {own.y, own.w};
         Real gradient[kFusedColumns];
-#pragma unroll
-        for (int j = 0; j < kFusedColumns; ++j) {
-          const Real ssim = multiply_add(2.f, multiply_add(d[j], f[j][2], s[j] * f[j][1]), f[j][0]);
-          const Real difference = d[j] + shift.d;
-          if (kWeights != kNoWeights) {
-            gradient[j] = ssim + times_sign(share[j] * a.l1_scale, difference);
-            l1 = multiply_add(share[j], absolute(difference), l1);
-          } else {
-            gradient[j] = ssim + times_sign(a.l1_scale, difference);
-            if (stores[j]) l1 = l1 + absolute(difference);
-          }
-        }
-        store(gradient);
+        combine<kWeights>(a, shift, load_shared(reinterpret_cast<const Quad*>(old)), f, share, out.stores, gradient,
+                          l1);
+        out.write(a.grad[0], gradient);
       }
     }
     here = here == place ? place_end : place;

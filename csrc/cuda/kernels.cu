@@ -34,12 +34,12 @@ SPLAT_ENTRY(splat_adjoint3d, 256, 1, SsimProblem) { backward3d<11, false>(a); }
   SPLAT_ENTRY(splat_adjoint2d_##taps, 128, 3, SsimProblem) { backward2d<taps, columns>(a); }      \
   SPLAT_ENTRY(splat_forward3d_##taps, 256, 1, SsimProblem) { forward3d<taps, kAny>(a); }          \
   SPLAT_ENTRY(splat_adjoint3d_##taps, 256, 1, SsimProblem) { backward3d<taps, false>(a); }
-#define SPLAT_NARROW_WINDOW(taps)                                                                    \
-  SPLAT_ENTRY(splat_value2d_##taps, 128, 4, SsimProblem) { forward2d<taps, 2, kValue>(a); }          \
-  SPLAT_ENTRY(splat_fused2d_##taps, 256, 2, SsimProblem) { fused2d<taps, true, kMaybeWeights>(a); }  \
+#define SPLAT_NARROW_WINDOW(taps)                                                                            \
+  SPLAT_ENTRY(splat_value2d_##taps, 128, 4, SsimProblem) { forward2d<taps, 2, kValue>(a); }                  \
+  SPLAT_ENTRY(splat_fused2d_##taps, 256, 2, SsimProblem) { fused2d<taps, true, kMaybeWeights>(a); }          \
   SPLAT_ENTRY(splat_fused2d_strided_##taps, 256, 2, SsimProblem) { fused2d<taps, false, kMaybeWeights>(a); } \
-  SPLAT_ENTRY(splat_plain3d_##taps, 256, 2, SsimProblem) { forward3d<taps, kPlain>(a); }             \
-  SPLAT_ENTRY(splat_backward3d_##taps, 256, 2, SsimProblem) { backward3d<taps, true>(a); }           \
+  SPLAT_ENTRY(splat_plain3d_##taps, 256, 2, SsimProblem) { forward3d<taps, kPlain>(a); }                     \
+  SPLAT_ENTRY(splat_backward3d_##taps, 256, 2, SsimProblem) { backward3d<taps, true>(a); }                   \
   SPLAT_WINDOW(taps, 2)
 
 #if SPLAT_IN_UNIT(3)

@@ -114,7 +114,11 @@ SsimKernel of_window(SsimKernel kernel, int window) {
 #define SPLAT_NARROW(taps) \
   SPLAT_WIDE(taps), kValue2d_##taps, kFused2d_##taps, kFused2dStrided_##taps, kPlain3d_##taps, kBackward3d_##taps
   static const Kernels windows[] = {
-      {SPLAT_NARROW(3)}, {SPLAT_NARROW(5)}, {SPLAT_NARROW(7)}, {SPLAT_NARROW(9)}, {},
+      {SPLAT_NARROW(3)},
+      {SPLAT_NARROW(5)},
+      {SPLAT_NARROW(7)},
+      {SPLAT_NARROW(9)},
+      {},
       {SPLAT_WIDE(13), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
       {SPLAT_WIDE(15), kKernelCount, kKernelCount, kKernelCount, kKernelCount, kKernelCount},
   };
@@ -208,9 +212,7 @@ Int64 block_count(std::initializer_list<int> factors) {
   return blocks;
 }
 
-Int64 block_count(const SsimProblem& p) {
-  return block_count({p.strips, p.tiles, p.segments, p.size[0], p.size[1]});
-}
+Int64 block_count(const SsimProblem& p) { return block_count({p.strips, p.tiles, p.segments, p.size[0], p.size[1]}); }
 
 // Cuts the slices, with `radius` more on both sides, into tiles that are no wider than needed. Returns their number in
 // the whole batch.

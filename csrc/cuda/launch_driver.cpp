@@ -24,13 +24,13 @@ struct Module {
 
 }  // namespace
 
-SsimStatus launch(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
+Status launch(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
 #define SPLAT_SSIM_THREADS(id, name, threads, unit) threads,
   static const unsigned threads[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_THREADS)};
 #undef SPLAT_SSIM_THREADS
   if (!handle || blocks < 1 || blocks > 2147483647) return kBadArgument;
   const Module& module = *static_cast<const Module*>(handle);
-  auto status = [](int result) { return result == 0 ? kOk : static_cast<SsimStatus>(kLaunchFailed | result << 8); };
+  auto status = [](int result) { return result == 0 ? kOk : static_cast<Status>(kLaunchFailed | result << 8); };
   void* current = nullptr;
   int result = module.get_current(&current);
   if (result == 0 && current != module.context) result = module.set_current(module.context);

@@ -11,7 +11,7 @@
 namespace {
 
 struct Similarity {
-  Real dssim, dcs;       // 1 - S, 1 - CS
+  Real dssim, dcs;  // 1 - S, 1 - CS
   Real a, inverse_a, inverse_b, mu_s, mu_d, variance_s, variance_d;
 };
 

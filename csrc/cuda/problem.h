@@ -1,4 +1,4 @@
-// The one argument of every SSIM kernel, shared by host, device and Python (splat_ssim/ops/_cuda_launch.py mirrors it).
+// The one argument of every SSIM kernel, shared by host, device and Python (splat_ssim/ops/_cuda_kernels.py mirrors it).
 //
 // Plain structures of fixed-size members in a fixed order, so that ctypes, g++, nvcc and NVRTC agree on the layout.
 #pragma once
@@ -16,6 +16,7 @@ struct SsimTensor {
   int type;
   float top;
 };
+static_assert(sizeof(SsimTensor) == 56, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
 enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
@@ -25,33 +26,34 @@ constexpr int kMaxTaps = 15;
 
 struct SsimProblem {
   SsimTensor image[2];
-  SsimTensor grad[2];   // out: gradients; type and strides of their own
-  SsimTensor map;       // out: S of every voxel
-  SsimTensor weight;    // in: weight of every voxel of the map, in sums and gradients; strides may be 0
-  SsimTensor l1_weight;  // in: weight of |x - y| of every voxel of the images
+  SsimTensor grad[2];         // out: gradients; type and strides of their own
+  SsimTensor map;             // out: S of every voxel
+  SsimTensor weight;          // in: weight of every voxel of the map, in sums and gradients; strides may be 0
+  SsimTensor l1_weight;       // in: weight of |x - y| of every voxel of the images
   const float* plane_weight;  // in: derivatives of the loss by 1 - S and by 1 - CS, [plane][2]
-  float* partials;      // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
-  float* block_sums;    // workspace [3][plane][blocks a plane]
-  Int64 map_slice;      // voxels of a slice of the map
+  float* partials;       // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
+  float* block_sums;     // workspace [3][plane][blocks a plane]
+  Int64 map_slice;       // voxels of a slice of the map
   Int64 partial_stride;  // voxels of all maps: the distance between two adjoint maps
-  int size[5];          // batch, channels, depth, height, width of the images
-  int map_size[3];      // depth, height, width of the map
-  int lead[3];          // image index = map index + lead: 0 for padding "same", the radius for "valid"
-  int strips;           // blocks along the width
-  int tiles;            // blocks along the height (volumes only)
-  int segments;         // blocks along the marching axis: height of images, depth of volumes
-  int segment;          // outputs of the marching axis a block makes
+  int size[5];           // batch, channels, depth, height, width of the images
+  int map_size[3];       // depth, height, width of the map
+  int lead[3];           // image index = map index + lead: 0 for padding "same", the radius for "valid"
+  int strips;            // blocks along the width
+  int tiles;             // blocks along the height (volumes only)
+  int segments;          // blocks along the marching axis: height of images, depth of volumes
+  int segment;           // outputs of the marching axis a block makes
   float taps[kMaxTaps / 2 + 1];  // window weights from the edge to the centre
-  float c1, c2;         // (k1·L)², (k2·L)²
-  float eps;            // added to the denominator of S, not of CS
-  float apart;          // difference of the images' means from which x - y is shifted, see shift.h
-  float dssim_scale;    // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
-  float l1_scale;       // derivative of the loss by |x - y| of a voxel of weight 1
-  int similarities;     // 1: the sums are of S and CS themselves, without weights
-  int kernel;           // SsimKernel, chosen by splat_ssim_cuda_prepare
-  int partial_maps;     // adjoint maps that `partials` must hold, where gradients follow: 3, or 4
-  int counts_l1;        // 1: the kernel sums |x - y| too
+  float c1, c2;                  // (k1·L)², (k2·L)²
+  float eps;                     // added to the denominator of S, not of CS
+  float apart;                   // difference of the images' means from which x - y is shifted, see shift.h
+  float dssim_scale;  // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
+  float l1_scale;     // derivative of the loss by |x - y| of a voxel of weight 1
+  int similarities;   // 1: the sums are of S and CS themselves, without weights
+  int kernel;         // SsimKernel, chosen by splat_ssim_cuda_prepare
+  int partial_maps;   // adjoint maps that `partials` must hold, where gradients follow: 3, or 4
+  int counts_l1;      // 1: the kernel sums |x - y| too
 };
+static_assert(sizeof(SsimProblem) == 568, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // What splat_ssim_cuda_prepare makes a problem from.
 enum SsimOperation {
@@ -70,6 +72,7 @@ struct SsimOptions {
   int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well
 };
+static_assert(sizeof(SsimOptions) == 72, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // A tile of the padding kernels: 2^lane_bits columns by 256 >> lane_bits rows of threads, each with kTileRows rows.
 constexpr int kTileThreads = 256, kTileRows = 4;
@@ -89,6 +92,7 @@ struct SsimPadding {
   int lane_bits;         // filled in by the launchers, and tiles along the width and the height of a slice
   int strips, tiles;
 };
+static_assert(sizeof(SsimPadding) == 344, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
 //     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
@@ -103,6 +107,7 @@ struct SsimReduction {
   int groups, kinds;
   float scale[kSumKinds], combine[kSumKinds];
 };
+static_assert(sizeof(SsimReduction) == 120, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
 // neighbouring elements, is multiplied by upstream[g·upstream_stride].
@@ -113,20 +118,21 @@ struct SsimScaling {
   int groups;
   int blocks;  // a group
 };
+static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // The kernels of a window: those for any tensor. Windows narrower than 11 have some for plain float32 images too, one
 // where 11 has several.
-#define SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)                    \
-  ENTRY(kForward2d_##taps, splat_forward2d_##taps, 128, taps)   \
-  ENTRY(kAdjoint2d_##taps, splat_adjoint2d_##taps, 128, taps)   \
-  ENTRY(kForward3d_##taps, splat_forward3d_##taps, 256, taps)   \
+#define SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)                  \
+  ENTRY(kForward2d_##taps, splat_forward2d_##taps, 128, taps) \
+  ENTRY(kAdjoint2d_##taps, splat_adjoint2d_##taps, 128, taps) \
+  ENTRY(kForward3d_##taps, splat_forward3d_##taps, 256, taps) \
   ENTRY(kAdjoint3d_##taps, splat_adjoint3d_##taps, 256, taps)
-#define SPLAT_SSIM_NARROW_KERNELS(ENTRY, taps)                  \
-  ENTRY(kValue2d_##taps, splat_value2d_##taps, 128, taps)       \
-  ENTRY(kFused2d_##taps, splat_fused2d_##taps, 256, taps)       \
+#define SPLAT_SSIM_NARROW_KERNELS(ENTRY, taps)                           \
+  ENTRY(kValue2d_##taps, splat_value2d_##taps, 128, taps)                \
+  ENTRY(kFused2d_##taps, splat_fused2d_##taps, 256, taps)                \
   ENTRY(kFused2dStrided_##taps, splat_fused2d_strided_##taps, 256, taps) \
-  ENTRY(kPlain3d_##taps, splat_plain3d_##taps, 256, taps)       \
-  ENTRY(kBackward3d_##taps, splat_backward3d_##taps, 256, taps) \
+  ENTRY(kPlain3d_##taps, splat_plain3d_##taps, 256, taps)                \
+  ENTRY(kBackward3d_##taps, splat_backward3d_##taps, 256, taps)          \
   SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)
 
 // Units of compilation: NVRTC compiles one at its first use, nvcc all together. A window's unit is its size.
@@ -135,37 +141,37 @@ struct SsimScaling {
 #define SPLAT_UNIT_VOXELS 2
 
 // Every kernel: identifier, entry point, threads a block, unit. The order is the ABI of launcher and module loader.
-#define SPLAT_SSIM_KERNELS(ENTRY)                          \
-  ENTRY(kValue2d, splat_value2d, 128, 11)                  \
-  ENTRY(kForward2d, splat_forward2d, 128, 11)              \
-  ENTRY(kAdjoint2d, splat_adjoint2d, 128, 11)              \
-  ENTRY(kFused2d, splat_fused2d, 256, 11)                  \
-  ENTRY(kFused2dStrided, splat_fused2d_strided, 256, 11)   \
-  ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256, 11) \
-  ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256, 11) \
-  ENTRY(kValue3d, splat_value3d, 256, 11)                  \
-  ENTRY(kPartials3d, splat_partials3d, 256, 11)            \
-  ENTRY(kWeighted3d, splat_weighted3d, 256, 11)            \
-  ENTRY(kForward3d, splat_forward3d, 256, 11)              \
-  ENTRY(kBackward3d, splat_backward3d, 256, 11)            \
-  ENTRY(kAdjoint3d, splat_adjoint3d, 256, 11)              \
-  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 3)                      \
-  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 5)                      \
-  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 7)                      \
-  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 9)                      \
-  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 13)                       \
-  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 15)                       \
-  ENTRY(kPad, splat_pad, 256, SPLAT_UNIT_SHARED)           \
-  ENTRY(kFold, splat_fold, 256, SPLAT_UNIT_SHARED)         \
-  ENTRY(kL1, splat_l1, 256, SPLAT_UNIT_SHARED)             \
-  ENTRY(kReduce, splat_reduce, 256, SPLAT_UNIT_SHARED)     \
-  ENTRY(kScale, splat_scale, 256, SPLAT_UNIT_SHARED)       \
-  ENTRY(kVoxelPrepare, splat_voxel_prepare, 128, SPLAT_UNIT_VOXELS)          \
-  ENTRY(kVoxelPairs, splat_voxel_pairs, 128, SPLAT_UNIT_VOXELS)              \
-  ENTRY(kVoxelRender, splat_voxel_render, 128, SPLAT_UNIT_VOXELS)            \
-  ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128, SPLAT_UNIT_VOXELS)   \
-  ENTRY(kVoxelGather, splat_voxel_gather, 128, SPLAT_UNIT_VOXELS)            \
-  ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128, SPLAT_UNIT_VOXELS)   \
+#define SPLAT_SSIM_KERNELS(ENTRY)                                          \
+  ENTRY(kValue2d, splat_value2d, 128, 11)                                  \
+  ENTRY(kForward2d, splat_forward2d, 128, 11)                              \
+  ENTRY(kAdjoint2d, splat_adjoint2d, 128, 11)                              \
+  ENTRY(kFused2d, splat_fused2d, 256, 11)                                  \
+  ENTRY(kFused2dStrided, splat_fused2d_strided, 256, 11)                   \
+  ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256, 11)                 \
+  ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256, 11)  \
+  ENTRY(kValue3d, splat_value3d, 256, 11)                                  \
+  ENTRY(kPartials3d, splat_partials3d, 256, 11)                            \
+  ENTRY(kWeighted3d, splat_weighted3d, 256, 11)                            \
+  ENTRY(kForward3d, splat_forward3d, 256, 11)                              \
+  ENTRY(kBackward3d, splat_backward3d, 256, 11)                            \
+  ENTRY(kAdjoint3d, splat_adjoint3d, 256, 11)                              \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 3)                                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 5)                                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 7)                                      \
+  SPLAT_SSIM_NARROW_KERNELS(ENTRY, 9)                                      \
+  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 13)                                       \
+  SPLAT_SSIM_WIDE_KERNELS(ENTRY, 15)                                       \
+  ENTRY(kPad, splat_pad, 256, SPLAT_UNIT_SHARED)                           \
+  ENTRY(kFold, splat_fold, 256, SPLAT_UNIT_SHARED)                         \
+  ENTRY(kL1, splat_l1, 256, SPLAT_UNIT_SHARED)                             \
+  ENTRY(kReduce, splat_reduce, 256, SPLAT_UNIT_SHARED)                     \
+  ENTRY(kScale, splat_scale, 256, SPLAT_UNIT_SHARED)                       \
+  ENTRY(kVoxelPrepare, splat_voxel_prepare, 128, SPLAT_UNIT_VOXELS)        \
+  ENTRY(kVoxelPairs, splat_voxel_pairs, 128, SPLAT_UNIT_VOXELS)            \
+  ENTRY(kVoxelRender, splat_voxel_render, 128, SPLAT_UNIT_VOXELS)          \
+  ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128, SPLAT_UNIT_VOXELS) \
+  ENTRY(kVoxelGather, splat_voxel_gather, 128, SPLAT_UNIT_VOXELS)          \
+  ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128, SPLAT_UNIT_VOXELS) \
   ENTRY(kVoxelChain, splat_voxel_chain, 128, SPLAT_UNIT_VOXELS)
 
 #define SPLAT_SSIM_ID(id, name, threads, unit) id,

@@ -58,8 +58,8 @@ SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], 
 struct AnyVoxel {
   Real dssim = 0.f, contrast = 0.f;  // running sums; with `similarities` of S and CS
 
-  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel, int z,
-                        int y, int x, Int64 place) {
+  SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel,
+                        int z, int y, int x, Int64 place) {
     const Similarity r = similarity(a, moment, shift);
     Damping damping;
     if (a.eps > 0.f) damping.set(a, r);
@@ -95,30 +95,73 @@ struct AnyVoxel {
   }
 };
 
+// The sizes a window decides.
+template <int kTaps, int kColumns>
+struct Strip {
+  static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
+  static constexpr int kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;  // columns made and loaded
+};
+
+// Both images, row by row on their way to shared memory: the columns a thread loads, fetched a row ahead.
+template <int kTaps, int kColumns, bool kPlain>
+struct ImageRows {
+  using S = Strip<kTaps, kColumns>;
+  Cursor<kPlain> x, y;
+  int loaded_rows[kColumns + 1];  // as many as the image has where the thread loads the column, else none
+  Real next_x[kColumns + 1], next_y[kColumns + 1];
+
+  // From row load_y on.
+  SPLAT_DEVICE ImageRows(const SsimProblem& a, const Block2d& b, int load_x, int load_y)
+      : x(start(a.image[0], b, load_x, load_y)), y(start(a.image[1], b, load_x, load_y)) {
+    const int t = thread_index();
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) {
+      const bool loads = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.size[4]) &&
+                         (k < kColumns || t < S::kHalo);
+      loaded_rows[k] = loads ? a.size[3] : 0;
+    }
+  }
+  static SPLAT_DEVICE Cursor<kPlain> start(const SsimTensor& image, const Block2d& b, int load_x, int load_y) {
+    const Int64 at = plane_offset(image, b.batch, b.channel) + (load_y - 1) * image.stride[3];  // fetch advances first
+    return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
+  }
+
+  // `row` is the next one, counted in the image.
+  SPLAT_DEVICE void fetch(const SsimProblem& a, int row) {
+    bool wanted[kColumns + 1];
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) {
+      next_x[k] = next_y[k] = 0.f;
+      wanted[k] = static_cast<unsigned>(row) < static_cast<unsigned>(loaded_rows[k]);
+    }
+    x.advance();
+    y.advance();
+    x.read(a.image[0], kThreads2d, wanted, next_x);
+    y.read(a.image[1], kThreads2d, wanted, next_y);
+  }
+
+  SPLAT_DEVICE void put(Pair* row, const Shift& shift) const {
+    const int t = thread_index();
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) {
+      if (k < kColumns || t < S::kHalo) store_shared(row + t + k * kThreads2d, shifted(next_x[k], next_y[k], shift));
+    }
+  }
+};
+
 template <int kTaps, int kColumns, Forward kMode>
 SPLAT_DEVICE void forward2d(const SsimProblem& a) {
-  constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2, kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;
-  SPLAT_SHARED(Pair, rows, 2 * kRow);
-  const Block2d b = block2d<kWidth>(a);
-  const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
+  using S = Strip<kTaps, kColumns>;
+  SPLAT_SHARED(Pair, rows, 2 * S::kRow);
+  const Block2d b = block2d<S::kWidth>(a);
+  const int t = thread_index(), first = kColumns * t;
   const int y1 = b.y0 + a.segment < a.map_size[1] ? b.y0 + a.segment : a.map_size[1];
-  const int load_x = b.x0 - kRadius + t + a.lead[2], load_y = b.y0 - kRadius + a.lead[1];
+  const int load_x = b.x0 - S::kRadius + t + a.lead[2], load_y = b.y0 - S::kRadius + a.lead[1];
   const Shift shift = plane_shift<kMode != kAny>(a, b.batch, b.channel);
-  auto cursor = [&](const SsimTensor& image) {
-    const Int64 at = plane_offset(image, b.batch, b.channel) + (load_y - 1) * image.stride[3];  // fetch advances first
-    return Cursor<kMode != kAny>(image, at + load_x * image.stride[4], image.stride[3]);
-  };
-  auto cursor_x = cursor(a.image[0]), cursor_y = cursor(a.image[1]);
+  ImageRows<kTaps, kColumns, kMode != kAny> images(a, b, load_x, load_y);
   bool stores[kColumns];
-  int loaded_rows[kColumns + 1];  // as many as the image has where the thread loads the column, else none
-  Real state[kColumns][4][kHalo], next_x[kColumns + 1], next_y[kColumns + 1], dssim[kColumns], l1 = 0.f;
+  Real state[kColumns][4][S::kHalo], dssim[kColumns], l1 = 0.f;
   AnyVoxel any;
-#pragma unroll
-  for (int k = 0; k <= kColumns; ++k) {
-    const bool loads = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(width) &&
-                       (k < kColumns || t < kHalo);
-    loaded_rows[k] = loads ? height : 0;
-  }
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) {
     stores[j] = b.x0 + first + j < a.map_size[2];
@@ -126,36 +169,16 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     clear(state[j]);
   }
   Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
-
-  // Rows are counted in the image.
-  auto fetch = [&](int row) {
-    bool wanted[kColumns + 1];
-#pragma unroll
-    for (int k = 0; k <= kColumns; ++k) {
-      next_x[k] = next_y[k] = 0.f;
-      wanted[k] = static_cast<unsigned>(row) < static_cast<unsigned>(loaded_rows[k]);
-    }
-    cursor_x.advance();
-    cursor_y.advance();
-    cursor_x.read(a.image[0], kThreads2d, wanted, next_x);
-    cursor_y.read(a.image[1], kThreads2d, wanted, next_y);
-  };
   int buffer = 0;
   // Filters the fetched row and fetches `next`.
   auto step = [&](int next, bool emits, bool counts) {
-#pragma unroll
-    for (int k = 0; k <= kColumns; ++k) {
-      if (k < kColumns || t < kHalo) {
-        const Real x = next_x[k], y = next_y[k];
-        store_shared(rows + buffer + t + k * kThreads2d, shifted(x, y, shift));
-      }
-    }
-    fetch(next);
+    images.put(rows + buffer, shift);
+    images.fetch(a, next);
     barrier();
     Real h[kColumns][4];
     const Real own = row_moments<kTaps, kMode == kValue>(a, rows + buffer + first, h, shift.d);
     if (kMode == kValue && counts) l1 = l1 + own;
-    buffer = kRow - buffer;
+    buffer = S::kRow - buffer;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       Real moment[4];
@@ -163,7 +186,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       if (!emits) continue;
       if (kMode == kAny) {
-        const int y = next - 1 - kRadius - a.lead[1];
+        const int y = next - 1 - S::kRadius - a.lead[1];
         if (stores[j]) any.add(a, moment, shift, b.batch, b.channel, 0, y, b.x0 + first + j, place + j);
         continue;
       }
@@ -171,11 +194,11 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
     }
     if (kMode == kAny && emits) place += a.map_size[2];
   };
-  fetch(load_y);
+  images.fetch(a, load_y);
   int next = load_y + 1;
 #pragma unroll 1
-  for (; next <= load_y + kHalo; ++next) step(next, false, next > b.y0 && next <= y1);
-  const int last = y1 + kRadius + a.lead[1];
+  for (; next <= load_y + S::kHalo; ++next) step(next, false, next > b.y0 && next <= y1);
+  const int last = y1 + S::kRadius + a.lead[1];
 #pragma unroll 1
   for (; next <= last; ++next) step(next, true, next <= y1);
   if (!a.block_sums) return;
@@ -187,48 +210,33 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
   if (kMode == kValue) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
 }
 
-// Gradients from the adjoint maps: filters them like the forward kernel filters images, then
-//     dL/dx = F[E_s] + F[E_d] + 2 s F[E_s²] + 2 d F[E_d²] + l1_scale·sign(d),   dL/dy = F[E_s] - F[E_d] + ... - ...
-// where F is the filter, whose adjoint with zeros outside the map is itself. Of any type and layout; makes whichever of
-// the two are wanted.
-template <int kTaps, int kColumns>
-SPLAT_DEVICE void backward2d(const SsimProblem& a) {
-  constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2, kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;
-  constexpr int kMaps = 4;
-  SPLAT_SHARED(Real, rows, 2 * kMaps * kRow);
-  const Block2d b = block2d<kWidth>(a);
-  const int t = thread_index(), first = kColumns * t, height = a.size[3], width = a.size[4];
-  const int y1 = b.y0 + a.segment < height ? b.y0 + a.segment : height;
-  const int load_x = b.x0 - kRadius + t - a.lead[2], load_y = b.y0 - kRadius - a.lead[1];
-  const Shift shift = plane_shift<false>(a, b.batch, b.channel);
-  const float* maps[kMaps];
-  bool loads[kColumns + 1], stores[kColumns];
-  Real state[kColumns][kMaps][kHalo], next[kMaps][kColumns + 1], l1 = 0.f;
-#pragma unroll
-  for (int m = 0; m < kMaps; ++m) {
-    maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[1] + load_y) * a.map_size[2] + load_x;
-  }
-#pragma unroll
-  for (int k = 0; k <= kColumns; ++k) {
-    loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.map_size[2]) &&
-               (k < kColumns || t < kHalo);
-  }
-#pragma unroll
-  for (int j = 0; j < kColumns; ++j) {
-    stores[j] = b.x0 + first + j < width;
-    clear(state[j]);
-  }
-  // Where the thread's first column is in the row the next output belongs to.
-  auto start = [&](const SsimTensor& tensor) {
-    return plane_offset(tensor, b.batch, b.channel) + b.y0 * tensor.stride[3] + (b.x0 + first) * tensor.stride[4];
-  };
-  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
-  Int64 at_weight = start(a.l1_weight);
+constexpr int kAdjointMaps = 4;
 
-  auto fetch = [&](int row) {
+// The adjoint maps, row by row on their way to shared memory: the columns a thread loads, fetched a row ahead.
+template <int kTaps, int kColumns>
+struct AdjointRows {
+  using S = Strip<kTaps, kColumns>;
+  const float* maps[kAdjointMaps];
+  bool loads[kColumns + 1];
+  Real next[kAdjointMaps][kColumns + 1];
+
+  SPLAT_DEVICE AdjointRows(const SsimProblem& a, const Block2d& b, int load_x, int load_y) {
+    const int t = thread_index();
+#pragma unroll
+    for (int m = 0; m < kAdjointMaps; ++m) {
+      maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[1] + load_y) * a.map_size[2] + load_x;
+    }
+#pragma unroll
+    for (int k = 0; k <= kColumns; ++k) {
+      loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.map_size[2]) &&
+                 (k < kColumns || t < S::kHalo);
+    }
+  }
+
+  SPLAT_DEVICE void fetch(const SsimProblem& a, int row) {
     const bool inside = static_cast<unsigned>(row - a.lead[1]) < static_cast<unsigned>(a.map_size[1]);
 #pragma unroll
-    for (int m = 0; m < kMaps; ++m) {
+    for (int m = 0; m < kAdjointMaps; ++m) {
 #pragma unroll
       for (int k = 0; k <= kColumns; ++k) {
         next[m][k] = 0.f;
@@ -236,8 +244,54 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       }
       maps[m] += a.map_size[2];
     }
-  };
-  auto store = [&](const Real (&s)[kColumns], const Real (&d)[kColumns], const Real (&f)[kColumns][kMaps]) {
+  }
+
+  SPLAT_DEVICE void put(Real* buffer) const {
+    const int t = thread_index();
+#pragma unroll
+    for (int m = 0; m < kAdjointMaps; ++m) {
+#pragma unroll
+      for (int k = 0; k <= kColumns; ++k) {
+        if (k < kColumns || t < S::kHalo) store_shared(buffer + m * S::kRow + t + k * kThreads2d, next[m][k]);
+      }
+    }
+  }
+};
+
+// A thread's own columns of the row the next output belongs to: of both images, both gradients and the weight.
+template <int kColumns>
+struct OwnColumns {
+  Int64 at_x, at_y, at_1, at_2, at_weight;
+  bool stores[kColumns];
+
+  SPLAT_DEVICE OwnColumns(const SsimProblem& a, const Block2d& b, int first) {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) stores[j] = b.x0 + first + j < a.size[4];
+    auto start = [&](const SsimTensor& tensor) {
+      return plane_offset(tensor, b.batch, b.channel) + b.y0 * tensor.stride[3] + (b.x0 + first) * tensor.stride[4];
+    };
+    at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+    at_weight = start(a.l1_weight);
+  }
+
+  // s, shifted, and d, not shifted; 0 outside the images and where the row is not `wanted`.
+  SPLAT_DEVICE void read(const SsimProblem& a, const Shift& shift, bool wanted, Real (&s)[kColumns],
+                         Real (&d)[kColumns]) const {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      s[j] = d[j] = 0.f;
+      if (wanted && stores[j]) {
+        const Real x = load_element(a.image[0], at_x + j * a.image[0].stride[4]);
+        const Real y = load_element(a.image[1], at_y + j * a.image[1].stride[4]);
+        s[j] = shifted_sum(x, y, shift);
+        d[j] = x - y;
+      }
+    }
+  }
+
+  // The gradients from the filtered adjoint maps f; adds |d| to l1.
+  SPLAT_DEVICE void store(const SsimProblem& a, const Shift& shift, const Real (&s)[kColumns],
+                          const Real (&d)[kColumns], const Real (&f)[kColumns][kAdjointMaps], Real& l1) const {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       if (!stores[j]) continue;
@@ -249,50 +303,58 @@ SPLAT_DEVICE void backward2d(const SsimProblem& a) {
       if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[4], by_s + by_d);
       if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[4], by_s - by_d);
     }
-  };
-  auto step = [&](int row, bool emits) {
-    Real* buffer = rows + (row & 1) * kMaps * kRow;
-#pragma unroll
-    for (int m = 0; m < kMaps; ++m) {
-#pragma unroll
-      for (int k = 0; k <= kColumns; ++k) {
-        if (k < kColumns || t < kHalo) store_shared(buffer + m * kRow + t + k * kThreads2d, next[m][k]);
-      }
-    }
-    fetch(row + 1);
-    Real s[kColumns], d[kColumns];
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      s[j] = d[j] = 0.f;
-      if (emits && stores[j]) {
-        const Real x = load_element(a.image[0], at_x + j * a.image[0].stride[4]);
-        const Real y = load_element(a.image[1], at_y + j * a.image[1].stride[4]);
-        s[j] = shifted_sum(x, y, shift);
-        d[j] = x - y;
-      }
-    }
-    barrier();
-    Real h[kMaps][kColumns], f[kColumns][kMaps];
-#pragma unroll
-    for (int m = 0; m < kMaps; ++m) row_filter<kTaps>(a, buffer + m * kRow + first, h[m]);
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int m = 0; m < kMaps; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
-    }
-    if (!emits) return;
-    store(s, d, f);
+  }
+
+  SPLAT_DEVICE void advance(const SsimProblem& a) {
     at_x += a.image[0].stride[3];
     at_y += a.image[1].stride[3];
     at_1 += a.grad[0].stride[3];
     at_2 += a.grad[1].stride[3];
     at_weight += a.l1_weight.stride[3];
+  }
+};
+
+// Gradients from the adjoint maps: filters them like the forward kernel filters images, then
+//     dL/dx = F[E_s] + F[E_d] + 2 s F[E_s²] + 2 d F[E_d²] + l1_scale·sign(d),   dL/dy = F[E_s] - F[E_d] + ... - ...
+// where F is the filter, whose adjoint with zeros outside the map is itself. Of any type and layout; makes whichever of
+// the two are wanted.
+template <int kTaps, int kColumns>
+SPLAT_DEVICE void backward2d(const SsimProblem& a) {
+  using S = Strip<kTaps, kColumns>;
+  SPLAT_SHARED(Real, rows, 2 * kAdjointMaps * S::kRow);
+  const Block2d b = block2d<S::kWidth>(a);
+  const int t = thread_index(), first = kColumns * t;
+  const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
+  const Shift shift = plane_shift<false>(a, b.batch, b.channel);
+  AdjointRows<kTaps, kColumns> adjoint(a, b, b.x0 - S::kRadius + t - a.lead[2], b.y0 - S::kRadius - a.lead[1]);
+  Real state[kColumns][kAdjointMaps][S::kHalo], l1 = 0.f;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) clear(state[j]);
+  OwnColumns<kColumns> columns(a, b, first);
+  auto step = [&](int row, bool emits) {
+    Real* buffer = rows + (row & 1) * kAdjointMaps * S::kRow;
+    adjoint.put(buffer);
+    adjoint.fetch(a, row + 1);
+    Real s[kColumns], d[kColumns];
+    columns.read(a, shift, emits, s, d);
+    barrier();
+    Real h[kAdjointMaps][kColumns], f[kColumns][kAdjointMaps];
+#pragma unroll
+    for (int m = 0; m < kAdjointMaps; ++m) row_filter<kTaps>(a, buffer + m * S::kRow + first, h[m]);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int m = 0; m < kAdjointMaps; ++m) f[j][m] = filter_step(state[j][m], h[m][j], a.taps);
+    }
+    if (!emits) return;
+    columns.store(a, shift, s, d, f, l1);
+    columns.advance(a);
   };
-  fetch(b.y0 - kRadius);
+  adjoint.fetch(a, b.y0 - S::kRadius);
 #pragma unroll 1
-  for (int row = b.y0 - kRadius; row < b.y0 + kRadius; ++row) step(row, false);
+  for (int row = b.y0 - S::kRadius; row < b.y0 + S::kRadius; ++row) step(row, false);
 #pragma unroll 1
-  for (int row = b.y0 + kRadius; row < y1 + kRadius; ++row) step(row, true);
+  for (int row = b.y0 + S::kRadius; row < y1 + S::kRadius; ++row) step(row, true);
   if (a.block_sums) block_sum<kThreads2d>(l1, block_sum_place(a, kSumL1));
 }
 

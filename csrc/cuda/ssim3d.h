@@ -138,49 +138,38 @@ SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* fi
   }
 }
 
-template <int kTaps, Forward kMode>
-SPLAT_DEVICE void forward3d(const SsimProblem& a) {
+// Both images, slice by slice on their way to shared memory: the elements a thread loads, fetched a slice ahead.
+template <int kTaps, bool kPlain>
+struct ImageSlices {
   using T = Tile<kTaps>;
-  constexpr bool kPlainImages = kMode != kAny;
-  constexpr int kElements = T::kLoadedRows * T::kPairPitch, kLoads = (kElements + kThreads3d - 1) / kThreads3d;
-  SPLAT_SHARED(Pair, slice, kElements);
-  SPLAT_SHARED(Quad, filtered, T::kLoadedRows * T::kQuadPitch);
-  const Block3d b = block3d<T::kRows>(a);
-  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
-  const int z1 = b.z0 + a.segment < a.map_size[0] ? b.z0 + a.segment : a.map_size[0];
-  const int load_z = b.z0 - T::kRadius + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
-  const int load_x = b.x0 - T::kRadius + a.lead[2];
-  SliceLoads<kPlainImages, kLoads> loads;
-  loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
-                                                                       a.image[0].stride[3]);
-  auto start = [&](const SsimTensor& image) {
-    const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
-    return kPlainImages ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
-  };
-  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]);
-  const float *plain_x = static_cast<const float*>(a.image[0].data), *plain_y = nullptr;
-  if (kPlainImages) {
-    plain_x += at_x;
-    plain_y = static_cast<const float*>(a.image[1].data) + at_y;
-  }
-  const Shift shift = plane_shift<kPlainImages>(a, b.batch, b.channel);
-  const bool value = kMode == kValue || (kMode == kPlain && !a.partials);
-  const bool weighted = kMode == kWeighted || (kMode == kPlain && a.weight.data);
-  Real next_x[kLoads], next_y[kLoads], state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
-  AnyVoxel any;
-  bool stores[T::kOutputs];
-#pragma unroll
-  for (int j = 0; j < T::kOutputs; ++j) {
-    clear(state[j]);
-    stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
-  }
-  // Of the thread's first output in an adjoint map.
-  Int64 place = (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] +
-                b.x0 + lane;
+  static constexpr int kElements = T::kLoadedRows * T::kPairPitch;
+  static constexpr int kLoads = (kElements + kThreads3d - 1) / kThreads3d;
+  SliceLoads<kPlain, kLoads> loads;
+  Int64 at_x, at_y;
+  const float *plain_x, *plain_y;
+  Real next_x[kLoads], next_y[kLoads];
 
-  auto fetch = [&](int z) {
+  SPLAT_DEVICE ImageSlices(const SsimProblem& a, const Block3d& b) {
+    const int load_z = b.z0 - T::kRadius + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
+    const int load_x = b.x0 - T::kRadius + a.lead[2];
+    loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
+                                                                         a.image[0].stride[3]);
+    auto start = [&](const SsimTensor& image) {
+      const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
+      return kPlain ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
+    };
+    at_x = start(a.image[0]), at_y = start(a.image[1]);
+    plain_x = plain_y = nullptr;
+    if (kPlain) {
+      plain_x = static_cast<const float*>(a.image[0].data) + at_x;
+      plain_y = static_cast<const float*>(a.image[1].data) + at_y;
+    }
+  }
+
+  // Slice z of the map, the next one.
+  SPLAT_DEVICE void fetch(const SsimProblem& a, int z) {
     const bool inside = static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2]);
-    if constexpr (kPlainImages) {
+    if constexpr (kPlain) {
       loads.read(plain_x, inside, next_x);
       loads.read(plain_y, inside, next_y);
       plain_x += a.image[0].stride[2];
@@ -191,16 +180,71 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
       at_x += a.image[0].stride[2];
       at_y += a.image[1].stride[2];
     }
-  };
-  auto step = [&](int z, bool emits) {
+  }
+
+  SPLAT_DEVICE void put(Pair* slice, const Shift& shift) const {
+    const int t = thread_index();
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const Real x = next_x[k], y = next_y[k];
       if ((k + 1) * kThreads3d <= kElements || t + k * kThreads3d < kElements) {
-        store_shared(slice + t + k * kThreads3d, shifted(x, y, shift));
+        store_shared(slice + t + k * kThreads3d, shifted(next_x[k], next_y[k], shift));
       }
     }
-    fetch(z + 1);
+  }
+};
+
+// What the kernels for plain images make of one voxel, `at` its index in an adjoint map: its share of the sum of 1 - S,
+// and the three adjoint maps unless only the `value` is wanted.
+SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, Int64 at,
+                                  bool value, bool weighted, Real& dssim) {
+  const Similarity r = similarity(a, moment, shift);
+  if (value) {
+    dssim = dssim + r.dssim;
+    return;
+  }
+  Real by[4], v = a.dssim_scale;
+  dssim_derivatives<true>(r, moment, by);
+  if (weighted) {
+    const Real share = load_global(static_cast<const float*>(a.weight.data) + at);  // laid out like an adjoint map
+    v = share * a.dssim_scale;
+    dssim = multiply_add(share, r.dssim, dssim);
+  } else {
+    dssim = dssim + r.dssim;
+  }
+  float* const here = a.partials + at;
+  store_global(here, by[0] * v);
+  store_global(here + a.partial_stride, by[2] * v);
+  store_global(here + 2 * a.partial_stride, by[3] * v);
+}
+
+template <int kTaps, Forward kMode>
+SPLAT_DEVICE void forward3d(const SsimProblem& a) {
+  using T = Tile<kTaps>;
+  constexpr bool kPlainImages = kMode != kAny;
+  using Images = ImageSlices<kTaps, kPlainImages>;
+  SPLAT_SHARED(Pair, slice, Images::kElements);
+  SPLAT_SHARED(Quad, filtered, T::kLoadedRows * T::kQuadPitch);
+  const Block3d b = block3d<T::kRows>(a);
+  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
+  const int z1 = b.z0 + a.segment < a.map_size[0] ? b.z0 + a.segment : a.map_size[0];
+  Images images(a, b);
+  const Shift shift = plane_shift<kPlainImages>(a, b.batch, b.channel);
+  const bool value = kMode == kValue || (kMode == kPlain && !a.partials);
+  const bool weighted = kMode == kWeighted || (kMode == kPlain && a.weight.data);
+  Real state[T::kOutputs][4][T::kHalo], dssim = 0.f, l1 = 0.f;
+  AnyVoxel any;
+  bool stores[T::kOutputs];
+#pragma unroll
+  for (int j = 0; j < T::kOutputs; ++j) {
+    clear(state[j]);
+    stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
+  }
+  // Of the thread's first output in an adjoint map.
+  Int64 place =
+      (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] + b.x0 + lane;
+  auto step = [&](int z, bool emits) {
+    images.put(slice, shift);
+    images.fetch(a, z + 1);
     barrier();
     filter_rows_of_moments<kTaps>(a, slice, filtered);
     if (value && z >= b.z0 && z < z1) {
@@ -219,34 +263,16 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 #pragma unroll
       for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
       if (!emits || !stores[j]) continue;
+      const Int64 at = place + j * static_cast<Int64>(a.map_size[2]);
       if (kMode == kAny) {
-        any.add(a, moment, shift, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane,
-                place + j * static_cast<Int64>(a.map_size[2]));
-        continue;
-      }
-      const Similarity r = similarity(a, moment, shift);
-      if (value) {
-        dssim = dssim + r.dssim;
+        any.add(a, moment, shift, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane, at);
       } else {
-        Real by[4], v = a.dssim_scale;
-        dssim_derivatives<true>(r, moment, by);
-        const Int64 at = place + j * a.map_size[2];
-        if (weighted) {
-          const Real share = load_global(static_cast<const float*>(a.weight.data) + at);  // laid out like an adjoint map
-          v = share * a.dssim_scale;
-          dssim = multiply_add(share, r.dssim, dssim);
-        } else {
-          dssim = dssim + r.dssim;
-        }
-        float* const here = a.partials + at;
-        store_global(here, by[0] * v);
-        store_global(here + a.partial_stride, by[2] * v);
-        store_global(here + 2 * a.partial_stride, by[3] * v);
+        add_plain_voxel(a, moment, shift, at, value, weighted, dssim);
       }
     }
     if (emits) place += a.map_slice;
   };
-  fetch(b.z0 - T::kRadius);
+  images.fetch(a, b.z0 - T::kRadius);
 #pragma unroll 1
   for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
 #pragma unroll 1
@@ -296,58 +322,92 @@ SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filter
   }
 }
 
-// Gradients from the adjoint maps, as backward2d.
+// The adjoint maps, three for plain images and else four, slice by slice on their way to shared memory: the elements a
+// thread loads, fetched a slice ahead.
 template <int kTaps, bool kPlain>
-SPLAT_DEVICE void backward3d(const SsimProblem& a) {
+struct AdjointSlices {
   using T = Tile<kTaps>;
-  constexpr int kMaps = kPlain ? 3 : 4, kElements = T::kLoadedRows * T::kMapPitch;
-  constexpr int kLoads = (kElements + kThreads3d - 1) / kThreads3d, kFiltered = T::kLoadedRows * T::kFilteredPitch;
-  constexpr int kItems = T::kLoadedRows * kGroups;
-  SPLAT_SHARED(Real, slice, kMaps * kElements);
-  SPLAT_SHARED(Real, filtered, kMaps * kFiltered);
-  const Block3d b = block3d<T::kRows>(a);
-  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
-  const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
-  const int load_z = b.z0 - T::kRadius - a.lead[0];
+  static constexpr int kMaps = kPlain ? 3 : 4, kElements = T::kLoadedRows * T::kMapPitch;
+  static constexpr int kLoads = (kElements + kThreads3d - 1) / kThreads3d;
   SliceLoads<true, kLoads, typename SliceIndex<kPlain>::Type> loads;
-  loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(b.y0 - T::kRadius - a.lead[1],
-                                                                     b.x0 - T::kRadius - a.lead[2], a.map_size[1],
-                                                                     a.map_size[2], a.map_size[2]);
-  // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
-  const Int64 slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
-  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  Int64 slice_voxels;
   const float* maps[kMaps];
-  Real next[kMaps][kLoads], state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
-#pragma unroll
-  for (int m = 0; m < kMaps; ++m) {
-    maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[0] + load_z) * slice_voxels;
-  }
-  bool stores[T::kOutputs];
-#pragma unroll
-  for (int j = 0; j < T::kOutputs; ++j) {
-    clear(state[j]);
-    stores[j] = b.y0 + row0 + j < a.size[3] && b.x0 + lane < a.size[4];
-  }
-  auto start = [&](const SsimTensor& tensor) {
-    return plane_offset(tensor, b.batch, b.channel) + b.z0 * tensor.stride[2] + (b.y0 + row0) * tensor.stride[3] +
-           (b.x0 + lane) * tensor.stride[4];
-  };
-  Int64 at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
-  Int64 at_weight = start(a.l1_weight);
+  Real next[kMaps][kLoads];
 
-  auto fetch = [&](int z) {
+  SPLAT_DEVICE AdjointSlices(const SsimProblem& a, const Block3d& b) {
+    loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(
+        b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2]);
+    // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
+    slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
+    const int load_z = b.z0 - T::kRadius - a.lead[0];
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[0] + load_z) * slice_voxels;
+    }
+  }
+
+  SPLAT_DEVICE void fetch(const SsimProblem& a, int z) {
     const bool inside = static_cast<unsigned>(z - a.lead[0]) < static_cast<unsigned>(a.map_size[0]);
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
       loads.read(maps[m], inside, next[m]);
       maps[m] += slice_voxels;
     }
-  };
-  auto load_own = [&](const SsimTensor& image, Int64 at, int j) {
+  }
+
+  SPLAT_DEVICE void put(Real* slice) const {
+    const int t = thread_index();
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (t + k * kThreads3d < kElements) {
+#pragma unroll
+        for (int m = 0; m < kMaps; ++m) store_shared(slice + m * kElements + t + k * kThreads3d, next[m][k]);
+      }
+    }
+  }
+};
+
+// A thread's own voxels, one above the other, of the slice the next output belongs to: of both images, both gradients
+// and the weight.
+template <int kTaps, bool kPlain>
+struct OwnVoxels {
+  static constexpr int kOutputs = Tile<kTaps>::kOutputs, kMaps = kPlain ? 3 : 4;
+  Int64 at_x, at_y, at_1, at_2, at_weight;
+  bool stores[kOutputs];
+
+  SPLAT_DEVICE OwnVoxels(const SsimProblem& a, const Block3d& b, int row0, int lane) {
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) stores[j] = b.y0 + row0 + j < a.size[3] && b.x0 + lane < a.size[4];
+    auto start = [&](const SsimTensor& tensor) {
+      return plane_offset(tensor, b.batch, b.channel) + b.z0 * tensor.stride[2] + (b.y0 + row0) * tensor.stride[3] +
+             (b.x0 + lane) * tensor.stride[4];
+    };
+    at_x = start(a.image[0]), at_y = start(a.image[1]), at_1 = start(a.grad[0]), at_2 = start(a.grad[1]);
+    at_weight = start(a.l1_weight);
+  }
+
+  static SPLAT_DEVICE Real load(const SsimTensor& image, Int64 at, int j) {
     at += j * image.stride[3];
     return kPlain ? load_global(static_cast<const float*>(image.data) + at) : load_element(image, at);
-  };
-  auto store = [&](int j, Real s, Real d, const Real (&f)[kMaps]) {
+  }
+
+  // s, shifted, and d, not shifted; 0 outside the images and where the slice is not `wanted`.
+  SPLAT_DEVICE void read(const SsimProblem& a, const Shift& shift, bool wanted, Real (&s)[kOutputs],
+                         Real (&d)[kOutputs]) const {
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) {
+      s[j] = d[j] = 0.f;
+      if (wanted && stores[j]) {
+        const Real x = load(a.image[0], at_x, j), y = load(a.image[1], at_y, j);
+        s[j] = shifted_sum(x, y, shift);
+        d[j] = x - y;
+      }
+    }
+  }
+
+  // The gradients of voxel j from its filtered adjoint maps f; adds |d| to l1.
+  SPLAT_DEVICE void store(const SsimProblem& a, const Shift& shift, int j, Real s, Real d, const Real (&f)[kMaps],
+                          Real& l1) const {
     Real share = 1.f;
     if (!kPlain && a.l1_weight.data) share = load_element(a.l1_weight, at_weight + j * a.l1_weight.stride[3]);
     const Real sign = times_sign(kPlain ? Real(a.l1_scale) : share * a.l1_scale, d);
@@ -361,37 +421,61 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       if (a.grad[0].data) store_element(a.grad[0], at_1 + j * a.grad[0].stride[3], by_s + by_d);
       if (a.grad[1].data) store_element(a.grad[1], at_2 + j * a.grad[1].stride[3], by_s - by_d);
     }
-  };
+  }
+
+  SPLAT_DEVICE void advance(const SsimProblem& a) {
+    at_x += a.image[0].stride[2];
+    at_y += a.image[1].stride[2];
+    at_1 += a.grad[0].stride[2];
+    if (!kPlain) {
+      at_2 += a.grad[1].stride[2];
+      at_weight += a.l1_weight.stride[2];
+    }
+  }
+};
+
+// Along the width, all adjoint maps: the threads share the rows and groups of columns.
+template <int kTaps, int kMaps>
+SPLAT_DEVICE void filter_rows_of_maps(const SsimProblem& a, const Real* slice, Real* filtered) {
+  using T = Tile<kTaps>;
+  constexpr int kItems = T::kLoadedRows * kGroups;
+#pragma unroll
+  for (int k = 0; k < (kItems + kThreads3d - 1) / kThreads3d; ++k) {
+    const int i = thread_index() + k * kThreads3d, group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
+    if (i < kItems) {
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        filter_rows_of_map<kTaps>(a, slice + m * T::kLoadedRows * T::kMapPitch,
+                                  filtered + m * T::kLoadedRows * T::kFilteredPitch, row, group);
+      }
+    }
+  }
+}
+
+// Gradients from the adjoint maps, as backward2d.
+template <int kTaps, bool kPlain>
+SPLAT_DEVICE void backward3d(const SsimProblem& a) {
+  using T = Tile<kTaps>;
+  using Maps = AdjointSlices<kTaps, kPlain>;
+  constexpr int kMaps = Maps::kMaps, kFiltered = T::kLoadedRows * T::kFilteredPitch;
+  SPLAT_SHARED(Real, slice, kMaps * Maps::kElements);
+  SPLAT_SHARED(Real, filtered, kMaps * kFiltered);
+  const Block3d b = block3d<T::kRows>(a);
+  const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
+  const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
+  Maps adjoint(a, b);
+  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  Real state[T::kOutputs][kMaps][T::kHalo], l1 = 0.f;
+#pragma unroll
+  for (int j = 0; j < T::kOutputs; ++j) clear(state[j]);
+  OwnVoxels<kTaps, kPlain> voxels(a, b, row0, lane);
   auto step = [&](int z, bool emits) {
     Real s[T::kOutputs], d[T::kOutputs];
-#pragma unroll
-    for (int j = 0; j < T::kOutputs; ++j) {
-      s[j] = d[j] = 0.f;
-      if (emits && stores[j]) {
-        const Real x = load_own(a.image[0], at_x, j), y = load_own(a.image[1], at_y, j);
-        s[j] = shifted_sum(x, y, shift);
-        d[j] = x - y;
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      if (t + k * kThreads3d < kElements) {
-#pragma unroll
-        for (int m = 0; m < kMaps; ++m) store_shared(slice + m * kElements + t + k * kThreads3d, next[m][k]);
-      }
-    }
-    fetch(z + 1);
+    voxels.read(a, shift, emits, s, d);
+    adjoint.put(slice);
+    adjoint.fetch(a, z + 1);
     barrier();
-#pragma unroll
-    for (int k = 0; k < (kItems + kThreads3d - 1) / kThreads3d; ++k) {
-      const int i = t + k * kThreads3d, group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
-      if (i < kItems) {
-#pragma unroll
-        for (int m = 0; m < kMaps; ++m) {
-          filter_rows_of_map<kTaps>(a, slice + m * kElements, filtered + m * kFiltered, row, group);
-        }
-      }
-    }
+    filter_rows_of_maps<kTaps, kMaps>(a, slice, filtered);
     barrier();
     Real h[kMaps][T::kOutputs];
 #pragma unroll
@@ -403,18 +487,11 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
       Real f[kMaps];
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) f[m] = filter_step(state[j][m], h[m][j], a.taps);
-      if (emits && stores[j]) store(j, s[j], d[j], f);
+      if (emits && voxels.stores[j]) voxels.store(a, shift, j, s[j], d[j], f, l1);
     }
-    if (!emits) return;
-    at_x += a.image[0].stride[2];
-    at_y += a.image[1].stride[2];
-    at_1 += a.grad[0].stride[2];
-    if (!kPlain) {
-      at_2 += a.grad[1].stride[2];
-      at_weight += a.l1_weight.stride[2];
-    }
+    if (emits) voxels.advance(a);
   };
-  fetch(b.z0 - T::kRadius);
+  adjoint.fetch(a, b.z0 - T::kRadius);
 #pragma unroll 1
   for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
 #pragma unroll 1

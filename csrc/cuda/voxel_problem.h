@@ -19,6 +19,7 @@ struct VoxelRecord {
   int low[3];       // bounding box inside the crop, inclusive; low above high where it touches no voxel
   int high[3];
 };
+static_assert(sizeof(VoxelRecord) == 72, "as in splat_ssim/ops/voxelize_cuda.py");
 
 // The steps of a call, in their order: forward is prepare, pairs and render, backward prepare, gather and chain.
 enum VoxelStage {
@@ -30,31 +31,32 @@ enum VoxelStage {
 };
 
 struct VoxelProblem {
-  const float* means;   // (N, 3) world x, y, z
-  const float* quats;   // (N, 4) w, x, y, z, of any length above 0
-  const float* scales;  // (N, 3) standard deviations, above 0
-  const float* values;  // (N, C)
-  VoxelRecord* records;      // workspace [N]
-  Int64* brick_counts;       // out of prepare [N]
-  const Int64* pair_ends;    // their running sums [N]
-  int* pair_bricks;          // out of pairs: brick and Gaussian of each pair
+  const float* means;      // (N, 3) world x, y, z
+  const float* quats;      // (N, 4) w, x, y, z, of any length above 0
+  const float* scales;     // (N, 3) standard deviations, above 0
+  const float* values;     // (N, C)
+  VoxelRecord* records;    // workspace [N]
+  Int64* brick_counts;     // out of prepare [N]
+  const Int64* pair_ends;  // their running sums [N]
+  int* pair_bricks;        // out of pairs: brick and Gaussian of each pair
   int* pair_gaussians;
   const int* brick_gaussians;  // Gaussians of each brick, one brick after the other, in their order
   const Int64* brick_starts;   // [bricks + 1] where a brick's begin
-  float* volume;             // out of render (C, size z, size y, size x)
-  const float* gradient;     // dL/dV, the same shape
-  float* sums;               // workspace [N][9]: sums of w d and of w d d' (xx xy xz yy yz zz), w = g sum_c values_c dL/dV_c
-  float* grad_means;         // out, the shapes of their inputs
+  float* volume;               // out of render (C, size z, size y, size x)
+  const float* gradient;       // dL/dV, the same shape
+  float* sums;        // workspace [N][9]: sums of w d and of w d d' (xx xy xz yy yz zz), w = g sum_c values_c dL/dV_c
+  float* grad_means;  // out, the shapes of their inputs
   float* grad_quats;
   float* grad_scales;
   float* grad_values;
-  double to_world[9];        // index to world, row-major 3x3
-  double to_index[9];        // its inverse
-  double origin[3];          // world place of index 0
-  Int64 count;               // N
-  int channels;              // C
-  int start[3];              // first voxel of the crop
-  int size[3];               // voxels of the crop
-  int bricks[3];             // of the crop
-  int stage;                 // VoxelStage
+  double to_world[9];  // index to world, row-major 3x3
+  double to_index[9];  // its inverse
+  double origin[3];    // world place of index 0
+  Int64 count;         // N
+  int channels;        // C
+  int start[3];        // first voxel of the crop
+  int size[3];         // voxels of the crop
+  int bricks[3];       // of the crop
+  int stage;           // VoxelStage
 };
+static_assert(sizeof(VoxelProblem) == 368, "as in splat_ssim/ops/voxelize_cuda.py");

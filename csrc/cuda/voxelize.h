@@ -5,13 +5,14 @@
 // pairs of brick and Gaussian in between (stable, so that order is kept). Backward, one warp a Gaussian: every lane
 // sums over columns of its box, then the lanes' sums are added pairwise.
 #pragma once
+#include "../gaussian.h"
 #include "device.h"
 #include "voxel_problem.h"
 
 namespace {
 
-constexpr double kFactorScale = 0.84932180028801907;  // sqrt(log2(e) / 2)
-constexpr float kVoxelCutoff = 6.4921276840003353f;   // 9 log2(e) / 2
+constexpr double kFactorScale = 0.84932180028801907;               // sqrt(log2(e) / 2)
+constexpr float kVoxelCutoff = 6.4921276840003353f;                // 9 log2(e) / 2
 constexpr int kColumn = kBrick * kBrick * kBrick / kVoxelThreads;  // voxels a thread renders, two planes apart
 constexpr int kMoments = 9;
 static_assert(kBrick == 8 && kVoxelThreads == 2 * kBrick * kBrick, "a block is two planes of a brick");
@@ -21,8 +22,8 @@ static_assert(kBrick == 8 && kVoxelThreads == 2 * kBrick * kBrick, "a block is t
 // The rotation of a Gaussian in double precision, and its axes in index space.
 struct VoxelFrame {
   double unit[4], norm;
-  double rotation[9];       // row-major, columns are the axes of the Gaussian
-  double axes[9];           // [k][c]: to_world' * rotation
+  double rotation[9];  // row-major, columns are the axes of the Gaussian
+  double axes[9];      // [k][c]: to_world' * rotation
   double inverse_scale[3];
 };
 
@@ -36,11 +37,8 @@ SPLAT_DEVICE void make_frame(const VoxelProblem& a, Int64 i, VoxelFrame& frame) 
   frame.norm = sqrt(squares);
 #pragma unroll
   for (int k = 0; k < 4; ++k) frame.unit[k] = q[k] / frame.norm;
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  double* R = frame.rotation;
-  R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
-  R[3] = 2 * (x * y + w * z), R[4] = 1 - 2 * (x * x + z * z), R[5] = 2 * (y * z - w * x);
-  R[6] = 2 * (x * z - w * y), R[7] = 2 * (y * z + w * x), R[8] = 1 - 2 * (x * x + y * y);
+  rotation_of(frame.unit, frame.rotation);
+  const double* R = frame.rotation;
 #pragma unroll
   for (int c = 0; c < 3; ++c) {
     frame.inverse_scale[c] = 1.0 / static_cast<double>(load_global(a.scales + i * 3 + c));
@@ -377,21 +375,6 @@ SPLAT_DEVICE void voxel_gather(const VoxelProblem& a) {
   }
 }
 
-// dL/dq from dL/dR, through the normalisation of the quaternion.
-SPLAT_DEVICE void rotation_gradient(const VoxelFrame& frame, const double (&dR)[9], float* out) {
-  const double w = frame.unit[0], x = frame.unit[1], y = frame.unit[2], z = frame.unit[3];
-  const double dq[4] = {
-      2 * (-z * dR[1] + y * dR[2] + z * dR[3] - x * dR[5] - y * dR[6] + x * dR[7]),
-      2 * (y * dR[1] + z * dR[2] + y * dR[3] - 2 * x * dR[4] - w * dR[5] + z * dR[6] + w * dR[7] - 2 * x * dR[8]),
-      2 * (-2 * y * dR[0] + x * dR[1] + w * dR[2] + x * dR[3] + z * dR[5] - w * dR[6] + z * dR[7] - 2 * y * dR[8]),
-      2 * (-2 * z * dR[0] - w * dR[1] + x * dR[2] + w * dR[3] - 2 * z * dR[4] + y * dR[5] + x * dR[6] + y * dR[7])};
-  const double along = w * dq[0] + x * dq[1] + y * dq[2] + z * dq[3];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    store_global(out + k, Real(static_cast<float>((dq[k] - along * frame.unit[k]) / frame.norm)));
-  }
-}
-
 // From the sums S1 of w d and S2 of w d d' in index space to the parameters: with P the precision, F = to_world' R,
 //   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
 SPLAT_DEVICE void voxel_chain(const VoxelProblem& a) {
@@ -431,7 +414,10 @@ SPLAT_DEVICE void voxel_chain(const VoxelProblem& a) {
     store_global(a.grad_means + i * 3 + k, Real(touches ? static_cast<float>(sum) : 0.f));
   }
   if (touches) {
-    rotation_gradient(frame, dR, a.grad_quats + i * 4);
+    double dq[4];
+    rotation_gradient(frame.unit, dR, dq);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) store_global(a.grad_quats + i * 4 + k, Real(static_cast<float>(dq[k] / frame.norm)));
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) store_global(a.grad_quats + i * 4 + k, Real(0.f));

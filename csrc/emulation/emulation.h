@@ -7,12 +7,12 @@
 
 #define SPLAT_DEVICE inline
 // The lambda's own static variable gives every declaration (and template instance) an address to be known by.
-#define SPLAT_SHARED(Type, name, count)                                          \
-  Type* const name = static_cast<Type*>(emulation::shared(                       \
-      [] {                                                                       \
-        static const char site = 0;                                              \
-        return &site;                                                            \
-      }(),                                                                       \
+#define SPLAT_SHARED(Type, name, count)                    \
+  Type* const name = static_cast<Type*>(emulation::shared( \
+      [] {                                                 \
+        static const char site = 0;                        \
+        return &site;                                      \
+      }(),                                                 \
       sizeof(Type) * (count)))
 #define SPLAT_ENTRY(name, threads, blocks, Argument) static void name(const Argument& a)
 

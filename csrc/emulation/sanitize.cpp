@@ -105,7 +105,8 @@ void run(const Case& c) {
 
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
-  const bool plain = c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
+  const bool plain =
+      c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
   if (c.weighted) p.weight = weight.tensor;
   const bool plain_pair = plain && spatial_dims == 3;  // has three adjoint maps, and no weight of |x - y|
   if (c.weighted && !plain_pair) p.l1_weight = l1_weight.tensor;
@@ -127,7 +128,8 @@ void run(const Case& c) {
 
 void run_padding(int reflect) {
   const int size[5] = {2, 2, 6, 7, 9}, padded_size[5] = {2, 2, 16, 17, 19};
-  Buffer x(size, kFloat16, true), y(size, kUint8, false), padded(padded_size, kFloat32, false), grad(size, kFloat32, true);
+  Buffer x(size, kFloat16, true), y(size, kUint8, false), padded(padded_size, kFloat32, false),
+      grad(size, kFloat32, true);
   SsimPadding a{};
   a.source[0] = x.tensor;
   a.source[1] = y.tensor;
@@ -210,7 +212,8 @@ void run_voxelizer(int channels) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
+  const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35},
+      flat{1, 2, 2, 1, 1};
   for (const Case& c : {
            Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{odd, 11, kFloat32, kFloat32, false, false, false, true, false},

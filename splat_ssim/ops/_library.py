@@ -14,7 +14,10 @@ import torch
 from splat_ssim._version import __version__
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 3
+ABI_VERSION = 4
+
+#: Bytes of the structures that Python packs or allocates, as this package has them; see csrc/cpu/layout.h.
+SIZES = {"sizeof_arguments": 54 * 8, "sizeof_pyramid_arguments": 60 * 8, "sizeof_record": 16 * 4}
 
 #: Environment variable that names another library to load, such as the build with sanitizers. For tests.
 LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
@@ -58,7 +61,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, or None, with one warning, where there is none.
 
     Raises:
-        ImportError: The library is of another ABI version than this package.
+        ImportError: The library is of another ABI version than this package, or a structure has another size.
     """
     if not LIBRARY_PATH.exists():
         is_source = (_PACKAGE.parent / "setup.py").exists()
@@ -80,7 +83,30 @@ def library() -> ctypes.CDLL | None:
     loaded.splat_ssim_cpu_isas.restype = ctypes.c_char_p
     loaded.splat_ssim_prefer_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     loaded.splat_ssim_prefer_huge_pages.restype = None
+    numbers = _constants(loaded)
+    for name, size in SIZES.items():
+        if numbers.get(name) != size:
+            raise ImportError(
+                f"{LIBRARY_PATH} must have {name} {size}, got {numbers.get(name)}: reinstall the package "
+                "(pip install -e . rebuilds it)"
+            )
     return loaded
+
+
+def _constants(loaded: ctypes.CDLL) -> dict[str, int]:
+    loaded.splat_ssim_constant_name.restype = ctypes.c_char_p
+    loaded.splat_ssim_constant.restype = ctypes.c_int64
+    numbers: dict[str, int] = {}
+    while (name := loaded.splat_ssim_constant_name(len(numbers))) is not None:
+        numbers[name.decode()] = loaded.splat_ssim_constant(len(numbers))
+    return numbers
+
+
+@functools.cache
+def constants() -> dict[str, int]:
+    """The numbers that the library shares with Python, by their names in csrc/cpu/library.cpp; empty without it."""
+    loaded = library()
+    return {} if loaded is None else _constants(loaded)
 
 
 def available_isas() -> list[str]:
@@ -136,14 +162,10 @@ def prefer_huge_pages(output: torch.Tensor) -> None:
         loaded.splat_ssim_prefer_huge_pages(output.data_ptr(), size)
 
 
-#: What a kernel returns; every kernel's status goes through `check`.
-OK, OUT_OF_MEMORY, BAD_ARGUMENT = 0, 1, 2
-
-
 def check(status: int, name: str, shapes: Sequence[object] = ()) -> None:
     """Raises what a kernel's status means: a lack of memory or a defect, never a user error."""
-    if status == OK:
+    if status == 0:
         return
-    if status == OUT_OF_MEMORY:
+    if status == constants()["status_out_of_memory"]:
         raise MemoryError(f"{name} could not allocate its workspace for {list(shapes)}")
     raise RuntimeError(f"{name} rejected its arguments (status {status}) for {list(shapes)}")

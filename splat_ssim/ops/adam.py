@@ -67,7 +67,7 @@ def step_rows(update: Update, visible: Tensor) -> None:
     width = update.parameter.numel() // rows if rows else 0
     status = _library.kernel("adam_rows", _ADAM_ROWS)(
         *(t.data_ptr() for t in update[:4]),
-        (ctypes.c_double * 5)(*_constants(update)),
+        (ctypes.c_double * _library.constants()["adam_constants"])(*_constants(update)),
         visible.data_ptr(),
         rows,
         width,

@@ -1,7 +1,8 @@
 """The renderer's operators on `torch.library`, CPU and float32: projection, compositing and the sums of a score.
 
 Each has a fake kernel and, where it makes sense, a gradient, so that eager mode, torch.compile and opcheck work.
-`records` and `lists` are what compositing leaves for its backward pass; csrc/cpu/raster_bins.h has their layout.
+`records` and `lists` are what compositing leaves for its backward pass; csrc/cpu/layout.h and raster_bins.h have their
+layout.
 """
 
 from __future__ import annotations
@@ -22,13 +23,6 @@ _RECORDS = (_P,) * 9
 _COMPOSITE = (_P, _D) + (_P,) * 7
 _COMPOSITE_BACKWARD = (_P, _D) + (_P,) * 13
 _ACCUMULATE = (_P, _D) + (_P,) * 4
-
-#: Gaussians of one task of the projection, with its own sums of the camera gradient (csrc/cpu/raster_project.cpp).
-_PROJECT_TASK = 256
-_POSE_SUMS = 15
-
-#: Channels that one pass of compositing takes (kMaxChannels in csrc/cpu/raster_composite.cpp).
-MAX_CHANNELS = 4
 
 
 def _call(name: str, argtypes: tuple[type, ...], *arguments: object) -> None:
@@ -169,8 +163,9 @@ def _project_backward(*arguments) -> tuple[Tensor, ...]:
     sizes, planes, tensors = _project_options(scene)
     v_dense = [_dense(v_output) for v_output in v_outputs]
     results = _project_gradients_like(scene, v_outputs[4], pose)
-    tasks = (means.shape[0] + _PROJECT_TASK - 1) // _PROJECT_TASK
-    poses = means.new_zeros((tasks, viewmats.shape[0], _POSE_SUMS)) if pose else None
+    constants = _library.constants()
+    tasks = -(-means.shape[0] // constants["project_task"])
+    poses = means.new_zeros((tasks, viewmats.shape[0], constants["pose_sums"])) if pose else None
     _call(
         "raster_project_backward",
         _PROJECT_BACKWARD,
@@ -255,6 +250,15 @@ torch.library.define(
 )
 
 
+def max_channels() -> int:
+    """Channels that one pass of compositing takes."""
+    return _library.constants()["max_channels"]
+
+
+def _record_floats() -> int:
+    return _library.constants()["sizeof_record"] // 4
+
+
 def _tile_count(width: int, height: int, tile_size: int) -> int:
     return -(-width // tile_size) * -(-height // tile_size)
 
@@ -265,9 +269,10 @@ def _composite_sizes(opacities: Tensor, images: Tensor, tile_size: int, lists: T
     sizes = (*opacities.shape, width, height, tile_size, channels)
     if lists is None:
         return sizes
-    # The length of `lists`, see list_size in csrc/cpu/raster_bins.h, solved for the pairs.
-    rest = 33 + 2 * opacities.numel() + 2 * cameras * _tile_count(width, height, tile_size)
-    return (*sizes, (len(lists) - rest) // 5)
+    # The length of `lists`, see list_size in csrc/cpu/layout.h, solved for the pairs.
+    constants, tiles = _library.constants(), cameras * _tile_count(width, height, tile_size)
+    rest = constants["list_rest"] + constants["list_per_instance"] * opacities.numel()
+    return (*sizes, (len(lists) - rest - constants["list_per_tile"] * tiles) // constants["list_per_pair"])
 
 
 @torch.library.impl("splat_ssim::raster_composite", "CPU")
@@ -290,7 +295,7 @@ def _composite(
     depths, backgrounds = depths.contiguous(), _dense(backgrounds)
     images = means2d.new_empty((cameras, height, width, channels))
     alphas = means2d.new_empty((cameras, height, width, 1))
-    records = means2d.new_empty((cameras * n, 16))
+    records = means2d.new_empty((cameras * n, _record_floats()))
     boxes = radii.new_empty((cameras * n, 2))
     totals = (ctypes.c_int64 * 2)()
     sizes = _composite_sizes(opacities, images, tile_size)
@@ -321,7 +326,7 @@ def _(means2d, conics, opacities, colors, radii, depths, backgrounds, width, hei
     return (
         means2d.new_empty((cameras, height, width, channels)),
         means2d.new_empty((cameras, height, width, 1)),
-        means2d.new_empty((cameras * n, 16)),
+        means2d.new_empty((cameras * n, _record_floats())),
         radii.new_empty((length,)),
     )
 

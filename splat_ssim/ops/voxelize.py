@@ -9,9 +9,6 @@ from torch import Tensor
 
 from . import _library
 
-#: Narrower crops are rendered this wide and cut: kernels load and store whole vectors.
-_MIN_WIDTH = 16
-
 _POINTERS = (ctypes.c_void_p,)
 _FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctypes.c_int)
 _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, ctypes.c_int)
@@ -27,8 +24,11 @@ def lattice_numbers(affine: list[float]) -> list[float]:
 def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
     """Matrices and window in the kernels' axis order, and the shape that is rendered."""
     numbers = lattice_numbers(affine)
-    shape = [*window[3:5], max(window[5], _MIN_WIDTH)]
-    return (ctypes.c_double * 21)(*numbers), (ctypes.c_int64 * 6)(*window[2::-1], *shape[::-1]), shape
+    constants = _library.constants()
+    # Narrower crops are rendered this wide and cut: kernels load and store whole vectors.
+    shape = [*window[3:5], max(window[5], constants["voxel_min_width"])]
+    crop = (ctypes.c_int64 * constants["voxel_window"])(*window[2::-1], *shape[::-1])
+    return (ctypes.c_double * constants["voxel_geometry"])(*numbers), crop, shape
 
 
 @torch.library.custom_op("splat_ssim::voxelize", mutates_args=(), device_types="cpu")

@@ -9,9 +9,6 @@ from ..ops import rasterize as _ops  # registers the operators
 from ._problem import Options, Scene
 from .reference import Accumulators, Projection
 
-#: Channels one pass composites.
-MAX_CHANNELS = _ops.MAX_CHANNELS
-
 
 def project(scene: Scene, sh0: Tensor | None, shN: Tensor | None, options: Options) -> Projection:
     """As `reference.project`."""
@@ -43,16 +40,17 @@ def composite(
     absgrad: bool,
     tile_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.composite`. More than MAX_CHANNELS channels are composited in several passes.
+    """As `reference.composite`. More than `max_channels()` channels are composited in several passes.
 
     The gradients of the passes add up; so do the sums of `absgrad`, which then are those of the parts, as in gsplat.
     """
     p = projection
     geometry = (p.means2d, p.conics, p.opacities)
     images, masks = [], []
-    for first in range(0, colors.shape[-1], MAX_CHANNELS):
-        part = colors[..., first : first + MAX_CHANNELS] if colors.shape[-1] > MAX_CHANNELS else colors
-        behind = None if backgrounds is None else backgrounds[:, first : first + MAX_CHANNELS]
+    limit = _ops.max_channels()
+    for first in range(0, colors.shape[-1], limit):
+        part = colors[..., first : first + limit] if colors.shape[-1] > limit else colors
+        behind = None if backgrounds is None else backgrounds[:, first : first + limit]
         image, mask, _, _ = torch.ops.splat_ssim.raster_composite(
             *geometry, part, p.radii, p.depths, behind, width, height, tile_size, max_alpha, absgrad
         )
