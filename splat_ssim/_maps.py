@@ -106,7 +106,8 @@ def weighted_mean(values: Tensor, mask: Tensor | None, reduction: str, channels_
         total, weight = values.sum(), mask.sum()
     else:
         total, weight = values.flatten(1).sum(1), mask.flatten(1).sum(1)
-    return total / torch.where(weight > 0, weight, 1)
+    # Selected: what has no weight may be NaN.
+    return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1), 0)
 
 
 def similarity(dssim: Tensor, mask: Tensor | None, reduction: str, channels_last: bool = False) -> Tensor:

@@ -207,11 +207,6 @@ def dssim_map(img1: Tensor, img2: Tensor, *, valid: Tensor | None = None, **keyw
     options = SSIMOptions(**keywords)
     found = _moments(img1, img2, options, valid)
     dssim = found.dssim(options.eps * _scale(options.data_range) ** 4).to(_maps.compute_dtype(img1, img2))
-    if valid is not None:  # Around a pixel that is not valid a window may see one that is not finite.
-        own = _maps.to_channels_first(valid) if options.channels_last else valid
-        for dim in range(2, own.ndim):
-            own = own.narrow(dim, options.inset, dssim.shape[dim])
-        dssim = torch.where(own > 0, dssim, 0)
     return _maps.to_channels_last(dssim) if options.channels_last else dssim
 
 
