@@ -273,7 +273,8 @@ def of_value(
         share = promised
         if arithmetic.cancels and arithmetic.dtype == torch.float32:
             share = max(promised, 2 * plain_error(evaluation, arithmetic.form))
-        errors = torch.maximum(share * by_terms, costs)
+        # The first order counts the roundings of products too low, by a few hundredths of small images.
+        errors = torch.maximum(share * by_terms, costs) * (1.25 if arithmetic.form == "definition" else 1.0)
         whole = value.ndim in (errors.ndim, errors.ndim - 1)
         positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])
         positions *= len(errors) if value.ndim == 0 else 1
