@@ -106,12 +106,15 @@ class Arithmetic:
         form: "kernel", "definition" or "textbook".
         rounded: How often the pixels themselves are rounded before the moments are taken.
         sigma: Of the window.
+        slack: A factor of what the definition's arithmetic costs. The CUDA kernels take moments about a mean of a few
+            samples, which may lie farther from a window than the image's own mean.
     """
 
     dtype: torch.dtype
     form: str = "kernel"
     rounded: int = 0
     sigma: float = 1.5
+    slack: float = 1.0
 
     @property
     def unit(self) -> float:
@@ -272,9 +275,10 @@ def of_value(
         )
         share = promised
         if arithmetic.cancels and arithmetic.dtype == torch.float32:
-            share = max(promised, 2 * plain_error(evaluation, arithmetic.form))
+            share = max(promised, 2 * arithmetic.slack * plain_error(evaluation, arithmetic.form))
         # The first order counts the roundings of products too low, by a few hundredths of small images.
-        errors = torch.maximum(share * by_terms, costs) * (1.25 if arithmetic.form == "definition" else 1.0)
+        factor = 1.25 * arithmetic.slack if arithmetic.form == "definition" else 1.0
+        errors = torch.maximum(share * by_terms, costs) * factor
         whole = value.ndim in (errors.ndim, errors.ndim - 1)
         positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])
         positions *= len(errors) if value.ndim == 0 else 1
@@ -363,7 +367,9 @@ def of_gradient(
         if total.numel():
             bound += total.nan_to_num(0, 0, 0).max().item() / 2 ** ((total.ndim - 2) * scale * pyramid)
     if arithmetic.form == "definition":
-        bound *= 1.5  # The first order counts the roundings of its products too low: of a row of 5 pixels by a tenth.
+        bound *= (
+            1.5 * arithmetic.slack
+        )  # The first order counts the roundings of its products too low: of a row of 5 pixels by a tenth.
     return bound if pyramid else bound * len(evaluations)
 
 

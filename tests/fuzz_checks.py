@@ -438,7 +438,7 @@ def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) ->
             rounded += 1
     if case.kind in fuzz_cases.PYRAMID_KINDS or case.kind == "pytorch_msssim.ms_ssim":
         rounded += 3
-    return bounds.Arithmetic(wide, form, rounded, sigma)
+    return bounds.Arithmetic(wide, form, rounded, sigma, 3.0 if device == "emulation" else 1.0)
 
 
 @dataclass
