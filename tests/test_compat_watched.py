@@ -109,6 +109,8 @@ SCRIPTABLE = {
     "inverse_depth_smoothness_loss": (lambda p: p.inverse_depth_smoothness_loss, 2),
     "total_variation": (lambda p: p.total_variation, 1),
 }
+#: kornia 0.8 fails to script these.
+NEWLY_SCRIPTABLE = ("WelschLoss", "welsch_loss")
 #: kornia 0.9 fails to script these.
 SCRIPTABLE_HERE = {
     "CharbonnierLoss": (lambda p: p.CharbonnierLoss("sum"), 2),
@@ -127,7 +129,7 @@ def test_script(package, name):
     for _ in range(3):  # the profiling executor specialises
         found = value_and_gradients(scripted, pair)
     assert_near(found, value_and_gradients(make(package), pair), 1e-5)
-    if package is ours and name in SCRIPTABLE:
+    if package is ours and name in SCRIPTABLE and (ours is newest or name not in NEWLY_SCRIPTABLE):
         assert_near(found, value_and_gradients(torch.jit.script(make(kornia.losses)), pair))
     # Other shapes and dtypes than the first.
     for dtype in (torch.float64, torch.float16):

@@ -2,8 +2,10 @@
 
 For volumes "same" is replicate padding, the window is rounded to float32 even where they are float64, and `ssim3d_loss`
 is `1 - S` without the division by two and the clamp (its documentation says `(1 - S) / 2`). In `MS_SSIMLoss` the
-channels see different sigmas. Half precision and integers are computed as kornia 0.9 does: 0.8 gives NaN or truncates
-the window there.
+channels see different sigmas.
+
+All else is as in kornia 0.9, also where 0.8 is of no use. 0.8 gives NaN for half precision, and for the mean of total
+variation along an axis of one pixel. It truncates the window of integer images. It takes "VALID" for "same".
 """
 
 from __future__ import annotations
