@@ -17,6 +17,7 @@ from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.ops.ssim import Options
 from tests.test_cuda_emulation import (  # noqa: F401
     MAP,
+    channel_options,
     check_photometric,
     definition,
     exact,
@@ -172,7 +173,7 @@ def test_eps_in_the_denominator(kernels, spatial_dims, window_size, eps):  # noq
             check_photometric(kernels, img1, img2, options, needs)
         check_photometric(kernels, img1, img2, options, (True, False), weight, True)
     x, y = exact(img1), exact(img2)
-    expected = reference.ssim_channel_means(x, y, **definition(options))
+    expected = reference.ssim_channel_means(x, y, **channel_options(options))
     assert (launch.channel_means(kernels, 0, img1, img2, options) - expected).abs().max() < 2e-6
     upstream, grads = torch.randn(expected.shape), wanted(img1, img2, (True, True))
     launch.fill_channel_mean_gradients(kernels, 0, upstream, img1, img2, options, grads)
@@ -201,9 +202,9 @@ def test_means_of_nearly_nothing_are_exact(kernels):  # noqa: F811
     options = Options(5, padding="valid")
     img1, img2 = pair
     for _ in range(8):
-        _, contrast = reference.ssim_channel_means(img1.double(), img2.double(), **definition(options)).unbind(-1)
+        _, contrast = reference.ssim_channel_means(img1.double(), img2.double(), **channel_options(options)).unbind(-1)
         img2 = (img2 - (contrast - 1e-4)[..., None, None] * (img1 - 0.5)).float()
-    truth = reference.ssim_channel_means(img1.double(), img2.double(), **definition(options))
+    truth = reference.ssim_channel_means(img1.double(), img2.double(), **channel_options(options))
     assert truth[..., 1].abs().max() < 1e-3
     found = launch.channel_means(kernels, 0, img1, img2, options)
     assert (found - truth).abs().max() < 1.5e-8  # 1 - the mean of 1 - S has 1e-7
