@@ -22,40 +22,40 @@
 #include "../../csrc/cpu/ssim.h"
 
 extern "C" {
-int SPLAT_KERNEL(ssim2d)(const Arguments*);
-int SPLAT_KERNEL(ssim3d)(const Arguments*);
-int SPLAT_KERNEL(ms_ssim)(const void*);
-int SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
+Status SPLAT_KERNEL(ssim2d)(const Arguments*);
+Status SPLAT_KERNEL(ssim3d)(const Arguments*);
+Status SPLAT_KERNEL(ms_ssim)(const void*);
+Status SPLAT_KERNEL(raster_project)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                  float* means2d, float* depths, float* conics, float* opacities, float* colors,
                                  int32_t* radii);
-int SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
+Status SPLAT_KERNEL(raster_project_backward)(const int64_t* sizes, const double* planes, const float* const* inputs,
                                           const int32_t* radii, const float* colors, const float* const* v_outputs,
                                           float* const* v_inputs, float* v_poses);
-int SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
+Status SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
                                  const float* opacities, const float* colors, const int32_t* radii, float* records,
                                  int32_t* boxes, int64_t* totals);
-int SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
                                    const int32_t* boxes, const float* depths, const float* backgrounds, float* colors,
                                    float* alphas);
-int SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
                                             const float* conics, const float* opacities, float* colors, float* alphas,
                                             const float* v_colors, const float* v_alphas, float* v_means2d,
                                             float* v_conics, float* v_values, float* v_opacities, float* absolute);
-int SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
+Status SPLAT_KERNEL(raster_accumulate)(const int64_t* sizes, double max_alpha, float* records, int32_t* lists,
                                     const float* pixel_weights, float* sums);
-int SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales, const float* values,
+Status SPLAT_KERNEL(voxelize_forward)(const float* means, const float* quats, const float* scales, const float* values,
                                    int64_t count, int64_t channels, const double* geometry, const int64_t* window,
                                    float* volume, int threads);
-int SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales, const float* values,
+Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, const float* scales, const float* values,
                                     int64_t count, int64_t channels, const double* geometry, const int64_t* window,
                                     const float* gradient, float* grad_means, float* grad_quats, float* grad_scales,
                                     float* grad_values, int threads);
-int SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts, int64_t arrays,
+Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts, int64_t arrays,
                        int threads);
-int SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
+Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
                             const double* constants, const uint8_t* visible, int64_t rows, int64_t width, int threads);
 int64_t SPLAT_KERNEL(peak_fma)(int64_t iterations, int threads, float* sums);
-int SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int threads);
+Status SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int threads);
 }
 
 namespace {
