@@ -367,9 +367,8 @@ def of_gradient(
         if total.numel():
             bound += total.nan_to_num(0, 0, 0).max().item() / 2 ** ((total.ndim - 2) * scale * pyramid)
     if arithmetic.form == "definition":
-        bound *= (
-            1.5 * arithmetic.slack
-        )  # The first order counts the roundings of its products too low: of a row of 5 pixels by a tenth.
+        # The first order counts the roundings of products too low: of a row of 5 pixels by a tenth.
+        bound *= 1.5 * arithmetic.slack
     return bound if pyramid else bound * len(evaluations)
 
 
