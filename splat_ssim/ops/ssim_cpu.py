@@ -12,16 +12,25 @@ from torch import Tensor
 
 from .._maps import as_float, compute_dtype
 from ..options import SSIMOptions
-from ..reference import gaussian_taps
+from ..reference import PADDINGS, gaussian_taps
 from . import _library
 from .dispatch import register_device
 from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
 
-_DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-#: Asked once: torch.compile could not trace the loader.
-_HAS_LIBRARY = _library.library() is not None
-
-_PADDING_CODES = {"same": 0, "valid": 1, "reflect": 2, "replicate": 3}
+# The library's numbers, asked once: torch.compile could not trace the loader. Without the library there are none.
+_NUMBERS = _library.constants()
+_DTYPE_CODES = {
+    dtype: _NUMBERS[f"dtype_{name}"]
+    for name, dtype in (
+        ("float32", torch.float32),
+        ("float16", torch.float16),
+        ("bfloat16", torch.bfloat16),
+        ("uint8", torch.uint8),
+    )
+    if _NUMBERS
+}
+_PADDING_CODES = {padding: _NUMBERS[f"padding_{padding}"] for padding in PADDINGS if _NUMBERS}
+_LONGEST_WINDOW = _NUMBERS.get("max_window", 0)
 
 #: Further out a pixel is a number that counts as 0 while a kernel runs, or a sum of two overflows.
 _DATA_RANGES = (1e-30, 1e30)
@@ -44,10 +53,9 @@ def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
         img1.dtype in _DTYPE_CODES
         and img2.dtype in _DTYPE_CODES
         and options.window_size % 2 == 1
-        and options.window_size <= 33
+        and options.window_size <= _LONGEST_WINDOW
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
-        and _HAS_LIBRARY
     )
 
 
