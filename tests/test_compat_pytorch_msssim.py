@@ -282,7 +282,8 @@ def test_private_functions(seed):
             tolerance,
         )
     # The original ignores it.
-    assert ours._ssim(*images, win=win, size_average=False, **options)[0].shape == images[0].shape[:2]
+    values, _ = quietly(lambda a, b: ours._ssim(a, b, win=win, size_average=False, **options))(*images)
+    assert values.shape == images[0].shape[:2]
 
 
 @pytest.mark.parametrize("name", ["SSIM", "MS_SSIM"])

@@ -212,9 +212,13 @@ def test_12_memory_is_in_bytes_on_every_system(monkeypatch):
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    class Unwritable:
+        def __reduce__(self):
+            raise RuntimeError("disk full")
+
     task = LineTask(line_config(tmp_path / "run"))
     one = Run(task)
-    task.state_dict = lambda: {"bad": lambda: 0}
-    with pytest.raises(Exception, match="pickle"):
+    task.state_dict = lambda: {"bad": Unwritable()}
+    with pytest.raises(RuntimeError, match="disk full"):
         one.save()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "config.yaml"]

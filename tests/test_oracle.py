@@ -265,7 +265,9 @@ def test_kornia_forms():
             found = oracle.ssim_map(img1, img2, window_size=5, padding=ours, eps=eps)
             torch.testing.assert_close(oracle.half_dissimilarity(found, "sum"), expected, rtol=1e-9, atol=0)
     options = {"sigmas": (0.5, 1.0, 2.0), "data_range": 1.0, "K": (0.01, 0.03), "alpha": 0.3, "compensation": 10.0}
-    for reduction in ("mean", "none"):
+    # kornia 0.8, which Python 3.10 has, defines this loss otherwise.
+    is_newest = tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9)
+    for reduction in ("mean", "none") if is_newest else ():
         expected = kornia.losses.MS_SSIMLoss(**options, reduction=reduction)(img1, img2)
         result = oracle.kornia_ms_ssim_loss(img1, img2, reduction=reduction, **options)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)  # its windows are rounded to float32
