@@ -625,7 +625,7 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     bound = floor if case.kind in fuzz_cases.PIXEL_KINDS else max(floor, truth.gradient_bound)
     if case.kind in ("kornia.ssim_loss", "kornia.ssim3d_loss") and truth.arithmetic.dtype == torch.float64:
         # The original's clamp cuts the gradient where S rounds to 1: there a gradient is the root of a rounding.
-        bound = max(bound, 1e-7 * largest)
+        bound = max(bound, 1e-7 * largest, largest if largest < 1e-7 else 0.0)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
         and bounds.UNITS[found.dtype] > truth.arithmetic.unit
