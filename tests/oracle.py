@@ -313,7 +313,8 @@ def photometric_loss(
         share = None if mask_mode == "zero" else mask
     distance = (pixels(x, data_range) - pixels(y, data_range)).abs()
     l1 = reduce(distance, share, reduction, empty=0.0)
-    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - similarity), l1, similarity
+    read = l1 if lambda_dssim < 1 else l1.nan_to_num(torch.nan, 0.0, 0.0)  # an infinite term without weight is not read
+    return (1 - lambda_dssim) * read + lambda_dssim * (1 - similarity), l1, similarity
 
 
 def ms_ssim_l1_loss(
