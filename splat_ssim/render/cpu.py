@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import rasterize as _ops  # registers the operators
+from ..ops import raster_composite, raster_project  # noqa: F401 - both register operators
 from ._problem import Options, Scene
 from .reference import Accumulators, Projection
 
@@ -47,7 +47,7 @@ def composite(
     p = projection
     geometry = (p.means2d, p.conics, p.opacities)
     images, masks = [], []
-    limit = _ops.max_channels()
+    limit = raster_composite.max_channels()
     for first in range(0, colors.shape[-1], limit):
         part = colors[..., first : first + limit] if colors.shape[-1] > limit else colors
         behind = None if backgrounds is None else backgrounds[:, first : first + limit]
