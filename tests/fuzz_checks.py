@@ -626,6 +626,9 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     if case.kind in ("kornia.ssim_loss", "kornia.ssim3d_loss") and truth.arithmetic.dtype == torch.float64:
         # The original's clamp cuts the gradient where S rounds to 1: there a gradient is the root of a rounding.
         bound = max(bound, 1e-7 * largest, largest if largest < 1e-7 else 0.0)
+    if case.kind.startswith("pytorch_msssim.") and truth.arithmetic.dtype == torch.float64:
+        # The original rounds its window to float32. Far from 0 the order of these roundings shows.
+        bound = max(bound, 1e-4 * largest if abs(case.offset) > 10 * case.data_range else 0.0)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
         and bounds.UNITS[found.dtype] > truth.arithmetic.unit
