@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from _commit import commit
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ class Machine:
         self.device = device
         self.threads = threads
         torch.set_num_threads(threads)
-        self.name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()} ({_library.isa()})"
+        self.name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()} ({compiled.isa()})"
 
     def time(self, function: Callable[[], object], repeats: int = 1) -> float:
         """Seconds for one call, the mean of `repeats`."""
@@ -51,7 +51,7 @@ class Machine:
             side = 8192
             a, b = (torch.rand(side, side, device="cuda") for _ in range(2))
             return 2 * side**3 / min(self.time(lambda: a @ b) for _ in range(5))
-        kernel = _library.kernel("peak_fma", (ctypes.c_int64, ctypes.c_int, ctypes.c_void_p), ctypes.c_int64)
+        kernel = compiled.kernel("peak_fma", (ctypes.c_int64, ctypes.c_int, ctypes.c_void_p), ctypes.c_int64)
         sums = torch.zeros(self.threads)
         work = self.threads * kernel(1_000_000, self.threads, sums.data_ptr())
         return work / min(self.time(lambda: kernel(1_000_000, self.threads, sums.data_ptr())) for _ in range(30))
@@ -63,7 +63,7 @@ class Machine:
         if self.device == "cuda":
             return 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(10))
         types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
-        kernel = _library.kernel("peak_copy", types)
+        kernel = compiled.kernel("peak_copy", types)
         arguments = (source.data_ptr(), target.data_ptr(), source.numel(), self.threads)
         return 8 * source.numel() / min(self.time(lambda: kernel(*arguments)) for _ in range(10))
 

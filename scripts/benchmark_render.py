@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from _commit import commit
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from splat_ssim.render import _pipeline, rasterization
 
 #: Number of Gaussians, side of the square image, degree of the harmonics.
@@ -92,7 +92,7 @@ def describe() -> dict[str, str]:
         "date": date.today().isoformat(),
         "commit": commit(),
         "processor": processor,
-        "isa": str(_library.isa()),
+        "isa": str(compiled.isa()),
         "torch": torch.__version__,
     }
 

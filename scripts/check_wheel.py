@@ -29,12 +29,12 @@ def check(installed: str) -> str:
     import splat_ssim
     from splat_ssim import reference
     from splat_ssim.loss import photometric_loss
-    from splat_ssim.ops import _library
+    from splat_ssim.ops import compiled
     from splat_ssim.options import SSIMOptions
 
     if not Path(splat_ssim.__file__).is_relative_to(installed):
         raise SystemExit(f"splat_ssim must come from {installed}, got {splat_ssim.__file__}")
-    if _library.library() is None:
+    if compiled.library() is None:
         raise SystemExit("the wheel's compiled library does not load")
     for shape in ((2, 3, 45, 67), (1, 2, 19, 23, 31)):
         x, y = torch.rand(shape, requires_grad=True), torch.rand(shape)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from tests import devices
 
 
@@ -17,7 +17,7 @@ def device(request):
 @pytest.fixture
 def threads():
     """Sets the number of threads, 1 to begin with. Kernels use it even beyond the number of processors."""
-    before, library = torch.get_num_threads(), _library.library()
+    before, library = torch.get_num_threads(), compiled.library()
     torch.set_num_threads(1)
     if library is not None:
         library.splat_ssim_oversubscribe(True)

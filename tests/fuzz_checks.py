@@ -20,7 +20,7 @@ import splat_ssim
 from splat_ssim import loss as losses
 from splat_ssim import registry
 from splat_ssim.compat import fused_ssim, fused_ssim3d, kornia, pytorch_msssim
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from splat_ssim.ops import ssim as ops
 from splat_ssim.options import SSIMOptions
 from tests import bounds, fuzz_cases, oracle
@@ -315,10 +315,10 @@ def environment(setting: Setting) -> Iterator[None]:
             before = torch.get_num_threads()
             torch.set_num_threads(setting.threads)
             stack.callback(torch.set_num_threads, before)
-        isas = _library.available_isas()
+        isas = compiled.available_isas()
         if setting.isa and isas:
-            kernel = functools.partial(_library.kernel, isa_name=isas[setting.isa % len(isas)])
-            stack.enter_context(mock.patch.object(_library, "kernel", kernel))
+            kernel = functools.partial(compiled.kernel, isa_name=isas[setting.isa % len(isas)])
+            stack.enter_context(mock.patch.object(compiled, "kernel", kernel))
         if setting.fill:
             torch.use_deterministic_algorithms(True)
             stack.callback(torch.use_deterministic_algorithms, False)

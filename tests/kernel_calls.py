@@ -16,7 +16,7 @@ from torch import Tensor
 import splat_ssim
 from splat_ssim.compat import pytorch_msssim
 from splat_ssim.loss import photometric_loss
-from splat_ssim.ops import _library, voxelize_cuda
+from splat_ssim.ops import compiled, voxelize_cuda
 from splat_ssim.ops import ssim as operators
 from splat_ssim.optim import Adam, SelectiveAdam, step_together
 from splat_ssim.options import SSIMOptions
@@ -424,7 +424,7 @@ def _run_selective_adam(shape: tuple[int, ...], share: float) -> list[Tensor]:
 
 def _copy(source: Tensor, target: Tensor, count: int) -> None:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    kernel = _library.kernel("peak_copy", (pointer, pointer, size, ctypes.c_int))
+    kernel = compiled.kernel("peak_copy", (pointer, pointer, size, ctypes.c_int))
     kernel(source.data_ptr(), target.data_ptr(), count, 2)
 
 
@@ -432,7 +432,7 @@ def _run_copy(count: int) -> list[Tensor]:
     source, target, sums = torch.arange(count, dtype=torch.float32), torch.empty(count), torch.empty(2)
     _copy(source, target, count)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    _library.kernel("peak_fma", (size, ctypes.c_int, pointer), size)(4, 2, sums.data_ptr())
+    compiled.kernel("peak_fma", (size, ctypes.c_int, pointer), size)(4, 2, sums.data_ptr())
     return [target, sums]
 
 

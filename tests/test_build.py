@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from splat_ssim.__main__ import cuda_architectures
-from splat_ssim.ops import _cuda_module, _library
+from splat_ssim.ops import _cuda_module, compiled
 
 OBJECTS = Path(__file__).resolve().parent.parent / "build" / "csrc"
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed"),
-    pytest.mark.skipif(_library.library() is None, reason="built without a compiler"),
+    pytest.mark.skipif(compiled.library() is None, reason="built without a compiler"),
 ]
 
 
@@ -25,7 +25,7 @@ def symbols(path, *flags):
 
 
 def kernel_objects():
-    return sorted(path for isa in _library.available_isas() for path in OBJECTS.glob(f"*.{isa}.o"))
+    return sorted(path for isa in compiled.available_isas() for path in OBJECTS.glob(f"*.{isa}.o"))
 
 
 @pytest.mark.skipif(not kernel_objects(), reason="the library was not built in place")
@@ -49,7 +49,7 @@ def test_kernel_objects_define_kernels_of_their_instruction_set(path):
 
 def test_library_exports_only_its_own_names():
     """Not the C++ runtime's inside it: torch may bring another version of that."""
-    exported = [name for letter, name in symbols(_library.LIBRARY_PATH, "-D") if letter in "TDB"]
+    exported = [name for letter, name in symbols(compiled.LIBRARY_PATH, "-D") if letter in "TDB"]
     assert exported
     assert [name for name in exported if not name.startswith("splat_ssim_")] == []
 
@@ -59,21 +59,21 @@ def test_the_architectures_of_the_cuda_image_are_known():
 
 
 def test_every_kernel_exists_for_every_instruction_set():
-    exported = {name for letter, name in symbols(_library.LIBRARY_PATH, "-D") if letter == "T"}
-    for isa in _library.available_isas():
+    exported = {name for letter, name in symbols(compiled.LIBRARY_PATH, "-D") if letter == "T"}
+    for isa in compiled.available_isas():
         for name in ("ssim2d", "ssim3d"):
             assert f"splat_ssim_{name}_{isa}" in exported
 
 
 def test_a_library_with_structures_of_other_sizes_is_refused(monkeypatch):
-    monkeypatch.setitem(_library.SIZES, "sizeof_record", 65)
+    monkeypatch.setitem(compiled.SIZES, "sizeof_record", 65)
     with pytest.raises(ImportError, match=r"must have sizeof_record 65, got 64: reinstall the package"):
-        _library.library.__wrapped__()
+        compiled.library.__wrapped__()
 
 
 def test_the_library_names_its_constants():
-    constants = _library.constants()
+    constants = compiled.constants()
     assert constants["status_out_of_memory"] == 1
-    assert constants["sizeof_arguments"] == _library.SIZES["sizeof_arguments"]
-    assert _library.library().splat_ssim_constant_name(-1) is None
-    assert _library.library().splat_ssim_constant(len(constants)) == 0
+    assert constants["sizeof_arguments"] == compiled.SIZES["sizeof_arguments"]
+    assert compiled.library().splat_ssim_constant_name(-1) is None
+    assert compiled.library().splat_ssim_constant(len(constants)) == 0

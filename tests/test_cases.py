@@ -19,13 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import splat_ssim
 from splat_ssim import reference, registry
 from splat_ssim.loss import ms_ssim_l1_loss, photometric_loss
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from tests import bounds, oracle
 
 pytestmark = pytest.mark.usefixtures("threads")
 
-needs_library = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
-needs_isa = pytest.mark.parametrize("isa", _library.available_isas() or [None])
+needs_library = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
+needs_isa = pytest.mark.parametrize("isa", compiled.available_isas() or [None])
 ROOT = Path(__file__).resolve().parent.parent
 
 #: float32 against float64: what is promised of S, and of a gradient relative to its largest entry.
@@ -49,7 +49,7 @@ def of_rank(shape):
 
 
 def use_isa(monkeypatch, isa):
-    monkeypatch.setattr(_library, "kernel", functools.partial(_library.kernel, isa_name=isa))
+    monkeypatch.setattr(compiled, "kernel", functools.partial(compiled.kernel, isa_name=isa))
 
 
 def assert_near(found, expected, tolerance):

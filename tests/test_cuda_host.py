@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, _cuda_module, _library, dispatch, layout, ssim_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_module, compiled, dispatch, layout, ssim_cuda
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions
@@ -73,7 +73,7 @@ def driver(monkeypatch):
 
 def test_kernels_start_through_the_driver(driver):
     found = _cuda_module.load(0, 11)
-    names = _cuda_kernels.kernel_names(_library.library())
+    names = _cuda_kernels.kernel_names(compiled.library())
     assert driver.calls.count("cuModuleGetFunction") == len(names)
     assert found.multiprocessors == 132
     img1, img2 = images(1, 3, 1080, 1920)
@@ -98,13 +98,13 @@ def test_the_own_context_stays_current(driver):
 
 
 def test_a_refused_image_is_compiled_unit_by_unit_instead(driver, monkeypatch):
-    compiled = []
+    asked = []
     driver.refuse = ["no kernel image is available"]
-    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *a: compiled.append(a) or b"cubin")
-    names, units = _cuda_kernels.kernel_names(_library.library()), _cuda_kernels.kernel_units(_library.library())
+    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *a: asked.append(a) or b"cubin")
+    names, units = _cuda_kernels.kernel_names(compiled.library()), _cuda_kernels.kernel_units(compiled.library())
     for unit, expected in ((11, {_cuda_kernels.SHARED, 11}), (7, {_cuda_kernels.SHARED, 11, 7})):
         found = _cuda_module.load(0, unit)
-        assert compiled == [(_cuda_module.source(), "sm_90", u) for u in (_cuda_kernels.SHARED, 11, 7) if u in expected]
+        assert asked == [(_cuda_module.source(), "sm_90", u) for u in (_cuda_kernels.SHARED, 11, 7) if u in expected]
         table = (ctypes.c_void_p * (4 + len(names))).from_address(found._module)[4:]
         assert {u for u, function in zip(units, table, strict=True) if function} == expected
         assert all(function or u not in expected for u, function in zip(units, table, strict=True))

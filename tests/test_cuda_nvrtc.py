@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_module, _library, _nvrtc
+from splat_ssim.ops import _cuda_module, _nvrtc, compiled
 from splat_ssim.ops._cuda_kernels import SHARED, VOXELS, WINDOW_SIZES, kernel_names, kernel_units
 
 needs_nvrtc = pytest.mark.skipif(_nvrtc.library() is None, reason="NVRTC is not installed (pip: nvidia-cuda-nvrtc)")
@@ -18,7 +18,7 @@ needs_nvrtc = pytest.mark.skipif(_nvrtc.library() is None, reason="NVRTC is not 
 def test_nvrtc_compiles_every_kernel_of_a_unit(architecture, unit):
     cubin = _nvrtc.compile_kernels(_cuda_module.source(), architecture, unit)
     assert cubin[:4] == b"\x7fELF"
-    library = _library.library()
+    library = compiled.library()
     for name, of in zip(kernel_names(library), kernel_units(library), strict=True):
         assert (b".text." + name.encode() + b"\0" in cubin) == (of == unit)
 
@@ -62,12 +62,12 @@ def test_source_includes_everything():
     source = _cuda_module.source().decode()
     assert '#include "' not in source.replace('#include "../emulation/emulation.h"', "")
     # Those of a window are written once for all.
-    entries = {re.sub(r"_\d+$", "_##taps", name) for name in kernel_names(_library.library())}
+    entries = {re.sub(r"_\d+$", "_##taps", name) for name in kernel_names(compiled.library())}
     assert all(source.count(f"SPLAT_ENTRY({name},") == 1 for name in entries)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a driver")
 def test_without_a_driver_the_library_loads_and_cuda_is_out_of_reach():
-    assert _library.library() is not None
+    assert compiled.library() is not None
     with pytest.raises((OSError, RuntimeError, AssertionError)):
         _cuda_module.load(0, 11)

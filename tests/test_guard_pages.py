@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from tests import guard
 
-pytestmark = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 
 #: One fault can crash many calls; after this many the test stops.
 MOST_CRASHES = 10
@@ -23,7 +23,7 @@ def _allocator():
 def crashes(group, isa):
     """The calls that crashed or whose outputs differed, each with the errors of its process."""
     found, first = [], 0
-    environment = {**os.environ, **({_library.ISA_VARIABLE: isa} if isa else {})}
+    environment = {**os.environ, **({compiled.ISA_VARIABLE: isa} if isa else {})}
     while len(found) < MOST_CRASHES:
         command = [sys.executable, "-m", "tests.guard", group, str(first)]
         done = subprocess.run(command, cwd=guard.ROOT, env=environment, capture_output=True, text=True, timeout=280)
@@ -37,7 +37,7 @@ def crashes(group, isa):
     return found
 
 
-@pytest.mark.parametrize("isa", _library.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_kernels_stay_inside_their_tensors(isa):
     found = crashes("cpu", isa)
     assert not found, "\n".join(found)
@@ -62,10 +62,10 @@ MISTAKES = {
 def test_a_kernel_that_leaves_a_tensor_is_caught():
     script = f"""
 import ctypes, os, signal, torch
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from tests.guard import guarded
 types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
-copy = _library.kernel("peak_copy", types)
+copy = compiled.kernel("peak_copy", types)
 for source_shift, target_shift, mode, _ in {list(MISTAKES.values())}:
     with guarded(mode):
         source, target = torch.zeros(16), torch.zeros(16)

@@ -7,18 +7,18 @@ import sys
 import pytest
 
 import splat_ssim
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 
-pytestmark = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 
 PROGRAM = """
 import sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import splat_ssim
-    from splat_ssim.ops import _library
+    from splat_ssim.ops import compiled
 print(splat_ssim.__file__)
-print(_library.LIBRARY_PATH if _library.library() is not None else None)
+print(compiled.LIBRARY_PATH if compiled.library() is not None else None)
 print(*(str(warning.message) for warning in caught if "splat_ssim" in str(warning.message)))
 """
 
@@ -28,13 +28,13 @@ def folders(tmp_path):
     """A source folder that was not built, and a folder of packages with what `pip install .` leaves there."""
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(
-        _library._PACKAGE,
+        compiled._PACKAGE,
         source / "splat_ssim",
         ignore=shutil.ignore_patterns("*.so", "__pycache__", "scene", "volume"),
     )
     (source / "setup.py").touch()
     (site / "splat_ssim").mkdir(parents=True)
-    shutil.copy(_library.LIBRARY_PATH, site / "splat_ssim" / "libsplat_ssim.so")
+    shutil.copy(compiled.LIBRARY_PATH, site / "splat_ssim" / "libsplat_ssim.so")
     record = site / f"splat_ssim-{splat_ssim.__version__}.dist-info" / "RECORD"
     record.parent.mkdir()
     record.write_text("splat_ssim/__init__.py,,\nsplat_ssim/libsplat_ssim.so,,\n")
@@ -73,7 +73,7 @@ def test_the_library_of_the_installed_package_is_found(folders):
 def test_the_library_in_the_source_folder_comes_first(folders):
     source, site = folders
     built = source / "splat_ssim" / "libsplat_ssim.so"
-    shutil.copy(_library.LIBRARY_PATH, built)
+    shutil.copy(compiled.LIBRARY_PATH, built)
     assert run(source, site) == (str(built), "")
 
 
@@ -91,6 +91,6 @@ def test_the_library_of_another_version_is_not_taken(folders):
 
 def test_the_library_of_another_abi_is_refused(folders):
     source, site = folders
-    replace(source / "splat_ssim" / "ops" / "_library.py", "ABI_VERSION = ", "ABI_VERSION = 1000 + ")
+    replace(source / "splat_ssim" / "ops" / "compiled.py", "ABI_VERSION = ", "ABI_VERSION = 1000 + ")
     with pytest.raises(AssertionError, match=r"libsplat_ssim.so must have ABI version 1\d+, got \d+: reinstall"):
         run(source, site)

@@ -7,7 +7,7 @@ import torch
 
 import splat_ssim
 from splat_ssim import _maps, reference
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from tests import devices
 from tests.ssim_checks import assert_close, differentiate, pair
 
@@ -84,7 +84,7 @@ def test_a_pixel_that_is_not_a_number_is_not_hidden():
         assert values[1] > 0
 
 
-@pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+@pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 def test_same_bits_for_any_number_of_threads_and_close_on_every_instruction_set(threads, monkeypatch):
     if devices.current() != "cpu":
         pytest.skip("of the CPU's kernels")
@@ -95,8 +95,8 @@ def test_same_bits_for_any_number_of_threads_and_close_on_every_instruction_set(
         threads(number)
         for a, b in zip(one, differentiate(function, img1, img2), strict=True):
             assert torch.equal(a, b)
-    for isa in _library.available_isas():
-        monkeypatch.setattr(_library, "kernel", functools.partial(_library.kernel, isa_name=isa))
+    for isa in compiled.available_isas():
+        monkeypatch.setattr(compiled, "kernel", functools.partial(compiled.kernel, isa_name=isa))
         for a, b in zip(one, differentiate(function, img1, img2), strict=True):
             assert_close(a, b, 5e-6)
         monkeypatch.undo()

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from splat_ssim import _maps, reference
-from splat_ssim.ops import _library, dispatch
+from splat_ssim.ops import compiled, dispatch
 from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions
@@ -24,7 +24,7 @@ from tests.ssim_checks import (
 )
 
 pytestmark = pytest.mark.usefixtures("device", "threads")
-needs_library = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+needs_library = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 # Sizes of (B, C, spatial…): odd, larger than a tile in each axis, smaller than the window where the padding allows it.
 IMAGES = [(2, 3, 40, 53), (1, 1, 130, 530), (1, 5, 21, 33)]
 VOLUMES = [(2, 1, 20, 21, 25), (1, 1, 70, 12, 15), (1, 1, 12, 14, 290)]

@@ -9,14 +9,14 @@ import sys
 import pytest
 import torch
 
-from splat_ssim.ops import _library, dispatch, ssim_cpu
+from splat_ssim.ops import compiled, dispatch, ssim_cpu
 from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions
 from tests.ssim_checks import PADDINGS, assert_close, check_all, differentiate, options_for, pair
 
 pytestmark = pytest.mark.usefixtures("threads")
-needs_library = pytest.mark.skipif(_library.library() is None, reason="built without a compiler")
+needs_library = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 
 
 def processors():
@@ -50,10 +50,10 @@ def test_strides_are_read_in_place():
 
 
 @needs_library
-@pytest.mark.parametrize("isa", _library.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("shape", [(1, 3, 45, 130), (1, 1, 20, 21, 40)], ids=str)
 def test_every_instruction_set(monkeypatch, shape, isa):
-    monkeypatch.setattr(_library, "kernel", functools.partial(_library.kernel, isa_name=isa))
+    monkeypatch.setattr(compiled, "kernel", functools.partial(compiled.kernel, isa_name=isa))
     check_all(*pair(shape), options_for(shape))
     check_all(*pair(shape), options_for(shape, padding="reflect", window_size=7))
     last = [image.to(memory_format=torch.channels_last) for image in pair((2, 3, 20, 37))]
@@ -95,7 +95,7 @@ def test_number_of_threads_is_obeyed(threads, shape):
 
     def used():
         photometric(img1, img2, options, l1_weight=0.8, dssim_weight=0.2)
-        return _library.library().splat_ssim_last_thread_count()
+        return compiled.library().splat_ssim_last_thread_count()
 
     threads(1)
     assert {used() for _ in range(5)} == {1}
@@ -108,7 +108,7 @@ def test_number_of_threads_is_obeyed(threads, shape):
 @pytest.mark.parametrize("shape", [(1, 3, 256, 256), (1, 1, 64, 64, 64)], ids=str)
 def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
     img1, img2 = pair(shape)
-    library, processors = _library.library(), os.sched_getaffinity(0)
+    library, processors = compiled.library(), os.sched_getaffinity(0)
     threads(64)
     library.splat_ssim_oversubscribe(False)
     os.sched_setaffinity(0, {min(processors)})

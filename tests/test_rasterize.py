@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from splat_ssim.render import rasterization
 
 # Float32 against float64: a few roundings over a pixel's contributions; targets ask for 5e-6 in the gradients.
@@ -217,12 +217,12 @@ def test_threads_and_tiles_change_nothing(threads):
     torch.testing.assert_close(large["images"], results[0][0]["images"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("isa", [name for name in _library.available_isas() if name != _library.isa()])
+@pytest.mark.parametrize("isa", [name for name in compiled.available_isas() if name != compiled.isa()])
 def test_other_instruction_sets(isa):
     """The library is asked for its instruction set once a process, so the same tests run in another one."""
     chosen = "absolute or large_tiles or antialiased or sums or 33-31 or difficult or threads"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    done = subprocess.run(command, env=os.environ | {_library.ISA_VARIABLE: isa}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {compiled.ISA_VARIABLE: isa}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from splat_ssim.ops import _library
+from splat_ssim.ops import compiled
 from splat_ssim.ops import voxelize as ops
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize
 from splat_ssim.volume.reference import mahalanobis_squared, voxelize_reference
@@ -135,16 +135,16 @@ def test_threads_do_not_change_a_bit(threads):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("isa", _library.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_every_instruction_set(isa, monkeypatch):
-    monkeypatch.setattr(_library, "isa", lambda: isa)
-    _library.kernel.cache_clear()
+    monkeypatch.setattr(compiled, "isa", lambda: isa)
+    compiled.kernel.cache_clear()
     try:
         for grid in GRIDS.values():
             errors = compare(sample(grid, 25, smallest=0.4, largest=5.0, features=1, seed=6), grid)
             assert max(errors.values()) < 2e-5, errors
     finally:
-        _library.kernel.cache_clear()
+        compiled.kernel.cache_clear()
 
 
 def test_far_huge_and_empty():

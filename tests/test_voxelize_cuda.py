@@ -191,14 +191,14 @@ def test_another_layout_is_an_import_error(kernels, monkeypatch):  # noqa: F811
 
 
 def test_kernels_start_through_the_driver(driver):  # noqa: F811
-    from splat_ssim.ops import _cuda_module, _library
+    from splat_ssim.ops import _cuda_module, compiled
 
     found = _cuda_module.load(0, _cuda_kernels.VOXELS)
     grid = VoxelGrid.regular((20, 17, 9))
     tensors = [t.detach() for t in sample(grid, 300)]
     volume = torch.ones(1, *grid.shape)
     voxelize_cuda.backward(found, 99, volume, (*tensors[:3], values_of(tensors)), *arguments(grid))
-    names = _cuda_kernels.kernel_names(_library.library())
+    names = _cuda_kernels.kernel_names(compiled.library())
     stages = ("splat_voxel_prepare", "splat_voxel_gather", "splat_voxel_chain")
     # Blocks of 128 threads: one a Gaussian, but a warp each where they gather.
     for (function, blocks, *rest), name, wanted in zip(driver.launches, stages, (3, 75, 3), strict=True):

@@ -11,7 +11,7 @@
 #include "export.h"
 #include "layout.h"
 
-// Raised with every change to a signature of the C ABI; splat_ssim/ops/_library.py states the one it speaks.
+// Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
 constexpr int kAbiVersion = 4;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
@@ -60,7 +60,7 @@ struct Constant {
   int64_t value;
 };
 
-// What Python would otherwise repeat. splat_ssim/ops/_library.py reads it as a dictionary.
+// What Python would otherwise repeat. splat_ssim/ops/compiled.py reads it as a dictionary.
 constexpr Constant kConstants[] = {
     {"status_ok", kOk},
     {"status_out_of_memory", kOutOfMemory},

@@ -14,7 +14,7 @@ import warnings
 
 import torch
 
-from . import _library, _nvrtc
+from . import _nvrtc, compiled
 from ._cuda_kernels import SHARED, Kernels, kernel_names, kernel_units
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
@@ -49,7 +49,7 @@ def _driver() -> _Driver:
 
 def embedded_image() -> int | None:
     """Address of the fat binary in the library, or None where it was built without nvcc."""
-    library = _library.library()
+    library = compiled.library()
     if library is None:
         return None
     library.splat_ssim_cuda_image.restype = ctypes.c_void_p
@@ -58,7 +58,7 @@ def embedded_image() -> int | None:
 
 def source() -> bytes:
     """The kernels in one text."""
-    library = _library.library()
+    library = compiled.library()
     if library is None:
         raise RuntimeError("the compiled library is missing")
     library.splat_ssim_cuda_source.restype = ctypes.c_char_p
@@ -80,7 +80,7 @@ class _Device:
     """The kernels on one CUDA device of torch: a table of functions, null until their unit is loaded."""
 
     def __init__(self, index: int) -> None:
-        library = _library.library()
+        library = compiled.library()
         if library is None:
             raise RuntimeError("the compiled library is missing")
         self._driver = _driver()

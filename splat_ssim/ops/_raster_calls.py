@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _library
+from . import compiled
 
 P, D = ctypes.c_void_p, ctypes.c_double
 
 
 def call(name: str, argtypes: tuple[type, ...], *arguments: object) -> None:
     """Calls a kernel of this instruction set; raises what its status means."""
-    _library.check(_library.kernel(name, argtypes)(*arguments), name)
+    compiled.check(compiled.kernel(name, argtypes)(*arguments), name)
 
 
 def int_array(*values: int) -> ctypes.Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library
+from . import compiled
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ADAM = (_P, _P, _P, _N, ctypes.c_int)
@@ -37,7 +37,7 @@ def supported(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if not (tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()):
             return False
-    return _library.library() is not None
+    return compiled.library() is not None
 
 
 def _constants(update: Update) -> tuple[float, ...]:
@@ -51,26 +51,26 @@ def step(updates: Sequence[Update]) -> None:
     pointers = [t.data_ptr() for update in updates for t in update[:4]]
     constants = [value for update in updates for value in _constants(update)]
     counts = [update.parameter.numel() for update in updates]
-    status = _library.kernel("adam", _ADAM)(
+    status = compiled.kernel("adam", _ADAM)(
         (_P * len(pointers))(*pointers),
         (ctypes.c_double * len(constants))(*constants),
         (_N * len(counts))(*counts),
         len(counts),
         torch.get_num_threads(),
     )
-    _library.check(status, "adam", [tuple(update.parameter.shape) for update in updates])
+    compiled.check(status, "adam", [tuple(update.parameter.shape) for update in updates])
 
 
 def step_rows(update: Update, visible: Tensor) -> None:
     """One step of the rows (first dimension) where `visible`, [rows] bool, is true; the others do not change."""
     rows = len(visible)
     width = update.parameter.numel() // rows if rows else 0
-    status = _library.kernel("adam_rows", _ADAM_ROWS)(
+    status = compiled.kernel("adam_rows", _ADAM_ROWS)(
         *(t.data_ptr() for t in update[:4]),
-        (ctypes.c_double * _library.constants()["adam_constants"])(*_constants(update)),
+        (ctypes.c_double * compiled.constants()["adam_constants"])(*_constants(update)),
         visible.data_ptr(),
         rows,
         width,
         torch.get_num_threads(),
     )
-    _library.check(status, "adam", [tuple(update.parameter.shape)])
+    compiled.check(status, "adam", [tuple(update.parameter.shape)])

@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from . import _library
+from . import compiled
 from ._raster_calls import D, P, below_autograd, call, dense, differentiable, int_array, pointer
 
 _RECORDS = (P,) * 9
@@ -40,11 +40,11 @@ torch.library.define(
 
 def max_channels() -> int:
     """Channels that one pass of compositing takes."""
-    return _library.constants()["max_channels"]
+    return compiled.constants()["max_channels"]
 
 
 def _record_floats() -> int:
-    return _library.constants()["sizeof_record"] // 4
+    return compiled.constants()["sizeof_record"] // 4
 
 
 def _tile_count(width: int, height: int, tile_size: int) -> int:
@@ -58,7 +58,7 @@ def _composite_sizes(opacities: Tensor, images: Tensor, tile_size: int, lists: T
     if lists is None:
         return sizes
     # The length of `lists`, see list_size in csrc/cpu/layout.h, solved for the pairs.
-    constants, tiles = _library.constants(), cameras * _tile_count(width, height, tile_size)
+    constants, tiles = compiled.constants(), cameras * _tile_count(width, height, tile_size)
     rest = constants["list_rest"] + constants["list_per_instance"] * opacities.numel()
     return (*sizes, (len(lists) - rest - constants["list_per_tile"] * tiles) // constants["list_per_pair"])
 

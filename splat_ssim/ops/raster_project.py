@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library
+from . import compiled
 from ._raster_calls import D, P, below_autograd, call, dense, differentiable, int_array, pointer, pointers
 
 _PROJECT = (P,) * 9
@@ -123,7 +123,7 @@ def _project_backward(*arguments) -> tuple[Tensor, ...]:
     sizes, planes, tensors = _project_options(scene)
     v_dense = [dense(v_output) for v_output in v_outputs]
     results = _project_gradients_like(scene, v_outputs[4], pose)
-    constants = _library.constants()
+    constants = compiled.constants()
     tasks = -(-means.shape[0] // constants["project_task"])
     poses = means.new_zeros((tasks, viewmats.shape[0], constants["pose_sums"])) if pose else None
     call(

@@ -13,12 +13,12 @@ from torch import Tensor
 from .._maps import as_float, compute_dtype
 from ..options import SSIMOptions
 from ..reference import PADDINGS, gaussian_taps
-from . import _library
+from . import compiled
 from .dispatch import register_device
 from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
 
 # The library's numbers, asked once: torch.compile could not trace the loader. Without the library there are none.
-_NUMBERS = _library.constants()
+_NUMBERS = compiled.constants()
 _DTYPE_CODES = {
     dtype: _NUMBERS[f"dtype_{name}"]
     for name, dtype in (
@@ -122,7 +122,7 @@ class _Call:
         outputs = []
         for output in (map_, grad1, grad2):
             if output is not None:
-                _library.prefer_huge_pages(output)
+                compiled.prefer_huge_pages(output)
                 output = channels_first(output, options.channels_last)
             outputs.append(output)
         # Kept by the call: the cache may let go of it while another thread's kernel reads it.
@@ -174,8 +174,8 @@ class _Call:
 
     def call(self, name: str, packed: bytes) -> None:
         """Calls a kernel that takes one packed structure."""
-        status = _library.kernel(name, (ctypes.c_char_p,))(packed)
-        _library.check(status, name, (self.first.shape, self.second.shape))
+        status = compiled.kernel(name, (ctypes.c_char_p,))(packed)
+        compiled.check(status, name, (self.first.shape, self.second.shape))
 
 
 def _rows(totals: ctypes.Array) -> Tensor:

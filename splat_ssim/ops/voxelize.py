@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from . import _library
+from . import compiled
 
 _POINTERS = (ctypes.c_void_p,)
 _FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctypes.c_int)
@@ -24,7 +24,7 @@ def lattice_numbers(affine: list[float]) -> list[float]:
 def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
     """Matrices and window in the kernels' axis order, and the shape that is rendered."""
     numbers = lattice_numbers(affine)
-    constants = _library.constants()
+    constants = compiled.constants()
     # Narrower crops are rendered this wide and cut: kernels load and store whole vectors.
     shape = [*window[3:5], max(window[5], constants["voxel_min_width"])]
     crop = (ctypes.c_int64 * constants["voxel_window"])(*window[2::-1], *shape[::-1])
@@ -53,7 +53,7 @@ def voxelize(
     count, channels = values.shape
     volume = torch.empty((channels, *shape), dtype=torch.float32)
     if channels > 0:
-        status = _library.kernel("voxelize_forward", _FORWARD)(
+        status = compiled.kernel("voxelize_forward", _FORWARD)(
             *[t.data_ptr() for t in inputs],
             count,
             channels,
@@ -62,7 +62,7 @@ def voxelize(
             volume.data_ptr(),
             torch.get_num_threads(),
         )
-        _library.check(status, "voxelize", [(count, channels), shape])
+        compiled.check(status, "voxelize", [(count, channels), shape])
     return volume if shape[2] == window[5] else volume[..., : window[5]].contiguous()
 
 
@@ -92,7 +92,7 @@ def voxelize_backward(
     count, channels = values.shape
     if channels == 0:
         return tuple(torch.zeros_like(t) for t in outputs)  # type: ignore[return-value]
-    status = _library.kernel("voxelize_backward", _BACKWARD)(
+    status = compiled.kernel("voxelize_backward", _BACKWARD)(
         *[t.data_ptr() for t in inputs],
         count,
         channels,
@@ -102,7 +102,7 @@ def voxelize_backward(
         *[t.data_ptr() for t in outputs],
         torch.get_num_threads(),
     )
-    _library.check(status, "voxelize_backward", [(count, channels), shape])
+    compiled.check(status, "voxelize_backward", [(count, channels), shape])
     return outputs  # type: ignore[return-value]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import _library
+from ..ops import compiled
 from . import _arguments, _pipeline, cpu, gsplat_cuda, reference
 from ._problem import Options, Scene
 from .reference import Accumulators
@@ -120,5 +120,5 @@ def rasterization(
     if means.is_cuda:
         return gsplat_cuda.render(*scene, **options._asdict())
     # In float64, and where there is no compiled library, the definition itself: same meaning, more slowly.
-    compiled = means.device.type == "cpu" and means.dtype == torch.float32 and _library.library() is not None
-    return _pipeline.render(cpu if compiled else reference, scene, options)
+    has_kernels = means.device.type == "cpu" and means.dtype == torch.float32 and compiled.library() is not None
+    return _pipeline.render(cpu if has_kernels else reference, scene, options)

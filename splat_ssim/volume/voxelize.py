@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import _library
+from ..ops import compiled
 from ..ops import voxelize as _ops
 from ..ops import voxelize_cuda as _cuda
 from .grid import VoxelGrid
@@ -31,7 +31,7 @@ def _check(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, feat
 def _has_kernels(device: torch.device) -> bool:
     if device.type == "cuda":
         return _cuda.has_kernels(device)
-    return device.type == "cpu" and _library.library() is not None
+    return device.type == "cpu" and compiled.library() is not None
 
 
 def voxelize(
