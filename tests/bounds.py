@@ -277,7 +277,9 @@ def of_value(
         if arithmetic.cancels and arithmetic.dtype == torch.float32:
             share = max(promised, 2 * arithmetic.slack * plain_error(evaluation, arithmetic.form))
         # The first order counts the roundings of products too low, by a few hundredths of small images.
+        # In float64 values may be a million ranges from 0: then the second order counts as well.
         factor = 1.25 * arithmetic.slack if arithmetic.form == "definition" else 1.0
+        factor = 2.0 if arithmetic.dtype == torch.float64 else factor
         errors = torch.maximum(share * by_terms, costs) * factor
         whole = value.ndim in (errors.ndim, errors.ndim - 1)
         positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])

@@ -422,7 +422,7 @@ def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) ->
     form = "kernel"
     if case.mask is not None and options.get("mask_mode") == "normalize":
         form = "definition"
-    if case.kind == "registry.ssim" or transformed or device == "emulation":
+    if case.kind == "registry.ssim" or transformed or device == "emulation" or wide == torch.float64:
         form = "definition"
     if case.kind == "kornia.MS_SSIMLoss":  # Its windows are rounded to float32 for float64 images too.
         form, sigma, wide = "textbook", min(options["sigmas"]), torch.float32
@@ -626,6 +626,10 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
     if case.kind in ("kornia.ssim_loss", "kornia.ssim3d_loss") and truth.arithmetic.dtype == torch.float64:
         # The original's clamp cuts the gradient where S rounds to 1: there a gradient is the root of a rounding.
         bound = max(bound, 1e-7 * largest, largest if largest < 1e-7 else 0.0)
+    bound = max(bound, torch.finfo(found.dtype).tiny)  # what is smaller counts as 0
+    if case.kind == "registry.l2":  # The difference of nearly equal pixels is as exact as they are.
+        scale = max((_largest(each.nan_to_num(0, 0, 0).abs()) for each in truth.images), default=0.0)
+        bound = max(bound, 8 * truth.arithmetic.unit * (1 + truth.arithmetic.rounded) * scale)
     if case.kind.startswith("pytorch_msssim.") and truth.arithmetic.dtype == torch.float64:
         # The original rounds its window to float32. Far from 0 the order of these roundings shows.
         bound = max(bound, 1e-4 * largest if abs(case.offset) > 10 * case.data_range else 0.0)
