@@ -94,8 +94,8 @@ class Moments(NamedTuple):
         dssim = luminance + contrast_structure - luminance * contrast_structure
         if not eps:
             return dssim
-        missing = eps / (a * b + eps)
-        return missing + (1 - missing) * dssim
+        product = a * b
+        return (eps + product * dssim) / (product + eps)
 
     def contrast_structure(self) -> Tensor:
         """CS itself: 1 less a distance would not be exact where CS is nearly 0."""

@@ -264,7 +264,9 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const Lan
   // With `eps` in the denominator S becomes q S, q = ab / (ab + eps), and dq = q (1 - q) (da / a + db / b).
   Floats slope = broadcast(c.a), lost = {};
   if (c.eps > 0) {
-    const Floats missing = c.eps / (a * b + c.eps), kept = 1.0f - missing;
+    const Floats product = a * b, over_all = 1.0f / (product + c.eps), missing = c.eps * over_all;
+    const Floats kept =
+        product * over_all;  // not 1 less missing: where eps is all of the denominator, kept is nearly 0
     slope = c.a * kept;
     lost = slope * ((1.0f - p.dssim) * missing);
     p.dssim = missing + kept * p.dssim;
