@@ -114,10 +114,8 @@ def photometric_loss(
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
     """
-    constants = (window_size, sigma, data_range, k1, k2)
-    lambda_dssim, options = check_photometric(
-        pred, target, lambda_dssim, *constants, padding, reduction, mask, mask_mode, channels_last
-    )
+    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    lambda_dssim, options = check_photometric(pred, target, lambda_dssim, given, reduction, mask, mask_mode)
     if mask is not None and mask_mode == "normalize":
         loss, l1, ssim = reference.photometric_loss(
             pred,
@@ -149,21 +147,16 @@ def photometric_loss(
 def check_photometric(
     pred: Tensor,
     target: Tensor,
-    lambda_dssim: float = 0.2,
-    window_size: int = 11,
-    sigma: float = 1.5,
-    data_range: float = 1.0,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "same",
-    reduction: str = "mean",
-    mask: Tensor | None = None,
-    mask_mode: str = "weight",
-    channels_last: bool = False,
+    lambda_dssim: float,
+    options: SSIMOptions,
+    reduction: str,
+    mask: Tensor | None,
+    mask_mode: str,
 ) -> tuple[float, SSIMOptions]:
-    """Checks the arguments of `photometric_loss`; returns lambda_dssim and the options of its operator."""
+    """Checks the arguments of `photometric_loss`; returns lambda_dssim and the options as plain numbers."""
+    channels_last, padding = options.channels_last, options.padding
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
-    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    constants = check_constants(*options[:5])
     lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
     options = SSIMOptions(*constants, padding, channels_last)
     check_padding(padding, options.window_size, pred, channels_last)

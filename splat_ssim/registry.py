@@ -24,10 +24,10 @@ from torch import Tensor
 from splat_ssim import _maps, loss, reference
 from splat_ssim._checks import check_images, check_mask, check_reduction
 from splat_ssim._importing import imported
-from splat_ssim.options import Constants
+from splat_ssim.options import SSIMOptions
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    pass
 
 #: Sides of the probe pair: as large as five-scale MS-SSIM needs, and a small volume.
 _PROBE_SHAPES = ((1, 3, 176, 176), (1, 1, 24, 24, 24))
@@ -62,37 +62,37 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
     return _maps.weighted_mean(_maps.absolute_difference(pred, target).square(), mask, "mean")
 
 
-class _SSIMLossOptions(Constants, total=False):
-    padding: str
-    reduction: str
-    channels_last: bool
-
-
 def ssim_loss(
     pred: Tensor,
     target: Tensor,
     *,
     lambda_dssim: float = 0.2,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 1.0,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "same",
+    reduction: str = "mean",
     mask: Tensor | None = None,
     mask_mode: str = "weight",
-    **options: Unpack[_SSIMLossOptions],
+    channels_last: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The number of `splat_ssim.loss.photometric_loss` computed in plain torch, to compare with.
 
     Example:
         >>> value, terms = ssim_loss(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     """
-    lambda_dssim, found = loss.check_photometric(
-        pred, target, lambda_dssim=lambda_dssim, mask=mask, mask_mode=mask_mode, **options
-    )
+    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    lambda_dssim, options = loss.check_photometric(pred, target, lambda_dssim, given, reduction, mask, mask_mode)
     value, l1, ssim = reference.photometric_loss(
         pred,
         target,
         lambda_dssim=lambda_dssim,
-        reduction=options.get("reduction", "mean"),
+        reduction=reduction,
         mask=mask,
         mask_mode=mask_mode,
-        **found.keywords(),
+        **options.keywords(),
     )
     return value, {"l1": l1.detach(), "ssim": ssim.detach()}
 
