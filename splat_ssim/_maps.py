@@ -36,9 +36,9 @@ def in_one_dtype(img1: Tensor, img2: Tensor, data_range: float) -> tuple[Tensor,
     return as_float(img1, dtype, data_range), as_float(img2, dtype, data_range)
 
 
-def to_channels_first(images: Tensor) -> Tensor:
-    """(B, spatial…, C) -> (B, C, spatial…), a view."""
-    return images.movedim(-1, 1)
+def channels_first(images: Tensor, channels_last: bool) -> Tensor:
+    """A view (B, C, spatial…) of images in either logical layout."""
+    return images.movedim(-1, 1) if channels_last else images
 
 
 def to_channels_last(images: Tensor) -> Tensor:
@@ -152,8 +152,7 @@ def pyramid(
 ) -> list[tuple[Tensor, Tensor]]:
     """The images (B, C, spatial…) of each scale, fine to coarse, in float32 or wider."""
     img1, img2 = in_one_dtype(img1, img2, data_range)
-    if channels_last:
-        img1, img2 = to_channels_first(img1), to_channels_first(img2)
+    img1, img2 = channels_first(img1, channels_last), channels_first(img2, channels_last)
     pairs = [(img1, img2)]
     while len(pairs) < scales:
         img1, img2 = halve(img1), halve(img2)

@@ -178,7 +178,7 @@ def _moments(img1: Tensor, img2: Tensor, options: SSIMOptions, valid: Tensor | N
     scale = _scale(options.data_range)
 
     def prepare(images: Tensor) -> Tensor:
-        images = _maps.to_channels_first(images) if options.channels_last else images
+        images = _maps.channels_first(images, options.channels_last)
         return pad(images, before, after, options.padding, images.ndim - 2)
 
     def prepare_image(image: Tensor) -> Tensor:

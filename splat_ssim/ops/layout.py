@@ -9,13 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._maps import compute_dtype
+from .._maps import channels_first, compute_dtype
 from ..options import SSIMOptions
-
-
-def channels_first(images: Tensor, channels_last: bool) -> Tensor:
-    """A view (B, C, spatial…) of images in either logical layout."""
-    return images.movedim(-1, 1) if channels_last else images
 
 
 def is_interleaved(images: Tensor) -> bool:
