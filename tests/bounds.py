@@ -34,9 +34,9 @@ originals.
 MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each has its T in the denominator, so that
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
-Means: the errors of windows that do not overlap are independent, so a mean over N positions of windows of 1 / Σ w² taps
-is closer than its parts by sqrt(N Σ w²) / 3 (three standard deviations). Errors repeat in images that are constant
-along an axis: a mean does not average them.
+Means: the errors of windows that do not overlap are independent. Of windows of n = 1 / Σ w² taps, a sum of errors e is
+therefore within 3 sqrt(n Σ e²), three standard deviations, where that is less than Σ e. Errors repeat in images that are
+constant along an axis: a mean does not average them.
 """
 
 from __future__ import annotations
@@ -281,12 +281,11 @@ def of_value(
         factor = 1.25 * arithmetic.slack if arithmetic.form == "definition" else 1.0
         factor = 2.0 if arithmetic.dtype == torch.float64 else factor
         errors = torch.maximum(share * by_terms, costs) * factor
-        whole = value.ndim in (errors.ndim, errors.ndim - 1)
-        positions = 1 if whole else errors[0, 0].numel() * (1 if value.ndim == 2 else errors.shape[1])
-        positions *= len(errors) if value.ndim == 0 else 1
-        taps = 1 / (evaluation.weights**2).sum().item()
-        averaged = 1.0 if _repeats(evaluation) else min(1.0, 3 * math.sqrt(taps / max(1, positions)))
-        bound = bound + _like(errors, value, channels_last) * averaged
+        found = _like(errors, value, channels_last)
+        if value.ndim < errors.ndim - 1 and not _repeats(evaluation):
+            taps = 1 / (evaluation.weights**2).sum().item()
+            found = torch.minimum(found, 3 * (taps * _like(errors**2, value, channels_last)).sqrt())
+        bound = bound + found
     return bound.nan_to_num(math.inf)
 
 
