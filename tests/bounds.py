@@ -35,8 +35,8 @@ MS-SSIM multiplies powers of means T of contrast-structure; the gradient by each
 the shares ΔT / T of all scales add to the errors of 1 / B. Where a T is nearly 0 they are what counts.
 
 Means: the errors of windows that do not overlap are independent. Of windows of n = 1 / Σ w² taps, a sum of errors e is
-therefore within 3 sqrt(n Σ e²), three standard deviations, where that is less than Σ e. Errors repeat in images that are
-constant along an axis: a mean does not average them.
+therefore within 3 sqrt(n Σ e²), three standard deviations, where that is less than Σ e. Errors repeat in images that
+are constant along an axis: a mean does not average them.
 """
 
 from __future__ import annotations

@@ -204,3 +204,17 @@ def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, s
             assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
             if b.numel():
                 assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+def test_starts_are_counted(driver):
+    found = _cuda_module.load(0, 11)
+    img1, img2 = images(1, 1, 20, 30)
+    arguments = (img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (torch.empty_like(img1), None))
+    before = _cuda_kernels.kernel_starts(found.library)
+    launch.photometric(found, 0, *arguments)
+    driver.result = 2
+    with pytest.raises(RuntimeError):
+        launch.photometric(found, 0, *arguments)
+    after = _cuda_kernels.kernel_starts(found.library)
+    started = {name: after[name] - count for name, count in before.items() if after[name] != count}
+    assert started == {"splat_fused2d": 1, "splat_reduce": 1}

@@ -5,6 +5,7 @@
 
 #include "launch.h"
 
+#include <atomic>
 #include <cmath>
 #include <initializer_list>
 
@@ -226,9 +227,20 @@ Int64 cut_into_tiles(SsimPadding& a, const int (&radius)[3]) {
   return block_count({a.strips, a.tiles, depth, a.size[1], a.size[0]});
 }
 
+std::atomic<Int64> starts[kKernelCount];
+
 }  // namespace
 
+Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
+  const Status status = start(module, kernel, blocks, argument, stream);
+  if (status == kOk) starts[kernel].fetch_add(1, std::memory_order_relaxed);
+  return status;
+}
+
 extern "C" {
+
+// How often kernel `id` was started in this process, on whatever device.
+SPLAT_EXPORT Int64 splat_ssim_cuda_starts(int id) { return id >= 0 && id < kKernelCount ? starts[id].load() : 0; }
 
 // Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction, scaling.
 SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {

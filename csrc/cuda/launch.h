@@ -3,6 +3,9 @@
 #include "../status.h"
 #include "problem.h"
 
-// Starts `blocks` blocks of the kernel on the stream with a copy of `argument`. `module` is the caller's handle to the
-// loaded kernels (launch_driver.cpp says what it is).
+// Starts `blocks` blocks of the kernel on the stream with a copy of `argument`, and counts the start. `module` is the
+// caller's handle to the loaded kernels (launch_driver.cpp says what it is).
 Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);
+
+// The same without the count: what launch_driver.cpp and launch_emulation.cpp define.
+Status start(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);

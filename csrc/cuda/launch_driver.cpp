@@ -24,7 +24,7 @@ struct Module {
 
 }  // namespace
 
-Status launch(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
+Status start(const void* handle, SsimKernel kernel, Int64 blocks, const void* argument, void* stream) {
 #define SPLAT_SSIM_THREADS(id, name, threads, unit) threads,
   static const unsigned threads[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_THREADS)};
 #undef SPLAT_SSIM_THREADS

@@ -1,4 +1,4 @@
-// launch() of the emulation, and the kernels themselves: ../cuda/kernels.cu as C++.
+// start() of the emulation, and the kernels themselves: ../cuda/kernels.cu as C++.
 
 #include "../cuda/kernels.cu"
 #include "../cuda/launch.h"
@@ -18,7 +18,7 @@ constexpr Argument argument_of(void (*)(const Argument&));
 
 }  // namespace
 
-Status launch(const void*, SsimKernel kernel, Int64 blocks, const void* argument, void*) {
+Status start(const void*, SsimKernel kernel, Int64 blocks, const void* argument, void*) {
 #define SPLAT_SSIM_BODY(id, name, threads, unit) call<decltype(argument_of(name)), name>,
   static const Body bodies[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_BODY)};
 #undef SPLAT_SSIM_BODY

@@ -139,6 +139,12 @@ def kernel_units(library: ctypes.CDLL) -> list[int]:
     return [library.splat_ssim_cuda_kernel_unit(place) for place in range(len(kernel_names(library)))]
 
 
+def kernel_starts(library: ctypes.CDLL) -> dict[str, int]:
+    """How often each kernel was started in this process, by name."""
+    library.splat_ssim_cuda_starts.restype = ctypes.c_longlong
+    return {name: library.splat_ssim_cuda_starts(place) for place, name in enumerate(kernel_names(library))}
+
+
 class Kernels:
     """The launchers of one library for one device.
 
