@@ -29,7 +29,7 @@ CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
 LIBRARY_NAME = "libsplat_ssim.so"
 
-COMMON = ["library.cpp", "parallel.cpp", "processors.cpp"]
+COMMON = ["library.cpp", "loss.cpp", "parallel.cpp", "processors.cpp"]
 # Compiled once for each instruction set; see cpu/isa.h.
 KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in COMMON)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / "cuda"
 #: Turing to Blackwell; what a wheel carries.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-HOST_SOURCES = ("launch.cpp", "launch_voxelize.cpp", "launch_driver.cpp", "embedded.cpp")
+HOST_SOURCES = ("launch.cpp", "launch_voxelize.cpp", "launch_driver.cpp", "replay.cpp", "embedded.cpp")
 
 
 def supported() -> bool:

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import build as native
 
-SOURCES = ("emulation/launch_emulation.cpp", "emulation/fibers.cpp", "cuda/launch.cpp", "cuda/launch_voxelize.cpp")
+SOURCES = (
+    "emulation/launch_emulation.cpp",
+    "emulation/fibers.cpp",
+    "cuda/launch.cpp",
+    "cuda/launch_voxelize.cpp",
+    "cuda/replay.cpp",
+)
 # No contraction: the kernels say where they fuse a multiplication and an addition.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 VARIANTS = {

@@ -16,8 +16,9 @@ from splat_ssim._checks import (
     check_reduction,
     spatial_shape,
 )
+from splat_ssim.ops import prepared
 from splat_ssim.ops import ssim as operators
-from splat_ssim.ops.photometric import photometric
+from splat_ssim.ops.photometric import call_prepared, photometric
 from splat_ssim.ops.ssim import ssim_map
 from splat_ssim.options import SSIMOptions
 from splat_ssim.reference import MS_SSIM_WEIGHTS
@@ -82,10 +83,8 @@ def ssim(
         >>> loss = 1 - splat_ssim.ssim(pred, torch.rand(1, 3, 64, 64))
         >>> loss.backward()
     """
-    check_images(img1, img2, (2,), channels_last)
-    constants = check_constants(window_size, sigma, data_range, k1, k2)
-    options = SSIMOptions(*constants, padding, channels_last)
-    return _ssim(img1, img2, options, reduction, mask, mask_mode)
+    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    return _ssim(2, img1, img2, given, reduction, mask, mask_mode)
 
 
 def ssim3d(
@@ -131,10 +130,8 @@ def ssim3d(
         >>> splat_ssim.ssim3d(volume, volume)
         tensor(1.)
     """
-    check_images(img1, img2, (3,), channels_last)
-    constants = check_constants(window_size, sigma, data_range, k1, k2)
-    options = SSIMOptions(*constants, padding, channels_last)
-    return _ssim(img1, img2, options, reduction, mask, mask_mode)
+    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    return _ssim(3, img1, img2, given, reduction, mask, mask_mode)
 
 
 def ms_ssim(
@@ -207,10 +204,22 @@ def ms_ssim(
 
 
 def _ssim(
-    img1: Tensor, img2: Tensor, options: SSIMOptions, reduction: str, mask: Tensor | None, mask_mode: str
+    spatial_dims: int,
+    img1: Tensor,
+    img2: Tensor,
+    given: SSIMOptions,
+    reduction: str,
+    mask: Tensor | None,
+    mask_mode: str,
 ) -> Tensor:
-    """`ssim` and `ssim3d` once the images and the constants are checked."""
-    channels_last = options.channels_last
+    """`ssim` of two spatial axes and `ssim3d` of three."""
+    key = prepared.key("ssim", img1, img2, mask, (spatial_dims, reduction, mask_mode, *given))
+    known = prepared.find(key)
+    if known is not None:
+        return call_prepared(known, img1, img2)[0]
+    channels_last = given.channels_last
+    check_images(img1, img2, (spatial_dims,), channels_last)
+    options = SSIMOptions(*check_constants(*given[:5]), given.padding, channels_last)
     check_padding(options.padding, options.window_size, img1, channels_last)
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
@@ -221,7 +230,16 @@ def _ssim(
         # One pass gives the value and the gradient, with its sign: backward need not turn it round.
         per_image = reduction == "image"
         found, _, _ = photometric(
-            img1, img2, options, l1_weight=0.0, dssim_weight=-1.0, weight=weight, per_image=per_image, offset=1.0
+            img1,
+            img2,
+            options,
+            l1_weight=0.0,
+            dssim_weight=-1.0,
+            weight=weight,
+            per_image=per_image,
+            offset=1.0,
+            terms=False,
+            key=key,
         )
         return found
     found = ssim_map(img1, img2, options)

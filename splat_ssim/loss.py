@@ -20,7 +20,8 @@ from splat_ssim._checks import (
     check_reduction,
 )
 from splat_ssim.modules import _WithOptions
-from splat_ssim.ops.photometric import photometric
+from splat_ssim.ops import prepared
+from splat_ssim.ops.photometric import call_prepared, photometric
 from splat_ssim.options import Constants, SSIMKeywords, SSIMOptions
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
@@ -114,6 +115,12 @@ def photometric_loss(
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
     """
+    numbers = (lambda_dssim, window_size, sigma, data_range, k1, k2)
+    names = (padding, reduction, mask_mode, channels_last, return_terms)
+    key = prepared.key("photometric_loss", pred, target, mask, (*numbers, *names))
+    known = prepared.find(key)
+    if known is not None:
+        return _result(*call_prepared(known, pred, target), return_terms)
     given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
     lambda_dssim, options = check_photometric(pred, target, lambda_dssim, given, reduction, mask, mask_mode)
     if mask is not None and mask_mode == "normalize":
@@ -126,22 +133,27 @@ def photometric_loss(
             mask_mode=mask_mode,
             **options.keywords(),
         )
-        l1, ssim = l1.detach(), ssim.detach()
-    else:
-        pred, target, weight, _ = _maps.apply_mask(pred, target, mask, mask_mode, options.data_range)
-        loss, l1, dssim = photometric(
-            pred,
-            target,
-            options,
-            l1_weight=1 - lambda_dssim,
-            dssim_weight=lambda_dssim,
-            weight=weight,
-            per_image=reduction == "image",
-        )
-        if not return_terms:
-            return loss
-        ssim = 1 - dssim
-    return (loss, {"l1": l1, "ssim": ssim}) if return_terms else loss
+        return (loss, {"l1": l1.detach(), "ssim": ssim.detach()}) if return_terms else loss
+    pred, target, weight, _ = _maps.apply_mask(pred, target, mask, mask_mode, options.data_range)
+    found = photometric(
+        pred,
+        target,
+        options,
+        l1_weight=1 - lambda_dssim,
+        dssim_weight=lambda_dssim,
+        weight=weight,
+        per_image=reduction == "image",
+        terms=return_terms,
+        key=key,
+    )
+    return _result(*found, return_terms)
+
+
+def _result(loss: Tensor, l1: Tensor | None, dssim: Tensor | None, return_terms: bool) -> LossResult:
+    if not return_terms:
+        return loss
+    assert l1 is not None and dssim is not None
+    return loss, {"l1": l1, "ssim": 1 - dssim}
 
 
 def check_photometric(

@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, dispatch, ssim_cuda
+from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
@@ -83,19 +83,22 @@ def _emulation():
     library = torch.library.Library("splat_ssim", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an operator that is overridden is meant
-        for name, function in ssim_cuda.IMPLEMENTATIONS.items():
+        for name, function in photometric_cuda.IMPLEMENTATIONS.items():
             library.impl(name, function, "CPU", allow_override=True)
     with (
-        mock.patch.object(ssim_cuda, "_target", lambda image, unit: (kernels, 0)),
+        mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on the CPU's tensors go past the dispatcher.
-        mock.patch.dict(dispatch.IMPLEMENTATIONS, cpu=ssim_cuda.IMPLEMENTATIONS),
-        mock.patch.dict(dispatch.KERNELS, cpu=ssim_cuda._supports),
-        mock.patch.dict(dispatch.SCALES, cpu=ssim_cuda._scale),
+        mock.patch.dict(dispatch.IMPLEMENTATIONS, cpu=photometric_cuda.IMPLEMENTATIONS),
+        mock.patch.dict(dispatch.KERNELS, cpu=ssim_cuda.supports),
+        mock.patch.dict(dispatch.SCALES, cpu=ssim_cuda.scale),
+        mock.patch.dict(dispatch.PREPARE, cpu=photometric_cuda._prepare),
     ):
+        prepared.forget()
         try:
             yield
         finally:
+            prepared.forget()
             library._destroy()
 
 

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, _cuda_module, compiled, dispatch, layout, ssim_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_module, compiled, dispatch, layout, photometric_cuda, ssim_cuda
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions
@@ -105,7 +105,7 @@ def test_a_refused_image_is_compiled_unit_by_unit_instead(driver, monkeypatch):
     for unit, expected in ((11, {_cuda_kernels.SHARED, 11}), (7, {_cuda_kernels.SHARED, 11, 7})):
         found = _cuda_module.load(0, unit)
         assert asked == [(_cuda_module.source(), "sm_90", u) for u in (_cuda_kernels.SHARED, 11, 7) if u in expected]
-        table = (ctypes.c_void_p * (4 + len(names))).from_address(found._module)[4:]
+        table = (ctypes.c_void_p * (4 + len(names))).from_address(found.module)[4:]
         assert {u for u, function in zip(units, table, strict=True) if function} == expected
         assert all(function or u not in expected for u, function in zip(units, table, strict=True))
     # The image is tried once.
@@ -157,9 +157,9 @@ def test_a_failed_launch_raises(driver):
 @pytest.mark.parametrize("per_image", [False, True])
 def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_image):  # noqa: F811
     """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
-    monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
+    monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
     used = []
-    monkeypatch.setitem(dispatch.SCALES, "cpu", lambda *a: used.append(ssim_cuda._scale(*a)) or used[-1])
+    monkeypatch.setitem(dispatch.SCALES, "cpu", lambda *a: used.append(ssim_cuda.scale(*a)) or used[-1])
     img1, img2 = images(3, 2, 13, 40, channels_last=channels_last)
     img1.requires_grad_()
     options, weights = SSIMOptions(channels_last=channels_last), {"l1_weight": 0.7, "dssim_weight": 0.4}
@@ -177,7 +177,7 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
     """Values, gradients, shapes, dtypes and strides of all five, the CUDA ones run by the emulation."""
-    monkeypatch.setattr(ssim_cuda, "_target", lambda image, unit: (kernels, 0))
+    monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
     img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
     options = SSIMOptions(padding=padding, channels_last=channels_last)
     cpu = torch.ops.splat_ssim
@@ -192,7 +192,7 @@ def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, s
         tail = (*options, *needs)
         for mask, per_image in ((None, False), (None, True), (weight, False)):
             arguments = (img1, img2, mask, 0.7, 0.4, 0.0, per_image, *tail)
-            calls.append((ssim_cuda._photometric, cpu.photometric, arguments))
+            calls.append((photometric_cuda._photometric, cpu.photometric, arguments))
         if any(needs):
             calls.append((ssim_cuda._ssim_map_backward, cpu.ssim_map_backward, (grad_map, img1, img2, *tail)))
             backward = (ssim_cuda._ssim_channel_means_backward, cpu.ssim_channel_means_backward)

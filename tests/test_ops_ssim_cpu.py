@@ -30,7 +30,7 @@ def test_channels_last_memory_format_is_read_in_place(shape):
     memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     img1, img2 = (image.to(memory_format=memory_format) for image in pair(shape))
     options = options_for(shape)
-    call = ssim_cpu._Call(img1, img2, options)
+    call = ssim_cpu.KernelCall(img1, img2, options)
     assert (call.first.data_ptr(), call.second.data_ptr()) == (img1.data_ptr(), img2.data_ptr())
     check_all(img1, img2, options)
     assert ops.ssim_map(img1, img2, options).is_contiguous(memory_format=memory_format)
@@ -43,7 +43,7 @@ def test_strides_are_read_in_place():
     options = SSIMOptions()
     cut = (slice(None, None, 2), slice(1, 4), slice(5, 45), slice(7, 60))
     img1, img2 = large1[cut], large2[cut]
-    assert ssim_cpu._Call(img1, img2, options).first.data_ptr() == img1.data_ptr()
+    assert ssim_cpu.KernelCall(img1, img2, options).first.data_ptr() == img1.data_ptr()
     check_all(img1, img2, options)
     check_all(large1[..., ::2], large2.transpose(2, 3)[:, :, :60, :40], options)
     check_all(large1[:1, :1].expand(2, 3, -1, -1), large2[:2, :3].flip(3), options)
@@ -212,7 +212,7 @@ def test_what_has_no_kernel_takes_the_definition(monkeypatch):
 def test_a_call_keeps_its_window():
     """Another thread's windows may push it out of the cache while the kernel reads it."""
     images = pair((1, 1, 24, 24))
-    call = ssim_cpu._Call(*images, SSIMOptions())
+    call = ssim_cpu.KernelCall(*images, SSIMOptions())
     totals = (ctypes.c_double * 3)()
     coefficients = (ctypes.c_double * 3)()
     packed = call.pack(ctypes.addressof(coefficients), ctypes.addressof(totals))

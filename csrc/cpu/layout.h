@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../status.h"
+
 namespace {
 
 // --- SSIM ------------------------------------------------------------------------------------------------------------
@@ -38,6 +40,15 @@ struct Arguments {
 };
 static_assert(sizeof(Arguments) == 432, "six views, eleven sizes, three pointers, four doubles");
 static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 50 * 8, "no padding");
+
+// A loss of images without weights, prepared for images that differ in their addresses alone; see loss.cpp.
+struct LossArguments {
+  Arguments kernel;
+  Status (*run)(const Arguments*);  // the kernel
+  double l1_weight, dssim_weight, offset;
+  double positions, elements;  // that the sums of 1 - S and of |x - y| are of
+};
+static_assert(sizeof(LossArguments) == sizeof(Arguments) + 48, "six words follow");
 
 // The arguments of MS-SSIM.
 struct PyramidArguments {

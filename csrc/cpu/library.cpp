@@ -12,7 +12,7 @@
 #include "layout.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
-constexpr int kAbiVersion = 4;
+constexpr int kAbiVersion = 5;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
@@ -76,6 +76,7 @@ constexpr Constant kConstants[] = {
     {"padding_replicate", kReplicate},
     {"max_window", kMaxTaps},
     {"sizeof_arguments", sizeof(Arguments)},
+    {"sizeof_loss_arguments", sizeof(LossArguments)},
     {"sizeof_pyramid_arguments", sizeof(PyramidArguments)},
     {"sizeof_record", sizeof(Record)},
     {"project_task", kProjectTask},

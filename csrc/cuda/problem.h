@@ -96,7 +96,7 @@ static_assert(sizeof(SsimPadding) == 344, "as in splat_ssim/ops/_cuda_kernels.py
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
 //     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
-// and, where combined is given, combined[group] = Σ combine[k]·results[k][group]. Neighbouring results are
+// and, where combined is given, combined[group] = offset + Σ combine[k]·results[k][group]. Neighbouring results are
 // `result_stride` elements apart.
 struct SsimReduction {
   const float* values[kSumKinds];
@@ -106,8 +106,9 @@ struct SsimReduction {
   Int64 result_stride;
   int groups, kinds;
   float scale[kSumKinds], combine[kSumKinds];
+  float offset;
 };
-static_assert(sizeof(SsimReduction) == 120, "as in splat_ssim/ops/_cuda_kernels.py");
+static_assert(sizeof(SsimReduction) == 128, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
 // neighbouring elements, is multiplied by upstream[g·upstream_stride].

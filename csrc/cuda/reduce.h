@@ -23,7 +23,7 @@ SPLAT_DEVICE void block_sum(Real v, float* result) {
 SPLAT_DEVICE void reduce(const SsimReduction& a) {
   SPLAT_SHARED(double, warps, 8);
   const Int64 group = block_index();
-  double combined = 0.;
+  double combined = a.offset;
   for (int k = 0; k < a.kinds; ++k) {
     const float* values = a.values[k] + group * a.count[k];
     double sum = 0.;

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 #: Operations that `Kernels.prepare` chooses a kernel for.
 FORWARD, BACKWARD, FUSED = 0, 1, 2
@@ -107,6 +111,7 @@ class KernelReduction(ctypes.Structure):
         ("kinds", ctypes.c_int),
         ("scale", ctypes.c_float * 3),
         ("combine", ctypes.c_float * 3),
+        ("offset", ctypes.c_float),
     )
 
 
@@ -171,7 +176,7 @@ class Kernels:
             function = library[f"splat_ssim_cuda_{name}"]
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             self._launchers[name] = function
-        self._module = module
+        self.module = module
         self.multiprocessors = multiprocessors
 
     def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
@@ -180,10 +185,19 @@ class Kernels:
         Raises:
             RuntimeError: The kernel did not start.
         """
-        status = self._launchers[name](self._module, ctypes.addressof(argument), stream)
+        status = self._launchers[name](self.module, ctypes.addressof(argument), stream)
+        if status:
+            self.check(status, name)
+
+    def check(self, status: int, name: str) -> None:
+        """Raises what a launcher's status means."""
         if status:
             cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
             raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
+
+    def empty(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """A workspace or result, float32."""
+        return torch.empty(shape, dtype=torch.float32, device=device)
 
     def prepare(self, problem: KernelProblem, options: KernelOptions, operation: int) -> int:
         """Completes `problem` and chooses the kernel. Returns its number of blocks: 0 where none is fused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ from ._cuda_kernels import (
     KernelScaling,
     KernelTensor,
 )
+from ._cuda_recording import Recorder
+
+#: Who starts the kernels, or takes down what they are given.
+Launcher = Kernels | Recorder
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 
@@ -53,7 +58,7 @@ class _Call:
 
     def __init__(
         self,
-        kernels: Kernels,
+        kernels: Launcher,
         stream: int,
         img1: Tensor,
         img2: Tensor,
@@ -78,7 +83,7 @@ class _Call:
 
     def empty(self, *shape: int) -> Tensor:
         """A float32 workspace or result on the images' device."""
-        return torch.empty(shape, dtype=torch.float32, device=self.originals[0].device)
+        return self.kernels.empty(shape, self.originals[0].device)
 
     def _padding(self, images: list[Tensor], l1_weight: Tensor | None = None) -> KernelPadding:
         argument = KernelPadding()
@@ -172,7 +177,7 @@ class _Call:
         """Fills the wanted gradients. Returns block sums with the kind DSSIM, and with L1 (not for padded images)."""
         targets = self.grads
         if self.padded:
-            targets = [None if grad is None else torch.empty_like(self.images[0]) for grad in self.grads]
+            targets = [None if grad is None else self.empty(*self.images[0].shape) for grad in self.grads]
         for place, target in enumerate(targets):
             if target is not None:
                 problem.grad[place] = _describe(target, self.options)
@@ -207,11 +212,12 @@ class _Call:
         scale: list[float],
         combined: Tensor | None = None,
         combine: tuple[float, ...] = (0.0, 0.0),
+        offset: float = 0.0,
     ) -> None:
         """Fills each of `results` with the scaled sums of as many groups as it has elements, and their combination."""
         groups = results[0].numel()
         argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
-        argument.kinds = len(sums)
+        argument.kinds, argument.offset = len(sums), offset
         for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
             argument.values[kind] = values.data_ptr()
             argument.count[kind] = values.numel() // groups
@@ -222,7 +228,7 @@ class _Call:
         self.kernels.launch("reduce", argument, self.stream)
 
 
-def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
+def fill_map(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
     """S of every position of the window into `out`, in the layout of the images."""
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
@@ -231,7 +237,7 @@ def fill_map(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options:
 
 
 def fill_map_gradients(
-    kernels: Kernels,
+    kernels: Launcher,
     stream: int,
     grad_map: Tensor,
     img1: Tensor,
@@ -246,7 +252,7 @@ def fill_map_gradients(
 
 
 def photometric(
-    kernels: Kernels,
+    kernels: Launcher,
     stream: int,
     img1: Tensor,
     img2: Tensor,
@@ -256,8 +262,10 @@ def photometric(
     per_image: bool,
     options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, l1, dssim), each () or (B,); fills the wanted gradients of the loss."""
+    offset: float = 0.0,
+    means: Sequence[Tensor] | None = None,
+) -> Sequence[Tensor]:
+    """(loss, l1, dssim), each () or (B,), in `means` where given; fills the wanted gradients of the loss."""
     call = _Call(kernels, stream, img1, img2, options, grads)
     shares = map_shares = None
     scale = [0.0, 0.0]
@@ -279,9 +287,10 @@ def photometric(
     else:
         dssim, found = call.differentiate(problem, l1_scale, shares)
         l1 = call.sum_l1(shares) if call.padded else found[L1]
-    means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
-    call.reduce([l1, dssim[DSSIM]], means[1:], scale, combined=means[0], combine=(l1_weight, dssim_weight))
-    return means[0], means[1], means[2]
+    if means is None:
+        means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
+    call.reduce([l1, dssim[DSSIM]], [*means[1:]], scale, means[0], (l1_weight, dssim_weight), offset)
+    return means
 
 
 def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
@@ -302,7 +311,7 @@ def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tenso
     return shares, share(inner)
 
 
-def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
+def channel_means(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
@@ -315,7 +324,7 @@ def channel_means(kernels: Kernels, stream: int, img1: Tensor, img2: Tensor, opt
 
 
 def fill_channel_mean_gradients(
-    kernels: Kernels,
+    kernels: Launcher,
     stream: int,
     grad_means: Tensor,
     img1: Tensor,
@@ -330,7 +339,7 @@ def fill_channel_mean_gradients(
     call.differentiate(call.problem(plane_weight=plane_weight))
 
 
-def scale(kernels: Kernels, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
+def scale(kernels: Launcher, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
     """Multiplies `gradient`, float32, in place by `upstream`, () or one value for each image; reads it on the device.
 
     Returns:
@@ -344,6 +353,6 @@ def scale(kernels: Kernels, stream: int, gradient: Tensor, upstream: Tensor) -> 
     stride = upstream.stride(0) if upstream.ndim else 0
     argument = KernelScaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
     # Runs of 1,024 elements; enough blocks to fill the device, few enough to end at once where upstream is 1.
-    argument.blocks = max(1, min(-(-count // 1024), 16 * kernels.multiprocessors // groups))
+    argument.blocks = max(1, min(-(-count // 1024), 4 * kernels.multiprocessors // groups))
     kernels.launch("scale", argument, stream)
     return True

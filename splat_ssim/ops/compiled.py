@@ -14,10 +14,15 @@ import torch
 from splat_ssim._version import __version__
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 #: Bytes of the structures that Python packs or allocates, as this package has them; see csrc/cpu/layout.h.
-SIZES = {"sizeof_arguments": 54 * 8, "sizeof_pyramid_arguments": 60 * 8, "sizeof_record": 16 * 4}
+SIZES = {
+    "sizeof_arguments": 54 * 8,
+    "sizeof_loss_arguments": 60 * 8,
+    "sizeof_pyramid_arguments": 60 * 8,
+    "sizeof_record": 16 * 4,
+}
 
 #: Environment variable that names another library to load, such as the build with sanitizers. For tests.
 LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
@@ -151,14 +156,14 @@ def kernel(name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.
 
 
 #: From this size on glibc maps fresh memory for every tensor: writing it takes longer for page faults than for kernels.
-_FRESH_BYTES = 32 << 20
+FRESH_BYTES = 32 << 20
 
 
 def prefer_huge_pages(output: torch.Tensor) -> None:
     """Asks the system to back a CPU output that is to be written with huge pages, where it is large."""
     loaded = library()
     size = output.numel() * output.element_size()
-    if size >= _FRESH_BYTES and loaded is not None:
+    if size >= FRESH_BYTES and loaded is not None:
         loaded.splat_ssim_prefer_huge_pages(output.data_ptr(), size)
 
 

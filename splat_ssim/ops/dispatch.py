@@ -20,6 +20,8 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch.autograd._profiler_enabled
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_transforms_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 
 _library = torch.library.Library("splat_ssim", "FRAGMENT")
 
@@ -33,6 +35,8 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, SSIMOptions], bool]] = {}
 #: Device type -> function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
 #: returns False where it does not take them.
 SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
+#: Device type -> function that prepares the operator `photometric` without a weight, see ops/prepared.py.
+PREPARE: dict[str, Callable[..., Any]] = {}
 #: Operator -> the check of its arguments, for calls that do not come from the public functions.
 _checks: dict[str, Callable[..., None]] = {}
 #: Operator -> the apply of an autograd.Function for eager calls: torch.library's own takes 0.3 ms a call.
@@ -52,10 +56,8 @@ def define(name: str, schema: str, check: Callable[..., None], fake: Callable[..
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    check = _checks[name]
-
     def run(*arguments):
-        check(*arguments)
+        _checks[name](*arguments)
         return function(*arguments)
 
     return run
@@ -73,6 +75,7 @@ def register_device(
     implementations: dict[str, Callable[..., Any]],
     supports: Callable[[Tensor, Tensor, SSIMOptions], bool],
     scale: Callable[[Tensor, Tensor], bool] | None = None,
+    prepare: Callable[..., Any] | None = None,
 ) -> None:
     """Makes a device's kernels known: to the dispatcher with checks, to eager calls without."""
     for name, function in implementations.items():
@@ -81,6 +84,8 @@ def register_device(
     KERNELS[device_type] = supports
     if scale is not None:
         SCALES[device_type] = scale
+    if prepare is not None:
+        PREPARE[device_type] = prepare
 
 
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
@@ -125,7 +130,7 @@ def has_kernel(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
 
 def _is_transformed(*images: Tensor) -> bool:
     """Whether torch.func transforms the call or an image carries a tangent: the definition's operators know how."""
-    if torch._C._are_functorch_transforms_active():
+    if _transforms_active():
         return True
     tangents = forward_ad._current_level >= 0
     return tangents and any(forward_ad.unpack_dual(image).tangent is not None for image in images)
@@ -133,7 +138,7 @@ def _is_transformed(*images: Tensor) -> bool:
 
 def call(name: str, *arguments):
     """An operator of the images `arguments[:2]`."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or _tracing_state() is not None:
         return getattr(torch.ops.splat_ssim, name)(*arguments)
     if torch.is_grad_enabled() and (arguments[0].requires_grad or arguments[1].requires_grad):
         return _eager[name](*arguments)
@@ -150,23 +155,37 @@ def call_backward(name: str, *arguments):
 def below_autograd(name: str, *arguments):
     """An operator without a record of its derivative."""
     if _nobody_watches(arguments):
-        return IMPLEMENTATIONS["cpu"][name](*arguments)
+        return IMPLEMENTATIONS["cpu" if arguments[0].is_cpu else "cuda"][name](*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.splat_ssim, name).default(*arguments)
 
 
 def _nobody_watches(arguments: Sequence[Any]) -> bool:
-    """CPU tensors of no subclass and not batched, no dispatch mode, no profiler."""
-    if _dispatch_modes() > 0 or _profiler_enabled():
-        return False
-    for a in arguments[:_TENSORS]:
-        kind = type(a)
-        if kind is Tensor or kind is torch.nn.Parameter:
-            if not a.is_cpu or _is_wrapped(a) or _is_legacy_batched(a):
-                return False
-        elif isinstance(a, Tensor):
+    """Tensors of no subclass, all on the CPU or all on CUDA, and nothing that `is_watched` sees."""
+    tensors = [a for a in arguments[:_TENSORS] if isinstance(a, Tensor)]
+    on_cpu = tensors[0].is_cpu
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is not Tensor and kind is not torch.nn.Parameter:
             return False
-    return True
+        if not (tensor.is_cpu if on_cpu else tensor.is_cuda):
+            return False
+    return not is_watched(*tensors)
+
+
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether an eager call must not go past the dispatcher: somebody traces, transforms, profiles or batches it.
+
+    Nor may it where a tensor is negated lazily, as the imaginary part of a conjugate is: its memory holds another sign.
+    """
+    return (
+        _dispatch_modes() > 0
+        or _profiler_enabled()
+        or _transforms_active()
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or any(_is_wrapped(tensor) or _is_legacy_batched(tensor) or tensor.is_neg() for tensor in tensors)
+    )
 
 
 def is_batched(tensor: Tensor) -> bool:

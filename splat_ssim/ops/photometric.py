@@ -7,12 +7,14 @@ derivative multiplies the gradients that the forward pass made.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
 from .. import _maps, reference
 from ..options import SSIMOptions
-from . import dispatch
+from . import dispatch, prepared
 from .dispatch import call, has_kernel
 from .layout import channels_first, new_gradients
 from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape
@@ -43,15 +45,20 @@ def _keep_gradients(ctx, inputs, output):
 
 
 def _photometric_backward(ctx, upstream, *unused):
+    return *_gradients(ctx, upstream), *(None,) * (len(ctx.options) + 1)
+
+
+def _gradients(ctx, upstream) -> list[Tensor | None]:
+    """Those of both images, None where not needed, from what `_keep_gradients` and `_Prepared` keep."""
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
-        needs, saved = ctx.needs_input_grad[:2], ctx.saved_tensors
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
         grads = ctx.grads
         if grads is None or _lacks(grads[0], needs[0]) or _lacks(grads[1], needs[1]):
             # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
             # whose example needed no gradient.
             with torch.no_grad():
-                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*saved, *ctx.options[:-2], *needs)
+                *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*saved, *ctx.options[:-2], *needs[:2])
             grads = [grad1, grad2]
         # In place, so that no second image is needed.
         scale = _scale
@@ -60,16 +67,48 @@ def _photometric_backward(ctx, upstream, *unused):
         for i in (0, 1):
             if needs[i]:
                 found[i] = scale(grads[i], upstream, saved[i]).to(saved[i].dtype)
-    return *found, *(None,) * (len(ctx.options) + 1)
+    return found
+
+
+class _Prepared(torch.autograd.Function):
+    """The operator by a prepared loss, in an eager call that nobody watches."""
+
+    @staticmethod
+    def forward(ctx, img1, img2, loss):
+        value, l1, dssim, *ctx.grads = loss.run(img1, img2)
+        ctx.loss = loss
+        ctx.save_for_backward(img1, img2, None)
+        ctx.set_materialize_grads(False)
+        if not loss.terms:
+            return value
+        ctx.mark_non_differentiable(l1, dssim)
+        return value, l1, dssim
+
+    @staticmethod
+    def backward(ctx, upstream, *unused):
+        if upstream is not None and ctx.grads is not None and dispatch.may_change_in_place(upstream):
+            grads, ctx.grads = ctx.grads, None
+            needed = zip(grads, ctx.loss.dtypes, ctx.needs_input_grad, strict=False)
+            return *[_scale_in_place(grad, upstream).to(dtype) if need else None for grad, dtype, need in needed], None
+        ctx.options = ctx.loss.arguments
+        return *_gradients(ctx, upstream), None
+
+
+def call_prepared(loss: prepared.Prepared, img1: Tensor, img2: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(loss, l1, dssim); the terms are None where they were not asked for."""
+    if not loss.needs:
+        return loss.run(img1, img2)[:3]
+    found = _Prepared.apply(img1, img2, loss)
+    return found if loss.terms else (found, None, None)
 
 
 def _lacks(gradient: Tensor, is_needed: bool) -> bool:
     return is_needed and gradient.numel() == 0
 
 
-def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
+def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor | None = None) -> Tensor:
     # The upstream gradient is usually 1. Reading it on a GPU would synchronise, so the kernel checks it there.
-    if upstream.ndim == 0 and upstream.device.type == "cpu" and upstream.item() == 1.0:
+    if upstream.is_cpu and upstream.ndim == 0 and upstream.item() == 1.0:
         return gradient
     scale = dispatch.SCALES.get(gradient.device.type)
     if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
@@ -117,7 +156,9 @@ def photometric(
     weight: Tensor | None = None,
     per_image: bool = False,
     offset: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    terms: bool = True,
+    key: Hashable | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(loss, l1, dssim), the means of |x - y| and of 1 - S: `loss = offset + l1_weight * l1 + dssim_weight * dssim`.
 
     Args:
@@ -130,6 +171,8 @@ def photometric(
             and are 0 where nothing has weight. "valid" crops them for 1 - S.
         per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
         offset: Added to the loss: 1 and a `dssim_weight` of -1 make it SSIM.
+        terms: Whether the terms are wanted; without, they may be None.
+        key: Of ops/prepared.py, for the same call later.
 
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
@@ -138,6 +181,11 @@ def photometric(
         recording = torch.is_grad_enabled()
         needs = (recording and img1.requires_grad, recording and img2.requires_grad)
         scalars = (l1_weight, dssim_weight, offset, per_image)
+        if key is not None and weight is None:
+            loss = prepared.prepare(img1, img2, (*scalars, *options, *needs), terms)
+            if loss is not None:
+                prepared.store(key, loss)
+                return call_prepared(loss, img1, img2)
         loss, l1, dssim, _, _ = call("photometric", img1, img2, weight, *scalars, *options, *needs)
         return loss, l1, dssim
     return photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image, offset)

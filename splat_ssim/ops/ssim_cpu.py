@@ -1,11 +1,12 @@
-"""The SSIM operators on the CPU: the compiled kernels of csrc/cpu."""
+"""The SSIM operators on the CPU, but for the losses: the compiled kernels of csrc/cpu."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from .._maps import as_float, compute_dtype
 from ..options import SSIMOptions
 from ..reference import PADDINGS, gaussian_taps
 from . import compiled
-from .dispatch import register_device
 from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
 
 # The library's numbers, asked once: torch.compile could not trace the loader. Without the library there are none.
@@ -47,7 +47,7 @@ def _window(window_size: int, sigma: float) -> ctypes.Array:
     return (ctypes.c_double * window_size)(*gaussian_taps(window_size, sigma))
 
 
-def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
+def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     """Whether the kernels take these images."""
     return (
         img1.dtype in _DTYPE_CODES
@@ -68,7 +68,7 @@ def _readable(images: Tensor, interleaved: bool) -> Tensor:
     return images if images.stride(-1) == 1 or images.shape[-1] == 1 else images.contiguous()
 
 
-class _Call:
+class KernelCall:
     """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
 
     Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
@@ -163,6 +163,7 @@ class _Call:
         grad2: Tensor | None = None,
         similarities: bool = False,
     ) -> ctypes.Array:
+        """Runs the kernel; returns the totals."""
         totals = (ctypes.c_double * (3 * self.planes))()
         address = coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients)
         outputs = (map_, grad1, grad2, similarities)
@@ -178,17 +179,17 @@ class _Call:
         compiled.check(status, name, (self.first.shape, self.second.shape))
 
 
-def _rows(totals: ctypes.Array) -> Tensor:
-    """The totals of `_Call.run` as a tensor, (planes, 3)."""
+def rows(totals: ctypes.Array) -> Tensor:
+    """The totals of `KernelCall.run` as a tensor, (planes, 3)."""
     return torch.frombuffer(totals, dtype=torch.float64).view(-1, 3)
 
 
-def _zeros(*shape: int) -> Tensor:
+def zeros(*shape: int) -> Tensor:
     """float64 on the CPU, whatever torch's default device is."""
     return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
-def _positions(options: SSIMOptions, shape: torch.Size) -> int:
+def positions(options: SSIMOptions, shape: torch.Size) -> int:
     """How many values of S each plane of images (B, C, spatial…) has."""
     count = 1
     for side in shape[2:]:
@@ -199,8 +200,8 @@ def _positions(options: SSIMOptions, shape: torch.Size) -> int:
 def _ssim_map(img1, img2, *arguments):
     options = SSIMOptions(*arguments)
     result = new_like(img1, map_shape(img1, options), compute_dtype(img1, img2), options.channels_last)
-    call = _Call(img1, img2, options)
-    call.run(_zeros(call.planes, 3), map_=result)
+    call = KernelCall(img1, img2, options)
+    call.run(zeros(call.planes, 3), map_=result)
     return result
 
 
@@ -208,63 +209,18 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    call = _Call(img1, img2, options)
-    coefficients = _zeros(call.planes, 3)
+    call = KernelCall(img1, img2, options)
+    coefficients = zeros(call.planes, 3)
     coefficients[:, 0] = -1.0
     call.run(coefficients, call.spread(grad_map), options.inset, None, *wanted(grads, need1, need2))
     return grads
 
 
-def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
-    *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
-    grads = new_gradients(img1, img2, options, need1, need2)
-    call = _Call(img1, img2, options)
-    if weight is None and not per_image:
-        positions, elements = call.batch * call.channels * _positions(options, call.first.shape), call.first.numel()
-        row = (dssim_weight / positions, 0.0, l1_weight / elements)
-        coefficients = (ctypes.c_double * (3 * call.planes))(*row * call.planes)
-        totals = call.run(coefficients, None, None, None, *wanted(grads, need1, need2))
-        dssim, l1 = sum(totals[0::3]) / positions, sum(totals[2::3]) / elements
-        means = (offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)
-        return *(torch.scalar_tensor(mean, dtype=torch.float32, device="cpu") for mean in means), *grads
-    counts, weight = _photometric_counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
-    coefficients = _zeros(call.batch, 3)
-    coefficients[:, 0] = dssim_weight / counts[:, 0]
-    coefficients[:, 2] = l1_weight / counts[:, 1]
-    per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
-    totals = _rows(call.run(per_plane, weight, None, None, *wanted(grads, need1, need2)))
-    totals = totals.view(call.batch, -1, 3).sum(1)
-    if not per_image:
-        totals = totals.sum(0, keepdim=True)
-    dssim, l1 = totals[:, 0] / counts[:, 0], totals[:, 2] / counts[:, 1]
-    means = torch.stack((offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)).float()
-    loss, l1, dssim = (means if per_image else means[:, 0]).unbind(0)
-    return loss.clone(), l1.clone(), dssim.clone(), *grads
-
-
-def _photometric_counts(call: _Call, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
-    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
-    options, shape = call.options, call.first.shape
-    images = 1 if per_image else call.batch
-    if weight is None:
-        plain = (images * call.channels * _positions(options, shape), images * call.first.numel() // call.batch)
-        return torch.tensor([plain], dtype=torch.float64, device="cpu"), None
-    spread = call.spread(weight)
-    inset = options.inset
-    inner = spread
-    for dim in range(2, spread.ndim):
-        inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
-    counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
-    counts = counts if per_image else counts.sum(0, keepdim=True)
-    return torch.where(counts > 0, counts, 1.0), spread
-
-
 def _ssim_channel_means(img1, img2, *arguments):
     options = SSIMOptions(*arguments)._replace(eps=0.0)
-    call = _Call(img1, img2, options, planar=True)
-    totals = _rows(call.run(_zeros(call.planes, 3), similarities=True))
-    means = totals[:, :2] / _positions(options, call.first.shape)
+    call = KernelCall(img1, img2, options, planar=True)
+    totals = rows(call.run(zeros(call.planes, 3), similarities=True))
+    means = totals[:, :2] / positions(options, call.first.shape)
     return means.float().view(call.batch, call.channels, 2)
 
 
@@ -272,21 +228,21 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
     options = SSIMOptions(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
-    call = _Call(img1, img2, options, planar=True)
-    coefficients = _zeros(call.planes, 3)
-    coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / _positions(options, call.first.shape))
+    call = KernelCall(img1, img2, options, planar=True)
+    coefficients = zeros(call.planes, 3)
+    coefficients[:, :2] = grad_means.reshape(-1, 2) * (-1.0 / positions(options, call.first.shape))
     call.run(coefficients, None, None, None, *wanted(grads, need1, need2))
     return grads
 
 
-def _pyramid_call(img1: Tensor, img2: Tensor, options: SSIMOptions) -> _Call:
+def _pyramid_call(img1: Tensor, img2: Tensor, options: SSIMOptions) -> KernelCall:
     """A call on both images as float32: what the pyramid is made of."""
     img1, img2 = (as_float(image, torch.float32, options.data_range) for image in (img1, img2))
-    return _Call(img1, img2, options._replace(padding="valid", eps=0.0), planar=True)
+    return KernelCall(img1, img2, options._replace(padding="valid", eps=0.0), planar=True)
 
 
 def _run_pyramid(
-    call: _Call,
+    call: KernelCall,
     weights: Sequence[float],
     terms: Tensor,
     values: Tensor | None = None,
@@ -308,7 +264,7 @@ def _run_pyramid(
 
 def _ms_ssim(img1, img2, weights, *arguments):
     call = _pyramid_call(img1, img2, SSIMOptions(*arguments))
-    terms, values = _zeros(call.batch, call.channels, len(weights)), _zeros(call.batch, call.channels)
+    terms, values = zeros(call.batch, call.channels, len(weights)), zeros(call.batch, call.channels)
     _run_pyramid(call, weights, terms, values)
     return values.float(), terms
 
@@ -323,16 +279,11 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     return grads
 
 
-register_device(
-    "cpu",
-    {
-        "ssim_map": _ssim_map,
-        "ssim_map_backward": _ssim_map_backward,
-        "photometric": _photometric,
-        "ssim_channel_means": _ssim_channel_means,
-        "ssim_channel_means_backward": _ssim_channel_means_backward,
-        "ms_ssim": _ms_ssim,
-        "ms_ssim_backward": _ms_ssim_backward,
-    },
-    _supports,
-)
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "ssim_map": _ssim_map,
+    "ssim_map_backward": _ssim_map_backward,
+    "ssim_channel_means": _ssim_channel_means,
+    "ssim_channel_means_backward": _ssim_channel_means_backward,
+    "ms_ssim": _ms_ssim,
+    "ms_ssim_backward": _ms_ssim_backward,
+}

@@ -19,7 +19,6 @@ from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import _cuda_module
 from ._cuda_kernels import SHARED, WINDOW_SIZES, Kernels
-from .dispatch import register_device
 from .layout import channels_first, map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
@@ -39,7 +38,7 @@ def _has_device_kernels(index: int, window_size: int) -> bool:
 _has_device_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
+def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     """Whether the kernels take these images."""
     return (
         img1.dtype in _DTYPES
@@ -53,7 +52,7 @@ def _supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     )
 
 
-def _target(image: Tensor, unit: int) -> tuple[Kernels, int]:
+def target(image: Tensor, unit: int) -> tuple[Kernels, int]:
     """The kernels for the image's device and a window (or `SHARED`), and its current stream.
 
     Raises:
@@ -62,13 +61,19 @@ def _target(image: Tensor, unit: int) -> tuple[Kernels, int]:
     kernels = _cuda_module.kernels(image.device.index, unit)
     if kernels is None:
         raise RuntimeError(f"there are no CUDA kernels for {image.device}")
-    return kernels, torch.cuda.current_stream(image.device).cuda_stream
+    return kernels, _current_stream(image.device.index)
+
+
+# torch's own way makes an object of every stream.
+_current_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
+)
 
 
 def _ssim_map(img1, img2, *arguments):
     options = SSIMOptions(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
-    launch.fill_map(*_target(img1, options.window_size), img1, img2, options, found)
+    launch.fill_map(*target(img1, options.window_size), img1, img2, options, found)
     return found
 
 
@@ -77,24 +82,13 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     targets = wanted(grads, need1, need2)
-    launch.fill_map_gradients(*_target(img1, options.window_size), grad_map, img1, img2, options, targets)
+    launch.fill_map_gradients(*target(img1, options.window_size), grad_map, img1, img2, options, targets)
     return grads
-
-
-def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
-    *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
-    grads = new_gradients(img1, img2, options, need1, need2)
-    targets = wanted(grads, need1, need2)
-    weights = (weight, l1_weight, dssim_weight, per_image)
-    target = _target(img1, options.window_size)
-    loss, l1, dssim = launch.photometric(*target, img1, img2, *weights, options, targets)
-    return (loss + offset if offset else loss), l1, dssim, *grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
     options = SSIMOptions(*arguments)._replace(eps=0.0)
-    return launch.channel_means(*_target(img1, options.window_size), img1, img2, options)
+    return launch.channel_means(*target(img1, options.window_size), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
@@ -102,7 +96,7 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     options = SSIMOptions(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     targets = wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*_target(img1, options.window_size), grad_means, img1, img2, options, targets)
+    launch.fill_channel_mean_gradients(*target(img1, options.window_size), grad_means, img1, img2, options, targets)
     return grads
 
 
@@ -110,7 +104,7 @@ def _ms_ssim(img1, img2, weights, *arguments):
     options = SSIMOptions(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
-    means = [launch.channel_means(*_target(img1, options.window_size), *pair, first_options) for pair in pairs]
+    means = [launch.channel_means(*target(img1, options.window_size), *pair, first_options) for pair in pairs]
     terms = _maps.scale_terms(means).double()
     return _maps.combine_terms(terms, weights).float(), terms
 
@@ -131,8 +125,9 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
         grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
         grads = new_gradients(*pair, first_options, need1, need2, planar=True)
         targets = wanted(grads, need1, need2)
-        target = _target(img1, options.window_size)
-        launch.fill_channel_mean_gradients(*target, grad_means, *pair, first_options, targets)
+        launch.fill_channel_mean_gradients(
+            *target(img1, options.window_size), grad_means, *pair, first_options, targets
+        )
         for i, grad in enumerate(targets):
             if grad is not None and coarser is not None:
                 grad += _maps.spread(coarser[i], grad.shape)
@@ -141,17 +136,16 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     return first, second
 
 
-def _scale(gradient: Tensor, upstream: Tensor) -> bool:
-    return launch.scale(*_target(gradient, SHARED), gradient, upstream)
+def scale(gradient: Tensor, upstream: Tensor) -> bool:
+    """`dispatch.SCALES` of CUDA."""
+    return launch.scale(*target(gradient, SHARED), gradient, upstream)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ssim_map": _ssim_map,
     "ssim_map_backward": _ssim_map_backward,
-    "photometric": _photometric,
     "ssim_channel_means": _ssim_channel_means,
     "ssim_channel_means_backward": _ssim_channel_means_backward,
     "ms_ssim": _ms_ssim,
     "ms_ssim_backward": _ms_ssim_backward,
 }
-register_device("cuda", IMPLEMENTATIONS, _supports, _scale)

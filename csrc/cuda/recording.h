@@ -1,0 +1,32 @@
+// A recorded launch, shared by host and Python (splat_ssim/ops/_cuda_recording.py mirrors it).
+#pragma once
+
+#include "problem.h"
+
+// Which launcher of launch.cpp is called; the order is Python's LAUNCHERS.
+enum RecordedLauncher {
+  kRecordedSsim = 0,
+  kRecordedPad = 1,
+  kRecordedFold = 2,
+  kRecordedL1 = 3,
+  kRecordedReduce = 4,
+  kRecordedScale = 5,
+};
+
+// A pointer of an argument: `place` bytes into it, `offset` bytes into the tensor of a slot.
+struct RecordedPointer {
+  int place, slot;
+  Int64 offset;
+};
+static_assert(sizeof(RecordedPointer) == 16, "as in splat_ssim/ops/_cuda_recording.py");
+
+struct RecordedLaunch {
+  int launcher, bytes;
+  const void* argument;  // with pointers that no longer mean anything
+  const RecordedPointer* pointer;
+  Int64 pointers;
+};
+static_assert(sizeof(RecordedLaunch) == 32, "as in splat_ssim/ops/_cuda_recording.py");
+
+constexpr int kMaxArgument = 640;
+static_assert(sizeof(SsimProblem) <= kMaxArgument && sizeof(SsimPadding) <= kMaxArgument, "the largest arguments");

@@ -1,0 +1,150 @@
+"""The operator of the losses on the CPU.
+
+Without weights and over the whole batch it is one call of the library, prepared for the shapes and layouts of its
+images (csrc/cpu/loss.cpp); weighted or for each image torch divides what the kernel of SSIM sums.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..options import SSIMOptions
+from . import compiled, ssim_cpu
+from .dispatch import register_device
+from .layout import new_gradients, wanted
+from .prepared import Results, Run
+from .ssim_cpu import KernelCall, positions, rows, zeros
+
+#: What follows `Arguments` in `LossArguments` of csrc/cpu/layout.h: the kernel and five doubles.
+_LOSS = struct.Struct("=q5d")
+
+_Means = ctypes.c_float * 3
+#: In the place of a gradient that is not needed.
+_EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
+
+
+def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+    *values, need1, need2 = arguments
+    options = SSIMOptions(*values)
+    call = KernelCall(img1, img2, options)
+    if weight is None and not per_image:
+        run = _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms=True)
+        *means, grad1, grad2 = run(call.first, call.second)
+        # No output of an operator is another one's memory.
+        return *means, grad1 if need1 else grad1.clone(), grad2 if need2 else grad2.clone()
+    grads = new_gradients(img1, img2, options, need1, need2)
+    counts, weight = _counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
+    coefficients = zeros(call.batch, 3)
+    coefficients[:, 0] = dssim_weight / counts[:, 0]
+    coefficients[:, 2] = l1_weight / counts[:, 1]
+    per_plane = coefficients.repeat_interleave(call.planes // call.batch, 0)
+    totals = rows(call.run(per_plane, weight, None, None, *wanted(grads, need1, need2)))
+    totals = totals.view(call.batch, -1, 3).sum(1)
+    if not per_image:
+        totals = totals.sum(0, keepdim=True)
+    dssim, l1 = totals[:, 0] / counts[:, 0], totals[:, 2] / counts[:, 1]
+    means = torch.stack((offset + l1_weight * l1 + dssim_weight * dssim, l1, dssim)).float()
+    loss, l1, dssim = (means if per_image else means[:, 0]).unbind(0)
+    return loss.clone(), l1.clone(), dssim.clone(), *grads
+
+
+def _counts(call: KernelCall, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
+    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
+    options, shape = call.options, call.first.shape
+    images = 1 if per_image else call.batch
+    if weight is None:
+        plain = (images * call.channels * positions(options, shape), images * call.first.numel() // call.batch)
+        return torch.tensor([plain], dtype=torch.float64, device="cpu"), None
+    spread = call.spread(weight)
+    inset = options.inset
+    inner = spread
+    for dim in range(2, spread.ndim):
+        inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
+    counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
+    counts = counts if per_image else counts.sum(0, keepdim=True)
+    return torch.where(counts > 0, counts, 1.0), spread
+
+
+class _Loss:
+    """The loss of images without weights, over the batch, prepared for their shapes, layouts and options."""
+
+    def __init__(
+        self,
+        call: KernelCall,
+        img1: Tensor,
+        img2: Tensor,
+        options: SSIMOptions,
+        weights: tuple[float, float, float],
+        needs: tuple[bool, bool],
+        terms: bool,
+    ) -> None:
+        self._terms = terms
+        grads = new_gradients(img1, img2, options, *needs)
+        name = f"ssim{call.first.ndim - 2}d"
+        kernel = ctypes.cast(compiled.kernel(name, (ctypes.c_char_p,)), ctypes.c_void_p).value
+        count = call.batch * call.channels * positions(options, call.first.shape)
+        packed = call.pack(0, 0, None, None, None, *wanted(grads, *needs))
+        self._packed = packed + _LOSS.pack(kernel, *weights, count, call.first.numel())
+        self._window = call.window  # its address is in what was packed
+        self._layouts = [(grad.shape, grad.stride()) if need else None for grad, need in zip(grads, needs, strict=True)]
+        self._large = 4 * img1.numel() >= compiled.FRESH_BYTES
+        self._function = _function()
+
+    def __call__(self, img1: Tensor, img2: Tensor) -> Results:
+        grad1, grad2 = (_EMPTY if layout is None else _allocate(*layout) for layout in self._layouts)
+        if self._large:
+            compiled.prefer_huge_pages(grad1)
+            compiled.prefer_huge_pages(grad2)
+        means = _Means()
+        addresses = (img1.data_ptr(), img2.data_ptr(), grad1.data_ptr(), grad2.data_ptr())
+        status = self._function(self._packed, *addresses, torch.get_num_threads(), means)
+        if status:
+            compiled.check(status, "loss", (img1.shape, img2.shape))
+        if not self._terms:
+            return _scalar(means[0]), None, None, grad1, grad2
+        return _scalar(means[0]), _scalar(means[1]), _scalar(means[2]), grad1, grad2
+
+
+def _allocate(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.scalar_tensor(value, dtype=torch.float32, device="cpu")
+
+
+def _function() -> Callable[..., int]:
+    library = compiled.library()
+    assert library is not None
+    pointer = ctypes.c_void_p
+    library.splat_ssim_loss.argtypes = [ctypes.c_char_p, pointer, pointer, pointer, pointer, ctypes.c_int64, pointer]
+    return library.splat_ssim_loss
+
+
+def _prepare(
+    img1: Tensor,
+    img2: Tensor,
+    l1_weight: float,
+    dssim_weight: float,
+    offset: float,
+    per_image: bool,
+    *arguments,
+    terms: bool,
+) -> Run | None:
+    """The loss prepared, unless it is of each image, or the kernel reads copies of the images."""
+    *values, need1, need2 = arguments
+    options = SSIMOptions(*values)
+    call = KernelCall(img1, img2, options)
+    copied = call.first.data_ptr() != img1.data_ptr() or call.second.data_ptr() != img2.data_ptr()
+    if per_image or copied:
+        return None
+    return _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms)
+
+
+IMPLEMENTATIONS = {**ssim_cpu.IMPLEMENTATIONS, "photometric": _photometric}
+register_device("cpu", IMPLEMENTATIONS, ssim_cpu.supports, prepare=_prepare)
