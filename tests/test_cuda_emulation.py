@@ -104,6 +104,23 @@ def test_photometric_of_images(kernels, shape, needs):
     check_photometric(kernels, *images(*shape), SSIMOptions(), needs, per_image=shape[0] > 1)
 
 
+@pytest.mark.parametrize("width", [246, 247, 251, 254, 255, 256, 257])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_one_strip_up_to_256_columns(kernels, width, padding):
+    """247 to 256 columns take a kernel of their own; a pixel that is not finite spreads as far as in any other."""
+    img1, img2 = images(1, 2, 23, width)
+    before = _cuda_kernels.kernel_starts(kernels.library)["splat_fused2d_lone"]
+    check_photometric(kernels, img1, img2, SSIMOptions(padding=padding), (True, False))
+    after = _cuda_kernels.kernel_starts(kernels.library)["splat_fused2d_lone"]
+    assert after - before == (247 <= width <= 256)
+    img1[0, 0, 9, -1] = math.nan
+    grad = torch.empty_like(img1)
+    launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, SSIMOptions(padding=padding), (grad, None))
+    truth = img1.double().requires_grad_()
+    reference.dssim_map(truth, img2.double(), **definition(SSIMOptions(padding=padding))).sum().backward()
+    assert torch.equal(grad.isfinite(), truth.grad.isfinite())
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 3, 5, 7), (2, 1, 21, 18, 35)])
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (False, True), (True, True)])
 def test_photometric_of_volumes(kernels, shape, needs):
@@ -335,7 +352,7 @@ def test_scaling_by_1_touches_nothing(kernels, monkeypatch):
         assert launch.scale(_cuda_kernels.Kernels(count, None, 1), 0, gradient, torch.tensor(value))
         count.splat_emulation_take_counts(counts)
         moved.append((counts[4] + counts[5]) / gradient.numel())
-    blocks = 12
+    blocks = 4
     assert moved[0] == 4 * 256 * blocks / (3 * 64 * 64)  # every thread reads the value, one transaction a warp
     assert moved[1] == moved[0] + 8
 

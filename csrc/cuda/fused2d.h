@@ -5,6 +5,8 @@
 // filter the adjoint maps of the row before into the gradient. All meet at one barrier a row. In shared memory: a ring
 // of 13 rows of (s, d), since the gradient of a row needs its s and d ten rows later, and two rows of three adjoint
 // maps: 33,840 bytes.
+// Images of 247 to 256 columns are one strip in a kernel of their own: there the block filters what is in the image and
+// no more, since outside it the adjoint maps are zeros. It stores and loads less at once.
 // Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
 //
 // Bytes an element, float32: reads 8, and 4 for each weight, writes 4; nothing else is kept.
@@ -15,12 +17,16 @@ namespace {
 
 constexpr int kFusedThreads = 256, kFusedColumns = 2, kFusedWidth = kThreads2d * kFusedColumns;
 
-// The sizes a window decides.
-template <int kTaps>
+// The sizes that a window decides, and whether the strip is the whole width of the image.
+template <int kTaps, bool kLone>
 struct Fused {
   static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
-  static constexpr int kRow = kFusedWidth + kHalo, kOutputs = kFusedWidth - kHalo;  // columns loaded and made
-  static constexpr int kRing = kTaps + 2;                                           // rows
+  static constexpr int kRow = kFusedWidth + kHalo;                            // columns loaded
+  static constexpr int kOutputs = kLone ? kFusedWidth : kFusedWidth - kHalo;  // and made
+  static constexpr int kRing = kTaps + 2;                                     // rows
+  // Columns of the adjoint maps to the left of the strip's first output, which a thread forms or which are zeros.
+  static constexpr int kFormed = kLone ? 0 : kRadius, kZeros = kRadius - kFormed;
+  static constexpr int kAdjointRow = kFusedWidth + (kLone ? 2 * kRadius + 2 : 0);  // a multiple of 16 bytes
 };
 
 // Whether voxels have weights: of 1 - S (SsimProblem::weight) and of |x - y| (l1_weight). The kernels for 11 taps know
@@ -45,24 +51,24 @@ struct WeightCursor {
 };
 
 // First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
-template <int kTaps, Weights kWeights>
+template <int kTaps, Weights kWeights, bool kLone>
 SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift,
                                      const Pair* ring, Real* adjoint) {
-  using F = Fused<kTaps>;
+  using F = Fused<kTaps, kLone>;
   const int first = kFusedColumns * thread_index();
   Real state[kFusedColumns][4][F::kHalo], scale[kFusedColumns], owned[kFusedColumns], sum = 0.f;
   bool in_map[kFusedColumns];
 #pragma unroll
   for (int j = 0; j < kFusedColumns; ++j) {
-    const int x = b.x0 - F::kRadius + first + j;
+    const int x = b.x0 - F::kFormed + first + j;
     in_map[j] = static_cast<unsigned>(x - a.lead[2]) < static_cast<unsigned>(a.map_size[2]);
     scale[j] = in_map[j] ? a.dssim_scale : 0.f;
     owned[j] = in_map[j] && x >= b.x0 && x < b.x0 + F::kOutputs ? 1.f : 0.f;
     clear(state[j]);
   }
-  WeightCursor weight(a.weight, b, b.y0 - F::kHalo - F::kRadius - a.lead[1], b.x0 - F::kRadius + first - a.lead[2]);
+  WeightCursor weight(a.weight, b, b.y0 - F::kHalo - F::kRadius - a.lead[1], b.x0 - F::kFormed + first - a.lead[2]);
   const Pair *row = ring + first, *const end = row + F::kRing * F::kRow;
-  Real *const place = adjoint + first, *const place_end = place + 3 * kFusedWidth;
+  Real *const place = adjoint + F::kZeros + first, *const place_end = place + 3 * F::kAdjointRow;
   Real* here = place;
 #pragma unroll 1
   for (int r = b.y0 - F::kHalo; r < y1 + F::kRadius + 1 + F::kRadius; ++r) {
@@ -94,9 +100,17 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
       by[j][2] = by[j][2] * v;
       by[j][3] = by[j][3] * v;
     }
-    store_shared(reinterpret_cast<Pair*>(here), Pair{by[0][0], by[1][0]});
-    store_shared(reinterpret_cast<Pair*>(here + kFusedWidth), Pair{by[0][2], by[1][2]});
-    store_shared(reinterpret_cast<Pair*>(here + 2 * kFusedWidth), Pair{by[0][3], by[1][3]});
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      Real* const map = here + m * F::kAdjointRow;
+      const int moment = m == 0 ? 0 : m + 1;
+      if (F::kZeros % 2 == 0) {
+        store_shared(reinterpret_cast<Pair*>(map), Pair{by[0][moment], by[1][moment]});
+      } else {
+        store_shared(map, by[0][moment]);
+        store_shared(map + 1, by[1][moment]);
+      }
+    }
     here = here == place ? place_end : place;
     row += F::kRow;
     if (row == end) row = ring + first;
@@ -105,24 +119,25 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
 }
 
 // Both images, row by row on their way to the ring: the columns a thread of the second half loads, fetched a row ahead.
-template <int kTaps, bool kPlain>
+template <int kTaps, bool kPlain, bool kLone>
 struct FusedRows {
-  using F = Fused<kTaps>;
+  using F = Fused<kTaps, kLone>;
   Cursor<kPlain> x, y;
   Real next_x[kFusedColumns + 1], next_y[kFusedColumns + 1];
   bool loads[kFusedColumns + 1];
 
   // From row `first_row` on; t is the thread's number in its half.
   SPLAT_DEVICE FusedRows(const SsimProblem& a, const Block2d& b, int t, int first_row)
-      : x(start(a.image[0], b, b.x0 - F::kHalo + t, first_row)),
-        y(start(a.image[1], b, b.x0 - F::kHalo + t, first_row)) {
-    const int load_x = b.x0 - F::kHalo + t;
+      : x(start(a.image[0], b, first_column(b) + t, first_row)),
+        y(start(a.image[1], b, first_column(b) + t, first_row)) {
+    const int load_x = first_column(b) + t;
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
       loads[k] = static_cast<unsigned>(load_x + k * kThreads2d) < static_cast<unsigned>(a.size[4]) &&
                  (k < kFusedColumns || t < F::kHalo);
     }
   }
+  static SPLAT_DEVICE int first_column(const Block2d& b) { return b.x0 - F::kFormed - F::kRadius; }
   static SPLAT_DEVICE Cursor<kPlain> start(const SsimTensor& image, const Block2d& b, int load_x, int row) {
     const Int64 at = plane_offset(image, b.batch, b.channel) + row * image.stride[3];
     return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
@@ -188,6 +203,14 @@ struct FusedGradient {
   }
 };
 
+// Two neighbours in shared memory, at once where they are aligned.
+template <bool kAligned>
+SPLAT_DEVICE Quad two_pairs(const Pair* p) {
+  if (kAligned) return load_shared(reinterpret_cast<const Quad*>(p));
+  const Pair first = load_shared(p), second = load_shared(p + 1);
+  return {first.x, first.y, second.x, second.y};
+}
+
 // The gradient of two columns from their (s, d) and the filtered adjoint maps f; adds |d| to l1.
 template <Weights kWeights>
 SPLAT_DEVICE void combine(const SsimProblem& a, const Shift& shift, const Quad& own, const Real (&f)[kFusedColumns][3],
@@ -209,13 +232,13 @@ SPLAT_DEVICE void combine(const SsimProblem& a, const Shift& shift, const Quad& 
 }
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
-template <int kTaps, bool kPlain, Weights kWeights>
+template <int kTaps, bool kPlain, Weights kWeights, bool kLone>
 SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
-  using F = Fused<kTaps>;
+  using F = Fused<kTaps, kLone>;
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, first_row = b.y0 - F::kHalo;
   const bool active = first < F::kOutputs;
-  FusedRows<kTaps, kPlain> images(a, b, t, first_row);
+  FusedRows<kTaps, kPlain, kLone> images(a, b, t, first_row);
   FusedGradient<kPlain> out(a, b, first, active);
   WeightCursor l1_weight(a.l1_weight, b, b.y0, b.x0 + first);
   Real state[kFusedColumns][3][F::kHalo], l1 = 0.f;
@@ -224,8 +247,9 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   // Idle threads (the last five) read what thread 0 reads, inside the arrays.
   const int column = active ? first : 0;
   Pair *row = ring + t, *const end = row + F::kRing * F::kRow;
-  const Pair *old = ring + 2 * F::kRow + first + F::kHalo, *const old_end = old + (F::kRing - 2) * F::kRow;
-  const Real *const place = adjoint + column, *const place_end = place + 3 * kFusedWidth, *here = place_end;
+  const int own = first + F::kFormed + F::kRadius;  // column of the ring
+  const Pair *old = ring + 2 * F::kRow + own, *const old_end = old + (F::kRing - 2) * F::kRow;
+  const Real *const place = adjoint + column, *const place_end = place + 3 * F::kAdjointRow, *here = place_end;
   images.fetch(a, first_row);
 #pragma unroll 1
   for (int r = first_row; r < y1 + F::kRadius + 1 + F::kRadius; ++r) {
@@ -244,7 +268,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
     if (r > b.y0) {
       Real h[3][kFusedColumns], f[kFusedColumns][3];
 #pragma unroll
-      for (int m = 0; m < 3; ++m) row_filter<kTaps>(a, here + m * kFusedWidth, h[m]);
+      for (int m = 0; m < 3; ++m) row_filter<kTaps>(a, here + m * F::kAdjointRow, h[m]);
 #pragma unroll
       for (int j = 0; j < kFusedColumns; ++j) {
 #pragma unroll
@@ -252,7 +276,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
       }
       if (r - kTaps >= b.y0) {
         Real gradient[kFusedColumns];
-        combine<kWeights>(a, shift, load_shared(reinterpret_cast<const Quad*>(old)), f, share, out.stores, gradient,
+        combine<kWeights>(a, shift, two_pairs<(F::kFormed + F::kRadius) % 2 == 0>(old), f, share, out.stores, gradient,
                           l1);
         out.write(a.grad[0], gradient);
       }
@@ -261,24 +285,28 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
     row += F::kRow;
     if (row == end) row = ring + t;
     old += F::kRow;
-    if (old == old_end) old = ring + first + F::kHalo;
+    if (old == old_end) old = ring + own;
   }
   return l1;
 }
 
-template <int kTaps, bool kPlain, Weights kWeights>
+template <int kTaps, bool kPlain, Weights kWeights, bool kLone = false>
 SPLAT_DEVICE void fused2d(const SsimProblem& a) {
-  using F = Fused<kTaps>;
+  using F = Fused<kTaps, kLone>;
   SPLAT_SHARED(Pair, ring, F::kRing * F::kRow);
-  SPLAT_SHARED(Real, adjoint, 2 * 3 * kFusedWidth);
+  SPLAT_SHARED(Real, adjoint, 2 * 3 * F::kAdjointRow);
+  if (kLone) {
+    for (int i = thread_index(); i < 2 * 3 * F::kAdjointRow; i += kFusedThreads) store_shared(adjoint + i, Real(0.f));
+    barrier();
+  }
   const Block2d b = block2d<F::kOutputs>(a);
   const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
   const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
-    dssim = fused_forward_role<kTaps, kWeights>(a, b, y1, shift, ring, adjoint);
+    dssim = fused_forward_role<kTaps, kWeights, kLone>(a, b, y1, shift, ring, adjoint);
   } else {
-    l1 = fused_backward_role<kTaps, kPlain, kWeights>(a, b, y1, shift, ring, adjoint);
+    l1 = fused_backward_role<kTaps, kPlain, kWeights, kLone>(a, b, y1, shift, ring, adjoint);
   }
   block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
   block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));

@@ -18,6 +18,7 @@ SPLAT_ENTRY(splat_value2d, 128, 4, SsimProblem) { forward2d<11, 2, kValue>(a); }
 SPLAT_ENTRY(splat_forward2d, 128, 3, SsimProblem) { forward2d<11, 2, kAny>(a); }
 SPLAT_ENTRY(splat_adjoint2d, 128, 3, SsimProblem) { backward2d<11, 2>(a); }
 SPLAT_ENTRY(splat_fused2d, 256, 2, SsimProblem) { fused2d<11, true, kNoWeights>(a); }
+SPLAT_ENTRY(splat_fused2d_lone, 256, 2, SsimProblem) { fused2d<11, true, kNoWeights, true>(a); }
 SPLAT_ENTRY(splat_fused2d_strided, 256, 2, SsimProblem) { fused2d<11, false, kNoWeights>(a); }
 SPLAT_ENTRY(splat_fused2d_weighted, 256, 2, SsimProblem) { fused2d<11, true, kGivenWeights>(a); }
 SPLAT_ENTRY(splat_fused2d_weighted_strided, 256, 2, SsimProblem) { fused2d<11, false, kGivenWeights>(a); }

@@ -14,6 +14,7 @@
 namespace {
 
 constexpr Int64 kMostBlocks = 2147483647;  // the x axis of a CUDA grid
+constexpr int kFusedWidth = 256;           // columns that a block of a fused kernel filters
 constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do without
 
 // What the launcher must know of a kernel: outputs a block covers, steps before the first output, blocks an SM holds.
@@ -30,7 +31,8 @@ Shape shape_of(SsimKernel kernel, int taps) {
     case kFused2d:
     case kFused2dStrided:
     case kFused2dWeighted:
-    case kFused2dWeightedStrided: return {256 - halo, 1, 2 * taps - 1, 2};
+    case kFused2dWeightedStrided: return {kFusedWidth - halo, 1, 2 * taps - 1, 2};
+    case kFused2dLone: return {kFusedWidth, 1, 2 * taps - 1, 2};
     case kValue3d:
     case kPartials3d:
     case kWeighted3d:
@@ -84,7 +86,9 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   if (operation == kOperationFused) {
     simple = simple && plain(p.grad[0]);
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
-    return simple ? kFused2d : kFused2dStrided;
+    if (!simple) return kFused2dStrided;
+    const bool two_strips = p.size[4] > kFusedWidth - (o.window_size - 1);  // the second with a few columns
+    return two_strips && p.size[4] <= kFusedWidth && o.window_size == kDefaultWindow ? kFused2dLone : kFused2d;
   }
   if (operation == kOperationBackward) {
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
@@ -134,6 +138,7 @@ SsimKernel of_window(SsimKernel kernel, int window) {
     case kAdjoint3d: return own.adjoint3d;
     case kValue2d: return own.value2d;
     case kFused2d:
+    case kFused2dLone:
     case kFused2dWeighted: return own.fused2d;
     case kFused2dStrided:
     case kFused2dWeightedStrided: return own.fused2d_strided;

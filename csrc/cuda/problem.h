@@ -147,6 +147,7 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
   ENTRY(kForward2d, splat_forward2d, 128, 11)                              \
   ENTRY(kAdjoint2d, splat_adjoint2d, 128, 11)                              \
   ENTRY(kFused2d, splat_fused2d, 256, 11)                                  \
+  ENTRY(kFused2dLone, splat_fused2d_lone, 256, 11)                         \
   ENTRY(kFused2dStrided, splat_fused2d_strided, 256, 11)                   \
   ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256, 11)                 \
   ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256, 11)  \
