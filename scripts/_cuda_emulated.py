@@ -181,7 +181,7 @@ def _elementwise() -> Iterator[_Workload]:
 
     def reduce(kernels: _cuda_kernels.Kernels) -> None:
         call = launch._Call(kernels, 0, img1, img2, SSIMOptions())
-        call.reduce([sums, sums], means[1:], [1.0, 1.0], combined=means[0], combine=(0.8, 0.2))
+        call.reduce(launch._Means(means, (1.0, 1.0), (0.8, 0.2), 0.0).reduction(sums, sums))
 
     yield _Workload("two kinds of sums", "block sum", reduce, {"splat_reduce": 2 * sums.numel()})
     gradient = torch.rand(1, 3, 256, 256)

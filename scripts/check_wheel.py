@@ -50,7 +50,7 @@ def check(installed: str) -> str:
             if value_error > 1e-6 or gradient_error > 1e-5:
                 raise SystemExit(f"relative errors of {value_error:.1e} (value), {gradient_error:.1e} (gradient)")
         options = SSIMOptions()
-        arguments = (x, y, None, 0.8, 0.2, 0.0, False, *options, True, False)
+        arguments = (x, y, None, None, 0.8, 0.2, 0.0, False, *options, True, False)
         torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
         torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (x, y, *options))
     return f"Python {sys.version.split()[0]}, torch {torch.__version__}: value, gradient, opcheck, torch.compile agree"

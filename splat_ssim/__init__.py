@@ -2,9 +2,10 @@
 
 from splat_ssim._version import __version__ as __version__
 from splat_ssim.functional import ms_ssim, ssim, ssim3d
+from splat_ssim.loss import photometric_loss
 from splat_ssim.modules import MSSSIM, SSIM, SSIM3D
 
-__all__ = ["MSSSIM", "SSIM", "SSIM3D", "load_ply", "ms_ssim", "save_ply", "ssim", "ssim3d"]
+__all__ = ["MSSSIM", "SSIM", "SSIM3D", "load_ply", "ms_ssim", "photometric_loss", "save_ply", "ssim", "ssim3d"]
 
 
 def __getattr__(name: str):

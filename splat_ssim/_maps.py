@@ -27,6 +27,15 @@ def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor
     return img.to(dtype) * data_range / 255 if img.dtype == torch.uint8 else img.to(dtype)
 
 
+def composited(rgba: Tensor, background: Tensor, dtype: torch.dtype, data_range: float, channels_last: bool) -> Tensor:
+    """RGBA in bytes, straight alpha, over a background (1 or B, 3): colour · alpha + background · (1 - alpha)."""
+    colours, alpha = channels_first(rgba, channels_last).split((3, 1), 1)
+    alpha = as_float(alpha, dtype)
+    behind = background.to(dtype)[..., None, None]
+    found = as_float(colours, dtype, data_range) * alpha + behind * (1 - alpha)
+    return to_channels_last(found).contiguous() if channels_last else found
+
+
 def in_one_dtype(img1: Tensor, img2: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
     """Both images in the dtype they are computed in.
 

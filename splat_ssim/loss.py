@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 
-from splat_ssim import _maps, functional, reference
+from splat_ssim import _background, _maps, functional, reference
+from splat_ssim._background import Background
 from splat_ssim._checks import (
     MASK_MODES,
     PADDINGS,
@@ -38,7 +39,8 @@ LossResult = Tensor | LossAndTerms
 
 class _PhotometricOptions(SSIMKeywords, total=False):
     lambda_dssim: float
-    mask: Tensor | None
+    mask: Tensor | Literal["alpha"] | None
+    background: Background | None
 
 
 class _MSSSIMOptions(Constants, total=False):
@@ -72,10 +74,11 @@ def photometric_loss(
     k2: float = 0.03,
     padding: str = "same",
     reduction: str = "mean",
-    mask: Tensor | None = None,
+    mask: Tensor | Literal["alpha"] | None = None,
     mask_mode: str = "weight",
     channels_last: bool = False,
     return_terms: bool = False,
+    background: Background | None = None,
 ) -> LossResult:
     """`(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)` of images (4 axes) or volumes (5 axes).
 
@@ -85,7 +88,9 @@ def photometric_loss(
     Args:
         pred: (B, C, H, W) or (B, C, D, H, W), with `channels_last` (B, H, W, C) or (B, D, H, W, C); dtypes and values
             as for `splat_ssim.ssim`.
-        target: The same shape and device; commonly uint8 or float32.
+        target: The same shape and device; commonly uint8 or float32. With a `background`, uint8 RGBA, (B, 4, H, W) or
+            with `channels_last` (B, H, W, 4), alpha not multiplied in: `pred`, of 3 channels, is compared with
+            colour · alpha + background · (1 - alpha).
         lambda_dssim: Share of 1 - SSIM, in [0, 1].
         window_size: As for `splat_ssim.ssim`.
         sigma: As for `splat_ssim.ssim`.
@@ -96,9 +101,11 @@ def photometric_loss(
         reduction: "mean", or "image" for a loss of each image, (B,).
         mask: As for `splat_ssim.ssim`.
         mask_mode: As for `splat_ssim.ssim`; "weight" and "normalize" weigh L1 by the mask, "zero" zeroes both images.
-            Where no pixel has weight the loss is 0.
+            Where no pixel has weight the loss is 0. "alpha" is that of an RGBA target, in [0, 1].
         channels_last: As for `splat_ssim.ssim`.
         return_terms: Also return {"l1": …, "ssim": …}, detached, from the same pass.
+        background: What an RGBA target is composited over where it is read, in [0, data_range]: a number, three, or a
+            tensor (3,) or (B, 3), a colour for each image. It is not differentiated.
 
     Returns:
         The loss, () or (B,); with `return_terms` the loss and its terms. float32, or float64 where an input is.
@@ -114,15 +121,25 @@ def photometric_loss(
         >>> pred = torch.rand(1, 3, 64, 64, requires_grad=True)
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
+
+        The truth of a Blender scene, over white:
+
+        >>> rgba = torch.randint(256, (1, 4, 64, 64), dtype=torch.uint8)
+        >>> loss = photometric_loss(pred, rgba, background=1.0)
     """
+    behind = None if background is None else _background.as_tensor(background, pred)
+    if isinstance(mask, str):
+        mask = _alpha(mask, target, behind, channels_last)
     numbers = (lambda_dssim, window_size, sigma, data_range, k1, k2)
-    names = (padding, reduction, mask_mode, channels_last, return_terms)
+    names = (padding, reduction, mask_mode, channels_last, return_terms, 0 if behind is None else behind.shape[0])
     key = prepared.key("photometric_loss", pred, target, mask, (*numbers, *names))
     known = prepared.find(key)
     if known is not None:
-        return _result(*call_prepared(known, pred, target), return_terms)
+        return _result(*call_prepared(known, pred, target, behind), return_terms)
     given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
-    lambda_dssim, options = check_photometric(pred, target, lambda_dssim, given, reduction, mask, mask_mode)
+    lambda_dssim, options = check_photometric(pred, target, lambda_dssim, given, reduction, mask, mask_mode, behind)
+    if behind is not None and mask is not None and mask_mode != "weight":  # They change both images.
+        target, behind = _maps.composited(target, behind, behind.dtype, options.data_range, channels_last), None
     if mask is not None and mask_mode == "normalize":
         loss, l1, ssim = reference.photometric_loss(
             pred,
@@ -143,10 +160,18 @@ def photometric_loss(
         dssim_weight=lambda_dssim,
         weight=weight,
         per_image=reduction == "image",
+        background=behind,
         terms=return_terms,
         key=key,
     )
     return _result(*found, return_terms)
+
+
+def _alpha(mask: str, target: Tensor, behind: Tensor | None, channels_last: bool) -> Tensor:
+    if mask != "alpha" or behind is None:
+        required = "a tensor, or 'alpha' where a background is given"
+        raise ValueError(f"mask must be {required}, got {mask!r}{' without one' if mask == 'alpha' else ''}")
+    return _background.alpha_of(target, channels_last)
 
 
 def _result(loss: Tensor, l1: Tensor | None, dssim: Tensor | None, return_terms: bool) -> LossResult:
@@ -164,10 +189,15 @@ def check_photometric(
     reduction: str,
     mask: Tensor | None,
     mask_mode: str,
+    behind: Tensor | None = None,
 ) -> tuple[float, SSIMOptions]:
     """Checks the arguments of `photometric_loss`; returns lambda_dssim and the options as plain numbers."""
     channels_last, padding = options.channels_last, options.padding
-    check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
+    seen = target
+    if behind is not None:
+        _background.check_rgba(pred, target, channels_last)
+        seen = target.narrow(target.ndim - 1 if channels_last else 1, 0, 3)
+    check_images(pred, seen, (2, 3), channels_last, names=("pred", "target"))
     constants = check_constants(*options[:5])
     lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
     options = SSIMOptions(*constants, padding, channels_last)
@@ -227,9 +257,16 @@ class PhotometricLoss(_WithOptions):
             )
         )
 
-    def forward(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> LossResult:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        mask: Tensor | Literal["alpha"] | None = None,
+        background: Background | None = None,
+    ) -> LossResult:
         """The loss; shapes as for the function."""
-        return photometric_loss(pred, target, mask=mask, **self.options)
+        return photometric_loss(pred, target, mask=mask, background=background, **self.options)
 
 
 @overload

@@ -93,6 +93,7 @@ def _emulation():
         mock.patch.dict(dispatch.KERNELS, cpu=ssim_cuda.supports),
         mock.patch.dict(dispatch.SCALES, cpu=ssim_cuda.scale),
         mock.patch.dict(dispatch.PREPARE, cpu=photometric_cuda._prepare),
+        mock.patch.dict(dispatch.COMPOSITES, cpu=photometric_cuda._composites),
     ):
         prepared.forget()
         try:

@@ -284,7 +284,7 @@ def test_backward_keeps_4_bytes_an_element():
 
 def test_operators_pass_opcheck():
     img1, img2 = images(1, 2, 20, 30)
-    arguments = (img1.requires_grad_(), img2, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), True, False)
+    arguments = (img1.requires_grad_(), img2, None, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), True, False)
     torch.library.opcheck(torch.ops.splat_ssim.photometric, arguments)
     torch.library.opcheck(torch.ops.splat_ssim.ssim_map, (img1, img2, *SSIMOptions()))
     torch.library.opcheck(torch.ops.splat_ssim.ssim_channel_means, (img1, img2, *SSIMOptions()))

@@ -79,14 +79,12 @@ def test_kernels_start_through_the_driver(driver):
     img1, img2 = images(1, 3, 1080, 1920)
     driver.current = 55  # another context is current on this thread
     launch.photometric(found, 99, img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (torch.empty_like(img1), None))
-    (fused, grid, *rest), (reduce, reduce_grid, *_) = driver.launches
+    ((fused, grid, *rest),) = driver.launches  # its last block makes the means
     assert fused == 1001 + names.index("splat_fused2d")
-    assert reduce == 1001 + names.index("splat_reduce")
     # 8 strips of 246 columns and 3 channels; segments fill the 2 places of 132 multiprocessors in one wave.
     assert grid == 8 * 3 * 11
     assert rest == [1, 1, 256, 1, 1, 0, 99]
-    assert reduce_grid == 1
-    assert driver.contexts == [77, 55, 77, 55]
+    assert driver.contexts == [77, 55]
 
 
 def test_the_own_context_stays_current(driver):
@@ -166,7 +164,9 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
     upstream = torch.tensor([0.5, 1.0, -3.0]) if per_image else torch.tensor(0.5)
     loss = photometric(img1, img2, options, per_image=per_image, **weights)[0]
     (found,) = torch.autograd.grad(loss, img1, upstream)
-    *_, plain, _ = torch.ops.splat_ssim.photometric(img1, img2, None, 0.7, 0.4, 0.0, per_image, *options, True, False)
+    *_, plain, _ = torch.ops.splat_ssim.photometric(
+        img1, img2, None, None, 0.7, 0.4, 0.0, per_image, *options, True, False
+    )
     assert used == [True]
     assert torch.equal(found, plain * (upstream.view(3, 1, 1, 1) if per_image else upstream))
 
@@ -191,7 +191,7 @@ def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, s
     for needs in ((True, False), (False, True), (True, True), (False, False)):
         tail = (*options, *needs)
         for mask, per_image in ((None, False), (None, True), (weight, False)):
-            arguments = (img1, img2, mask, 0.7, 0.4, 0.0, per_image, *tail)
+            arguments = (img1, img2, mask, None, 0.7, 0.4, 0.0, per_image, *tail)
             calls.append((photometric_cuda._photometric, cpu.photometric, arguments))
         if any(needs):
             calls.append((ssim_cuda._ssim_map_backward, cpu.ssim_map_backward, (grad_map, img1, img2, *tail)))
@@ -217,4 +217,29 @@ def test_starts_are_counted(driver):
         launch.photometric(found, 0, *arguments)
     after = _cuda_kernels.kernel_starts(found.library)
     started = {name: after[name] - count for name, count in before.items() if after[name] != count}
-    assert started == {"splat_fused2d": 1, "splat_reduce": 1}
+    assert started == {"splat_fused2d": 1}
+
+
+def test_few_means_are_made_by_the_last_block(driver):
+    """More, of each image of a large batch, are the work of a kernel: a block of it for each."""
+    found = _cuda_module.load(0, 11)
+    names = _cuda_kernels.kernel_names(compiled.library())
+    for batch, per_image, kernels_started in ((40, False, 1), (8, True, 1), (9, True, 2)):
+        img1, img2 = images(batch, 1, 20, 30)
+        driver.launches.clear()
+        launch.photometric(
+            found, 0, img1, img2, None, 0.8, 0.2, per_image, SSIMOptions(), (torch.empty_like(img1), None)
+        )
+        assert len(driver.launches) == kernels_started
+    assert driver.launches[1][:2] == (1001 + names.index("splat_reduce"), 9)
+
+
+def test_streams_and_graphs_do_not_share_the_counter_of_blocks(driver, monkeypatch):
+    found = _cuda_module.load(0, 11)
+    cpu = torch.device("cpu")
+    assert found.arrivals(5, cpu) is found.arrivals(5, cpu)
+    assert found.arrivals(5, cpu) is not found.arrivals(6, cpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: torch.empty(size, dtype=dtype).zero_())
+    cuda = torch.device("cuda", 0)
+    assert found.arrivals(5, cuda) is not found.arrivals(5, cuda)

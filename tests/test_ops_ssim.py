@@ -355,7 +355,7 @@ def test_nothing_is_kept_without_gradients():
     with torch.no_grad():
         found = photometric(img1, img2, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)
     assert not any(value.requires_grad for value in found)
-    arguments = (img1.detach(), img2, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), False, False)
+    arguments = (img1.detach(), img2, None, None, 0.8, 0.2, 0.0, False, *SSIMOptions(), False, False)
     _, _, _, grad1, grad2 = torch.ops.splat_ssim.photometric(*arguments)
     assert grad1.numel() == grad2.numel() == 0
 
@@ -377,7 +377,7 @@ def test_operators_refuse_what_does_not_fit():
         lambda x, y: operators.ssim_map(x, x, *options._replace(window_size=33, padding="reflect")),
         lambda x, y: operators.ssim_map(x, x, *options._replace(padding="circular")),
         lambda x, y: operators.ssim_map_backward(y, x, x, *options, *flags),
-        lambda x, y: operators.photometric(x, y, None, 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(x, y, None, None, 0.8, 0.2, 0.0, False, *options, *flags),
         lambda x, y: operators.photometric(x, x, y, 0.8, 0.2, 0.0, False, *options, *flags),
         lambda x, y: operators.ssim_channel_means(x, y, *options),
         lambda x, y: operators.ssim_channel_means_backward(y, x, x, *options, *flags),

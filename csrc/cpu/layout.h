@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kMaxTaps = 33;
 
-enum Dtype : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUint8 = 3 };
+// kRgba: four bytes a pixel, its colours composited over a background; an element is a pixel.
+enum Dtype : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUint8 = 3, kRgba = 4 };
 enum Padding : int64_t { kSame = 0, kValid = 1, kReflect = 2, kReplicate = 3 };
 
 // A tensor: strides in elements. The innermost axis, or with interleaved channels the innermost two, are contiguous.
@@ -35,11 +36,13 @@ struct Arguments {
   const double* window;        // [taps], symmetric, sums to 1
   const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - CS and |x - y|
   double* sums;                // [planes][3]: weighted sums of 1 - S, 0 and |x - y|, or of S, CS and |x - y|; written
-  double c1, c2, data_range;   // (k1 L)², (k2 L)², L
-  double eps;                  // added to the denominator of S, not of CS
+  const float* background;     // [3], of images `background_batch` floats apart: what kRgba of img2 is composited over
+  int64_t background_batch;
+  double c1, c2, data_range;  // (k1 L)², (k2 L)², L
+  double eps;                 // added to the denominator of S, not of CS
 };
-static_assert(sizeof(Arguments) == 432, "six views, eleven sizes, three pointers, four doubles");
-static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 50 * 8, "no padding");
+static_assert(sizeof(Arguments) == 448, "six views, eleven sizes, four pointers, a stride, four doubles");
+static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 52 * 8, "no padding");
 
 // A loss of images without weights, prepared for images that differ in their addresses alone; see loss.cpp.
 struct LossArguments {

@@ -12,7 +12,7 @@
 #include "layout.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
-constexpr int kAbiVersion = 5;
+constexpr int kAbiVersion = 6;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
@@ -70,6 +70,7 @@ constexpr Constant kConstants[] = {
     {"dtype_float16", kFloat16},
     {"dtype_bfloat16", kBFloat16},
     {"dtype_uint8", kUint8},
+    {"dtype_rgba", kRgba},
     {"padding_same", kSame},
     {"padding_valid", kValid},
     {"padding_reflect", kReflect},

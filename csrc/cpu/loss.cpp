@@ -7,15 +7,16 @@
 #include "export.h"
 #include "layout.h"
 
-// What one call differs from another in: the images, the gradients (null where not wanted) and the threads. Writes the
+// What one call differs from another in: the images, the gradients and the background (null where not wanted) and the threads. Writes the
 // loss, the mean of |x - y| and that of 1 - S into `means`.
 extern "C" SPLAT_EXPORT Status splat_ssim_loss(const LossArguments* prepared, char* img1, char* img2, char* grad1,
-                                               char* grad2, int64_t threads, float* means) {
+                                               char* grad2, const float* background, int64_t threads, float* means) {
   Arguments arguments = prepared->kernel;
   arguments.img1.data = img1;
   arguments.img2.data = img2;
   arguments.grad1.data = grad1;
   arguments.grad2.data = grad2;
+  arguments.background = background;
   arguments.threads = threads;
   const int64_t planes = arguments.interleaved ? arguments.batch : arguments.batch * arguments.channels;
   double* const rows = static_cast<double*>(std::malloc(6 * planes * sizeof(double)));

@@ -120,11 +120,54 @@ Reader reader_for(int64_t dtype2) {
     case kFloat16: return make_reader<X, Half>();
     case kBFloat16: return make_reader<X, BFloat>();
     case kUint8: return make_reader<X, uint8_t>();
+    case kRgba: return {shift_row<X, float>, int64_t(sizeof(X)), 4};
   }
   return {};
 }
 
+// One colour of kLanes pixels; `shifts` bring it to the lowest byte.
+SPLAT_INLINE Floats over(Ints pixels, Ints shifts, Floats background, float data_range) {
+  const Floats colour = __builtin_convertvector((pixels >> shifts) & 255, Floats);
+  const Floats alpha = in_range<uint8_t>(__builtin_convertvector((pixels >> 24) & 255, Floats), 1.0f);
+  return in_range<uint8_t>(colour, data_range) * alpha + background * (1.0f - alpha);
+}
+
+// Elements of one colour, or of three side by side: kLanes at a time, each the colour of the pixel that is its element by
+// `channels`.
+template <int kChannels>
+void composite(const char* pixels, int64_t element, int64_t count, const Composite& how, float* __restrict__ colours) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    int32_t raw[kLanes] = {}, shifts[kLanes] = {};
+    float background[kLanes] = {};
+    const int64_t lanes = least(kLanes, count - j);
+    if (kChannels == 1) {
+      std::memcpy(raw, pixels + 4 * j, size_t(4 * lanes));
+      for (int k = 0; k < kLanes; ++k) {
+        shifts[k] = int32_t(8 * how.channel);
+        background[k] = how.background[how.channel];
+      }
+    } else {
+      int64_t pixel = (element + j) / kChannels, channel = (element + j) % kChannels;
+      for (int64_t k = 0; k < lanes; ++k) {
+        std::memcpy(raw + k, pixels + 4 * pixel, 4);
+        shifts[k] = int32_t(8 * channel);
+        background[k] = how.background[channel];
+        channel = channel + 1 == kChannels ? 0 : channel + 1;
+        pixel += channel == 0;
+      }
+    }
+    const Floats found = over(load_raw<Ints>(raw), load_raw<Ints>(shifts), load(background), how.data_range);
+    std::memcpy(colours + j, &found, size_t(lanes) * sizeof(float));
+  }
+}
+
 }  // namespace
+
+extern "C" void SPLAT_KERNEL(ssim_composite)(const char* pixels, int64_t element, int64_t count, const Composite& how,
+                                             float* __restrict__ colours) {
+  if (how.channels == 1) composite<1>(pixels, element, count, how, colours);
+  else composite<3>(pixels, element, count, how, colours);
+}
 
 extern "C" Reader SPLAT_KERNEL(ssim_reader)(int64_t dtype1, int64_t dtype2) {
   switch (dtype1) {

@@ -21,5 +21,16 @@ struct Reader {
   int64_t bytes1, bytes2;
 };
 
-// A reader without a function where a dtype is unknown.
+// Colours of `count` elements of a row of RGBA bytes over a background of three: colour · alpha + background · (1 - alpha),
+// in [0, data_range]. With `channels` 1, `channel` of as many pixels from `pixels` on; with 3 the elements of neighbouring
+// pixels, the first of them `element` elements after `pixels`.
+struct Composite {
+  int64_t channels, channel;
+  const float* background;
+  float data_range;
+};
+extern "C" void SPLAT_KERNEL(ssim_composite)(const char* pixels, int64_t element, int64_t count, const Composite& how,
+                                             float* __restrict__ colours);
+
+// Reads kRgba of the second image as float32, which is composited first. Without a function where a dtype is unknown.
 extern "C" Reader SPLAT_KERNEL(ssim_reader)(int64_t dtype1, int64_t dtype2);

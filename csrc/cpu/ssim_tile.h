@@ -119,7 +119,7 @@ struct Tile {
   }
 
   const char* plane_of(const View& view, int64_t bytes) const {
-    const int64_t image = args.interleaved ? plane : plane / args.channels;
+    const int64_t image = image_of_plane();
     const int64_t channel = args.interleaved ? 0 : plane % args.channels;
     return view.data + (image * view.batch + channel * view.channel) * bytes;
   }
@@ -225,15 +225,37 @@ struct Tile {
   // Columns of an image row, shifted, to s and d; returns Σ |x - y|.
   double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
+    if (args.img2.dtype == kRgba) return read_composited(slice, row, stretch, w, s, d);
     return problem.reader.shift_row(at1(slice, row, stretch.begin), at2(slice, row, stretch.begin), w, stretch.count(),
                                     shift, stretch.begin - input_columns.begin, s, d);
   }
 
+  // The same where img2 is composited, a part of the row at a time.
+  double read_composited(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
+    constexpr int64_t kPart = 192;
+    float colours[kPart];
+    const Composite how = {stride, args.interleaved ? 0 : plane % args.channels,
+                           args.background + image_of_plane() * args.background_batch,
+                           static_cast<float>(args.data_range)};
+    const char* const pixels = image2 + (slice * args.img2.slice + row * args.img2.row) * 4;
+    double total = 0;
+    for (int64_t j = stretch.begin; j < stretch.end; j += kPart) {
+      const int64_t count = least(kPart, stretch.end - j), done = j - stretch.begin;
+      SPLAT_KERNEL(ssim_composite)(stride == 1 ? pixels + 4 * j : pixels, j, count, how, colours);
+      total +=
+          problem.reader.shift_row(at1(slice, row, j), reinterpret_cast<const char*>(colours), w ? w + done : nullptr,
+                                   count, shift, j - input_columns.begin, s + done, d + done);
+    }
+    return total;
+  }
+
+  SPLAT_INLINE int64_t image_of_plane() const { return args.interleaved ? plane : plane / args.channels; }
   SPLAT_INLINE const char* at1(int64_t slice, int64_t row, int64_t column) const {
     return image1 + (slice * args.img1.slice + row * args.img1.row + column) * problem.reader.bytes1;
   }
   SPLAT_INLINE const char* at2(int64_t slice, int64_t row, int64_t column) const {
-    return image2 + (slice * args.img2.slice + row * args.img2.row + column) * problem.reader.bytes2;
+    const int64_t place = args.img2.dtype == kRgba ? column / stride : column;
+    return image2 + (slice * args.img2.slice + row * args.img2.row + place) * problem.reader.bytes2;
   }
 
   // kRows + taps - 1 rows (or slices) that begin at `first`.
@@ -414,6 +436,7 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.reader = SPLAT_KERNEL(ssim_reader)(args.img1.dtype, args.img2.dtype);
   if (!problem.reader.shift_row || args.taps < 1 || args.taps > kMaxTaps || args.taps % 2 == 0) return false;
   if (!(args.data_range > 0) || args.padding < kSame || args.padding > kReplicate) return false;
+  if (args.img2.dtype == kRgba && (!args.background || args.channels != 3 || args.grad2.data)) return false;
   problem.stride = args.interleaved ? args.channels : 1;
   problem.width = args.width * problem.stride;
   problem.radius = args.taps / 2;

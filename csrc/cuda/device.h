@@ -49,6 +49,15 @@ SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
 SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
 // Of memory that the same thread writes later: not through the read-only path.
 SPLAT_DEVICE Real load_own(const float* p) { return *p; }
+// Of memory that another block has written: from the cache that all share.
+SPLAT_DEVICE Real load_fresh(const float* p) { return __ldcg(p); }
+// Counts round from 0 to `last`. Returns the count before; what the thread wrote is seen by who comes later.
+SPLAT_DEVICE unsigned arrive(unsigned* count, unsigned last) {
+  __threadfence();
+  const unsigned before = atomicInc(count, last);
+  __threadfence();
+  return before;
+}
 SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
 SPLAT_DEVICE void store_global(int* p, int v) { *p = v; }
 SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }

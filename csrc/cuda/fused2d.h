@@ -118,18 +118,29 @@ SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int
   return sum;
 }
 
+// The cursor of the second image.
+template <class Target, bool kPlain>
+SPLAT_DEVICE Target target(const SsimProblem& a, const Block2d& b, const Cursor<kPlain>& cursor) {
+  if constexpr (Target::kComposites) {
+    return Target(cursor, Over(a, b.batch, b.channel));
+  } else {
+    return cursor;
+  }
+}
+
 // Both images, row by row on their way to the ring: the columns a thread of the second half loads, fetched a row ahead.
-template <int kTaps, bool kPlain, bool kLone>
+template <int kTaps, bool kPlain, bool kLone, class Target>
 struct FusedRows {
   using F = Fused<kTaps, kLone>;
-  Cursor<kPlain> x, y;
+  Cursor<kPlain> x;
+  Target y;
   Real next_x[kFusedColumns + 1], next_y[kFusedColumns + 1];
   bool loads[kFusedColumns + 1];
 
   // From row `first_row` on; t is the thread's number in its half.
   SPLAT_DEVICE FusedRows(const SsimProblem& a, const Block2d& b, int t, int first_row)
       : x(start(a.image[0], b, first_column(b) + t, first_row)),
-        y(start(a.image[1], b, first_column(b) + t, first_row)) {
+        y(target<Target>(a, b, start(a.image[1], b, first_column(b) + t, first_row))) {
     const int load_x = first_column(b) + t;
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
@@ -232,13 +243,13 @@ SPLAT_DEVICE void combine(const SsimProblem& a, const Shift& shift, const Quad& 
 }
 
 // Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
-template <int kTaps, bool kPlain, Weights kWeights, bool kLone>
+template <int kTaps, bool kPlain, Weights kWeights, bool kLone, class Target>
 SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
   using F = Fused<kTaps, kLone>;
   const int t = thread_index() - kThreads2d, first = kFusedColumns * t, first_row = b.y0 - F::kHalo;
   const bool active = first < F::kOutputs;
-  FusedRows<kTaps, kPlain, kLone> images(a, b, t, first_row);
+  FusedRows<kTaps, kPlain, kLone, Target> images(a, b, t, first_row);
   FusedGradient<kPlain> out(a, b, first, active);
   WeightCursor l1_weight(a.l1_weight, b, b.y0, b.x0 + first);
   Real state[kFusedColumns][3][F::kHalo], l1 = 0.f;
@@ -290,7 +301,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   return l1;
 }
 
-template <int kTaps, bool kPlain, Weights kWeights, bool kLone = false>
+template <int kTaps, bool kPlain, Weights kWeights, bool kLone = false, class Target = Cursor<kPlain>>
 SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   using F = Fused<kTaps, kLone>;
   SPLAT_SHARED(Pair, ring, F::kRing * F::kRow);
@@ -301,15 +312,16 @@ SPLAT_DEVICE void fused2d(const SsimProblem& a) {
   }
   const Block2d b = block2d<F::kOutputs>(a);
   const int y1 = b.y0 + a.segment < a.size[3] ? b.y0 + a.segment : a.size[3];
-  const Shift shift = plane_shift<kPlain>(a, b.batch, b.channel);
+  const Shift shift = plane_shift<kPlain, Target::kComposites>(a, b.batch, b.channel);
   Real dssim = 0.f, l1 = 0.f;
   if (thread_index() < kThreads2d) {
     dssim = fused_forward_role<kTaps, kWeights, kLone>(a, b, y1, shift, ring, adjoint);
   } else {
-    l1 = fused_backward_role<kTaps, kPlain, kWeights, kLone>(a, b, y1, shift, ring, adjoint);
+    l1 = fused_backward_role<kTaps, kPlain, kWeights, kLone, Target>(a, b, y1, shift, ring, adjoint);
   }
   block_sum<kFusedThreads>(dssim, block_sum_place(a, kSumDssim));
   block_sum<kFusedThreads>(l1, block_sum_place(a, kSumL1));
+  reduce_in_last_block(a, static_cast<unsigned>(a.strips) * a.segments * a.size[0] * a.size[1]);
 }
 
 }  // namespace

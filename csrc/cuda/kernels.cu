@@ -19,6 +19,7 @@ SPLAT_ENTRY(splat_forward2d, 128, 3, SsimProblem) { forward2d<11, 2, kAny>(a); }
 SPLAT_ENTRY(splat_adjoint2d, 128, 3, SsimProblem) { backward2d<11, 2>(a); }
 SPLAT_ENTRY(splat_fused2d, 256, 2, SsimProblem) { fused2d<11, true, kNoWeights>(a); }
 SPLAT_ENTRY(splat_fused2d_lone, 256, 2, SsimProblem) { fused2d<11, true, kNoWeights, true>(a); }
+SPLAT_ENTRY(splat_fused2d_rgba, 256, 2, SsimProblem) { fused2d<11, false, kMaybeWeights, false, RgbaCursor>(a); }
 SPLAT_ENTRY(splat_fused2d_strided, 256, 2, SsimProblem) { fused2d<11, false, kNoWeights>(a); }
 SPLAT_ENTRY(splat_fused2d_weighted, 256, 2, SsimProblem) { fused2d<11, true, kGivenWeights>(a); }
 SPLAT_ENTRY(splat_fused2d_weighted_strided, 256, 2, SsimProblem) { fused2d<11, false, kGivenWeights>(a); }
@@ -66,7 +67,7 @@ SPLAT_WINDOW(15, 1)
 SPLAT_ENTRY(splat_pad, 256, 1, SsimPadding) { pad(a); }
 SPLAT_ENTRY(splat_fold, 256, 4, SsimPadding) { fold(a); }
 SPLAT_ENTRY(splat_l1, 256, 4, SsimPadding) { l1(a); }
-SPLAT_ENTRY(splat_reduce, 256, 1, SsimReduction) { reduce(a); }
+SPLAT_ENTRY(splat_reduce, 256, 1, SsimReduction) { reduce(a, block_index()); }
 SPLAT_ENTRY(splat_scale, 256, 1, SsimScaling) { scale(a); }
 #endif
 

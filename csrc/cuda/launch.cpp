@@ -29,6 +29,7 @@ Shape shape_of(SsimKernel kernel, int taps) {
     case kForward2d:
     case kAdjoint2d: return {128 * outputs, 1, halo, 3};
     case kFused2d:
+    case kFused2dRgba:
     case kFused2dStrided:
     case kFused2dWeighted:
     case kFused2dWeightedStrided: return {kFusedWidth - halo, 1, 2 * taps - 1, 2};
@@ -84,6 +85,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   bool simple = plain(p.image[0]) && plain(p.image[1]) && o.window_size <= kDefaultWindow && !o.both;
   if (volume) simple = simple && plain_slices(p);
   if (operation == kOperationFused) {
+    if (p.background) return kFused2dRgba;
     simple = simple && plain(p.grad[0]);
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
     if (!simple) return kFused2dStrided;
@@ -196,6 +198,13 @@ void settle_strides(SsimProblem& p) {
   for (SsimTensor* tensor : {&p.map, &p.weight}) settle_strides(*tensor, map_size);
 }
 
+// A background is for one kernel alone.
+bool valid_background(const SsimProblem& p, const SsimOptions& o, int operation) {
+  if ((p.image[1].type == kRgba) != (p.background != nullptr)) return false;
+  if (!p.background) return true;
+  return operation == kOperationFused && has_fused(p, o) && o.window_size == kDefaultWindow && p.size[1] == 3;
+}
+
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
   if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
@@ -278,7 +287,7 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks) {
   SsimOptions own = *options;
   const SsimOptions* const o = &own;
-  if (!valid_options(*p, *o)) return kBadArgument;
+  if (!valid_options(*p, *o) || !valid_background(*p, *o, operation)) return kBadArgument;
   const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
     const bool trimmed = o->valid && (axis > 0 || o->spatial_dims == 3);

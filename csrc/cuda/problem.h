@@ -6,7 +6,8 @@
 typedef long long Int64;
 
 // What one element of a tensor is.
-enum SsimType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kUint8 = 3 };
+// kRgba: bytes of one channel of four, composited over a background by the fourth.
+enum SsimType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kUint8 = 3, kRgba = 4 };
 
 // A tensor (batch, channel, depth, height, width) of any strides, in elements. A uint8 means itself times
 // top / 255, where `top` is the data range. Images have depth 1. `data` is null where the tensor is not wanted.
@@ -20,6 +21,22 @@ static_assert(sizeof(SsimTensor) == 56, "as in splat_ssim/ops/_cuda_kernels.py")
 
 // Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
 enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
+
+// Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
+//     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
+// and, where combined is given, combined[group] = offset + Σ combine[k]·results[k][group]. Neighbouring results are
+// `result_stride` elements apart.
+struct SsimReduction {
+  const float* values[kSumKinds];
+  Int64 count[kSumKinds];
+  float* results[kSumKinds];
+  float* combined;
+  Int64 result_stride;
+  int groups, kinds;
+  float scale[kSumKinds], combine[kSumKinds];
+  float offset;
+};
+static_assert(sizeof(SsimReduction) == 128, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // Windows have 3, 5, … 15 taps, and each has kernels of its own.
 constexpr int kMaxTaps = 15;
@@ -52,8 +69,14 @@ struct SsimProblem {
   int kernel;         // SsimKernel, chosen by splat_ssim_cuda_prepare
   int partial_maps;   // adjoint maps that `partials` must hold, where gradients follow: 3, or 4
   int counts_l1;      // 1: the kernel sums |x - y| too
+  // Fused kernels: where `arrivals` is given the last block that is done reduces the block sums. It counts the blocks that
+  // are done, and is 0 before and after; kernels that may run at the same time must not share it.
+  unsigned* arrivals;
+  SsimReduction means;
+  const float* background;  // of kRgba of image[1]: 3 of every image, `background_stride` apart
+  Int64 background_stride;
 };
-static_assert(sizeof(SsimProblem) == 568, "as in splat_ssim/ops/_cuda_kernels.py");
+static_assert(sizeof(SsimProblem) == 720, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // What splat_ssim_cuda_prepare makes a problem from.
 enum SsimOperation {
@@ -94,22 +117,6 @@ struct SsimPadding {
 };
 static_assert(sizeof(SsimPadding) == 344, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
-//     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
-// and, where combined is given, combined[group] = offset + Σ combine[k]·results[k][group]. Neighbouring results are
-// `result_stride` elements apart.
-struct SsimReduction {
-  const float* values[kSumKinds];
-  Int64 count[kSumKinds];
-  float* results[kSumKinds];
-  float* combined;
-  Int64 result_stride;
-  int groups, kinds;
-  float scale[kSumKinds], combine[kSumKinds];
-  float offset;
-};
-static_assert(sizeof(SsimReduction) == 128, "as in splat_ssim/ops/_cuda_kernels.py");
-
 // Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
 // neighbouring elements, is multiplied by upstream[g·upstream_stride].
 struct SsimScaling {
@@ -148,6 +155,7 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
   ENTRY(kAdjoint2d, splat_adjoint2d, 128, 11)                              \
   ENTRY(kFused2d, splat_fused2d, 256, 11)                                  \
   ENTRY(kFused2dLone, splat_fused2d_lone, 256, 11)                         \
+  ENTRY(kFused2dRgba, splat_fused2d_rgba, 256, 11)                         \
   ENTRY(kFused2dStrided, splat_fused2d_strided, 256, 11)                   \
   ENTRY(kFused2dWeighted, splat_fused2d_weighted, 256, 11)                 \
   ENTRY(kFused2dWeightedStrided, splat_fused2d_weighted_strided, 256, 11)  \

@@ -19,15 +19,14 @@ SPLAT_DEVICE void block_sum(Real v, float* result) {
   }
 }
 
-// One block a group; sums in double precision.
-SPLAT_DEVICE void reduce(const SsimReduction& a) {
+// One group, by a whole block of 256 threads; sums in double precision.
+SPLAT_DEVICE void reduce(const SsimReduction& a, Int64 group) {
   SPLAT_SHARED(double, warps, 8);
-  const Int64 group = block_index();
   double combined = a.offset;
   for (int k = 0; k < a.kinds; ++k) {
     const float* values = a.values[k] + group * a.count[k];
     double sum = 0.;
-    for (Int64 i = thread_index(); i < a.count[k]; i += 256) sum += static_cast<double>(load_global(values + i));
+    for (Int64 i = thread_index(); i < a.count[k]; i += 256) sum += static_cast<double>(load_fresh(values + i));
     sum = warp_sum(sum);
     barrier();  // thread 0 may still read the sums of the kind before this one
     if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, sum);
@@ -43,6 +42,17 @@ SPLAT_DEVICE void reduce(const SsimReduction& a) {
   if (thread_index() == 0 && a.combined) {
     store_global(a.combined + group * a.result_stride, Real(static_cast<float>(combined)));
   }
+}
+
+// What every block does once thread 0 has stored its sums: the last of `blocks` reduces all of them, in the order that a
+// kernel of its own would.
+SPLAT_DEVICE void reduce_in_last_block(const SsimProblem& a, unsigned blocks) {
+  SPLAT_SHARED(int, is_last, 1);
+  if (!a.arrivals) return;
+  if (thread_index() == 0) store_shared(is_last, arrive(a.arrivals, blocks - 1) == blocks - 1 ? 1 : 0);
+  barrier();
+  if (!load_shared(is_last)) return;
+  for (int group = 0; group < a.means.groups; ++group) reduce(a.means, group);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ SPLAT_DEVICE Pair shifted(Real x, Real y, const Shift& shift) { return {shifted_
 // The means of s and d over 32 places of the plane, one a lane, of those whose squares are finite; that of d only where
 // the images are clearly apart, since d = 0 and its sign must not be rounded away. They depend on the plane alone, so
 // that forward and backward kernels, and every cut into blocks, have the same. Every thread must call it.
-template <bool kPlain>
+template <bool kPlain, bool kComposites = false>
 SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
   const int lane = thread_index() & 31;
   // Spread evenly along each axis, in orders that are permutations of the lanes.
@@ -25,12 +25,13 @@ SPLAT_DEVICE Shift plane_shift(const SsimProblem& a, int batch, int channel) {
     return static_cast<int>(static_cast<Int64>(a.size[axis]) * (2 * (lane * order & 31) + 1) >> 6);
   };
   const int z = place(2, 11), y = place(3, 1), x = place(4, 19);
-  auto load = [&](const SsimTensor& image) {
+  auto load = [&](const SsimTensor& image, bool composites) {
     const Int64 at = plane_offset(image, batch, channel) + z * image.stride[2] + y * image.stride[3];
+    if (composites) return Over(a, batch, channel).load(image, at + x * image.stride[4]);
     return kPlain ? load_global(static_cast<const float*>(image.data) + at + x)
                   : load_element(image, at + x * image.stride[4]);
   };
-  const Real vx = load(a.image[0]), vy = load(a.image[1]);
+  const Real vx = load(a.image[0], false), vy = load(a.image[1], kComposites);
   const bool usable = absolute(vx) + absolute(vy) <= 1e18f;
   // Of the first lane, which has the sums of all.
   const Real count = warp_sum(usable ? Real(1.f) : Real(0.f)), share = reciprocal(count == 0.f ? Real(1.f) : count);

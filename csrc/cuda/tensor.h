@@ -4,15 +4,18 @@
 
 namespace {
 
+// A byte as itself times top / 255, rounded once: images made by that division are equal to the last bit.
+SPLAT_DEVICE Real fraction(unsigned byte, float top) {
+  const Real product = Real(static_cast<float>(byte)) * top, quotient = product * (1.f / 255);
+  return multiply_add(multiply_add(-quotient, 255.f, product), 1.f / 255, quotient);
+}
+
 template <int kType>
 SPLAT_DEVICE Real load_as(const SsimTensor& tensor, Int64 offset) {
   if constexpr (kType == kFloat32) {
     return load_global(static_cast<const float*>(tensor.data) + offset);
   } else if constexpr (kType == kUint8) {
-    const unsigned value = load_global(static_cast<const unsigned char*>(tensor.data) + offset);
-    const Real product = Real(static_cast<float>(value)) * tensor.top, quotient = product * (1.f / 255);
-    // product / 255, rounded once: images made by that division are equal to the last bit.
-    return multiply_add(multiply_add(-quotient, 255.f, product), 1.f / 255, quotient);
+    return fraction(load_global(static_cast<const unsigned char*>(tensor.data) + offset), tensor.top);
   } else {
     const unsigned bits = load_global(static_cast<const unsigned short*>(tensor.data) + offset);
     return kType == kFloat16 ? from_float16(bits) : from_bits(bits << 16);
@@ -70,6 +73,7 @@ SPLAT_DEVICE Int64 plane_offset(const SsimTensor& tensor, int batch, int channel
 // the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, width stride 1.
 template <bool kPlain>
 struct Cursor {
+  static constexpr bool kComposites = false;
   Int64 here, step;
 
   SPLAT_DEVICE Cursor(const SsimTensor&, Int64 offset, Int64 step_) : here(offset), step(step_) {}
@@ -85,8 +89,40 @@ struct Cursor {
   }
 };
 
+// How a pixel of RGBA becomes a colour: its alpha is `alpha` bytes after the channel, and what is behind it.
+struct Over {
+  Int64 alpha;
+  Real background;
+
+  SPLAT_DEVICE Over(const SsimProblem& a, int batch, int channel)
+      : alpha((3 - channel) * a.image[1].stride[1]),
+        background(load_global(a.background + batch * a.background_stride + channel)) {}
+  SPLAT_DEVICE Real load(const SsimTensor& tensor, Int64 offset) const {
+    const Real share = fraction(load_global(static_cast<const unsigned char*>(tensor.data) + offset + alpha), 1.f);
+    return multiply_add(load_as<kUint8>(tensor, offset), share, background * (1.f - share));
+  }
+};
+
+// The cursor of an image that is composited.
+struct RgbaCursor : Cursor<false> {
+  static constexpr bool kComposites = true;
+  Over over;
+
+  SPLAT_DEVICE RgbaCursor(const Cursor<false>& cursor, const Over& over_) : Cursor<false>(cursor), over(over_) {}
+
+  template <int kCount>
+  SPLAT_DEVICE void read(const SsimTensor& tensor, int spacing, const bool (&wanted)[kCount],
+                         Real (&values)[kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      values[k] = wanted[k] ? over.load(tensor, here + k * spacing * tensor.stride[4]) : Real(0.f);
+    }
+  }
+};
+
 template <>
 struct Cursor<true> {
+  static constexpr bool kComposites = false;
   const float* here;
   int step;  // the launcher makes sure that it fits: one instruction a row less
 

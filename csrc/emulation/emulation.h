@@ -70,6 +70,12 @@ SPLAT_DEVICE Real load_global(const float* p) {
   return *p;
 }
 SPLAT_DEVICE Real load_own(const float* p) { return load_global(p); }
+SPLAT_DEVICE Real load_fresh(const float* p) { return load_global(p); }
+SPLAT_DEVICE unsigned arrive(unsigned* count, unsigned last) {
+  const unsigned before = *count;
+  *count = before >= last ? 0 : before + 1;
+  return before;
+}
 SPLAT_DEVICE unsigned load_global(const unsigned short* p) {
   emulation::count_global(2, false);
   return *p;

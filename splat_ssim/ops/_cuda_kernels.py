@@ -32,6 +32,21 @@ class KernelTensor(ctypes.Structure):
     )
 
 
+class KernelReduction(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p * 3),
+        ("count", ctypes.c_longlong * 3),
+        ("results", ctypes.c_void_p * 3),
+        ("combined", ctypes.c_void_p),
+        ("result_stride", ctypes.c_longlong),
+        ("groups", ctypes.c_int),
+        ("kinds", ctypes.c_int),
+        ("scale", ctypes.c_float * 3),
+        ("combine", ctypes.c_float * 3),
+        ("offset", ctypes.c_float),
+    )
+
+
 class KernelProblem(ctypes.Structure):
     _fields_ = (
         ("image", KernelTensor * 2),
@@ -62,6 +77,10 @@ class KernelProblem(ctypes.Structure):
         ("kernel", ctypes.c_int),
         ("partial_maps", ctypes.c_int),
         ("counts_l1", ctypes.c_int),
+        ("arrivals", ctypes.c_void_p),
+        ("means", KernelReduction),
+        ("background", ctypes.c_void_p),
+        ("background_stride", ctypes.c_longlong),
     )
 
 
@@ -97,21 +116,6 @@ class KernelPadding(ctypes.Structure):
         ("lane_bits", ctypes.c_int),
         ("strips", ctypes.c_int),
         ("tiles", ctypes.c_int),
-    )
-
-
-class KernelReduction(ctypes.Structure):
-    _fields_ = (
-        ("values", ctypes.c_void_p * 3),
-        ("count", ctypes.c_longlong * 3),
-        ("results", ctypes.c_void_p * 3),
-        ("combined", ctypes.c_void_p),
-        ("result_stride", ctypes.c_longlong),
-        ("groups", ctypes.c_int),
-        ("kinds", ctypes.c_int),
-        ("scale", ctypes.c_float * 3),
-        ("combine", ctypes.c_float * 3),
-        ("offset", ctypes.c_float),
     )
 
 
@@ -178,6 +182,7 @@ class Kernels:
             self._launchers[name] = function
         self.module = module
         self.multiprocessors = multiprocessors
+        self._arrivals: dict[int, Tensor] = {}
 
     def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
         """Starts one kernel on `stream`.
@@ -198,6 +203,18 @@ class Kernels:
     def empty(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """A workspace or result, float32."""
         return torch.empty(shape, dtype=torch.float32, device=device)
+
+    def arrivals(self, stream: int, device: torch.device) -> Tensor:
+        """A counter that is 0, for kernels that start on the stream one after the other.
+
+        While a graph is captured it is the graph's own: its kernels may run beside those of the stream.
+        """
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        found = self._arrivals.get(stream)
+        if found is None:
+            found = self._arrivals[stream] = torch.zeros(1, dtype=torch.int32, device=device)
+        return found
 
     def prepare(self, problem: KernelProblem, options: KernelOptions, operation: int) -> int:
         """Completes `problem` and chooses the kernel. Returns its number of blocks: 0 where none is fused."""

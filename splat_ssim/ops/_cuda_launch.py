@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +30,12 @@ from ._cuda_recording import Recorder
 #: Who starts the kernels, or takes down what they are given.
 Launcher = Kernels | Recorder
 
+#: So many means are left to the last block of a fused kernel; more are a kernel's work.
+_FEW_GROUPS = 8
+
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+#: Of bytes that are composited over a background.
+_RGBA = 4
 
 
 def _volume(image: Tensor, options: SSIMOptions) -> Tensor:
@@ -163,18 +169,29 @@ class _Call:
         )
         return self.kernels.prepare(problem, options, operation)
 
-    def start(self, problem: KernelProblem, blocks: int) -> Tensor:
-        """Starts the prepared kernel. Returns its block sums, (3, B · C, blocks of a plane)."""
+    def start(self, problem: KernelProblem, blocks: int, means: _Means | None = None) -> Tensor:
+        """Starts the prepared kernel, whose last block fills `means`; its block sums (3, B · C, blocks of a plane)."""
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
+        if means is not None:
+            problem.means = means.reduction(sums[L1], sums[DSSIM])
+            problem.arrivals = self.kernels.arrivals(self.stream, self.originals[0].device).data_ptr()
         self.kernels.launch("ssim", problem, self.stream)
         return sums
 
     def differentiate(
-        self, problem: KernelProblem, l1_scale: float = 0.0, l1_weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Fills the wanted gradients. Returns block sums with the kind DSSIM, and with L1 (not for padded images)."""
+        self,
+        problem: KernelProblem,
+        l1_scale: float = 0.0,
+        l1_weight: Tensor | None = None,
+        means: _Means | None = None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Fills the wanted gradients.
+
+        Returns:
+            Block sums with the kind DSSIM, and with L1 (not for padded images); None where `means` are filled too.
+        """
         targets = self.grads
         if self.padded:
             targets = [None if grad is None else self.empty(*self.images[0].shape) for grad in self.grads]
@@ -185,19 +202,22 @@ class _Call:
             problem.l1_scale = l1_scale
             if l1_weight is not None:
                 problem.l1_weight = _describe(l1_weight, self.options)
-        sums = self._run_gradient(problem, both=targets[1] is not None)
+        sums = self._run_gradient(problem, targets[1] is not None, None if self.padded else means)
         if self.padded:
             for place, (target, grad) in enumerate(zip(targets, self.grads, strict=True)):
                 if target is not None and grad is not None:
                     self._fold(place, target, grad, l1_scale, l1_weight)
         return sums
 
-    def _run_gradient(self, problem: KernelProblem, both: bool) -> tuple[Tensor, Tensor]:
+    def _run_gradient(self, problem: KernelProblem, both: bool, means: _Means | None) -> tuple[Tensor, Tensor] | None:
         """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
         blocks = self.prepare(problem, FUSED, True, both)
         if blocks:
-            sums = self.start(problem, blocks)
-            return sums, sums
+            if means is None or means.groups > _FEW_GROUPS:
+                sums = self.start(problem, blocks)
+                return sums, sums
+            self.start(problem, blocks, means)
+            return None
         blocks = self.prepare(problem, FORWARD, True, both)
         partials = self.empty(problem.partial_maps, self.batch, self.channels, *self.map_shape)
         problem.partials = partials.data_ptr()
@@ -205,27 +225,43 @@ class _Call:
         blocks = self.prepare(problem, BACKWARD, True, both)
         return forward, self.start(problem, blocks)
 
-    def reduce(
-        self,
-        sums: list[Tensor],
-        results: list[Tensor],
-        scale: list[float],
-        combined: Tensor | None = None,
-        combine: tuple[float, ...] = (0.0, 0.0),
-        offset: float = 0.0,
-    ) -> None:
-        """Fills each of `results` with the scaled sums of as many groups as it has elements, and their combination."""
-        groups = results[0].numel()
-        argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
-        argument.kinds, argument.offset = len(sums), offset
-        for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
-            argument.values[kind] = values.data_ptr()
-            argument.count[kind] = values.numel() // groups
-            argument.results[kind] = result.data_ptr()
-            argument.scale[kind], argument.combine[kind] = scale[kind], combine[kind]
-        if combined is not None:
-            argument.combined = combined.data_ptr()
-        self.kernels.launch("reduce", argument, self.stream)
+    def reduce(self, reduction: KernelReduction) -> None:
+        """Fills the results of a reduction."""
+        self.kernels.launch("reduce", reduction, self.stream)
+
+
+def _reduction(sums: Sequence[Tensor], results: Sequence[Tensor], scale: Sequence[float]) -> KernelReduction:
+    """What fills each of `results` with the scaled sums of as many groups as it has elements."""
+    groups = results[0].numel()
+    argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
+    argument.kinds = len(sums)
+    for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
+        argument.values[kind] = values.data_ptr()
+        argument.count[kind] = values.numel() // groups
+        argument.results[kind] = result.data_ptr()
+        argument.scale[kind] = scale[kind]
+    return argument
+
+
+class _Means(NamedTuple):
+    """The loss and its terms, () or (B,), and what makes them of block sums of |x - y| and 1 - S."""
+
+    results: Sequence[Tensor]
+    scale: tuple[float, float]
+    weights: tuple[float, float]
+    offset: float
+
+    @property
+    def groups(self) -> int:
+        return self.results[0].numel()
+
+    def reduction(self, l1: Tensor, dssim: Tensor) -> KernelReduction:
+        """The argument of the kernel, or of the last block of a fused one."""
+        argument = _reduction([l1, dssim], self.results[1:], self.scale)
+        argument.combine[:2] = self.weights
+        argument.offset = self.offset
+        argument.combined = self.results[0].data_ptr()
+        return argument
 
 
 def fill_map(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
@@ -264,32 +300,39 @@ def photometric(
     grads: tuple[Tensor | None, Tensor | None],
     offset: float = 0.0,
     means: Sequence[Tensor] | None = None,
+    background: Tensor | None = None,
 ) -> Sequence[Tensor]:
-    """(loss, l1, dssim), each () or (B,), in `means` where given; fills the wanted gradients of the loss."""
+    """(loss, l1, dssim), each () or (B,), in `means` where given; fills the wanted gradients of the loss.
+
+    With a background, float32 (1 or B, 3), `img2` is RGBA, and the gradient by `img1` is wanted alone.
+    """
     call = _Call(kernels, stream, img1, img2, options, grads)
-    shares = map_shares = None
-    scale = [0.0, 0.0]
+    if means is None:
+        means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
+    shares = None
+    scale = (1.0, 1.0)
     if weight is None:
         images = 1 if per_image else call.batch
-        count = call.originals[0][0].numel()
         map_count = call.channels * call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
-        scale = [1 / (images * count), 1 / (images * map_count)]
+        scale = (1 / (images * call.originals[0][0].numel()), 1 / (images * map_count))
         problem = call.problem(dssim_weight * scale[1])
-        l1_scale = l1_weight * scale[0]
     else:
         shares, map_shares = _shares(call, weight, per_image)
-        scale = [1.0, 1.0]
         problem = call.problem(dssim_weight, map_shares)
-        l1_scale = l1_weight
+    if background is not None:
+        problem.image[1].type, problem.background = _RGBA, background.data_ptr()
+        problem.background_stride = 0 if background.shape[0] == 1 else 3
+    wanted = _Means(means, scale, (l1_weight, dssim_weight), offset)
     if call.grads[0] is None:
         dssim = call.start(problem, call.prepare(problem, FORWARD))
         l1 = dssim[L1] if problem.counts_l1 and options.padding == "same" else call.sum_l1(shares)
     else:
-        dssim, found = call.differentiate(problem, l1_scale, shares)
-        l1 = call.sum_l1(shares) if call.padded else found[L1]
-    if means is None:
-        means = [call.empty(*((call.batch,) if per_image else ())) for _ in range(3)]
-    call.reduce([l1, dssim[DSSIM]], [*means[1:]], scale, means[0], (l1_weight, dssim_weight), offset)
+        found = call.differentiate(problem, l1_weight * scale[0], shares, wanted)
+        if found is None:
+            return means
+        dssim = found[0]
+        l1 = call.sum_l1(shares) if call.padded else found[1][L1]
+    call.reduce(wanted.reduction(l1, dssim[DSSIM]))
     return means
 
 
@@ -319,7 +362,7 @@ def channel_means(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, op
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
-    call.reduce([sums[DSSIM], sums[CONTRAST]], results, [1 / voxels] * 2)
+    call.reduce(_reduction([sums[DSSIM], sums[CONTRAST]], results, [1 / voxels] * 2))
     return means
 
 

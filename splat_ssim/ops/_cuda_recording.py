@@ -59,7 +59,8 @@ class Recorder:
 
     Args:
         kernels: Who works the problems out.
-        tensors: What the launches read and write, slot by slot; None where a slot is not used.
+        tensors: What the launches read and write, slot by slot; None where a slot is not used. Two slots follow: the
+            workspace, and the counter of `Kernels.arrivals`.
     """
 
     def __init__(self, kernels: Kernels, tensors: Sequence[Tensor | None]) -> None:
@@ -81,6 +82,13 @@ class Recorder:
         made = torch.empty(shape, dtype=torch.float32, device=device)
         self._ranges.append((*_extent(made), self._workspace_slot, self._size))
         self._size += -(-4 * made.numel() // _ALIGNMENT) * _ALIGNMENT
+        self._kept.append(made)
+        return made
+
+    def arrivals(self, stream: int, device: torch.device) -> Tensor:
+        """As `Kernels.arrivals`, for the slot behind the workspace's."""
+        made = torch.empty(1, dtype=torch.int32, device=device)
+        self._ranges.append((*_extent(made), self._workspace_slot + 1, 0))
         self._kept.append(made)
         return made
 
@@ -109,7 +117,7 @@ class Recording:
     """Launches that can be repeated.
 
     Attributes:
-        workspace: Bytes of the workspace, which is the last slot.
+        workspace: Bytes of the workspace.
     """
 
     def __init__(

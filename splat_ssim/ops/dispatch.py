@@ -37,6 +37,8 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, SSIMOptions], bool]] = {}
 SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
 #: Device type -> function that prepares the operator `photometric` without a weight, see ops/prepared.py.
 PREPARE: dict[str, Callable[..., Any]] = {}
+#: Device type -> whether its operator `photometric` takes a background, for (img1, options, needs of img1).
+COMPOSITES: dict[str, Callable[[Tensor, SSIMOptions, bool], bool]] = {}
 #: Operator -> the check of its arguments, for calls that do not come from the public functions.
 _checks: dict[str, Callable[..., None]] = {}
 #: Operator -> the apply of an autograd.Function for eager calls: torch.library's own takes 0.3 ms a call.
@@ -76,6 +78,7 @@ def register_device(
     supports: Callable[[Tensor, Tensor, SSIMOptions], bool],
     scale: Callable[[Tensor, Tensor], bool] | None = None,
     prepare: Callable[..., Any] | None = None,
+    composites: Callable[[Tensor, SSIMOptions, bool], bool] | None = None,
 ) -> None:
     """Makes a device's kernels known: to the dispatcher with checks, to eager calls without."""
     for name, function in implementations.items():
@@ -86,6 +89,8 @@ def register_device(
         SCALES[device_type] = scale
     if prepare is not None:
         PREPARE[device_type] = prepare
+    if composites is not None:
+        COMPOSITES[device_type] = composites
 
 
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:

@@ -1,5 +1,7 @@
 """The operator of the losses: L1 and 1 - S in one pass over the images, which makes the gradient of the loss as well.
 
+With a background the second image is RGBA in bytes, whose colours the kernels composite over it where they read them.
+
 loss = offset + l1_weight · l1 + dssim_weight · dssim, with l1 and dssim the means of |x - y| and of 1 - S: over the
 batch, or (B,) with `per_image`. The gradients are empty where they are not needed. Only the loss is differentiable: its
 derivative multiplies the gradients that the forward pass made.
@@ -17,19 +19,32 @@ from ..options import SSIMOptions
 from . import dispatch, prepared
 from .dispatch import call, has_kernel
 from .layout import channels_first, new_gradients
-from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape
+from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape, require
 
 
-def _check_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _check_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     options = SSIMOptions(*arguments[:-2])
-    check_images(img1, img2, options)
+    if background is None:
+        check_images(img1, img2, options)
+    else:
+        require(img2.dtype == torch.uint8, "img2 must be of bytes where there is a background", img2.dtype)
+        require(img2.ndim == 4, "img2 must have 4 axes where there is a background", tuple(img2.shape))
+        rgba = channels_first(img2, options.channels_last)
+        require(rgba.shape[1] == 4, "img2 must have 4 channels where there is a background", tuple(img2.shape))
+        require(not arguments[-1], "need2 must not be set where there is a background", arguments[-1])
+        check_images(img1, rgba[:, :3].movedim(1, -1) if options.channels_last else rgba[:, :3], options)
+        check_shape("background", background, (img1.shape[0] if background.shape[:1] != (1,) else 1, 3))
+        contiguous = background.dtype == torch.float32 and background.is_contiguous()
+        require(contiguous, "background must be contiguous float32", (background.dtype, background.stride()))
+        same = background.device == img1.device
+        require(same, "background must be on the device of the images", (background.device, img1.device))
     if weight is not None:
         batch, channels, *sides = channels_first(img1, options.channels_last).shape
         got = channels_first(weight, options.channels_last)
         check_shape("weight", got, (batch, 1 if got.ndim == img1.ndim and got.shape[1] == 1 else channels, *sides))
 
 
-def _fake_photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _fake_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     shape = (img1.shape[0],) if per_image else ()
     means = [img1.new_empty(shape, dtype=_maps.compute_dtype(img1, img2)) for _ in range(3)]
     return (*means, *new_gradients(img1, img2, SSIMOptions(*arguments[:-2]), *arguments[-2:]))
@@ -39,13 +54,13 @@ def _keep_gradients(ctx, inputs, output):
     _loss, l1, dssim, *grads = output
     ctx.mark_non_differentiable(l1, dssim, *grads)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:]
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
     ctx.grads = grads
 
 
 def _photometric_backward(ctx, upstream, *unused):
-    return *_gradients(ctx, upstream), *(None,) * (len(ctx.options) + 1)
+    return *_gradients(ctx, upstream), *(None,) * (len(ctx.options) + 2)
 
 
 def _gradients(ctx, upstream) -> list[Tensor | None]:
@@ -74,10 +89,10 @@ class _Prepared(torch.autograd.Function):
     """The operator by a prepared loss, in an eager call that nobody watches."""
 
     @staticmethod
-    def forward(ctx, img1, img2, loss):
-        value, l1, dssim, *ctx.grads = loss.run(img1, img2)
+    def forward(ctx, img1, img2, background, loss):
+        value, l1, dssim, *ctx.grads = loss.run(img1, img2, background)
         ctx.loss = loss
-        ctx.save_for_backward(img1, img2, None)
+        ctx.save_for_backward(img1, img2, None, background)
         ctx.set_materialize_grads(False)
         if not loss.terms:
             return value
@@ -89,16 +104,19 @@ class _Prepared(torch.autograd.Function):
         if upstream is not None and ctx.grads is not None and dispatch.may_change_in_place(upstream):
             grads, ctx.grads = ctx.grads, None
             needed = zip(grads, ctx.loss.dtypes, ctx.needs_input_grad, strict=False)
-            return *[_scale_in_place(grad, upstream).to(dtype) if need else None for grad, dtype, need in needed], None
+            found = [_scale_in_place(grad, upstream).to(dtype) if need else None for grad, dtype, need in needed]
+            return *found, None, None
         ctx.options = ctx.loss.arguments
-        return *_gradients(ctx, upstream), None
+        return *_gradients(ctx, upstream), None, None
 
 
-def call_prepared(loss: prepared.Prepared, img1: Tensor, img2: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def call_prepared(
+    loss: prepared.Prepared, img1: Tensor, img2: Tensor, background: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(loss, l1, dssim); the terms are None where they were not asked for."""
     if not loss.needs:
-        return loss.run(img1, img2)[:3]
-    found = _Prepared.apply(img1, img2, loss)
+        return loss.run(img1, img2, background)[:3]
+    found = _Prepared.apply(img1, img2, background, loss)
     return found if loss.terms else (found, None, None)
 
 
@@ -133,8 +151,8 @@ def _scaled_gradient(gradient, upstream, image):
 
 dispatch.define(
     "photometric",
-    f"({IMAGES}, Tensor? weight, float l1_weight, float dssim_weight, float offset, bool per_image, {OPTIONS}, "
-    f"{NEEDS}) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)",
+    f"({IMAGES}, Tensor? weight, Tensor? background, float l1_weight, float dssim_weight, float offset, "
+    f"bool per_image, {OPTIONS}, {NEEDS}) -> (Tensor loss, Tensor l1, Tensor dssim, Tensor grad1, Tensor grad2)",
     _check_photometric,
     _fake_photometric,
 )
@@ -156,6 +174,7 @@ def photometric(
     weight: Tensor | None = None,
     per_image: bool = False,
     offset: float = 0.0,
+    background: Tensor | None = None,
     terms: bool = True,
     key: Hashable | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -171,24 +190,34 @@ def photometric(
             and are 0 where nothing has weight. "valid" crops them for 1 - S.
         per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
         offset: Added to the loss: 1 and a `dssim_weight` of -1 make it SSIM.
+        background: (1 or B, 3), in the dtype that is computed in: `img2` is RGBA in bytes, which is composited over it.
         terms: Whether the terms are wanted; without, they may be None.
         key: Of ops/prepared.py, for the same call later.
 
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
     """
+    recording = torch.is_grad_enabled()
+    needs = (recording and img1.requires_grad, recording and img2.requires_grad)
+    if background is not None and not _composites(img1, img2, options, needs[0]):
+        img2 = _maps.composited(img2, background, _maps.compute_dtype(img1), options.data_range, options.channels_last)
+        background = key = None  # The key names the call with RGBA.
     if has_kernel(img1, img2, options):
-        recording = torch.is_grad_enabled()
-        needs = (recording and img1.requires_grad, recording and img2.requires_grad)
         scalars = (l1_weight, dssim_weight, offset, per_image)
         if key is not None and weight is None:
-            loss = prepared.prepare(img1, img2, (*scalars, *options, *needs), terms)
+            loss = prepared.prepare(img1, img2, background, (*scalars, *options, *needs), terms)
             if loss is not None:
                 prepared.store(key, loss)
-                return call_prepared(loss, img1, img2)
-        loss, l1, dssim, _, _ = call("photometric", img1, img2, weight, *scalars, *options, *needs)
+                return call_prepared(loss, img1, img2, background)
+        loss, l1, dssim, _, _ = call("photometric", img1, img2, weight, background, *scalars, *options, *needs)
         return loss, l1, dssim
     return photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image, offset)
+
+
+def _composites(img1: Tensor, img2: Tensor, options: SSIMOptions, need1: bool) -> bool:
+    """Whether the kernel of the device composites RGBA."""
+    composites = dispatch.COMPOSITES.get(img1.device.type)
+    return composites is not None and has_kernel(img1, img2, options) and composites(img1, options, need1)
 
 
 def photometric_definition(

@@ -28,13 +28,13 @@ _Means = ctypes.c_float * 3
 _EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
-def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
     options = SSIMOptions(*values)
-    call = KernelCall(img1, img2, options)
+    call = KernelCall(img1, img2, options, background=background)
     if weight is None and not per_image:
         run = _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms=True)
-        *means, grad1, grad2 = run(call.first, call.second)
+        *means, grad1, grad2 = run(call.first, call.second, background)
         # No output of an operator is another one's memory.
         return *means, grad1 if need1 else grad1.clone(), grad2 if need2 else grad2.clone()
     grads = new_gradients(img1, img2, options, need1, need2)
@@ -95,14 +95,15 @@ class _Loss:
         self._large = 4 * img1.numel() >= compiled.FRESH_BYTES
         self._function = _function()
 
-    def __call__(self, img1: Tensor, img2: Tensor) -> Results:
+    def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
         grad1, grad2 = (_EMPTY if layout is None else _allocate(*layout) for layout in self._layouts)
         if self._large:
             compiled.prefer_huge_pages(grad1)
             compiled.prefer_huge_pages(grad2)
         means = _Means()
         addresses = (img1.data_ptr(), img2.data_ptr(), grad1.data_ptr(), grad2.data_ptr())
-        status = self._function(self._packed, *addresses, torch.get_num_threads(), means)
+        behind = None if background is None else background.data_ptr()
+        status = self._function(self._packed, *addresses, behind, torch.get_num_threads(), means)
         if status:
             compiled.check(status, "loss", (img1.shape, img2.shape))
         if not self._terms:
@@ -122,13 +123,14 @@ def _function() -> Callable[..., int]:
     library = compiled.library()
     assert library is not None
     pointer = ctypes.c_void_p
-    library.splat_ssim_loss.argtypes = [ctypes.c_char_p, pointer, pointer, pointer, pointer, ctypes.c_int64, pointer]
+    library.splat_ssim_loss.argtypes = [ctypes.c_char_p, *[pointer] * 5, ctypes.c_int64, pointer]
     return library.splat_ssim_loss
 
 
 def _prepare(
     img1: Tensor,
     img2: Tensor,
+    background: Tensor | None,
     l1_weight: float,
     dssim_weight: float,
     offset: float,
@@ -139,7 +141,7 @@ def _prepare(
     """The loss prepared, unless it is of each image, or the kernel reads copies of the images."""
     *values, need1, need2 = arguments
     options = SSIMOptions(*values)
-    call = KernelCall(img1, img2, options)
+    call = KernelCall(img1, img2, options, background=background)
     copied = call.first.data_ptr() != img1.data_ptr() or call.second.data_ptr() != img2.data_ptr()
     if per_image or copied:
         return None
@@ -147,4 +149,4 @@ def _prepare(
 
 
 IMPLEMENTATIONS = {**ssim_cpu.IMPLEMENTATIONS, "photometric": _photometric}
-register_device("cpu", IMPLEMENTATIONS, ssim_cpu.supports, prepare=_prepare)
+register_device("cpu", IMPLEMENTATIONS, ssim_cpu.supports, prepare=_prepare, composites=lambda *arguments: True)

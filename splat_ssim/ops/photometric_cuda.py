@@ -16,18 +16,22 @@ from .layout import new_gradients, wanted
 from .prepared import Results, Run
 
 
-def _photometric(img1, img2, weight, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
     options = SSIMOptions(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     kernels, stream = ssim_cuda.target(img1, options.window_size)
     targets = wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
-    return *launch.photometric(kernels, stream, img1, img2, *weights, options, targets, offset), *grads
+    means = launch.photometric(kernels, stream, img1, img2, *weights, options, targets, offset, background=background)
+    return *means, *grads
 
 
-#: What the launches read and write: images, gradients, loss, l1, dssim; then comes the workspace.
-_Slots = ctypes.c_void_p * 8
+#: Has kernels that other windows do without.
+_DEFAULT_WINDOW = 11
+
+#: What the launches read and write: images, gradients, loss, l1, dssim, background, workspace, counter.
+_Slots = ctypes.c_void_p * 10
 
 
 class _Loss:
@@ -37,6 +41,7 @@ class _Loss:
         self,
         img1: Tensor,
         img2: Tensor,
+        background: Tensor | None,
         weights: tuple[float, float, float],
         per_image: bool,
         options: SSIMOptions,
@@ -52,29 +57,32 @@ class _Loss:
         means = [img1.new_empty(self._shape, dtype=torch.float32) for _ in range(3)]
         recorder = Recorder(
             ssim_cuda.target(img1, options.window_size)[0],
-            (img1, img2, *targets, means[0], *(means[1:] if terms else (None, None))),
+            (img1, img2, *targets, means[0], *(means[1:] if terms else (None, None)), background),
         )
         if not terms:
             means[1:] = [recorder.empty(self._shape, self._device) for _ in range(2)]
         l1_weight, dssim_weight, offset = weights
-        arguments = (None, l1_weight, dssim_weight, per_image, options, targets, offset, means)
+        arguments = (None, l1_weight, dssim_weight, per_image, options, targets, offset, means, background)
         launch.photometric(recorder, 0, img1, img2, *arguments)
         self._recording = recorder.finish()
         self._layouts = [None if grad is None else (grad.shape, grad.stride()) for grad in targets]
         self._none = img1.new_empty(0, dtype=torch.float32)
 
-    def __call__(self, img1: Tensor, img2: Tensor) -> Results:
+    def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
         kernels, stream = ssim_cuda.target(img1, self._window_size)
         grad1, grad2 = (self._none if layout is None else self._empty(*layout) for layout in self._layouts)
         workspace = self._empty((self._recording.workspace,), (1,), torch.uint8)
         loss = self._empty(self._shape)
         addresses = (img1.data_ptr(), img2.data_ptr(), grad1.data_ptr(), grad2.data_ptr(), loss.data_ptr())
+        arrivals = kernels.arrivals(stream, self._device)
+        behind = None if background is None else background.data_ptr()
+        rest = (behind, workspace.data_ptr(), arrivals.data_ptr())
         if self._terms:
             l1, dssim = self._empty(self._shape), self._empty(self._shape)
-            slots = _Slots(*addresses, l1.data_ptr(), dssim.data_ptr(), workspace.data_ptr())
+            slots = _Slots(*addresses, l1.data_ptr(), dssim.data_ptr(), *rest)
             self._recording.replay(kernels, stream, slots)
             return loss, l1, dssim, grad1, grad2
-        self._recording.replay(kernels, stream, _Slots(*addresses, None, None, workspace.data_ptr()))
+        self._recording.replay(kernels, stream, _Slots(*addresses, None, None, *rest))
         return loss, None, None, grad1, grad2
 
     def _empty(self, shape, stride=None, dtype=torch.float32) -> Tensor:
@@ -91,6 +99,7 @@ def _overlap(img1: Tensor, img2: Tensor) -> bool:
 def _prepare(
     img1: Tensor,
     img2: Tensor,
+    background: Tensor | None,
     l1_weight: float,
     dssim_weight: float,
     offset: float,
@@ -100,8 +109,18 @@ def _prepare(
 ) -> Run | None:
     *values, need1, need2 = arguments
     weights = (l1_weight, dssim_weight, offset)
-    return _Loss(img1, img2, weights, per_image, SSIMOptions(*values), (need1, need2), terms)
+    return _Loss(img1, img2, background, weights, per_image, SSIMOptions(*values), (need1, need2), terms)
+
+
+def _composites(img1: Tensor, options: SSIMOptions, need1: bool) -> bool:
+    """Whether there is a kernel that composites: of the default window, for a gradient."""
+    plain = options.window_size == _DEFAULT_WINDOW and options.eps == 0.0
+    return need1 and plain and options.padding in ("same", "valid") and img1.shape[_channel(options)] == 3
+
+
+def _channel(options: SSIMOptions) -> int:
+    return -1 if options.channels_last else 1
 
 
 IMPLEMENTATIONS = {**ssim_cuda.IMPLEMENTATIONS, "photometric": _photometric}
-register_device("cuda", IMPLEMENTATIONS, ssim_cuda.supports, ssim_cuda.scale, _prepare)
+register_device("cuda", IMPLEMENTATIONS, ssim_cuda.supports, ssim_cuda.scale, _prepare, _composites)

@@ -17,8 +17,8 @@ from . import dispatch
 
 #: Loss, l1, dssim (these two are None where they were not asked for) and both gradients, empty where not needed.
 Results = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor, Tensor]
-#: Computes them for two images.
-Run = Callable[[Tensor, Tensor], Results]
+#: Computes them for two images, and the background of the second where it is RGBA.
+Run = Callable[[Tensor, Tensor, "Tensor | None"], Results]
 
 #: Beyond this many all are forgotten: an application that has so many shapes gains nothing.
 _MOST = 256
@@ -31,7 +31,7 @@ class Prepared:
 
     Attributes:
         run: Computes it.
-        arguments: Of the operator `photometric` after the weight, for a second backward through the same graph.
+        arguments: Of the operator `photometric` after the background, for a second backward through the same graph.
         needs: Whether a gradient is needed.
         terms: Whether l1 and dssim are wanted too.
         dtypes: Of the images, which their gradients take.
@@ -98,15 +98,16 @@ def forget() -> None:
     _prepared.clear()
 
 
-def prepare(img1: Tensor, img2: Tensor, arguments: tuple, terms: bool) -> Prepared | None:
+def prepare(img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tuple, terms: bool) -> Prepared | None:
     """Prepares the operator `photometric` without a weight for these images, if their device does that.
 
     Args:
         img1: As for the operator.
         img2: As for the operator.
-        arguments: Of the operator, after the weight.
+        background: As for the operator.
+        arguments: Of the operator, after the background.
         terms: Whether l1 and dssim are wanted.
     """
     make: Callable[..., Any] | None = dispatch.PREPARE.get(img1.device.type)
-    run = make(img1, img2, *arguments, terms=terms) if make is not None else None
+    run = make(img1, img2, background, *arguments, terms=terms) if make is not None else None
     return None if run is None else Prepared(run, arguments, terms, (img1.dtype, img2.dtype))

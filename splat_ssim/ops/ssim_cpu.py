@@ -29,14 +29,16 @@ _DTYPE_CODES = {
     )
     if _NUMBERS
 }
+#: Of four bytes a pixel that are composited over a background.
+_RGBA = _NUMBERS.get("dtype_rgba", 0)
 _PADDING_CODES = {padding: _NUMBERS[f"padding_{padding}"] for padding in PADDINGS if _NUMBERS}
 _LONGEST_WINDOW = _NUMBERS.get("max_window", 0)
 
 #: Further out a pixel is a number that counts as 0 while a kernel runs, or a sum of two overflows.
 _DATA_RANGES = (1e-30, 1e30)
 
-#: `Arguments` of csrc/cpu/ssim.h: six views of six words, eleven sizes, three pointers, four doubles.
-_ARGUMENTS = struct.Struct("=50q4d")
+#: `Arguments` of csrc/cpu/layout.h: six views of six words, eleven sizes, four pointers, a stride, four doubles.
+_ARGUMENTS = struct.Struct("=52q4d")
 #: What follows them in `PyramidArguments` of csrc/cpu/ms_ssim.cpp.
 _PYRAMID = struct.Struct("=6q")
 _NO_VIEW = (0, 0, 0, 0, 0, 0)
@@ -59,6 +61,15 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     )
 
 
+def _readable_rgba(images: Tensor) -> Tensor:
+    """RGBA (B, 4, H, W) in bytes with the four of a pixel side by side, and pixels of a row."""
+    batch, channel, row, pixel = images.stride()
+    whole = all(stride % 4 == 0 or size == 1 for stride, size in ((batch, images.shape[0]), (row, images.shape[2])))
+    if whole and channel == 1 and (pixel == 4 or images.shape[3] == 1):
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def _readable(images: Tensor, interleaved: bool) -> Tensor:
     """(B, C, spatial…) such that a kernel can read it: itself where its innermost axes are dense, else a copy."""
     if interleaved:
@@ -74,14 +85,22 @@ class KernelCall:
     Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
 
     A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
-    and weighs |x - y| too.
+    and weighs |x - y| too. With a background, float32 (1 or B, 3), the second image is RGBA in bytes.
     """
 
-    def __init__(self, img1: Tensor, img2: Tensor, options: SSIMOptions, planar: bool = False):
-        first = channels_first(img1, options.channels_last)
+    def __init__(
+        self,
+        img1: Tensor,
+        img2: Tensor,
+        options: SSIMOptions,
+        planar: bool = False,
+        background: Tensor | None = None,
+    ):
+        first, second = (channels_first(img, options.channels_last) for img in (img1, img2))
         self.interleaved = not planar and is_interleaved(first)
         self.first = _readable(first, self.interleaved)
-        self.second = _readable(channels_first(img2, options.channels_last), self.interleaved)
+        self.second = _readable(second, self.interleaved) if background is None else _readable_rgba(second)
+        self.background = background
         self.options = options
         self.batch, self.channels = first.shape[0], first.shape[1]
         self.planes = self.batch if self.interleaved else self.batch * self.channels
@@ -106,6 +125,11 @@ class KernelCall:
             address -= inset * step * tensor.element_size()
         return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
 
+    def _rgba_view(self) -> tuple[int, ...]:
+        """`View` of the second image, whose elements are pixels of four bytes."""
+        batch, _, row, _ = self.second.stride()
+        return self.second.data_ptr(), _RGBA, batch // 4, 0, 0, row // 4
+
     def pack(
         self,
         coefficients: int,
@@ -118,7 +142,7 @@ class KernelCall:
         similarities: bool = False,
     ) -> bytes:
         """`Arguments` of csrc/cpu/ssim.h; coefficients and totals by their addresses."""
-        options, first = self.options, self.first
+        options, first, background = self.options, self.first, self.background
         outputs = []
         for output in (map_, grad1, grad2):
             if output is not None:
@@ -130,7 +154,7 @@ class KernelCall:
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
         return _ARGUMENTS.pack(
             *self._view(first),
-            *self._view(self.second),
+            *(self._view(self.second) if background is None else self._rgba_view()),
             *self._view(weight, weight_inset or 0),
             *self._view(outputs[0], options.inset),
             *self._view(outputs[1]),
@@ -147,6 +171,8 @@ class KernelCall:
             ctypes.addressof(self.window),
             coefficients,
             totals,
+            0 if background is None else background.data_ptr(),
+            0 if background is None or background.shape[0] == 1 else 3,
             (options.k1 * options.data_range) ** 2,
             (options.k2 * options.data_range) ** 2,
             options.data_range,
