@@ -71,3 +71,24 @@ def test_without_a_driver_the_library_loads_and_cuda_is_out_of_reach():
     assert compiled.library() is not None
     with pytest.raises((OSError, RuntimeError, AssertionError)):
         _cuda_module.load(0, 11)
+
+
+def test_no_home_only_costs_time(monkeypatch):
+    """In a container a user may have neither a home nor a name."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (_nvrtc.CACHE_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_nvrtc.Path, "home", no_home)
+    monkeypatch.setattr(_nvrtc, "compile_kernels", lambda source, architecture, unit: source)
+    assert _nvrtc.cached_kernels(b"a", "sm_90", 11) == b"a"
+
+
+@needs_nvrtc
+def test_a_device_newer_than_nvrtc_gets_ptx():
+    ptx = _nvrtc.compile_kernels(_cuda_module.source(), "sm_999", SHARED)
+    assert b".visible .entry splat_scale(" in ptx
+    assert re.search(rb"\.target sm_\d+", ptx)
+    assert ptx.endswith(b"\0")  # what the driver needs

@@ -59,6 +59,19 @@ def version(nvrtc: ctypes.CDLL) -> tuple[int, int]:
     return major.value, minor.value
 
 
+def _target(nvrtc: ctypes.CDLL, architecture: str) -> tuple[str, str]:
+    """What to compile for a device such as "sm_90", and the kind of the result: CUBIN, or PTX where it is unknown."""
+    count = ctypes.c_int()
+    _check(nvrtc, nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)), "count its architectures")
+    known = (ctypes.c_int * count.value)()
+    _check(nvrtc, nvrtc.nvrtcGetSupportedArchs(known), "name its architectures")
+    wanted = int(architecture.removeprefix("sm_"))
+    older = [found for found in known if found < wanted]
+    if wanted in known or not older:
+        return architecture, "CUBIN"
+    return f"compute_{max(older)}", "PTX"
+
+
 def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
     """Compiles one unit of the kernels for one architecture.
 
@@ -68,7 +81,8 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
         unit: Of csrc/cuda/problem.h: the size of a window, `_cuda_launch.SHARED` or `_cuda_launch.VOXELS`.
 
     Returns:
-        A cubin.
+        A cubin; or where NVRTC is older than the device, PTX of the newest architecture that it knows: the driver
+        compiles that.
 
     Raises:
         RuntimeError: There is no NVRTC, or it does not compile the source; the message has its log.
@@ -79,22 +93,26 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
     program = ctypes.c_void_p()
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"splat_ssim.cu", 0, None, None)
     _check(nvrtc, created, "take the source")
+    target, kind = _target(nvrtc, architecture)
     try:
-        options = [o.encode() for o in (f"--gpu-architecture={architecture}", f"-DSPLAT_UNIT={unit}", *_OPTIONS)]
+        options = [o.encode() for o in (f"--gpu-architecture={target}", f"-DSPLAT_UNIT={unit}", *_OPTIONS)]
         if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)):
             log = _text(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
             raise RuntimeError(f"NVRTC could not compile the kernels for {architecture}:\n{log}")
-        return _text(nvrtc, program, "CUBIN")
+        return _text(nvrtc, program, kind)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept, or None where the user has no home, as in a container with a foreign user."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
+    except RuntimeError:
+        return None
 
 
 def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:
@@ -102,9 +120,11 @@ def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:
 
     A cache that cannot be read or written only costs the compilation.
     """
-    nvrtc = library()
+    nvrtc, folder = library(), cache_folder()
+    if folder is None:
+        return compile_kernels(source, architecture, unit)
     key = repr((source, architecture, unit, _OPTIONS, version(nvrtc) if nvrtc is not None else None))
-    path = cache_folder() / f"kernels-{architecture}-{unit}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    path = folder / f"kernels-{architecture}-{unit}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
     with contextlib.suppress(OSError):
         # The digest in front tells a damaged file from a good one.
         kept = path.read_bytes()
