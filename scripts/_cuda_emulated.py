@@ -15,7 +15,7 @@ import build_emulation
 import torch
 from torch import Tensor
 
-from splat_ssim.ops import _cuda_kernels, voxelize_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_means, voxelize_cuda
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.options import SSIMOptions
 from splat_ssim.volume import VoxelGrid
@@ -181,7 +181,7 @@ def _elementwise() -> Iterator[_Workload]:
 
     def reduce(kernels: _cuda_kernels.Kernels) -> None:
         call = launch._Call(kernels, 0, img1, img2, SSIMOptions())
-        call.reduce(launch._Means(means, (1.0, 1.0), (0.8, 0.2), 0.0).reduction(sums, sums))
+        call.reduce(_cuda_means.Means(means, (1.0, 1.0), (0.8, 0.2), 0.0).reduction(sums, sums))
 
     yield _Workload("two kinds of sums", "block sum", reduce, {"splat_reduce": 2 * sums.numel()})
     gradient = torch.rand(1, 3, 256, 256)

@@ -272,12 +272,37 @@ def _other_ssim_calls() -> Iterator[Call]:
         yield from _pair_calls("S with eps", function, shape)
 
 
+def _run_rgba(shape: tuple[int, int, int], interleaved: bool, target_last: bool, options: dict) -> list[Tensor]:
+    torch.manual_seed(0)
+    batch, height, width = shape
+    layout = "interleaved" if interleaved else "planar"
+    pred = make_tensor((batch, 3, height, width), layout, torch.rand(batch, 3, height, width)).requires_grad_()
+    layout = "interleaved" if target_last else "planar"
+    pixels = torch.randint(256, (batch, 4, height, width), dtype=torch.uint8)
+    rgba, background = make_tensor(tuple(pixels.shape), layout, pixels), torch.rand(batch, 3)
+    loss = photometric_loss(pred, rgba, background=background, **options)
+    return [loss, *torch.autograd.grad(loss.sum(), pred)]
+
+
+def _rgba_calls(sides: Sequence[int] = (1, 5, 16, 17, 33, 70)) -> Iterator[Call]:
+    for width in sides:
+        for interleaved in (False, True):
+            for options in ({}, {"mask": "alpha"}, {"padding": "reflect", "window_size": 3}):
+                if width < 5 and "padding" in options:
+                    continue
+                shape = (2, 3 + width % 5, width)
+                name = f"RGBA {shape} interleaved={interleaved} {options}"
+                yield Call(name, functools.partial(_run_rgba, shape, interleaved, True, options))
+    yield Call("RGBA planar", functools.partial(_run_rgba, (2, 9, 20), False, False, {}))
+
+
 def ssim_calls() -> Iterator[Call]:
     yield from _ssim_calls(2, 400, SIDES, (3, 5, 7, 11, 11, 13, 33))
     yield from _ssim_calls(3, 150, SIDES[:14], (3, 5, 7, 11, 11, 13))
     yield from _wide_ssim_calls()
     yield from _multi_scale_calls()
     yield from _other_ssim_calls()
+    yield from _rgba_calls()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -479,6 +504,8 @@ def emulated_calls() -> Iterator[Call]:
     yield _named("ssim", (1, 1, 14, 17, 35), gradients="x")
     yield from list(_multi_scale_calls())[5:7]
     yield from list(_other_ssim_calls())[:10]
+    yield from _rgba_calls((1, 17, 70))
+    yield _named("loss", (1, 1, 5, 251), gradients="x")
     for name in GRIDS:
         for count, features in ((1, 0), (30, 2)):
             text = f"emulated voxelize {count} on {name!r}, {features} features"

@@ -312,7 +312,7 @@ def test_operators_are_registered_correctly():
     for operator, arguments in (
         (operators.ssim_map, (img1, img2, *options)),
         (operators.ssim_channel_means, (img1, img2, *options)),
-        (operators.photometric, (img1, img2, None, 0.8, 0.2, 0.0, True, *options, True, True)),
+        (operators.photometric, (img1, img2, None, None, 0.8, 0.2, 0.0, True, *options, True, True)),
         (operators.ssim_map_backward, (upstream, img1.detach(), img2.detach(), *options, True, False)),
         (operators.ms_ssim, (img1, img2, [0.4, 0.6], *options._replace(window_size=5, padding="valid"))),
     ):

@@ -16,7 +16,7 @@ LAYERS = [
     ["_checks", "_files", "_importing", "_moved", "_version", "errors"],
     ["reference", "_maps", "options"],
     ["ops"],
-    ["functional"],
+    ["_background", "functional"],
     ["loss", "modules"],
     ["registry", "compat", "__init__"],
     ["distributed", "optim", "ply", "render"],

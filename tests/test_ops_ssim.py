@@ -378,7 +378,15 @@ def test_operators_refuse_what_does_not_fit():
         lambda x, y: operators.ssim_map(x, x, *options._replace(padding="circular")),
         lambda x, y: operators.ssim_map_backward(y, x, x, *options, *flags),
         lambda x, y: operators.photometric(x, y, None, None, 0.8, 0.2, 0.0, False, *options, *flags),
-        lambda x, y: operators.photometric(x, x, y, 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(x, x, y, None, 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(x, x.byte(), None, x[0, 0, :1, :3], 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(x, y[:, :1], None, x[0, 0, :1, :3], 0.8, 0.2, 0.0, False, *options, *flags),
+        lambda x, y: operators.photometric(
+            x, x[:, [0, 1, 2, 0]].byte(), None, x[0, 0, :2, :3].contiguous(), 0.8, 0.2, 0.0, False, *options, *flags
+        ),
+        lambda x, y: operators.photometric(
+            x, x[:, [0, 1, 2, 0]].byte(), None, x[0, 0, :1, :3].double(), 0.8, 0.2, 0.0, False, *options, *flags
+        ),
         lambda x, y: operators.ssim_channel_means(x, y, *options),
         lambda x, y: operators.ssim_channel_means_backward(y, x, x, *options, *flags),
         lambda x, y: operators.ms_ssim(x, x, [0.5, 0.5], *options._replace(padding="valid")),

@@ -164,7 +164,7 @@ def test_what_a_call_before_left_in_scratch_is_not_read(spatial_dims, window_siz
 
 def photometric_arguments(img1, img2, weight=None, per_image=False, **changes):
     options = options_for(img1.shape, **changes)
-    return img1, img2, weight, 0.8, 0.2, 0.0, per_image, *options, img1.requires_grad, img2.requires_grad
+    return img1, img2, weight, None, 0.8, 0.2, 0.0, per_image, *options, img1.requires_grad, img2.requires_grad
 
 
 def sample_inputs():
@@ -182,6 +182,9 @@ def sample_inputs():
     img1, img2 = (image.requires_grad_() for image in pair((1, 11, 12, 13, 2)))
     calls.append(("photometric", photometric_arguments(img1.detach(), img2, channels_last=True)))
     calls.append(("ssim_map", (img1, img2, *options_for(img1.shape, channels_last=True))))
+    rgba = torch.randint(256, (2, 4, 11, 12), dtype=torch.uint8)
+    options = (0.8, 0.2, 0.0, False, *SSIMOptions(), True, False)
+    calls.append(("photometric", (torch.rand(2, 3, 11, 12).requires_grad_(), rgba, None, torch.rand(2, 3), *options)))
     return calls
 
 

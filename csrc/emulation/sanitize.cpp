@@ -126,6 +126,36 @@ void run(const Case& c) {
   }
 }
 
+// RGBA over a background for each image, and the means by the last block.
+void run_rgba(bool channels_last) {
+  const int size[5] = {2, 3, 1, 19, 23}, rgba_size[5] = {2, 4, 1, 19, 23};
+  SsimOptions o{1.5, 0.01, 0.03, 1., 0., 2, 11, 0, 1, 0, 0, 2};
+  SsimProblem p{};
+  for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
+  Buffer x(size, kFloat16, !channels_last), rgba(rgba_size, kUint8, channels_last), grad(size, kFloat32, true);
+  std::vector<float> background(6, 0.5f), results(3);
+  std::unique_ptr<unsigned> arrivals(new unsigned(0));
+  p.image[0] = x.tensor;
+  p.image[1] = rgba.tensor;
+  p.image[1].type = kRgba;
+  p.background = background.data();
+  p.background_stride = 3;
+  p.grad[0] = grad.tensor;
+  p.dssim_scale = p.l1_scale = 1.f;
+  const std::vector<float> sums = block_sums(p, o, kOperationFused);
+  p.arrivals = arrivals.get();
+  for (int k = 0; k < 2; ++k) {
+    p.means.values[k] = sums.data() + k * (sums.size() / kSumKinds);
+    p.means.count[k] = sums.size() / kSumKinds;
+    p.means.results[k] = results.data() + k;
+  }
+  p.means.combined = results.data() + 2;
+  p.means.groups = 1;
+  p.means.kinds = 2;
+  check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "RGBA");
+  if (*arrivals != 0) std::exit(2);
+}
+
 void run_padding(int reflect) {
   const int size[5] = {2, 2, 6, 7, 9}, padded_size[5] = {2, 2, 16, 17, 19};
   Buffer x(size, kFloat16, true), y(size, kUint8, false), padded(padded_size, kFloat32, false),
@@ -212,11 +242,12 @@ void run_voxelizer(int channels) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const Size odd{1, 1, 1, 19, 251}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24}, volume{1, 1, 13, 17, 35},
-      flat{1, 2, 2, 1, 1};
+  const Size odd{1, 1, 1, 19, 251}, wide{1, 1, 1, 14, 260}, tiny{2, 1, 1, 1, 3}, color{1, 3, 1, 17, 24},
+      volume{1, 1, 13, 17, 35}, flat{1, 2, 2, 1, 1};
   for (const Case& c : {
            Case{odd, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{odd, 11, kFloat32, kFloat32, false, false, false, true, false},
+           Case{wide, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{color, 11, kFloat32, kFloat32, true, false, false, false, false},
            Case{color, 11, kFloat32, kFloat32, true, false, false, true, false},
            Case{tiny, 11, kFloat32, kFloat32, false, false, false, false, false},
@@ -240,6 +271,8 @@ int main(int count, char** arguments) {
     run({{1, 2, 1, 9, 20}, window, kFloat16, kUint8, false, true, false, window == 3, false});
     run({{1, 1, 5, 9, 34}, window, kFloat32, kUint8, false, false, true, true, true});
   }
+  run_rgba(false);
+  run_rgba(true);
   run_padding(0);
   run_padding(1);
   run_scaling(count > 1 && !std::strcmp(arguments[1], "--overrun") ? 1 : 0);

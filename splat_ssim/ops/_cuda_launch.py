@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,13 +24,11 @@ from ._cuda_kernels import (
     KernelScaling,
     KernelTensor,
 )
+from ._cuda_means import FEW_GROUPS, Means, reduction_of
 from ._cuda_recording import Recorder
 
 #: Who starts the kernels, or takes down what they are given.
 Launcher = Kernels | Recorder
-
-#: So many means are left to the last block of a fused kernel; more are a kernel's work.
-_FEW_GROUPS = 8
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 #: Of bytes that are composited over a background.
@@ -169,7 +166,7 @@ class _Call:
         )
         return self.kernels.prepare(problem, options, operation)
 
-    def start(self, problem: KernelProblem, blocks: int, means: _Means | None = None) -> Tensor:
+    def start(self, problem: KernelProblem, blocks: int, means: Means | None = None) -> Tensor:
         """Starts the prepared kernel, whose last block fills `means`; its block sums (3, B · C, blocks of a plane)."""
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
@@ -185,7 +182,7 @@ class _Call:
         problem: KernelProblem,
         l1_scale: float = 0.0,
         l1_weight: Tensor | None = None,
-        means: _Means | None = None,
+        means: Means | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """Fills the wanted gradients.
 
@@ -209,11 +206,11 @@ class _Call:
                     self._fold(place, target, grad, l1_scale, l1_weight)
         return sums
 
-    def _run_gradient(self, problem: KernelProblem, both: bool, means: _Means | None) -> tuple[Tensor, Tensor] | None:
+    def _run_gradient(self, problem: KernelProblem, both: bool, means: Means | None) -> tuple[Tensor, Tensor] | None:
         """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
         blocks = self.prepare(problem, FUSED, True, both)
         if blocks:
-            if means is None or means.groups > _FEW_GROUPS:
+            if means is None or means.groups > FEW_GROUPS:
                 sums = self.start(problem, blocks)
                 return sums, sums
             self.start(problem, blocks, means)
@@ -228,40 +225,6 @@ class _Call:
     def reduce(self, reduction: KernelReduction) -> None:
         """Fills the results of a reduction."""
         self.kernels.launch("reduce", reduction, self.stream)
-
-
-def _reduction(sums: Sequence[Tensor], results: Sequence[Tensor], scale: Sequence[float]) -> KernelReduction:
-    """What fills each of `results` with the scaled sums of as many groups as it has elements."""
-    groups = results[0].numel()
-    argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
-    argument.kinds = len(sums)
-    for kind, (values, result) in enumerate(zip(sums, results, strict=True)):
-        argument.values[kind] = values.data_ptr()
-        argument.count[kind] = values.numel() // groups
-        argument.results[kind] = result.data_ptr()
-        argument.scale[kind] = scale[kind]
-    return argument
-
-
-class _Means(NamedTuple):
-    """The loss and its terms, () or (B,), and what makes them of block sums of |x - y| and 1 - S."""
-
-    results: Sequence[Tensor]
-    scale: tuple[float, float]
-    weights: tuple[float, float]
-    offset: float
-
-    @property
-    def groups(self) -> int:
-        return self.results[0].numel()
-
-    def reduction(self, l1: Tensor, dssim: Tensor) -> KernelReduction:
-        """The argument of the kernel, or of the last block of a fused one."""
-        argument = _reduction([l1, dssim], self.results[1:], self.scale)
-        argument.combine[:2] = self.weights
-        argument.offset = self.offset
-        argument.combined = self.results[0].data_ptr()
-        return argument
 
 
 def fill_map(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
@@ -322,7 +285,7 @@ def photometric(
     if background is not None:
         problem.image[1].type, problem.background = _RGBA, background.data_ptr()
         problem.background_stride = 0 if background.shape[0] == 1 else 3
-    wanted = _Means(means, scale, (l1_weight, dssim_weight), offset)
+    wanted = Means(means, scale, (l1_weight, dssim_weight), offset)
     if call.grads[0] is None:
         dssim = call.start(problem, call.prepare(problem, FORWARD))
         l1 = dssim[L1] if problem.counts_l1 and options.padding == "same" else call.sum_l1(shares)
@@ -362,7 +325,7 @@ def channel_means(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, op
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     means = call.empty(call.batch, call.channels, 2)
     results = list(means.view(-1, 2).unbind(-1))
-    call.reduce(_reduction([sums[DSSIM], sums[CONTRAST]], results, [1 / voxels] * 2))
+    call.reduce(reduction_of([sums[DSSIM], sums[CONTRAST]], results, [1 / voxels] * 2))
     return means
 
 
