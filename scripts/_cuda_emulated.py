@@ -169,6 +169,22 @@ def _of_images(window_size: int) -> Iterator[_Workload]:
         yield _Workload(use, "element", run, {f"splat_fused2d{suffix}{_suffix(window_size)}": img1.numel()})
 
 
+def _of_own_kernels() -> Iterator[_Workload]:
+    """Images that a kernel of the default window is for: one strip wide, and RGBA targets."""
+    options = SSIMOptions()
+    img1, img2 = torch.rand(2, 1, 1, 192, 256)
+    run = _photometric(img1, img2, options, (torch.empty_like(img1), None))
+    yield _Workload("loss and gradient, 256 columns", "element", run, {"splat_fused2d_lone": img1.numel()})
+    pred, pixels = torch.rand(1, 3, 192, 246), torch.randint(256, (1, 192, 246, 4), dtype=torch.uint8)
+    rgba, grad, background = pixels.movedim(-1, 1), torch.empty_like(pred), torch.ones(1, 3)
+
+    def of_rgba(kernels: _cuda_kernels.Kernels) -> object:
+        arguments = (None, 0.8, 0.2, False, options, (grad, None))
+        return launch.photometric(kernels, 0, pred, rgba, *arguments, background=background)
+
+    yield _Workload("loss and gradient, RGBA", "element", of_rgba, {"splat_fused2d_rgba": pred.numel()})
+
+
 def _elementwise() -> Iterator[_Workload]:
     """Padding, its adjoint, sums and scaling."""
     shape = (1, 1, 246, 246)
@@ -234,6 +250,7 @@ def run_all() -> dict[str, Emulated]:
     workloads = itertools.chain(
         *(_of_both(dims, window) for window in windows for dims in (2, 3)),
         *(of(window) for window in narrow for of in (_of_images, _of_volumes)),
+        _of_own_kernels(),
         _elementwise(),
         *map(_voxelizer, (1, 4)),
     )
