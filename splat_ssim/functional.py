@@ -83,7 +83,7 @@ def ssim(
         >>> loss = 1 - splat_ssim.ssim(pred, torch.rand(1, 3, 64, 64))
         >>> loss.backward()
     """
-    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    given = (window_size, sigma, data_range, k1, k2, padding, channels_last)
     return _ssim(2, img1, img2, given, reduction, mask, mask_mode)
 
 
@@ -130,7 +130,7 @@ def ssim3d(
         >>> splat_ssim.ssim3d(volume, volume)
         tensor(1.)
     """
-    given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
+    given = (window_size, sigma, data_range, k1, k2, padding, channels_last)
     return _ssim(3, img1, img2, given, reduction, mask, mask_mode)
 
 
@@ -207,19 +207,19 @@ def _ssim(
     spatial_dims: int,
     img1: Tensor,
     img2: Tensor,
-    given: SSIMOptions,
+    given: tuple,
     reduction: str,
     mask: Tensor | None,
     mask_mode: str,
 ) -> Tensor:
-    """`ssim` of two spatial axes and `ssim3d` of three."""
+    """`ssim` of two spatial axes and `ssim3d` of three; `given` are the fields of `SSIMOptions`, not yet checked."""
     key = prepared.key("ssim", img1, img2, mask, (spatial_dims, reduction, mask_mode, *given))
     known = prepared.find(key)
     if known is not None:
         return call_prepared(known, img1, img2)[0]
-    channels_last = given.channels_last
+    *constants, padding, channels_last = given
     check_images(img1, img2, (spatial_dims,), channels_last)
-    options = SSIMOptions(*check_constants(*given[:5]), given.padding, channels_last)
+    options = SSIMOptions(*check_constants(*constants), padding, channels_last)
     check_padding(options.padding, options.window_size, img1, channels_last)
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
