@@ -56,11 +56,11 @@ check: $(VENV)/test.done
 sanitize: $(VENV)/test.done
 	$(BIN)/python scripts/sanitize.py $(ARGS)
 
-## gpu: everything that needs a GPU: build, tests, compute-sanitizer, benchmark; fails where CUDA is not reached
+## gpu: everything that needs a GPU, in under ten minutes, into results/gpu: tests, sanitizers, benchmark, training
 gpu:
 	@# A Python whose torch reaches the GPU is used as it is: no network is needed then.
-	if $(PYTHON) -c "import numpy, pytest, torch; torch.cuda.init()" 2>/dev/null; then PYTHON=$(PYTHON) bash scripts/gpu.sh; \
-	else $(MAKE) $(VENV)/test.done && PYTHON=$(BIN)/python bash scripts/gpu.sh; fi
+	if $(PYTHON) -c "import numpy, pytest, torch; torch.cuda.init()" 2>/dev/null; then PYTHON=$(PYTHON) bash scripts/gpu/run.sh; \
+	else $(MAKE) $(VENV)/test.done && PYTHON=$(BIN)/python bash scripts/gpu/run.sh; fi
 
 ## wheel: one wheel for every Python and torch, in dist/
 wheel: $(VENV)/torch.done

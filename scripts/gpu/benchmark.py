@@ -1,0 +1,270 @@
+"""Times the losses on a GPU beside every peer, and the voxeliser; adds rows to a CSV file as they come.
+
+    python scripts/gpu/benchmark.py --csv results/gpu/benchmark.csv --losses --voxelizer --compiled
+
+A row for each shape, contestant and turn. All contestants of a shape run in one process, by turns, twice. Milliseconds:
+of the GPU behind a filled queue, with caches as the call before left them and flushed; in a loop as users write it; of
+the host in that loop; of a replayed CUDA graph. Errors are relative to float64. A peer that is missing or raises has a
+row that says so. With --emulate everything is small and on the CPU, by the host emulation: for tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from _clock import Clock, EmulatedClock  # noqa: E402
+from _commit import commit  # noqa: E402
+from _contestants import LAMBDA, Contestant, Loss, compiled, contestants  # noqa: E402
+
+from splat_ssim import reference  # noqa: E402
+from splat_ssim.volume import VoxelGrid, morton_order, voxelize  # noqa: E402
+from splat_ssim.volume.reference import voxelize_reference  # noqa: E402
+
+IMAGES = ((1, 3, 1080, 1920), (1, 3, 2160, 3840), (25, 3, 256, 256), (1, 3, 800, 800))
+VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256))
+#: Peers that take seconds at other shapes.
+SLOW = {"kornia + L1": IMAGES[:1], "pytorch-msssim + L1": (*IMAGES[:1], *VOLUMES[:1])}
+#: Where errors are measured.
+SMALL = {2: (1, 3, 256, 256), 3: (1, 1, 64, 64, 64)}
+#: Gaussians of 1 to 2 voxels, and the edge of the grid.
+VOXELIZER = ((50_000, 128), (10_000, 256), (500_000, 256))
+EMULATED_IMAGES, EMULATED_VOLUMES, EMULATED_VOXELS = ((1, 3, 20, 30),), ((1, 1, 12, 11, 14),), ((60, 12),)
+EMULATED_SMALL = {2: (1, 1, 20, 30), 3: (1, 1, 12, 11, 14)}
+
+COLUMNS = (
+    "device commit torch cuda shape contestant turn result gpu_both_ms gpu_both_cold_ms gpu_value_ms eager_both_ms "
+    "host_both_ms graph_both_ms value_error gradient_error peak_images state"
+).split()
+Row = dict[str, object]
+
+
+class Table:
+    """The CSV file: a row is on disk and on the screen before the next one is measured."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._common = {
+            "device": clock.name,
+            "commit": commit(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerow(COLUMNS)
+
+    def add(self, row: Row) -> None:
+        """Writes a row."""
+        row = {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({**self._common, **row})
+        print(*row.values(), sep="\t", flush=True)
+
+
+def measured(shape: str, name: str, turn: int, measure: Callable[[], Row]) -> Row:
+    """The row of a measurement; what it raises becomes the row's result."""
+    row: Row = {"shape": shape, "contestant": name, "turn": turn}
+    try:
+        return {**row, "result": "measured", **measure()}
+    except ImportError as error:
+        return {**row, "result": f"missing: {error}"}
+    except Exception as error:  # one peer must not end the run
+        return {**row, "result": f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+
+
+def both_and_value(loss: Loss, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forward and backward, and the value alone."""
+
+    def both() -> None:
+        x.grad = None
+        loss(x, y).backward()
+
+    def value() -> None:
+        with torch.no_grad():
+            loss(x, y)
+
+    return both, value
+
+
+def errors(loss: Loss, padding: str, shape: tuple[int, ...], device: str) -> Row:
+    """Relative errors of the value, and of the gradient by its largest entry, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator)
+    y = (x + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    exact = x.double().requires_grad_()
+    truth = reference.photometric_loss(exact, y.double(), lambda_dssim=LAMBDA, padding=padding)[0]
+    truth.backward()
+    x, y = x.to(device, copy=True).requires_grad_(), y.to(device)
+    value = loss(x, y)
+    value.backward()
+    assert x.grad is not None and exact.grad is not None
+    gradient = (x.grad.double().cpu() - exact.grad).abs().max() / exact.grad.abs().max()
+    return {"value_error": abs(value.item() - truth.item()) / truth.item(), "gradient_error": gradient.item()}
+
+
+def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small: tuple[int, ...]) -> Row:
+    """What is measured of one loss."""
+    loss = contestant.make()
+    x, y = torch.rand(shape, device=clock.device, requires_grad=True), torch.rand(shape, device=clock.device)
+    both, value = both_and_value(loss, x, y)
+    both()
+    eager, host = clock.eager_and_host(both)
+    row: Row = {
+        "gpu_both_ms": clock.gpu(both, host),
+        "gpu_both_cold_ms": clock.gpu(both, host, cold=True),
+        "gpu_value_ms": clock.gpu(value, host),
+        "eager_both_ms": eager,
+        "host_both_ms": host,
+        "peak_images": clock.peak_bytes(both) / (4 * x.numel()),
+        "state": clock.state(),
+    }
+    if contestant.ours:  # fused-ssim launches on the legacy stream, which a capture refuses
+        row["graph_both_ms"] = clock.graph(both)
+    return row | errors(loss, contestant.padding, small, clock.device)
+
+
+def losses(clock: Clock, table: Table, emulated: bool) -> None:
+    """All contestants at all shapes, by turns."""
+    small = EMULATED_SMALL if emulated else SMALL
+    for shape in (*EMULATED_IMAGES, *EMULATED_VOLUMES) if emulated else (*IMAGES, *VOLUMES):
+        dims = len(shape) - 2
+        for turn in range(2):
+            for one in contestants(dims):
+                if emulated or shape in SLOW.get(one.name, (shape,)):
+                    run = lambda one=one, shape=shape, dims=dims: of_loss(clock, one, shape, small[dims])  # noqa: E731
+                    table.add(measured("x".join(map(str, shape)), one.name, turn, run))
+
+
+def compiled_definition(clock: Clock, table: Table, emulated: bool) -> None:
+    """torch.compile at one shape of images and one of volumes."""
+    small = EMULATED_SMALL if emulated else SMALL
+    one = compiled("aot_eager" if emulated else "inductor")  # a compiler takes minutes on a CPU
+    for shape in (EMULATED_IMAGES[0], EMULATED_VOLUMES[0]) if emulated else (IMAGES[0], VOLUMES[0]):
+        run = lambda shape=shape: of_loss(clock, one, shape, small[len(shape) - 2])  # noqa: E731
+        table.add(measured("x".join(map(str, shape)), one.name, 0, run))
+
+
+def voxelizer_case(count: int, edge: int, device: str) -> tuple[list[Tensor], VoxelGrid]:
+    """Means, quaternions, scales and densities in a cube, along a Morton curve."""
+    grid, generator = VoxelGrid.regular((edge, edge, edge)), torch.Generator().manual_seed(0)
+    means = torch.rand(count, 3, generator=generator) * (edge - 1)
+    means = means[morton_order(means, grid)]
+    rest = (
+        torch.randn(count, 4, generator=generator),
+        1 + torch.rand(count, 3, generator=generator),
+        torch.rand(count, generator=generator),
+    )
+    return [tensor.to(device).requires_grad_() for tensor in (means, *rest)], grid
+
+
+def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
+    """What is measured of the voxeliser."""
+    tensors, grid = voxelizer_case(count, edge, clock.device)
+    upstream = torch.rand(1, *grid.shape, device=clock.device)
+
+    def both() -> None:
+        torch.autograd.grad(voxelize(*tensors, grid), tensors, upstream)
+
+    def value() -> None:
+        with torch.no_grad():
+            voxelize(*tensors, grid)
+
+    both()
+    eager, host = clock.eager_and_host(both, 5)
+    # It waits for the length of its list of pairs, so its queue cannot be filled.
+    row: Row = {"eager_both_ms": eager, "host_both_ms": host, "gpu_value_ms": clock.eager_and_host(value, 5)[0]}
+    row |= {"peak_images": clock.peak_bytes(both) / (4 * upstream.numel()), "state": clock.state()}
+    tensors, grid = voxelizer_case(min(count, 300), min(edge, 24), clock.device)
+    exact = [tensor.detach().double().cpu().requires_grad_() for tensor in tensors]
+    volume = voxelize(*tensors, grid)
+    truth = voxelize_reference(*exact[:3], exact[3][:, None], grid)
+    weight = torch.rand(volume.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((volume * weight.to(volume.device)).sum(), tensors[:1])
+    (wanted,) = torch.autograd.grad((truth * weight.double()).sum(), exact[:1])
+    found = {"value_error": (volume.detach().cpu(), truth), "gradient_error": (gradient.cpu(), wanted)}
+    return row | {name: ((a - b).abs().max() / b.abs().max()).item() for name, (a, b) in found.items()}
+
+
+def voxelizer(clock: Clock, table: Table, emulated: bool) -> None:
+    """The voxeliser, forward and backward."""
+    for count, edge in EMULATED_VOXELS if emulated else VOXELIZER:
+        run = lambda count=count, edge=edge: of_voxelizer(clock, count, edge)  # noqa: E731
+        table.add(measured(f"{count} Gaussians, {edge}x{edge}x{edge}", "splat_ssim voxelize", 0, run))
+
+
+def kernel_table(clock: Clock) -> None:
+    """Which kernels a forward and backward at 1080p starts, and how long each takes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    x = torch.rand(IMAGES[0], device=clock.device, requires_grad=True)
+    y = torch.rand_like(x)
+    for one in contestants(2):
+        try:
+            both, _ = both_and_value(one.make(), x, y)
+            both()
+            with profile(activities=[ProfilerActivity.CUDA]) as found:
+                for _ in range(10):
+                    both()
+                torch.cuda.synchronize()
+            print(f"{one.name}: 10 calls at 1080p")
+            print(found.key_averages().table(sort_by="cuda_time_total", row_limit=12, max_name_column_width=60))
+        except Exception as error:  # one peer must not end the run
+            print(f"{one.name}: no table of kernels: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def device(emulated: bool) -> Iterator[Clock]:
+    """The clock of the device, which the emulation replaces where it is asked for."""
+    if not emulated:
+        yield Clock()
+        return
+    import smoke
+
+    with smoke.emulation():
+        yield EmulatedClock()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=Path("results/gpu/benchmark.csv"), help="file to add rows to")
+    parser.add_argument("--losses", action="store_true", help="the losses and every peer")
+    parser.add_argument("--voxelizer", action="store_true", help="the voxeliser")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile of the definition, at two shapes")
+    parser.add_argument("--one", action="store_true", help="one forward and backward at 1080p, for a profiler")
+    parser.add_argument("--emulate", action="store_true", help="small, on the CPU, by the host emulation")
+    arguments = parser.parse_args()
+    if not arguments.emulate and not torch.cuda.is_available():
+        parser.exit(1, "a CUDA device is required, and PyTorch reaches none\n")
+    with device(arguments.emulate) as clock:
+        if arguments.one:
+            shape = EMULATED_IMAGES[0] if arguments.emulate else IMAGES[0]
+            x = torch.rand(shape, device=clock.device, requires_grad=True)
+            both_and_value(next(contestants(2)).make(), x, torch.rand_like(x))[0]()
+            return
+        table = Table(arguments.csv, clock)
+        if arguments.losses:
+            print(f"{clock.name}: a copy moves {clock.copy_bandwidth():.2f} TB/s; {clock.state()}", flush=True)
+            losses(clock, table, arguments.emulate)
+            if not arguments.emulate:
+                kernel_table(clock)
+        if arguments.voxelizer:
+            voxelizer(clock, table, arguments.emulate)
+        if arguments.compiled:
+            compiled_definition(clock, table, arguments.emulate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Everything a GPU is needed for, in one go ("make gpu"), in under ten minutes. Needs no network: torch, numpy, pytest,
+# and nvcc or the NVRTC of torch.
+#
+#     PYTHON=.venv/bin/python OUT=results/gpu COMMIT=1234abc bash scripts/gpu/run.sh
+#
+# What it finds goes into $OUT as it comes: log, stages.csv (what became of each stage), benchmark.csv, metrics.json of a
+# training, the profile of a kernel. $COMMIT is for a folder that is no repository. The folder .gpu/, if there is one, is
+# put on Python's path: peers and gsplat for a machine without a network. $STAGES names the stages to run; all without it.
+# SPLAT_SSIM_EMULATE=1 runs every stage small and without a GPU, the kernels by the host emulation: for tests.
+set -u
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python3}
+out=${OUT:-results/gpu}
+mkdir -p "$out"
+export SPLAT_SSIM_GPU=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-16} OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+export PYTHONPATH="$PWD:$PWD/.gpu${PYTHONPATH:+:$PYTHONPATH}"
+emulate=${SPLAT_SSIM_EMULATE:+--emulate}
+echo "stage,result,seconds" > "$out/stages.csv"
+: > "$out/log"
+failed=""
+
+# stage NAME LIMIT COMMAND…: what it prints is seen and kept; it ends at its limit, and the next one begins. A command
+# that ends with 77 says that what it needs is not there.
+stage() {
+  local name=$1 limit=$2 begin=$SECONDS result status
+  shift 2
+  [[ -z "${STAGES:-}" || " $STAGES " == *" $name "* ]] || return 0
+  echo "== $name, at most $limit s" | tee -a "$out/log"
+  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) result=passed ;;
+    77) result="not available" ;;
+    124 | 137) result="ended at its limit of $limit s" ;;
+    *) result="failed with $status" ;;
+  esac
+  [[ $status == 0 || $status == 77 ]] || failed="$failed $name"
+  echo "$name,$result,$((SECONDS - begin))" | tee -a "$out/stages.csv"
+}
+
+probe() {
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv || true
+  "$python" - <<'PROBE'
+import os, sys
+import torch
+print("torch", torch.__version__, "CUDA", torch.version.cuda)
+if os.environ.get("SPLAT_SSIM_EMULATE"):
+    print("emulation: no GPU is asked for")
+elif torch.cuda.is_available():
+    print(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+else:
+    sys.exit("a CUDA device is required, and PyTorch reaches none")
+PROBE
+}
+
+# With nvcc the kernels are embedded; without, NVRTC compiles them at first use.
+build() {
+  if [[ -z "$emulate" ]]; then
+    local architecture
+    architecture=$("$python" -c 'import torch; print("{}.{}+PTX".format(*torch.cuda.get_device_capability()))')
+    SPLAT_SSIM_CUDA=auto TORCH_CUDA_ARCH_LIST=$architecture "$python" csrc/build.py
+  fi
+  "$python" -m splat_ssim
+}
+
+# The pytest of other machines may lack the plugin for time limits.
+tests() {
+  local options=(--tb=short -rfE --maxfail 25 -p no:cacheprovider)
+  "$python" -c "import pytest_timeout" 2>/dev/null && options+=(--timeout 60 --timeout-method thread)
+  "$python" -m pytest "${options[@]}" "$@"
+}
+
+# sanitize TOOL OPTION…: our kernels alone, since torch probes the driver with calls that fail. The allocator of torch hides
+# overruns inside its blocks. Some virtual machines do not let it at the device.
+sanitize() {
+  local tool=$1 program text
+  shift
+  program=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+  [[ -n "$program" ]] || { echo "$tool: compute-sanitizer is not installed"; return 77; }
+  text=$(mktemp)
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$program" --tool "$tool" --error-exitcode 9 --report-api-errors no --print-limit 20 \
+    --kernel-name kernel_substring=splat_ "$@" "$python" scripts/gpu/smoke.py $emulate 2>&1 | tee "$text"
+  local status=${PIPESTATUS[0]}
+  if [[ $status != 0 && $status != 9 ]] && ! grep -q "^kernels started" "$text"; then
+    echo "$tool: compute-sanitizer does not run here"
+    status=77
+  fi
+  rm -f "$text"
+  return "$status"
+}
+
+# Issue slots, stalls and shared memory of the fused kernel at 1080p.
+profile() {
+  local program
+  program=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null)
+  [[ -n "$program" ]] || { echo "ncu is not installed"; return 77; }
+  "$program" --clock-control none --set full -k splat_fused2d -c 1 -f -o "$out/fused2d" \
+    "$python" scripts/gpu/benchmark.py $emulate --one || { echo "ncu does not run here"; return 77; }
+  "$program" --import "$out/fused2d.ncu-rep" --page details || true
+}
+
+# The trainer on gsplat's kernels, which compile at their first use unless .gpu/ has them compiled.
+train() {
+  local device=cuda steps=1000
+  [[ -z "$emulate" ]] || device=cpu steps=20
+  "$python" -c "import gsplat, tyro" 2>/dev/null || { echo "gsplat or tyro is not installed"; return 77; }
+  rm -rf "$out/chair"
+  "$python" scripts/train.py --device "$device" --steps "$steps" --result-dir "$out/chair" --checkpoint-every 100000
+  local status=$?
+  find "$out/chair" -name metrics.json -exec cp {} "$out/metrics.json" \; 2>/dev/null
+  return $status
+}
+
+export -f probe build tests sanitize profile train
+export python out emulate
+run() { stage "$1" "$2" bash -c "${*:3}"; }
+
+if [[ -n "$emulate" ]]; then
+  on_device='tests/test_cuda_emulation.py -k "test_photometric_of_images and shape1"'
+  functions='tests/test_loss.py -k "test_uint8_target and emulation"'
+else
+  on_device="-m cuda tests/test_cuda.py tests/test_determinism.py tests/test_rgba.py tests/test_prepared.py"
+  functions="-m cuda tests/test_ops_ssim.py tests/test_loss.py tests/test_functional.py"
+fi
+
+run machine 10 probe
+[[ -z "$failed" ]] || exit 1
+run build 45 build
+run smoke 50 '"$python" scripts/gpu/smoke.py $emulate'
+run time 80 '"$python" scripts/gpu/benchmark.py $emulate --csv "$out/benchmark.csv" --losses'
+run tests 70 "tests $on_device"
+run racecheck 40 sanitize racecheck
+run memcheck 40 sanitize memcheck --padding 128
+run synccheck 30 sanitize synccheck
+run ncu 30 profile
+run functions 45 "tests $functions"
+run benchmark 60 '"$python" scripts/gpu/benchmark.py $emulate --csv "$out/benchmark.csv" --voxelizer --compiled'
+run trainer 60 train
+
+echo "== results, in $out"
+cat "$out/stages.csv"
+[[ -z "$failed" ]] || { echo "not passed:$failed"; exit 1; }
