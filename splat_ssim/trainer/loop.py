@@ -21,6 +21,7 @@ from splat_ssim._files import without_infinities, write_json
 from splat_ssim.errors import user_errors
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
+from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
 from splat_ssim.trainer.folder import METRICS, open_folder, read_config
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.profiling import StageClock, profiled
@@ -43,6 +44,7 @@ def run(task: Task) -> dict[str, Any]:
 
     Raises:
         UserError: Something on disk is not as required; nothing has been trained yet.
+        NotFiniteError: The loss or the model is no number any more; the checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
     """
     one = Run(task)
@@ -79,6 +81,7 @@ def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, 
         task = kind(dataclasses.replace(config, **changes))  # type: ignore[call-arg]
     one = Run.__new__(Run)
     one.task, one.config, one.folder = task, task.config, folder
+    one._losses, one._saved = LossWatch(), None
     one.restore(load_checkpoint(folder, task.device, restore_generators=False))
     return one
 
@@ -93,6 +96,8 @@ class Run:
         self.task, self.config = task, task.config
         self.step = 0
         self.train_seconds = 0.0
+        self._losses = LossWatch()
+        self._saved: int | None = None
         self.folder = open_folder(self.config, task.name)
         if self.config.resume is None:
             self.save()
@@ -104,6 +109,7 @@ class Run:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came: the step was finished and the checkpoint saved.
+            NotFiniteError: The loss is no number: on the CPU that of the last step, elsewhere one of the last 25.
         """
         bar = tqdm(
             total=self.config.steps,
@@ -115,21 +121,27 @@ class Run:
         device = self.task.device
         with _garbage_frozen(), profiled(self.config.profile, device) as stages, _Signals() as signals, bar:
             with self._tensorboard() as scalars_writer:
+                # What was handed to the device before is not training. From here on the clock runs from one moment
+                # at which the device has done everything to the next.
+                wait(device)
+                start = time.perf_counter()
                 while self.step < self.config.steps:
-                    start = time.perf_counter()
                     report = self.task.step(self.step)
                     self.step += 1
-                    due = self._due()
-                    if due or signals.caught:
-                        wait(device)
-                    self.train_seconds += time.perf_counter() - start
+                    self._refuse(self._losses.note(self.step, report))
                     bar.update()
                     if stages is not None:
                         stages.finish_step()
-                    if due:
-                        self._look(report, bar, scalars_writer, stages)
-                    if signals.caught:
-                        self._stop(signals.caught)
+                    due = self._due()
+                    if due or signals.caught:
+                        wait(device)
+                        self.train_seconds += time.perf_counter() - start
+                        if due:
+                            self._look(report, bar, scalars_writer, stages)
+                        if signals.caught:
+                            self._stop(signals.caught)
+                        wait(device)
+                        start = time.perf_counter()
 
     def _due(self) -> bool:
         """Whether this step is one that is shown, evaluated or saved."""
@@ -145,6 +157,8 @@ class Run:
         """Shows, evaluates and saves what is due after a step."""
         config, step = self.config, self.step
         last = step == config.steps
+        # The device has been waited for: to read the losses it kept costs next to nothing.
+        self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
             shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in report.items()}
             bar.set_postfix(shown, refresh=False)
@@ -195,13 +209,28 @@ class Run:
         return metrics
 
     def save(self) -> None:
-        """Writes a checkpoint from which the run goes on exactly."""
-        state = {"step": self.step, "train_seconds": self.train_seconds, **self.task.state_dict()}
-        save_checkpoint(self.folder, state)
+        """Writes a checkpoint from which the run goes on exactly.
+
+        Raises:
+            NotFiniteError: A loss until now, or the state, is no number; the last checkpoint stays.
+        """
+        self._refuse(self._losses.check())
+        state = self.task.state_dict()
+        self._refuse(state_problem(self.step, state))
+        save_checkpoint(self.folder, {"step": self.step, "train_seconds": self.train_seconds, **state})
+        self._saved = self.step
+
+    def _refuse(self, problem: str | None) -> None:
+        """Ends the run for a problem that `trainer.finite` has found, if it has."""
+        if problem is None:
+            return
+        kept = "nothing was saved" if self._saved is None else f"its checkpoint is that of step {self._saved}"
+        raise NotFiniteError(f"{self.folder}: {problem}; {kept}")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""
         self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self._saved = self.step
         self.task.load_state_dict(state)
 
     def _tensorboard(self) -> AbstractContextManager[Any]:
