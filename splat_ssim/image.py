@@ -23,6 +23,7 @@ from torch import Tensor
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.functional import ssim
 from splat_ssim.registry import get_loss
+from splat_ssim.trainer.checkpoint import fingerprint
 from splat_ssim.trainer.config import OutputConfig, RunConfig, check_ranges
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr, reported_psnr
@@ -30,14 +31,7 @@ from splat_ssim.trainer.pictures import over_background, read_image, save_compar
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
-from splat_ssim.volume.gaussians import (
-    CappedGrowth,
-    GaussianField,
-    blur,
-    growth_rounds,
-    sample_voxels,
-    sort_gaussians,
-)
+from splat_ssim.volume.gaussians import CappedGrowth, GaussianField, blur, growth_rounds, sample_voxels, sort_gaussians
 from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.optimizers import make_optimizer, set_learning_rates
 from splat_ssim.volume.voxelize import voxelize
@@ -130,6 +124,12 @@ class ImageConfig(RunConfig):
             ("model.recycle", self.model.recycle, 0, 0.9),
             ("optimizer.final", self.optimizer.final, 1e-6, 1),
         )
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start, pixels = "it says where a fit starts", "the image was made by it"
+        options = {"model.start": start, "model.spread": start, "data.max_side": pixels, "data.background": pixels}
+        return {**super().settled(), **options}
 
 
 class ImageField(GaussianField):
@@ -268,6 +268,7 @@ class Task:
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.target = read_target(config).to(self.device)  # [1, 3, H, W]
+        self.fingerprint = fingerprint("x".join(map(str, self.target.shape[:1:-1])) + " pixels", self.target.cpu())
         self.slice = self.target[0, :, :, None]  # [3, H, 1, W]
         height, width = self.target.shape[2:]
         # Rows are the planes that the voxeliser's threads share out, so the slice lies across the second axis.

@@ -223,6 +223,26 @@ class SceneConfig(RunConfig):
             return {}
         return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
 
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start = "it says where a run starts"
+        settled = {
+            **super().settled(),
+            "data.test_every": "the run has been trained on the other views",
+            "model.sh_degree": "the Gaussians have the coefficients of that degree",
+            **dict.fromkeys(("model.init", "model.init_count", "model.init_opacity"), start),
+            "strategy.name": "a strategy goes on from its own state",
+        }
+        if self.strategy.name == "taming":
+            curve = "the budget curve was made from it at the start"
+            options = ("budget", "budget_multiplier", "refine_start", "refine_every", "refine_stop")
+            settled |= {f"strategy.{name}": curve for name in options}
+        return settled
+
+    def growth_end(self) -> int | None:
+        """The step after which no Gaussians are added."""
+        return self.strategy.refine_stop
+
 
 def coarseness(config: DataConfig, step: int) -> int:
     """By what the training images of a step are reduced: coarse_factor at first, 1 from coarse_stop on."""

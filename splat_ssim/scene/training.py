@@ -28,6 +28,7 @@ from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, ste
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
+from splat_ssim.trainer.checkpoint import fingerprint
 from splat_ssim.trainer.config import given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
@@ -53,7 +54,7 @@ class SceneTask:
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.scene = read_scene(config)
-        self.name = self.scene.name
+        self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         self.coarse_views: dict[tuple[int, int], View] = {}
         self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
@@ -201,6 +202,12 @@ class SceneTask:
         output.mkdir(parents=True, exist_ok=True)
         for index, view in enumerate(getattr(self.scene, views)):
             save_image(output / f"{index:04d}.png", self.picture(view).permute(0, 3, 1, 2))
+
+
+def scene_fingerprint(scene: Scene) -> str:
+    """Of the views by name and camera, not by image: those may be read at another size."""
+    parts = [part for view in (*scene.train, *scene.test) for part in (view.name, view.viewmat)]
+    return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
 
 
 def read_scene(config: SceneConfig) -> Scene:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from splat_ssim._files import without_infinities, write_json
-from splat_ssim.errors import user_errors
+from splat_ssim.errors import UserError, user_errors
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
-from splat_ssim.trainer.folder import METRICS, open_folder, read_config
+from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.profiling import StageClock, profiled
 from splat_ssim.trainer.task import Report, Task
@@ -102,7 +103,11 @@ class Run:
         if self.config.resume is None:
             self.save()
         else:
-            self.restore(load_checkpoint(self.folder, task.device))
+            state = load_checkpoint(self.folder, task.device)
+            self._check_data(state)
+            self.restore(state)
+            for line in record_resume(self.folder, self.config, self.step):
+                print(line, file=sys.stderr)
 
     def train(self) -> None:
         """Trains from the current step to the last.
@@ -217,7 +222,8 @@ class Run:
         self._refuse(self._losses.check())
         state = self.task.state_dict()
         self._refuse(state_problem(self.step, state))
-        save_checkpoint(self.folder, {"step": self.step, "train_seconds": self.train_seconds, **state})
+        own = {"step": self.step, "train_seconds": self.train_seconds, "data": self._fingerprint()}
+        save_checkpoint(self.folder, {**own, **state})
         self._saved = self.step
 
     def _refuse(self, problem: str | None) -> None:
@@ -226,6 +232,17 @@ class Run:
             return
         kept = "nothing was saved" if self._saved is None else f"its checkpoint is that of step {self._saved}"
         raise NotFiniteError(f"{self.folder}: {problem}; {kept}")
+
+    def _fingerprint(self) -> str | None:
+        return getattr(self.task, "fingerprint", None)
+
+    def _check_data(self, state: dict[str, Any]) -> None:
+        """Raises UserError where a checkpoint was made with other data. Old ones, and some tasks, do not say."""
+        before, now = state.get("data"), self._fingerprint()
+        if before is not None and now is not None and before != now:
+            raise UserError(
+                f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
+            )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""

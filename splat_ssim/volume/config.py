@@ -160,3 +160,22 @@ class VolumeConfig(RunConfig):
         if options is None:
             return {}
         return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start, values = "it says where a fit starts", "the model has the volume's values as they were scaled by it"
+        settled = {
+            **super().settled(),
+            "model.name": "the model is of that kind",
+            **dict.fromkeys(("model.start", "model.spread"), start),
+            **dict.fromkeys(("data.normalize", "data.low", "data.high", "data.read"), values),
+            "strategy.name": "a strategy goes on from its own state",
+        }
+        if self.model.name == "grid":
+            size = "the grid was made by it"
+            settled |= dict.fromkeys(("strategy.budget", "model.grid_parameters", "model.grid_levels"), size)
+        return settled
+
+    def growth_end(self) -> int | None:
+        """The step after which no Gaussians are added."""
+        return None if self.model.name == "grid" else round(self.steps * self.strategy.stop)
