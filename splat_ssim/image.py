@@ -122,7 +122,10 @@ class ImageConfig(RunConfig):
             ("model.rounds", self.model.rounds, 1, None),
             ("model.stop", self.model.stop, 0, 1),
             ("model.recycle", self.model.recycle, 0, 0.9),
+            ("model.sigma", self.model.sigma, 0.05, None),
             ("optimizer.final", self.optimizer.final, 1e-6, 1),
+            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
+            *((f"optimizer.{name}", rate, 0, None) for name, rate in vars(self.optimizer).items() if name != "beta2"),
         )
 
     def settled(self) -> dict[str, str]:

@@ -111,7 +111,8 @@ class SceneTask:
         """The training view of a step: each pass over the views has its own order, known from the seed alone."""
         views = self.scene.train
         epoch, position = divmod(step, len(views))
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        # Torch takes seeds below 2^63.
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         index = int(torch.randperm(len(views), generator=generator)[position])
         factor = coarseness(self.config.data, step)
         if factor == 1:

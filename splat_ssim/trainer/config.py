@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,7 @@ class RunConfig:
             name: copy.copy(part) for name, part in values.items() if dataclasses.is_dataclass(part)
         }
         resolved = dataclasses.replace(whole, **parts)
+        check_finite(resolved)
         resolved.steps = whole.scaled(whole.steps)
         if whole.steps < 1 or resolved.steps < 1:
             raise ConfigError(
@@ -123,6 +125,7 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError for the first value that is out of its range."""
         check_ranges(
+            ("seed", self.seed, 0, 2**63 - 1),
             ("checkpoint_every", self.checkpoint_every, 0, None),
             ("output.eval_every", self.output.eval_every, 0, None),
         )
@@ -209,6 +212,16 @@ def _overlaid(base: Any, changed: Any, default: Any) -> Any:
         else:
             values[name] = below if above == plain else above
     return dataclasses.replace(base, **values)
+
+
+def check_finite(config: Any, prefix: str = "") -> None:
+    """Raises ConfigError for the first number of a config, at any depth, that is NaN or infinite."""
+    for name in (f.name for f in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name} must be finite, got {value}")
 
 
 def check_ranges(*rows: tuple[str, float, float, float | None]) -> None:

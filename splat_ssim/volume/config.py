@@ -61,6 +61,10 @@ class VolumeOptimizerConfig:
     beta2: float = 0.95
 
 
+#: Options of `VolumeOptimizerConfig` that are learning rates; 0 keeps a parameter as it starts.
+LEARNING_RATES = ("means", "log_scales", "quats", "densities", "features", "nodes")
+
+
 @dataclass
 class VolumeStrategyConfig:
     """Growth of the number of Gaussians."""
@@ -143,6 +147,9 @@ class VolumeConfig(RunConfig):
             ("model.min_sigma", self.model.min_sigma, 0.05, None),
             ("model.grid_levels", self.model.grid_levels, 0, 8),
             ("optimizer.final", self.optimizer.final, 1e-6, 1),
+            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
+            *((f"optimizer.{name}", getattr(self.optimizer, name), 0, None) for name in LEARNING_RATES),
+            ("strategy.sigma", self.strategy.sigma, 0.05, None),
             ("strategy.budget", self.strategy.budget, 1, None),
             ("strategy.rounds", self.strategy.rounds, 1, None),
             ("strategy.stop", self.strategy.stop, 0, 1),
