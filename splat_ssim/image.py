@@ -30,6 +30,7 @@ from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import over_background, read_image, save_comparison, save_image
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
+from splat_ssim.trainer.upload import upload
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
 from splat_ssim.volume.gaussians import CappedGrowth, GaussianField, blur, growth_rounds, sample_voxels, sort_gaussians
 from splat_ssim.volume.grid import VoxelGrid
@@ -242,13 +243,13 @@ def new_gaussians(
     """
     count, device, width = len(chosen), chosen.device, values.shape[-1]
     places = torch.stack([chosen % width, chosen // width], 1).float()
-    jitter = torch.rand(count, 2, generator=generator).to(device) - 0.5
+    jitter = upload(torch.rand(count, 2, generator=generator), device) - 0.5
     turns = torch.tensor([1.0, 0.0]) + 0.1 * torch.randn(count, 2, generator=generator)
-    sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=device).expand(count)
+    sigmas = sigma.expand(count) if isinstance(sigma, Tensor) else torch.full((count,), sigma, device=device)
     return {
         "means": places + jitter,
         "log_scales": sigmas.log()[:, None].repeat(1, 2),
-        "turns": turns.to(device),
+        "turns": upload(turns, device),
         "colors": values.flatten(1)[:, chosen].T.contiguous(),
     }
 

@@ -135,7 +135,7 @@ def test_a_scene_evaluates_as_it_was_resumed(ball, capfd):
     metrics = main(["--resume", str(ball), "--steps", "30", "--model.antialiased", "--data.factor", "2"])
     again = evaluate_run(ball)
     assert (again["psnr"], again["ssim"]) == (metrics["psnr"], metrics["ssim"])
-    assert f"{ball}: growth ended at step 12, so the number of Gaussians stays" in capfd.readouterr().err
+    assert f"{ball}: growth ended at step 12, so the model keeps its size" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from splat_ssim.trainer.pictures import save_comparison
 @torch.no_grad()
 def evaluate(
     render_view: Callable[[View], Tensor],
-    views: Sequence[View],
+    views: Iterable[View],
     *,
     ssim_padding: str = "same",
     pictures: Path | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
+from splat_ssim.trainer.upload import Ahead
 
 
 class SceneTask:
@@ -56,6 +58,8 @@ class SceneTask:
         self.scene = read_scene(config)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         self.coarse_views: dict[tuple[int, int], View] = {}
+        # No loss asks for the alpha channel.
+        self.views = Ahead(lambda step: replace(self.view_of_step(step), alpha=None), View.mapped, self.device)
         self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
@@ -72,7 +76,7 @@ class SceneTask:
         """Renders a view, compares it with the photograph, steps the optimisers, densifies."""
         config, splats = self.config, self.splats
         with stage("render"):
-            view = self.view_of_step(index).to(self.device)
+            view = self.views.take(index)
             target = view.pixels()
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
             colors, _, info = self.render_view(view, degree)
@@ -97,6 +101,8 @@ class SceneTask:
 
         with stage("strategy"):
             self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
+        if index + 1 < config.steps:
+            self.views.start(index + 1)
 
         return Report(
             {
@@ -154,7 +160,7 @@ class SceneTask:
         """Means over the test views, or the training views where there are none."""
         return evaluate(
             lambda view: self.render_view(view)[0],
-            [view.to(self.device) for view in self.scene.test or self.scene.train],
+            (view.to(self.device) for view in self.scene.test or self.scene.train),
             ssim_padding=self.config.output.ssim_padding,
             pictures=pictures,
             max_pictures=self.config.output.images,

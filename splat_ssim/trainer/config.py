@@ -143,7 +143,7 @@ class RunConfig:
         return {"seed": "the draws of the run are made from it"}
 
     def growth_end(self) -> int | None:
-        """The step after which no Gaussians are added, of a resolved config; None where there is no such step."""
+        """The step after which the model grows no more, of a resolved config; None where it has no such step."""
         return None
 
 

@@ -104,7 +104,7 @@ def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
         told.append(f"{folder}: schedules keep their steps; --steps-scaler instead of --steps scales them with the run")
     end = config.growth_end()
     if "steps" in changes and end is not None and end <= step < config.steps:
-        told.append(f"{folder}: growth ended at step {end}, so the number of Gaussians stays")
+        told.append(f"{folder}: growth ended at step {end}, so the model keeps its size")
     if step < config.steps:
         (folder / METRICS).unlink(missing_ok=True)
     return told
