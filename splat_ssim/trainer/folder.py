@@ -68,9 +68,9 @@ def open_folder(config: RunConfig, name: str) -> Path:
     check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
     except OSError as error:
         raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
+    write_config(folder, config)
     return folder
 
 

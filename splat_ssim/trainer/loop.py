@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from splat_ssim._files import without_infinities, write_json
-from splat_ssim.errors import UserError, user_errors
+from splat_ssim.errors import UserError, WriteError, user_errors
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
@@ -45,12 +45,16 @@ def run(task: Task) -> dict[str, Any]:
 
     Raises:
         UserError: Something on disk is not as required; nothing has been trained yet.
+        WriteError: A file could not be written, as on a full disk; the last checkpoint is whole.
         NotFiniteError: The loss or the model is no number any more; the checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
     """
     one = Run(task)
-    one.train()
-    return one.finish()
+    try:
+        one.train()
+        return one.finish()
+    except WriteError as error:
+        raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
 
 
 def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Task:
@@ -185,9 +189,13 @@ class Run:
 
     def _stop(self, number: int) -> None:
         self.save()
-        command = f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
-        print(f"stopped by {signal.Signals(number).name} after step {self.step}; to go on: {command}", flush=True)
+        name = signal.Signals(number).name
+        print(f"stopped by {name} after step {self.step}; to go on: {self.resume_command()}", flush=True)
         raise Interrupted(number)
+
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
@@ -230,8 +238,10 @@ class Run:
         """Ends the run for a problem that `trainer.finite` has found, if it has."""
         if problem is None:
             return
-        kept = "nothing was saved" if self._saved is None else f"its checkpoint is that of step {self._saved}"
-        raise NotFiniteError(f"{self.folder}: {problem}; {kept}")
+        raise NotFiniteError(f"{self.folder}: {problem}; {self._kept()}")
+
+    def _kept(self) -> str:
+        return "nothing was saved" if self._saved is None else f"its checkpoint is that of step {self._saved}"
 
     def _fingerprint(self) -> str | None:
         return getattr(self.task, "fingerprint", None)
