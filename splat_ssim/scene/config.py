@@ -19,7 +19,7 @@ class DataConfig:
     format: str = "auto"
     #: Images at 1/factor of their size, from images_{factor} where there is one.
     factor: int = 1
-    #: Without a split in the files, every such view by file name is a test view.
+    #: Without a split in the files, every such view by file name is a test view; 0: all views train.
     test_every: int = 8
     #: Behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
@@ -202,6 +202,8 @@ class SceneConfig(RunConfig):
         super().check()
         data, model, strategy = self.data, self.model, self.strategy
         check_ranges(
+            ("data.factor", data.factor, 1, None),
+            ("data.test_every", data.test_every, 0, None),
             ("data.coarse_factor", data.coarse_factor, 1, None),
             ("model.init_count", model.init_count, 1, None),
             ("strategy.budget", strategy.budget, 1, None),

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splat_ssim.errors import user_errors
+from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View, load_scene
-from splat_ssim.scene.evaluation import evaluate
+from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.model import (
     Splats,
     activated_opacities,
@@ -57,6 +57,9 @@ class SceneTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.scene = read_scene(config)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
+        check_padding(self.evaluated, config.output.ssim_padding)
+        if config.output.video:
+            self._check_orbit()
         self.coarse_views: dict[tuple[int, int], View] = {}
         # No loss asks for the alpha channel.
         self.views = Ahead(lambda step: replace(self.view_of_step(step), alpha=None), View.mapped, self.device)
@@ -157,14 +160,20 @@ class SceneTask:
         return self.strategy_state.get("opacity_activation", "sigmoid")
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Means over the test views, or the training views where there are none."""
-        return evaluate(
+        """Means over the test views, or over the training views where there are none, which the result then says."""
+        result = evaluate(
             lambda view: self.render_view(view)[0],
-            (view.to(self.device) for view in self.scene.test or self.scene.train),
+            (view.to(self.device) for view in self.evaluated),
             ssim_padding=self.config.output.ssim_padding,
             pictures=pictures,
             max_pictures=self.config.output.images,
         )
+        return result if self.scene.test else {**result, "evaluated_on": "training views"}
+
+    @property
+    def evaluated(self) -> list[View]:
+        """The views that a scene is evaluated on."""
+        return self.scene.test or self.scene.train
 
     def state_dict(self) -> dict[str, Any]:
         """The Gaussians, their optimisers and the strategy's state."""
@@ -203,12 +212,22 @@ class SceneTask:
     def render(self, views: str, output: Path, frames: int) -> None:
         """An orbit as MP4, or the training or test views as a folder of PNG."""
         if views == "orbit":
+            self._check_orbit()
             path = orbit(self.scene.train, frames)
             write_video(output, (to_bytes(self.picture(view).permute(0, 3, 1, 2)) for view in path))
             return
+        chosen = getattr(self.scene, views)
+        if not chosen:
+            raise UserError(f"--views {views} requires {views} views, got a scene without any: {self.config.data_dir}")
         output.mkdir(parents=True, exist_ok=True)
-        for index, view in enumerate(getattr(self.scene, views)):
+        for index, view in enumerate(chosen):
             save_image(output / f"{index:04d}.png", self.picture(view).permute(0, 3, 1, 2))
+
+    def _check_orbit(self) -> None:
+        """Raises UserError where a video would have no pixels: its sides are even."""
+        view = self.scene.train[0]
+        if min(view.height, view.width) < 2:
+            raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
 
 
 def scene_fingerprint(scene: Scene) -> str:

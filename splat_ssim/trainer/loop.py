@@ -217,7 +217,11 @@ class Run:
         }
         metrics = without_infinities(metrics)
         write_json(self.folder / METRICS, metrics)
-        told = {key: value for key, value in metrics.items() if key.startswith(("psnr", "ssim", "num_", "bytes"))}
+        told = {
+            key: value
+            for key, value in metrics.items()
+            if key.startswith(("psnr", "ssim", "num_", "bytes", "evaluated"))
+        }
         print(f"{in_words(told)}, {self.train_seconds:.1f} s of training: {self.folder}")
         return metrics
 

@@ -156,9 +156,12 @@ def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
-    """Training and test views: sorted by file name, each `test_every`-th, from the first on, is a test view."""
+    """Training and test views: sorted by file name, each `test_every`-th, from the first on, is a test view.
+
+    With 0 all are training views.
+    """
     views = sorted(views, key=lambda view: view.name)
-    if len(views) < 2:
+    if len(views) < 2 or test_every == 0:
         return views, []
     train = [view for index, view in enumerate(views) if index % test_every != 0]
     test = [view for index, view in enumerate(views) if index % test_every == 0]
