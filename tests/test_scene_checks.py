@@ -49,7 +49,7 @@ def test_images_too_small_for_the_padding_are_refused_before_the_training(tmp_pa
 
 def test_a_video_without_pixels_is_refused_before_the_training(tmp_path):
     scene = write_blender(tmp_path / "dot", size=1)
-    with pytest.raises(SystemExit, match="^error: a video requires images of at least 2x2 pixels, got 1x1"):
+    with pytest.raises(SystemExit, match=r"^error: a video requires images of at least 2x2 pixels, got 1x1"):
         train(scene, tmp_path / "run", "--output.video")
     assert not (tmp_path / "run").exists()
     train(scene, tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,8 +103,11 @@ def _as_a_program() -> Iterator[None]:
         yield
     except UserError as wrong:
         sys.exit(f"error: {wrong}")
-    except Interrupted as signal:
-        sys.exit(signal.status)
+    except Interrupted as stopped:
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 # --- what scripts/eval.py and scripts/render.py do

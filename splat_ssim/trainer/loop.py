@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def run(task: Task) -> dict[str, Any]:
     one = Run(task)
     try:
         one.train()
-        return one.finish()
+        with one.stoppable():
+            return one.finish()
     except WriteError as error:
         raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
 
@@ -189,9 +190,26 @@ class Run:
 
     def _stop(self, number: int) -> None:
         self.save()
+        self._tell_stop(number)
+        raise Interrupted(number)
+
+    def _tell_stop(self, number: int) -> None:
         name = signal.Signals(number).name
         print(f"stopped by {name} after step {self.step}; to go on: {self.resume_command()}", flush=True)
-        raise Interrupted(number)
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Ends what is inside, for which there is nothing to save, at the first SIGINT or SIGTERM.
+
+        Raises:
+            Interrupted: One came; how to go on has been printed.
+        """
+        try:
+            with _Signals(at_once=True):
+                yield
+        except Interrupted as stopped:
+            self._tell_stop(stopped.number)
+            raise
 
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
@@ -292,10 +310,14 @@ class _Signals:
     """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
 
     Python tells signals to the main thread alone: elsewhere nothing is changed.
+
+    Args:
+        at_once: The first raises `Interrupted` too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.caught = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -307,6 +329,8 @@ class _Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
         self._restore()
+        if self._at_once:
+            raise Interrupted(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
