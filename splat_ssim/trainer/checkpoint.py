@@ -40,7 +40,7 @@ def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
         >>> import torch
         >>> from splat_ssim.trainer.checkpoint import fingerprint
         >>> fingerprint("3 numbers", torch.arange(3))
-        '3 numbers (checksum 30ce7e49)'
+        '3 numbers (checksum 4f8c5ccc)'
     """
     total = 0
     for part in parts:
