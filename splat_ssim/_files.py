@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from splat_ssim.errors import UserError, WriteError
 
 
 @contextmanager
@@ -24,20 +27,70 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Yields:
         The binary file to write to.
+
+    Raises:
+        WriteError: The system refused, as on a full disk; `path` is the old file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_path(path: str | Path) -> Iterator[Path]:
+    """As `replacing` for libraries that open files themselves, or write a folder: yields a path of the same name.
+
+    Raises:
+        WriteError: The system refused, as on a full disk; `path` is what it was.
+    """
+    path = Path(path)
+    folder = _beside(path)
+    try:
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            yield folder / path.name
+            if path.is_dir():
+                # A folder cannot be replaced in one piece: the old one goes once the new one is whole.
+                shutil.rmtree(path)
+            os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turns what the system says of a write into a WriteError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        refused = _system_error(error)
+        if refused is None or isinstance(error, UserError):
+            raise
+        what = refused.strerror or str(refused).partition("\n")[0]
+        raise WriteError(f"{path}: required room and permission to write it, got {what}") from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind an error: torch.save, for one, ends in a RuntimeError of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def remove_leftovers(path: Path) -> None:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class WriteError(UserError, OSError):
+    """A file could not be written, such as on a full disk; the message names it. What was there before is whole."""
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns the errors of reading a user's files and options into `UserError`.

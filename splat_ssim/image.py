@@ -23,21 +23,16 @@ from torch import Tensor
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.functional import ssim
 from splat_ssim.registry import get_loss
+from splat_ssim.trainer.checkpoint import fingerprint
 from splat_ssim.trainer.config import OutputConfig, RunConfig, check_ranges
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import over_background, read_image, save_comparison, save_image
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
+from splat_ssim.trainer.upload import upload
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
-from splat_ssim.volume.gaussians import (
-    CappedGrowth,
-    GaussianField,
-    blur,
-    growth_rounds,
-    sample_voxels,
-    sort_gaussians,
-)
+from splat_ssim.volume.gaussians import CappedGrowth, GaussianField, blur, growth_rounds, sample_voxels, sort_gaussians
 from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.optimizers import make_optimizer, set_learning_rates
 from splat_ssim.volume.voxelize import voxelize
@@ -128,8 +123,17 @@ class ImageConfig(RunConfig):
             ("model.rounds", self.model.rounds, 1, None),
             ("model.stop", self.model.stop, 0, 1),
             ("model.recycle", self.model.recycle, 0, 0.9),
+            ("model.sigma", self.model.sigma, 0.05, None),
             ("optimizer.final", self.optimizer.final, 1e-6, 1),
+            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
+            *((f"optimizer.{name}", rate, 0, None) for name, rate in vars(self.optimizer).items() if name != "beta2"),
         )
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start, pixels = "it says where a fit starts", "the image was made by it"
+        options = {"model.start": start, "model.spread": start, "data.max_side": pixels, "data.background": pixels}
+        return {**super().settled(), **options}
 
 
 class ImageField(GaussianField):
@@ -239,13 +243,13 @@ def new_gaussians(
     """
     count, device, width = len(chosen), chosen.device, values.shape[-1]
     places = torch.stack([chosen % width, chosen // width], 1).float()
-    jitter = torch.rand(count, 2, generator=generator).to(device) - 0.5
+    jitter = upload(torch.rand(count, 2, generator=generator), device) - 0.5
     turns = torch.tensor([1.0, 0.0]) + 0.1 * torch.randn(count, 2, generator=generator)
-    sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=device).expand(count)
+    sigmas = sigma.expand(count) if isinstance(sigma, Tensor) else torch.full((count,), sigma, device=device)
     return {
         "means": places + jitter,
         "log_scales": sigmas.log()[:, None].repeat(1, 2),
-        "turns": turns.to(device),
+        "turns": upload(turns, device),
         "colors": values.flatten(1)[:, chosen].T.contiguous(),
     }
 
@@ -268,6 +272,7 @@ class Task:
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.target = read_target(config).to(self.device)  # [1, 3, H, W]
+        self.fingerprint = fingerprint("x".join(map(str, self.target.shape[:1:-1])) + " pixels", self.target.cpu())
         self.slice = self.target[0, :, :, None]  # [3, H, 1, W]
         height, width = self.target.shape[2:]
         # Rows are the planes that the voxeliser's threads share out, so the slice lies across the second axis.

@@ -252,8 +252,9 @@ class SelectiveAdam(torch.optim.Optimizer):
             update = _ops.Update(parameter, gradient.contiguous(), m, v, rate, group["betas"], eps, 1.0)
             _ops.step_rows(update, visibility.contiguous())
             return
-        rows = visibility.nonzero().squeeze(1)
-        g = gradient[rows]
-        m[rows] = new_m = m[rows].lerp(g, 1 - beta1)
-        v[rows] = new_v = v[rows] * beta2 + (1 - beta2) * g * g
-        parameter.index_add_(0, rows, new_m / (new_v.sqrt() + group["eps"]), alpha=-float(group["lr"]))
+        # All rows, of which the visible ones are taken: to list those, the host would have to wait for the device.
+        seen = visibility.reshape(-1, *[1] * (parameter.dim() - 1))
+        m.copy_(torch.where(seen, m.lerp(gradient, 1 - beta1), m))
+        v.copy_(torch.where(seen, v * beta2 + (1 - beta2) * gradient * gradient, v))
+        step = m / (v.sqrt() + group["eps"])
+        parameter.copy_(torch.where(seen, parameter - float(group["lr"]) * step, parameter))

@@ -2,9 +2,11 @@
 
 Inside `pretend_device()` an operation on tensors of device("meta") works, on hidden CPU tensors, and raises what CUDA
 would: for tensors of both devices in one operation (numbers without axes, and CPU indices, excepted), for a CPU
-generator that is to draw on the device, and for `.numpy()`.
+generator that is to draw on the device, and for `.numpy()`. `waits()` lists where the host would wait for a GPU.
 """
 
+import os
+import traceback
 from contextlib import contextmanager
 from unittest import mock
 
@@ -16,6 +18,56 @@ DEVICE = torch.device("meta")
 
 #: Operations that copy between devices.
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::to")
+
+
+#: Operations for which the host waits on CUDA: they return a number, or tensors whose size depends on values.
+_WAITING = {
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense item is_nonzero equal nonzero masked_select unique_dim _unique _unique2 "
+        "unique_consecutive bincount multinomial histc linalg_inv_ex linalg_eigh _linalg_eigh _linalg_svd"
+    ).split()
+}
+
+#: Where waits are listed: (operation, file of the innermost line outside of torch and of tests, that line's number).
+_listed = None
+
+
+def _waits(name, arguments, keywords):
+    """Whether the host would wait for a GPU in this operation."""
+    tensors = [t for t in tree_flatten((arguments, keywords))[0] if isinstance(t, torch.Tensor)]
+    on_device = [isinstance(t, _Pretend) for t in tensors]
+    if name in _COPIES:
+        # From the device, or to it from memory that is not page-locked; `non_blocking` means that it is.
+        to = keywords.get("device")
+        crosses = len(set(on_device)) > 1 or (to is not None and (torch.device(to) == DEVICE) != any(on_device))
+        return crosses and not (keywords.get("non_blocking") or (name == "aten::copy_" and arguments[2:3] == (True,)))
+    if not any(on_device):
+        return False
+    if name.startswith("aten::index"):
+        indices = [t for t in tree_flatten(arguments[1:2])[0] if isinstance(t, torch.Tensor)]
+        return any(t.dtype in (torch.bool, torch.uint8) for t in indices)
+    return name in _WAITING or (name == "aten::repeat_interleave" and len(tensors) > 0)
+
+
+def _list(name):
+    outside = [
+        frame
+        for frame in traceback.extract_stack()
+        if f"{os.sep}torch{os.sep}" not in frame.filename and f"{os.sep}tests{os.sep}" not in frame.filename
+    ]
+    _listed.append((name, outside[-1].filename, outside[-1].lineno))
+
+
+@contextmanager
+def waits():
+    """Yields a list that grows by (operation, file, line) wherever the host would wait for the device."""
+    global _listed
+    before, _listed = _listed, []
+    try:
+        yield _listed
+    finally:
+        _listed = before
 
 
 class _Pretend(torch.Tensor):
@@ -40,6 +92,8 @@ def _run(function, arguments, keywords):
     tensors = [t for t in tree_flatten((arguments, keywords))[0] if isinstance(t, torch.Tensor)]
     here, away = [[t for t in tensors if isinstance(t, _Pretend) == wanted] for wanted in (True, False)]
     name = function._schema.name
+    if _listed is not None and _waits(name, arguments, keywords):
+        _list(name)
     if here and name not in _COPIES:
         if name in ("aten::index.Tensor", "aten::index", "aten::index_put_", "aten::index_put"):
             away = away[:0]

@@ -170,6 +170,61 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number, capfd):
     assert f"python scripts/train.py --resume '{tmp_path / 'a run'}'" in told
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_step_ends_at_once(tmp_path, number, capfd):
+    """While a run is evaluated and exported its checkpoint is written already."""
+    task = LineTask(config(tmp_path / "run"))
+    before, reached = signal.getsignal(number), []
+
+    def export(folder):
+        os.kill(os.getpid(), number)
+        reached.append("the end")
+        return {}
+
+    task.export = export
+    with pytest.raises(Interrupted) as stopped:
+        run(task)
+    assert stopped.value.status == 128 + number and signal.getsignal(number) == before and not reached
+    assert f"stopped by {number.name} after step 60; to go on: python scripts" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert main(["--resume", str(tmp_path / "run")])["step"] == 60
+
+
+def test_a_signal_while_data_are_read_ends_without_a_traceback(tmp_path, monkeypatch, capfd):
+    def slow(self, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LineTask, "__init__", slow)
+    (tmp_path / "line.yaml").write_text("task: tests.test_loop:LineTask\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(tmp_path / "line.yaml"), "--result-dir", str(tmp_path / "run")])
+    assert ended.value.code == 130 and capfd.readouterr().err == "stopped by SIGINT\n"
+
+
+def test_the_clock_runs_from_one_idle_device_to_the_next(tmp_path, monkeypatch):
+    """What the device still had to do before the first step, or does for an evaluation, is no training."""
+    now, pending = [0.0], [7.0]  # seven seconds of uploads are on their way
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: now[0])
+
+    def wait(device):
+        now[0], pending[0] = now[0] + pending[0], 0.0
+
+    monkeypatch.setattr(loop_module, "wait", wait)
+    output = OutputConfig(progress=False, eval_every=10)
+    task = LineTask(config(tmp_path / "run", steps=30, output=output))
+    step, evaluate = task.step, task.evaluate
+
+    def work(seconds, result):
+        pending[0] += seconds
+        return result
+
+    task.step = lambda index: work(2.0, step(index))
+    task.evaluate = lambda pictures: work(100.0, evaluate(pictures))
+    one = Run(task)
+    one.train()
+    assert one.train_seconds == 30 * 2.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_program_says_how_to_go_on(tmp_path, number, status):

@@ -171,7 +171,7 @@ def test_a_mask_says_what_counts(tmp_path, scan):
     run(tmp_path / "again", scan, "--data.mask", str(tmp_path / "mask.npy"), "--output.no-video", steps=2)
     empty = save_volume(tmp_path / "empty.nii.gz", Volume(mask * 0, GRID))
     with pytest.raises(SystemExit, match="mask must be one channel of weights"):
-        run(tmp_path / "again", scan, "--data.mask", str(empty))
+        run(tmp_path / "empty", scan, "--data.mask", str(empty))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class DataConfig:
     format: str = "auto"
     #: Images at 1/factor of their size, from images_{factor} where there is one.
     factor: int = 1
-    #: Without a split in the files, every such view by file name is a test view.
+    #: Without a split in the files, every such view by file name is a test view; 0: all views train.
     test_every: int = 8
     #: Behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
@@ -55,7 +55,7 @@ class OptimizerConfig:
     name: Literal["adam", "torch_adam", "sparse_adam"] = "adam"
     #: shN takes a step each so many steps, on the sum of the gradients (Taming 3DGS: 16); steps_scaler leaves it alone.
     sh_every: int = 1
-    #: Initial learning rate of positions, in units of the scene's extent.
+    #: Initial learning rate of positions, in units of the scene's extent; 0: they stay where they start.
     means: float = 5e-4
     #: Final learning rate of positions, in the same units.
     means_final: float = 5e-6
@@ -68,6 +68,10 @@ class OptimizerConfig:
     decay_start: int | None = None
     #: Final learning rate of these as a fraction of the initial one.
     final_factor: float = 0.1
+
+
+#: Options of `OptimizerConfig` that are learning rates; 0 keeps a parameter as it starts.
+LEARNING_RATES = ("means", "means_final", "scales", "quats", "opacities", "sh0", "shN")
 
 
 @dataclass
@@ -198,13 +202,29 @@ class SceneConfig(RunConfig):
         super().check()
         data, model, strategy = self.data, self.model, self.strategy
         check_ranges(
+            ("data.factor", data.factor, 1, None),
+            ("data.test_every", data.test_every, 0, None),
             ("data.coarse_factor", data.coarse_factor, 1, None),
             ("model.init_count", model.init_count, 1, None),
             ("strategy.budget", strategy.budget, 1, None),
             ("output.images", self.output.images, 0, None),
             ("optimizer.sh_every", self.optimizer.sh_every, 1, None),
             ("strategy.score_views", strategy.score_views, 0, None),
+            ("strategy.refine_start", strategy.refine_start, 0, None),
+            ("strategy.growth", strategy.growth, 0, None),
+            ("strategy.grow_gradient", strategy.grow_gradient, 0, None),
+            ("strategy.grow_scale", strategy.grow_scale, 0, None),
+            ("strategy.noise", strategy.noise, 0, None),
+            ("output.video_frames", self.output.video_frames, 1, None),
+            ("opacity_penalty", self.opacity_penalty, 0, None),
+            ("scale_penalty", self.scale_penalty, 0, None),
+            ("optimizer.final_factor", self.optimizer.final_factor, 0, None),
+            *((f"optimizer.{name}", getattr(self.optimizer, name), 0, None) for name in LEARNING_RATES),
         )
+        # gsplat's strategy resets opacities to twice this.
+        most = 0.5 if strategy.name == "default" else 1.0
+        if not 0 <= strategy.prune_opacity < most:
+            raise ConfigError(f"strategy.prune_opacity must be in [0, {most:g}), got {strategy.prune_opacity}")
         if strategy.budget_multiplier is not None and strategy.budget_multiplier <= 0:
             raise ConfigError(f"strategy.budget_multiplier must be positive, got {strategy.budget_multiplier}")
         if data.coarse_factor.bit_count() != 1:
@@ -222,6 +242,26 @@ class SceneConfig(RunConfig):
         if options is None:
             return {}
         return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start = "it says where a run starts"
+        settled = {
+            **super().settled(),
+            "data.test_every": "the run has been trained on the other views",
+            "model.sh_degree": "the Gaussians have the coefficients of that degree",
+            **dict.fromkeys(("model.init", "model.init_count", "model.init_opacity"), start),
+            "strategy.name": "a strategy goes on from its own state",
+        }
+        if self.strategy.name == "taming":
+            curve = "the budget curve was made from it at the start"
+            options = ("budget", "budget_multiplier", "refine_start", "refine_every", "refine_stop")
+            settled |= {f"strategy.{name}": curve for name in options}
+        return settled
+
+    def growth_end(self) -> int | None:
+        """The step after which no Gaussians are added."""
+        return self.strategy.refine_stop
 
 
 def coarseness(config: DataConfig, step: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splat_ssim.errors import UserError
 from splat_ssim.functional import ssim
 from splat_ssim.scene.data import View
 from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import save_comparison
 
 
+def check_padding(views: Sequence[View], ssim_padding: str) -> None:
+    """Raises UserError for the first view that is too small for the SSIM that `evaluate` shall report."""
+    for view in views:
+        # What is wrong with a size is wrong with a smaller one too, and beyond the window nothing is.
+        probe = torch.zeros(1, 1, min(view.height, 32), min(view.width, 32))
+        try:
+            ssim(probe, probe, padding=ssim_padding)
+        except ValueError as error:
+            raise UserError(f"{view.name}: output.ssim_padding {ssim_padding}: {error}") from None
+
+
 @torch.no_grad()
 def evaluate(
     render_view: Callable[[View], Tensor],
-    views: Sequence[View],
+    views: Iterable[View],
     *,
     ssim_padding: str = "same",
     pictures: Path | None = None,

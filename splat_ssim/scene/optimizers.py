@@ -77,7 +77,8 @@ def set_learning_rates(
     late = max(0, step - decay_start) / max(1, steps - decay_start)
     for name, optimizer in optimizers.items():
         if name == "means":
-            rate = extent * config.means * (config.means_final / config.means) ** progress
+            decay = (config.means_final / config.means) ** progress if config.means else 1.0
+            rate = extent * config.means * decay
         else:
             rate = getattr(config, name) * config.final_factor**late
         optimizer.param_groups[0]["lr"] = rate

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from splat_ssim.errors import user_errors
+from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View, load_scene
-from splat_ssim.scene.evaluation import evaluate
+from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.model import (
     Splats,
     activated_opacities,
@@ -28,12 +29,14 @@ from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, ste
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
+from splat_ssim.trainer.checkpoint import fingerprint
 from splat_ssim.trainer.config import given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
+from splat_ssim.trainer.upload import Ahead
 
 
 class SceneTask:
@@ -53,8 +56,13 @@ class SceneTask:
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.scene = read_scene(config)
-        self.name = self.scene.name
+        self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
+        check_padding(self.evaluated, config.output.ssim_padding)
+        if config.output.video:
+            self._check_orbit()
         self.coarse_views: dict[tuple[int, int], View] = {}
+        # No loss asks for the alpha channel.
+        self.views = Ahead(lambda step: replace(self.view_of_step(step), alpha=None), View.mapped, self.device)
         self.extent = self.scene.extent
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
@@ -71,7 +79,7 @@ class SceneTask:
         """Renders a view, compares it with the photograph, steps the optimisers, densifies."""
         config, splats = self.config, self.splats
         with stage("render"):
-            view = self.view_of_step(index).to(self.device)
+            view = self.views.take(index)
             target = view.pixels()
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
             colors, _, info = self.render_view(view, degree)
@@ -96,6 +104,8 @@ class SceneTask:
 
         with stage("strategy"):
             self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
+        if index + 1 < config.steps:
+            self.views.start(index + 1)
 
         return Report(
             {
@@ -110,7 +120,8 @@ class SceneTask:
         """The training view of a step: each pass over the views has its own order, known from the seed alone."""
         views = self.scene.train
         epoch, position = divmod(step, len(views))
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        # Torch takes seeds below 2^63.
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         index = int(torch.randperm(len(views), generator=generator)[position])
         factor = coarseness(self.config.data, step)
         if factor == 1:
@@ -149,14 +160,20 @@ class SceneTask:
         return self.strategy_state.get("opacity_activation", "sigmoid")
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Means over the test views, or the training views where there are none."""
-        return evaluate(
+        """Means over the test views, or over the training views where there are none, which the result then says."""
+        result = evaluate(
             lambda view: self.render_view(view)[0],
-            [view.to(self.device) for view in self.scene.test or self.scene.train],
+            (view.to(self.device) for view in self.evaluated),
             ssim_padding=self.config.output.ssim_padding,
             pictures=pictures,
             max_pictures=self.config.output.images,
         )
+        return result if self.scene.test else {**result, "evaluated_on": "training views"}
+
+    @property
+    def evaluated(self) -> list[View]:
+        """The views that a scene is evaluated on."""
+        return self.scene.test or self.scene.train
 
     def state_dict(self) -> dict[str, Any]:
         """The Gaussians, their optimisers and the strategy's state."""
@@ -195,12 +212,28 @@ class SceneTask:
     def render(self, views: str, output: Path, frames: int) -> None:
         """An orbit as MP4, or the training or test views as a folder of PNG."""
         if views == "orbit":
+            self._check_orbit()
             path = orbit(self.scene.train, frames)
             write_video(output, (to_bytes(self.picture(view).permute(0, 3, 1, 2)) for view in path))
             return
+        chosen = getattr(self.scene, views)
+        if not chosen:
+            raise UserError(f"--views {views} requires {views} views, got a scene without any: {self.config.data_dir}")
         output.mkdir(parents=True, exist_ok=True)
-        for index, view in enumerate(getattr(self.scene, views)):
+        for index, view in enumerate(chosen):
             save_image(output / f"{index:04d}.png", self.picture(view).permute(0, 3, 1, 2))
+
+    def _check_orbit(self) -> None:
+        """Raises UserError where a video would have no pixels: its sides are even."""
+        view = self.scene.train[0]
+        if min(view.height, view.width) < 2:
+            raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
+
+
+def scene_fingerprint(scene: Scene) -> str:
+    """Of the views by name and camera, not by image: those may be read at another size."""
+    parts = [part for view in (*scene.train, *scene.test) for part in (view.name, view.viewmat)]
+    return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
 
 
 def read_scene(config: SceneConfig) -> Scene:

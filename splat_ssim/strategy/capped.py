@@ -106,8 +106,11 @@ class CappedStrategy(Strategy):
             zero_state(state, ("grad2d",), len(means), means.device)
         # In half images, so that views of different sizes weigh alike. The sum, not the mean over the views that saw
         # a Gaussian: what many views ask for comes first.
-        half_image = torch.tensor([info["width"] / 2, info["height"] / 2], device=means.device)
-        gradient = (info["means2d"].grad * half_image).norm(dim=-1)  # [C, N] or [nnz]
+        gradient = info["means2d"].grad.clone()
+        # By numbers: a tensor of them would have to be uploaded.
+        gradient[..., 0] *= info["width"] / 2
+        gradient[..., 1] *= info["height"] / 2
+        gradient = gradient.norm(dim=-1)  # [C, N] or [nnz]
         if packed:
             state["grad2d"].index_add_(0, info["gaussian_ids"], gradient)
         else:

@@ -187,14 +187,16 @@ class TamingStrategy(Strategy):
         gradient = info["means2d"].grad.clone()
         gradient[..., 0] *= info["width"] / 2 * info["n_cameras"]
         gradient[..., 1] *= info["height"] / 2 * info["n_cameras"]
+        lengths = gradient.norm(dim=-1)
         if packed:
             ids = info["gaussian_ids"]
-        else:
-            visible = (info["radii"] > 0).all(dim=-1)  # [C, N]
-            ids = torch.where(visible)[1]
-            gradient = gradient[visible]
-        state["grad2d"].index_add_(0, ids, gradient.norm(dim=-1))
-        state["count"].index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
+            state["grad2d"].index_add_(0, ids, lengths)
+            state["count"].index_add_(0, ids, torch.ones_like(lengths))
+            return
+        # Selected, not indexed: on a device the number of visible ones would have to be waited for.
+        visible = (info["radii"] > 0).all(dim=-1)  # [C, N]
+        state["grad2d"] += torch.where(visible, lengths, 0).sum(0)
+        state["count"] += visible.sum(0)
 
     def _densify(self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, target: int) -> None:
         # These ride along in the state, so that gsplat's operations keep them aligned with the Gaussians they change.

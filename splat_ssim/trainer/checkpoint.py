@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from splat_ssim._files import replacing
 from splat_ssim.errors import UserError
@@ -28,6 +31,30 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         generators["cuda"] = torch.cuda.get_rng_state_all()
     with replacing(folder / NAME) as file:
         torch.save({**state, "generators": generators}, file)
+
+
+def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
+    """What data are, in words, and a checksum of them: equal only for equal data, as good as.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.trainer.checkpoint import fingerprint
+        >>> fingerprint("3 numbers", torch.arange(3))
+        '3 numbers (checksum 4f8c5ccc)'
+    """
+    total = 0
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        total = zlib.crc32(content, total)
+    return f"{text} (checksum {total:08x})"
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of folder/checkpoint.pt, its tensors unread; None where there is none or it does not read."""
+    try:
+        return int(torch.load(folder / NAME, map_location="cpu", mmap=True, weights_only=True)["step"])
+    except Exception:  # whatever torch makes of a damaged file
+        return None
 
 
 def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: bool = True) -> dict[str, Any]:

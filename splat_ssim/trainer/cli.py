@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import tyro
 from splat_ssim._importing import imported
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_yaml
-from splat_ssim.trainer.folder import CONFIG
+from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
 from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
@@ -83,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command line of train.py and returns the metrics."""
     with _as_a_program():
         task, config = parse(arguments)
+        if config.resume is None:
+            # Reading the data may take minutes.
+            check_folder(config.result_dir or default_folder(config.data_dir.name))
         return run(task(config))  # type: ignore[call-arg]
 
 
@@ -99,8 +103,11 @@ def _as_a_program() -> Iterator[None]:
         yield
     except UserError as wrong:
         sys.exit(f"error: {wrong}")
-    except Interrupted as signal:
-        sys.exit(signal.status)
+    except Interrupted as stopped:
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 # --- what scripts/eval.py and scripts/render.py do

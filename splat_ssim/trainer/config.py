@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -96,15 +97,16 @@ class RunConfig:
         A config that only names a run to resume is completed from that run's folder first, see `of_resumed_run`.
 
         Raises:
-            ConfigError: A value is out of its range.
+            ConfigError: A value is out of its range, or differs from that of the run to resume and must not.
         """
-        whole = self if self.resume is None else of_resumed_run(self)
+        whole, saved = (self, None) if self.resume is None else of_resumed_run(self)
         values: dict[str, Any] = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}
         # The parts are copied, so that the config that was asked for stays as it is.
         parts: dict[str, Any] = {
             name: copy.copy(part) for name, part in values.items() if dataclasses.is_dataclass(part)
         }
         resolved = dataclasses.replace(whole, **parts)
+        check_finite(resolved)
         resolved.steps = whole.scaled(whole.steps)
         if whole.steps < 1 or resolved.steps < 1:
             raise ConfigError(
@@ -113,6 +115,8 @@ class RunConfig:
         resolved.fill_in()
         resolved.steps_scaler = 1.0
         resolved.check()
+        if saved is not None:
+            _check_resumed(saved.resolved(), resolved)
         return resolved
 
     def fill_in(self) -> None:
@@ -121,6 +125,7 @@ class RunConfig:
     def check(self) -> None:
         """Raises ConfigError for the first value that is out of its range."""
         check_ranges(
+            ("seed", self.seed, 0, 2**63 - 1),
             ("checkpoint_every", self.checkpoint_every, 0, None),
             ("output.eval_every", self.output.eval_every, 0, None),
         )
@@ -133,9 +138,17 @@ class RunConfig:
         """Options that mean nothing in this config: dotted name -> why. Nobody may ask for them."""
         return {}
 
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        return {"seed": "the draws of the run are made from it"}
 
-def of_resumed_run(config: R) -> R:
-    """The config of the run that `config.resume` names.
+    def growth_end(self) -> int | None:
+        """The step after which the model grows no more, of a resolved config; None where it has no such step."""
+        return None
+
+
+def of_resumed_run(config: R) -> tuple[R, R]:
+    """The config of the run that `config.resume` names: as it shall go on, and as its config.yaml has it.
 
     A config with result_dir is whole, as the command line makes it. One without takes every option from the run's
     own config.yaml, except those that differ from their defaults.
@@ -145,15 +158,48 @@ def of_resumed_run(config: R) -> R:
     """
     folder = config.resume
     assert folder is not None
-    if config.result_dir is not None:
-        if config.result_dir.resolve() != folder.resolve():
-            raise ConfigError(f"a resumed run goes on in its own folder {folder}, got result_dir {config.result_dir}")
-        return config
+    if config.result_dir is not None and config.result_dir.resolve() != folder.resolve():
+        raise ConfigError(f"a resumed run goes on in its own folder {folder}, got result_dir {config.result_dir}")
     values = read_yaml(folder / "config.yaml")
     values.pop("task", None)
     saved = from_mapping(type(config), values, str(folder / "config.yaml"))
+    saved = dataclasses.replace(saved, resume=None, result_dir=folder)
+    if config.result_dir is not None:
+        return config, saved
     completed = _overlaid(saved, config, type(config)())
-    return dataclasses.replace(completed, resume=folder, result_dir=folder)
+    return dataclasses.replace(completed, resume=folder, result_dir=folder), saved
+
+
+def _check_resumed(saved: RunConfig, config: RunConfig) -> None:
+    """Raises ConfigError for an option that a resumed run must keep and that was given another value."""
+    settled = {**saved.settled(), **config.settled()}
+    for name, (before, after) in differences(saved, config).items():
+        if name in settled:
+            raise ConfigError(
+                f"--resume: {name} must stay {before} as in {config.resume}, got {after}: {settled[name]}"
+            )
+
+
+#: Where a run is written and read, which says nothing of what it does.
+_PLACES = ("config", "result_dir", "resume", "task")
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The options that differ between two configs of a kind: dotted name -> both values.
+
+    Example:
+        >>> from splat_ssim.trainer.config import OutputConfig, RunConfig, differences
+        >>> differences(RunConfig(), RunConfig(steps=5, output=OutputConfig(eval_every=2)))
+        {'steps': (1000, 5), 'output.eval_every': (0, 2)}
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in (f.name for f in dataclasses.fields(before) if prefix or f.name not in _PLACES):
+        old, new = getattr(before, name), getattr(after, name)
+        if dataclasses.is_dataclass(old):
+            found.update(differences(old, new, f"{prefix}{name}."))
+        elif old != new:
+            found[prefix + name] = old, new
+    return found
 
 
 def _overlaid(base: Any, changed: Any, default: Any) -> Any:
@@ -166,6 +212,16 @@ def _overlaid(base: Any, changed: Any, default: Any) -> Any:
         else:
             values[name] = below if above == plain else above
     return dataclasses.replace(base, **values)
+
+
+def check_finite(config: Any, prefix: str = "") -> None:
+    """Raises ConfigError for the first number of a config, at any depth, that is NaN or infinite."""
+    for name in (f.name for f in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name} must be finite, got {value}")
 
 
 def check_ranges(*rows: tuple[str, float, float, float | None]) -> None:

@@ -8,39 +8,106 @@ metrics.json, written last, says that the run is over.
 from __future__ import annotations
 
 import dataclasses
+import os
 from datetime import datetime
 from pathlib import Path
 
 from splat_ssim._files import remove_leftovers
 from splat_ssim.errors import UserError
 from splat_ssim.trainer import checkpoint
-from splat_ssim.trainer.config import RunConfig, from_mapping, read_yaml, write_yaml
+from splat_ssim.trainer.config import RunConfig, differences, from_mapping, read_yaml, write_yaml
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task, import_path
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
+def default_folder(name: str) -> Path:
+    """Where a run of these data writes unless it is told otherwise."""
+    return Path("results") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def check_folder(folder: Path) -> None:
+    """Checks, before anything is read or trained, that a new run may write to a folder; makes nothing.
+
+    A run that died before its second checkpoint has nothing to lose: a new one takes its place.
+
+    Raises:
+        UserError: The folder holds a run, is no folder, or cannot be made or written to.
+    """
+    if (folder / METRICS).exists():
+        raise UserError(f"{folder}: required a new folder for a new run, got one with {METRICS} (--result-dir)")
+    if (folder / checkpoint.NAME).exists():
+        step = checkpoint.saved_step(folder)
+        if step != 0:
+            run = "an unreadable checkpoint" if step is None else f"a run at step {step}"
+            raise UserError(
+                f"{folder}: required a new folder for a new run, got one with {run}: "
+                "--resume it or choose another --result-dir"
+            )
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: required a folder to write to, got the file {existing} (--result-dir)")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: required a folder to write to, got no permission for {existing} (--result-dir)")
+
+
 def open_folder(config: RunConfig, name: str) -> Path:
-    """Returns the folder of a run: a new one with the config in it, or the one to resume.
+    """Returns the folder of a run: a new one with the config in it, or the one to resume, left as it is.
 
     Args:
         config: Resolved.
         name: Of the data, for the folder's default name.
 
     Raises:
-        UserError: The folder of a new run holds a finished run.
+        UserError: The folder of a new run holds a run, or cannot be written to.
     """
-    folder = config.result_dir
-    if folder is None:
-        folder = Path("results") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = config.result_dir or default_folder(name)
     if config.resume is not None:
         remove_leftovers(folder / checkpoint.NAME)
         return folder
-    if (folder / METRICS).exists():
-        raise UserError(f"{folder}: required a new folder for a new run, got one with {METRICS} (--result-dir)")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(folder / CONFIG, dataclasses.replace(config, task=import_path(config.task)))
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
+    write_config(folder, config)
     return folder
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Writes config.yaml: the resolved config with the import path of its task."""
+    write_yaml(folder / CONFIG, dataclasses.replace(config, task=import_path(config.task), resume=None))
+
+
+def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
+    """Makes a run folder that of the run that goes on in it: config.yaml has its options, and it is not over.
+
+    Args:
+        folder: Run folder.
+        config: Of the run that goes on, resolved.
+        step: Steps done.
+
+    Returns:
+        What the resume changes, one line each, for the user.
+
+    Raises:
+        UserError: The run has more steps behind it than it shall have.
+    """
+    saved = read_config(folder)[1].resolved()
+    if config.steps < step:
+        raise UserError(f"--resume: steps must be at least the {step} that {folder} has done, got {config.steps}")
+    changes = differences(saved, config)
+    told = [f"{folder}: goes on with {name} {after} instead of {before}" for name, (before, after) in changes.items()]
+    if changes:
+        write_config(folder, config)
+    if "steps" in changes:
+        told.append(f"{folder}: schedules keep their steps; --steps-scaler instead of --steps scales them with the run")
+    end = config.growth_end()
+    if "steps" in changes and end is not None and end <= step < config.steps:
+        told.append(f"{folder}: growth ended at step {end}, so the model keeps its size")
+    if step < config.steps:
+        (folder / METRICS).unlink(missing_ok=True)
+    return told
 
 
 def read_config(folder: Path) -> tuple[type[Task], RunConfig]:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ import torch
 from tqdm import tqdm
 
 from splat_ssim._files import without_infinities, write_json
-from splat_ssim.errors import user_errors
+from splat_ssim.errors import UserError, WriteError, user_errors
 from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
-from splat_ssim.trainer.folder import METRICS, open_folder, read_config
+from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
+from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.profiling import StageClock, profiled
 from splat_ssim.trainer.task import Report, Task
@@ -35,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -43,11 +45,17 @@ def run(task: Task) -> dict[str, Any]:
 
     Raises:
         UserError: Something on disk is not as required; nothing has been trained yet.
+        WriteError: A file could not be written, as on a full disk; the last checkpoint is whole.
+        NotFiniteError: The loss or the model is no number any more; the checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
     """
     one = Run(task)
-    one.train()
-    return one.finish()
+    try:
+        one.train()
+        with one.stoppable():
+            return one.finish()
+    except WriteError as error:
+        raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
 
 
 def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Task:
@@ -79,6 +87,7 @@ def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, 
         task = kind(dataclasses.replace(config, **changes))  # type: ignore[call-arg]
     one = Run.__new__(Run)
     one.task, one.config, one.folder = task, task.config, folder
+    one._losses, one._saved = LossWatch(), None
     one.restore(load_checkpoint(folder, task.device, restore_generators=False))
     return one
 
@@ -93,17 +102,24 @@ class Run:
         self.task, self.config = task, task.config
         self.step = 0
         self.train_seconds = 0.0
+        self._losses = LossWatch()
+        self._saved: int | None = None
         self.folder = open_folder(self.config, task.name)
         if self.config.resume is None:
             self.save()
         else:
-            self.restore(load_checkpoint(self.folder, task.device))
+            state = load_checkpoint(self.folder, task.device)
+            self._check_data(state)
+            self.restore(state)
+            for line in record_resume(self.folder, self.config, self.step):
+                print(line, file=sys.stderr)
 
     def train(self) -> None:
         """Trains from the current step to the last.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came: the step was finished and the checkpoint saved.
+            NotFiniteError: The loss is no number: on the CPU that of the last step, elsewhere one of the last 25.
         """
         bar = tqdm(
             total=self.config.steps,
@@ -115,21 +131,27 @@ class Run:
         device = self.task.device
         with _garbage_frozen(), profiled(self.config.profile, device) as stages, _Signals() as signals, bar:
             with self._tensorboard() as scalars_writer:
+                # What was handed to the device before is not training. From here on the clock runs from one moment
+                # at which the device has done everything to the next.
+                wait(device)
+                start = time.perf_counter()
                 while self.step < self.config.steps:
-                    start = time.perf_counter()
                     report = self.task.step(self.step)
                     self.step += 1
-                    due = self._due()
-                    if due or signals.caught:
-                        wait(device)
-                    self.train_seconds += time.perf_counter() - start
+                    self._refuse(self._losses.note(self.step, report))
                     bar.update()
                     if stages is not None:
                         stages.finish_step()
-                    if due:
-                        self._look(report, bar, scalars_writer, stages)
-                    if signals.caught:
-                        self._stop(signals.caught)
+                    due = self._due()
+                    if due or signals.caught:
+                        wait(device)
+                        self.train_seconds += time.perf_counter() - start
+                        if due:
+                            self._look(report, bar, scalars_writer, stages)
+                        if signals.caught:
+                            self._stop(signals.caught)
+                        wait(device)
+                        start = time.perf_counter()
 
     def _due(self) -> bool:
         """Whether this step is one that is shown, evaluated or saved."""
@@ -145,6 +167,8 @@ class Run:
         """Shows, evaluates and saves what is due after a step."""
         config, step = self.config, self.step
         last = step == config.steps
+        # The device has been waited for: to read the losses it kept costs next to nothing.
+        self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
             shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in report.items()}
             bar.set_postfix(shown, refresh=False)
@@ -166,9 +190,30 @@ class Run:
 
     def _stop(self, number: int) -> None:
         self.save()
-        command = f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
-        print(f"stopped by {signal.Signals(number).name} after step {self.step}; to go on: {command}", flush=True)
+        self._tell_stop(number)
         raise Interrupted(number)
+
+    def _tell_stop(self, number: int) -> None:
+        name = signal.Signals(number).name
+        print(f"stopped by {name} after step {self.step}; to go on: {self.resume_command()}", flush=True)
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Ends what is inside, for which there is nothing to save, at the first SIGINT or SIGTERM.
+
+        Raises:
+            Interrupted: One came; how to go on has been printed.
+        """
+        try:
+            with _Signals(at_once=True):
+                yield
+        except Interrupted as stopped:
+            self._tell_stop(stopped.number)
+            raise
+
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
@@ -190,18 +235,51 @@ class Run:
         }
         metrics = without_infinities(metrics)
         write_json(self.folder / METRICS, metrics)
-        told = {key: value for key, value in metrics.items() if key.startswith(("psnr", "ssim", "num_", "bytes"))}
+        told = {
+            key: value
+            for key, value in metrics.items()
+            if key.startswith(("psnr", "ssim", "num_", "bytes", "evaluated"))
+        }
         print(f"{in_words(told)}, {self.train_seconds:.1f} s of training: {self.folder}")
         return metrics
 
     def save(self) -> None:
-        """Writes a checkpoint from which the run goes on exactly."""
-        state = {"step": self.step, "train_seconds": self.train_seconds, **self.task.state_dict()}
-        save_checkpoint(self.folder, state)
+        """Writes a checkpoint from which the run goes on exactly.
+
+        Raises:
+            NotFiniteError: A loss until now, or the state, is no number; the last checkpoint stays.
+        """
+        self._refuse(self._losses.check())
+        state = self.task.state_dict()
+        self._refuse(state_problem(self.step, state))
+        own = {"step": self.step, "train_seconds": self.train_seconds, "data": self._fingerprint()}
+        save_checkpoint(self.folder, {**own, **state})
+        self._saved = self.step
+
+    def _refuse(self, problem: str | None) -> None:
+        """Ends the run for a problem that `trainer.finite` has found, if it has."""
+        if problem is None:
+            return
+        raise NotFiniteError(f"{self.folder}: {problem}; {self._kept()}")
+
+    def _kept(self) -> str:
+        return "nothing was saved" if self._saved is None else f"its checkpoint is that of step {self._saved}"
+
+    def _fingerprint(self) -> str | None:
+        return getattr(self.task, "fingerprint", None)
+
+    def _check_data(self, state: dict[str, Any]) -> None:
+        """Raises UserError where a checkpoint was made with other data. Old ones, and some tasks, do not say."""
+        before, now = state.get("data"), self._fingerprint()
+        if before is not None and now is not None and before != now:
+            raise UserError(
+                f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
+            )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a checkpoint."""
         self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self._saved = self.step
         self.task.load_state_dict(state)
 
     def _tensorboard(self) -> AbstractContextManager[Any]:
@@ -232,10 +310,14 @@ class _Signals:
     """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
 
     Python tells signals to the main thread alone: elsewhere nothing is changed.
+
+    Args:
+        at_once: The first raises `Interrupted` too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.caught = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -247,6 +329,8 @@ class _Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
         self._restore()
+        if self._at_once:
+            raise Interrupted(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

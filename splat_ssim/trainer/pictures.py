@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from splat_ssim._files import replacing
+from splat_ssim._files import replacing, replacing_path
 from splat_ssim.errors import UserError
 
 #: The error picture is |pred - target| times this, so that one grey level in ten is seen.
@@ -82,8 +82,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30
     """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other."""
     import imageio.v2 as imageio
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    writer: Any = imageio.get_writer(path, fps=fps, macro_block_size=2)
-    with writer:
-        for frame in frames:
-            writer.append_data(frame)
+    with replacing_path(path) as new:
+        writer: Any = imageio.get_writer(new, fps=fps, macro_block_size=2)
+        with writer:
+            for frame in frames:
+                writer.append_data(frame)

@@ -39,6 +39,10 @@ class Report(Mapping[str, float]):
         value = value() if callable(value) else value
         return value.item() if isinstance(value, Tensor) else value
 
+    def known(self) -> dict[str, float | Tensor]:
+        """The values that are there already, numbers and tensors, as they are: nothing is computed or waited for."""
+        return {key: value for key, value in self._values.items() if not callable(value)}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -50,7 +54,8 @@ class Task(Protocol):
     """One kind of training. The loop owns the clock, the folder and the checkpoints; a task owns its model.
 
     A task is made from its config: `Task(config)` reads the data, puts the model where it starts and seeds torch. The
-    length of a run is `config.steps`.
+    length of a run is `config.steps`. A task may have a `fingerprint`, a text that says what its data are and differs
+    for other data: a run is resumed only with data of the same one.
     """
 
     #: The config dataclass: a subclass of RunConfig.
@@ -65,7 +70,10 @@ class Task(Protocol):
     device: torch.device
 
     def step(self, index: int) -> Report:
-        """Trains one step, counted from 0, and reports on it."""
+        """Trains one step, counted from 0, and reports on it.
+
+        The report's loss is a number or a tensor of one element. A step does not wait for the device.
+        """
 
     def evaluate(self, pictures: Path | None) -> dict[str, Any]:
         """Returns metrics of the model as it is; pictures of it go to a folder where one is given.
@@ -76,7 +84,7 @@ class Task(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a checkpoint needs: tensors, numbers, strings and containers of them.
 
-        The keys step, train_seconds and generators are the loop's.
+        The keys step, train_seconds, data and generators are the loop's. Every tensor of floats must be finite.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -61,6 +61,10 @@ class VolumeOptimizerConfig:
     beta2: float = 0.95
 
 
+#: Options of `VolumeOptimizerConfig` that are learning rates; 0 keeps a parameter as it starts.
+LEARNING_RATES = ("means", "log_scales", "quats", "densities", "features", "nodes")
+
+
 @dataclass
 class VolumeStrategyConfig:
     """Growth of the number of Gaussians."""
@@ -143,6 +147,9 @@ class VolumeConfig(RunConfig):
             ("model.min_sigma", self.model.min_sigma, 0.05, None),
             ("model.grid_levels", self.model.grid_levels, 0, 8),
             ("optimizer.final", self.optimizer.final, 1e-6, 1),
+            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
+            *((f"optimizer.{name}", getattr(self.optimizer, name), 0, None) for name in LEARNING_RATES),
+            ("strategy.sigma", self.strategy.sigma, 0.05, None),
             ("strategy.budget", self.strategy.budget, 1, None),
             ("strategy.rounds", self.strategy.rounds, 1, None),
             ("strategy.stop", self.strategy.stop, 0, 1),
@@ -160,3 +167,22 @@ class VolumeConfig(RunConfig):
         if options is None:
             return {}
         return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        start, values = "it says where a fit starts", "the model has the volume's values as they were scaled by it"
+        settled = {
+            **super().settled(),
+            "model.name": "the model is of that kind",
+            **dict.fromkeys(("model.start", "model.spread"), start),
+            **dict.fromkeys(("data.normalize", "data.low", "data.high", "data.read"), values),
+            "strategy.name": "a strategy goes on from its own state",
+        }
+        if self.model.name == "grid":
+            size = "the grid was made by it"
+            settled |= dict.fromkeys(("strategy.budget", "model.grid_parameters", "model.grid_levels"), size)
+        return settled
+
+    def growth_end(self) -> int | None:
+        """The step after which no Gaussians are added."""
+        return None if self.model.name == "grid" else round(self.steps * self.strategy.stop)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import replacing, write_json
+from .._files import replacing, replacing_path, write_json
 from .grid import VoxelGrid
 
 # --- the JSON file beside formats that have no place for an affine
@@ -82,7 +82,8 @@ def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | No
 
 def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     with replacing(path) as file:
-        data.tofile(file)
+        # Not by tofile, which keeps to itself why the system refused.
+        file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     _write_sidecar(path, shape=data.shape, dtype=data.dtype.str, affine=affine.tolist())
 
 
@@ -107,7 +108,8 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     if data.dtype == bool:
         data = data.astype(np.uint8)
     data = np.moveaxis(data, 0, 3) if data.ndim == 4 else data
-    nibabel.save(nibabel.Nifti1Image(data, affine, dtype=data.dtype), path)
+    with replacing_path(path) as new:
+        nibabel.save(nibabel.Nifti1Image(data, affine, dtype=data.dtype), new)
 
 
 # --- TIFF
@@ -151,7 +153,8 @@ def _write_tiff(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     # Pages are planes of the first array axis; the affine goes into tifffile's JSON description.
     data = data.astype(np.uint8) if data.dtype == bool else data
     metadata = {"axes": "CZYX"[-data.ndim :], "affine": affine.tolist()}
-    tifffile.imwrite(path, data, photometric="minisblack", metadata=metadata)
+    with replacing_path(path) as new:
+        tifffile.imwrite(new, data, photometric="minisblack", metadata=metadata)
 
 
 # --- NRRD
@@ -199,7 +202,8 @@ def _write_nrrd(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
         "space origin": affine[:3, 3],
         "kinds": kinds,
     }
-    nrrd.write(str(path), data, header, index_order="F")
+    with replacing_path(path) as new:
+        nrrd.write(str(new), data, header, index_order="F")
 
 
 # --- zarr
@@ -230,9 +234,10 @@ def _write_zarr(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
 
     chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
     # zarr 2, the last for Python 3.10, has this function too.
-    array = zarr.open_array(str(path), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
-    array[...] = data
-    array.attrs["affine"] = affine.tolist()
+    with replacing_path(path) as new:
+        array = zarr.open_array(str(new), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
+        array[...] = data
+        array.attrs["affine"] = affine.tolist()
 
 
 #: Format -> function of a path (of npz and zarr also a key); raw is read by `read_raw`.

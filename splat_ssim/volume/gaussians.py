@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference import correlate, gaussian_taps
+from ..trainer.upload import upload
 from .grid import VoxelGrid
 from .voxelize import morton_order, voxelize
 
@@ -132,7 +133,7 @@ class GaussianField(nn.Module):
 
 def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
     """`count` different flat indices, drawn in proportion to the weights (Gumbel's trick; no limit on the voxels)."""
-    noise = torch.rand(weight.numel(), generator=generator).to(weight.device).clamp_(1e-20, 1.0 - 1e-7)
+    noise = upload(torch.rand(weight.numel(), generator=generator), weight.device).clamp_(1e-20, 1.0 - 1e-7)
     keys = weight.flatten().clamp(min=1e-30).log() - (-noise.log()).log()
     return keys.topk(count, sorted=False).indices.sort().values
 
@@ -159,12 +160,15 @@ def new_gaussians(
         generator: Source of the places inside the voxels and of the orientations, on the CPU.
     """
     count, device = len(chosen), chosen.device
-    indices = torch.stack(torch.unravel_index(chosen, grid.shape), -1).float()
-    indices += torch.rand(count, 3, generator=generator).to(device) - 0.5
+    _, rows, columns = grid.shape
+    # torch.unravel_index would upload the shape.
+    places = (chosen // (rows * columns), chosen // columns % rows, chosen % columns)
+    indices = torch.stack(places, -1).float()
+    indices += upload(torch.rand(count, 3, generator=generator), device) - 0.5
     frame = torch.from_numpy(lattice_frame(grid)).float()
-    quats = (frame + 0.1 * torch.randn(count, 4, generator=generator)).to(device)
-    sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=device).expand(count)
-    sizes = sigmas[:, None] * torch.tensor(grid.spacing, device=device)
+    quats = upload(frame + 0.1 * torch.randn(count, 4, generator=generator), device)
+    sigmas = sigma.expand(count) if isinstance(sigma, Tensor) else torch.full((count,), sigma, device=device)
+    sizes = sigmas[:, None] * upload(torch.tensor(grid.spacing), device)
     at = values.flatten(1)[:, chosen]  # [C, N]
     tensors = {
         "means": grid.to_world(indices),

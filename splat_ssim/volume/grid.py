@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..trainer.upload import upload
+
 _IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
 
 
@@ -137,13 +139,14 @@ class VoxelGrid:
 
     def to_index(self, points: Tensor) -> Tensor:
         """World points (..., 3) to fractional indices of the array (..., 3), in the points' dtype."""
-        inverse = torch.as_tensor(np.linalg.inv(self.matrix[:3, :3]), device=points.device)
-        start = torch.tensor(self.start, dtype=torch.float64, device=points.device)
-        offset = torch.as_tensor(self.matrix[:3, 3], device=points.device)
+        device = points.device
+        inverse = upload(torch.from_numpy(np.linalg.inv(self.matrix[:3, :3])), device)
+        start = upload(torch.tensor(self.start, dtype=torch.float64), device)
+        offset = upload(torch.from_numpy(self.matrix[:3, 3]), device)
         return ((points.double() - offset) @ inverse.T - start).to(points.dtype)
 
     def to_world(self, indices: Tensor) -> Tensor:
         """Fractional indices of the array (..., 3) to world points (..., 3), in the indices' dtype."""
-        matrix = torch.as_tensor(self.matrix, device=indices.device)
-        start = torch.tensor(self.start, dtype=torch.float64, device=indices.device)
+        matrix = upload(torch.from_numpy(self.matrix), indices.device)
+        start = upload(torch.tensor(self.start, dtype=torch.float64), indices.device)
         return ((indices.double() + start) @ matrix[:3, :3].T + matrix[:3, 3]).to(indices.dtype)

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from .grid import VoxelGrid
 
 
-def interpolation_matrix(nodes: int, voxels: int, start: int = 0, size: int | None = None) -> Tensor:
+def interpolation_matrix(
+    nodes: int, voxels: int, start: int = 0, size: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """(size, nodes): linear interpolation of `nodes` values spread over `voxels` positions, ends on ends.
 
     Row i gives the weights at position start + i; `size` rows, by default to the end.
     """
     size = voxels - start if size is None else size
-    at = torch.arange(start, start + size, dtype=torch.float64)
+    at = torch.arange(start, start + size, dtype=torch.float64, device=device)
     at = at * ((nodes - 1) / (voxels - 1)) if voxels > 1 else at * 0.0
     low = at.floor().clamp(0, max(nodes - 2, 0)).long()
-    matrix = torch.zeros(size, nodes, dtype=torch.float64)
-    rows = torch.arange(size)
+    matrix = torch.zeros(size, nodes, dtype=torch.float64, device=device)
+    rows = torch.arange(size, device=device)
     matrix[rows, low] = 1 - (at - low)
     if nodes > 1:
         matrix[rows, low + 1] = at - low
@@ -64,8 +66,10 @@ class GridField(nn.Module):
         volume = self.tensors["nodes"]
         for axis in range(3):
             start = grid.start[axis] - self.grid.start[axis]
-            matrix = interpolation_matrix(volume.shape[1 + axis], self.grid.shape[axis], start, grid.shape[axis])
-            matrix = matrix.to(volume.device)
+            # Made where it is needed: an upload would wait for the device.
+            matrix = interpolation_matrix(
+                volume.shape[1 + axis], self.grid.shape[axis], start, grid.shape[axis], volume.device
+            )
             volume = torch.movedim(torch.tensordot(matrix, volume, ([1], [1 + axis])), 0, 1 + axis)
         return volume
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import user_errors
+from ..trainer.checkpoint import fingerprint
 from .config import VolumeDataConfig
 from .grid import VoxelGrid
 from .io import load_volume
@@ -25,11 +26,12 @@ class Target:
     grid: VoxelGrid
     normalization: Normalization
     mask: Tensor | None  # [1, 1, n0, n1, n2]
+    fingerprint: str  # of the file's own voxels
 
     def to(self, device: torch.device) -> Target:
         """The same with its tensors on a device."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Target(self.values.to(device), self.grid, self.normalization, mask)
+        return replace(self, values=self.values.to(device), mask=mask)
 
 
 @user_errors()
@@ -61,7 +63,8 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
         mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
     # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
     values = np.ascontiguousarray(normalization.apply(volume.data))
-    return Target(torch.from_numpy(values), volume.grid, normalization, mask)
+    own = fingerprint("voxels of shape " + "x".join(map(str, volume.data.shape)), volume.data)
+    return Target(torch.from_numpy(values), volume.grid, normalization, mask, own)
 
 
 def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:

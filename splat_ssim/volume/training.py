@@ -68,6 +68,7 @@ class VolumeTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.halo = loss_reach(config.loss_kwargs)
         self.target = read_target(config.data_dir, config.data).to(self.device)
+        self.fingerprint = self.target.fingerprint
         # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None

@@ -55,7 +55,8 @@ def load_scene(
         format: "auto", or a key of FORMATS.
         factor: Images are read at 1/factor of their size: from `images_{factor}` where there is one, else reduced by
             a box filter.
-        test_every: Without a split in the files, every such view by file name, starting with the first, is a test view.
+        test_every: Without a split in the files, every such view by file name, starting with the first, is a test view;
+            0: all are training views.
         background: RGB in [0, 1] under images with an alpha channel.
 
     Returns:
@@ -74,8 +75,8 @@ def load_scene(
     name = detect_format(folder) if format == "auto" else format
     if name not in FORMATS:
         raise SceneError(f"format must be auto, {', '.join(FORMATS)}, got {name!r}")
-    if factor < 1 or test_every < 1:
-        raise SceneError(f"factor and test_every must be at least 1, got {factor} and {test_every}")
+    if factor < 1 or test_every < 0:
+        raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background)
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")

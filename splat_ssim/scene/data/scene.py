@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,11 @@ class View:
 
     def to(self, device: torch.device) -> View:
         """The same view with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> View:
+        """The same view with a function applied to each of its tensors."""
+        moved: dict[str, Any] = {key: function(value) for key, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def reduced(self, factor: int) -> View:
@@ -154,9 +156,12 @@ def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
-    """Training and test views: sorted by file name, each `test_every`-th, from the first on, is a test view."""
+    """Training and test views: sorted by file name, each `test_every`-th, from the first on, is a test view.
+
+    With 0 all are training views.
+    """
     views = sorted(views, key=lambda view: view.name)
-    if len(views) < 2:
+    if len(views) < 2 or test_every == 0:
         return views, []
     train = [view for index, view in enumerate(views) if index % test_every != 0]
     test = [view for index, view in enumerate(views) if index % test_every == 0]

@@ -1,0 +1,111 @@
+"""Losses and states that are no numbers any more: noticed before they replace a good checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+from splat_ssim.trainer.task import Report
+
+
+class NotFiniteError(UserError):
+    """The loss or the state of a run is NaN or infinite; the message names step and tensor."""
+
+
+class LossWatch:
+    """Finds the first loss that is not finite.
+
+    A loss on the CPU is read at once. One on another device is kept there, with the step it belongs to, until `check`
+    reads all that have gathered, in one copy: noting it neither starts a kernel nor waits.
+    """
+
+    def __init__(self) -> None:
+        self._gathered: list[tuple[int, dict[str, Tensor]]] = []
+
+    def note(self, step: int, report: Report) -> str | None:
+        """Takes the loss of a step; returns what is wrong with it where that is known already, else None."""
+        scalars = report.known()
+        loss = scalars.get("loss", 0.0)
+        if isinstance(loss, Tensor) and loss.device.type != "cpu":
+            tensors = {name: value.detach() for name, value in scalars.items() if isinstance(value, Tensor)}
+            self._gathered.append((step, {name: value for name, value in tensors.items() if _is_scalar(value)}))
+            return None
+        return None if math.isfinite(_number(loss)) else _problem(step, scalars)
+
+    def check(self) -> str | None:
+        """Reads the losses that have gathered; returns what is wrong with the first bad one, None where all are good.
+
+        It waits for the device where there are any.
+        """
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return None
+        losses = torch.stack([tensors["loss"].reshape(()).float() for _, tensors in gathered])
+        for (step, tensors), loss in zip(gathered, losses.cpu().tolist(), strict=True):
+            if not math.isfinite(loss):
+                return _problem(step, tensors)
+        return None
+
+
+def _is_scalar(value: float | Tensor) -> bool:
+    return not isinstance(value, Tensor) or value.numel() == 1
+
+
+def _number(value: float | Tensor) -> float:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _problem(step: int, scalars: Mapping[str, float | Tensor]) -> str:
+    """Every scalar of the step at which the loss was no number."""
+    values = {name: _number(value) for name, value in scalars.items() if _is_scalar(value)}
+    loss = values.pop("loss")
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return f"the loss must be finite, got {loss} at step {step}" + (f" ({terms})" if terms else "")
+
+
+def state_problem(step: int, state: Mapping[str, Any]) -> str | None:
+    """What is wrong with a state that shall become a checkpoint: its first tensor with values that are not finite.
+
+    Args:
+        step: Steps done.
+        state: As of `Task.state_dict`; tensors in nested mappings and sequences, of which those of floats are read.
+
+    Returns:
+        One sentence, or None. It waits for the device once, and a second time only where something is wrong.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.trainer.finite import state_problem
+        >>> state_problem(7, {"splats": {"means": torch.tensor([1.0, float("nan")])}})
+        'splats.means must be finite, got 1 of 2 values that are not after step 7'
+    """
+    tensors = [(name, tensor) for name, tensor in _tensors("", state) if tensor.numel()]
+    if not tensors:
+        return None
+    # A sum is finite where all values are, unless it overflows: what looks bad is looked at again.
+    sums = torch.stack([tensor.detach().sum(dtype=torch.float32).to(tensors[0][1].device) for _, tensor in tensors])
+    for (name, tensor), total in zip(tensors, sums.cpu().tolist(), strict=True):
+        if math.isfinite(total):
+            continue
+        bad = int((~torch.isfinite(tensor.detach())).sum())
+        if bad:
+            return f"{name} must be finite, got {bad} of {tensor.numel()} values that are not after step {step}"
+    return None
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of floats in nested containers, by dotted name."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(f"{name}.{key}" if name else str(key), item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(f"{name}.{index}", item)
