@@ -84,7 +84,8 @@ class _Loss:
         terms: bool,
     ) -> None:
         self._terms = terms
-        grads = new_gradients(img1, img2, options, *needs)
+        # Without memory: to free as much again would change where glibc takes large tensors from.
+        grads = new_gradients(_without_memory(img1), _without_memory(img2), options, *needs)
         name = f"ssim{call.first.ndim - 2}d"
         kernel = ctypes.cast(compiled.kernel(name, (ctypes.c_char_p,)), ctypes.c_void_p).value
         count = call.batch * call.channels * positions(options, call.first.shape)
@@ -109,6 +110,10 @@ class _Loss:
         if not self._terms:
             return _scalar(means[0]), None, None, grad1, grad2
         return _scalar(means[0]), _scalar(means[1]), _scalar(means[2]), grad1, grad2
+
+
+def _without_memory(image: Tensor) -> Tensor:
+    return torch.empty_strided(image.shape, image.stride(), dtype=image.dtype, device="meta")
 
 
 def _allocate(shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
