@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda
+from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda, voxelize_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
@@ -64,7 +64,8 @@ def build_emulation(variant):
 
 
 @functools.cache
-def _emulated():
+def emulated():
+    """The launchers of the emulation, for a device of two multiprocessors."""
     return _cuda_kernels.Kernels(ctypes.CDLL(str(build_emulation("plain"))), None, 2)
 
 
@@ -75,18 +76,26 @@ def _available(index, window_size):
 _available._dynamo_marked_constant = True
 
 
+def run_cuda_operators_on_the_cpu():
+    """The dispatcher gives the CPU's tensors to CUDA's operators until the returned library is destroyed."""
+    library = torch.library.Library("splat_ssim", "IMPL")
+    operators = {"voxelize": voxelize_cuda._voxelize, "voxelize_backward": voxelize_cuda._voxelize_backward}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an operator that is overridden is meant
+        for name, function in (photometric_cuda.IMPLEMENTATIONS | operators).items():
+            library.impl(name, function, "CPU", allow_override=True)
+    return library
+
+
 @contextmanager
 def _emulation():
     """The CPU's operators run CUDA's launchers and kernels."""
-    kernels = _emulated()
+    kernels = emulated()
     kernels.library.splat_emulation_configure(2, 1, -1, 0)
-    library = torch.library.Library("splat_ssim", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an operator that is overridden is meant
-        for name, function in photometric_cuda.IMPLEMENTATIONS.items():
-            library.impl(name, function, "CPU", allow_override=True)
+    library = run_cuda_operators_on_the_cpu()
     with (
         mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)),
+        mock.patch.object(voxelize_cuda, "_target", lambda tensor: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on the CPU's tensors go past the dispatcher.
         mock.patch.dict(dispatch.IMPLEMENTATIONS, cpu=photometric_cuda.IMPLEMENTATIONS),

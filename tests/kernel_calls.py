@@ -484,7 +484,7 @@ def adam_calls() -> Iterator[Call]:
 
 
 def _run_emulated_voxelize(grid: VoxelGrid, count: int, features: int) -> list[Tensor]:
-    kernels = devices._emulated()
+    kernels = devices.emulated()
     means, quats, scales, densities = _fitted(sample(grid, count))
     values = densities[:, None] * torch.rand(count, 1 + features, generator=torch.Generator().manual_seed(2))
     scene = (means, quats, scales, values.contiguous())

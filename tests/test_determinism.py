@@ -63,7 +63,7 @@ def test_another_process_gives_the_same_bits():
 def test_the_order_of_blocks_and_warps_changes_no_bit():
     """What a GPU decides anew at every launch: which blocks and warps come first, and which block comes last."""
     with devices.use("emulation"):
-        kernels = devices._emulated()
+        kernels = devices.emulated()
         digests = set()
         try:
             for order, seed in ((0, 0), (1, 0), (2, 5), (3, 6)):

@@ -1,4 +1,4 @@
-"""Times on a GPU, and in their place for the emulation the time that the host takes."""
+"""Times on a GPU."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ _CYCLES = 2_000_000
 
 
 class Clock:
-    """Measures calls on the current CUDA device."""
+    """Measures calls on the current CUDA device.
 
-    device = "cuda"
+    Args:
+        brief: As few calls as show that it runs.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, brief: bool = False) -> None:
+        self._brief = brief
         self._flushed = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
         self.name = torch.cuda.get_device_name()
 
     def eager_and_host(self, call: Call, count: int = 30) -> tuple[float, float]:
         """Milliseconds of a call in a loop as users write it, and those of them that Python takes to queue it."""
-        for _ in range(5):
+        count = 1 if self._brief else count
+        for _ in range(1 if self._brief else 5):
             call()
         torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -49,7 +53,7 @@ class Clock:
         """
         call()
         torch.cuda.synchronize()
-        inner = 3 if cold else 8
+        inner, repeats = (2, 1) if self._brief else (3 if cold else 8, repeats)
         sleep = int(_CYCLES * min(200.0, 2 + 2 * inner * host_ms))
         times: list[float] = []
         for _ in range(repeats):
@@ -75,7 +79,7 @@ class Clock:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
+            for _ in range(1 if self._brief else 3):
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -95,7 +99,7 @@ class Clock:
 
     def copy_bandwidth(self) -> float:
         """Terabytes a second that a copy reads and writes."""
-        source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+        source = torch.empty(1 << (20 if self._brief else 30), dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         return 2 * source.numel() / self.gpu(lambda: target.copy_(source), 0.01) / 1e9
 
@@ -107,39 +111,3 @@ class Clock:
             return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"unknown: {error}"
-
-
-class EmulatedClock(Clock):
-    """The same questions where there is no GPU; the answers are of the host and mean nothing."""
-
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.name = "emulation"
-
-    def _milliseconds(self, call: Call) -> float:
-        begin = time.perf_counter()
-        call()
-        return (time.perf_counter() - begin) * 1e3
-
-    def eager_and_host(self, call: Call, count: int = 1) -> tuple[float, float]:
-        """A call's time, twice."""
-        found = self._milliseconds(call)
-        return found, found
-
-    def gpu(self, call: Call, host_ms: float = 0.2, cold: bool = False, repeats: int = 1) -> float:
-        """A call's time."""
-        return self._milliseconds(call)
-
-    def graph(self, call: Call) -> float:
-        """A call's time."""
-        return self._milliseconds(call)
-
-    def peak_bytes(self, call: Call) -> int:
-        """Nothing."""
-        call()
-        return 0
-
-    def copy_bandwidth(self) -> float:
-        """Nothing."""
-        return 0.0

@@ -5,16 +5,15 @@
 A row for each shape, contestant and turn. All contestants of a shape run in one process, by turns, twice. Milliseconds:
 of the GPU behind a filled queue, with caches as the call before left them and flushed; in a loop as users write it; of
 the host in that loop; of a replayed CUDA graph. Errors are relative to float64. A peer that is missing or raises has a
-row that says so. With --emulate everything is small and on the CPU, by the host emulation: for tests.
+row that says so. With --small everything is tiny: for tests.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from _clock import Clock, EmulatedClock  # noqa: E402
+from _clock import Clock  # noqa: E402
 from _commit import commit  # noqa: E402
 from _contestants import LAMBDA, Contestant, Loss, compiled, contestants  # noqa: E402
 
@@ -36,11 +35,13 @@ VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256))
 #: Peers that take seconds at other shapes.
 SLOW = {"kornia + L1": IMAGES[:1], "pytorch-msssim + L1": (*IMAGES[:1], *VOLUMES[:1])}
 #: Where errors are measured.
-SMALL = {2: (1, 3, 256, 256), 3: (1, 1, 64, 64, 64)}
+ERRORS = {2: (1, 3, 256, 256), 3: (1, 1, 64, 64, 64)}
 #: Gaussians of 1 to 2 voxels, and the edge of the grid.
 VOXELIZER = ((50_000, 128), (10_000, 256), (500_000, 256))
-EMULATED_IMAGES, EMULATED_VOLUMES, EMULATED_VOXELS = ((1, 3, 20, 30),), ((1, 1, 12, 11, 14),), ((60, 12),)
-EMULATED_SMALL = {2: (1, 1, 20, 30), 3: (1, 1, 12, 11, 14)}
+TINY_IMAGES, TINY_VOLUMES, TINY_VOXELS = ((1, 3, 20, 30),), ((1, 1, 12, 11, 14),), ((60, 12),)
+TINY_ERRORS = {2: (1, 1, 20, 30), 3: (1, 1, 12, 11, 14)}
+
+DEVICE = "cuda"
 
 COLUMNS = (
     "device commit torch cuda shape contestant turn result gpu_both_ms gpu_both_cold_ms gpu_value_ms eager_both_ms "
@@ -117,7 +118,7 @@ def errors(loss: Loss, padding: str, shape: tuple[int, ...], device: str) -> Row
 def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small: tuple[int, ...]) -> Row:
     """What is measured of one loss."""
     loss = contestant.make()
-    x, y = torch.rand(shape, device=clock.device, requires_grad=True), torch.rand(shape, device=clock.device)
+    x, y = torch.rand(shape, device=DEVICE, requires_grad=True), torch.rand(shape, device=DEVICE)
     both, value = both_and_value(loss, x, y)
     both()
     eager, host = clock.eager_and_host(both)
@@ -132,27 +133,27 @@ def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small:
     }
     if contestant.ours:  # fused-ssim launches on the legacy stream, which a capture refuses
         row["graph_both_ms"] = clock.graph(both)
-    return row | errors(loss, contestant.padding, small, clock.device)
+    return row | errors(loss, contestant.padding, small, DEVICE)
 
 
-def losses(clock: Clock, table: Table, emulated: bool) -> None:
+def losses(clock: Clock, table: Table, tiny: bool) -> None:
     """All contestants at all shapes, by turns."""
-    small = EMULATED_SMALL if emulated else SMALL
-    for shape in (*EMULATED_IMAGES, *EMULATED_VOLUMES) if emulated else (*IMAGES, *VOLUMES):
+    measured_at = TINY_ERRORS if tiny else ERRORS
+    for shape in (*TINY_IMAGES, *TINY_VOLUMES) if tiny else (*IMAGES, *VOLUMES):
         dims = len(shape) - 2
         for turn in range(2):
             for one in contestants(dims):
-                if emulated or shape in SLOW.get(one.name, (shape,)):
-                    run = lambda one=one, shape=shape, dims=dims: of_loss(clock, one, shape, small[dims])  # noqa: E731
+                if tiny or shape in SLOW.get(one.name, (shape,)):
+                    run = lambda one=one, shape=shape, dims=dims: of_loss(clock, one, shape, measured_at[dims])  # noqa: E731
                     table.add(measured("x".join(map(str, shape)), one.name, turn, run))
 
 
-def compiled_definition(clock: Clock, table: Table, emulated: bool) -> None:
+def compiled_definition(clock: Clock, table: Table, tiny: bool) -> None:
     """torch.compile at one shape of images and one of volumes."""
-    small = EMULATED_SMALL if emulated else SMALL
-    one = compiled("aot_eager" if emulated else "inductor")  # a compiler takes minutes on a CPU
-    for shape in (EMULATED_IMAGES[0], EMULATED_VOLUMES[0]) if emulated else (IMAGES[0], VOLUMES[0]):
-        run = lambda shape=shape: of_loss(clock, one, shape, small[len(shape) - 2])  # noqa: E731
+    measured_at = TINY_ERRORS if tiny else ERRORS
+    one = compiled("aot_eager" if tiny else "inductor")  # a compiler takes minutes on a CPU
+    for shape in (TINY_IMAGES[0], TINY_VOLUMES[0]) if tiny else (IMAGES[0], VOLUMES[0]):
+        run = lambda shape=shape: of_loss(clock, one, shape, measured_at[len(shape) - 2])  # noqa: E731
         table.add(measured("x".join(map(str, shape)), one.name, 0, run))
 
 
@@ -171,8 +172,8 @@ def voxelizer_case(count: int, edge: int, device: str) -> tuple[list[Tensor], Vo
 
 def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
     """What is measured of the voxeliser."""
-    tensors, grid = voxelizer_case(count, edge, clock.device)
-    upstream = torch.rand(1, *grid.shape, device=clock.device)
+    tensors, grid = voxelizer_case(count, edge, DEVICE)
+    upstream = torch.rand(1, *grid.shape, device=DEVICE)
 
     def both() -> None:
         torch.autograd.grad(voxelize(*tensors, grid), tensors, upstream)
@@ -186,7 +187,7 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
     # It waits for the length of its list of pairs, so its queue cannot be filled.
     row: Row = {"eager_both_ms": eager, "host_both_ms": host, "gpu_value_ms": clock.eager_and_host(value, 5)[0]}
     row |= {"peak_images": clock.peak_bytes(both) / (4 * upstream.numel()), "state": clock.state()}
-    tensors, grid = voxelizer_case(min(count, 300), min(edge, 24), clock.device)
+    tensors, grid = voxelizer_case(min(count, 300), min(edge, 24), DEVICE)
     exact = [tensor.detach().double().cpu().requires_grad_() for tensor in tensors]
     volume = voxelize(*tensors, grid)
     truth = voxelize_reference(*exact[:3], exact[3][:, None], grid)
@@ -197,43 +198,31 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
     return row | {name: ((a - b).abs().max() / b.abs().max()).item() for name, (a, b) in found.items()}
 
 
-def voxelizer(clock: Clock, table: Table, emulated: bool) -> None:
+def voxelizer(clock: Clock, table: Table, tiny: bool) -> None:
     """The voxeliser, forward and backward."""
-    for count, edge in EMULATED_VOXELS if emulated else VOXELIZER:
+    for count, edge in TINY_VOXELS if tiny else VOXELIZER:
         run = lambda count=count, edge=edge: of_voxelizer(clock, count, edge)  # noqa: E731
         table.add(measured(f"{count} Gaussians, {edge}x{edge}x{edge}", "splat_ssim voxelize", 0, run))
 
 
-def kernel_table(clock: Clock) -> None:
+def kernel_table(tiny: bool) -> None:
     """Which kernels a forward and backward at 1080p starts, and how long each takes."""
     from torch.profiler import ProfilerActivity, profile
 
-    x = torch.rand(IMAGES[0], device=clock.device, requires_grad=True)
+    x = torch.rand((TINY_IMAGES if tiny else IMAGES)[0], device=DEVICE, requires_grad=True)
     y = torch.rand_like(x)
     for one in contestants(2):
         try:
             both, _ = both_and_value(one.make(), x, y)
             both()
             with profile(activities=[ProfilerActivity.CUDA]) as found:
-                for _ in range(10):
+                for _ in range(1 if tiny else 10):
                     both()
                 torch.cuda.synchronize()
-            print(f"{one.name}: 10 calls at 1080p")
+            print(f"{one.name}, forward and backward")
             print(found.key_averages().table(sort_by="cuda_time_total", row_limit=12, max_name_column_width=60))
         except Exception as error:  # one peer must not end the run
             print(f"{one.name}: no table of kernels: {type(error).__name__}: {error}")
-
-
-@contextlib.contextmanager
-def device(emulated: bool) -> Iterator[Clock]:
-    """The clock of the device, which the emulation replaces where it is asked for."""
-    if not emulated:
-        yield Clock()
-        return
-    import smoke
-
-    with smoke.emulation():
-        yield EmulatedClock()
 
 
 def main() -> None:
@@ -244,26 +233,25 @@ def main() -> None:
     parser.add_argument("--voxelizer", action="store_true", help="the voxeliser")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the definition, at two shapes")
     parser.add_argument("--one", action="store_true", help="one forward and backward at 1080p, for a profiler")
-    parser.add_argument("--emulate", action="store_true", help="small, on the CPU, by the host emulation")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    if not arguments.emulate and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         parser.exit(1, "a CUDA device is required, and PyTorch reaches none\n")
-    with device(arguments.emulate) as clock:
-        if arguments.one:
-            shape = EMULATED_IMAGES[0] if arguments.emulate else IMAGES[0]
-            x = torch.rand(shape, device=clock.device, requires_grad=True)
-            both_and_value(next(contestants(2)).make(), x, torch.rand_like(x))[0]()
-            return
-        table = Table(arguments.csv, clock)
-        if arguments.losses:
-            print(f"{clock.name}: a copy moves {clock.copy_bandwidth():.2f} TB/s; {clock.state()}", flush=True)
-            losses(clock, table, arguments.emulate)
-            if not arguments.emulate:
-                kernel_table(clock)
-        if arguments.voxelizer:
-            voxelizer(clock, table, arguments.emulate)
-        if arguments.compiled:
-            compiled_definition(clock, table, arguments.emulate)
+    clock = Clock(brief=arguments.small)
+    if arguments.one:
+        shape = TINY_IMAGES[0] if arguments.small else IMAGES[0]
+        x = torch.rand(shape, device=DEVICE, requires_grad=True)
+        both_and_value(next(contestants(2)).make(), x, torch.rand_like(x))[0]()
+        return
+    table = Table(arguments.csv, clock)
+    if arguments.losses:
+        print(f"{clock.name}: a copy moves {clock.copy_bandwidth():.2f} TB/s; {clock.state()}", flush=True)
+        losses(clock, table, arguments.small)
+        kernel_table(arguments.small)
+    if arguments.voxelizer:
+        voxelizer(clock, table, arguments.small)
+    if arguments.compiled:
+        compiled_definition(clock, table, arguments.small)
 
 
 if __name__ == "__main__":

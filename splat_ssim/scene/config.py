@@ -216,8 +216,8 @@ class SceneConfig(RunConfig):
             ("strategy.grow_scale", strategy.grow_scale, 0, None),
             ("strategy.noise", strategy.noise, 0, None),
             ("output.video_frames", self.output.video_frames, 1, None),
-            ("opacity_penalty", self.opacity_penalty, 0, None),
-            ("scale_penalty", self.scale_penalty, 0, None),
+            ("opacity_penalty", self.opacity_penalty, -1e9, 1e9),  # negative ones reward
+            ("scale_penalty", self.scale_penalty, -1e9, 1e9),
             ("optimizer.final_factor", self.optimizer.final_factor, 0, None),
             *((f"optimizer.{name}", getattr(self.optimizer, name), 0, None) for name in LEARNING_RATES),
         )
