@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +19,7 @@ from ..trainer.profiling import stage
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
-from .evaluation import evaluate_volume
+from .evaluation import evaluate_volume, source_psnr
 from .export import load_quantized, save_gaussians_ply, save_quantized
 from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_rounds, sort_gaussians, voxel_size
 from .grid_model import GridField, grid_shape
@@ -68,6 +70,8 @@ class VolumeTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.halo = loss_reach(config.loss_kwargs)
         self.target = read_target(config.data_dir, config.data).to(self.device)
+        for line in self.target.lines:
+            print(line, file=sys.stderr)
         self.fingerprint = self.target.fingerprint
         # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -100,6 +104,8 @@ class VolumeTask:
             pred, expected = self.model(crop.grid(target.grid)), crop.of(target.values)
         with stage("loss"):
             criterion = self.loss if step % config.loss_every == 0 else l1_loss
+            if target.data_range != 1:  # Losses expect a range of 1.
+                pred, expected = pred / target.data_range, expected / target.data_range
             result = criterion(pred[None], expected[None], mask=mask)
             loss = result[0] if isinstance(result, tuple) else result
             if config.tv:
@@ -150,7 +156,17 @@ class VolumeTask:
         volume = self.field()
         if pictures is not None and self.config.output.slices:
             self._save_slices(pictures / "slices.png", volume)
-        return evaluate_volume(volume, self.target.values)
+        return {**self._compare(volume), **dataclasses.asdict(self.target.intensities)}
+
+    def _compare(self, volume: Tensor) -> dict[str, float]:
+        """PSNR and SSIM of what is fitted, over the range that is fitted, and PSNR of the file's own intensities."""
+        target = self.target
+        result = evaluate_volume(volume, target.values, data_range=target.data_range, mask=target.mask)
+        source = (
+            target.source if target.source is not None else target.normalization.invert(target.values.cpu().numpy())
+        )
+        fitted = target.normalization.invert(volume.cpu().numpy())
+        return {**result, "psnr3d_source": source_psnr(fitted, source, target.intensities.span)}
 
     @property
     def parameters(self) -> int:
@@ -185,7 +201,7 @@ class VolumeTask:
         """The quantised file; what it weighs and what it costs."""
         save_quantized(path, field, self.target.grid)
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
-        result = evaluate_volume(volume, self.target.values)
+        result = self._compare(volume)
         return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}
 
     def render(self, views: str, output: Path, frames: int) -> None:
@@ -195,11 +211,13 @@ class VolumeTask:
             self._save_slices(output, volume)
             return
         axis, runs_down = grid.upright
-        upwards = volume.flip(1 + axis) if runs_down else volume
+        shown = self.target.unit(volume)
+        upwards = shown.flip(1 + axis) if runs_down else shown
         save_mip_video(output, upwards, frames=frames, axis=axis, spacing=grid.spacing)
 
     def _save_slices(self, path: Path, volume: Tensor) -> None:
-        save_slice_sheet(path, volume, self.target.values, spacing=self.target.grid.spacing)
+        target = self.target
+        save_slice_sheet(path, target.unit(volume), target.unit(target.values), spacing=target.grid.spacing)
 
     def state_dict(self) -> dict[str, Any]:
         """The model, its optimiser, the generator of the draws and the strategy's state."""
@@ -264,7 +282,8 @@ class VolumeTask:
         """Adam's rate of each parameter at the first step, in the parameter's own unit."""
         optimizer = self.config.optimizer
         size = voxel_size(self.target.grid)
-        return {name: getattr(optimizer, name) * (size if name == "means" else 1.0) for name in self.model.tensors}
+        units = {"means": size, "densities": self.target.data_range, "nodes": self.target.data_range}
+        return {name: getattr(optimizer, name) * units.get(name, 1.0) for name in self.model.tensors}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         elements, beta2 = self.target.values.numel(), self.config.optimizer.beta2

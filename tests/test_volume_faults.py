@@ -1,0 +1,106 @@
+"""Volumes that once went wrong in silence: signed values, masks, world axes, slices, microscopes' files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from splat_ssim.trainer.cli import main
+from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
+
+SHAPE = (14, 12, 16)
+GRID = VoxelGrid.regular(SHAPE, spacing=(0.5, 1.0, 2.0), origin=(-3, 4, 5), axes="xyz")
+
+
+def ball(low, high, dtype):
+    """A ball with texture, whose intensities span low to high exactly."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+    values = (x**2 + y**2 + z**2 < 0.6) * (1 + 0.2 * np.sin(5 * x) * np.cos(4 * y))
+    return (low + (high - low) * values / values.max()).astype(dtype)
+
+
+def save(path, data, grid=GRID):
+    return save_volume(path, Volume(data[None], grid))
+
+
+def fit(folder, scan, *more, steps=12, budget=100):
+    arguments = ["--data-dir", str(scan), "--result-dir", str(folder), "--steps", str(steps)]
+    arguments += ["--strategy.budget", str(budget), "--output.no-progress", "--output.no-video", *more]
+    return main(["--config", "configs/voxel_mri.yaml", *arguments])
+
+
+def true_psnr(exported, source):
+    """PSNR of a run's exported volume against the file's own intensities, over their span."""
+    error = np.square(load_volume(exported).data[0].astype(np.float64) - source).mean()
+    return 10 * np.log10(float(source.max() - source.min()) ** 2 / error)
+
+
+# --- the source's values are what is measured
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-1000, 1500, "int16"), (-0.6, 1.4, "float32"), (-9, -2, "float32")]
+)
+def test_signed_volumes_are_fitted_whole(tmp_path, capsys, low, high, dtype):
+    source = ball(low, high, dtype)
+    metrics = fit(tmp_path / "run", save(tmp_path / "ct.nii.gz", source))
+    assert metrics["low"] == metrics["source_low"] == pytest.approx(low, rel=1e-6)
+    assert metrics["high"] == metrics["source_high"] == pytest.approx(high, rel=1e-6)
+    assert metrics["cut_below"] == metrics["cut_above"] == 0
+    expected = true_psnr(tmp_path / "run" / "volume.nii.gz", source)
+    assert metrics["psnr3d"] == pytest.approx(expected, abs=0.01)
+    assert metrics["psnr3d_source"] == pytest.approx(expected, abs=0.01)
+    assert f"values: {low:.6g} to {high:.6g} in the file" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["low"] == metrics["low"]
+
+
+@pytest.mark.parametrize("mode", [[], ["--data.normalize", "window"]])
+def test_bounds_mean_a_window_and_what_they_cut_off_is_said(tmp_path, capsys, mode):
+    source = ball(-1000, 1500, "int16")
+    scan = save(tmp_path / "ct.nii.gz", source)
+    metrics = fit(tmp_path / "run", scan, *mode, "--data.low", "-200", "--data.high", "1400")
+    assert (metrics["low"], metrics["high"]) == (-200, 1400)
+    assert metrics["cut_below"] == np.mean(source < -200) > 0
+    assert metrics["cut_above"] == np.mean(source > 1400) > 0
+    assert metrics["psnr3d_source"] == pytest.approx(true_psnr(tmp_path / "run" / "volume.nii.gz", source), abs=0.01)
+    assert metrics["psnr3d_source"] < metrics["psnr3d"] - 3
+    assert "cut off: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--data.low", "5"], "data.low and data.high must both be given for a window, got low=5.0, high=None"),
+        (["--data.normalize", "max", "--data.low", "5"], "data.low: normalize max takes no bounds"),
+        (["--data.normalize", "none", "--data.high", "5"], "data.high: normalize none takes no bounds"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(tmp_path, options, text):
+    with pytest.raises(SystemExit, match=text):
+        fit(tmp_path / "run", save(tmp_path / "ct.nii.gz", ball(0, 100, "uint8")), *options)
+
+
+def test_one_percentile_keeps_the_default_of_the_other(tmp_path):
+    source = ball(-1000, 1500, "int16")
+    scan = save(tmp_path / "ct.nii.gz", source)
+    metrics = fit(tmp_path / "run", scan, "--data.normalize", "percentile", "--data.high", "90", steps=1)
+    assert (metrics["low"], metrics["high"]) == tuple(np.percentile(source, [0.5, 90]))
+
+
+def test_values_as_they_are_have_their_own_range(tmp_path):
+    source = ball(-1000, 1500, "int16")
+    scan = save(tmp_path / "ct.nii.gz", source)
+    metrics = fit(tmp_path / "none", scan, "--data.normalize", "none", steps=30)
+    expected = true_psnr(tmp_path / "none" / "volume.nii.gz", source)
+    assert metrics["psnr3d"] == pytest.approx(expected, abs=0.01)
+    assert metrics["psnr3d"] > 12 and 0 < metrics["ssim3d"] < 1
+
+
+def test_outlying_voxels_are_said(tmp_path, capsys):
+    source = ball(0, 1, "float32")
+    source[3, 3, 3] = 1e6
+    metrics = fit(tmp_path / "run", save(tmp_path / "hot.nii.gz", source), steps=1)
+    assert "warning: 99.8% of the voxels lie between 0 and " in capsys.readouterr().err
+    assert metrics["bulk_high"] <= 1 and metrics["source_high"] == 1e6
+    fit(tmp_path / "fine", save(tmp_path / "fine.nii.gz", ball(0, 1, "float32")), steps=1)
+    assert "warning" not in capsys.readouterr().err
