@@ -1,12 +1,16 @@
 """Volumes that once went wrong in silence: signed values, masks, world axes, slices, microscopes' files."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 
 from splat_ssim.trainer.cli import main
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
+from splat_ssim.volume.evaluation import evaluate_volume
+from splat_ssim.volume.export import load_gaussians_ply
 
 SHAPE = (14, 12, 16)
 GRID = VoxelGrid.regular(SHAPE, spacing=(0.5, 1.0, 2.0), origin=(-3, 4, 5), axes="xyz")
@@ -70,7 +74,7 @@ def test_bounds_mean_a_window_and_what_they_cut_off_is_said(tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--data.low", "5"], "data.low and data.high must both be given for a window, got low=5.0, high=None"),
+        (["--data.low", "5"], "a window must be given by both data.low and data.high, got low=5.0, high=None"),
         (["--data.normalize", "max", "--data.low", "5"], "data.low: normalize max takes no bounds"),
         (["--data.normalize", "none", "--data.high", "5"], "data.high: normalize none takes no bounds"),
     ],
@@ -104,3 +108,47 @@ def test_outlying_voxels_are_said(tmp_path, capsys):
     assert metrics["bulk_high"] <= 1 and metrics["source_high"] == 1e6
     fit(tmp_path / "fine", save(tmp_path / "fine.nii.gz", ball(0, 1, "float32")), steps=1)
     assert "warning" not in capsys.readouterr().err
+
+
+# --- a mask steers the start, the growth and the metrics
+
+
+def region(radius):
+    """A small ball off the centre, whose surroundings are as busy as it is."""
+    i, j, k = np.indices(SHAPE)
+    return (((i - 5) ** 2 + (j - 6) ** 2 + (k - 6) ** 2) <= radius**2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [[], ["--strategy.recycle", "0.3"], ["--crop", "6"], ["--strategy.name", "none"]])
+def test_gaussians_go_where_the_mask_counts(tmp_path, options):
+    noise = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    scan, mask = save(tmp_path / "scan.nii.gz", noise), region(3)
+    masked = ["--data.mask", str(save(tmp_path / "roi.nii.gz", mask))]
+    metrics = fit(tmp_path / "masked", scan, *masked, *options, steps=20)
+    means = load_gaussians_ply(tmp_path / "masked" / "gaussians.ply").tensors["means"].detach()
+    at = GRID.to_index(means).round().long().numpy().clip(0, np.array(SHAPE) - 1)
+    # Those at the rim move out by a voxel or two; a sixth of the volume is that near.
+    assert region(5)[tuple(at.T)].mean() > 0.9
+    fitted = load_volume(tmp_path / "masked" / "volume.nii.gz").data[0]
+    inside = 10 * np.log10(noise.max() ** 2 / np.square(fitted - noise)[mask > 0].mean())
+    assert metrics["psnr3d_masked"] == pytest.approx(inside, abs=0.01)
+    assert metrics["psnr3d_masked"] > metrics["psnr3d"] + 3
+    assert metrics["ssim3d_masked"] > metrics["ssim3d"] + 0.1
+
+
+def test_weights_of_a_mask_weigh_its_metrics():
+    pred, target = torch.rand(2, 2, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(1, 1, 6, 7, 8)
+    weights[..., :2], weights[..., 5] = 1.0, 3.0
+    result = evaluate_volume(pred, target, data_range=2.0, mask=weights)
+    squares = (pred - target).square()
+    mse = (squares[..., :2].sum() + 3 * squares[..., 5].sum()) / (2 * 42 * 2 + 3 * 42 * 2)
+    assert result["psnr3d_masked"] == pytest.approx(10 * math.log10(4 / float(mse)), abs=1e-4)
+
+
+def test_a_mask_of_fewer_voxels_than_gaussians(tmp_path, capsys):
+    scan = save(tmp_path / "scan.nii.gz", ball(0, 200, "uint8"))
+    mask = save(tmp_path / "roi.nii.gz", region(1))
+    metrics = fit(tmp_path / "run", scan, "--data.mask", str(mask), steps=8)
+    assert "mask: 7 voxels count; the fit starts with as many Gaussians, not 50" in capsys.readouterr().err
+    assert 7 <= metrics["num_gaussians"] <= 100

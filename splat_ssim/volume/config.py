@@ -15,8 +15,8 @@ from ..trainer.config import OutputConfig, RunConfig, YamlMapping, check_ranges,
 class VolumeDataConfig:
     """How the volume is read and scaled."""
 
-    #: What becomes 0 and 1. auto: 0 and the maximum, or the minimum and the maximum if there are negative values, or low
-    #: and high if given; minmax: minimum and maximum; max: 0 and the maximum, negative values are cut off; window,
+    #: What becomes 0 and 1. auto: 0 and the maximum, or minimum and maximum if there are negative values, or low and
+    #: high if given; minmax: minimum and maximum; max: 0 and the maximum, negative values are cut off; window,
     #: percentile: low and high; none: the values are fitted as they are.
     normalize: Literal["auto", "minmax", "max", "window", "percentile", "none"] = "auto"
     #: Intensities (auto, window) or percent (percentile, 0.5 and 99.5 by default) that become 0 and 1; values outside

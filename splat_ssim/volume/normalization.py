@@ -7,7 +7,7 @@ import numpy as np
 
 MODES = ("auto", "minmax", "max", "window", "percentile", "none")
 
-#: Percentiles between which the bulk of the voxels lies, and how many times wider the whole range may be without a word.
+#: Percentiles between which the bulk of the voxels lies; a range so many times wider is said.
 _BULK, _HOT = (0.1, 99.9), 10.0
 #: Percentiles of larger volumes are estimated from so many voxels, evenly spread.
 _SAMPLE = 1 << 22
@@ -124,8 +124,8 @@ class ValueRange:
         if self.high - self.low > _HOT * bulk and self.source_high > self.source_low:
             lines.append(
                 f"warning: 99.8% of the voxels lie between {self.bulk_low:.6g} and {self.bulk_high:.6g}, a small part "
-                f"of the range that is fitted: a few outlying voxels rule PSNR and SSIM; --data.normalize percentile, or "
-                f"--data.low and --data.high, cut them off"
+                f"of the range that is fitted: a few outlying voxels rule PSNR and SSIM; --data.normalize percentile, "
+                f"or --data.low and --data.high, cut them off"
             )
         return lines
 

@@ -39,6 +39,11 @@ class Target:
         """Largest minus least value that is fitted: 1, or the span of the file where its values are fitted as is."""
         return 1.0 if self.normalization.clip else self.intensities.span
 
+    @property
+    def inside(self) -> Tensor | None:
+        """(n0, n1, n2) weights of the mask on the target's device; None without one."""
+        return None if self.mask is None else self.mask[0, 0]
+
     def unit(self, volume: Tensor) -> Tensor:
         """A volume of such values in the range 0 to 1, to look at."""
         if self.normalization.clip:
@@ -103,7 +108,7 @@ def _normalization(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
     if mode != "window":
         return choose_normalization(data, mode)
     if low is None or high is None:
-        raise ValueError(f"data.low and data.high must both be given for a window, got low={low}, high={high}")
+        raise ValueError(f"a window must be given by both data.low and data.high, got low={low}, high={high}")
     return choose_normalization(data, mode, window=(low, high))
 
 

@@ -73,6 +73,8 @@ class VolumeTask:
         for line in self.target.lines:
             print(line, file=sys.stderr)
         self.fingerprint = self.target.fingerprint
+        # Crops are drawn on the CPU: where the mask has weight is asked for once.
+        self._inside = None if self.target.inside is None or not config.crop else self.target.inside.nonzero().cpu()
         # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None
@@ -96,7 +98,7 @@ class VolumeTask:
         shape = target.grid.shape
         mask: Tensor | None
         if config.crop:
-            crop = random_crop(shape, config.crop, halo=self.halo, generator=self.generator)
+            crop = random_crop(shape, config.crop, halo=self.halo, generator=self.generator, inside=self._inside)
             mask = crop.mask(self.device) if target.mask is None else crop.mask(self.device) * crop.of(target.mask)
         else:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
@@ -135,7 +137,9 @@ class VolumeTask:
         model, target = self.model, self.target
         grew = False
         if isinstance(self.growth, CappedGrowth):
-            grew = self.growth.step(done, model, self.optimizer, target.values, target.grid, self.generator)
+            grew = self.growth.step(
+                done, model, self.optimizer, target.values, target.grid, self.generator, mask=target.inside
+            )
         elif self.growth is not None:
             grew = self.growth.step(done, model, self.optimizer)
         if grew or done % SORT_EVERY == 0:
@@ -255,13 +259,21 @@ class VolumeTask:
                 f"a fit must start with at most as many Gaussians as voxels, {voxels}, got {count} of "
                 f"strategy.budget {strategy.budget}"
             )
+        if self.target.inside is not None and count > (inside := int((self.target.inside > 0).sum())):
+            print(f"mask: {inside} voxels count; the fit starts with as many Gaussians, not {count}", file=sys.stderr)
+            count = inside
         if strategy.name == "residual":
             rounds = growth_rounds(config.steps, strategy.stop, strategy.rounds)
             self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
         elif strategy.name != "none":
             self.growth = make_growth(strategy, config.steps, count, self.target.grid)
         return GaussianField.from_volume(
-            self.target.values, self.target.grid, count, spread=config.model.spread, generator=self.generator
+            self.target.values,
+            self.target.grid,
+            count,
+            spread=config.model.spread,
+            mask=self.target.inside,
+            generator=self.generator,
         )
 
     def _grid(self) -> GridField:
