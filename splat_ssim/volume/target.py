@@ -32,6 +32,7 @@ class Target:
     fingerprint: str  # of the file's own voxels
     intensities: ValueRange
     source: np.ndarray | None = None
+    unit: str = ""  # of the grid's world
     lines: tuple[str, ...] = ()  # what a person should know of it
 
     @property
@@ -44,7 +45,7 @@ class Target:
         """(n0, n1, n2) weights of the mask on the target's device; None without one."""
         return None if self.mask is None else self.mask[0, 0]
 
-    def unit(self, volume: Tensor) -> Tensor:
+    def shown(self, volume: Tensor) -> Tensor:
         """A volume of such values in the range 0 to 1, to look at."""
         if self.normalization.clip:
             return volume
@@ -70,9 +71,11 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     volume = load_volume(path, **config.read)
     normalization = _normalization(volume.data, config)
     intensities = describe_values(volume.data, normalization)
-    mask = None
+    mask: Tensor | None = None
+    mask_lines: tuple[str, ...] = ()
     if config.mask is not None:
         mask_volume = load_volume(config.mask)
+        mask_lines = tuple(f"{config.mask}: {line}" for line in mask_volume.notes)
         weights = mask_volume.data
         if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
             raise ValueError(
@@ -92,7 +95,8 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{path}: {line}" for line in intensities.lines()),
+        lines=tuple(f"{path}: {line}" for line in (*volume.notes, *intensities.lines())) + mask_lines,
+        unit=volume.unit,
     )
 
 

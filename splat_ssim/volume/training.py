@@ -190,7 +190,7 @@ class VolumeTask:
             metrics["source_bytes"] = config.data_dir.stat().st_size
         if config.output.format:
             data = target.normalization.invert(self.field().cpu().numpy())
-            save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid))
+            save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid, target.unit))
         if isinstance(self.model, GaussianField):
             if config.output.ply:
                 save_gaussians_ply(folder / "gaussians.ply", self.model)
@@ -215,13 +215,13 @@ class VolumeTask:
             self._save_slices(output, volume)
             return
         axis, runs_down = grid.upright
-        shown = self.target.unit(volume)
+        shown = self.target.shown(volume)
         upwards = shown.flip(1 + axis) if runs_down else shown
         save_mip_video(output, upwards, frames=frames, axis=axis, spacing=grid.spacing)
 
     def _save_slices(self, path: Path, volume: Tensor) -> None:
         target = self.target
-        save_slice_sheet(path, target.unit(volume), target.unit(target.values), spacing=target.grid.spacing)
+        save_slice_sheet(path, target.shown(volume), target.shown(target.values), spacing=target.grid.spacing)
 
     def state_dict(self) -> dict[str, Any]:
         """The model, its optimiser, the generator of the draws and the strategy's state."""
