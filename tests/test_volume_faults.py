@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from splat_ssim.errors import UserError
+from splat_ssim.trainer.cli import call
 from splat_ssim.volume import load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
-from splat_ssim.volume.export import load_gaussians_ply
+from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
+from splat_ssim.volume.gaussians import GaussianField
+from splat_ssim.volume.rebuild import rebuild
 from tests.volumes import GRID, SHAPE, ball, fit, save, true_psnr
 
 # --- the source's values are what is measured
@@ -125,3 +129,48 @@ def test_a_mask_of_fewer_voxels_than_gaussians(tmp_path, capsys):
     metrics = fit(tmp_path / "run", scan, "--data.mask", str(mask), steps=8)
     assert "mask: 7 voxels count; the fit starts with as many Gaussians, not 50" in capsys.readouterr().err
     assert 7 <= metrics["num_gaussians"] <= 100
+
+
+# --- the Gaussians hold what it takes to rebuild the volume
+
+
+@pytest.mark.parametrize("options", [[], ["--data.low", "-200", "--data.high", "1000"], ["--data.normalize", "none"]])
+def test_the_volume_is_rebuilt_from_the_gaussians_alone(tmp_path, capsys, options):
+    source = ball(-1000, 1500, "int16")
+    metrics = fit(tmp_path / "run", save(tmp_path / "ct.nii.gz", source), *options)
+    (tmp_path / "ct.nii.gz").unlink()
+    exported = load_volume(tmp_path / "run" / "volume.nii.gz")
+    arguments = [str(tmp_path / "run" / "gaussians.ply"), str(tmp_path / "ply.nrrd")]
+    call("splat_ssim.volume.rebuild:rebuild", arguments)
+    back = load_volume(tmp_path / "ply.nrrd")
+    np.testing.assert_allclose(back.data, exported.data, atol=0.02)
+    np.testing.assert_allclose(back.grid.matrix, exported.grid.matrix, atol=1e-5)
+    rebuild(tmp_path / "run" / "gaussians.quantized", tmp_path / "quantized.nii.gz")
+    quantized = true_psnr(tmp_path / "quantized.nii.gz", source)
+    assert quantized == pytest.approx(metrics["psnr3d_source_quantized"], abs=0.01)
+    assert "100 Gaussians on (14, 12, 16) voxels" in capsys.readouterr().out
+
+
+def test_a_volume_is_rebuilt_with_another_spacing(tmp_path):
+    fit(tmp_path / "run", save(tmp_path / "scan.nii.gz", ball(0, 200, "uint8")))
+    quantized = tmp_path / "run" / "gaussians.quantized"
+    whole = load_volume(rebuild(quantized, tmp_path / "whole.npz"))
+    fine = load_volume(rebuild(quantized, tmp_path / "fine.npz", spacing=(0.5, 1.0 / 3, 1.0)))
+    assert fine.data.shape == (1, 14, 36, 32)
+    # The middle one of three voxels is where the coarse voxel was; of two neighbours in z it lies between.
+    assert fine.grid.to_world(torch.tensor([0.0, 1.0, 0.5])).tolist() == pytest.approx(list(whole.grid.origin))
+    between = (fine.data[:, :, 1::3, ::2] + fine.data[:, :, 1::3, 1::2]) / 2
+    assert np.abs(between - whole.data).mean() < 10
+
+
+def test_gaussians_of_before_their_source_was_kept(tmp_path):
+    field = GaussianField.from_volume(torch.rand(1, *SHAPE), GRID, 20)
+    path = save_gaussians_ply(tmp_path / "old.ply", field)
+    with pytest.raises(UserError, match=r"old.ply must hold its grid, .* give --like VOLUME"):
+        rebuild(path, tmp_path / "out.npy")
+    scan = save(tmp_path / "scan.nii.gz", ball(0, 200, "uint8"))
+    with pytest.raises(UserError, match=r"old.ply must hold its intensities, .* give --low and --high"):
+        rebuild(path, tmp_path / "out.npy", like=scan)
+    assert load_volume(rebuild(path, tmp_path / "out.npy", like=scan, low=0, high=9)).data.max() <= 9
+    with pytest.raises(UserError, match=r"required gaussians.quantized or gaussians.ply of a run, got no file"):
+        rebuild(tmp_path / "none.ply", tmp_path / "out.npy")

@@ -20,7 +20,7 @@ from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
 from .evaluation import evaluate_volume, source_psnr
-from .export import load_quantized, save_gaussians_ply, save_quantized
+from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
 from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_rounds, sort_gaussians, voxel_size
 from .grid_model import GridField, grid_shape
 from .io import Volume, save_volume
@@ -193,17 +193,22 @@ class VolumeTask:
             save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid, target.unit))
         if isinstance(self.model, GaussianField):
             if config.output.ply:
-                save_gaussians_ply(folder / "gaussians.ply", self.model)
+                save_gaussians_ply(folder / "gaussians.ply", self.model, self._source())
             if config.output.quantized:
                 metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
         if config.output.video:
             self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
         return metrics
 
+    def _source(self) -> FieldSource:
+        target = self.target
+        scale = target.normalization
+        return FieldSource(target.grid, scale.low, scale.high, scale.clip, target.unit)
+
     @torch.no_grad()
     def _export_quantized(self, path: Path, field: GaussianField) -> dict[str, Any]:
         """The quantised file; what it weighs and what it costs."""
-        save_quantized(path, field, self.target.grid)
+        save_quantized(path, field, self.target.grid, source=self._source())
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
         result = self._compare(volume)
         return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}
