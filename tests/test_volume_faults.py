@@ -1,5 +1,7 @@
 """Fits that once went wrong in silence: signed values, bounds, outlying voxels, masks."""
 
+import errno
+import importlib.util
 import json
 import math
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from splat_ssim import distributed
+from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.cli import call
 from splat_ssim.volume import load_volume
@@ -14,7 +18,7 @@ from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
 from splat_ssim.volume.gaussians import GaussianField
 from splat_ssim.volume.rebuild import rebuild
-from tests.volumes import GRID, SHAPE, ball, fit, save, true_psnr
+from tests.volumes import GRID, SHAPE, VOXELS, ball, fit, save, true_psnr
 
 # --- the source's values are what is measured
 
@@ -174,3 +178,130 @@ def test_gaussians_of_before_their_source_was_kept(tmp_path):
     assert load_volume(rebuild(path, tmp_path / "out.npy", like=scan, low=0, high=9)).data.max() <= 9
     with pytest.raises(UserError, match=r"required gaussians.quantized or gaussians.ply of a run, got no file"):
         rebuild(tmp_path / "none.ply", tmp_path / "out.npy")
+
+
+# --- compare.py gives the figures of metrics.json
+
+
+def test_compare_has_the_figures_of_a_run(tmp_path):
+    source = save(tmp_path / "ct.nii.gz", ball(-1000, 1500, "int16"))
+    metrics = fit(tmp_path / "run", source, "--data.low", "-500", "--data.high", "1200")
+    pair = (source, tmp_path / "run" / "volume.nii.gz")
+    result = compare(*pair, window=(-500, 1200))
+    assert result["ssim"] == pytest.approx(metrics["ssim3d"], abs=1e-5) and result["data_range"] == 1
+    assert result["psnr"] == pytest.approx(metrics["psnr3d"], abs=1e-3)
+    assert compare(*pair)["psnr"] == pytest.approx(metrics["psnr3d_source"], abs=0.01)
+
+
+def test_compare_takes_arrays_by_their_key(tmp_path, capsys):
+    one = np.random.default_rng(0).random((2, 14, 15, 16)).astype(np.float32)
+    np.savez(tmp_path / "two.npz", raw=one[0], sharp=one[1])
+    path = tmp_path / "two.npz"
+    assert compare(path, path, key="raw", output=tmp_path / "same.json")["psnr"] == 100
+    assert json.loads((tmp_path / "same.json").read_text())["ssim"] == pytest.approx(1)
+    assert compare(path, path, key="raw", key_b="sharp", map=tmp_path / "map.nii")["ssim"] < 0.5
+    assert load_volume(tmp_path / "map.nii").data.shape == (1, 14, 15, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"data_range": 0.0}, "--data-range must be above 0, got 0"),
+        ({"data_range": 1.0, "window": (0, 1)}, "--window must be LOW HIGH .* and no --data-range"),
+        ({"window": (1, 1)}, "LOW < HIGH"),
+        ({"key": "c"}, r"key must be one of \['a', 'b'\]"),
+    ],
+)
+def test_mistakes_in_a_comparison_are_one_sentence(tmp_path, options, text):
+    np.savez(tmp_path / "two.npz", a=np.zeros(SHAPE), b=np.ones(SHAPE))
+    with pytest.raises(UserError, match=text):
+        compare(tmp_path / "two.npz", tmp_path / "two.npz", **{"key": "a", "key_b": "b", **options})
+
+
+def test_blockwise_ssim_takes_real_numbers_only():
+    volume = np.zeros((12, 12, 12))
+    with pytest.raises(TypeError, match="the volumes must hold real numbers, got complex128"):
+        distributed.ssim3d(volume + 1j, volume)
+
+
+# --- what a user can put right is one sentence
+
+
+def without_codec(path):
+    """A TIFF that says it is LZW: what Fiji and most microscopes write, and tifffile alone does not read."""
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(path, VOXELS, photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for page in file.pages:
+            page.tags["Compression"].overwrite(5)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_tiff_that_needs_a_codec_says_which_package(tmp_path, folder):
+    if importlib.util.find_spec("imagecodecs"):
+        pytest.skip("imagecodecs is installed")
+    without_codec(tmp_path / "lzw.tif")
+    with pytest.raises(SystemExit, match=r"lzw.tif must be a TIFF .* got LZW, which needs pip install imagecodecs$"):
+        fit(tmp_path / "run", tmp_path if folder else tmp_path / "lzw.tif")
+
+
+def npy(path, data):
+    np.save(path, data, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "text"),
+    [
+        (lambda p: npy(p, np.array([[["a"]]], object)), [], "scan.npy must hold an array of real numbers, got Python"),
+        (lambda p: npy(p, np.zeros((4, 4, 4), complex)), [], "scan.npy must hold real numbers, got complex128"),
+        (lambda p: npy(p, np.full((4, 4, 4), np.nan)), [], r"pass nonfinite=0.0 \(--data.read '\{nonfinite: 0.0\}'\)"),
+        (
+            lambda p: npy(p, np.zeros((9, 9, 9))),
+            [],
+            "give a window .--data.normalize window --data.low LOW",
+        ),
+        (lambda p: p.write_bytes(b"\x93NUMPY"), [], "scan.npy must be a complete npy volume, got "),
+    ],
+)
+def test_wrong_arrays_end_in_one_sentence(tmp_path, write, options, text):
+    write(tmp_path / "scan.npy")
+    with pytest.raises(SystemExit, match=text):
+        fit(tmp_path / "run", tmp_path / "scan.npy", *options)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "options", "text"),
+    [
+        ("{shape: ", [], r"scan.raw.json must be JSON that describes scan.raw, got "),
+        ("[1]", [], "scan.raw.json must be a JSON object, got list"),
+        (None, ["--data.read", "{shape: 40x44x36, dtype: int16}"], r"shape must be whole numbers, .* got '40x44x36'"),
+        (None, ["--data.read", "{shape: [4, 4, 4.5], dtype: int16}"], "shape must be whole numbers"),
+        (None, ["--data.read", "{shape: [4, 4, 4], dtype: int16, axes: abc}"], "axes must name x, y, z"),
+    ],
+)
+def test_wrong_descriptions_of_raw_files_end_in_one_sentence(tmp_path, sidecar, options, text):
+    (tmp_path / "scan.raw").write_bytes(bytes(128))
+    if sidecar is not None:
+        (tmp_path / "scan.raw.json").write_text(sidecar)
+    with pytest.raises(SystemExit, match=text):
+        fit(tmp_path / "run", tmp_path / "scan.raw", *options)
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate"), OSError(errno.ENOMEM, "Cannot allocate")])
+@pytest.mark.parametrize("place", ["numpy.load", "splat_ssim.volume.target.describe_values"])
+def test_too_little_memory_is_said(tmp_path, monkeypatch, error, place):
+    np.save(tmp_path / "scan.npy", ball(0, 1, "float32"))
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(SystemExit, match=r"memory|Cannot allocate") as caught:
+        fit(tmp_path / "run", tmp_path / "scan.npy")
+    assert "complete" not in str(caught.value)
+
+
+def test_more_gaussians_than_voxels_names_the_option(tmp_path):
+    np.save(tmp_path / "scan.npy", np.random.default_rng(0).random((12, 12, 12)))
+    with pytest.raises(SystemExit, match=r"as many Gaussians as voxels, 1728, got 2500 of strategy.budget 5000"):
+        fit(tmp_path / "run", tmp_path / "scan.npy", budget=5000)
