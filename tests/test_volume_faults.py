@@ -17,6 +17,7 @@ from splat_ssim.volume import load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
 from splat_ssim.volume.gaussians import GaussianField
+from splat_ssim.volume.pictures import slice_sheet
 from splat_ssim.volume.rebuild import rebuild
 from tests.volumes import GRID, SHAPE, VOXELS, ball, fit, save, true_psnr
 
@@ -305,3 +306,9 @@ def test_more_gaussians_than_voxels_names_the_option(tmp_path):
     np.save(tmp_path / "scan.npy", np.random.default_rng(0).random((12, 12, 12)))
     with pytest.raises(SystemExit, match=r"as many Gaussians as voxels, 1728, got 2500 of strategy.budget 5000"):
         fit(tmp_path / "run", tmp_path / "scan.npy", budget=5000)
+
+
+def test_slices_show_red_green_and_blue():
+    colours = torch.stack([torch.full(SHAPE, level) for level in (1.0, 0.5, 0.0)])
+    sheet = slice_sheet(colours)
+    assert (sheet == [255, 128, 0]).all(2).any() and not (sheet == 255).all(2).any()

@@ -106,7 +106,8 @@ STRATEGY_OPTIONS = {
 class VolumeOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: The fitted field in the file's own intensities, as volume.<format>; "" for none.
+    #: The fitted field in the source's intensities, float32, as volume.<format> whatever the source's format; "" for
+    #: none.
     format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "zarr"] = "nii.gz"
     ply: bool = True
     #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
