@@ -13,7 +13,7 @@ from splat_ssim import distributed
 from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.cli import call
-from splat_ssim.volume import load_volume
+from splat_ssim.volume import VoxelGrid, load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
 from splat_ssim.volume.gaussians import GaussianField
@@ -312,3 +312,18 @@ def test_slices_show_red_green_and_blue():
     colours = torch.stack([torch.full(SHAPE, level) for level in (1.0, 0.5, 0.0)])
     sheet = slice_sheet(colours)
     assert (sheet == [255, 128, 0]).all(2).any() and not (sheet == 255).all(2).any()
+
+
+def test_the_size_floor_is_in_voxels_along_every_axis():
+    grid = VoxelGrid.regular(SHAPE, spacing=(1.0, 1.0, 10.0), axes="xyz")
+    field = GaussianField.from_volume(torch.rand(1, *SHAPE), grid, 20)
+    turn = torch.tensor([[math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0]])  # about y: the first axis along z
+    field.tensors["quats"].data[:] = torch.tensor([1.0, 0, 0, 0])
+    field.tensors["quats"].data[:5] = turn
+    field.tensors["log_scales"].data.fill_(-9.0)
+    field.tensors["log_scales"].data[7] = 3.0
+    field.keep_size(0.45, grid)
+    sizes = field.tensors["log_scales"].detach().exp()
+    torch.testing.assert_close(sizes[8], torch.tensor([0.45, 0.45, 4.5]))
+    torch.testing.assert_close(sizes[0], torch.tensor([4.5, 0.45, 0.45]))
+    torch.testing.assert_close(sizes[7].log(), torch.full((3,), 3.0))

@@ -39,7 +39,7 @@ class VolumeModelConfig:
     start: float = 0.5
     #: Their standard deviation over their distance at the start.
     spread: float = 0.3
-    #: No standard deviation falls below this many voxels.
+    #: No standard deviation falls below this many voxels, counted along its own direction.
     min_sigma: float = 0.45
     #: Numbers in the grid; by default as many as the budget of Gaussians would have.
     grid_parameters: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..reference import correlate, gaussian_taps
 from ..trainer.upload import upload
 from .grid import VoxelGrid
+from .reference import rotation_matrices
 from .voxelize import morton_order, voxelize
 
 #: float32 numbers of a Gaussian without features: mean, log scale, quaternion, density.
@@ -57,6 +59,18 @@ class GaussianField(nn.Module):
             grid,
             features=tensors["features"] if "features" in tensors else None,
         )
+
+    @torch.no_grad()
+    def keep_size(self, min_sigma: float, grid: VoxelGrid) -> None:
+        """Raises standard deviations below `min_sigma` voxels to it, as voxels lie along each axis of a Gaussian."""
+        scales = self.tensors["log_scales"].data
+        if max(grid.spacing) < 1.001 * min(grid.spacing):
+            scales.clamp_(min=math.log(min_sigma * voxel_size(grid)))
+            return
+        # A unit of length along an axis of the Gaussian crosses so many voxels: |A⁻¹ r| for the columns r of R.
+        inverse = upload(torch.from_numpy(np.linalg.inv(grid.matrix[:3, :3])).float(), scales.device)
+        crossed = (inverse @ rotation_matrices(self.tensors["quats"])).norm(dim=1)  # [N, 3]
+        torch.maximum(scales, math.log(min_sigma) - crossed.log(), out=scales)
 
     def positions(self) -> Tensor:
         """(N, 3) world x, y, z of the Gaussians."""

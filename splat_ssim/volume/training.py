@@ -123,8 +123,7 @@ class VolumeTask:
             )
             self.optimizer.step()
             if isinstance(self.model, GaussianField):
-                floor = math.log(config.model.min_sigma * voxel_size(target.grid))
-                self.model.tensors["log_scales"].data.clamp_(min=floor)
+                self.model.keep_size(config.model.min_sigma, target.grid)
         return loss.detach()
 
     def change_model(self, done: int) -> None:
