@@ -172,11 +172,14 @@ def test_slices_are_sorted_by_their_numbers(tmp_path, capsys):
     assert "12 slices in the order of their numbers" in capsys.readouterr().err
 
 
-def test_slices_in_colour_have_their_channels_first(tmp_path):
+@pytest.mark.parametrize("planar", [False, True])
+def test_slices_in_colour_have_their_channels_first(tmp_path, planar):
     tifffile = pytest.importorskip("tifffile")
     slices = np.random.default_rng(0).integers(0, 255, (4, 7, 8, 3)).astype(np.uint8)
     for i, plane in enumerate(slices):
-        tifffile.imwrite(tmp_path / f"{i}.tif", plane, photometric="rgb")
+        plane = np.moveaxis(plane, 2, 0) if planar else plane
+        options = {"planarconfig": "separate"} if planar else {}
+        tifffile.imwrite(tmp_path / f"{i}.tif", plane, photometric="rgb", **options)
     np.testing.assert_array_equal(load_volume(tmp_path).data, np.moveaxis(slices, 3, 0))
 
 

@@ -20,6 +20,8 @@ from .stored import Stored, in_unit, unit_name
 _LETTERS = {"X": "x", "Y": "y", "Z": "z", "C": "c", "S": "c", "T": "t"}
 #: The types ImageJ's own stacks may have, and OME's.
 _IMAGEJ, _OME = "BHhf", "bBhHiIfd"
+#: ImageJ's stacks end below 4 GB.
+_IMAGEJ_BYTES = (1 << 32) - (1 << 20)
 #: How our affine is told from others' in an OME annotation.
 _NAMESPACE = "splat_ssim/volume"
 
@@ -112,12 +114,9 @@ def _read_slices(path: Path) -> Stored:
     planes: list[np.ndarray] = []
     for file in files:
         try:
-            plane = _pixels(file, lambda file=file: tifffile.imread(file))
+            plane = _plane(file)
         except tifffile.TiffFileError as error:
             raise ValueError(f"{file} must be a TIFF slice, got {error}") from error
-        colour = plane.ndim == 3 and plane.shape[2] in (3, 4)
-        if plane.ndim != 2 and not colour:
-            raise ValueError(f"{file} must be one slice (height, width), or one in colour, got shape {plane.shape}")
         if planes and (plane.shape, plane.dtype) != (planes[0].shape, planes[0].dtype):
             raise ValueError(
                 f"slices must all have one shape and dtype, got {plane.shape} {plane.dtype} in {file} and "
@@ -126,6 +125,21 @@ def _read_slices(path: Path) -> Stored:
         planes.append(plane)
     note = f"{len(files)} slices in the order of their numbers, {files[0].name} to {files[-1].name}"
     return Stored(np.stack(planes), "zyxc" if planes[0].ndim == 3 else "zyx", notes=[note])
+
+
+def _plane(file: Path) -> np.ndarray:
+    """One slice (height, width), or (height, width, channels)."""
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
+        plane = _pixels(file, series.asarray)
+    kept = "".join(letter for letter, size in zip(letters, plane.shape, strict=True) if size > 1 or letter in "yx")
+    if sorted(kept) not in (["x", "y"], ["c", "x", "y"]):
+        raise ValueError(f"{file} must be one slice (height, width), or one in colour, got shape {plane.shape}")
+    plane = plane.reshape([n for n, letter in zip(plane.shape, letters, strict=True) if n > 1 or letter in "yx"])
+    return np.moveaxis(plane, kept.index("c"), 2) if "c" in kept else plane
 
 
 # --- where the voxels lie
@@ -205,26 +219,27 @@ def _restore(stored: Stored, own: dict[str, Any]) -> None:
 def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     """A stack whose pages are planes across the world's z as near as may be, with voxel size and unit.
 
-    An ImageJ hyperstack where ImageJ has the dtype, else OME-TIFF; 64-bit integers have neither. The affine and the
-    order of the array's axes are in the metadata besides, so that the volume reads back as it was.
+    An ImageJ hyperstack where ImageJ has the dtype and the size, else OME-TIFF; 64-bit integers have neither. The affine
+    and the order of the array's axes are in the metadata besides, so that the volume reads back as it was.
     """
     import tifffile
 
     data = data.astype(np.uint8) if data.dtype == bool else data
     follows = nearest_axes(affine)
     order = [follows.index(letter) for letter in "zyx"]
+    imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES
     # ImageJ's order is ZCYX.
     own = json.dumps(
         {
             **{"affine": affine.tolist(), "order": order, "stored_shape": data.shape, "unit": unit},
-            "z_first": data.dtype.char in _IMAGEJ,
+            "z_first": imagej,
         }
     )
     offset = data.ndim - 3
     pages = np.ascontiguousarray(data.transpose([*range(offset), *(offset + axis for axis in order)]))
     steps = {letter: float(np.linalg.norm(affine[:3, column])) for column, letter in enumerate(follows)}
     options: dict[str, Any] = {"photometric": "minisblack"}
-    if data.dtype.char in _IMAGEJ:
+    if imagej:
         pages = pages.swapaxes(0, 1) if offset else pages
         metadata: dict[str, Any] = {"axes": "ZCYX" if offset else "ZYX", "spacing": steps["z"], "unit": unit or "pixel"}
         options |= {"imagej": True, "resolution": (1 / steps["x"], 1 / steps["y"])}
