@@ -219,7 +219,7 @@ def _restore(stored: Stored, own: dict[str, Any]) -> None:
 def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     """A stack whose pages are planes across the world's z as near as may be, with voxel size and unit.
 
-    An ImageJ hyperstack where ImageJ has the dtype and the size, else OME-TIFF; 64-bit integers have neither. The affine
+    An ImageJ hyperstack where ImageJ has dtype and size, else OME-TIFF; 64-bit integers have neither. The affine
     and the order of the array's axes are in the metadata besides, so that the volume reads back as it was.
     """
     import tifffile
