@@ -319,3 +319,21 @@ def test_nifti_under_another_name(tmp_path):
         assert not volume.notes or "whatever its name says" in volume.notes[0]
     with pytest.raises(ValueError, match=r"must be written as .nii or .nii.gz, got 'b.hdr'"):
         save_volume(tmp_path / "b.hdr", Volume(VOXELS[None], GRID))
+
+
+@pytest.mark.parametrize("axes", ["TYX", "CYX"])
+def test_pages_are_slices_where_there_are_no_others(tmp_path, axes):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "stack.tif", VOXELS, imagej=True, metadata={"axes": axes})
+    volume = load_volume(tmp_path / "stack.tif")
+    np.testing.assert_array_equal(volume.data[0], VOXELS)
+    assert "are taken for slices: it has none" in volume.notes[0]
+
+
+def test_options_that_a_format_has_no_use_for_are_said(tmp_path):
+    path = save_volume(tmp_path / "scan.npy", Volume(VOXELS[None], GRID))
+    notes = load_volume(path, key="a", dtype="int16").notes
+    assert notes == (
+        "key a is left out: a npy file holds one array",
+        "shape and dtype are left out: a npy file says its own",
+    )

@@ -147,10 +147,16 @@ def _open(
         raise FileNotFoundError(f"no volume at {path}")
     key = None if key is None else str(key)
     if kind == "raw":
-        return _read(path, lambda: read_raw(path, shape, dtype))
-    if kind == "npy":
-        return _read(path, lambda: READERS[kind](path, key, lazy=lazy))
-    return _read(path, lambda: READERS[kind](path, key))
+        stored = _read(path, lambda: read_raw(path, shape, dtype))
+    elif kind == "npy":
+        stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
+    else:
+        stored = _read(path, lambda: READERS[kind](path, key))
+    if key is not None and kind not in ("npz", "tiff", "zarr"):
+        stored.notes.append(f"key {key} is left out: a {kind} file holds one array")
+    if kind != "raw" and (shape is not None or dtype is not None):
+        stored.notes.append(f"shape and dtype are left out: a {kind} file says its own")
+    return stored
 
 
 def _read(path: Path, function: Callable[[], Any]) -> Any:

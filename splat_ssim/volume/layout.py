@@ -113,7 +113,7 @@ def _letters(stored: Stored, shape: tuple[int, ...], path: Path, axes: str | Non
     ):
         raise ValueError(f'axes must name x, y, z, and c and t where there are such, as in "czyx", got {axes!r}')
     if axes is not None and len(axes) == len(shape):
-        return axes, []
+        return axes, list(stored.notes)
     if axes is not None and len(axes) != 3:
         raise ValueError(f"axes must have a letter for each of the {len(shape)} axes of {path}, got {axes!r}")
     letters, notes = (stored.axes, list(stored.notes)) if stored.axes else _guessed(stored, shape, path)

@@ -50,7 +50,10 @@ def read_zarr(path: Path, key: str | None) -> Stored:
             names = [dataset["path"] for dataset in image["datasets"]]
             sizes = [math.prod(getattr(node[name], "shape", (0,))) for name in names]
             name = names[sizes.index(max(sizes))]
-            notes.append(f"of the resolutions {', '.join(names)} the full one, {name}, is read; key chooses another")
+            if len(names) > 1:
+                notes.append(
+                    f"of the resolutions {', '.join(names)} the full one, {name}, is read; key chooses another"
+                )
         elif len(children) == 1 and not groups:
             name = children[0]
         elif not children and len(groups) == 1:

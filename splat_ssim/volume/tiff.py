@@ -49,6 +49,7 @@ def read_tiff(path: Path, key: str | None) -> Stored:
         letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
         data = _pixels(path, series.asarray)
         stored = Stored(data, _named(letters, data.shape), notes=notes)
+        _need_slices(stored)
         shaped = file.shaped_metadata
         own = next((m for m in shaped or () if "affine" in m), None) or _own_metadata(file)
         if own is not None:
@@ -102,6 +103,16 @@ def _named(letters: str, shape: tuple[int, ...]) -> str:
     if named.count("c") > 1:
         named[named.index("c")] = "?"
     return "".join(named)
+
+
+def _need_slices(stored: Stored) -> None:
+    """Pages that a file calls frames, or more channels than colours, are slices where it has no others."""
+    letters, shape = stored.axes, stored.array.shape
+    paged = [i for i, letter in enumerate(letters) if letter in "ct" and shape[i] > (4 if letter == "c" else 1)]
+    if "z" not in letters and set("xy") <= set(letters) and len(paged) == 1:
+        what = "time points" if letters[paged[0]] == "t" else "channels"
+        stored.notes.append(f"its {shape[paged[0]]} {what} are taken for slices: it has none")
+        stored.axes = letters[: paged[0]] + "z" + letters[paged[0] + 1 :]
 
 
 def _read_slices(path: Path) -> Stored:
