@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,9 @@ from splat_ssim.errors import UserError, user_errors
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import read_image, save_bytes
+from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
+from splat_ssim.volume.normalization import Normalization
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -30,6 +33,9 @@ def compare(
     *,
     map: Annotated[Path | None, tyro.conf.arg(name="map")] = None,
     data_range: float | None = None,
+    window: tuple[float, float] | None = None,
+    key: str | None = None,
+    key_b: str | None = None,
     padding: str = "same",
     block: int = distributed.BLOCK,
     output: Path | None = None,
@@ -37,7 +43,8 @@ def compare(
     """Compares two images, two folders of images with the same names, or two volumes.
 
     Volumes are read block by block where the format allows (zarr, npy, raw) and may be larger than memory. They are
-    compared voxel by voxel: spacing and orientation are not looked at, and a map has those of `a`.
+    compared voxel by voxel: spacing and orientation are not looked at, and a map has those of `a`. SSIM is not the same
+    for shifted intensities: the figures in metrics.json of a fit are those with --window LOW HIGH of its low and high.
 
     Args:
         a: Image, folder or volume file.
@@ -45,7 +52,11 @@ def compare(
         map: Where to write S for every position: a picture, a folder for folders, or a volume file.
         data_range: Largest minus smallest possible value; by default 1 for images (8 bits mean value / 255), and for
             volumes 255 for uint8 or what both volumes together span.
-        padding: same or valid.
+        window: Of volumes: intensities LOW and HIGH that become 0 and 1, the range; what lies outside is cut off.
+        key: Of volumes: the array in a zarr group or npz file, or the series of a TIFF file, in both `a` and `b`.
+        key_b: The same for `b` where it is another.
+        padding: same: zeros beyond the borders, as metrics.json has it; valid: only windows that lie inside, as
+            scikit-image and most others have it, which is larger for noisy pairs.
         block: Edge of a block of a volume in voxels.
         output: A JSON file for the result.
 
@@ -60,8 +71,17 @@ def compare(
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
         raise UserError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
+    if data_range is not None and not 0 < data_range < math.inf:
+        raise UserError(f"--data-range must be above 0, got {data_range:g}")
+    if kinds[0] != "volume" and (window, key, key_b) != (None,) * 3:
+        raise UserError(f"--window, --key and --key-b are for volumes, got them for two of kind {kinds[0]}")
+    if window is not None and (data_range is not None or not window[0] < window[1]):
+        raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
     if kinds[0] == "volume":
-        result = _compare_volumes(a, b, map, data_range, padding, block)
+        with user_errors():
+            sources = [open_array(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
+            grid = open_grid(a, key=key) if map is not None else None
+        result = _compare_volumes((a, b), sources, map, grid, data_range, window, padding, block)
     elif kinds[0] == "image":
         result = _compare_images(a, b, map, data_range or 1.0, padding)
     else:
@@ -143,21 +163,35 @@ def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float,
 
 
 def _compare_volumes(
-    a: Path, b: Path, map_path: Path | None, data_range: float | None, padding: str, block: int
+    names: tuple[Path, Path],
+    sources: list[Any],
+    map_path: Path | None,
+    grid: VoxelGrid | None,
+    data_range: float | None,
+    window: tuple[float, float] | None,
+    padding: str,
+    block: int,
 ) -> dict[str, Any]:
+    a, b = names
     with user_errors():
         import dask
         import dask.array as da
-
-        sources = [open_array(path) for path in (a, b)]
     first, second = (da.from_array(source, chunks="auto") for source in sources)
     if first.shape != second.shape:
         raise UserError(f"{a} and {b} must have the same shape, got {first.shape} and {second.shape}")
+    if window is not None:
+        scale, data_range = Normalization(*window), 1.0
+        finite_parts = [da.isfinite(v).all() for v in (first, second)]
+        first, second = sources = [v.map_blocks(scale.apply, dtype=np.float32) for v in (first, second)]
+    else:
+        finite_parts = []
     if data_range is None and first.dtype == second.dtype == np.uint8:
         data_range = 255.0
     # Bytes are intensities here, not fractions of a range: the volumes are compared as float32.
     first, second = (v if v.dtype == np.float64 else v.astype(np.float32) for v in (first, second))
     finite = da.isfinite(first).all() & da.isfinite(second).all()
+    for part in finite_parts:
+        finite = finite & part
     low, high = da.minimum(first.min(), second.min()), da.maximum(first.max(), second.max())
     error = da.square(first.astype(np.float64) - second).mean()
     finite, low, high, error = dask.compute(finite, low, high, error)
@@ -165,7 +199,7 @@ def _compare_volumes(
         raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
-        raise UserError(f"volumes that are constant and alike have no range, give --data-range; got {float(low)}")
+        raise UserError(f"volumes that are constant and alike have no range, give --data-range; got {float(low):g}")
     # Read by slices where they may be: as floats only bytes that mean no 255ths of the range.
     floats = [first, second] if data_range != 255 and np.uint8 in (sources[0].dtype, sources[1].dtype) else sources
     options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}
@@ -176,8 +210,8 @@ def _compare_volumes(
     with user_errors():
         # Nothing is computed yet: the options are checked.
         ssim_map = distributed.ssim3d(floats[0], floats[1], reduction="none", **options)
-    if map_path is not None:
-        _save_map(map_path, ssim_map, a, radius=5 if padding == "valid" else 0)
+    if map_path is not None and grid is not None:
+        _save_map(map_path, ssim_map, grid, radius=5 if padding == "valid" else 0)
     return {
         **_errors(float(error), data_range),
         "ssim": distributed.ssim3d(floats[0], floats[1], **options),
@@ -186,9 +220,9 @@ def _compare_volumes(
     }
 
 
-def _save_map(path: Path, ssim_map: Any, like: Path, *, radius: int) -> None:
-    """Writes the map where `like` has its voxels: to zarr block by block, else whole."""
-    grid = open_grid(like).crop((radius,) * 3, ssim_map.shape[1:])
+def _save_map(path: Path, ssim_map: Any, grid: VoxelGrid, *, radius: int) -> None:
+    """Writes the map where the grid has its voxels: to zarr block by block, else whole."""
+    grid = grid.crop((radius,) * 3, ssim_map.shape[1:])
     if volume_format(path) == "zarr":
         import dask.array as da
         import zarr

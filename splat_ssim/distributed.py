@@ -100,9 +100,10 @@ def ssim3d(
         block: Edge of a block in voxels; at least the window's.
 
     Returns:
-        A float, or a dask array (C, n0, n1, n2), for "valid" smaller by window_size - 1.
+        A float, NaN where a voxel is, or a dask array (C, n0, n1, n2), for "valid" smaller by window_size - 1.
 
     Raises:
+        TypeError: Voxels that are no real numbers, such as complex ones.
         ValueError: Shapes that differ, an unknown padding or reduction, an even window, a block smaller than it.
         ImportError: dask is not installed.
 
@@ -122,6 +123,9 @@ def ssim3d(
             f'padding must be "same" or "valid" and reduction "mean" or "none", got {padding!r} and {reduction!r}'
         )
     check_window_size(window_size)
+    for volume in (volume1, volume2):
+        if np.dtype(volume.dtype).kind not in "biuf":
+            raise TypeError(f"the volumes must hold real numbers, got {volume.dtype}")
     if block < window_size:
         raise ValueError(f"block must be at least the window's {window_size} voxels, got {block}")
     shape = _four_axes(volume1)

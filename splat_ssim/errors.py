@@ -37,5 +37,7 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"required less memory than the data take, got {error or 'none left'}") from error
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(str(error)) from error

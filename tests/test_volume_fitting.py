@@ -184,7 +184,7 @@ def test_a_mask_says_what_counts(tmp_path, scan):
             ["--strategy.name", "none_such"],
             "one of residual, none, capped, default, mcmc for a volume, got 'none_such'",
         ),
-        (["--data.normalize", "window"], "window must be"),
+        (["--data.normalize", "window"], "a window must be given by both data.low and data.high"),
         (["--data-dir", "nowhere.nii.gz"], "no volume at nowhere.nii.gz"),
         (["--data-dir", "README.md"], "a volume file must end in one of"),
         (["--data.read", "{spacings: 1}"], "data.read must hold shape, dtype, spacing, .* only, got 'spacings'"),

@@ -15,9 +15,12 @@ from ..trainer.config import OutputConfig, RunConfig, YamlMapping, check_ranges,
 class VolumeDataConfig:
     """How the volume is read and scaled."""
 
-    #: max: 0 and the maximum become 0 and 1; window, percentile: the two numbers below; none: as it is.
-    normalize: Literal["max", "window", "percentile", "none"] = "max"
-    #: Intensities (window) or percent (percentile) that become 0 and 1.
+    #: What becomes 0 and 1. auto: 0 and the maximum, or minimum and maximum if there are negative values, or low and
+    #: high if given; minmax: minimum and maximum; max: 0 and the maximum, negative values are cut off; window,
+    #: percentile: low and high; none: the values are fitted as they are.
+    normalize: Literal["auto", "minmax", "max", "window", "percentile", "none"] = "auto"
+    #: Intensities (auto, window) or percent (percentile, 0.5 and 99.5 by default) that become 0 and 1; values outside
+    #: are cut off.
     low: float | None = None
     high: float | None = None
     #: Options of splat_ssim.volume.load_volume, such as shape, dtype, spacing, key, nonfinite.
@@ -36,7 +39,7 @@ class VolumeModelConfig:
     start: float = 0.5
     #: Their standard deviation over their distance at the start.
     spread: float = 0.3
-    #: No standard deviation falls below this many voxels.
+    #: No standard deviation falls below this many voxels, counted along its own direction.
     min_sigma: float = 0.45
     #: Numbers in the grid; by default as many as the budget of Gaussians would have.
     grid_parameters: int | None = None
@@ -103,7 +106,8 @@ STRATEGY_OPTIONS = {
 class VolumeOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: The fitted field in the file's own intensities, as volume.<format>; "" for none.
+    #: The fitted field in the source's intensities, float32, as volume.<format> whatever the source's format; "" for
+    #: none.
     format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "zarr"] = "nii.gz"
     ply: bool = True
     #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
@@ -160,13 +164,17 @@ class VolumeConfig(RunConfig):
         )
 
     def unused(self) -> dict[str, str]:
-        """Options of other strategies than the chosen one, and of all strategies for a grid."""
+        """Options of other strategies than the chosen one, of all strategies for a grid, and bounds of no window."""
+        unused = {}
+        if self.data.normalize in ("max", "minmax", "none"):
+            why = f"normalize {self.data.normalize} takes no bounds, only auto, window and percentile do"
+            unused = {f"data.{name}": why for name in ("low", "high") if getattr(self.data, name) is not None}
         if self.model.name == "grid":
-            return without_meaning("strategy", self.strategy, ("budget",), "a grid", always=())
+            return unused | without_meaning("strategy", self.strategy, ("budget",), "a grid", always=())
         options = STRATEGY_OPTIONS.get(self.strategy.name)
         if options is None:
-            return {}
-        return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+            return unused
+        return unused | without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
 
     def settled(self) -> dict[str, str]:
         """Options that a resumed run keeps: dotted name -> what has been done with them already."""

@@ -83,10 +83,23 @@ def make_crop(shape: Sequence[int], core_start: Sequence[int], core_shape: Seque
     )
 
 
-def random_crop(shape: Sequence[int], size: int, *, halo: int, generator: torch.Generator) -> Crop:
-    """A core of `size` voxels along each axis (all of a shorter axis), anywhere in the volume."""
+def random_crop(
+    shape: Sequence[int], size: int, *, halo: int, generator: torch.Generator, inside: Tensor | None = None
+) -> Crop:
+    """A core of `size` voxels along each axis (all of a shorter axis), anywhere in the volume.
+
+    Args:
+        shape: Of the volume.
+        size: Edge of the core.
+        halo: See `make_crop`.
+        generator: Source of the draws.
+        inside: (N, 3) indices of voxels, on the CPU: the core holds one of them, each with the same probability.
+    """
     core_shape = [min(size, n) for n in shape]
-    core_start = [
-        int(torch.randint(n - c + 1, (), generator=generator)) for n, c in zip(shape, core_shape, strict=True)
-    ]
+    first, last = [0] * 3, [n - c for n, c in zip(shape, core_shape, strict=True)]
+    if inside is not None:
+        voxel = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
+        first = [max(0, v - c + 1) for v, c in zip(voxel, core_shape, strict=True)]
+        last = [min(b, v) for b, v in zip(last, voxel, strict=True)]
+    core_start = [a + int(torch.randint(b - a + 1, (), generator=generator)) for a, b in zip(first, last, strict=True)]
     return make_crop(shape, core_start, core_shape, halo=halo)

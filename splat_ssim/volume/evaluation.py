@@ -1,19 +1,51 @@
+"""PSNR and SSIM of a fitted volume: of all voxels, inside a mask, and against the file's own intensities."""
+
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..functional import ssim3d
-from ..trainer.metrics import psnr, reported_psnr
+from ..trainer.metrics import psnr, psnr_of_mse, reported_psnr
 
 #: PSNR over all voxels: the same function as for images.
 psnr3d = psnr
 
 
 @torch.no_grad()
-def evaluate_volume(pred: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR and SSIM of whole volumes (C, n0, n1, n2) in [0, 1]: `psnr3d`, and `ssim3d` with zero padding."""
-    return {
-        "psnr3d": reported_psnr(psnr(pred, target)),
-        "ssim3d": float(ssim3d(pred[None], target[None])),
+def evaluate_volume(
+    pred: Tensor, target: Tensor, *, data_range: float = 1.0, mask: Tensor | None = None
+) -> dict[str, float]:
+    """PSNR and SSIM of whole volumes: `psnr3d`, and `ssim3d` with zero padding.
+
+    Args:
+        pred: (C, n0, n1, n2).
+        target: The same.
+        data_range: Largest minus smallest possible value.
+        mask: (1, 1, n0, n1, n2) weights of 0 or more: the result also has `psnr3d_masked` and `ssim3d_masked`, whose
+            means count voxels by them.
+    """
+    result = {
+        "psnr3d": reported_psnr(psnr(pred, target, data_range=data_range)),
+        "ssim3d": float(ssim3d(pred[None], target[None], data_range=data_range)),
     }
+    if mask is not None:
+        squares = (pred.double() - target.double()).square().mean(0)
+        mse = float((squares * mask[0, 0]).sum() / mask.double().sum())
+        result["psnr3d_masked"] = reported_psnr(psnr_of_mse(mse, data_range))
+        result["ssim3d_masked"] = float(ssim3d(pred[None], target[None], data_range=data_range, mask=mask))
+    return result
+
+
+def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> float:
+    """PSNR of a fit against the voxels of the file, in its own intensities and over their span, nothing cut off.
+
+    Args:
+        intensities: (C, n0, n1, n2), the fit in the file's intensities.
+        source: The same shape, any real dtype.
+        span: Largest minus least intensity of the file.
+    """
+    # Channel by channel: float64 copies of a large volume are dear.
+    sums = [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(intensities, source, strict=True)]
+    return reported_psnr(psnr_of_mse(sum(sums) / source.size, span))

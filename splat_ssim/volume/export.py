@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import lzma
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +15,76 @@ import torch
 from .._files import replacing
 from .gaussians import GaussianField
 from .grid import VoxelGrid
+from .normalization import Normalization
 from .voxelize import morton_order
 
 _MAGIC = b"SPLATVOL1"
+#: Begins the comment of a PLY that holds a `FieldSource`.
+_COMMENT = "comment source "
 
 
-def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
+@dataclass(frozen=True)
+class FieldSource:
+    """What turns the Gaussians back into the volume they were fitted to: its grid and its intensities.
+
+    Args:
+        grid: The voxels.
+        low: Intensity that is fitted as 0.
+        high: Intensity that is fitted as 1.
+        clip: Whether the field is cut to [0, 1] first.
+        unit: Of the grid's world.
+    """
+
+    grid: VoxelGrid
+    low: float
+    high: float
+    clip: bool = True
+    unit: str = ""
+
+    @property
+    def normalization(self) -> Normalization:
+        """The map between intensities and fitted values."""
+        return Normalization(self.low, self.high, self.clip)
+
+    def header(self) -> dict[str, Any]:
+        """What files hold of it, as JSON."""
+        grid = self.grid.rebased()
+        place = {"shape": grid.shape, "affine": grid.affine, "unit": self.unit}
+        return {**place, "low": self.low, "high": self.high, "clip": self.clip}
+
+    @classmethod
+    def of_header(cls, header: dict[str, Any]) -> FieldSource:
+        """The reverse of `header`."""
+        grid = VoxelGrid(tuple(header["shape"]), header["affine"])
+        return cls(grid, float(header["low"]), float(header["high"]), bool(header["clip"]), str(header["unit"]))
+
+
+def read_source(path: str | Path) -> FieldSource | None:
+    """The source in a file of `save_gaussians_ply` or `save_quantized`; None where it was written without one.
+
+    Raises:
+        ValueError: A source that does not read.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        if content.startswith(_MAGIC):
+            header = _quantized_header(path, content)[0].get("source")
+        else:
+            lines = content.partition(b"end_header\n")[0].decode(errors="replace").split("\n")
+            text = next((line.removeprefix(_COMMENT) for line in lines if line.startswith(_COMMENT)), None)
+            header = None if text is None else json.loads(text)
+        return None if header is None else FieldSource.of_header(header)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold the grid and intensities of its volume, got {error}") from error
+
+
+def save_gaussians_ply(path: str | Path, field: GaussianField, source: FieldSource | None = None) -> Path:
     """Writes the Gaussians as binary PLY, every property float32; returns the path.
 
     x y z, scale_0..2 (natural logarithms) and rot_0..3 (w, x, y, z) are those of 3D Gaussian splatting.
     `signed_density` is the weight of the Gaussian, which may be negative: no opacity, and additive. `feature_0`, … are
-    the further channels over the density.
+    the further channels over the density. A comment holds the source, so that the volume can be rebuilt.
     """
     tensors = {name: tensor.detach().cpu().float() for name, tensor in field.tensors.items()}
     columns = [("x", "y", "z"), ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")]
@@ -36,6 +97,8 @@ def save_gaussians_ply(path: str | Path, field: GaussianField) -> Path:
     names = [name for group in columns for name in group]
     header = ["ply", "format binary_little_endian 1.0"]
     header.append("comment additive Gaussian field: V(x) = sum of signed_density exp(-q/2), zero where q > 9")
+    if source is not None:
+        header.append(_COMMENT + json.dumps(source.header()))
     header.append(f"element vertex {len(field)}")
     header += [f"property float {name}" for name in names]
     header.append("end_header\n")
@@ -103,6 +166,7 @@ def save_quantized(
     grid: VoxelGrid,
     *,
     bits: dict[str, int] | None = None,
+    source: FieldSource | None = None,
 ) -> Path:
     """Writes the Gaussians with few bits each, along a Morton curve, compressed by LZMA; returns the path.
 
@@ -115,6 +179,7 @@ def save_quantized(
         field: The Gaussians.
         grid: Voxels, for the order.
         bits: Bits of means (14), log_scales (8), quats (8), densities (10), features (8), at most 16.
+        source: Goes into the header, so that `rebuild` needs nothing else.
 
     Raises:
         ValueError: Bits outside 2 to 16.
@@ -125,6 +190,8 @@ def save_quantized(
     order = morton_order(field.tensors["means"], grid, cell=1.0)
     tensors = {name: tensor.detach()[order].cpu().numpy().astype(np.float64) for name, tensor in field.tensors.items()}
     header: dict = {"count": len(field), "fields": {}}
+    if source is not None:
+        header["source"] = source.header()
     streams = []
     for name, values in tensors.items():
         values = values.reshape(len(field), -1)
@@ -154,15 +221,10 @@ def load_quantized(path: str | Path) -> GaussianField:
     Raises:
         ValueError: Another kind of file, or a truncated one.
     """
-    content = Path(path).read_bytes()
-    if not content.startswith(_MAGIC):
-        raise ValueError(f"{path} must be a quantised field, got a file that starts with {content[:9]!r}")
+    header, body = _quantized_header(path, Path(path).read_bytes())
     try:
-        at = len(_MAGIC) + 4
-        (length,) = struct.unpack("<I", content[len(_MAGIC) : at])
-        header = json.loads(content[at : at + length])
-        data = lzma.decompress(content[at + length :])
-    except (struct.error, ValueError, lzma.LZMAError) as error:
+        data = lzma.decompress(body)
+    except (ValueError, lzma.LZMAError) as error:
         raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
     count, tensors, at = header["count"], {}, 0
     for name, described in header["fields"].items():
@@ -182,6 +244,18 @@ def load_quantized(path: str | Path) -> GaussianField:
         values = values if largest is None else _from_smallest_three(largest, values)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(values[:, 0] if name == "densities" else values))
     return GaussianField(tensors)
+
+
+def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a quantised field, and the compressed rest."""
+    if not content.startswith(_MAGIC):
+        raise ValueError(f"{path} must be a quantised field, got a file that starts with {content[:9]!r}")
+    try:
+        at = len(_MAGIC) + 4
+        (length,) = struct.unpack("<I", content[len(_MAGIC) : at])
+        return json.loads(content[at : at + length]), content[at + length :]
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
 
 
 def _smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
-"""How each format of volumes is read and written: the array, and its affine where the format has a place for one.
+"""How each format of volumes is read and written: npy, npz, raw, NIfTI and NRRD here; TIFF and zarr beside it.
 
-Readers return (array, affine or None); formats without a place for an affine (npy, raw) keep it in a JSON file beside
-them, `volume.npy.json`. The package of a format is imported when it is needed.
+Readers give a `Stored`; formats without a place for an affine (npy, raw) keep it in a JSON file beside them,
+`volume.npy.json`. The package of a format is imported when it is needed. The world is RAS: x to the right, y to the
+front, z up, as in NIfTI; what a format counts otherwise is turned on the way in and out.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from .._files import replacing, replacing_path, write_json
-from .grid import VoxelGrid
+from .ome_zarr import read_zarr, write_zarr
+from .stored import Stored, unit_name
+from .tiff import read_tiff, write_tiff
 
 # --- the JSON file beside formats that have no place for an affine
 
@@ -27,49 +31,75 @@ def _sidecar(path: Path) -> Path:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What the JSON file beside a volume says; nothing where there is none."""
     file = _sidecar(path)
-    return json.loads(file.read_text()) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        described = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON that describes {path.name}, got {error}") from error
+    if not isinstance(described, dict):
+        raise ValueError(f"{file} must be a JSON object, got {type(described).__name__}")
+    return described
 
 
-def _write_sidecar(path: Path, **content: Any) -> None:
-    write_json(_sidecar(path), content)
+def _write_sidecar(path: Path, data: np.ndarray, affine: np.ndarray, unit: str, **content: Any) -> None:
+    axes = "czyx"[-data.ndim :]
+    write_json(_sidecar(path), {**content, "affine": affine.tolist(), "axes": axes, "unit": unit})
+
+
+def _described(data: Any, path: Path) -> Stored:
+    described = read_sidecar(path)
+    return Stored(data, described.get("axes", ""), described.get("affine"), unit_name(described.get("unit")))
 
 
 # --- npy, npz, raw
 
 
-def _read_npy(path: Path):
-    return np.load(path, allow_pickle=False), read_sidecar(path).get("affine")
+def _read_npy(path: Path, key: str | None, *, lazy: bool = False) -> Stored:
+    try:
+        data = np.load(path, allow_pickle=False, mmap_mode="r" if lazy else None)
+    except ValueError as error:
+        if "bject" in str(error):
+            raise ValueError(f"{path} must hold an array of real numbers, got Python objects") from error
+        raise
+    return _described(data, path)
 
 
-def _write_npy(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def _write_npy(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     with replacing(path) as file:
         np.save(file, data)
-    _write_sidecar(path, affine=affine.tolist())
+    _write_sidecar(path, data, affine, unit)
 
 
-def _read_npz(path: Path, key: str | None):
+def _read_npz(path: Path, key: str | None) -> Stored:
     with np.load(path, allow_pickle=False) as archive:
-        arrays = [name for name in archive.files if name != "affine"]
+        arrays = [name for name in archive.files if name not in ("affine", "unit")]
         if key is None and len(arrays) != 1:
             raise ValueError(f"{path} must hold one array, or key must name one of {arrays}")
         if key is not None and key not in arrays:
             raise ValueError(f"key must be one of {arrays} in {path}, got {key!r}")
+        data = archive[key or arrays[0]]
         affine = archive["affine"] if "affine" in archive.files else None
-        return archive[key or arrays[0]], affine
+        unit = unit_name(archive["unit"]) if "unit" in archive.files else ""
+    # Files with an affine are of `save_volume`, which puts channels first.
+    return Stored(data, "czyx"[-data.ndim :] if affine is not None and data.ndim in (3, 4) else "", affine, unit)
 
 
-def _write_npz(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def _write_npz(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     with replacing(path) as file:
-        np.savez_compressed(file, data=data, affine=affine)
+        np.savez_compressed(file, data=data, affine=affine, unit=np.array(unit))
 
 
-def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | None):
-    """The memory-mapped array of a raw file, and its affine; what is None comes from its JSON file."""
+def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | None) -> Stored:
+    """The memory-mapped array of a raw file; what is None comes from its JSON file."""
     described = read_sidecar(path)
-    shape = tuple(shape if shape is not None else described.get("shape", ()))
+    sizes = shape if shape is not None else described.get("shape", ())
     dtype = dtype if dtype is not None else described.get("dtype")
-    if not shape or dtype is None:
-        raise ValueError(f"{path} is raw: shape and dtype must be given, got shape={shape or None}, dtype={dtype}")
+    if not sizes or dtype is None:
+        raise ValueError(f"{path} is raw: shape and dtype must be given, got shape={sizes or None}, dtype={dtype}")
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or any(type(n) is not int or n < 1 for n in sizes):
+        raise ValueError(f"{path} is raw: shape must be whole numbers, such as [40, 44, 36], got {sizes!r}")
+    shape = tuple(sizes)
     try:
         dtype = np.dtype(dtype)
     except TypeError:
@@ -77,119 +107,147 @@ def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | No
     expected, size = math.prod(shape) * dtype.itemsize, path.stat().st_size
     if expected != size:
         raise ValueError(f"{path} must have {expected} bytes for shape {shape} of {dtype}, got {size}")
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape), described.get("affine")
+    stored = _described(np.memmap(path, dtype=dtype, mode="r", shape=shape), path)
+    # A shape that a person gives has its channels first.
+    stored.axes = stored.axes or ("czyx" if len(shape) == 4 else "")
+    return stored
 
 
-def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     with replacing(path) as file:
         # Not by tofile, which keeps to itself why the system refused.
         file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-    _write_sidecar(path, shape=data.shape, dtype=data.dtype.str, affine=affine.tolist())
+    _write_sidecar(path, data, affine, unit, shape=data.shape, dtype=data.dtype.str)
 
 
 # --- NIfTI
 
 
-def _read_nifti(path: Path):
+def _load_nifti(path: Path) -> tuple[Any, list[str]]:
+    """The image of a file, also of one whose name says that it is compressed and is not, or the other way round."""
     import nibabel
 
-    image: Any = nibabel.load(path)
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed == path.name.lower().endswith(".gz"):
+        return nibabel.load(path), []
+    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    kind: Any = nibabel.Nifti1Image if 348 in _header_sizes(content) else nibabel.Nifti2Image
+    note = f"it is {'gzip' if packed else 'not gzip'}, whatever its name says"
+    return kind.from_bytes(content), [note]
+
+
+def _header_sizes(content: bytes) -> tuple[int, int]:
+    return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
+
+
+def _read_nifti(path: Path, key: str | None) -> Stored:
+    image, notes = _load_nifti(path)
     data = np.asanyarray(image.dataobj)
-    while data.ndim > 4 and data.shape[3] == 1:  # (x, y, z, 1, channels)
-        data = data[:, :, :, 0]
+    letters = "xyztc"[: data.ndim] + "?" * (data.ndim - 5)
     if data.dtype.names:  # RGB and RGBA voxels
         data = np.stack([data[name] for name in data.dtype.names], -1)
-    return (np.moveaxis(data, 3, 0) if data.ndim == 4 else data), image.affine
+        letters = letters.replace("c", "?") + "c"
+    unit = ""
+    if hasattr(image.header, "get_xyzt_units"):
+        try:
+            unit = unit_name(image.header.get_xyzt_units()[0])
+        except KeyError:  # a code that the standard has not
+            notes.append("its unit of length is none of NIfTI's")
+    return Stored(data, letters, image.affine, unit, "xyz", notes)
 
 
-def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     import nibabel
 
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"a NIfTI volume must be written as .nii or .nii.gz, got {path.name!r}")
     if data.dtype == bool:
         data = data.astype(np.uint8)
     data = np.moveaxis(data, 0, 3) if data.ndim == 4 else data
+    image = nibabel.Nifti1Image(data, affine, dtype=data.dtype)
+    image.header.set_xyzt_units({"m": "meter", "mm": "mm", "um": "micron"}.get(unit, "unknown"))
     with replacing_path(path) as new:
-        nibabel.save(nibabel.Nifti1Image(data, affine, dtype=data.dtype), new)
-
-
-# --- TIFF
-
-
-def _read_tiff(path: Path):
-    import tifffile
-
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tif", ".tiff"))
-        if not files:
-            raise ValueError(f"{path} must hold TIFF slices, got none")
-        return np.stack([tifffile.imread(p) for p in files]), None
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        data, axes = series.asarray(), series.axes.replace("S", "C").replace("I", "Z").replace("Q", "Z")
-        shaped = file.shaped_metadata
-        if shaped and "affine" in shaped[0]:
-            return data, shaped[0]["affine"]
-        affine = _imagej_affine(file)
-    if data.ndim == 4 and axes.count("C") == 1:
-        data = np.moveaxis(data, axes.index("C"), 0)
-    return data, affine
-
-
-def _imagej_affine(file) -> np.ndarray | None:
-    """Spacing as ImageJ writes it: pixels a unit in the resolution tags, the distance of slices in its own field."""
-    if not file.imagej_metadata:
-        return None
-    tags = file.pages[0].tags
-    steps = [float(file.imagej_metadata.get("spacing", 1.0))]
-    for name in ("YResolution", "XResolution"):
-        above, below = tags[name].value if name in tags else (1, 1)
-        steps.append(below / above if above else 1.0)
-    return VoxelGrid.regular((1, 1, 1), spacing=steps[::-1]).matrix
-
-
-def _write_tiff(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
-    import tifffile
-
-    # Pages are planes of the first array axis; the affine goes into tifffile's JSON description.
-    data = data.astype(np.uint8) if data.dtype == bool else data
-    metadata = {"axes": "CZYX"[-data.ndim :], "affine": affine.tolist()}
-    with replacing_path(path) as new:
-        tifffile.imwrite(new, data, photometric="minisblack", metadata=metadata)
+        nibabel.save(image, new)
 
 
 # --- NRRD
 
 
-def _read_nrrd(path: Path):
+#: Spaces of NRRD -> signs that bring its world to RAS.
+_SPACES = {
+    **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
+    **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
+}
+
+
+def _read_nrrd(path: Path, key: str | None) -> Stored:
     import nrrd
 
     data, header = nrrd.read(str(path), index_order="F")
+    stored = Stored(data, order="xyz")
+    kinds = [str(kind) for kind in header.get("kinds", [])]
     directions = header.get("space directions")
-    affine = None
     if directions is not None:
-        directions = np.asarray([[np.nan] * 3 if row is None else row for row in directions], dtype=np.float64)
+        rows = [[np.nan] * 3 if row is None else list(row)[:3] for row in directions]
+        directions = np.asarray(rows, dtype=np.float64)
         spatial = np.isfinite(directions).all(1)
         if spatial.sum() != 3:
             raise ValueError(f"{path} must have three spatial axes, got space directions {directions.tolist()}")
+        signs, note = _signs(str(header.get("space", "")).strip('"').lower())
+        stored.notes += [note] if note else []
         affine = np.eye(4)
         affine[:3, :3] = directions[spatial].T
-        affine[:3, 3] = header.get("space origin", np.zeros(3))
-        channel = np.flatnonzero(~spatial)
+        affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=np.float64)[:3]
+        stored.affine = np.diag([*signs, 1.0]) @ affine
+        stored.unit = unit_name(next(iter(header.get("space units", [])), ""))
     else:
-        kinds = header.get("kinds", ["domain"] * data.ndim)
-        channel = np.flatnonzero([kind not in ("domain", "space") for kind in kinds])
+        spatial = np.array([kind in ("domain", "space") for kind in kinds] or [data.ndim == 3] * data.ndim)
         spacings = header.get("spacings")
+        if spatial.sum() != 3 and data.ndim != 3:
+            # Nothing says which of the axes holds the channels.
+            return stored if spacings is None else _spaced(stored, spacings, path)
         if spacings is not None:
-            affine = np.diag([*np.delete(np.nan_to_num(spacings, nan=1.0), channel), 1.0])
-    if data.ndim == 4:
-        data = np.moveaxis(data, int(channel[0]) if len(channel) else 3, 0)
-    return data, affine
+            steps = np.nan_to_num(np.asarray(spacings, dtype=np.float64), nan=1.0)
+            stored.affine = np.diag([*(steps[spatial] if spatial.sum() == 3 else steps), 1.0])
+        stored.unit = unit_name(next(iter(header.get("units", [])), ""))
+    names = iter("xyz")
+    more = ["t" if kind == "time" else "c" for kind in kinds or ["vector"] * data.ndim]
+    stored.axes = "".join(next(names) if inside else more[axis] for axis, inside in enumerate(spatial))
+    if data.ndim == 3:
+        stored.axes = "xyz"
+    return stored
 
 
-def _write_nrrd(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def _spaced(stored: Stored, spacings: Any, path: Path) -> Stored:
+    """Four axes without kinds: one without a spacing holds the channels."""
+    steps = np.asarray(spacings, dtype=np.float64)
+    without = np.flatnonzero(~np.isfinite(steps))
+    if len(steps) == 4 and len(without) == 1:
+        at = int(without[0])
+        stored.axes = "xyz"[:at] + "c" + "xyz"[at:]
+        stored.affine = np.diag([*np.delete(steps, at), 1.0])
+        return stored
+    short = 0 if stored.array.shape[0] <= 4 < stored.array.shape[-1] else 3
+    stored.affine = np.diag([*np.nan_to_num(np.delete(steps, short), nan=1.0), 1.0])
+    return stored
+
+
+def _signs(space: str) -> tuple[tuple[int, ...], str]:
+    """What brings a space's axes to RAS, and what was assumed."""
+    name = space.removesuffix("-time").removesuffix("t") if space not in _SPACES else space
+    if name in _SPACES:
+        return _SPACES[name], ""
+    return (1, 1, 1), f"its header says {'no space' if not space else repr(space)}: its axes are taken for RAS"
+
+
+def _write_nrrd(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     import nrrd
 
     data = data.astype(np.uint8) if data.dtype == bool else data
+    # LPS is what ITK and Slicer write, and read everywhere.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     directions = affine[:3, :3].T
     kinds = ["domain"] * 3
     if data.ndim == 4:
@@ -197,65 +255,33 @@ def _write_nrrd(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
         directions = np.vstack([directions, np.full(3, np.nan)])
         kinds.append("vector")
     header = {
-        "space dimension": 3,
+        "space": "left-posterior-superior",
         "space directions": directions,
         "space origin": affine[:3, 3],
         "kinds": kinds,
     }
+    if unit:
+        header["space units"] = [unit] * 3
     with replacing_path(path) as new:
         nrrd.write(str(new), data, header, index_order="F")
 
 
-# --- zarr
-
-
-def open_zarr(path: Path, key: str | None):
-    """The zarr array at a path, or the one that key names in a group."""
-    import zarr
-
-    node = zarr.open(str(path), mode="r")
-    if isinstance(node, zarr.Array):
-        return node
-    arrays = [name for name, _ in node.arrays()]
-    if key is None and len(arrays) != 1:
-        raise ValueError(f"{path} must hold one array, or key must name one of {arrays}")
-    if key is not None and key not in arrays:
-        raise ValueError(f"key must be one of {arrays} in {path}, got {key!r}")
-    return node[key or arrays[0]]
-
-
-def _read_zarr(path: Path, key: str | None):
-    array = open_zarr(path, key)
-    return array[...], array.attrs.get("affine")
-
-
-def _write_zarr(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
-    import zarr
-
-    chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
-    # zarr 2, the last for Python 3.10, has this function too.
-    with replacing_path(path) as new:
-        array = zarr.open_array(str(new), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
-        array[...] = data
-        array.attrs["affine"] = affine.tolist()
-
-
-#: Format -> function of a path (of npz and zarr also a key); raw is read by `read_raw`.
+#: Format -> function of a path and a key; raw is read by `read_raw`.
 READERS: dict[str, Any] = {
     "npy": _read_npy,
     "npz": _read_npz,
     "nifti": _read_nifti,
-    "tiff": _read_tiff,
+    "tiff": read_tiff,
     "nrrd": _read_nrrd,
-    "zarr": _read_zarr,
+    "zarr": read_zarr,
 }
-#: Format -> function of a path, the array and its affine.
+#: Format -> function of a path, the array (three axes, or four with channels first), its affine and its unit.
 WRITERS: dict[str, Any] = {
     "npy": _write_npy,
     "npz": _write_npz,
     "raw": _write_raw,
     "nifti": _write_nifti,
-    "tiff": _write_tiff,
+    "tiff": write_tiff,
     "nrrd": _write_nrrd,
-    "zarr": _write_zarr,
+    "zarr": write_zarr,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..reference import correlate, gaussian_taps
 from ..trainer.upload import upload
 from .grid import VoxelGrid
+from .reference import rotation_matrices
 from .voxelize import morton_order, voxelize
 
 #: float32 numbers of a Gaussian without features: mean, log scale, quaternion, density.
@@ -58,6 +60,18 @@ class GaussianField(nn.Module):
             features=tensors["features"] if "features" in tensors else None,
         )
 
+    @torch.no_grad()
+    def keep_size(self, min_sigma: float, grid: VoxelGrid) -> None:
+        """Raises standard deviations below `min_sigma` voxels to it, as voxels lie along each axis of a Gaussian."""
+        scales = self.tensors["log_scales"].data
+        if max(grid.spacing) < 1.001 * min(grid.spacing):
+            scales.clamp_(min=math.log(min_sigma * voxel_size(grid)))
+            return
+        # A unit of length along an axis of the Gaussian crosses so many voxels: |A⁻¹ r| for the columns r of R.
+        inverse = upload(torch.from_numpy(np.linalg.inv(grid.matrix[:3, :3])).float(), scales.device)
+        crossed = (inverse @ rotation_matrices(self.tensors["quats"])).norm(dim=1)  # [N, 3]
+        torch.maximum(scales, math.log(min_sigma) - crossed.log(), out=scales)
+
     def positions(self) -> Tensor:
         """(N, 3) world x, y, z of the Gaussians."""
         return self.tensors["means"]
@@ -95,6 +109,7 @@ class GaussianField(nn.Module):
         count: int,
         *,
         spread: float = 0.3,
+        mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> GaussianField:
         """Gaussians where a volume has edges and mass, small where they are dense, as bright as it takes.
@@ -102,8 +117,9 @@ class GaussianField(nn.Module):
         Args:
             target: (C, n0, n1, n2), what the field is to become.
             grid: Its voxels.
-            count: How many Gaussians; at most the number of voxels.
+            count: How many Gaussians; at most the number of voxels, and of those in the mask.
             spread: Standard deviation over the local distance of Gaussians.
+            mask: (n0, n1, n2) weights of 0 or more: Gaussians are drawn in proportion to them too, none where it is 0.
             generator: Source of the random positions, on the CPU.
 
         Returns:
@@ -112,12 +128,16 @@ class GaussianField(nn.Module):
         Raises:
             ValueError: A count that does not fit.
         """
-        if not 1 <= count <= target[0].numel():
-            raise ValueError(f"count must be from 1 to the {target[0].numel()} voxels, got {count}")
+        voxels = target[0].numel() if mask is None else int((mask > 0).sum())
+        if not 1 <= count <= voxels:
+            raise ValueError(
+                f"count must be from 1 to the {voxels} voxels{'' if mask is None else ' in the mask'}, got {count}"
+            )
         density = target[0]
         slope = sum(g.abs() for g in torch.gradient(density, dim=[d for d in range(3) if density.shape[d] > 1] or 0))
         # A floor, so that there are enough voxels to draw even from an empty volume.
         weight = slope + 0.05 * density.abs() + 1e-9
+        weight = weight if mask is None else weight * mask
         chosen = sample_voxels(weight, count, generator)
         # Gaussians a voxel where each was drawn, and so their distance.
         crowd = blur(weight / weight.sum() * count).flatten()[chosen]
@@ -239,6 +259,8 @@ class CappedGrowth:
         target: Tensor,
         grid: VoxelGrid,
         generator: torch.Generator,
+        *,
+        mask: Tensor | None = None,
     ) -> bool:
         """Holds a round if one is due after `step`; whether it did.
 
@@ -249,6 +271,7 @@ class CappedGrowth:
             target: (C, n0, n1, n2).
             grid: Its voxels.
             generator: Source of the draws, on the CPU.
+            mask: (n0, n1, n2) weights of 0 or more of the squared residual; nothing grows where it is 0.
         """
         if step not in self.at_steps:
             return False
@@ -260,9 +283,16 @@ class CappedGrowth:
             if replaced:
                 keep = field.mass().topk(len(field) - replaced, sorted=False).indices.sort().values
             grown = replaced + (self.budget - len(field)) // left
+            weight = residual.square().sum(0)
+            if mask is not None:
+                weight = weight * mask
+                # Only so many voxels can be drawn: what is replaced is no more than what comes.
+                grown = min(grown, int((mask > 0).sum()))
+                if replaced > grown:
+                    keep = field.mass().topk(len(field) - grown, sorted=False).indices.sort().values
             if grown <= 0:
                 return False
-            chosen = sample_voxels(residual.square().sum(0), grown, generator)
+            chosen = sample_voxels(weight, grown, generator)
             new = field.spawn(chosen, self.sigma, residual, target, grid, generator)
         replace_gaussians(field, optimizer, keep, new)
         return True

@@ -1,24 +1,30 @@
-"""Volume files in and out: npy, npz, raw, NIfTI, TIFF stacks, NRRD, zarr.
+"""Volume files in and out: npy, npz, raw, NIfTI, TIFF stacks, NRRD, zarr and OME-Zarr.
 
 What is read has its channels first and a grid whose affine carries spacing, orientation and axis order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .formats import READERS, WRITERS, open_zarr, read_raw, read_sidecar
+from .formats import READERS, WRITERS, read_raw
 from .grid import VoxelGrid
+from .layout import arrange, place
+from .ome_zarr import split_zarr
+from .stored import Stored
 
 #: How each format is recognised, longest suffix first.
 SUFFIXES = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
+    ".hdr": "nifti",
+    ".img": "nifti",
     ".npy": "npy",
     ".npz": "npz",
     ".raw": "raw",
@@ -37,6 +43,8 @@ class Volume:
     Args:
         data: (C, n0, n1, n2), any real dtype.
         grid: Its voxels; `grid.shape` is (n0, n1, n2).
+        unit: Of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty where no one says.
+        notes: What was assumed in reading it, a sentence each.
 
     Raises:
         ValueError: Shapes that do not fit each other.
@@ -45,6 +53,8 @@ class Volume:
 
     data: np.ndarray
     grid: VoxelGrid
+    unit: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape or self.data.shape[0] < 1:
@@ -54,7 +64,7 @@ class Volume:
 
 
 def volume_format(path: str | Path) -> str:
-    """The format of a path by its suffix; a folder without a known suffix is a TIFF stack of its slices.
+    """The format of a path by its suffix; a path inside a zarr folder is zarr, any other folder a TIFF stack of slices.
 
     Raises:
         ValueError: A suffix that is none of `SUFFIXES`.
@@ -63,6 +73,8 @@ def volume_format(path: str | Path) -> str:
     for suffix, kind in SUFFIXES.items():
         if name.endswith(suffix):
             return kind
+    if split_zarr(Path(path))[1] is not None:
+        return "zarr"
     if Path(path).is_dir():
         return "tiff"
     raise ValueError(f"a volume file must end in one of {', '.join(SUFFIXES)}, got {Path(path).name!r}")
@@ -75,65 +87,94 @@ def load_volume(
     dtype: str | np.dtype | None = None,
     spacing: float | Sequence[float] | None = None,
     origin: float | Sequence[float] | None = None,
-    axes: str = "zyx",
+    axes: str | None = None,
     key: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
     nonfinite: float | None = None,
 ) -> Volume:
-    """Reads a volume, in its own dtype.
+    """Reads a volume, in its own dtype, into a world of x to the right, y to the front and z up (RAS).
 
     Args:
-        path: A file, a zarr folder, or a folder of TIFF slices in the order of their names.
+        path: A file, a zarr folder or a path inside it, or a folder of TIFF slices in the order of their numbers.
         shape: Of a raw file: (n0, n1, n2) or (C, n0, n1, n2), unless a JSON file beside it says.
         dtype: Of a raw file, such as "uint8" or ">i2", unless a JSON file beside it says.
-        spacing: Replaces what the file says: distance of voxel centres along x, y, z.
-        origin: Goes with spacing: world x, y, z of voxel (0, 0, 0).
-        axes: Goes with spacing, and is the axis order of files that do not say: "zyx" for (depth, height, width).
-        key: Which array of an npz file or a zarr group, where it holds several.
+        spacing: Replaces what the file says: distance of voxel centres along the world's x, y, z. The file's directions
+            stay; where it has none, the axes are those of `axes`.
+        origin: Replaces what the file says: world x, y, z of voxel (0, 0, 0).
+        axes: Replaces what the file says: which world axis each axis of its array follows, with c for channels and t
+            for time, such as "zyx", "tczyx" or "xyzc". By default what the file says; else "xyz" for NIfTI and NRRD,
+            "zyx" for all others.
+        key: Which array of an npz file or a zarr group (a path inside it), or which series of a TIFF file.
+        channel: Takes one channel alone; by default all of them.
+        time: Takes one time point; by default all, as channels, where the file has no channels besides.
         nonfinite: What NaN and infinite voxels become; None refuses them.
 
     Returns:
-        The volume, channels first. Its grid has the file's affine, or spacing 1 along `axes` where it has none.
+        The volume, channels first. Axes of length 1 are dropped. Its grid has the file's affine, or spacing 1 where it
+        has none; its notes say what was assumed.
 
     Raises:
         FileNotFoundError: Nothing at the path.
-        ValueError: An unknown suffix, a damaged or truncated file, a wrong shape, NaN or infinite voxels.
+        ValueError: An unknown suffix, a damaged or truncated file, a wrong shape, NaN or infinite voxels, or too little
+            memory.
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
-    kind = volume_format(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no volume at {path}")
-    try:
-        if kind == "raw":
-            data, affine = read_raw(path, shape, dtype)
-        elif kind in ("npz", "zarr"):
-            data, affine = READERS[kind](path, key)
-        else:
-            data, affine = READERS[kind](path)
-    except ImportError as error:
-        raise ImportError(f"reading {kind} volumes needs pip install 'splat_ssim[volume]': {error}") from error
-    except (ValueError, TypeError):
-        raise
-    except Exception as error:
-        # Each library has its own errors for a damaged file (EOFError, zlib.error, ImageFileError, NRRDError …).
-        raise ValueError(f"{path} must be a complete {kind} volume, got {type(error).__name__}: {error}") from error
-    if data.ndim == 3:
-        data = data[None]
+    stored = _open(path, shape=shape, dtype=dtype, key=key)
+    array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
+    data = _read(path, lambda: np.asarray(array[...]) if not isinstance(array, np.ndarray) else array)
+    data = data[None] if data.ndim == 3 else data
     if data.ndim != 4 or 0 in data.shape:
         raise ValueError(f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {data.shape}")
-    if spacing is not None or origin is not None or affine is None:
-        grid = VoxelGrid.regular(
-            data.shape[1:],
-            spacing=1.0 if spacing is None else spacing,
-            origin=0.0 if origin is None else origin,
-            axes=axes,
-        )
+    if data.dtype.kind not in "biuf":
+        raise TypeError(f"{path} must hold real numbers, got {data.dtype}")
+    grid = place(stored, path, data.shape[1:], spatial, axes=axes, spacing=spacing, origin=origin)
+    return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes))
+
+
+def _open(
+    path: Path,
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: str | np.dtype | None = None,
+    key: str | None = None,
+    lazy: bool = False,
+) -> Stored:
+    """What the reader of the path's format gives, with errors that name the path."""
+    kind = volume_format(path)
+    if not path.exists() and not (kind == "zarr" and split_zarr(path)[0].exists()):
+        raise FileNotFoundError(f"no volume at {path}")
+    key = None if key is None else str(key)
+    if kind == "raw":
+        stored = _read(path, lambda: read_raw(path, shape, dtype))
+    elif kind == "npy":
+        stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
     else:
-        try:
-            grid = VoxelGrid(data.shape[1:], np.asarray(affine).tolist())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; pass spacing=1.0 to replace what the file says") from None
-    return Volume(_finite(data, path, nonfinite), grid)
+        stored = _read(path, lambda: READERS[kind](path, key))
+    if key is not None and kind not in ("npz", "tiff", "zarr"):
+        stored.notes.append(f"key {key} is left out: a {kind} file holds one array")
+    if kind != "raw" and (shape is not None or dtype is not None):
+        stored.notes.append(f"shape and dtype are left out: a {kind} file says its own")
+    return stored
+
+
+def _read(path: Path, function: Callable[[], Any]) -> Any:
+    """Calls a function that reads a file; its errors name the file, and what is missing where it is not the file's."""
+    kind = volume_format(path)
+    try:
+        return function()
+    except ImportError as error:
+        raise ImportError(f"reading {kind} volumes needs pip install 'splat_ssim[volume]': {error}") from error
+    except (ValueError, TypeError) as error:
+        if str(path) in str(error) or path.name in str(error):
+            raise
+        raise ValueError(f"{path} must be a complete {kind} volume, got {error}") from error
+    except Exception as error:
+        # Each library has its own errors for a damaged file (EOFError, zlib.error, ImageFileError, NRRDError …).
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise ValueError(f"{path} requires more memory than there is, got {error}") from error
+        raise ValueError(f"{path} must be a complete {kind} volume, got {type(error).__name__}: {error}") from error
 
 
 def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray:
@@ -146,7 +187,7 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"{path} must hold finite voxels, got {int(bad.sum())} NaN or infinite ones, the first at (channel, index) "
-            f"{where}; pass nonfinite=0.0 to replace them"
+            f"{where}; pass nonfinite=0.0 (--data.read '{{nonfinite: 0.0}}') to replace them"
         )
     return np.where(bad, data.dtype.type(nonfinite), data)
 
@@ -154,7 +195,8 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine; returns the path.
 
-    A single channel is written as a three-dimensional array. NIfTI and NRRD put channels last, as their readers expect.
+    A single channel is written as a three-dimensional array. NIfTI and NRRD put channels last, as their readers expect;
+    a TIFF stack has planes across the world's z on its pages.
 
     Raises:
         ValueError: An unknown suffix.
@@ -165,40 +207,41 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
     try:
-        WRITERS[kind](path, np.ascontiguousarray(data), volume.grid.rebased().matrix)
+        WRITERS[kind](path, np.ascontiguousarray(data), volume.grid.rebased().matrix, volume.unit)
     except ImportError as error:
         raise ImportError(f"writing {kind} volumes needs pip install 'splat_ssim[volume]': {error}") from error
     return path
 
 
-def open_array(path: str | Path, *, key: str | None = None) -> Any:
+def open_array(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    axes: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+) -> Any:
     """The voxels of a file as an array that is read piece by piece where the format allows: npy, raw and zarr.
 
+    The options are those of `load_volume`.
+
     Returns:
-        A numpy array, memory-mapped for npy and raw (with its JSON file), or a zarr array: (n0, n1, n2) or
-        (C, n0, n1, n2). Other formats are read whole.
+        A numpy array, memory-mapped for npy and raw (with its JSON file), or one with shape, dtype and indexing by
+        slices: (n0, n1, n2) or (C, n0, n1, n2). Other formats are read whole.
     """
     path = Path(path)
-    kind = volume_format(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no volume at {path}")
-    if kind == "npy":
-        return np.load(path, mmap_mode="r")
-    if kind == "raw":
-        return read_raw(path, None, None)[0]
-    if kind == "zarr":
-        return open_zarr(path, key)
-    data = load_volume(path, key=key).data
+    if volume_format(path) in ("npy", "raw", "zarr"):
+        return arrange(_open(path, key=key, lazy=True), path, axes=axes, channel=channel, time=time)[0]
+    data = load_volume(path, key=key, axes=axes, channel=channel, time=time).data
     return data[0] if data.shape[0] == 1 else data
 
 
-def open_grid(path: str | Path) -> VoxelGrid:
+def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
     """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_array` leaves them so."""
     path = Path(path)
-    kind = volume_format(path)
-    if kind not in ("npy", "raw", "zarr"):
-        return load_volume(path).grid
-    array = open_array(path)
-    shape = tuple(array.shape[-3:])
-    affine = array.attrs.get("affine") if kind == "zarr" else read_sidecar(path).get("affine")
-    return VoxelGrid.regular(shape) if affine is None else VoxelGrid(shape, np.asarray(affine).tolist())
+    if volume_format(path) not in ("npy", "raw", "zarr"):
+        return load_volume(path, key=key).grid
+    stored = _open(path, key=key, lazy=True)
+    # Whatever channel and time point: the grid is the same.
+    array, spatial, _ = arrange(stored, path, axes=None, channel=0, time=0 if "t" in stored.axes else None)
+    return place(stored, path, array.shape[-3:], spatial, axes=None, spacing=None, origin=None)

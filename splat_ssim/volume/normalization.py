@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MODES = ("max", "window", "percentile", "none")
+MODES = ("auto", "minmax", "max", "window", "percentile", "none")
+
+#: Percentiles between which the bulk of the voxels lies; a range so many times wider is said.
+_BULK, _HOT = (0.1, 99.9), 10.0
+#: Percentiles of larger volumes are estimated from so many voxels, evenly spread.
+_SAMPLE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Normalization:
 
 def choose_normalization(
     data: np.ndarray,
-    mode: str = "max",
+    mode: str = "auto",
     *,
     window: Sequence[float] | None = None,
     percentiles: Sequence[float] = (0.5, 99.5),
@@ -43,8 +48,10 @@ def choose_normalization(
 
     Args:
         data: Intensities, any shape, finite.
-        mode: "max": 0 and the maximum. "window": the two numbers of `window`. "percentile": those percentiles of the
-            data. "none": 0 and 1, and nothing is cut off.
+        mode: "auto": 0 and the maximum, or the minimum and the maximum of data with negative values, so that nothing is
+            cut off. "minmax": the minimum and the maximum. "max": 0 and the maximum; what is negative is cut off.
+            "window": the two numbers of `window`. "percentile": those percentiles of the data. "none": 0 and 1, and
+            nothing is cut off.
         window: (low, high) intensities, for mode "window", such as a CT window.
         percentiles: (low, high) in percent, for mode "percentile".
 
@@ -60,8 +67,9 @@ def choose_normalization(
         if window is None or len(window) != 2 or not window[0] < window[1]:
             raise ValueError(f"window must be (low, high) with low < high, got {window}")
         return Normalization(float(window[0]), float(window[1]))
-    if mode == "max":
-        low, high = 0.0, float(data.max())
+    if mode in ("auto", "minmax", "max"):
+        least, high = float(data.min()), float(data.max())
+        low = {"auto": min(0.0, least), "minmax": least, "max": 0.0}[mode]
     else:
         first, last = percentiles
         if not 0 <= first < last <= 100:
@@ -70,6 +78,75 @@ def choose_normalization(
     if not low < high:
         raise ValueError(
             f"the volume must span a range for mode {mode!r}, got {low} to {high} "
-            f"(values from {float(data.min())} to {float(data.max())}); give a window"
+            f"(values from {float(data.min())} to {float(data.max())}); give a window "
+            "(--data.normalize window --data.low LOW --data.high HIGH)"
         )
     return Normalization(low, high)
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The intensities of a source, and what of them is fitted.
+
+    Args:
+        source_low: Least intensity of the file.
+        source_high: Largest intensity of the file.
+        low: Intensity that is fitted as 0; what lies below is cut off if the normalization clips.
+        high: Intensity that is fitted as 1, the same for what lies above.
+        cut_below: Share of the voxels cut off below `low`.
+        cut_above: Share of the voxels cut off above `high`.
+        bulk_low: All but a thousandth of the voxels at each end lie between this and `bulk_high`.
+        bulk_high: See `bulk_low`.
+    """
+
+    source_low: float
+    source_high: float
+    low: float
+    high: float
+    cut_below: float
+    cut_above: float
+    bulk_low: float
+    bulk_high: float
+
+    @property
+    def span(self) -> float:
+        """Largest minus least intensity of the file; 1 for a constant volume."""
+        return self.source_high - self.source_low or 1.0
+
+    def lines(self) -> list[str]:
+        """What a person should know of the values, a sentence a line."""
+        lines = [
+            f"values: {self.source_low:.6g} to {self.source_high:.6g} in the file; fitted from {self.low:.6g} to "
+            f"{self.high:.6g}; cut off: {100 * self.cut_below:.3g}% of the voxels below, "
+            f"{100 * self.cut_above:.3g}% above"
+        ]
+        bulk = self.bulk_high - self.bulk_low
+        if self.high - self.low > _HOT * bulk and self.source_high > self.source_low:
+            lines.append(
+                f"warning: 99.8% of the voxels lie between {self.bulk_low:.6g} and {self.bulk_high:.6g}, a small part "
+                f"of the range that is fitted: a few outlying voxels rule PSNR and SSIM; --data.normalize percentile, "
+                f"or --data.low and --data.high, cut them off"
+            )
+        return lines
+
+
+def describe_values(data: np.ndarray, normalization: Normalization) -> ValueRange:
+    """What of the intensities of a volume a normalization keeps.
+
+    Example:
+        >>> import numpy as np
+        >>> from splat_ssim.volume.normalization import Normalization, describe_values
+        >>> values = describe_values(np.array([-1000.0, 0.0, 40.0, 3000.0]), Normalization(0.0, 80.0))
+        >>> values.cut_below, values.cut_above
+        (0.25, 0.25)
+    """
+    low, high, size = normalization.low, normalization.high, data.size
+    below = above = 0
+    if normalization.clip:
+        below, above = int((data < low).sum()), int((data > high).sum())
+    sample = data.ravel(order="K")[:: max(1, size // _SAMPLE)].astype(np.float64)
+    bulk_low, bulk_high = (float(v) for v in np.percentile(sample, _BULK))
+    source_low, source_high = float(data.min()), float(data.max())
+    if not normalization.clip:  # The scale is that of the file, and the range is what the values span.
+        low, high = source_low, source_high
+    return ValueRange(source_low, source_high, low, high, below / size, above / size, bulk_low, bulk_high)

@@ -18,11 +18,11 @@ _LARGEST = 2048
 
 
 def _grey_or_colour(plane: Tensor) -> np.ndarray:
-    """(C, H, W) in [0, 1] to uint8 (H, W, 3): channel 0, or for four channels the colours they weigh."""
+    """(C, H, W) in [0, 1] to uint8 (H, W, 3): red, green and blue of three or four channels, else channel 0."""
     if plane.shape[0] == 4:
         # Colours come weighted by the density, see `voxelize`.
         plane = plane[1:]
-    else:
+    elif plane.shape[0] != 3:
         plane = plane[:1].expand(3, -1, -1)
     return (plane.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 

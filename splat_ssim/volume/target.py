@@ -15,18 +15,44 @@ from ..trainer.checkpoint import fingerprint
 from .config import VolumeDataConfig
 from .grid import VoxelGrid
 from .io import load_volume
-from .normalization import Normalization, choose_normalization
+from .normalization import Normalization, ValueRange, choose_normalization, describe_values
+
+#: float32 has 24 bits: from here on less than seven are left for the parts of a voxel.
+_FAR = float(1 << 17)
 
 
 @dataclass
 class Target:
-    """What is fitted: normalised values, their grid, how they came from the file, and weights."""
+    """What is fitted: normalised values, their grid, how they came from the file, and weights.
+
+    `source` is the file's voxels (C, n0, n1, n2) where some of their values are cut off, else None.
+    """
 
     values: Tensor  # [C, n0, n1, n2] float32
     grid: VoxelGrid
     normalization: Normalization
     mask: Tensor | None  # [1, 1, n0, n1, n2]
     fingerprint: str  # of the file's own voxels
+    intensities: ValueRange
+    source: np.ndarray | None = None
+    unit: str = ""  # of the grid's world
+    lines: tuple[str, ...] = ()  # what a person should know of it
+
+    @property
+    def data_range(self) -> float:
+        """Largest minus least value that is fitted: 1, or the span of the file where its values are fitted as is."""
+        return 1.0 if self.normalization.clip else self.intensities.span
+
+    @property
+    def inside(self) -> Tensor | None:
+        """(n0, n1, n2) weights of the mask on the target's device; None without one."""
+        return None if self.mask is None else self.mask[0, 0]
+
+    def shown(self, volume: Tensor) -> Tensor:
+        """A volume of such values in the range 0 to 1, to look at."""
+        if self.normalization.clip:
+            return volume
+        return (volume - self.intensities.source_low) / self.data_range
 
     def to(self, device: torch.device) -> Target:
         """The same with its tensors on a device."""
@@ -46,13 +72,13 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
         if name not in options:
             raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
     volume = load_volume(path, **config.read)
-    bounds = None if config.low is None or config.high is None else (config.low, config.high)
-    normalization = choose_normalization(
-        volume.data, config.normalize, window=bounds, **({"percentiles": bounds} if bounds else {})
-    )
-    mask = None
+    normalization = _normalization(volume.data, config)
+    intensities = describe_values(volume.data, normalization)
+    mask: Tensor | None = None
+    mask_lines: tuple[str, ...] = ()
     if config.mask is not None:
         mask_volume = load_volume(config.mask)
+        mask_lines = tuple(f"{config.mask}: {line}" for line in mask_volume.notes)
         weights = mask_volume.data
         if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
             raise ValueError(
@@ -64,7 +90,46 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
     values = np.ascontiguousarray(normalization.apply(volume.data))
     own = fingerprint("voxels of shape " + "x".join(map(str, volume.data.shape)), volume.data)
-    return Target(torch.from_numpy(values), volume.grid, normalization, mask, own)
+    return Target(
+        torch.from_numpy(values),
+        volume.grid,
+        normalization,
+        mask,
+        own,
+        intensities,
+        source=volume.data if intensities.cut_below or intensities.cut_above else None,
+        lines=tuple(f"{path}: {line}" for line in (*volume.notes, *intensities.lines(), *_far(volume.grid)))
+        + mask_lines,
+        unit=volume.unit,
+    )
+
+
+def _normalization(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
+    """The map of the options normalize, low and high."""
+    mode, low, high = config.normalize, config.low, config.high
+    if mode == "percentile":
+        return choose_normalization(
+            data, mode, percentiles=(0.5 if low is None else low, 99.5 if high is None else high)
+        )
+    if mode == "auto" and (low is not None or high is not None):
+        mode = "window"
+    if mode != "window":
+        return choose_normalization(data, mode)
+    if low is None or high is None:
+        raise ValueError(f"a window must be given by both data.low and data.high, got low={low}, high={high}")
+    return choose_normalization(data, mode, window=(low, high))
+
+
+def _far(grid: VoxelGrid) -> list[str]:
+    """What is said of a volume so far from the world's origin that float32 coordinates lose parts of a voxel."""
+    corners = torch.tensor(grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, [1.0] * 3])
+    voxels = float(grid.to_world(corners).abs().max()) / min(grid.spacing)
+    if voxels < _FAR:
+        return []
+    return [
+        f"warning: it lies {voxels:.3g} voxels from the world's origin, where float32 coordinates lose parts of a "
+        f"voxel: --data.read '{{origin: 0}}' fits it at the origin"
+    ]
 
 
 def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:

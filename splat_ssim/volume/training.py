@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +19,8 @@ from ..trainer.profiling import stage
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
-from .evaluation import evaluate_volume
-from .export import load_quantized, save_gaussians_ply, save_quantized
+from .evaluation import evaluate_volume, source_psnr
+from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
 from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_rounds, sort_gaussians, voxel_size
 from .grid_model import GridField, grid_shape
 from .io import Volume, save_volume
@@ -68,7 +70,11 @@ class VolumeTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.halo = loss_reach(config.loss_kwargs)
         self.target = read_target(config.data_dir, config.data).to(self.device)
+        for line in self.target.lines:
+            print(line, file=sys.stderr)
         self.fingerprint = self.target.fingerprint
+        # Crops are drawn on the CPU: where the mask has weight is asked for once.
+        self._inside = None if self.target.inside is None or not config.crop else self.target.inside.nonzero().cpu()
         # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None
@@ -92,7 +98,7 @@ class VolumeTask:
         shape = target.grid.shape
         mask: Tensor | None
         if config.crop:
-            crop = random_crop(shape, config.crop, halo=self.halo, generator=self.generator)
+            crop = random_crop(shape, config.crop, halo=self.halo, generator=self.generator, inside=self._inside)
             mask = crop.mask(self.device) if target.mask is None else crop.mask(self.device) * crop.of(target.mask)
         else:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
@@ -100,6 +106,8 @@ class VolumeTask:
             pred, expected = self.model(crop.grid(target.grid)), crop.of(target.values)
         with stage("loss"):
             criterion = self.loss if step % config.loss_every == 0 else l1_loss
+            if target.data_range != 1:  # Losses expect a range of 1.
+                pred, expected = pred / target.data_range, expected / target.data_range
             result = criterion(pred[None], expected[None], mask=mask)
             loss = result[0] if isinstance(result, tuple) else result
             if config.tv:
@@ -115,8 +123,7 @@ class VolumeTask:
             )
             self.optimizer.step()
             if isinstance(self.model, GaussianField):
-                floor = math.log(config.model.min_sigma * voxel_size(target.grid))
-                self.model.tensors["log_scales"].data.clamp_(min=floor)
+                self.model.keep_size(config.model.min_sigma, target.grid)
         return loss.detach()
 
     def change_model(self, done: int) -> None:
@@ -129,7 +136,9 @@ class VolumeTask:
         model, target = self.model, self.target
         grew = False
         if isinstance(self.growth, CappedGrowth):
-            grew = self.growth.step(done, model, self.optimizer, target.values, target.grid, self.generator)
+            grew = self.growth.step(
+                done, model, self.optimizer, target.values, target.grid, self.generator, mask=target.inside
+            )
         elif self.growth is not None:
             grew = self.growth.step(done, model, self.optimizer)
         if grew or done % SORT_EVERY == 0:
@@ -150,7 +159,17 @@ class VolumeTask:
         volume = self.field()
         if pictures is not None and self.config.output.slices:
             self._save_slices(pictures / "slices.png", volume)
-        return evaluate_volume(volume, self.target.values)
+        return {**self._compare(volume), **dataclasses.asdict(self.target.intensities)}
+
+    def _compare(self, volume: Tensor) -> dict[str, float]:
+        """PSNR and SSIM of what is fitted, over the range that is fitted, and PSNR of the file's own intensities."""
+        target = self.target
+        result = evaluate_volume(volume, target.values, data_range=target.data_range, mask=target.mask)
+        source = (
+            target.source if target.source is not None else target.normalization.invert(target.values.cpu().numpy())
+        )
+        fitted = target.normalization.invert(volume.cpu().numpy())
+        return {**result, "psnr3d_source": source_psnr(fitted, source, target.intensities.span)}
 
     @property
     def parameters(self) -> int:
@@ -170,22 +189,27 @@ class VolumeTask:
             metrics["source_bytes"] = config.data_dir.stat().st_size
         if config.output.format:
             data = target.normalization.invert(self.field().cpu().numpy())
-            save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid))
+            save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid, target.unit))
         if isinstance(self.model, GaussianField):
             if config.output.ply:
-                save_gaussians_ply(folder / "gaussians.ply", self.model)
+                save_gaussians_ply(folder / "gaussians.ply", self.model, self._source())
             if config.output.quantized:
                 metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
         if config.output.video:
             self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
         return metrics
 
+    def _source(self) -> FieldSource:
+        target = self.target
+        scale = target.normalization
+        return FieldSource(target.grid, scale.low, scale.high, scale.clip, target.unit)
+
     @torch.no_grad()
     def _export_quantized(self, path: Path, field: GaussianField) -> dict[str, Any]:
         """The quantised file; what it weighs and what it costs."""
-        save_quantized(path, field, self.target.grid)
+        save_quantized(path, field, self.target.grid, source=self._source())
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
-        result = evaluate_volume(volume, self.target.values)
+        result = self._compare(volume)
         return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}
 
     def render(self, views: str, output: Path, frames: int) -> None:
@@ -195,11 +219,13 @@ class VolumeTask:
             self._save_slices(output, volume)
             return
         axis, runs_down = grid.upright
-        upwards = volume.flip(1 + axis) if runs_down else volume
+        shown = self.target.shown(volume)
+        upwards = shown.flip(1 + axis) if runs_down else shown
         save_mip_video(output, upwards, frames=frames, axis=axis, spacing=grid.spacing)
 
     def _save_slices(self, path: Path, volume: Tensor) -> None:
-        save_slice_sheet(path, volume, self.target.values, spacing=self.target.grid.spacing)
+        target = self.target
+        save_slice_sheet(path, target.shown(volume), target.shown(target.values), spacing=target.grid.spacing)
 
     def state_dict(self) -> dict[str, Any]:
         """The model, its optimiser, the generator of the draws and the strategy's state."""
@@ -237,13 +263,21 @@ class VolumeTask:
                 f"a fit must start with at most as many Gaussians as voxels, {voxels}, got {count} of "
                 f"strategy.budget {strategy.budget}"
             )
+        if self.target.inside is not None and count > (inside := int((self.target.inside > 0).sum())):
+            print(f"mask: {inside} voxels count; the fit starts with as many Gaussians, not {count}", file=sys.stderr)
+            count = inside
         if strategy.name == "residual":
             rounds = growth_rounds(config.steps, strategy.stop, strategy.rounds)
             self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
         elif strategy.name != "none":
             self.growth = make_growth(strategy, config.steps, count, self.target.grid)
         return GaussianField.from_volume(
-            self.target.values, self.target.grid, count, spread=config.model.spread, generator=self.generator
+            self.target.values,
+            self.target.grid,
+            count,
+            spread=config.model.spread,
+            mask=self.target.inside,
+            generator=self.generator,
         )
 
     def _grid(self) -> GridField:
@@ -264,7 +298,8 @@ class VolumeTask:
         """Adam's rate of each parameter at the first step, in the parameter's own unit."""
         optimizer = self.config.optimizer
         size = voxel_size(self.target.grid)
-        return {name: getattr(optimizer, name) * (size if name == "means" else 1.0) for name in self.model.tensors}
+        units = {"means": size, "densities": self.target.data_range, "nodes": self.target.data_range}
+        return {name: getattr(optimizer, name) * units.get(name, 1.0) for name in self.model.tensors}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         elements, beta2 = self.target.values.numel(), self.config.optimizer.beta2

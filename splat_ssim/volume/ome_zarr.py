@@ -1,0 +1,129 @@
+"""zarr: plain arrays, arrays in groups, and the images of OME-Zarr at full resolution."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._files import replacing_path
+from .grid import VoxelGrid
+from .stored import Stored, in_unit, unit_name
+from .tiff import natural_key
+
+
+def split_zarr(path: Path) -> tuple[Path, str | None]:
+    """The zarr folder that a path lies in, and the rest of the path, which names an array inside."""
+    for folder in (path, *path.parents):
+        if folder.name.lower().endswith(".zarr"):
+            rest = path.relative_to(folder).as_posix()
+            return folder, None if rest == "." else rest
+    return path, None
+
+
+def read_zarr(path: Path, key: str | None) -> Stored:
+    """An array of a zarr folder, its voxels unread.
+
+    `key` is the path of an array or of a multiscale image inside; an image is read at its full resolution.
+    """
+    import zarr
+
+    path, inside = split_zarr(path)
+    key = "/".join(part.strip("/") for part in (inside, key) if part) or None
+    root: Any = zarr.open(str(path), mode="r")
+    node = root
+    if key is not None:
+        try:
+            node = root[key] if isinstance(root, zarr.Group) else None
+        except KeyError:
+            node = None
+        if node is None:
+            raise ValueError(f"key must be one of {_arrays(root)} in {path}, got {key!r}")
+    notes: list[str] = []
+    while isinstance(node, zarr.Group):
+        image = _multiscale(node)
+        children = [name for name, _ in node.arrays()]
+        groups = [name for name, _ in node.groups() if name.lower() not in ("ome", "labels")]
+        if image is not None:
+            names = [dataset["path"] for dataset in image["datasets"]]
+            sizes = [math.prod(getattr(node[name], "shape", (0,))) for name in names]
+            name = names[sizes.index(max(sizes))]
+            if len(names) > 1:
+                notes.append(
+                    f"of the resolutions {', '.join(names)} the full one, {name}, is read; key chooses another"
+                )
+        elif len(children) == 1 and not groups:
+            name = children[0]
+        elif not children and len(groups) == 1:
+            name = groups[0]
+        else:
+            raise ValueError(f"{path} must hold one array, or key must name one of {_arrays(root)}")
+        key = f"{key}/{name}" if key else name
+        node = node[name]
+    stored = Stored(node, str(node.attrs.get("axes", "")), node.attrs.get("affine"), str(node.attrs.get("unit", "")))
+    stored.notes = notes
+    if stored.affine is None and key is not None:
+        _place(stored, root, key)
+    return stored
+
+
+def _arrays(root: Any) -> list[str]:
+    """The paths of the arrays in a group, in the order of their numbers."""
+    if not hasattr(root, "arrays"):
+        return []
+    names = [name for name, _ in root.arrays()]
+    for folder, group in root.groups():
+        names += [f"{folder}/{name}" for name in _arrays(group)]
+    return sorted(names, key=natural_key)
+
+
+def _multiscale(group: Any) -> dict[str, Any] | None:
+    """The first multiscale image of a group's attributes: OME-Zarr 0.5 has them under "ome"."""
+    attributes = dict(group.attrs)
+    images = attributes.get("ome", attributes).get("multiscales") or [None]
+    return images[0]
+
+
+def _place(stored: Stored, root: Any, key: str) -> None:
+    """Axes, spacing, origin and unit of an array that belongs to a multiscale image."""
+    parent, _, name = key.rpartition("/")
+    group = root[parent] if parent else root
+    image = _multiscale(group)
+    dataset = next((d for d in (image or {}).get("datasets", ()) if d["path"] == name), None)
+    if image is None or dataset is None:
+        return
+    axes = image.get("axes") or [{"name": letter} for letter in "tczyx"[-stored.array.ndim :]]
+    axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
+    letters = [str(axis["name"]).lower() for axis in axes]
+    stored.axes = "".join(letter if letter in tuple("xyzct") else "?" for letter in letters)
+    scale, shift = np.ones(len(letters)), np.zeros(len(letters))
+    # The dataset's own come first, then those of the whole image.
+    for change in [*dataset.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]:
+        if change.get("type") == "scale" and "scale" in change:
+            scale, shift = scale * change["scale"], shift * change["scale"]
+        elif change.get("type") == "translation" and "translation" in change:
+            shift = shift + change["translation"]
+    spatial = stored.axes_in_space()
+    if sorted(spatial) != ["x", "y", "z"]:
+        return
+    units = {letter: unit_name(axis.get("unit")) for letter, axis in zip(letters, axes, strict=True)}
+    at = {letter: letters.index(letter) for letter in "xyz"}
+    stored.unit = units["x"]
+    steps, origin = (
+        [in_unit(float(v[at[letter]]), units[letter], stored.unit) for letter in "xyz"] for v in (scale, shift)
+    )
+    stored.affine = VoxelGrid.regular((1, 1, 1), spacing=steps, origin=origin, axes=spatial).matrix
+
+
+def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
+    """A plain array in chunks of 64 voxels a side; affine and unit are its attributes."""
+    import zarr
+
+    chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
+    # zarr 2, the last for Python 3.10, has this function too.
+    with replacing_path(path) as new:
+        array = zarr.open_array(str(new), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
+        array[...] = data
+        array.attrs.update({"affine": affine.tolist(), "axes": "czyx"[-data.ndim :], "unit": unit})

@@ -1,0 +1,91 @@
+"""A volume rebuilt from the Gaussians of a run, without the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from ..errors import UserError, user_errors
+from .export import FieldSource, load_gaussians_ply, load_quantized, read_source
+from .gaussians import GaussianField
+from .grid import VoxelGrid
+from .io import Volume, open_grid, save_volume, volume_format
+from .layout import nearest_axes
+from .voxelize import morton_order
+
+
+def respaced(grid: VoxelGrid, spacing: tuple[float, float, float]) -> VoxelGrid:
+    """A grid over the same extent with other distances of voxel centres along the world's x, y, z.
+
+    Raises:
+        ValueError: Distances that are not above 0.
+    """
+    if not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise ValueError(f"spacing must be above 0 along x, y, z, got {spacing}")
+    old = np.asarray(grid.spacing)
+    new = np.array([spacing["xyz".index(letter)] for letter in nearest_axes(grid.matrix)])
+    shape = np.maximum(1, np.round(np.asarray(grid.shape) * old / new)).astype(int)
+    matrix = grid.rebased().matrix
+    directions = matrix[:3, :3] / old
+    # The first voxel's corner stays where it is.
+    matrix[:3, 3] += directions @ (new - old) / 2
+    matrix[:3, :3] = directions * new
+    return VoxelGrid(tuple(shape.tolist()), matrix.tolist())
+
+
+@torch.no_grad()
+def rebuild(
+    gaussians: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    *,
+    spacing: tuple[float, float, float] | None = None,
+    like: Path | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Path:
+    """Writes the volume that fitted Gaussians stand for, in the intensities and at the place of their source.
+
+    Args:
+        gaussians: gaussians.quantized or gaussians.ply of a run.
+        output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd or zarr.
+        spacing: Distance of voxels along x, y, z; by default the source's.
+        like: A volume file whose grid is taken; needed for files that do not hold one.
+        low: Intensity that 0 stands for; by default the source's.
+        high: Intensity that 1 stands for; by default the source's.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: A file that does not read, or does not hold the grid and the intensities while none are given.
+    """
+    if not gaussians.is_file():
+        raise UserError(f"required gaussians.quantized or gaussians.ply of a run, got no file {gaussians}")
+    with user_errors():
+        volume_format(output)
+        load = load_gaussians_ply if gaussians.suffix.lower() == ".ply" else load_quantized
+        field, source = load(gaussians), read_source(gaussians)
+        if like is not None:
+            grid = open_grid(like)
+        elif source is not None:
+            grid = source.grid
+        else:
+            raise UserError(f"{gaussians} must hold its grid, got a file of before grids were kept; give --like VOLUME")
+        grid = grid if spacing is None else respaced(grid, spacing)
+    low = source.low if low is None and source is not None else low
+    high = source.high if high is None and source is not None else high
+    if low is None or high is None:
+        raise UserError(f"{gaussians} must hold its intensities, got a file without them; give --low and --high")
+    order = morton_order(field.positions(), grid)
+    field = GaussianField({name: parameter[order] for name, parameter in field.tensors.items()})
+    values = field(grid)
+    if source is None or source.clip:
+        values = values.clamp(0, 1)
+    whole = FieldSource(grid, low, high, unit="" if source is None else source.unit)
+    with user_errors():
+        save_volume(output, Volume(whole.normalization.invert(values.numpy()), grid, whole.unit))
+    print(f"{output}: {len(field)} Gaussians on {grid.shape} voxels, intensities {low:.6g} to {high:.6g}")
+    return output

@@ -1,0 +1,67 @@
+"""What a reader found in a file, before its axes are put in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+#: Names of units of length as formats spell them -> the name here.
+_UNITS = {
+    "m": ("m", "meter", "metre", "meters"),
+    "cm": ("cm", "centimeter", "centimetre"),
+    "mm": ("mm", "millimeter", "millimetre", "millimeters"),
+    "um": ("um", "µm", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre", "micrometers"),
+    "nm": ("nm", "nanometer", "nanometre", "nanometers"),
+    "angstrom": ("angstrom", "å"),
+    "inch": ("inch", "inches", "in"),
+}
+#: Metres in each.
+_METRES = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10, "inch": 0.0254}
+
+
+@dataclass
+class Stored:
+    """The array of a file as it lies there, and what the file says of it.
+
+    Args:
+        array: A numpy array, or one that is read piece by piece.
+        axes: A letter for each axis of the array: x, y, z, c (channel), t (time), ? (none of them); empty where the
+            file does not say.
+        affine: 4x4: index along the three spatial axes, in the array's order, to world x, y, z (RAS); None where the
+            file does not say.
+        unit: Of the world: m, cm, mm, um, nm, angstrom, inch, or empty where the file does not say.
+        order: The letters of the spatial axes where `axes` has none and no affine is given.
+        notes: What was assumed, a sentence each.
+    """
+
+    array: Any
+    axes: str = ""
+    affine: np.ndarray | None = None
+    unit: str = ""
+    order: str = "zyx"
+    notes: list[str] = field(default_factory=list)
+
+    def axes_in_space(self) -> str:
+        """The letters of the spatial axes in the array's order."""
+        return "".join(letter for letter in self.axes if letter in "xyz") or self.order
+
+
+def unit_name(text: Any) -> str:
+    """The name here of a unit of length as a file spells it; empty for any other word.
+
+    Example:
+        >>> from splat_ssim.volume.stored import unit_name
+        >>> unit_name("micrometer"), unit_name("pixel")
+        ('um', '')
+    """
+    word = str(text or "").strip().strip('"').lower()
+    return next((name for name, spellings in _UNITS.items() if word in spellings), "")
+
+
+def in_unit(length: float, unit: str, target: str) -> float:
+    """A length in another unit; as it is where one of the two is not known."""
+    if unit in _METRES and target in _METRES and unit != target:
+        return length * _METRES[unit] / _METRES[target]
+    return length

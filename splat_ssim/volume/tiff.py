@@ -1,0 +1,268 @@
+"""TIFF: stacks, folders of slices, ImageJ's and OME's voxel sizes; stacks that Fiji shows in the right proportions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._files import replacing_path
+from .grid import VoxelGrid
+from .layout import nearest_axes
+from .stored import Stored, in_unit, unit_name
+
+#: tifffile's letters for axes -> those of `Stored`; I, Q and others may be anything.
+_LETTERS = {"X": "x", "Y": "y", "Z": "z", "C": "c", "S": "c", "T": "t"}
+#: The types ImageJ's own stacks may have, and OME's.
+_IMAGEJ, _OME = "BHhf", "bBhHiIfd"
+#: ImageJ's stacks end below 4 GB.
+_IMAGEJ_BYTES = (1 << 32) - (1 << 20)
+#: How our affine is told from others' in an OME annotation.
+_NAMESPACE = "splat_ssim/volume"
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sorts names by the numbers in them: img_2 before img_10.
+
+    Example:
+        >>> from splat_ssim.volume.tiff import natural_key
+        >>> sorted(["img_10.tif", "img_2.tif", "img_1.tif"], key=natural_key)
+        ['img_1.tif', 'img_2.tif', 'img_10.tif']
+    """
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+
+
+def read_tiff(path: Path, key: str | None) -> Stored:
+    """A TIFF file, of which `key` names a series by number or name, or a folder of slices."""
+    import tifffile
+
+    if path.is_dir():
+        return _read_slices(path)
+    with tifffile.TiffFile(path) as file:
+        index, notes = _series(file, path, key)
+        series = file.series[index]
+        letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
+        data = _pixels(path, series.asarray)
+        stored = Stored(data, _named(letters, data.shape), notes=notes)
+        _need_slices(stored)
+        shaped = file.shaped_metadata
+        own = next((m for m in shaped or () if "affine" in m), None) or _own_metadata(file)
+        if own is not None:
+            _restore(stored, own)
+        elif file.ome_metadata:
+            _place_ome(stored, file.ome_metadata, index)
+        elif file.imagej_metadata:
+            _place_imagej(stored, file)
+    return stored
+
+
+def _pixels(path: Path, read: Any) -> np.ndarray:
+    try:
+        return read()
+    except (ValueError, ImportError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        how = re.search(r"COMPRESSION\.(\w+)", str(error))
+        raise ValueError(
+            f"{path} must be a TIFF that can be decompressed here, got {how[1] if how else 'a compression'}, which "
+            f"needs pip install imagecodecs"
+        ) from error
+
+
+def _series(file: Any, path: Path, key: str | None) -> tuple[int, list[str]]:
+    """Number of the series to read: the one asked for, or the largest."""
+    names = [series.name for series in file.series]
+    listed = ", ".join(f"{i} {s.name!r} {s.shape}" for i, s in enumerate(file.series))
+    if key is not None:
+        if str(key).isdigit() and int(key) < len(names):
+            return int(key), []
+        if str(key) not in names:
+            raise ValueError(f"key must name one of the series of {path}, {listed}; got {key!r}")
+        return names.index(str(key)), []
+    largest = max(range(len(names)), key=lambda i: math.prod(file.series[i].shape))
+    if len(names) == 1:
+        return 0, []
+    return largest, [f"it holds {len(names)} series, the largest is read: {listed}; key chooses another"]
+
+
+def _named(letters: str, shape: tuple[int, ...]) -> str:
+    """Unknown axes longer than one are z, then c, if there are no such yet."""
+    named = list(letters)
+    # Of two axes of channels one is of length 1 as a rule: RGB samples beside a channel axis.
+    for axis, letter in enumerate(letters):
+        if letter == "c" and letters.count("c") > 1 and shape[axis] == 1:
+            named[axis] = "?"
+    for axis, letter in enumerate(letters):
+        if letter == "?" and shape[axis] > 1:
+            named[axis] = next((free for free in "zc" if free not in named), "?")
+    if named.count("c") > 1:
+        named[named.index("c")] = "?"
+    return "".join(named)
+
+
+def _need_slices(stored: Stored) -> None:
+    """Pages that a file calls frames, or more channels than colours, are slices where it has no others."""
+    letters, shape = stored.axes, stored.array.shape
+    paged = [i for i, letter in enumerate(letters) if letter in "ct" and shape[i] > (4 if letter == "c" else 1)]
+    if "z" not in letters and set("xy") <= set(letters) and len(paged) == 1:
+        what = "time points" if letters[paged[0]] == "t" else "channels"
+        stored.notes.append(f"its {shape[paged[0]]} {what} are taken for slices: it has none")
+        stored.axes = letters[: paged[0]] + "z" + letters[paged[0] + 1 :]
+
+
+def _read_slices(path: Path) -> Stored:
+    import tifffile
+
+    files = [p for p in path.iterdir() if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
+    files.sort(key=lambda p: natural_key(p.name))
+    if not files:
+        raise ValueError(f"{path} must hold TIFF slices, got none")
+    planes: list[np.ndarray] = []
+    for file in files:
+        try:
+            plane = _plane(file)
+        except tifffile.TiffFileError as error:
+            raise ValueError(f"{file} must be a TIFF slice, got {error}") from error
+        if planes and (plane.shape, plane.dtype) != (planes[0].shape, planes[0].dtype):
+            raise ValueError(
+                f"slices must all have one shape and dtype, got {plane.shape} {plane.dtype} in {file} and "
+                f"{planes[0].shape} {planes[0].dtype} in {files[0].name}"
+            )
+        planes.append(plane)
+    note = f"{len(files)} slices in the order of their numbers, {files[0].name} to {files[-1].name}"
+    return Stored(np.stack(planes), "zyxc" if planes[0].ndim == 3 else "zyx", notes=[note])
+
+
+def _plane(file: Path) -> np.ndarray:
+    """One slice (height, width), or (height, width, channels)."""
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
+        plane = _pixels(file, series.asarray)
+    kept = "".join(letter for letter, size in zip(letters, plane.shape, strict=True) if size > 1 or letter in "yx")
+    if sorted(kept) not in (["x", "y"], ["c", "x", "y"]):
+        raise ValueError(f"{file} must be one slice (height, width), or one in colour, got shape {plane.shape}")
+    plane = plane.reshape([n for n, letter in zip(plane.shape, letters, strict=True) if n > 1 or letter in "yx"])
+    return np.moveaxis(plane, kept.index("c"), 2) if "c" in kept else plane
+
+
+# --- where the voxels lie
+
+
+def _regular(stored: Stored, steps: dict[str, float], unit: str) -> None:
+    """Sets the affine of a grid along the world's axes, steps by the letters of the array's axes."""
+    spatial = stored.axes_in_space()
+    if sorted(spatial) == ["x", "y", "z"]:
+        spacing = [steps.get(letter, 1.0) for letter in "xyz"]
+        stored.affine = VoxelGrid.regular((1, 1, 1), spacing=spacing, axes=spatial).matrix
+        stored.unit = unit
+
+
+def _place_imagej(stored: Stored, file: Any) -> None:
+    """Spacing as ImageJ writes it: pixels a unit in the resolution tags, the distance of slices in its own field."""
+    tags = file.pages[0].tags
+    steps = {"z": float(file.imagej_metadata.get("spacing", 1.0)) or 1.0}
+    for letter, name in (("y", "YResolution"), ("x", "XResolution")):
+        above, below = tags[name].value if name in tags else (1, 1)
+        steps[letter] = below / above if above and below else 1.0
+    _regular(stored, steps, unit_name(file.imagej_metadata.get("unit")))
+
+
+def _place_ome(stored: Stored, text: str, index: int) -> None:
+    """Spacing as OME-XML has it: PhysicalSizeX, Y and Z of an image, each in a unit of its own, µm by default."""
+    pixels = [node for node in ElementTree.fromstring(text).iter() if node.tag.rpartition("}")[2] == "Pixels"]
+    if index >= len(pixels):
+        return
+    found = pixels[index].attrib
+    units = {letter: unit_name(found.get(f"PhysicalSize{letter.upper()}Unit", "µm")) for letter in "xyz"}
+    steps = {
+        letter: in_unit(float(found[f"PhysicalSize{letter.upper()}"]), units[letter], units["x"])
+        for letter in "xyz"
+        if f"PhysicalSize{letter.upper()}" in found
+    }
+    if not steps:
+        stored.notes.append("its OME metadata have no PhysicalSize: voxels are taken for cubes of edge 1")
+        return
+    for letter in "xyz":
+        if letter not in steps:
+            stored.notes.append(f"its OME metadata have no PhysicalSize{letter.upper()}: 1 is taken")
+    _regular(stored, steps, units["x"])
+
+
+# --- our own stacks
+
+
+def _own_metadata(file: Any) -> dict[str, Any] | None:
+    """What `write_tiff` left in ImageJ's or OME's metadata."""
+    text = (file.imagej_metadata or {}).get("splat_ssim")
+    if text is None and file.ome_metadata and _NAMESPACE in file.ome_metadata:
+        nodes = ElementTree.fromstring(file.ome_metadata).iter()
+        text = next((n.text for n in nodes if n.tag.rpartition("}")[2] == "M" and n.get("K") == "splat_ssim"), None)
+    return None if text is None else json.loads(text)
+
+
+def _restore(stored: Stored, own: dict[str, Any]) -> None:
+    """The array and affine that `write_tiff` was given; files of before it put z on pages have no order."""
+    stored.affine = np.asarray(own["affine"])
+    stored.unit = own.get("unit", "")
+    order = own.get("order")
+    if order is not None:
+        # The shape tells what tifffile leaves out: axes of length 1.
+        shape = own["stored_shape"]
+        channels, sizes = shape[:-3], [shape[len(shape) - 3 + axis] for axis in order]
+        if own["z_first"] and channels:
+            pages = stored.array.reshape([sizes[0], *channels, *sizes[1:]]).swapaxes(0, 1)
+        else:
+            pages = stored.array.reshape([*channels, *sizes])
+        back = np.argsort(order)
+        offset = pages.ndim - 3
+        stored.array = pages.transpose([*range(offset), *(offset + int(axis) for axis in back)])
+    stored.axes = "czyx"[-stored.array.ndim :]
+
+
+def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
+    """A stack whose pages are planes across the world's z as near as may be, with voxel size and unit.
+
+    An ImageJ hyperstack where ImageJ has dtype and size, else OME-TIFF; 64-bit integers have neither. The affine
+    and the order of the array's axes are in the metadata besides, so that the volume reads back as it was.
+    """
+    import tifffile
+
+    data = data.astype(np.uint8) if data.dtype == bool else data
+    follows = nearest_axes(affine)
+    order = [follows.index(letter) for letter in "zyx"]
+    imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES
+    # ImageJ's order is ZCYX.
+    own = json.dumps(
+        {
+            **{"affine": affine.tolist(), "order": order, "stored_shape": data.shape, "unit": unit},
+            "z_first": imagej,
+        }
+    )
+    offset = data.ndim - 3
+    pages = np.ascontiguousarray(data.transpose([*range(offset), *(offset + axis for axis in order)]))
+    steps = {letter: float(np.linalg.norm(affine[:3, column])) for column, letter in enumerate(follows)}
+    options: dict[str, Any] = {"photometric": "minisblack"}
+    if imagej:
+        pages = pages.swapaxes(0, 1) if offset else pages
+        metadata: dict[str, Any] = {"axes": "ZCYX" if offset else "ZYX", "spacing": steps["z"], "unit": unit or "pixel"}
+        options |= {"imagej": True, "resolution": (1 / steps["x"], 1 / steps["y"])}
+        metadata["splat_ssim"] = own
+    elif data.dtype.char in _OME:
+        metadata = {"axes": "CZYX" if offset else "ZYX"}
+        for letter, step in steps.items():
+            metadata[f"PhysicalSize{letter.upper()}"] = step
+            metadata[f"PhysicalSize{letter.upper()}Unit"] = {"um": "µm", "": "reference frame"}.get(unit, unit)
+        metadata["MapAnnotation"] = {"Namespace": _NAMESPACE, "splat_ssim": own}
+        options["ome"] = True
+    else:
+        metadata = {"axes": "CZYX"[-data.ndim :], **json.loads(own)}
+    with replacing_path(path) as new:
+        tifffile.imwrite(new, pages, metadata=metadata, **options)
