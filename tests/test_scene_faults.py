@@ -76,3 +76,63 @@ def test_samples_of_unknown_range_are_refused(tmp_path, dtype, kind):
     edit(tmp_path, lambda content: content["frames"][1].update(file_path="x.tif"))
     with pytest.raises(SceneError, match=rf"x\.tif: required samples of 8 or 16 bits.*got 32-bit {kind}"):
         load_scene(tmp_path)
+
+
+# --- F6: every convention of masks
+
+
+def half_kept(dtype, value):
+    """(32, 32), `value` in the right half."""
+    mask = np.zeros((32, 32), dtype)
+    mask[:, 16:] = value
+    return mask
+
+
+def in_alpha(color):
+    rgba = np.full((32, 32, 4), color, np.uint8)
+    rgba[..., 3] = half_kept(np.uint8, 255)
+    return rgba
+
+
+MASKS = {
+    "255.png": half_kept(np.uint8, 255),
+    "1.png": half_kept(np.uint8, 1),
+    "labels.png": half_kept(np.uint8, 1) + half_kept(np.uint8, 1) * (np.arange(32) > 20).astype(np.uint8),
+    "bit.png": half_kept(bool, True),
+    "wide.png": half_kept(np.uint16, 65535),
+    "wide1.png": half_kept(np.uint16, 1),
+    "float.tif": half_kept(np.float32, 1.0),
+    "alpha_of_black.png": in_alpha(0),
+    "alpha_of_white.png": in_alpha(255),
+    "opaque.png": np.concatenate(
+        [half_kept(np.uint8, 1)[..., None].repeat(3, 2), np.full((32, 32, 1), 255, np.uint8)], 2
+    ),
+    "small.png": half_kept(np.uint8, 1)[::2, ::2],
+    "lossy.jpg": half_kept(np.uint8, 255),
+}
+
+
+def masked(folder, masks):
+    """A nerfstudio scene of five views with these masks, by the view's index."""
+    write_nerfstudio(folder, count=5)
+    for index, (name, values) in masks.items():
+        Image.fromarray(values).save(folder / name)
+        edit(folder, lambda content, index=index, name=name: content["frames"][index].update(mask_path=name))
+    return folder
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_every_convention(tmp_path, name):
+    mask = load_scene(masked(tmp_path, {1: (name, MASKS[name])})).train[0].mask
+    expected = torch.from_numpy(half_kept(bool, True))
+    torch.testing.assert_close(mask, expected)
+
+
+def test_views_of_which_nothing_counts_are_left_out(tmp_path):
+    nothing = np.zeros((32, 32), np.uint8)
+    scene = load_scene(masked(tmp_path / "some", {0: ("0.png", nothing), 2: ("2.png", nothing)}), test_every=2)
+    assert [view.name for view in scene.train] == ["images/01.png", "images/03.png"]
+    assert [view.name for view in scene.test] == ["images/04.png"]
+    assert scene.notes == ["left out, since their masks keep no pixel: 2 (images/00.png, images/02.png)"]
+    with pytest.raises(SceneError, match="required masks that keep a pixel of a training view, got none of 4"):
+        load_scene(masked(tmp_path / "all", {index: (f"{index}.png", nothing) for index in range(5)}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from splat_ssim.scene.data.blender import load_blender
 from splat_ssim.scene.data.colmap import find_model, load_colmap
 from splat_ssim.scene.data.nerfstudio import load_nerfstudio
-from splat_ssim.scene.data.scene import Scene, SceneError, View
+from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened
 
 __all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
 
@@ -78,6 +78,20 @@ def load_scene(
     if factor < 1 or test_every < 0:
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background)
+    _drop_masked(scene, folder)
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")
     return scene
+
+
+def _drop_masked(scene: Scene, folder: Path) -> None:
+    """Leaves out views of which no pixel counts: there is nothing to train on or to compare with."""
+    empty = [view.name for view in (*scene.train, *scene.test) if view.mask is not None and not view.mask.any()]
+    if not empty:
+        return
+    before = len(scene.train)
+    scene.train = [view for view in scene.train if view.name not in empty]
+    scene.test = [view for view in scene.test if view.name not in empty]
+    if before and not scene.train:
+        raise SceneError(f"{folder}: required masks that keep a pixel of a training view, got none of {before}")
+    scene.notes.append(f"left out, since their masks keep no pixel: {shortened(empty)}")

@@ -36,8 +36,28 @@ def read_images(paths: list[Path], factor: int = 1) -> list[np.ndarray]:
 
 
 def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a mask image, true where it is white, resized to `size` by its nearest pixels."""
-    mask = read_image(path)[..., :3].max(axis=2) > 127
+    """(H, W) bool of a mask image, true where the image counts, resized to `size` by its nearest pixels.
+
+    Whatever is not zero counts, as with COLMAP and nerfstudio; in a file of lossy compression, whatever exceeds half of
+    its maximum. A mask may be in the alpha channel.
+
+    Raises:
+        SceneError: The file is missing or does not decode.
+    """
+    try:
+        with pictures.opened(path) as file:
+            threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
+            if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
+                layers = [np.asarray(file)]
+            else:
+                rgba = np.asarray(file.convert("RGBA"))
+                layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
+    except pictures.PictureError as broken:
+        raise SceneError(str(broken)) from None
+    # Colours that are the same everywhere say nothing where the alpha channel varies.
+    if len(layers) == 2 and np.ptp(layers[0]) == 0 and np.ptp(layers[1]) > 0:
+        del layers[0]
+    mask = np.logical_and.reduce([layer > threshold * layer.max() for layer in layers])
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
     return mask[rows[:, None], columns]

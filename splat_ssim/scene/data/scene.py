@@ -99,6 +99,8 @@ class Scene:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
     box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
+    #: What was left out, cut or assumed, a line each.
+    notes: list[str] = field(default_factory=list)
 
     @property
     def extent(self) -> float:
@@ -107,6 +109,17 @@ class Scene:
         extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
         # A single camera, or several at one place, leave no length to measure by.
         return extent if extent > 0 else 1.0
+
+
+def shortened(names: Sequence[str], count: int = 3) -> str:
+    """How many names there are, and the first few of them.
+
+    Example:
+        >>> from splat_ssim.scene.data.scene import shortened
+        >>> shortened(["a", "b", "c", "d"])
+        '4 (a, b, c, …)'
+    """
+    return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
 
 
 def read_json(path: Path) -> dict[str, Any]:
