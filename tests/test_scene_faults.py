@@ -136,3 +136,374 @@ def test_views_of_which_nothing_counts_are_left_out(tmp_path):
     assert scene.notes == ["left out, since their masks keep no pixel: 2 (images/00.png, images/02.png)"]
     with pytest.raises(SceneError, match="required masks that keep a pixel of a training view, got none of 4"):
         load_scene(masked(tmp_path / "all", {index: (f"{index}.png", nothing) for index in range(5)}))
+
+
+# --- F4, W14: poses and cameras are checked in every format
+
+NAN, INF = float("nan"), float("inf")
+SINGULAR = np.diag([1.0, 1.0, 0.0, 1.0]).tolist()
+
+
+def moved(value):
+    """A pose with `value` in its translation."""
+    matrix = np.eye(4).tolist()
+    matrix[0][3] = value
+    return matrix
+
+
+def sheared():
+    matrix = np.eye(4)
+    matrix[0, 1] = 0.5
+    return matrix.tolist()
+
+
+POSES = [
+    (moved(NAN), "required finite numbers, got nan"),
+    (moved(INF), "required finite numbers, got inf"),
+    (moved(10**400), "required a 4x4 'transform_matrix' of numbers"),
+    ([["a"] * 4] * 4, "required a 4x4 'transform_matrix' of numbers"),
+    (SINGULAR, "required an invertible matrix, got a singular one"),
+    (np.zeros((4, 4)).tolist(), "required an invertible matrix"),
+    (np.ones((4, 4)).tolist(), "required an invertible matrix"),
+    (np.diag([1.0, 1.0, 1.0, 2.0]).tolist(), "required 0 0 0 1 as its last row, got 0 0 0 2"),
+    (sheared(), "required axes at right angles"),
+    (moved(1e39), "required a position that float32 holds"),
+]
+
+
+@pytest.mark.parametrize(("matrix", "message"), POSES)
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_blender, "transforms_train.json"),
+        (write_blender, "transforms_test.json"),
+        (write_nerfstudio, "transforms.json"),
+    ],
+)
+def test_a_bad_pose_is_refused(tmp_path, write, name, matrix, message):
+    folder = edit(write(tmp_path), lambda content: content["frames"][1].update(transform_matrix=matrix), name)
+    with pytest.raises(SceneError, match=rf"(?s){message}"):
+        load_scene(folder)
+
+
+@pytest.mark.parametrize("scale", [(2.0, 2.0, 2.0), (0.5, 1.0, 3.0)])
+def test_the_scale_of_a_pose_is_removed(tmp_path, scale):
+    """As Blender does, whose cameras may inherit a scale."""
+    expected = load_scene(write_nerfstudio(tmp_path / "plain")).train[0].viewmat
+    folder = write_nerfstudio(tmp_path / "scaled")
+    pose = np.array(json.loads((folder / "transforms.json").read_text())["frames"][1]["transform_matrix"])
+    pose[:3, :3] *= scale
+    edit(folder, lambda content: content["frames"][1].update(transform_matrix=pose.tolist()))
+    scene = load_scene(folder)
+    torch.testing.assert_close(scene.train[0].viewmat, expected)
+    assert scene.notes == ["transforms.json: poses with a scale, which was removed: 1 (images/01.png)"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fl_x": 0}, "required a positive focal length 'fl_x', got 0"),
+        ({"fl_x": -45.0}, "required a positive focal length 'fl_x', got -45"),
+        ({"fl_y": -1}, "required a positive focal length 'fl_y', got -1"),
+        ({"fl_x": NAN}, "required a number 'fl_x', got nan"),
+        ({"fl_x": 10**400}, "required a number 'fl_x'"),
+        ({"fl_x": 1e39}, "required finite camera parameters"),
+        ({"fl_x": None, "fl_y": None}, "required a number 'fl_x', got None"),
+        ({"cx": INF}, "required a number 'cx', got inf"),
+        ({"w": 0}, "required a positive whole number 'w', got 0"),
+        ({"h": -32}, "required a positive whole number 'h', got -32"),
+        ({"k1": NAN}, "required a number 'k1', got nan"),
+        ({"k1": "0.1"}, "required a number 'k1', got '0.1'"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_a_bad_camera_is_refused(tmp_path, write, name, change, message):
+    with pytest.raises(SceneError, match=rf"{name}: frame 0: .*{message}|{name}: frame 0: {message}"):
+        load_scene(edit(write(tmp_path), lambda content: content.update(change), name))
+
+
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
+        ("PINHOLE 64 48 0 41 32 24", "required a positive focal length, got 0"),
+        ("PINHOLE 64 48 40 -41 32 24", "required a positive focal length, got -41"),
+        ("PINHOLE 0 48 40 41 32 24", "required a camera of a positive size, got 0x48"),
+        ("PINHOLE 64 48 nan 41 32 24", r"sparse/0: required (finite camera|a COLMAP)"),
+        ("OPENCV 64 48 40 40 32 24 inf 0 0 0", r"sparse/0: required (finite camera|a COLMAP)"),
+    ],
+)
+def test_a_bad_camera_of_colmap_is_refused(tmp_path, camera, message):
+    with pytest.raises(SceneError, match=message):
+        load_scene(write_colmap(tmp_path / "scene", camera=camera))
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "1e39"])
+def test_a_bad_pose_of_colmap_is_refused(tmp_path, bad):
+    folder = write_colmap(tmp_path / "scene")
+    text = f"1 1 0 0 0 {bad} 0.2 0.3 1 0.png\n\n2 1 0 0 0 1 0 0 1 1.png\n\n"
+    (folder / "sparse" / "0" / "images.txt").write_text(text)
+    with pytest.raises(SceneError, match=r"required (a COLMAP|finite|a position)"):
+        load_scene(folder)
+
+
+def test_the_mirror_image_of_a_scene_is_read(tmp_path):
+    """Left-handed coordinates are as good as right-handed ones."""
+    mirror = np.diag([-1.0, 1, 1, 1])
+
+    def mirrored(content):
+        for frame in content["frames"]:
+            frame["transform_matrix"] = (mirror @ np.array(frame["transform_matrix"])).tolist()
+
+    assert len(load_scene(edit(write_nerfstudio(tmp_path), mirrored)).train) == 7
+
+
+# --- F9: an image must have its camera's shape
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 33), (100, 48)])
+@pytest.mark.parametrize("write", [write_nerfstudio, write_colmap, write_blender])
+def test_an_image_of_another_shape_than_its_camera_is_refused(tmp_path, write, size):
+    folder = write(tmp_path / "scene")
+    name = {write_nerfstudio: "images/01.png", write_colmap: "images/1.png", write_blender: "train/r_1.png"}[write]
+    camera = "64x48" if write is write_colmap else "32x32"
+    if write is write_blender:
+        edit(folder, lambda content: content.update(w=32, h=32), "transforms_train.json")
+    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(folder / name)
+    message = rf"{name}: required an image of its camera's shape, got an image of {size[0]}x{size[1]} and a camera of {camera}$"
+    with pytest.raises(SceneError, match=message):
+        load_scene(folder)
+
+
+def test_an_unapplied_orientation_is_named(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(folder / "images" / "1.png", exif=exif)
+    with pytest.raises(SceneError, match=r"image of 48x64 and a camera of 64x48 \(EXIF orientation 6, which is not"):
+        load_scene(folder)
+    # COLMAP itself reads pixels as they are stored: where the camera fits them, so do we.
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(folder / "images" / "1.png", exif=exif)
+    assert load_scene(folder).train[0].image.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 24), (21, 16), (22, 17), (128, 96)])
+def test_an_image_of_another_size_is_read(tmp_path, size):
+    folder = write_colmap(tmp_path / "scene")
+    Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(folder / "images" / "1.png")
+    K = load_scene(folder).train[0].K
+    torch.testing.assert_close(K[0], torch.tensor([40.0, 0, 32]) * size[0] / 64)
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path):
+    folder = masked(tmp_path, {1: ("m.png", np.ones((32, 48), np.uint8))})
+    with pytest.raises(SceneError, match=r"m\.png: required a mask of its image's shape, got a mask of 48x32"):
+        load_scene(folder)
+
+
+# --- F10, W2, W11: every flavour of the camera fields
+
+
+def K_of(folder, **fields):
+    """The intrinsics of a Blender scene and of a nerfstudio scene with these fields alone."""
+    found = []
+    for write, name in ((write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")):
+
+        def change(content):
+            for key in ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h"):
+                content.pop(key, None)
+            content.update(fields)
+
+        found.append(load_scene(edit(write(folder / name[:-5]), change, name)).train[0].K)
+    torch.testing.assert_close(found[0], found[1])
+    return found[0]
+
+
+ANGLE = 2 * np.arctan(16 / 45)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"camera_angle_x": ANGLE}, (45, 45, 16, 16)),
+        ({"camera_angle_y": ANGLE}, (45, 45, 16, 16)),
+        ({"camera_angle_x": ANGLE, "camera_angle_y": 2 * np.arctan(16 / 50)}, (45, 50, 16, 16)),
+        ({"fl_x": 45}, (45, 45, 16, 16)),
+        ({"fl_y": 45}, (45, 45, 16, 16)),
+        ({"fl_x": 45, "fl_y": 50, "cx": 10, "cy": 20}, (45, 50, 10, 20)),
+        ({"camera_angle_x": 1.0, "fl_x": 45, "cx": 10}, (45, 45, 10, 16)),
+        ({"fl_x": 90, "cx": 20, "w": 64, "h": 64}, (45, 45, 10, 16)),
+    ],
+)
+def test_camera_fields_are_read_in_both_formats(tmp_path, fields, expected):
+    fx, fy, cx, cy = expected
+    torch.testing.assert_close(K_of(tmp_path, **fields), torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_a_frame_has_its_own_camera(tmp_path, write, name):
+    def change(content):
+        for frame in content["frames"]:
+            frame["camera_angle_x"] = ANGLE
+
+    folder = edit(write(tmp_path), change, name)
+    # The frame's angle stands over the file's focal length.
+    assert load_scene(folder).train[0].K[0, 0] == pytest.approx(45)
+    edit(folder, lambda content: [content.pop(key, None) for key in ("camera_angle_x", "fl_x", "fl_y")], name)
+    assert load_scene(folder).train[0].K[0, 0] == pytest.approx(45)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_distortion_is_undone_or_refused_in_both_formats(tmp_path, write, name):
+    plain = load_scene(write(tmp_path)).train[0]
+    for fields in (
+        {"k1": 0.2},
+        {"k3": 0.2},
+        {"p1": 0.1},
+        {"k1": 0.2, "camera_model": "OPENCV_FISHEYE"},
+        {"k1": 0.2, "is_fisheye": True},
+    ):
+        folder = edit(write(tmp_path), lambda content, fields=fields: content.update(fields), name)
+        view = load_scene(folder).train[0]
+        assert view.image.shape != plain.image.shape or not torch.equal(view.K, plain.K), fields
+    for fields, message in (
+        ({"k4": 0.1}, "required k4 = 0 for camera_model FULL|required k4 = 0 for camera_model OPENCV, got 0.1"),
+        ({"k5": 0.1}, "required k5 = 0"),
+        ({"p1": 0.1, "camera_model": "OPENCV_FISHEYE"}, "required p1 = 0 for camera_model OPENCV_FISHEYE"),
+    ):
+        folder = edit(write(tmp_path), lambda content, fields=fields: content.update(fields), name)
+        with pytest.raises(SceneError, match=message):
+            load_scene(folder)
+
+
+def test_k3_is_the_k3_of_opencv(tmp_path):
+    import pycolmap
+
+    from splat_ssim.scene.data.transforms import read_camera
+
+    camera = read_camera({"fl_x": 45, "k1": 0.1, "k2": 0.02, "k3": 0.003, "p1": 0.01, "p2": -0.01}, "a", (32, 32))
+    x, y, (k1, k2, k3, p1, p2) = 0.3, -0.2, (0.1, 0.02, 0.003, 0.01, -0.01)
+    r2 = x * x + y * y
+    radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+    u = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    v = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    assert isinstance(camera, pycolmap.Camera)
+    found = np.asarray(camera.img_from_cam(np.array([x, y, 1.0]))).ravel()
+    np.testing.assert_allclose(found, [45 * u + 16, 45 * v + 16], atol=1e-9)
+
+
+# --- F11: named splits
+
+
+def split(folder, **lists):
+    scene = load_scene(write_nerfstudio(folder, count=6, **lists))
+    return [[view.name[7:9] for view in views] for views in (scene.train, scene.test)], scene.notes
+
+
+def images(*names):
+    return [f"images/{name}.png" for name in names]
+
+
+def test_what_a_split_leaves_unnamed(tmp_path):
+    rest = "transforms.json names no training views: all that it does not name train"
+    named, notes = split(tmp_path, test_filenames=images("01", "03"))
+    assert named == [["00", "02", "04", "05"], ["01", "03"]] and notes == [rest]
+    named, notes = split(tmp_path, val_filenames=images("02"), train_filenames=[])
+    assert named == [["00", "01", "03", "04", "05"], ["02"]] and notes == [rest]
+    named, notes = split(tmp_path, val_filenames=images("02"), test_filenames=images("01"))
+    assert named == [["00", "03", "04", "05"], ["01"]] and notes == [rest]
+    named, notes = split(tmp_path, train_filenames=images("00", "01"), test_filenames=images("02"))
+    assert named == [["00", "01"], ["02"]]
+    assert notes == ["not used, by the split of transforms.json: 3 (images/03.png, images/04.png, images/05.png)"]
+    named, notes = split(
+        tmp_path, train_filenames=["./images/00.png", ".\\images\\01.png"], test_filenames=images("01")
+    )
+    assert named == [["00", "01"], ["01"]]
+    assert notes[0] == "transforms.json names views both for training and as held out: 1 (images/01.png)"
+    assert split(tmp_path) == ([["01", "02", "03", "04", "05"], ["00"]], [])
+    with pytest.raises(SceneError, match="test_filenames: required a list of file names, got 'images/01.png'"):
+        split(tmp_path, test_filenames="images/01.png")
+    with pytest.raises(SceneError, match="required at least one training view, got none"):
+        split(tmp_path, test_filenames=images("00", "01", "02", "03", "04", "05"))
+
+
+# --- W4, W7, W8, W9, W32, W33: files that are named otherwise, or are not there
+
+
+@pytest.mark.parametrize("name", ["1.png.png", "1.png", "1.jpg", "1.PNG"])
+def test_masks_of_colmap_by_name_or_by_stem(tmp_path, name):
+    folder = write_colmap(tmp_path / "scene")
+    (folder / "masks").mkdir()
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save(folder / "masks" / name)
+    scene = load_scene(folder)
+    assert scene.train[0].mask[:, 32:].all() and not scene.train[0].mask[:, :32].any()
+    assert [note.split(": ")[1] for note in scene.notes] == [
+        "masks for 1 of 2 images, named <image>.png or as the image is"
+    ]
+
+
+def test_a_test_split_without_images_is_passed_over(tmp_path):
+    for path in (write_blender(tmp_path) / "test").iterdir():
+        path.unlink()
+    scene = load_scene(tmp_path)
+    assert (len(scene.train), len(scene.test)) == (6, 0)
+    assert scene.notes == ["transforms_test.json is passed over: of its 2 images none is there"]
+
+
+@pytest.mark.parametrize("write", [write_blender, write_nerfstudio])
+def test_views_without_an_image_are_left_out(tmp_path, write):
+    scene = write(tmp_path)
+    lost = ("train/r_1.png", "train/r_4.png") if write is write_blender else images("01", "04")
+    before = len(load_scene(scene).train)
+    for name in lost:
+        (tmp_path / name).unlink()
+    scene = load_scene(tmp_path)
+    assert len(scene.train) + len(scene.test) == (6 if write is write_blender else 7)
+    assert "since their images are missing: 2 (" in scene.notes[0] and len(scene.train) < before
+    for path in list(tmp_path.rglob("*.png"))[:5] if write is write_nerfstudio else tmp_path.glob("train/*.png"):
+        path.unlink()
+    with pytest.raises(SceneError, match="required an image, got nothing there, as for .* views of transforms"):
+        load_scene(tmp_path)
+
+
+def test_names_as_windows_writes_them(tmp_path):
+    for write, name in ((write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")):
+
+        def change(content):
+            for frame in content["frames"]:
+                frame["file_path"] = ".\\" + frame["file_path"].removeprefix("./").replace("/", "\\")
+
+        folder = write(tmp_path / name[:-5])
+        before = len(load_scene(folder).train)
+        assert len(load_scene(edit(folder, change, name)).train) == before
+
+
+def test_reduced_images_with_another_extension_or_gaps(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    with Image.open(folder / "images_2" / "1.png") as image:
+        image.save(folder / "images_2" / "1.jpg", quality=100)
+    for index in range(2):
+        (folder / "images_2" / f"{index}.png").unlink()
+    scene = load_scene(folder, factor=2)
+    assert [view.name for view in scene.train + scene.test] == ["1.png", "0.png"]
+    # The first from the full size, the second as JPEG.
+    assert [view.image.shape for view in scene.train + scene.test] == [(24, 32, 3)] * 2
+    assert [int(view.image[0, 0, 0]) for view in scene.train + scene.test] == [120, 60]
+
+
+def test_a_name_that_colmap_cut_at_a_blank(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    path = folder / "sparse" / "0" / "images.txt"
+    path.write_text(path.read_text().replace("1.png", "my image 1.png"))
+    (folder / "images" / "1.png").rename(folder / "images" / "my image 1.png")
+    with pytest.raises(
+        SceneError, match=r"images/my: required an image.*\(COLMAP cuts names in images\.txt at a blank"
+    ):
+        load_scene(folder)

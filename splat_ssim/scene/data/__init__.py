@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from splat_ssim.scene.data.blender import load_blender
 from splat_ssim.scene.data.colmap import find_model, load_colmap
 from splat_ssim.scene.data.nerfstudio import load_nerfstudio
@@ -78,6 +80,10 @@ def load_scene(
     if factor < 1 or test_every < 0:
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background)
+    for view in (*scene.train, *scene.test):
+        view.viewmat = view.viewmat.float()
+        if not torch.isfinite(view.viewmat).all():
+            raise SceneError(f"{folder}: {view.name}: required a position that float32 holds, got a larger one")
     _drop_masked(scene, folder)
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")

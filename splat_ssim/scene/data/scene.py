@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,52 +118,6 @@ def shortened(names: Sequence[str], count: int = 3) -> str:
         '4 (a, b, c, …)'
     """
     return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or a SceneError that names the file and where it breaks."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise SceneError(f"{path}: required a JSON file, got nothing there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
-        raise SceneError(f"{path}: required JSON, got a syntax error: {broken}") from None
-    if not isinstance(content, dict):
-        raise SceneError(f"{path}: required a JSON object, got {type(content).__name__}")
-    return content
-
-
-def read_frames(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The JSON object of a transforms file and its frames, each with file_path and a 4x4 transform_matrix."""
-    content = read_json(path)
-    frames = content.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise SceneError(f"{path}: required a non-empty list 'frames', got {type(frames).__name__}")
-    for index, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise SceneError(f"{path}: frame {index}: required 'file_path', got {frame!r:.80}")
-        try:
-            shape = np.asarray(frame.get("transform_matrix"), dtype=np.float64).shape
-        except (TypeError, ValueError):
-            shape = None
-        if shape != (4, 4):
-            raise SceneError(f"{path}: frame {index}: required a 4x4 'transform_matrix', got shape {shape}")
-    return content, frames
-
-
-def read_number(content: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
-    """A finite number of a JSON object, or a SceneError that names file and key."""
-    value = content.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise SceneError(f"{path}: required a number {key!r}, got {value!r}")
-    return float(value)
-
-
-def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
-    """(4, 4) float64 world to OpenCV camera from an OpenGL camera to world matrix: the Y and Z columns are negated."""
-    matrix = np.asarray(camtoworld, dtype=np.float64).copy()
-    matrix[:3, 1:3] *= -1
-    return np.linalg.inv(matrix)
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
