@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ class PlyError(UserError):
     """A file is not the PLY that was asked for; the message names it and what was expected."""
 
 
-def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
+def save_ply(path: str | Path, splats: Mapping[str, Tensor], *, comments: Sequence[str] = ()) -> None:
     """Writes Gaussians as a binary little-endian PLY, all at once (a temporary file is renamed).
 
     Properties in order: x y z nx ny nz f_dc_0…2 f_rest_0…(3(K-1)-1) opacity scale_0…2 rot_0…3. f_rest counts
@@ -38,6 +38,7 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
         path: File to write.
         splats: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz of any length, opacities (N,) logits,
             sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device.
+        comments: Lines of the header, such as the offset of georeferenced coordinates.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
@@ -59,7 +60,8 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
     vertices = np.empty(len(columns["x"]), layout)
     for name, values in columns.items():
         vertices[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in comments)]
+    header += [f"element vertex {len(vertices)}"]
     header += [f"property float {name}" for name in columns]
     with replacing(path) as file:
         file.write("\n".join([*header, "end_header", ""]).encode())

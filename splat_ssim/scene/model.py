@@ -13,6 +13,8 @@ from splat_ssim.ply import SH0
 from splat_ssim.render import rasterization
 from splat_ssim.scene.config import ModelConfig
 from splat_ssim.scene.data import Scene, SceneError, View
+from splat_ssim.scene.data.placement import ordinary
+from splat_ssim.scene.data.scene import NEAR
 
 #: Cells along each axis of the grid that silhouettes carve.
 CARVE_CELLS = 48
@@ -63,7 +65,7 @@ def create_splats(
         points, colors = points[drawn], None if colors is None else colors[drawn]
     count = len(points)
     colors = np.full((count, 3), 0.5, np.float32) if colors is None else colors
-    distances = neighbour_distance(points)
+    distances = neighbour_distance(points, min(1.0, scene.extent))
     values = {
         "means": points,
         "scales": np.log(distances)[:, None].repeat(3, 1),
@@ -80,22 +82,22 @@ def create_splats(
     )
 
 
-def neighbour_distance(points: np.ndarray) -> np.ndarray:
-    """(N,) mean distance of each point to its three nearest neighbours, at least 1e-6."""
+def neighbour_distance(points: np.ndarray, unit: float = 1.0) -> np.ndarray:
+    """(N,) mean distance of each point to its three nearest neighbours, at least 1e-6 of a unit of length."""
     from scipy.spatial import KDTree
 
     if len(points) < 2:
-        return np.full(len(points), 0.1)
+        return np.full(len(points), 0.1 * unit)
     neighbours = min(3, len(points) - 1)
     distances, _ = KDTree(points).query(points, k=range(2, 2 + neighbours), workers=-1)
-    return np.maximum(distances.mean(1), 1e-6)
+    return np.maximum(distances.mean(1), 1e-6 * unit)
 
 
 def random_points(scene: Scene, count: int, generator: np.random.Generator) -> np.ndarray:
     """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them."""
     if scene.box is None:
         # Without a promise of a box, what the cameras may see: a cube of their own extent about their mean.
-        middle = torch.stack([view.center for view in scene.train]).mean(0).numpy()
+        middle = scene.centers[ordinary(scene.centers)].float().mean(0).numpy()
         low, high = middle - scene.extent, middle + scene.extent
     else:
         low, high = (np.asarray(corner, dtype=np.float64) for corner in scene.box)
@@ -154,6 +156,7 @@ def render(
     *,
     sh_degree: int,
     background: Tensor,
+    near: float = NEAR,
     antialiased: bool = False,
     opacity_activation: str = "sigmoid",
     render_mode: str = "RGB",
@@ -166,6 +169,7 @@ def render(
         view: The camera; its image is not used.
         sh_degree: Highest degree of spherical harmonics that takes part.
         background: (3,) float32.
+        near: Gaussians whose centre is nearer to the camera are left out.
         antialiased: Mip-Splatting's opacity compensation.
         opacity_activation: See `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
@@ -186,6 +190,7 @@ def render(
         Ks=view.K[None],
         width=view.width,
         height=view.height,
+        near_plane=near,
         sh_degree=sh_degree,
         packed=False,
         backgrounds=background[None],

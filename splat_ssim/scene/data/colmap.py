@@ -12,21 +12,81 @@ from splat_ssim.scene.data.lens import CAMERA_MODELS
 from splat_ssim.scene.data.scene import Scene, SceneError, split_views
 
 
-def find_model(folder: Path) -> Path | None:
-    """The folder of the reconstruction: sparse/0, else sparse; None where neither holds cameras."""
-    for candidate in (folder / "sparse" / "0", folder / "sparse"):
-        if any((candidate / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
-            return candidate
-    return None
+def find_models(folder: Path) -> list[Path]:
+    """The folders of reconstructions: sparse/0 and sparse first, then the others in sparse by name."""
+    sparse = folder / "sparse"
+    others = sorted(path for path in sparse.iterdir() if path.is_dir()) if sparse.is_dir() else []
+    candidates = dict.fromkeys([sparse / "0", sparse, *others])
+    return [path for path in candidates if any((path / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt"))]
 
 
 def load_colmap(
-    folder: Path, *, factor: int = 1, test_every: int = 8, background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    folder: Path,
+    *,
+    factor: int = 1,
+    test_every: int = 8,
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    model: str | None = None,
 ) -> Scene:
-    """Reads a COLMAP scene; see `load_scene`. Distorted images are undistorted."""
-    model = find_model(folder)
-    if model is None:
+    """Reads a COLMAP scene; see `load_scene`. Distorted images are undistorted.
+
+    Of several models the one with the most images is read, unless `model` names a folder; "" is the first one.
+    """
+    notes: list[str] = []
+    chosen = _choose_model(folder, model, notes)
+    first = chosen == find_models(folder)[0]
+    scene = _load_model(folder, chosen, factor, test_every, background, notes)
+    scene.model = "" if first else chosen.relative_to(folder).as_posix()
+    return scene
+
+
+def _choose_model(folder: Path, named: str | None, notes: list[str]) -> Path:
+    models = find_models(folder)
+    if not models:
         raise SceneError(f"{folder}: required sparse/0/cameras.bin or .txt, got neither")
+    if named is not None:
+        if named and folder / named not in models:
+            raise SceneError(f"{folder}: required the COLMAP model {named}, which the run was trained on, got none")
+        return folder / named if named else models[0]
+    if len(models) == 1:
+        return models[0]
+    counts = [_image_count(path) for path in models]
+    largest = int(np.argmax(counts))
+    listed = ", ".join(f"{path.relative_to(folder)} of {count}" for path, count in zip(models, counts, strict=True))
+    notes.append(f"of the COLMAP models {listed} images {models[largest].relative_to(folder)} is read")
+    return models[largest]
+
+
+def _image_count(model: Path) -> int:
+    """The number of images of a model, without reading it whole; 0 where that cannot be told."""
+    binary, text = model / "images.bin", model / "images.txt"
+    if binary.is_file():
+        with binary.open("rb") as file:
+            return int.from_bytes(file.read(8), "little")
+    if not text.is_file():
+        return 0
+    # The tenth word of an image's line is its name; lines of points have three numbers a point.
+    with text.open(encoding="utf-8", errors="replace") as lines:
+        words = [line.split() for line in lines if not line.startswith("#")]
+    return sum(len(line) >= 10 and not _is_number(line[9]) for line in words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _load_model(
+    folder: Path,
+    model: Path,
+    factor: int,
+    test_every: int,
+    background: tuple[float, float, float],
+    notes: list[str],
+) -> Scene:
     reconstruction = _read_model(model)
     for camera in reconstruction.cameras.values():
         if camera.model_name not in CAMERA_MODELS:
@@ -37,7 +97,6 @@ def load_colmap(
     images = sorted((image for image in reconstruction.images.values() if image.has_pose), key=lambda i: i.name)
     if not images:
         raise SceneError(f"{model}: required registered images, got none")
-    notes: list[str] = []
     files, factors = _image_files(folder, [image.name for image in images], factor)
     try:
         check_found([folder / "images" / image.name for image in images], files, "images", notes)
@@ -65,7 +124,7 @@ def load_colmap(
         name=folder.resolve().name,
         train=train,
         test=test,
-        points=np.array([point.xyz for point in points], dtype=np.float32).reshape(-1, 3) if points else None,
+        points=np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3) if points else None,
         colors=np.array([point.color for point in points], dtype=np.float32) / 255.0 if points else None,
         background=background if transparent else (0.0, 0.0, 0.0),
         notes=notes,

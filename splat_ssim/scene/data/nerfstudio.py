@@ -145,7 +145,7 @@ def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarr
         raise SceneError(str(broken)) from None
     if not {"x", "y", "z"} <= set(vertices):
         raise SceneError(f"{cloud}: required vertex properties x, y, z, got {', '.join(vertices)}")
-    points = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float32)
+    points = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float64)
     if not {"red", "green", "blue"} <= set(vertices):
         return points, None
     return points, np.stack([vertices[key] for key in ("red", "green", "blue")], axis=1).astype(np.float32) / 255.0

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splat_ssim.errors import UserError
+from splat_ssim.scene.data.placement import extent_of
+
+
+#: Near plane, and its largest multiple of a scene's extent.
+NEAR, NEAR_EXTENT = 0.01, 0.002
 
 
 class SceneError(UserError):
@@ -100,13 +105,35 @@ class Scene:
     #: What was left out, cut or assumed, a line each.
     notes: list[str] = field(default_factory=list)
 
+    #: Subtracted from all coordinates of the files, in float64, where they are too large for float32.
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    #: Folder of the COLMAP model below the scene's, where it is not the first one.
+    model: str = ""
+    #: (4, 4) float32 of training and test views, as in the files, where an offset was subtracted.
+    world_viewmats: list[Tensor] | None = None
+
     @property
     def extent(self) -> float:
-        """1.1 times the largest distance of a training camera from their mean: the unit of position learning rates."""
-        centers = torch.stack([view.center for view in self.train]).double()
-        extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
-        # A single camera, or several at one place, leave no length to measure by.
-        return extent if extent > 0 else 1.0
+        """1.1 times the largest distance of a training camera from their mean: the unit of position learning rates.
+
+        Cameras far from all the others do not count.
+        """
+        return extent_of(self.centers)
+
+    @property
+    def centers(self) -> Tensor:
+        """(N, 3) float64 positions of the training cameras."""
+        return torch.stack([view.center for view in self.train]).double()
+
+    @property
+    def near(self) -> float:
+        """Distance from a camera below which Gaussians are left out: 0.01, less in a small scene."""
+        return min(NEAR, NEAR_EXTENT * self.extent)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What was chosen of the coordinates when the scene was read, by which `load_scene` reads it alike again."""
+        return {"offset": list(self.offset), "model": self.model}
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:
