@@ -7,8 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from splat_ssim.ply import load_ply
 from splat_ssim.scene.data import SceneError, load_scene
-from tests.scenes import write_blender, write_colmap, write_nerfstudio
+from splat_ssim.scene.data.placement import ordinary
+from splat_ssim.scene.start import random_points
+from splat_ssim.trainer import load
+from splat_ssim.trainer.cli import main
+from tests.scenes import camera_to_world, write_blender, write_colmap, write_nerfstudio
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -507,3 +512,196 @@ def test_a_name_that_colmap_cut_at_a_blank(tmp_path):
         SceneError, match=r"images/my: required an image.*\(COLMAP cuts names in images\.txt at a blank"
     ):
         load_scene(folder)
+
+
+# --- F7, F8, F15, W6: scenes of any place and size
+
+
+def transformed(folder, name, *, scale=1.0, shift=(0.0, 0.0, 0.0)):
+    """A transforms file with all camera positions scaled, then moved."""
+
+    def change(content):
+        for frame in content["frames"]:
+            matrix = np.array(frame["transform_matrix"])
+            matrix[:3, 3] = matrix[:3, 3] * scale + shift
+            frame["transform_matrix"] = matrix.tolist()
+
+    return edit(folder, change, name)
+
+
+def ball(folder, **change):
+    """A ball of radius 0.72 seen from all around, moved and scaled."""
+    angles = [(index * 2.4, elevation) for index, elevation in enumerate((0.0, 0.5, -0.5, 1.0, -1.0, 1.4, 0.2, -0.2))]
+    poses = [camera_to_world(angle, elevation) for angle, elevation in angles]
+    for name in ("transforms_train.json", "transforms_test.json"):
+        if name == "transforms_train.json":
+            write_blender(folder, train=8)
+            edit(
+                folder,
+                lambda content: [
+                    f.update(transform_matrix=p.tolist()) for f, p in zip(content["frames"], poses, strict=True)
+                ],
+                name,
+            )
+        transformed(folder, name, **change)
+    return load_scene(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return random_points(ball(tmp_path_factory.mktemp("here")), 4000, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shift": (5.0, 0.0, 0.0)},
+        {"scale": 10.0},
+        {"scale": 0.1},
+        {"scale": 0.002},
+        {"scale": 50.0, "shift": (300.0, 0.0, 0.0)},
+    ],
+)
+def test_a_blender_scene_starts_where_it_is(tmp_path, change, expected):
+    """The same cloud as that of the scene in the box about the origin, moved and scaled."""
+    points = random_points(ball(tmp_path / "there", **change), 4000, np.random.default_rng(0))
+    points = (points - change.get("shift", (0, 0, 0))) / change.get("scale", 1.0)
+    for function in (np.mean, np.std):
+        np.testing.assert_allclose(function(points, 0), function(expected, 0), atol=0.12)
+
+
+def test_a_wrong_box_is_said(tmp_path):
+    scene = ball(tmp_path, shift=(5.0, 0.0, 0.0))
+    random_points(scene, 10, np.random.default_rng(0))
+    assert "Gaussians start in a cube of half edge 1.437 about (5, " in scene.notes[-1]
+    points = random_points(scene, 2000, np.random.default_rng(0), half_edge=0.2)
+    assert np.abs(points - (5, 0, 0)).max() == pytest.approx(0.2, abs=0.01)
+
+
+def test_opaque_blender_scenes_have_the_box_of_their_cameras(tmp_path):
+    ball(tmp_path, shift=(5.0, 0.0, 0.0))
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("RGB").save(path)
+    points = random_points(load_scene(tmp_path), 2000, np.random.default_rng(0))
+    assert np.abs(points.mean(0) - (5, 0, 0)).max() < 0.2
+
+
+FAR = (500000.0, 4600000.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_far_coordinates_are_centred(tmp_path, write, name):
+    here = load_scene(write(tmp_path / "here"), test_every=0)
+    folder = transformed(write(tmp_path / "there"), name, shift=FAR)
+    if write is write_blender:
+        transformed(folder, "transforms_test.json", shift=FAR)
+    there = load_scene(folder, test_every=0)
+    assert here.offset == (0, 0, 0) and not here.notes
+    assert np.abs(np.subtract(there.offset, FAR)).max() < 4
+    assert there.notes == [
+        f"coordinates are large: ({', '.join(f'{v:.10g}' for v in there.offset)}) is subtracted, also in scene.ply"
+    ]
+    for a, b in zip(here.train, there.train, strict=True):
+        # In float64 the camera is where it was to a billionth of its distance.
+        np.testing.assert_allclose(b.center + np.subtract(there.offset, FAR), a.center, atol=2e-6)
+    if here.box is not None:
+        np.testing.assert_allclose(np.add(there.box, there.offset), here.box, atol=1e-6)
+
+
+def far_colmap(folder, shift):
+    """The COLMAP scene with cameras and points moved; rotations are the identity there."""
+    write_colmap(folder)
+    model = folder / "sparse" / "0"
+    rows = []
+    for index, t in enumerate(((0.1, 0.2, 0.3), (1, 0, 0))):
+        moved_t = " ".join(f"{a - b:.10f}" for a, b in zip(t, shift, strict=True))
+        rows.append(f"{index + 1} 1 0 0 0 {moved_t} 1 {index}.png\n\n")
+    (model / "images.txt").write_text("".join(rows))
+    points = [[index + shift[0], index + shift[1], 5 + shift[2]] for index in range(3)]
+    text = "".join(f"{i + 1} {x:.10f} {y:.10f} {z:.10f} 255 128 0 0.5\n" for i, (x, y, z) in enumerate(points))
+    (model / "points3D.txt").write_text(text)
+    return folder
+
+
+def test_far_points_move_with_the_cameras(tmp_path):
+    here, there = load_scene(far_colmap(tmp_path / "a", (0, 0, 0))), load_scene(far_colmap(tmp_path / "b", FAR))
+    shift = there.train[0].center.numpy() - here.train[0].center.numpy()
+    np.testing.assert_allclose(there.points - here.points, np.tile(shift, (3, 1)), atol=1e-5)
+    assert there.points.dtype == np.float32 and np.abs(there.points).max() < 10
+    # Read as another reading was.
+    again = load_scene(tmp_path / "b", origin={"offset": [0.0, 0.0, 0.0], "model": ""})
+    assert again.points[0, 1] == FAR[1] and not again.notes
+
+
+def test_a_run_keeps_its_offset(tmp_path):
+    folder = far_colmap(tmp_path / "scene", FAR)
+    line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "4", "--output.no-progress"]
+    metrics = main(line)
+    offset = load_scene(folder).offset
+    assert metrics["offset"] == list(offset)
+    header = (tmp_path / "run" / "scene.ply").read_bytes().split(b"end_header")[0].decode()
+    assert f"comment offset {' '.join(map(repr, offset))}" in header
+    assert load_ply(tmp_path / "run" / "scene.ply")["means"].abs().max() < 100
+    task = load(tmp_path / "run")
+    assert task.scene.offset == offset
+    assert task.evaluate(None)["psnr"] == pytest.approx(metrics["psnr"], abs=1e-4)
+    # A checkpoint from before there were offsets is in the coordinates of the files.
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["origin"]
+    state["splats"]["means"] += torch.tensor(offset)
+    torch.save(state, path)
+    task = load(tmp_path / "run")
+    assert task.scene.offset == (0, 0, 0) and task.scene.points[0, 1] == FAR[1]
+    assert task.fingerprint == state["data"]
+    assert main([*line[:2], "--resume", str(tmp_path / "run"), "--steps", "5", "--output.no-progress"])["step"] == 5
+
+
+@pytest.mark.parametrize("distance", [1e3, 2e4, 1e5])
+def test_one_displaced_camera_does_not_set_the_extent(tmp_path, distance):
+    extent = load_scene(write_nerfstudio(tmp_path, count=27)).extent
+    edit(tmp_path, lambda content: content["frames"][4]["transform_matrix"][0].__setitem__(3, distance))
+    scene = load_scene(tmp_path)
+    assert scene.extent == pytest.approx(extent, rel=0.05)
+    assert scene.notes == ["cameras far from all the others, which the scene's extent leaves out: 1 (images/04.png)"]
+    assert scene.offset == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "centers",
+    [
+        np.linspace(0, 100, 30)[:, None] * [1, 0, 0],
+        np.vstack([np.zeros((20, 3)), np.random.default_rng(0).normal(size=(10, 3)) * 5]),
+        np.vstack(
+            [np.random.default_rng(1).normal(size=(20, 3)) * 0.01, np.random.default_rng(0).normal(size=(10, 3))]
+        ),
+        np.array([[0, 0, 0], [0.001, 0, 0], [5, 0, 0.0]]),
+        np.zeros((5, 3)),
+    ],
+)
+def test_ordinary_captures_keep_all_their_cameras(centers):
+    assert ordinary(torch.tensor(centers)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-2, 1e4])
+def test_training_does_not_depend_on_the_unit(tmp_path, scale):
+    results = []
+    for index, factor in enumerate((1.0, scale)):
+        folder = write_nerfstudio(tmp_path / f"scene{index}", count=5)
+        transformed(folder, "transforms.json", scale=factor)
+        options = ["--steps", "40", "--model.init-count", "300", "--output.no-progress", "--seed", "3"]
+        results.append(
+            main(["--data-dir", str(folder), "--result-dir", str(tmp_path / f"run{index}"), *options])["psnr"]
+        )
+    assert results[1] == pytest.approx(results[0], abs=0.5)
+
+
+def test_points_that_no_view_shows_are_refused(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    path = folder / "sparse" / "0" / "points3D.txt"
+    path.write_text("1 0 0 -5 255 128 0 0.5\n2 0 900 5 255 128 0 0.5\n")
+    with pytest.raises(SystemExit, match=r"^error: scene: required points in the view of a training camera.*among 2"):
+        main(["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "1"])

@@ -12,29 +12,12 @@ from torch import Tensor
 from splat_ssim.ply import SH0
 from splat_ssim.render import rasterization
 from splat_ssim.scene.config import ModelConfig
-from splat_ssim.scene.data import Scene, SceneError, View
-from splat_ssim.scene.data.placement import ordinary
+from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.scene import NEAR
-
-#: Cells along each axis of the grid that silhouettes carve.
-CARVE_CELLS = 48
+from splat_ssim.scene.start import check_visible, starting_points
+from splat_ssim.scene.start import random_points as random_points  # it was here once
 
 Splats = torch.nn.ParameterDict
-
-
-def starting_points(
-    scene: Scene, config: ModelConfig, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
-
-    Raises:
-        SceneError: The config asks for the scene's point cloud, and it has none.
-    """
-    if config.init == "points" and scene.points is None:
-        raise SceneError(f"{scene.name}: model.init points requires a scene with a point cloud, got none")
-    if config.init == "random" or scene.points is None:
-        return random_points(scene, config.init_count, generator), None
-    return scene.points, scene.colors
 
 
 def start_count(scene: Scene, config: ModelConfig) -> int:
@@ -57,9 +40,13 @@ def create_splats(
     Returns:
         means (N, 3), scales (N, 3), quats (N, 4) wxyz, opacities (N,), sh0 (N, 1, 3), shN (N, (degree+1)² - 1, 3),
         float32. Scales: the mean distance to the three nearest neighbours, in every direction.
+
+    Raises:
+        SceneError: None of them would be in view of a training camera.
     """
     generator = np.random.default_rng(seed)
     points, colors = starting_points(scene, config, generator)
+    check_visible(points, scene)
     if max_count is not None and len(points) > max_count:
         drawn = np.sort(generator.choice(len(points), max_count, replace=False))
         points, colors = points[drawn], None if colors is None else colors[drawn]
@@ -91,43 +78,6 @@ def neighbour_distance(points: np.ndarray, unit: float = 1.0) -> np.ndarray:
     neighbours = min(3, len(points) - 1)
     distances, _ = KDTree(points).query(points, k=range(2, 2 + neighbours), workers=-1)
     return np.maximum(distances.mean(1), 1e-6 * unit)
-
-
-def random_points(scene: Scene, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them."""
-    if scene.box is None:
-        # Without a promise of a box, what the cameras may see: a cube of their own extent about their mean.
-        middle = scene.centers[ordinary(scene.centers)].float().mean(0).numpy()
-        low, high = middle - scene.extent, middle + scene.extent
-    else:
-        low, high = (np.asarray(corner, dtype=np.float64) for corner in scene.box)
-    cell = (high - low) / CARVE_CELLS
-    corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3) * cell + low
-    centers = torch.as_tensor(corners + 0.5 * cell, dtype=torch.float32)
-    kept = torch.ones(len(centers), dtype=torch.bool)
-    for view in scene.train:
-        if view.alpha is not None:
-            inside = torch.where(kept)[0]
-            kept[inside] = _seen(centers[inside], view, radius=0.5 * float(np.linalg.norm(cell)))
-    if not kept.any():
-        kept[:] = True
-    chosen = generator.choice(np.flatnonzero(kept.numpy()), count)
-    return (corners[chosen] + generator.uniform(size=(count, 3)) * cell).astype(np.float32)
-
-
-def _seen(points: Tensor, view: View, radius: float) -> Tensor:
-    """(N,) bool: false where a ball about the point surely projects outside the silhouette of a view."""
-    camera = points @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
-    depth = camera[:, 2].clamp(min=1e-6)
-    pixel = camera @ view.K.T / depth[:, None]
-    column, row = pixel[:, 0].floor().long(), pixel[:, 1].floor().long()
-    within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
-    # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
-    reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
-    alpha = torch.ones(view.height, view.width) if view.alpha is None else view.alpha
-    silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
-    # What a view does not show, or shows too close to tell, it does not exclude.
-    return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
 
 
 def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) -> Tensor:

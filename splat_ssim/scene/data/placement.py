@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from splat_ssim.scene.data.scene import View
 
 #: A camera is an outlier beyond this multiple of the distance within which three quarters of them are.
 _OUTLIER = 5.0
@@ -66,3 +71,27 @@ def nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
     system = projections.sum(0) + 1e-6 * len(centers) * torch.eye(3, dtype=centers.dtype)
     right = (projections @ centers[..., None]).sum(0) + 1e-6 * centers.sum(0)[:, None]
     return torch.linalg.solve(system, right).squeeze(-1)
+
+
+def looked_at(views: Sequence[View]) -> tuple[np.ndarray, float] | None:
+    """The point that cameras look at and half the edge of a cube there that they see, or None where rays do not meet.
+
+    Args:
+        views: Cameras with float32 viewmats.
+    """
+    centers = torch.stack([view.center for view in views]).double()
+    chosen = ordinary(centers)
+    forward = torch.stack([view.viewmat[2, :3] for view in views]).double()[chosen]
+    centers = centers[chosen]
+    if len(centers) < 2:
+        return None
+    point = nearest_point(centers, forward)
+    offsets = point - centers
+    depths = (offsets * forward).sum(1)
+    aside = (offsets - depths[:, None] * forward).norm(dim=1)
+    # Cameras side by side, or that look outwards, have no such point.
+    spread = float((centers - centers.mean(0)).norm(dim=1).max())
+    if depths.median() <= 0 or aside.median() > 0.5 * depths.median() or spread < 0.05 * float(depths.median()):
+        return None
+    frustums = torch.tensor([0.5 * min(view.width / view.K[0, 0], view.height / view.K[1, 1]) for view in views])
+    return point.numpy(), float((depths * frustums[chosen]).median())
