@@ -1,8 +1,10 @@
 """The faults of shared/cases/trainer.md that readers of scenes had: each right value, by the fault's number."""
 
 import json
+import shutil
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 from PIL import Image
@@ -276,7 +278,8 @@ def test_an_image_of_another_shape_than_its_camera_is_refused(tmp_path, write, s
     if write is write_blender:
         edit(folder, lambda content: content.update(w=32, h=32), "transforms_train.json")
     Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(folder / name)
-    message = rf"{name}: required an image of its camera's shape, got an image of {size[0]}x{size[1]} and a camera of {camera}$"
+    got = f"got an image of {size[0]}x{size[1]} and a camera of {camera}$"
+    message = f"{name}: required an image of its camera's shape, {got}"
     with pytest.raises(SceneError, match=message):
         load_scene(folder)
 
@@ -431,7 +434,7 @@ def test_what_a_split_leaves_unnamed(tmp_path):
     assert named == [["00", "01"], ["01"]]
     assert notes[0] == "transforms.json names views both for training and as held out: 1 (images/01.png)"
     assert split(tmp_path) == ([["01", "02", "03", "04", "05"], ["00"]], [])
-    with pytest.raises(SceneError, match="test_filenames: required a list of file names, got 'images/01.png'"):
+    with pytest.raises(SceneError, match=r"test_filenames: required a list of file names, got 'images/01\.png'"):
         split(tmp_path, test_filenames="images/01.png")
     with pytest.raises(SceneError, match="required at least one training view, got none"):
         split(tmp_path, test_filenames=images("00", "01", "02", "03", "04", "05"))
@@ -474,7 +477,7 @@ def test_views_without_an_image_are_left_out(tmp_path, write):
     assert "since their images are missing: 2 (" in scene.notes[0] and len(scene.train) < before
     for path in list(tmp_path.rglob("*.png"))[:5] if write is write_nerfstudio else tmp_path.glob("train/*.png"):
         path.unlink()
-    with pytest.raises(SceneError, match="required an image, got nothing there, as for .* views of transforms"):
+    with pytest.raises(SceneError, match=r"required an image, got nothing there, as for .* views of transforms"):
         load_scene(tmp_path)
 
 
@@ -705,3 +708,207 @@ def test_points_that_no_view_shows_are_refused(tmp_path):
     path.write_text("1 0 0 -5 255 128 0 0.5\n2 0 900 5 255 128 0 0.5\n")
     with pytest.raises(SystemExit, match=r"^error: scene: required points in the view of a training camera.*among 2"):
         main(["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "1"])
+
+
+# --- W5, W23: what was read is said
+
+
+def test_the_largest_model_is_read(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    small, large = folder / "sparse" / "0", folder / "sparse" / "1"
+    shutil.copytree(small, large)
+    (small / "images.txt").write_text("# a comment\n1 1 0 0 0 0.1 0.2 0.3 1 0.png\n1 2 -1 3 4 -1 5 6 -1 7 8 -1\n")
+    scene = load_scene(folder)
+    assert len(scene.train) + len(scene.test) == 2
+    assert scene.notes == ["of the COLMAP models sparse/0 of 1, sparse/1 of 2 images sparse/1 is read"]
+    assert scene.origin == {"offset": [0.0, 0.0, 0.0], "model": "sparse/1"}
+    # A run from before this rule keeps to the first.
+    assert len(load_scene(folder, origin={"offset": [0.0] * 3, "model": ""}).train) == 1
+    shutil.rmtree(small)
+    assert len(load_scene(folder).train) == 1
+    pycolmap.Reconstruction(str(large)).write_binary(str(large))
+    shutil.copytree(large, folder / "sparse" / "2")
+    (large / "images.bin").write_bytes(b"\0" * 8)
+    assert load_scene(folder).model == "sparse/2"
+
+
+def lines_of(capsys, tmp_path, folder, *more):
+    capsys.readouterr()
+    line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "1", "--output.no-progress"]
+    main([*line, *more])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_three_lines_say_what_was_read(tmp_path, capsys):
+    lines = lines_of(capsys, tmp_path / "a", write_blender(tmp_path / "ball"), "--model.init-count", "50")
+    assert lines[:3] == [
+        "ball (blender): 6 training and 2 test views of 32x32 pixels, split by transforms_test.json",
+        "masks: none; transparent images: 8 of 8, over white; start: 50 random points",
+        "memory of the images: 0.1 MB; extent: 4.053; near plane: 0.0081",
+    ]
+    folder = masked(tmp_path / "masked", {1: ("1.png", MASKS["1.png"]), 2: ("2.png", np.zeros((32, 32), np.uint8))})
+    lines = lines_of(capsys, tmp_path / "b", folder, "--data.test-every", "0")
+    assert lines[0] == "masked (nerfstudio): 4 training and 0 test views of 32x32 pixels, all to train on"
+    assert lines[1] == "masks: 1 of 4; transparent images: none; start: 10000 random points"
+    assert lines[3] == "left out, since their masks keep no pixel: 1 (images/02.png)"
+    lines = lines_of(capsys, tmp_path / "c", write_colmap(tmp_path / "colmap"))
+    assert lines[0] == "colmap (colmap): 1 training and 1 test views of 64x48 pixels, split by test_every 8"
+    assert lines[1] == "masks: none; transparent images: none; start: 3 points of the scene"
+
+
+# --- W12, W14: paths and values of another kind than asked for
+
+
+@pytest.mark.parametrize("write", [write_blender, write_nerfstudio])
+def test_the_transforms_file_stands_for_its_folder(tmp_path, write):
+    folder = write(tmp_path / "scene")
+    file = next(folder.glob("transforms*.json"))
+    assert load_scene(file).name == "scene" and len(load_scene(file).train) == len(load_scene(folder).train)
+    other = tmp_path / "x.txt"
+    other.write_text("")
+    with pytest.raises(SceneError, match=r"x\.txt: required a scene folder, got a file"):
+        load_scene(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["frames"][1].update(mask_path=3), "frame 1: required a path 'mask_path', got 3"),
+        (lambda content: content.update(ply_file_path=["a"]), "required a path 'ply_file_path', got .'a'."),
+        (lambda content: content["frames"][1].update(file_path=3), "frame 1: required 'file_path'"),
+        (lambda content: content["frames"].append(7), "frame 9: required 'file_path', got 7"),
+        (lambda content: content.update(frames={}), "required a non-empty list 'frames', got dict"),
+        (lambda content: content.update(camera_model=5), "required a camera_model among"),
+        (lambda content: content.update(w=[1]), "required a number 'w'"),
+        (lambda content: content["frames"][1].update(transform_matrix={"a": 1}), "frame 1: required a 4x4"),
+    ],
+)
+def test_values_of_another_kind_are_refused(tmp_path, change, message):
+    with pytest.raises(SceneError, match=message):
+        load_scene(edit(write_nerfstudio(tmp_path), change))
+
+
+def test_files_of_another_encoding_are_refused(tmp_path):
+    write_nerfstudio(tmp_path / "scene")
+    (tmp_path / "scene" / "transforms.json").write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(SceneError, match=r"transforms\.json: required JSON in UTF-8"):
+        load_scene(tmp_path / "scene")
+    (tmp_path / "run.yaml").write_bytes("data_dir: é".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"^error: .*run\.yaml: required YAML in UTF-8"):
+        main(["--config", str(tmp_path / "run.yaml")])
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "1e39"])
+def test_points_of_colmap_are_finite(tmp_path, bad):
+    folder = write_colmap(tmp_path / "scene")
+    path = folder / "sparse" / "0" / "points3D.txt"
+    path.write_text(path.read_text() + f"9 {bad} 0 5 255 128 0 0.5\n")
+    with pytest.raises(SceneError, match=r"scene.*: required (points|a COLMAP)"):
+        load_scene(folder)
+
+
+# --- W25, W26: point clouds
+
+
+def cloud(tmp_path, header, body, name="points.ply"):
+    """A nerfstudio scene with a point cloud of these lines after `format`."""
+    write_nerfstudio(tmp_path, ply_file_path=name)
+    lines = ["ply", *header, "end_header", ""]
+    (tmp_path / name).write_bytes("\n".join(lines).encode() + body)
+    return load_scene(tmp_path)
+
+
+XYZ = [f"property float {name}" for name in "xyz"]
+
+
+def colored(kind, prefix=""):
+    names = [f"property {kind} {prefix}{name}" for name in ("red", "green", "blue")]
+    return ["format ascii 1.0", "element vertex 2", *XYZ, *names]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        (colored("uchar"), b"0 1 2 255 51 0\n3 4 5 0 51 0\n"),
+        (colored("float"), b"0 1 2 1.0 0.2 0\n3 4 5 0 0.2 0\n"),
+        (colored("float"), b"0 1 2 255 51 0\n3 4 5 0 51 0\n"),
+        (colored("ushort"), b"0 1 2 65535 13107 0\n3 4 5 0 13107 0\n"),
+        (colored("uchar", "diffuse_"), b"0 1 2 255 51 0\n3 4 5 0 51 0\n"),
+        (
+            ["format ascii 1.0", "element camera 1", "property float a", *colored("uchar")[1:]],
+            b"7\n0 1 2 255 51 0\n3 4 5 0 51 0\n",
+        ),
+        (
+            ["format ascii 1.0", "element face 1", "property list uchar int v", *colored("uchar")[1:]],
+            b"3 0 1 2\n0 1 2 255 51 0\n3 4 5 0 51 0\n",
+        ),
+    ],
+)
+def test_point_clouds_of_every_kind(tmp_path, header, rows):
+    scene = cloud(tmp_path, header, rows)
+    assert scene.points.tolist() == [[0, 1, 2], [3, 4, 5]]
+    np.testing.assert_allclose(scene.colors, [[1, 0.2, 0], [0, 0.2, 0]], atol=1e-6)
+
+
+def test_binary_point_clouds_with_an_element_before_the_vertices(tmp_path):
+    body = np.array([9.5, 8.5], "<f8").tobytes() + np.arange(6, dtype="<f4").tobytes()
+    header = ["format binary_little_endian 1.0", "element camera 2", "property double a", "element vertex 2", *XYZ]
+    scene = cloud(tmp_path, header, body)
+    assert scene.points.tolist() == [[0, 1, 2], [3, 4, 5]] and scene.colors is None
+    with pytest.raises(SceneError, match=r"points\.ply: required 24 bytes of vertices, got 12: the file is cut off"):
+        cloud(tmp_path, header, body[:-12])
+    header[2] = "property list uchar int v"
+    with pytest.raises(SceneError, match="required the vertices before elements with lists, got camera first"):
+        cloud(tmp_path, header, body)
+
+
+def test_windows_line_ends_of_a_point_cloud(tmp_path):
+    write_nerfstudio(tmp_path, ply_file_path="points.ply")
+    text = "\n".join(["ply", *colored("uchar"), "end_header", "0 1 2 255 51 0", "3 4 5 0 51 0", ""])
+    (tmp_path / "points.ply").write_bytes(text.replace("\n", "\r\n").encode())
+    assert load_scene(tmp_path).points.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "body", "message"),
+    [
+        (
+            "a.ply",
+            ["format ascii 1.0", "element vertex 1", *XYZ],
+            b"nan 0 0\n",
+            r"a\.ply: required finite positions, got 1 of 1",
+        ),
+        ("a.ply", ["format ascii 1.0", "element vertex 1", *XYZ], b"inf 0 0\n", r"a\.ply: required finite positions"),
+        (
+            "a.ply",
+            ["format ascii 1.0", "element vertex 0", *XYZ],
+            b"",
+            r"a\.ply: required at least one point, got none",
+        ),
+        (
+            "a.ply",
+            [
+                "format binary_little_endian 1.0",
+                "element chunk 1",
+                "property float min_x",
+                "element vertex 1",
+                "property uint packed_position",
+            ],
+            b"",
+            r"a\.ply: required an uncompressed PLY, got SuperSplat's compressed PLY",
+        ),
+    ],
+)
+def test_point_clouds_that_are_refused(tmp_path, name, header, body, message):
+    with pytest.raises(SceneError, match=message):
+        cloud(tmp_path, header, body, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.spz", "SPZ"), ("a.splat", r"a \.splat file"), ("a.ply", "SPZ or another")]
+)
+def test_other_formats_of_gaussians_are_named(tmp_path, name, kind):
+    write_nerfstudio(tmp_path, ply_file_path=name)
+    (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00 and so on")
+    with pytest.raises(SceneError, match=rf"{name}: required a PLY file, got {kind}.*: convert it"):
+        load_scene(tmp_path)

@@ -16,6 +16,7 @@ from splat_ssim.registry import get_loss
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View, load_scene
+from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.model import (
     Splats,
@@ -71,9 +72,17 @@ class SceneTask:
         self.splats = create_splats(
             self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
         )
+        self.notes = [*summary(self.scene, self._start()), *self.scene.notes]
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
+
+    def _start(self) -> str:
+        """What the Gaussians start from, in words."""
+        start, drawn = start_count(self.scene, self.config.model), len(self.splats["means"])
+        random = self.config.model.init == "random" or self.scene.points is None
+        what = f"{start} {'random points' if random else 'points of the scene'}"
+        return what if drawn == start else f"{drawn} of {what}"
 
     def step(self, index: int) -> Report:
         """Renders a view, compares it with the photograph, steps the optimisers, densifies."""

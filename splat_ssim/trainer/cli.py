@@ -87,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if config.resume is None:
             # Reading the data may take minutes.
             check_folder(config.result_dir or default_folder(config.data_dir.name))
-        return run(task(config))  # type: ignore[call-arg]
+        made = task(config)  # type: ignore[call-arg]
+        for line in getattr(made, "notes", ()):
+            print(line)
+        return run(made)
 
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:

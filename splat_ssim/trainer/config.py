@@ -324,9 +324,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is no YAML, or holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as missing:
         raise ConfigError(f"{path}: required a YAML file, got {missing.strerror}") from None
+    except UnicodeDecodeError as broken:
+        raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
     except yaml.YAMLError as broken:
         raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
     if values is None:

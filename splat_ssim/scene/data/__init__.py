@@ -32,7 +32,8 @@ def detect_format(folder: Path) -> str:
         SceneError: The folder is missing, or holds none of the files that name a format.
     """
     if not folder.is_dir():
-        raise SceneError(f"{folder}: required a scene folder, got nothing there (--data-dir)")
+        found = "a file" if folder.is_file() else "nothing there"
+        raise SceneError(f"{folder}: required a scene folder, got {found} (--data-dir)")
     if (folder / "transforms_train.json").is_file():
         return "blender"
     if (folder / "transforms.json").is_file():
@@ -57,7 +58,7 @@ def load_scene(
     """Reads a scene: all its cameras and images, split in training and test views.
 
     Args:
-        folder: Scene folder.
+        folder: Scene folder, or the transforms file in it.
         format: "auto", or a key of FORMATS.
         factor: Images are read at 1/factor of their size: from `images_{factor}` where there is one, else reduced by
             a box filter.
@@ -79,6 +80,8 @@ def load_scene(
         (100, 25)
     """
     folder = Path(folder)
+    if folder.is_file() and (folder.name == "transforms.json" or folder.name.startswith("transforms_")):
+        folder = folder.parent
     name = detect_format(folder) if format == "auto" else format
     if name not in FORMATS:
         raise SceneError(f"format must be auto, {', '.join(FORMATS)}, got {name!r}")
@@ -86,6 +89,7 @@ def load_scene(
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
     options = {} if origin is None or name != "colmap" else {"model": origin["model"]}
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background, **options)
+    scene.format = name
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")
     _place(scene, folder, None if origin is None else origin["offset"])

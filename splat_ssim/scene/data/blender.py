@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from splat_ssim.scene.data.images import check_found, find_image, image_size, make_view, read_images
-from splat_ssim.scene.data.scene import Scene, View, split_views
+from splat_ssim.scene.data.scene import Scene, View, split_views, split_words
 from splat_ssim.scene.data.transforms import merged, opengl_to_viewmat, read_camera, read_frames
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
@@ -22,15 +22,16 @@ def load_blender(
     notes: list[str] = []
     train = _read_split(folder, "train", factor, background, notes)
     if (folder / "transforms_test.json").exists():
-        test = _read_split(folder, "test", factor, background, notes)
+        test, split = _read_split(folder, "test", factor, background, notes), "split by transforms_test.json"
     else:
-        train, test = split_views(train, test_every)
+        (train, test), split = split_views(train, test_every), split_words(test_every)
     return Scene(
         name=folder.resolve().name,
         train=train,
         test=test,
         background=background,
         box=((-HALF_BOX,) * 3, (HALF_BOX,) * 3),
+        split=split,
         notes=notes,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from splat_ssim.scene.data.images import check_found, find_image, make_view, mask_of_size, read_images
 from splat_ssim.scene.data.lens import CAMERA_MODELS
-from splat_ssim.scene.data.scene import Scene, SceneError, split_views
+from splat_ssim.scene.data.scene import Scene, SceneError, split_views, split_words
 
 
 def find_models(folder: Path) -> list[Path]:
@@ -127,6 +127,7 @@ def _load_model(
         points=np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3) if points else None,
         colors=np.array([point.color for point in points], dtype=np.float32) / 255.0 if points else None,
         background=background if transparent else (0.0, 0.0, 0.0),
+        split=split_words(test_every),
         notes=notes,
     )
 

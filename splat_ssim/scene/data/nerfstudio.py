@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from splat_ssim.ply import PlyError, read_ply
+from splat_ssim.ply import SH0, PlyError, read_ply
 from splat_ssim.scene.data.images import check_found, find_image, make_view, mask_of_size, read_images
-from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views
+from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
 from splat_ssim.scene.data.transforms import (
     merged,
     opengl_to_viewmat,
@@ -18,6 +18,16 @@ from splat_ssim.scene.data.transforms import (
     read_path,
     with_slashes,
 )
+
+#: Names of the colours of a point cloud; the last are spherical harmonics of Gaussians.
+_COLORS = (
+    ("red", "green", "blue"),
+    ("diffuse_red", "diffuse_green", "diffuse_blue"),
+    ("r", "g", "b"),
+    ("f_dc_0", "f_dc_1", "f_dc_2"),
+)
+#: Lists of file names that split the views.
+_SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 
 
 def load_nerfstudio(
@@ -58,6 +68,7 @@ def load_nerfstudio(
         points=points,
         colors=colors,
         background=background if has_alpha else (0.0, 0.0, 0.0),
+        split=f"split by {path.name}" if any(content.get(key) for key in _SPLITS) else split_words(test_every),
         notes=notes,
     )
 
@@ -92,14 +103,13 @@ def _split(
     notes: list[str],
 ) -> tuple[list[View], list[View]]:
     """The split the file names, else every `test_every`-th view. Without a list for training, all other views train."""
-    keys = ("train_filenames", "val_filenames", "test_filenames")
-    lists = {key: _names(content, key, frames, path) for key in keys if content.get(key) is not None}
+    lists = {key: _names(content, key, frames, path) for key in _SPLITS if content.get(key) is not None}
     if not any(lists.values()):
         return split_views(views, test_every)
     by_name = {view.name: view for view in views}
     named = {key: [by_name[name] for name in names if name in by_name] for key, names in lists.items()}
     test = named.get("test_filenames") or named.get("val_filenames") or []
-    held_out = {name for key in keys[1:] for name in lists.get(key, [])}
+    held_out = {name for key in _SPLITS[1:] for name in lists.get(key, [])}
     if not lists.get("train_filenames"):
         notes.append(f"{path.name} names no training views: all that it does not name train")
         return [view for view in views if view.name not in held_out], test
@@ -146,6 +156,28 @@ def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarr
     if not {"x", "y", "z"} <= set(vertices):
         raise SceneError(f"{cloud}: required vertex properties x, y, z, got {', '.join(vertices)}")
     points = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float64)
-    if not {"red", "green", "blue"} <= set(vertices):
-        return points, None
-    return points, np.stack([vertices[key] for key in ("red", "green", "blue")], axis=1).astype(np.float32) / 255.0
+    if not len(points):
+        raise SceneError(f"{cloud}: required at least one point, got none")
+    if not np.isfinite(points).all():
+        count = int((~np.isfinite(points)).any(axis=1).sum())
+        raise SceneError(f"{cloud}: required finite positions, got {count} of {len(points)} that are not")
+    return points, _colors(vertices, cloud)
+
+
+def _colors(vertices: dict[str, np.ndarray], cloud: Path) -> np.ndarray | None:
+    """(N, 3) float32 in [0, 1] of red, green, blue under one of their names, or None where there are none."""
+    names = next((names for names in _COLORS if set(names) <= set(vertices)), None)
+    if names is None:
+        return None
+    colors = np.stack([vertices[name] for name in names], axis=1)
+    if not np.isfinite(colors).all():
+        raise SceneError(f"{cloud}: required finite colours, got others")
+    if names[0] == "f_dc_0":
+        colors = 0.5 + SH0 * colors
+    elif colors.dtype.kind == "f":
+        # Floating-point colours are in [0, 1], or bytes that were stored so.
+        colors = colors / (255.0 if colors.max() > 1 else 1.0)
+    else:
+        # The greatest value of the type: 255 of a byte, 65535 of 16 bits.
+        colors = colors / float(np.iinfo(colors.dtype).max if colors.dtype.itemsize <= 2 else 255)
+    return colors.astype(np.float32).clip(0, 1)

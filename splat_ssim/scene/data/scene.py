@@ -14,7 +14,6 @@ from torch import Tensor
 from splat_ssim.errors import UserError
 from splat_ssim.scene.data.placement import extent_of
 
-
 #: Near plane, and its largest multiple of a scene's extent.
 NEAR, NEAR_EXTENT = 0.01, 0.002
 
@@ -102,6 +101,10 @@ class Scene:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
     box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
+    #: Name of the format.
+    format: str = ""
+    #: How views were split.
+    split: str = ""
     #: What was left out, cut or assumed, a line each.
     notes: list[str] = field(default_factory=list)
 
@@ -134,6 +137,11 @@ class Scene:
     def origin(self) -> dict[str, Any]:
         """What was chosen of the coordinates when the scene was read, by which `load_scene` reads it alike again."""
         return {"offset": list(self.offset), "model": self.model}
+
+
+def split_words(test_every: int) -> str:
+    """What `split_views` does, in words."""
+    return f"split by test_every {test_every}" if test_every else "all to train on"
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:
