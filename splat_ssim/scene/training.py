@@ -28,7 +28,7 @@ from splat_ssim.scene.model import (
 )
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.scene.scoring import score_views
-from splat_ssim.scene.strategies import make_strategy, settle_budget
+from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import fingerprint
 from splat_ssim.trainer.config import given
@@ -72,7 +72,8 @@ class SceneTask:
         self.splats = create_splats(
             self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
         )
-        self.notes = [*summary(self.scene, self._start()), *self.scene.notes]
+        growth = growth_note(config.strategy, len(self.splats["means"]))
+        self.notes = [*summary(self.scene, self._start()), *self.scene.notes, *([growth] if growth else [])]
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
