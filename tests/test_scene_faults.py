@@ -14,7 +14,7 @@ from splat_ssim.scene.data import SceneError, load_scene
 from splat_ssim.scene.data.placement import ordinary
 from splat_ssim.scene.start import random_points
 from splat_ssim.trainer import load
-from splat_ssim.trainer.cli import main
+from splat_ssim.trainer.cli import evaluate_run, main
 from tests.scenes import camera_to_world, write_blender, write_colmap, write_nerfstudio
 
 WHITE = (1.0, 1.0, 1.0)
@@ -912,3 +912,43 @@ def test_other_formats_of_gaussians_are_named(tmp_path, name, kind):
     (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00 and so on")
     with pytest.raises(SceneError, match=rf"{name}: required a PLY file, got {kind}.*: convert it"):
         load_scene(tmp_path)
+
+
+# --- W20, W28
+
+
+@pytest.mark.parametrize("name", ["capped", "mcmc"])
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_few_gaussians_grow(tmp_path, capsys, name, count):
+    folder = write_colmap(tmp_path / "scene", points=count)
+    options = ["--strategy.name", name, "--strategy.refine-start", "1", "--strategy.refine-every", "2"]
+    line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "20", "--output.no-progress"]
+    metrics = main([*line, *options, "--strategy.refine-stop", "12"])
+    # Events at steps 2, 4, 6, 8 and 10.
+    expected = count + 5
+    assert (
+        f"{count} Gaussians at the start become at most about {expected}, less than the budget"
+        in capsys.readouterr().out
+    )
+    assert count < metrics["num_gaussians"] <= expected
+
+
+def test_a_run_is_found_from_elsewhere(tmp_path, monkeypatch):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    write_blender(home / "scenes" / "ball")
+    elsewhere.mkdir()
+    (home / "configs").mkdir()
+    (home / "configs" / "ball.yaml").write_text("data_dir: scenes/ball\nsteps: 2\nmodel: {init_count: 50}\n")
+    monkeypatch.chdir(home)
+    main(["--config", "configs/ball.yaml", "--result-dir", "run", "--output.no-progress"])
+    monkeypatch.chdir(elsewhere)
+    # Of a run, and of a file from above it.
+    assert evaluate_run(home / "run")["psnr"] > 0
+    assert main(["--resume", str(home / "run"), "--steps", "3", "--output.no-progress"])["step"] == 3
+    line = ["--config", str(home / "configs" / "ball.yaml"), "--result-dir", "run", "--output.no-progress"]
+    assert main(line)["step"] == 2
+    # A folder of before, whose path is relative.
+    path = home / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(str(home / "scenes" / "ball"), "scenes/ball"))
+    assert "data_dir: scenes/ball" in path.read_text()
+    assert evaluate_run(home / "run")["psnr"] > 0
