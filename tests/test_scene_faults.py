@@ -732,6 +732,22 @@ def test_the_largest_model_is_read(tmp_path):
     assert load_scene(folder).model == "sparse/2"
 
 
+def test_an_old_run_keeps_its_model_when_it_is_resumed(tmp_path):
+    folder = write_colmap(tmp_path / "scene")
+    model = folder / "sparse" / "0"
+    (model / "images.txt").write_text("1 1 0 0 0 0.1 0.2 0.3 1 0.png\n\n")
+    line = ["--data-dir", str(folder), "--output.no-progress", "--steps"]
+    main([*line, "2", "--result-dir", str(tmp_path / "run")])
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["origin"]
+    torch.save(state, path)
+    shutil.copytree(write_colmap(tmp_path / "other") / "sparse" / "0", folder / "sparse" / "1")
+    assert len(load_scene(folder).train) + len(load_scene(folder).test) == 2
+    assert main([*line, "3", "--resume", str(tmp_path / "run")])["step"] == 3
+    assert len(load(tmp_path / "run").scene.train) == 1
+
+
 def lines_of(capsys, tmp_path, folder, *more):
     capsys.readouterr()
     line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "1", "--output.no-progress"]

@@ -67,6 +67,8 @@ def growth_note(config: StrategyConfig, count: int) -> str | None:
         reached += max(int(share * reached), 1 if share > 0 else 0)
         if reached >= config.budget:
             return None
+    if events == 0:
+        return None
     return (
         f"{count} Gaussians at the start become at most about {reached}, less than the budget of {config.budget}, in "
         f"{events} events (--model.init random, --strategy.growth)"

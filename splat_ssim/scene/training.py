@@ -30,7 +30,7 @@ from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, ste
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
-from splat_ssim.trainer.checkpoint import fingerprint
+from splat_ssim.trainer.checkpoint import fingerprint, saved_value
 from splat_ssim.trainer.config import given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
@@ -38,6 +38,9 @@ from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
+
+#: `Scene.origin` of a checkpoint that has none: coordinates were those of the first model, as they are.
+FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
 
 class SceneTask:
@@ -56,7 +59,9 @@ class SceneTask:
         torch.manual_seed(config.seed)
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
-        self.scene = read_scene(config)
+        # A run that goes on keeps its coordinates, whatever would be chosen today.
+        origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
+        self.scene = read_scene(config, origin)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
@@ -198,8 +203,7 @@ class SceneTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
-        # Before there were origins, coordinates were those of the first model, as they are.
-        origin = state.get("origin", {"offset": [0.0, 0.0, 0.0], "model": ""})
+        origin = state.get("origin", FIRST_ORIGIN)
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
             self.extent, self.near = self.scene.extent, self.scene.near

@@ -97,6 +97,8 @@ def _load_model(
     images = sorted((image for image in reconstruction.images.values() if image.has_pose), key=lambda i: i.name)
     if not images:
         raise SceneError(f"{model}: required registered images, got none")
+    if len(images) < len(reconstruction.images):
+        notes.append(f"{model}: images without a pose, left out: {len(reconstruction.images) - len(images)}")
     files, factors = _image_files(folder, [image.name for image in images], factor)
     try:
         check_found([folder / "images" / image.name for image in images], files, "images", notes)
