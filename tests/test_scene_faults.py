@@ -135,6 +135,15 @@ def test_masks_of_every_convention(tmp_path, name):
     torch.testing.assert_close(mask, expected)
 
 
+def test_blender_scenes_have_masks_too(tmp_path):
+    folder = write_blender(tmp_path)
+    Image.fromarray(MASKS["1.png"]).save(folder / "m.png")
+    edit(folder, lambda content: content["frames"][0].update(mask_path="m.png"), "transforms_train.json")
+    views = load_scene(folder).train
+    torch.testing.assert_close(views[0].mask, torch.from_numpy(half_kept(bool, True)))
+    assert views[1].mask is None
+
+
 def test_views_of_which_nothing_counts_are_left_out(tmp_path):
     nothing = np.zeros((32, 32), np.uint8)
     scene = load_scene(masked(tmp_path / "some", {0: ("0.png", nothing), 2: ("2.png", nothing)}), test_every=2)

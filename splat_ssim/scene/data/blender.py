@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splat_ssim.scene.data.images import check_found, find_image, image_size, make_view, read_images
+from splat_ssim.scene.data.images import check_found, find_image, image_size, make_view, mask_of_size, read_images
 from splat_ssim.scene.data.scene import Scene, View, split_views, split_words
-from splat_ssim.scene.data.transforms import merged, opengl_to_viewmat, read_camera, read_frames
+from splat_ssim.scene.data.transforms import merged, opengl_to_viewmat, read_camera, read_frames, read_path
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
@@ -17,7 +17,7 @@ def load_blender(
 ) -> Scene:
     """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one.
 
-    Read beyond camera_angle_x: the camera fields of nerfstudio's transforms.json, of the file or of a frame.
+    Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
     """
     notes: list[str] = []
     train = _read_split(folder, "train", factor, background, notes)
@@ -58,5 +58,7 @@ def _read_split(
         camera = read_camera(merged(content, frame), where, image_size(file))
         viewmat = opengl_to_viewmat(frame["transform_matrix"])
         name = str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
-        views.append(make_view(name, image, viewmat, camera, background=background, where=where, file=file))
+        mask_path = read_path(frame, "mask_path", where)
+        mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
+        views.append(make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file))
     return views
