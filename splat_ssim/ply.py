@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class PlyError(UserError):
     """A file is not the PLY that was asked for; the message names it and what was expected."""
 
 
-def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
+def save_ply(path: str | Path, splats: Mapping[str, Tensor], *, comments: Sequence[str] = ()) -> None:
     """Writes Gaussians as a binary little-endian PLY, all at once (a temporary file is renamed).
 
     Properties in order: x y z nx ny nz f_dc_0…2 f_rest_0…(3(K-1)-1) opacity scale_0…2 rot_0…3. f_rest counts
@@ -38,6 +39,7 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
         path: File to write.
         splats: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz of any length, opacities (N,) logits,
             sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device.
+        comments: Lines of the header, such as the offset of georeferenced coordinates.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
@@ -59,7 +61,8 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor]) -> None:
     vertices = np.empty(len(columns["x"]), layout)
     for name, values in columns.items():
         vertices[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in comments)]
+    header += [f"element vertex {len(vertices)}"]
     header += [f"property float {name}" for name in columns]
     with replacing(path) as file:
         file.write("\n".join([*header, "end_header", ""]).encode())
@@ -137,57 +140,105 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:
-    """The scalar vertex properties of a PLY file, name -> (N,) array. The vertices must be the first element.
+    """The scalar vertex properties of a PLY file, name -> (N,) array; other elements are passed over.
 
     Raises:
-        PlyError: The file is missing, is no PLY, or is cut off.
+        PlyError: The file is missing, is no PLY, is cut off, or is of another format for Gaussians, which is named.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as missing:
         raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
-    end = data.find(b"end_header\n")
-    if not data.startswith(b"ply") or end < 0:
-        raise PlyError(f"{path}: required a PLY file, got one without its header")
-    header, body = data[:end].decode("ascii", "replace").split("\n"), data[end + len(b"end_header\n") :]
-    form, count, properties = _read_header(path, header)
-    layout = np.dtype([(name, _BYTE_ORDERS[form] + kind) for name, kind in properties])
+    header, body = _cut(path, data)
+    form, elements = _read_header(path, header)
     if form == "ascii":
-        rows = body.decode("ascii", "replace").split("\n")[:count]
+        rows = [row.split() for row in body.decode("ascii", "replace").split("\n") if row.strip()]
+        start = sum(element.count for element in elements if element.before)
+        vertices = next(element for element in elements if element.name == "vertex")
+        properties = vertices.properties
         try:
-            table = np.array([row.split()[: len(properties)] for row in rows], dtype=np.float64)
+            table = np.array([row[: len(properties)] for row in rows[start : start + vertices.count]], dtype=np.float64)
         except ValueError:
             table = np.empty((0, 0))
-        if table.shape != (count, len(properties)):
-            raise PlyError(f"{path}: required {count} rows of {len(properties)} numbers, got others")
+        if vertices.count == 0:
+            table = np.empty((0, len(properties)))
+        if table.shape != (vertices.count, len(properties)):
+            raise PlyError(f"{path}: required {vertices.count} rows of {len(properties)} numbers, got others")
         return {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(properties)}
-    if len(body) < count * layout.itemsize:
+    offset = 0
+    for element in elements:
+        layout = np.dtype([(name, _BYTE_ORDERS[form] + kind) for name, kind in element.properties])
+        if not element.before:
+            break
+        if element.has_list:
+            raise PlyError(f"{path}: required the vertices before elements with lists, got {element.name} first")
+        offset += element.count * layout.itemsize
+    count, present = element.count, max(0, len(body) - offset)
+    if present < count * layout.itemsize:
         raise PlyError(
-            f"{path}: required {count * layout.itemsize} bytes of vertices, got {len(body)}: the file is cut off"
+            f"{path}: required {count * layout.itemsize} bytes of vertices, got {present}: the file is cut off"
         )
-    vertices = np.frombuffer(body, layout, count)
-    return {name: vertices[name].astype(kind) for name, kind in properties}
+    vertices_read = np.frombuffer(body, layout, count, offset)
+    return {name: vertices_read[name].astype(kind) for name, kind in element.properties}
 
 
-def _read_header(path: Path, header: list[str]) -> tuple[str, int, list[tuple[str, str]]]:
-    """Format, number of vertices, and (name, numpy type) of their properties."""
-    form, count, element, properties = "", -1, "", []
+#: How gzip begins, which SPZ files are.
+_GZIP = b"\x1f\x8b"
+
+
+def _cut(path: Path, data: bytes) -> tuple[list[str], bytes]:
+    """The lines of the header and what follows it."""
+    for end in (b"end_header\n", b"end_header\r\n"):
+        place = data.find(end)
+        if data.startswith(b"ply") and place >= 0:
+            return data[:place].decode("ascii", "replace").splitlines(), data[place + len(end) :]
+    kinds = {".spz": "SPZ", ".splat": "a .splat file", ".ksplat": "a .ksplat file", ".sog": "SOG"}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None and data.startswith((_GZIP, b"NGSP")):
+        kind = "SPZ or another compressed file"
+    if kind is not None:
+        raise PlyError(f"{path}: required a PLY file, got {kind}: convert it to an uncompressed PLY")
+    raise PlyError(f"{path}: required a PLY file, got one without its header")
+
+
+@dataclass
+class _Element:
+    """An element of a PLY header: its scalar properties (name, numpy type), and whether it precedes the vertices."""
+
+    name: str
+    count: int
+    before: bool
+    properties: list[tuple[str, str]] = field(default_factory=list)
+    has_list: bool = False
+
+
+def _read_header(path: Path, header: list[str]) -> tuple[str, list[_Element]]:
+    """Format and elements, of which one is the vertices."""
+    form = ""
+    elements: list[_Element] = []
     for line in (line.split() for line in header):
         if not line:
             continue
         if line[0] == "format" and len(line) > 1:
             form = line[1]
         elif line[0] == "element" and len(line) == 3:
-            if element == "" and line[1] != "vertex":
-                raise PlyError(f"{path}: required the element vertex first, got {line[1]}")
-            element = line[1]
-            if element == "vertex":
-                count = int(line[2]) if line[2].isdigit() else -1
-        elif line[0] == "property" and element == "vertex":
-            if len(line) != 3 or line[1] not in _TYPES:
+            before = line[1] != "vertex" and all(element.before for element in elements)
+            elements.append(_Element(line[1], int(line[2]) if line[2].isdigit() else -1, before))
+        elif line[0] == "property" and elements:
+            element = elements[-1]
+            if len(line) == 5 and line[1] == "list" and element.name != "vertex":
+                element.has_list = True
+            elif len(line) != 3 or line[1] not in _TYPES:
                 raise PlyError(f"{path}: required scalar vertex properties, got {' '.join(line)!r}")
-            properties.append((line[2], _TYPES[line[1]]))
-    if form not in _BYTE_ORDERS or count < 0 or not properties:
+            else:
+                element.properties.append((line[2], _TYPES[line[1]]))
+    vertices = next((element for element in elements if element.name == "vertex"), None)
+    if any(name == "packed_position" for element in elements for name, _ in element.properties):
+        raise PlyError(f"{path}: required an uncompressed PLY, got SuperSplat's compressed PLY: convert it")
+    if form not in _BYTE_ORDERS or vertices is None or not vertices.properties or min(e.count for e in elements) < 0:
         raise PlyError(f"{path}: required a format, a number of vertices and their properties, got a header without")
-    return form, count, properties
+    names = [name for name, _ in vertices.properties]
+    if len(set(names)) < len(names):
+        raise PlyError(f"{path}: required vertex properties of different names, got {', '.join(names)}")
+    return form, elements

@@ -104,6 +104,11 @@ def test_colmap_masks(tmp_path):
         "RADIAL 64 48 40 32 24 0.1 0.01",
         "OPENCV 64 48 40 40 32 24 0.1 0.01 0.001 0.001",
         "OPENCV_FISHEYE 64 48 40 40 32 24 0.1 0.01 0 0",
+        "FULL_OPENCV 64 48 40 40 32 24 0.1 0.01 0.001 0.001 0.01 0 0 0",
+        "FOV 64 48 40 40 32 24 0.1",
+        "SIMPLE_RADIAL_FISHEYE 64 48 40 32 24 0.1",
+        "RADIAL_FISHEYE 64 48 40 32 24 0.1 0.01",
+        "THIN_PRISM_FISHEYE 64 48 40 40 32 24 0.1 0.01 0.001 0.001 0 0 0 0",
     ],
 )
 def test_colmap_camera_models(tmp_path, camera):
@@ -177,7 +182,7 @@ def test_split_convention():
         (lambda folder: _edited_frame(folder, "transform_matrix", [[1]]), "frame 2: required a 4x4"),
         (lambda folder: _edited_frame(folder, "file_path", None), "frame 2: required 'file_path'"),
         (lambda folder: _broken(folder, "train/r_3.png", b"\x89PNG no image"), "r_3.png: required an image that deco"),
-        (lambda folder: _broken(folder, "train/r_3.png", None), "r_3.png: required an image, got nothing there"),
+        (lambda folder: _emptied(folder), "r_0.png: required an image, got nothing there, as for 3 of 6 views"),
     ],
 )
 def test_errors_name_the_file_and_what_was_expected(tmp_path, breakage, message):
@@ -192,6 +197,12 @@ def _broken(folder, name, content):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
+
+
+def _emptied(folder):
+    write_blender(folder)
+    for index in range(3):
+        (folder / "train" / f"r_{index}.png").unlink()
 
 
 def _edited(folder, key, value):
@@ -215,8 +226,8 @@ def test_a_truncated_image_is_refused(tmp_path):
 
 
 def test_colmap_errors(tmp_path):
-    with pytest.raises(SceneError, match=r"required a camera model among PINHOLE.*got FOV"):
-        load_scene(write_colmap(tmp_path / "fov", camera="FOV 64 48 40 40 32 24 0.1"))
+    with pytest.raises(SceneError, match=r"required a camera model among PINHOLE.*got SIMPLE_DIVISION.*image_undist"):
+        load_scene(write_colmap(tmp_path / "sphere", camera="SIMPLE_DIVISION 64 48 40 32 24 0.1"))
     folder = write_colmap(tmp_path / "cut")
     (folder / "sparse" / "0" / "points3D.txt").unlink()
     with pytest.raises(SceneError, match=r"required points3D\.bin or points3D\.txt"):

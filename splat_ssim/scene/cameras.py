@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from splat_ssim.scene.data import View
+from splat_ssim.scene.data.placement import nearest_point
 
 
 def orbit(views: Sequence[View], frames: int) -> list[View]:
@@ -25,7 +26,7 @@ def orbit(views: Sequence[View], frames: int) -> list[View]:
     rotations = torch.stack([view.viewmat[:3, :3] for view in views]).double()
     centers = torch.stack([view.center for view in views]).double()
     forward, up = rotations[:, 2], torch.nn.functional.normalize(-rotations[:, 1].mean(0), dim=0)
-    target = _nearest_point(centers, forward)
+    target = nearest_point(centers, forward)
     offsets = centers - target
     heights = offsets @ up
     flat = offsets - heights[:, None] * up
@@ -41,15 +42,6 @@ def orbit(views: Sequence[View], frames: int) -> list[View]:
         center = target + height * up + radius * (math.cos(angle) * side + math.sin(angle) * other)
         path.append(replace(view, viewmat=_look_at(center, target, up), image=image, mask=None, alpha=None))
     return path
-
-
-def _nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
-    """The point nearest to all rays from `centers`, in least squares."""
-    # Σ (I - d dᵀ) x = Σ (I - d dᵀ) c; the small multiple of I settles parallel rays: a point near the cameras.
-    projections = torch.eye(3, dtype=centers.dtype) - directions[:, :, None] * directions[:, None]
-    system = projections.sum(0) + 1e-6 * len(centers) * torch.eye(3, dtype=centers.dtype)
-    right = (projections @ centers[..., None]).sum(0) + 1e-6 * centers.sum(0)[:, None]
-    return torch.linalg.solve(system, right).squeeze(-1)
 
 
 def _look_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:

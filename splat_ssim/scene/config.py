@@ -41,6 +41,8 @@ class ModelConfig:
     init: Literal["auto", "points", "random"] = "auto"
     #: Number of Gaussians of a random start.
     init_count: int = 10_000
+    #: Half the edge of the cube, about what the cameras look at, of a random start; by default the format's box.
+    init_box: float | None = None
     #: Opacity of a Gaussian at the start.
     init_opacity: float = 0.1
     #: Mip-Splatting's compensation of the screen-space blur.
@@ -233,6 +235,8 @@ class SceneConfig(RunConfig):
             raise ConfigError(f"strategy.final_prune must be in [0, 1), got {strategy.final_prune}")
         if not 0 <= model.sh_degree <= 3:
             raise ConfigError(f"model.sh_degree must be 0, 1, 2 or 3, got {model.sh_degree}")
+        if model.init_box is not None and model.init_box <= 0:
+            raise ConfigError(f"model.init_box must be positive, got {model.init_box}")
         if not 0 < model.init_opacity < 1:
             raise ConfigError(f"model.init_opacity must be in (0, 1), got {model.init_opacity}")
 
@@ -250,7 +254,7 @@ class SceneConfig(RunConfig):
             **super().settled(),
             "data.test_every": "the run has been trained on the other views",
             "model.sh_degree": "the Gaussians have the coefficients of that degree",
-            **dict.fromkeys(("model.init", "model.init_count", "model.init_opacity"), start),
+            **dict.fromkeys(("model.init", "model.init_count", "model.init_box", "model.init_opacity"), start),
             "strategy.name": "a strategy goes on from its own state",
         }
         if self.strategy.name == "taming":

@@ -12,27 +12,12 @@ from torch import Tensor
 from splat_ssim.ply import SH0
 from splat_ssim.render import rasterization
 from splat_ssim.scene.config import ModelConfig
-from splat_ssim.scene.data import Scene, SceneError, View
-
-#: Cells along each axis of the grid that silhouettes carve.
-CARVE_CELLS = 48
+from splat_ssim.scene.data import Scene, View
+from splat_ssim.scene.data.scene import NEAR
+from splat_ssim.scene.start import check_visible, starting_points
+from splat_ssim.scene.start import random_points as random_points  # it was here once
 
 Splats = torch.nn.ParameterDict
-
-
-def starting_points(
-    scene: Scene, config: ModelConfig, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
-
-    Raises:
-        SceneError: The config asks for the scene's point cloud, and it has none.
-    """
-    if config.init == "points" and scene.points is None:
-        raise SceneError(f"{scene.name}: model.init points requires a scene with a point cloud, got none")
-    if config.init == "random" or scene.points is None:
-        return random_points(scene, config.init_count, generator), None
-    return scene.points, scene.colors
 
 
 def start_count(scene: Scene, config: ModelConfig) -> int:
@@ -55,15 +40,19 @@ def create_splats(
     Returns:
         means (N, 3), scales (N, 3), quats (N, 4) wxyz, opacities (N,), sh0 (N, 1, 3), shN (N, (degree+1)² - 1, 3),
         float32. Scales: the mean distance to the three nearest neighbours, in every direction.
+
+    Raises:
+        SceneError: None of them would be in view of a training camera.
     """
     generator = np.random.default_rng(seed)
     points, colors = starting_points(scene, config, generator)
+    check_visible(points, scene)
     if max_count is not None and len(points) > max_count:
         drawn = np.sort(generator.choice(len(points), max_count, replace=False))
         points, colors = points[drawn], None if colors is None else colors[drawn]
     count = len(points)
     colors = np.full((count, 3), 0.5, np.float32) if colors is None else colors
-    distances = neighbour_distance(points)
+    distances = neighbour_distance(points, min(1.0, scene.extent))
     values = {
         "means": points,
         "scales": np.log(distances)[:, None].repeat(3, 1),
@@ -80,52 +69,15 @@ def create_splats(
     )
 
 
-def neighbour_distance(points: np.ndarray) -> np.ndarray:
-    """(N,) mean distance of each point to its three nearest neighbours, at least 1e-6."""
+def neighbour_distance(points: np.ndarray, unit: float = 1.0) -> np.ndarray:
+    """(N,) mean distance of each point to its three nearest neighbours, at least 1e-6 of a unit of length."""
     from scipy.spatial import KDTree
 
     if len(points) < 2:
-        return np.full(len(points), 0.1)
+        return np.full(len(points), 0.1 * unit)
     neighbours = min(3, len(points) - 1)
     distances, _ = KDTree(points).query(points, k=range(2, 2 + neighbours), workers=-1)
-    return np.maximum(distances.mean(1), 1e-6)
-
-
-def random_points(scene: Scene, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them."""
-    if scene.box is None:
-        # Without a promise of a box, what the cameras may see: a cube of their own extent about their mean.
-        middle = torch.stack([view.center for view in scene.train]).mean(0).numpy()
-        low, high = middle - scene.extent, middle + scene.extent
-    else:
-        low, high = (np.asarray(corner, dtype=np.float64) for corner in scene.box)
-    cell = (high - low) / CARVE_CELLS
-    corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3) * cell + low
-    centers = torch.as_tensor(corners + 0.5 * cell, dtype=torch.float32)
-    kept = torch.ones(len(centers), dtype=torch.bool)
-    for view in scene.train:
-        if view.alpha is not None:
-            inside = torch.where(kept)[0]
-            kept[inside] = _seen(centers[inside], view, radius=0.5 * float(np.linalg.norm(cell)))
-    if not kept.any():
-        kept[:] = True
-    chosen = generator.choice(np.flatnonzero(kept.numpy()), count)
-    return (corners[chosen] + generator.uniform(size=(count, 3)) * cell).astype(np.float32)
-
-
-def _seen(points: Tensor, view: View, radius: float) -> Tensor:
-    """(N,) bool: false where a ball about the point surely projects outside the silhouette of a view."""
-    camera = points @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
-    depth = camera[:, 2].clamp(min=1e-6)
-    pixel = camera @ view.K.T / depth[:, None]
-    column, row = pixel[:, 0].floor().long(), pixel[:, 1].floor().long()
-    within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
-    # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
-    reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
-    alpha = torch.ones(view.height, view.width) if view.alpha is None else view.alpha
-    silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
-    # What a view does not show, or shows too close to tell, it does not exclude.
-    return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
+    return np.maximum(distances.mean(1), 1e-6 * unit)
 
 
 def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) -> Tensor:
@@ -154,6 +106,7 @@ def render(
     *,
     sh_degree: int,
     background: Tensor,
+    near: float = NEAR,
     antialiased: bool = False,
     opacity_activation: str = "sigmoid",
     render_mode: str = "RGB",
@@ -166,6 +119,7 @@ def render(
         view: The camera; its image is not used.
         sh_degree: Highest degree of spherical harmonics that takes part.
         background: (3,) float32.
+        near: Gaussians whose centre is nearer to the camera are left out.
         antialiased: Mip-Splatting's opacity compensation.
         opacity_activation: See `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
@@ -186,6 +140,7 @@ def render(
         Ks=view.K[None],
         width=view.width,
         height=view.height,
+        near_plane=near,
         sh_degree=sh_degree,
         packed=False,
         backgrounds=background[None],

@@ -48,3 +48,28 @@ def settle_budget(config: StrategyConfig, count: int) -> None:
     """Sets the budget that is stated as a multiple of the Gaussians a scene has to start from."""
     if config.budget_multiplier is not None:
         config.budget = max(1, int(config.budget_multiplier * count))
+
+
+def growth_note(config: StrategyConfig, count: int) -> str | None:
+    """A line for a start from which the strategy cannot reach its budget, else None.
+
+    Args:
+        config: Resolved.
+        count: Gaussians at the start.
+    """
+    share = {"capped": config.growth, "mcmc": 0.05}.get(config.name)
+    if share is None or count >= config.budget:
+        return None
+    last = given(config.refine_stop) - 1
+    events = max(0, last // config.refine_every - config.refine_start // config.refine_every)
+    reached = count
+    for _ in range(events):
+        reached += max(int(share * reached), 1 if share > 0 else 0)
+        if reached >= config.budget:
+            return None
+    if events == 0:
+        return None
+    return (
+        f"{count} Gaussians at the start become at most about {reached}, less than the budget of {config.budget}, in "
+        f"{events} events (--model.init random, --strategy.growth)"
+    )

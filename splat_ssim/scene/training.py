@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from splat_ssim.registry import get_loss
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View, load_scene
+from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.model import (
     Splats,
@@ -27,9 +28,9 @@ from splat_ssim.scene.model import (
 )
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.scene.scoring import score_views
-from splat_ssim.scene.strategies import make_strategy, settle_budget
+from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
-from splat_ssim.trainer.checkpoint import fingerprint
+from splat_ssim.trainer.checkpoint import fingerprint, saved_value
 from splat_ssim.trainer.config import given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
@@ -37,6 +38,9 @@ from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
+
+#: `Scene.origin` of a checkpoint that has none: coordinates were those of the first model, as they are.
+FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
 
 class SceneTask:
@@ -55,7 +59,9 @@ class SceneTask:
         torch.manual_seed(config.seed)
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
-        self.scene = read_scene(config)
+        # A run that goes on keeps its coordinates, whatever would be chosen today.
+        origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
+        self.scene = read_scene(config, origin)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
@@ -63,7 +69,7 @@ class SceneTask:
         self.coarse_views: dict[tuple[int, int], View] = {}
         # No loss asks for the alpha channel.
         self.views = Ahead(lambda step: replace(self.view_of_step(step), alpha=None), View.mapped, self.device)
-        self.extent = self.scene.extent
+        self.extent, self.near = self.scene.extent, self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
         with user_errors():
@@ -71,9 +77,18 @@ class SceneTask:
         self.splats = create_splats(
             self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
         )
+        growth = growth_note(config.strategy, len(self.splats["means"]))
+        self.notes = [*summary(self.scene, self._start()), *self.scene.notes, *([growth] if growth else [])]
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
+
+    def _start(self) -> str:
+        """What the Gaussians start from, in words."""
+        start, drawn = start_count(self.scene, self.config.model), len(self.splats["means"])
+        random = self.config.model.init == "random" or self.scene.points is None
+        what = f"{start} {'random points' if random else 'points of the scene'}"
+        return what if drawn == start else f"{drawn} of {what}"
 
     def step(self, index: int) -> Report:
         """Renders a view, compares it with the photograph, steps the optimisers, densifies."""
@@ -144,6 +159,7 @@ class SceneTask:
             view,
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
             background=self.background,
+            near=self.near,
             antialiased=model.antialiased,
             opacity_activation=self.opacity_activation,
             pixel_weights=pixel_weights,
@@ -182,10 +198,16 @@ class SceneTask:
             "frozen": [name for name, param in self.splats.items() if not param.requires_grad],
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "strategy": self.strategy_state,
+            "origin": self.scene.origin,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
+        origin = state.get("origin", FIRST_ORIGIN)
+        if origin != self.scene.origin:
+            self.scene = read_scene(self.config, origin)
+            self.extent, self.near = self.scene.extent, self.scene.near
+            self.coarse_views.clear()
         # A checkpoint from before there were frozen parameters has none.
         frozen = state.get("frozen", ())
         self.splats = Splats(
@@ -199,12 +221,17 @@ class SceneTask:
     def export(self, folder: Path) -> dict[str, Any]:
         """scene.ply and orbit.mp4, as asked for; the number of Gaussians and how it grew under a budget."""
         metrics: dict[str, Any] = {"num_gaussians": len(self.splats["means"])}
+        if any(self.scene.offset):
+            # Coordinates of the files = those of scene.ply + offset.
+            metrics["offset"] = list(self.scene.offset)
         if self.strategy_state.get("budget_curve") is not None:
             metrics["budget"] = self.config.strategy.budget
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
             metrics["budget_counts"] = self.strategy_state["num_gaussians"]
         if self.config.output.ply:
-            save_ply(folder / "scene.ply", standard_splats(self.splats, self.opacity_activation))
+            comments = [f"offset {' '.join(map(repr, self.scene.offset))}"] if any(self.scene.offset) else []
+            splats = standard_splats(self.splats, self.opacity_activation)
+            save_ply(folder / "scene.ply", splats, comments=comments)
         if self.config.output.video:
             self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
@@ -232,12 +259,14 @@ class SceneTask:
 
 def scene_fingerprint(scene: Scene) -> str:
     """Of the views by name and camera, not by image: those may be read at another size."""
-    parts = [part for view in (*scene.train, *scene.test) for part in (view.name, view.viewmat)]
+    views = [*scene.train, *scene.test]
+    viewmats = scene.world_viewmats or [view.viewmat for view in views]
+    parts = [part for view, viewmat in zip(views, viewmats, strict=True) for part in (view.name, viewmat)]
     return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
 
 
-def read_scene(config: SceneConfig) -> Scene:
-    """The scene of a config."""
+def read_scene(config: SceneConfig, origin: Mapping[str, Any] | None = None) -> Scene:
+    """The scene of a config, in the coordinates of an origin or in those that are chosen for it."""
     backgrounds = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
     return load_scene(
         config.data_dir,
@@ -245,4 +274,5 @@ def read_scene(config: SceneConfig) -> Scene:
         factor=config.data.factor,
         test_every=config.data.test_every,
         background=backgrounds[config.data.background],
+        origin=origin,
     )

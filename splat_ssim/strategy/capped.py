@@ -31,7 +31,8 @@ class CappedStrategy(Strategy):
         refine_start_iter: Events happen after this step.
         refine_stop_iter: Events happen before this step.
         refine_every: Steps between events.
-        growth: Share of the current number that an event adds at most, recycled ones not counted.
+        growth: Share of the current number, at least one unless it is 0, that an event adds at most, recycled ones not
+            counted.
         prune_opa: Gaussians less opaque than this are recycled.
         split_shrink: The longest axis of a split Gaussian is divided by this.
         final_prune: Share of the Gaussians that is removed at `refine_stop_iter`: those of the least sum of
@@ -125,7 +126,8 @@ class CappedStrategy(Strategy):
         demand = state["grad2d"]
         demand[dead] = 0
         room = max(self.budget - count, 0)
-        children = min(len(dead) + min(int(self.growth * count), room), count // 2)
+        grown = max(int(self.growth * count), 1 if self.growth > 0 else 0)
+        children = min(len(dead) + min(grown, room), max(count // 2, 1))
         parents = demand.topk(children).indices
         parents = parents[demand[parents] > 0]
         if len(parents) > 0:

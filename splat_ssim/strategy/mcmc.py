@@ -49,7 +49,9 @@ class MCMCStrategy(gsplat.MCMCStrategy):
             opacities = torch.sigmoid(params["opacities"]).flatten()
             dead = torch.where(opacities <= self.min_opacity)[0]
             alive = torch.where(opacities > self.min_opacity)[0]
-            added = max(0, min(self.cap_max, int(1.05 * len(opacities))) - len(opacities))
+            # A twentieth more, at least one: of few Gaussians too there become many.
+            grown = max(int(1.05 * len(opacities)), len(opacities) + 1)
+            added = max(0, min(self.cap_max, grown) - len(opacities))
             if len(alive) > 0 and len(dead) + added > 0:
                 self._relocate(params, optimizers, alive, dead, added)
         scaler = optimizers["means"].param_groups[0]["lr"] * self.noise_lr

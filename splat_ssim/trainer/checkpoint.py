@@ -51,8 +51,20 @@ def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
 
 def saved_step(folder: Path) -> int | None:
     """The step of folder/checkpoint.pt, its tensors unread; None where there is none or it does not read."""
+    step = saved_value(folder, "step")
+    return None if step is None else int(step)
+
+
+def saved_value(folder: Path, key: str, default: Any = None) -> Any:
+    """A value of folder/checkpoint.pt that is no tensor; None where there is no checkpoint or it does not read.
+
+    Args:
+        folder: Run folder.
+        key: Of the value.
+        default: Where the checkpoint has no such key.
+    """
     try:
-        return int(torch.load(folder / NAME, map_location="cpu", mmap=True, weights_only=True)["step"])
+        return torch.load(folder / NAME, map_location="cpu", mmap=True, weights_only=True).get(key, default)
     except Exception:  # whatever torch makes of a damaged file
         return None
 

@@ -14,7 +14,7 @@ import tyro
 
 from splat_ssim._importing import imported
 from splat_ssim.errors import UserError
-from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_yaml
+from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_values
 from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
 from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     if named.config is not None and named.resume is not None:
         raise ConfigError("--resume takes the config of its run folder, got --config besides")
     path = named.resume / CONFIG if named.resume is not None else named.config
-    values = read_yaml(path) if path is not None else {}
+    values = read_values(path) if path is not None else {}
     if named.resume is not None:
         values["result_dir"] = str(named.resume)
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
@@ -87,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if config.resume is None:
             # Reading the data may take minutes.
             check_folder(config.result_dir or default_folder(config.data_dir.name))
-        return run(task(config))  # type: ignore[call-arg]
+        made = task(config)  # type: ignore[call-arg]
+        for line in getattr(made, "notes", ()):
+            print(line)
+        return run(made)
 
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:

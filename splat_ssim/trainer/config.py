@@ -160,7 +160,7 @@ def of_resumed_run(config: R) -> tuple[R, R]:
     assert folder is not None
     if config.result_dir is not None and config.result_dir.resolve() != folder.resolve():
         raise ConfigError(f"a resumed run goes on in its own folder {folder}, got result_dir {config.result_dir}")
-    values = read_yaml(folder / "config.yaml")
+    values = read_values(folder / "config.yaml")
     values.pop("task", None)
     saved = from_mapping(type(config), values, str(folder / "config.yaml"))
     saved = dataclasses.replace(saved, resume=None, result_dir=folder)
@@ -324,15 +324,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is no YAML, or holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as missing:
         raise ConfigError(f"{path}: required a YAML file, got {missing.strerror}") from None
+    except UnicodeDecodeError as broken:
+        raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
     except yaml.YAMLError as broken:
         raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: required a mapping, got {type(values).__name__}")
+    return values
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The mapping of a config file; a relative data_dir may be relative to the file's folder or one above it.
+
+    A path that exists from the working directory stays as it is.
+    """
+    values = read_yaml(path)
+    named = values.get("data_dir")
+    if not isinstance(named, str) or Path(named).is_absolute() or Path(named).exists():
+        return values
+    for folder in path.absolute().parents:
+        if (folder / named).exists():
+            return {**values, "data_dir": str(folder / named)}
     return values
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from splat_ssim._files import remove_leftovers
 from splat_ssim.errors import UserError
 from splat_ssim.trainer import checkpoint
-from splat_ssim.trainer.config import RunConfig, differences, from_mapping, read_yaml, write_yaml
+from splat_ssim.trainer.config import RunConfig, differences, from_mapping, read_values, write_yaml
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task, import_path
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
@@ -75,8 +75,11 @@ def open_folder(config: RunConfig, name: str) -> Path:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Writes config.yaml: the resolved config with the import path of its task."""
-    write_yaml(folder / CONFIG, dataclasses.replace(config, task=import_path(config.task), resume=None))
+    """Writes config.yaml: the resolved config with the import path of its task, its data wherever one stands."""
+    config = dataclasses.replace(
+        config, task=import_path(config.task), resume=None, data_dir=config.data_dir.absolute()
+    )
+    write_yaml(folder / CONFIG, config)
 
 
 def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
@@ -96,7 +99,9 @@ def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
     saved = read_config(folder)[1].resolved()
     if config.steps < step:
         raise UserError(f"--resume: steps must be at least the {step} that {folder} has done, got {config.steps}")
-    changes = differences(saved, config)
+    changes = differences(saved, dataclasses.replace(config, data_dir=config.data_dir.absolute()))
+    if saved.data_dir.absolute() == config.data_dir.absolute():
+        changes.pop("data_dir", None)
     told = [f"{folder}: goes on with {name} {after} instead of {before}" for name, (before, after) in changes.items()]
     if changes:
         write_config(folder, config)
@@ -117,6 +122,6 @@ def read_config(folder: Path) -> tuple[type[Task], RunConfig]:
         ConfigError: The folder holds no config, or one that does not read.
     """
     path = folder / CONFIG
-    values = read_yaml(path)
+    values = read_values(path)
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
     return task, from_mapping(task.Config, values, str(path))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,52 @@ class PictureError(UserError):
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
     """(H, W, 3) or, with transparency, (H, W, 4) uint8 of a file, at 1/factor of its size.
 
+    Grey pictures of 16 bits are scaled by their whole range.
+
     Raises:
-        PictureError: The file is missing or does not decode.
+        PictureError: The file is missing, does not decode, or has samples of 32 bits, whose range is unknown.
     """
+    with opened(path) as file:
+        if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+            image = Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
+        else:
+            transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
+            image = file.convert("RGBA" if transparent else "RGB")
+    if factor > 1:
+        image = image.reduce(factor)
+    return np.asarray(image)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture with Pillow; what fails while it is read is a PictureError that names the file."""
     if not path.is_file():
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
         with Image.open(path) as file:
-            transparent = file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info
-            image = file.convert("RGBA" if transparent else "RGB")
+            yield file
+    except PictureError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
         raise PictureError(f"{path}: required an image that decodes, got {type(broken).__name__}: {broken}") from None
-    if factor > 1:
-        image = image.reduce(factor)
-    return np.asarray(image)
+
+
+#: Tags of TIFF: bits of a sample, and the meaning of its values (0: zero is white).
+_BITS, _PHOTOMETRIC = 258, 262
+
+
+def _bytes_of_wide(path: Path, file: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a grey picture of more than 8 bits, whose whole range becomes [0, 255]."""
+    tags = getattr(file, "tag_v2", {})
+    # Of 32-bit integers only those that Pillow itself makes of 16-bit files have a known range.
+    if file.mode == "F" or (file.mode == "I" and file.format not in ("PNG", "PPM")):
+        kind = "floating-point" if file.mode == "F" else "integer"
+        raise PictureError(f"{path}: required samples of 8 or 16 bits, whose range is known, got 32-bit {kind} ones")
+    bits = int(np.max(tags.get(_BITS, 16)))
+    values = np.asarray(file).astype(np.float64) * (255.0 / (2**bits - 1))
+    if tags.get(_PHOTOMETRIC) == 0:
+        values = 255.0 - values
+    return values.round().clip(0, 255).astype(np.uint8)
 
 
 def over_background(image: np.ndarray, background: tuple[float, float, float]) -> tuple[Tensor, Tensor | None]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from splat_ssim.scene.data.blender import load_blender
-from splat_ssim.scene.data.colmap import find_model, load_colmap
+from splat_ssim.scene.data.colmap import find_models, load_colmap
 from splat_ssim.scene.data.nerfstudio import load_nerfstudio
-from splat_ssim.scene.data.scene import Scene, SceneError, View
+from splat_ssim.scene.data.placement import choose_offset, moved_viewmat, ordinary
+from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened
 
 __all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
 
@@ -27,12 +32,13 @@ def detect_format(folder: Path) -> str:
         SceneError: The folder is missing, or holds none of the files that name a format.
     """
     if not folder.is_dir():
-        raise SceneError(f"{folder}: required a scene folder, got nothing there (--data-dir)")
+        found = "a file" if folder.is_file() else "nothing there"
+        raise SceneError(f"{folder}: required a scene folder, got {found} (--data-dir)")
     if (folder / "transforms_train.json").is_file():
         return "blender"
     if (folder / "transforms.json").is_file():
         return "nerfstudio"
-    if find_model(folder) is not None:
+    if find_models(folder):
         return "colmap"
     raise SceneError(
         f"{folder}: required transforms_train.json (Blender), transforms.json (nerfstudio) or sparse/0/cameras.bin "
@@ -47,17 +53,19 @@ def load_scene(
     factor: int = 1,
     test_every: int = 8,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    origin: Mapping[str, Any] | None = None,
 ) -> Scene:
     """Reads a scene: all its cameras and images, split in training and test views.
 
     Args:
-        folder: Scene folder.
+        folder: Scene folder, or the transforms file in it.
         format: "auto", or a key of FORMATS.
         factor: Images are read at 1/factor of their size: from `images_{factor}` where there is one, else reduced by
             a box filter.
         test_every: Without a split in the files, every such view by file name, starting with the first, is a test view;
             0: all are training views.
         background: RGB in [0, 1] under images with an alpha channel.
+        origin: `Scene.origin` of an earlier reading, for the same coordinates; by default they are chosen.
 
     Returns:
         The scene.
@@ -72,12 +80,66 @@ def load_scene(
         (100, 25)
     """
     folder = Path(folder)
+    if folder.is_file() and (folder.name == "transforms.json" or folder.name.startswith("transforms_")):
+        folder = folder.parent
     name = detect_format(folder) if format == "auto" else format
     if name not in FORMATS:
         raise SceneError(f"format must be auto, {', '.join(FORMATS)}, got {name!r}")
     if factor < 1 or test_every < 0:
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
-    scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background)
+    options = {} if origin is None or name != "colmap" else {"model": origin["model"]}
+    scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background, **options)
+    scene.format = name
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")
+    _place(scene, folder, None if origin is None else origin["offset"])
+    _drop_masked(scene, folder)
+    far = [view.name for view, near in zip(scene.train, ordinary(scene.centers).tolist(), strict=True) if not near]
+    if far:
+        scene.notes.append(f"cameras far from all the others, which the scene's extent leaves out: {shortened(far)}")
     return scene
+
+
+def _place(scene: Scene, folder: Path, offset: Sequence[float] | None) -> None:
+    """Centres a scene far from the origin, or as `offset` says, in float64, and makes all of it float32."""
+    views = [*scene.train, *scene.test]
+    if scene.points is not None and not np.isfinite(scene.points).all():
+        count = int((~np.isfinite(scene.points)).any(axis=1).sum())
+        raise SceneError(f"{folder}: required points with finite coordinates, got {count} others")
+    x, y, z = choose_offset(torch.stack([view.center for view in views])) if offset is None else offset
+    scene.offset = (x, y, z)
+    if any(scene.offset):
+        scene.world_viewmats = [view.viewmat.float() for view in views]
+        for view in views:
+            view.viewmat = moved_viewmat(view.viewmat, scene.offset)
+        if scene.points is not None:
+            scene.points = scene.points - np.asarray(scene.offset)
+        if scene.box is not None:
+            low, high = (np.asarray(corner) - np.asarray(scene.offset) for corner in scene.box)
+            scene.box = (low.tolist(), high.tolist())
+        scene.notes.append(f"coordinates are large: ({x:.10g}, {y:.10g}, {z:.10g}) is subtracted, also in scene.ply")
+    for view in views:
+        view.viewmat = view.viewmat.float()
+        if not torch.isfinite(view.viewmat).all():
+            raise SceneError(f"{folder}: {view.name}: required a position that float32 holds, got a larger one")
+    if scene.points is not None:
+        with np.errstate(over="ignore"):
+            scene.points = scene.points.astype(np.float32)
+        if not np.isfinite(scene.points).all():
+            raise SceneError(f"{folder}: required points whose coordinates float32 holds, got larger ones")
+
+
+def _drop_masked(scene: Scene, folder: Path) -> None:
+    """Leaves out views of which no pixel counts: there is nothing to train on or to compare with."""
+    empty = [view.name for view in (*scene.train, *scene.test) if view.mask is not None and not view.mask.any()]
+    if not empty:
+        return
+    if scene.world_viewmats is not None:
+        pairs = zip((*scene.train, *scene.test), scene.world_viewmats, strict=True)
+        scene.world_viewmats = [viewmat for view, viewmat in pairs if view.name not in empty]
+    before = len(scene.train)
+    scene.train = [view for view in scene.train if view.name not in empty]
+    scene.test = [view for view in scene.test if view.name not in empty]
+    if before and not scene.train:
+        raise SceneError(f"{folder}: required masks that keep a pixel of a training view, got none of {before}")
+    scene.notes.append(f"left out, since their masks keep no pixel: {shortened(empty)}")

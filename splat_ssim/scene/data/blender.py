@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from splat_ssim.scene.data.images import read_images
-from splat_ssim.scene.data.scene import (
-    Scene,
-    SceneError,
-    View,
-    opengl_to_viewmat,
-    read_frames,
-    read_number,
-    split_views,
-)
-from splat_ssim.trainer.pictures import over_background
+from splat_ssim.scene.data.images import check_found, find_image, image_size, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.scene import Scene, View, split_views, split_words
+from splat_ssim.scene.data.transforms import merged, opengl_to_viewmat, read_camera, read_frames, read_path
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
@@ -27,44 +15,50 @@ HALF_BOX = 1.3
 def load_blender(
     folder: Path, *, factor: int = 1, test_every: int = 8, background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> Scene:
-    """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one."""
-    train = _read_split(folder, "train", factor, background)
+    """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one.
+
+    Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
+    """
+    notes: list[str] = []
+    train = _read_split(folder, "train", factor, background, notes)
     if (folder / "transforms_test.json").exists():
-        test = _read_split(folder, "test", factor, background)
+        test, split = _read_split(folder, "test", factor, background, notes), "split by transforms_test.json"
     else:
-        train, test = split_views(train, test_every)
+        (train, test), split = split_views(train, test_every), split_words(test_every)
     return Scene(
         name=folder.resolve().name,
         train=train,
         test=test,
         background=background,
         box=((-HALF_BOX,) * 3, (HALF_BOX,) * 3),
+        split=split,
+        notes=notes,
     )
 
 
-def _read_split(folder: Path, split: str, factor: int, background: tuple[float, float, float]) -> list[View]:
+def _read_split(
+    folder: Path, split: str, factor: int, background: tuple[float, float, float], notes: list[str]
+) -> list[View]:
     path = folder / f"transforms_{split}.json"
-    content, frames = read_frames(path)
-    field_of_view = read_number(content, "camera_angle_x", path)
-    if not 0 < field_of_view < math.pi:
-        raise SceneError(f"{path}: required camera_angle_x in (0, pi) radians, got {field_of_view}")
+    content, frames, corrected = read_frames(path)
+    notes += corrected
     # NeRF-synthetic leaves out the extension.
-    files = [folder / frame["file_path"] for frame in frames]
-    files = [file if file.suffix else file.with_suffix(".png") for file in files]
+    named = [folder / frame["file_path"] for frame in frames]
+    named = [file if file.suffix else file.with_suffix(".png") for file in named]
+    found = [find_image(file) for file in named]
+    if split != "train" and not any(found):
+        notes.append(f"{path.name} is passed over: of its {len(frames)} images none is there")
+        return []
+    check_found(named, found, path.name, notes)
+    files = [file for file in found if file is not None]
+    numbered = [(index, frame) for index, frame in enumerate(frames) if found[index] is not None]
     views = []
-    for file, frame, image in zip(files, frames, read_images(files, factor), strict=True):
-        height, width = image.shape[:2]
-        focal = 0.5 * width / math.tan(0.5 * field_of_view)
-        K = np.array([[focal, 0, 0.5 * width], [0, focal, 0.5 * height], [0, 0, 1]], dtype=np.float32)
-        viewmat = opengl_to_viewmat(frame["transform_matrix"]).astype(np.float32)
-        pixels, alpha = over_background(image, background)
-        views.append(
-            View(
-                name=str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name,
-                viewmat=torch.from_numpy(viewmat),
-                K=torch.from_numpy(K),
-                image=pixels,
-                alpha=alpha,
-            )
-        )
+    for file, (index, frame), image in zip(files, numbered, read_images(files, [factor] * len(files)), strict=True):
+        where = f"{path}: frame {index}"
+        camera = read_camera(merged(content, frame), where, image_size(file))
+        viewmat = opengl_to_viewmat(frame["transform_matrix"])
+        name = str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
+        mask_path = read_path(frame, "mask_path", where)
+        mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
+        views.append(make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file))
     return views

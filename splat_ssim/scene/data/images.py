@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from splat_ssim.scene.data.scene import SceneError, View
+from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
+from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.trainer import pictures
 from splat_ssim.trainer.pictures import over_background
 
-#: Lens models we undo, by COLMAP's name; the first two have no distortion.
-CAMERA_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+#: Extensions of images, tried where a name has none, or another one than the file.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
@@ -29,15 +31,77 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
         raise SceneError(str(broken)) from None
 
 
-def read_images(paths: list[Path], factor: int = 1) -> list[np.ndarray]:
-    """All images of a list, decoded in parallel; the first error in list order is raised."""
+def read_images(paths: Sequence[Path], factors: Sequence[int]) -> list[np.ndarray]:
+    """All images of a list, decoded in parallel, each reduced by its factor; the first error in order is raised."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: read_image(path, factor), paths))
+        return list(pool.map(read_image, paths, factors))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, whose pixels are not decoded."""
+    try:
+        with pictures.opened(path) as file:
+            return file.size
+    except pictures.PictureError as broken:
+        raise SceneError(str(broken)) from None
+
+
+def find_image(file: Path) -> Path | None:
+    """The file of an image: as it is named, or with another extension; None where there is none."""
+    if file.is_file():
+        return file
+    for stem in (file.name, file.stem):
+        for suffix in _SUFFIXES:
+            candidate = file.with_name(stem + suffix)
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def check_found(files: Sequence[Path], found: Sequence[Path | None], where: str, notes: list[str]) -> None:
+    """Notes which images are left out since they are missing.
+
+    Raises:
+        SceneError: At least half of them are missing; the message names the first.
+    """
+    missing = [file for file, image in zip(files, found, strict=True) if image is None]
+    if not missing:
+        return
+    if 2 * len(missing) >= len(files):
+        more = f", as for {len(missing)} of {len(files)} views" if len(files) > 1 else ""
+        raise SceneError(f"{missing[0]}: required an image, got nothing there{more} of {where}")
+    names = shortened([file.name for file in missing])
+    notes.append(f"left out of {where}, since their images are missing: {names} of {len(files)}")
 
 
 def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a mask image, true where it is white, resized to `size` by its nearest pixels."""
-    mask = read_image(path)[..., :3].max(axis=2) > 127
+    """(H, W) bool of a mask image, true where the image counts, resized to `size` by its nearest pixels.
+
+    Whatever is not zero counts, as with COLMAP and nerfstudio; in a file of lossy compression, whatever exceeds half of
+    its maximum. A mask may be in the alpha channel.
+
+    Raises:
+        SceneError: The file is missing, does not decode, or has another shape than the image.
+    """
+    try:
+        with pictures.opened(path) as file:
+            threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
+            if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
+                layers = [np.asarray(file)]
+            else:
+                rgba = np.asarray(file.convert("RGBA"))
+                layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
+    except pictures.PictureError as broken:
+        raise SceneError(str(broken)) from None
+    # Colours that are the same everywhere say nothing where the alpha channel varies.
+    if len(layers) == 2 and np.ptp(layers[0]) == 0 and np.ptp(layers[1]) > 0:
+        del layers[0]
+    mask = np.logical_and.reduce([layer > threshold * layer.max() for layer in layers])
+    if not fits(mask.shape, size):
+        raise SceneError(
+            f"{path}: required a mask of its image's shape, got a mask of {mask.shape[1]}x{mask.shape[0]} and an image "
+            f"of {size[1]}x{size[0]}"
+        )
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
     return mask[rows[:, None], columns]
@@ -51,40 +115,47 @@ def make_view(
     *,
     mask: np.ndarray | None = None,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    where: str | None = None,
+    file: Path | None = None,
 ) -> View:
-    """A view of a pycolmap camera: intrinsics rescaled to the image's real size, lens distortion undone.
+    """A view of a camera: intrinsics rescaled to the image's real size, lens distortion undone, all of it checked.
 
     Args:
         name: File name, for reports and for the order of views.
         image: (H, W, 3 or 4) uint8.
         viewmat: (4, 4) world to camera.
-        camera: pycolmap.Camera of any model in CAMERA_MODELS, at any resolution.
+        camera: Pinhole, or pycolmap.Camera of any model in CAMERA_MODELS, at any resolution.
         mask: (H, W) bool, at the image's size, or None.
         background: RGB under a transparent image.
+        where: What the camera is from, such as file and frame, for messages; by default the name.
+        file: What the image is from, for messages; by default the name.
+
+    Returns:
+        The view, its viewmat in float64.
+
+    Raises:
+        SceneError: The pose or the camera is not as required, or the image does not fit it.
     """
     height, width = image.shape[:2]
+    check_pose(viewmat, f"{where or name}: pose")
+    check_camera(camera, where or name)
+    check_shape((width, height), camera, file or Path(name))
     camera = rescaled(camera, width, height)
     if camera.model_name not in ("PINHOLE", "SIMPLE_PINHOLE"):
-        image, mask, camera = _undistort(image, mask, camera)
+        try:
+            image, mask, camera = _undistort(image, mask, camera)
+        except (RuntimeError, ValueError) as failed:
+            raise SceneError(f"{where or name}: required a lens that can be undistorted, got: {failed}") from None
+        check_camera(camera, f"{where or name}: after undistortion")
     pixels, alpha = over_background(image, background)
     return View(
         name=name,
-        viewmat=torch.tensor(viewmat, dtype=torch.float32),
+        viewmat=torch.tensor(viewmat, dtype=torch.float64),
         K=torch.tensor(camera.calibration_matrix(), dtype=torch.float32),
         image=pixels,
         mask=None if mask is None else torch.from_numpy(mask),
         alpha=alpha,
     )
-
-
-def rescaled(camera: Any, width: int, height: int) -> Any:
-    """A copy of a pycolmap camera for another image size."""
-    import pycolmap
-
-    camera = pycolmap.Camera(camera.todict())
-    if (camera.width, camera.height) != (width, height):
-        camera.rescale(width, height)
-    return camera
 
 
 def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:

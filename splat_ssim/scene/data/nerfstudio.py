@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from splat_ssim.ply import PlyError, read_ply
-from splat_ssim.scene.data.images import CAMERA_MODELS, make_view, mask_of_size, read_images
-from splat_ssim.scene.data.scene import (
-    Scene,
-    SceneError,
-    View,
+from splat_ssim.ply import SH0, PlyError, read_ply
+from splat_ssim.scene.data.images import check_found, find_image, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
+from splat_ssim.scene.data.transforms import (
+    merged,
     opengl_to_viewmat,
+    read_camera,
     read_frames,
-    read_number,
-    split_views,
+    read_path,
+    with_slashes,
 )
+
+#: Names of the colours of a point cloud; the last are spherical harmonics of Gaussians.
+_COLORS = (
+    ("red", "green", "blue"),
+    ("diffuse_red", "diffuse_green", "diffuse_blue"),
+    ("r", "g", "b"),
+    ("f_dc_0", "f_dc_1", "f_dc_2"),
+)
+#: Lists of file names that split the views.
+_SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 
 
 def load_nerfstudio(
@@ -25,25 +35,30 @@ def load_nerfstudio(
 ) -> Scene:
     """Reads a nerfstudio scene; see `load_scene`.
 
-    Read: fl_x, fl_y, cx, cy, w, h and the distortion k1…k4, p1, p2 of the file or of a frame, camera_model,
+    Read: fl_x, fl_y or camera_angle_x, camera_angle_y, cx, cy, w, h and the distortion k1…k6, p1, p2 of the file or
+    of a frame, camera_model, is_fisheye,
     mask_path, ply_file_path, {train,val,test}_filenames. Not read: depth_file_path, since no loss here asks for depth.
     """
     path = folder / "transforms.json"
-    content, frames = read_frames(path)
-    files = [folder / frame["file_path"] for frame in frames]
-    reduced = [_reduced(file, folder, factor) for file in files]
-    images = read_images([file for file, _ in reduced])
+    content, frames, notes = read_frames(path)
+    reduced = [_reduced(folder / frame["file_path"], folder, factor) for frame in frames]
+    check_found([folder / frame["file_path"] for frame in frames], [file for file, _ in reduced], path.name, notes)
+    there = [(index, file, reduce) for index, (file, reduce) in enumerate(reduced) if file is not None]
+    images = read_images([file for _, file, _ in there], [1] * len(there))
     views = []
-    for frame, (_, reduce), image in zip(frames, reduced, images, strict=True):
+    for (index, file, reduce), image in zip(there, images, strict=True):
+        frame, where = frames[index], f"{path}: frame {index}"
+        # Of an image that is reduced already, the size in full is the file's times the factor.
+        whole = factor if reduce == 1 else 1
+        camera = read_camera(merged(content, frame), where, (image.shape[1] * whole, image.shape[0] * whole))
         if reduce > 1:
-            height, width = (size // reduce for size in image.shape[:2])
-            image = image[: height * reduce, : width * reduce].reshape(height, reduce, width, reduce, -1)
-            image = image.mean((1, 3)).round().astype(np.uint8)
-        camera = _camera({**content, **frame}, path)
+            image = _box_filtered(image, reduce, file)
         viewmat = opengl_to_viewmat(frame["transform_matrix"])
-        mask = mask_of_size(folder / frame["mask_path"], image.shape[:2]) if frame.get("mask_path") else None
-        views.append(make_view(frame["file_path"], image, viewmat, camera, mask=mask, background=background))
-    train, test = _split(content, views, test_every, path)
+        mask_path = read_path(frame, "mask_path", where)
+        mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
+        name = frame["file_path"]
+        views.append(make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file))
+    train, test = _split(content, frames, views, test_every, path, notes)
     points, colors = _points(folder, content, path)
     has_alpha = any(view.alpha is not None for view in views)
     return Scene(
@@ -53,71 +68,85 @@ def load_nerfstudio(
         points=points,
         colors=colors,
         background=background if has_alpha else (0.0, 0.0, 0.0),
+        split=f"split by {path.name}" if any(content.get(key) for key in _SPLITS) else split_words(test_every),
+        notes=notes,
     )
 
 
-def _reduced(file: Path, folder: Path, factor: int) -> tuple[Path, int]:
+def _box_filtered(image: np.ndarray, factor: int, file: Path) -> np.ndarray:
+    """An image at 1/factor of its size; rows and columns beyond a whole box are left out."""
+    height, width = (size // factor for size in image.shape[:2])
+    if min(height, width) < 1:
+        raise SceneError(
+            f"{file}: required at least {factor}x{factor} pixels to reduce by {factor}, got "
+            f"{image.shape[1]}x{image.shape[0]}"
+        )
+    image = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
+    return image.mean((1, 3)).round().astype(np.uint8)
+
+
+def _reduced(file: Path, folder: Path, factor: int) -> tuple[Path | None, int]:
     """The file to read and by how much to reduce it still: images_4/a.png stands for images/a.png at factor 4."""
     if factor > 1 and file.parent.name == "images":
-        ready = file.parent.parent / f"images_{factor}" / file.name
-        if ready.is_file():
+        ready = find_image(file.parent.parent / f"images_{factor}" / file.name)
+        if ready is not None:
             return ready, 1
-    return file, factor
+    return find_image(file), factor
 
 
-def _camera(content: dict[str, Any], path: Path) -> Any:
-    """The pycolmap camera of a frame: its own intrinsics over those of the file."""
-    try:
-        import pycolmap
-    except ImportError:
-        raise SceneError(
-            f"{path}: reading nerfstudio scenes needs the package pycolmap: pip install pycolmap"
-        ) from None
-    width, height = (int(read_number(content, key, path)) for key in ("w", "h"))
-    if "fl_x" in content:
-        focal_x = read_number(content, "fl_x", path)
-    else:
-        focal_x = 0.5 * width / np.tan(0.5 * read_number(content, "camera_angle_x", path))
-    focal_y = read_number(content, "fl_y", path, focal_x)
-    center = [read_number(content, "cx", path, 0.5 * width), read_number(content, "cy", path, 0.5 * height)]
-    model = content.get("camera_model", "OPENCV")
-    if model not in CAMERA_MODELS:
-        raise SceneError(f"{path}: required a camera_model among {', '.join(CAMERA_MODELS)}, got {model!r}")
-    if model == "OPENCV_FISHEYE":
-        names = ("k1", "k2", "k3", "k4")
-    else:
-        # The simpler models are OPENCV with terms that are zero.
-        names = ("k1", "k2", "p1", "p2")
-        for name in ("k3", "k4"):
-            if read_number(content, name, path, 0.0) != 0:
-                raise SceneError(f"{path}: required {name} = 0 for camera_model {model}, got {content[name]}")
-    distortion = [read_number(content, name, path, 0.0) for name in names]
-    if not any(distortion) and model != "OPENCV_FISHEYE":
-        return pycolmap.Camera(model="PINHOLE", width=width, height=height, params=[focal_x, focal_y, *center])
-    model = model if model == "OPENCV_FISHEYE" else "OPENCV"
-    return pycolmap.Camera(model=model, width=width, height=height, params=[focal_x, focal_y, *center, *distortion])
-
-
-def _split(content: dict[str, Any], views: list[View], test_every: int, path: Path) -> tuple[list[View], list[View]]:
-    """The split the file names, else every `test_every`-th view."""
-    if "train_filenames" not in content:
+def _split(
+    content: dict[str, Any],
+    frames: list[dict[str, Any]],
+    views: list[View],
+    test_every: int,
+    path: Path,
+    notes: list[str],
+) -> tuple[list[View], list[View]]:
+    """The split the file names, else every `test_every`-th view. Without a list for training, all other views train."""
+    lists = {key: _names(content, key, frames, path) for key in _SPLITS if content.get(key) is not None}
+    if not any(lists.values()):
         return split_views(views, test_every)
     by_name = {view.name: view for view in views}
-    splits = {}
-    for key in ("train_filenames", "val_filenames", "test_filenames"):
-        names = content.get(key, [])
-        unknown = [name for name in names if name not in by_name]
-        if unknown:
-            raise SceneError(f"{path}: {key}: required names of frames, got {unknown[0]!r}")
-        splits[key] = [by_name[name] for name in names]
-    return splits["train_filenames"], splits["test_filenames"] or splits["val_filenames"]
+    named = {key: [by_name[name] for name in names if name in by_name] for key, names in lists.items()}
+    test = named.get("test_filenames") or named.get("val_filenames") or []
+    held_out = {name for key in _SPLITS[1:] for name in lists.get(key, [])}
+    if not lists.get("train_filenames"):
+        notes.append(f"{path.name} names no training views: all that it does not name train")
+        return [view for view in views if view.name not in held_out], test
+    train = named["train_filenames"]
+    both = sorted(held_out & set(lists["train_filenames"]))
+    if both:
+        notes.append(f"{path.name} names views both for training and as held out: {shortened(both)}")
+    chosen = {view.name for view in (*train, *test)}
+    unused = [view.name for view in views if view.name not in chosen]
+    if unused:
+        notes.append(f"not used, by the split of {path.name}: {shortened(unused)}")
+    return train, test
+
+
+def _names(content: dict[str, Any], key: str, frames: list[dict[str, Any]], path: Path) -> list[str]:
+    """The frames of a list of file names, each once, as their file_path has them."""
+    names = content[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SceneError(f"{path}: {key}: required a list of file names, got {names!r:.80}")
+    known = {_plain(frame["file_path"]): frame["file_path"] for frame in frames}
+    unknown = [name for name in names if _plain(name) not in known]
+    if unknown:
+        raise SceneError(f"{path}: {key}: required names of frames, got {unknown[0]!r}")
+    return list(dict.fromkeys(known[_plain(name)] for name in names))
+
+
+def _plain(name: str) -> str:
+    """A path without ./ and backslashes, to compare."""
+    return str(PurePosixPath(with_slashes(name)))
 
 
 def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Positions and colours of the point cloud the file names."""
-    if not content.get("ply_file_path"):
+    named = read_path(content, "ply_file_path", str(path))
+    if named is None:
         return None, None
-    cloud = folder / content["ply_file_path"]
+    cloud = folder / named
     if not cloud.is_file():
         raise SceneError(f"{cloud}: required the point cloud that {path.name} names, got nothing there")
     try:
@@ -126,7 +155,29 @@ def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarr
         raise SceneError(str(broken)) from None
     if not {"x", "y", "z"} <= set(vertices):
         raise SceneError(f"{cloud}: required vertex properties x, y, z, got {', '.join(vertices)}")
-    points = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float32)
-    if not {"red", "green", "blue"} <= set(vertices):
-        return points, None
-    return points, np.stack([vertices[key] for key in ("red", "green", "blue")], axis=1).astype(np.float32) / 255.0
+    points = np.stack([vertices[key] for key in "xyz"], axis=1).astype(np.float64)
+    if not len(points):
+        raise SceneError(f"{cloud}: required at least one point, got none")
+    if not np.isfinite(points).all():
+        count = int((~np.isfinite(points)).any(axis=1).sum())
+        raise SceneError(f"{cloud}: required finite positions, got {count} of {len(points)} that are not")
+    return points, _colors(vertices, cloud)
+
+
+def _colors(vertices: dict[str, np.ndarray], cloud: Path) -> np.ndarray | None:
+    """(N, 3) float32 in [0, 1] of red, green, blue under one of their names, or None where there are none."""
+    names = next((names for names in _COLORS if set(names) <= set(vertices)), None)
+    if names is None:
+        return None
+    colors = np.stack([vertices[name] for name in names], axis=1)
+    if not np.isfinite(colors).all():
+        raise SceneError(f"{cloud}: required finite colours, got others")
+    if names[0] == "f_dc_0":
+        colors = 0.5 + SH0 * colors
+    elif colors.dtype.kind == "f":
+        # Floating-point colours are in [0, 1], or bytes that were stored so.
+        colors = colors / (255.0 if colors.max() > 1 else 1.0)
+    else:
+        # The greatest value of the type: 255 of a byte, 65535 of 16 bits.
+        colors = colors / float(np.iinfo(colors.dtype).max if colors.dtype.itemsize <= 2 else 255)
+    return colors.astype(np.float32).clip(0, 1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splat_ssim.errors import UserError
+from splat_ssim.scene.data.placement import extent_of
+
+#: Near plane, and its largest multiple of a scene's extent.
+NEAR, NEAR_EXTENT = 0.01, 0.002
 
 
 class SceneError(UserError):
@@ -99,60 +101,58 @@ class Scene:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
     box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
+    #: Name of the format.
+    format: str = ""
+    #: How views were split.
+    split: str = ""
+    #: What was left out, cut or assumed, a line each.
+    notes: list[str] = field(default_factory=list)
+
+    #: Subtracted from all coordinates of the files, in float64, where they are too large for float32.
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    #: Folder of the COLMAP model below the scene's, where it is not the first one.
+    model: str = ""
+    #: (4, 4) float32 of training and test views, as in the files, where an offset was subtracted.
+    world_viewmats: list[Tensor] | None = None
 
     @property
     def extent(self) -> float:
-        """1.1 times the largest distance of a training camera from their mean: the unit of position learning rates."""
-        centers = torch.stack([view.center for view in self.train]).double()
-        extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
-        # A single camera, or several at one place, leave no length to measure by.
-        return extent if extent > 0 else 1.0
+        """1.1 times the largest distance of a training camera from their mean: the unit of position learning rates.
+
+        Cameras far from all the others do not count.
+        """
+        return extent_of(self.centers)
+
+    @property
+    def centers(self) -> Tensor:
+        """(N, 3) float64 positions of the training cameras."""
+        return torch.stack([view.center for view in self.train]).double()
+
+    @property
+    def near(self) -> float:
+        """Distance from a camera below which Gaussians are left out: 0.01, less in a small scene."""
+        return min(NEAR, NEAR_EXTENT * self.extent)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What was chosen of the coordinates when the scene was read, by which `load_scene` reads it alike again."""
+        return {"offset": list(self.offset), "model": self.model}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or a SceneError that names the file and where it breaks."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise SceneError(f"{path}: required a JSON file, got nothing there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
-        raise SceneError(f"{path}: required JSON, got a syntax error: {broken}") from None
-    if not isinstance(content, dict):
-        raise SceneError(f"{path}: required a JSON object, got {type(content).__name__}")
-    return content
+def split_words(test_every: int) -> str:
+    """What `split_views` does, in words."""
+    return f"split by test_every {test_every}" if test_every else "all to train on"
 
 
-def read_frames(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The JSON object of a transforms file and its frames, each with file_path and a 4x4 transform_matrix."""
-    content = read_json(path)
-    frames = content.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise SceneError(f"{path}: required a non-empty list 'frames', got {type(frames).__name__}")
-    for index, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise SceneError(f"{path}: frame {index}: required 'file_path', got {frame!r:.80}")
-        try:
-            shape = np.asarray(frame.get("transform_matrix"), dtype=np.float64).shape
-        except (TypeError, ValueError):
-            shape = None
-        if shape != (4, 4):
-            raise SceneError(f"{path}: frame {index}: required a 4x4 'transform_matrix', got shape {shape}")
-    return content, frames
+def shortened(names: Sequence[str], count: int = 3) -> str:
+    """How many names there are, and the first few of them.
 
-
-def read_number(content: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
-    """A finite number of a JSON object, or a SceneError that names file and key."""
-    value = content.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise SceneError(f"{path}: required a number {key!r}, got {value!r}")
-    return float(value)
-
-
-def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
-    """(4, 4) float64 world to OpenCV camera from an OpenGL camera to world matrix: the Y and Z columns are negated."""
-    matrix = np.asarray(camtoworld, dtype=np.float64).copy()
-    matrix[:3, 1:3] *= -1
-    return np.linalg.inv(matrix)
+    Example:
+        >>> from splat_ssim.scene.data.scene import shortened
+        >>> shortened(["a", "b", "c", "d"])
+        '4 (a, b, c, …)'
+    """
+    return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:

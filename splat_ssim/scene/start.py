@@ -1,0 +1,139 @@
+"""Where Gaussians start: at the points of a scene, or at random inside its silhouettes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splat_ssim.scene.config import ModelConfig
+from splat_ssim.scene.data import Scene, SceneError, View
+from splat_ssim.scene.data.placement import looked_at, ordinary
+
+#: Cells along each axis of the grid that silhouettes carve.
+CARVE_CELLS = 48
+
+
+def starting_points(
+    scene: Scene, config: ModelConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
+
+    Raises:
+        SceneError: The config asks for the scene's point cloud, and it has none.
+    """
+    if config.init == "points" and scene.points is None:
+        raise SceneError(f"{scene.name}: model.init points requires a scene with a point cloud, got none")
+    if config.init == "random" or scene.points is None:
+        return random_points(scene, config.init_count, generator, half_edge=config.init_box), None
+    return scene.points, scene.colors
+
+
+def check_visible(points: np.ndarray, scene: Scene) -> None:
+    """Raises SceneError where no training view shows any of the points, nor a point within its size beside it."""
+    positions = torch.as_tensor(np.asarray(points, np.float32))
+    for view in scene.train:
+        camera = positions @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
+        pixel = (camera @ view.K.T)[:, :2] / camera[:, 2:].clamp(min=1e-30)
+        size = torch.tensor([view.width, view.height])
+        if ((camera[:, 2] > scene.near) & ((pixel > -size) & (pixel < 2 * size)).all(1)).any():
+            return
+    raise SceneError(
+        f"{scene.name}: required points in the view of a training camera to start from, got none among {len(points)} "
+        "(do poses look along the right axis? --model.init-box)"
+    )
+
+
+def random_points(
+    scene: Scene, count: int, generator: np.random.Generator, *, half_edge: float | None = None
+) -> np.ndarray:
+    """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them.
+
+    A box that does not hold what cameras look at is replaced by one that does, with a note in the scene.
+
+    Args:
+        scene: The scene.
+        count: How many positions.
+        generator: Of their randomness.
+        half_edge: Of a cube about what the cameras look at, instead of the scene's box.
+    """
+    low, high, kept = _carved(scene, *_box(scene, half_edge))
+    if half_edge is None and scene.box is not None:
+        seen = looked_at(scene.train)
+        if seen is not None and _misfits(scene, kept, *seen):
+            middle, half = seen
+            low, high, kept = _carved(scene, middle - half, middle + half)
+            place = ", ".join(f"{value:.4g}" for value in middle)
+            scene.notes.append(
+                f"the box of {scene.box[0][0]:.4g} to {scene.box[1][0]:.4g} does not hold what the cameras look at: "
+                f"Gaussians start in a cube of half edge {half:.4g} about ({place}) (--model.init-box)"
+            )
+    # Where little of the box is left, cells of the box would be coarse.
+    cells = np.argwhere(kept)
+    if len(cells) and (np.ptp(cells, axis=0) + 1).max() <= CARVE_CELLS // 4:
+        cell = (high - low) / CARVE_CELLS
+        low, high, kept = _carved(scene, low + cells.min(0) * cell, low + (cells.max(0) + 1) * cell)
+    if not kept.any():
+        scene.notes.append("the silhouettes of the views have nothing in common: Gaussians start all over the box")
+        kept[:] = True
+    corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    cell = (high - low) / CARVE_CELLS
+    chosen = generator.choice(np.flatnonzero(kept), count)
+    return (corners[chosen] * cell + low + generator.uniform(size=(count, 3)) * cell).astype(np.float32)
+
+
+def _box(scene: Scene, half_edge: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the box that is carved first."""
+    # Without a promise of a box, what the cameras may see: a cube of their own extent about their mean.
+    middle = scene.centers[ordinary(scene.centers)].float().mean(0).numpy()
+    if half_edge is not None:
+        seen = looked_at(scene.train)
+        middle = middle if seen is None else seen[0]
+        return middle - half_edge, middle + half_edge
+    if scene.box is None:
+        return middle - scene.extent, middle + scene.extent
+    low, high = (np.asarray(corner, dtype=np.float64) for corner in scene.box)
+    return low, high
+
+
+def _misfits(scene: Scene, kept: np.ndarray, middle: np.ndarray, half: float) -> bool:
+    """Whether the scene's box is not about what the cameras look at, a cube about `middle`."""
+    assert scene.box is not None
+    low, high = (np.asarray(corner) for corner in scene.box)
+    size = 0.5 * float((high - low).max())
+    differs = not 0.5 < half / size < 2 or np.abs(middle - 0.5 * (low + high)).max() > 0.5 * size
+    if not kept.any() or all(view.alpha is None for view in scene.train):
+        return not kept.any() or differs
+    cells = np.argwhere(kept)
+    # Silhouettes that go on beyond the box are cut by it.
+    return differs and bool((cells.min() == 0) | (cells.max() == CARVE_CELLS - 1))
+
+
+def _carved(scene: Scene, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A box, and (cells, cells, cells) bool: which of its cells no silhouette excludes."""
+    cell = (high - low) / CARVE_CELLS
+    corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3) * cell + low
+    centers = torch.as_tensor(corners + 0.5 * cell, dtype=torch.float32)
+    kept = torch.ones(len(centers), dtype=torch.bool)
+    for view in scene.train:
+        if view.alpha is not None:
+            inside = torch.where(kept)[0]
+            kept[inside] = _seen(centers[inside], view, radius=0.5 * float(np.linalg.norm(cell)))
+    return low, high, kept.numpy().reshape((CARVE_CELLS,) * 3)
+
+
+def _seen(points: Tensor, view: View, radius: float) -> Tensor:
+    """(N,) bool: false where a ball about the point surely projects outside the silhouette of a view."""
+    camera = points @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
+    depth = camera[:, 2].clamp(min=1e-6)
+    pixel = camera @ view.K.T / depth[:, None]
+    column, row = pixel[:, 0].floor().long(), pixel[:, 1].floor().long()
+    within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
+    # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
+    reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
+    alpha = torch.ones(view.height, view.width) if view.alpha is None else view.alpha
+    silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    # What a view does not show, or shows too close to tell, it does not exclude.
+    return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
