@@ -129,6 +129,29 @@ smoke.main()
     assert "cases that are wrong: 1" in done.stdout
 
 
+def test_a_queue_that_runs_dry_is_no_measurement():
+    """Where the host is slower than the kernels, the time between two events would be the host's."""
+    code = """
+import sys; sys.path.insert(0, "scripts/gpu")
+import torch
+from _clock import Clock
+dry = [True, True, False]
+torch.cuda.Event.query = lambda event: dry.pop(0)
+sleeps = []
+torch.cuda._sleep = sleeps.append
+print("milliseconds", Clock(brief=True).gpu(lambda: None), sleeps[2] / sleeps[0])
+torch.cuda.Event.query = lambda event: True
+try:
+    Clock(brief=True).gpu(lambda: None)
+except RuntimeError as error:
+    print(error)
+"""
+    command = [sys.executable, "-m", "tests.stub_gpu", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "milliseconds 0.5 4.0" in done.stdout, done.stderr
+    assert "the host takes too long to queue the calls" in done.stdout
+
+
 def test_a_stage_that_hangs_ends_at_its_limit_and_the_next_runs(machine):
     programs, environment = machine
     (programs / "compute-sanitizer").write_text("#!/usr/bin/env bash\necho started\nsleep 100\n")

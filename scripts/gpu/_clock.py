@@ -15,6 +15,7 @@ Call = Callable[[], object]
 _FLUSHED_BYTES = 256 << 20
 #: Cycles of a sleeping kernel for a millisecond, at 2 GHz: what is behind it in the queue is queued meanwhile.
 _CYCLES = 2_000_000
+_LONGEST_SLEEP = 1000 * _CYCLES
 
 
 class Clock:
@@ -56,8 +57,10 @@ class Clock:
         inner, repeats = (2, 1) if self._brief else (3 if cold else 8, repeats)
         sleep = int(_CYCLES * min(200.0, 2 + 2 * inner * host_ms))
         times: list[float] = []
-        for _ in range(repeats):
+        while len(times) < repeats * (inner if cold else 1):
+            awake = torch.cuda.Event()
             torch.cuda._sleep(sleep)
+            awake.record()
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(2 * inner)]
             for i in range(inner):
                 if cold:
@@ -67,7 +70,13 @@ class Clock:
                 call()
                 if cold or i == inner - 1:
                     marks[2 * i + 1].record()
+            ran_dry = awake.query()  # before all calls were queued: the GPU has waited for the host
             torch.cuda.synchronize()
+            if ran_dry:
+                if sleep > _LONGEST_SLEEP:
+                    raise RuntimeError("the host takes too long to queue the calls behind a sleeping kernel")
+                sleep *= 2
+                continue
             if cold:
                 times += [marks[2 * i].elapsed_time(marks[2 * i + 1]) for i in range(inner)]
             else:
