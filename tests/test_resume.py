@@ -207,7 +207,7 @@ def test_a_volume_that_was_exchanged_is_refused(tmp_path):
             main(["--resume", str(tmp_path / "run"), "--steps", "8"])
     assert read_yaml(tmp_path / "run" / "config.yaml")["steps"] == 4
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 4
-    with pytest.raises(SystemExit, match=r"data\.normalize must stay max .*: the model has the volume's values as"):
+    with pytest.raises(SystemExit, match=r"data\.normalize must stay auto .*: the model has the volume's values as"):
         main(["--resume", str(tmp_path / "run"), "--data.normalize", "none"])
     with pytest.raises(SystemExit, match=r"model\.name must stay gaussians .*, got grid"):
         main(["--resume", str(tmp_path / "run"), "--model.name", "grid"])
