@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splat_ssim.scene.data.images import check_found, find_image, image_size, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.images import check_found, find_image, image_size, read_images
 from splat_ssim.scene.data.scene import Scene, View, split_views, split_words
-from splat_ssim.scene.data.transforms import merged, opengl_to_viewmat, read_camera, read_frames, read_path
+from splat_ssim.scene.data.transforms import frame_view, merged, read_camera, read_frames
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
@@ -56,9 +56,7 @@ def _read_split(
     for file, (index, frame), image in zip(files, numbered, read_images(files, [factor] * len(files)), strict=True):
         where = f"{path}: frame {index}"
         camera = read_camera(merged(content, frame), where, image_size(file))
-        viewmat = opengl_to_viewmat(frame["transform_matrix"])
         name = str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
-        mask_path = read_path(frame, "mask_path", where)
-        mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
-        views.append(make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file))
+        view = frame_view(frame, name, image, camera, folder=folder, where=where, background=background, file=file)
+        views.append(view)
     return views

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,23 @@ from splat_ssim.trainer.pictures import over_background
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
 
 
+@contextmanager
+def _scene_errors() -> Iterator[None]:
+    """A picture that does not read is a fault of its scene."""
+    try:
+        yield
+    except pictures.PictureError as broken:
+        raise SceneError(str(broken)) from None
+
+
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
     """As `splat_ssim.trainer.pictures.read_image`.
 
     Raises:
         SceneError: The file is missing or does not decode.
     """
-    try:
+    with _scene_errors():
         return pictures.read_image(path, factor)
-    except pictures.PictureError as broken:
-        raise SceneError(str(broken)) from None
 
 
 def read_images(paths: Sequence[Path], factors: Sequence[int]) -> list[np.ndarray]:
@@ -39,11 +47,8 @@ def read_images(paths: Sequence[Path], factors: Sequence[int]) -> list[np.ndarra
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of an image file, whose pixels are not decoded."""
-    try:
-        with pictures.opened(path) as file:
-            return file.size
-    except pictures.PictureError as broken:
-        raise SceneError(str(broken)) from None
+    with _scene_errors(), pictures.opened(path) as file:
+        return file.size
 
 
 def find_image(file: Path) -> Path | None:
@@ -83,16 +88,13 @@ def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         SceneError: The file is missing, does not decode, or has another shape than the image.
     """
-    try:
-        with pictures.opened(path) as file:
-            threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
-            if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
-                layers = [np.asarray(file)]
-            else:
-                rgba = np.asarray(file.convert("RGBA"))
-                layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
-    except pictures.PictureError as broken:
-        raise SceneError(str(broken)) from None
+    with _scene_errors(), pictures.opened(path) as file:
+        threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
+        if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
+            layers = [np.asarray(file)]
+        else:
+            rgba = np.asarray(file.convert("RGBA"))
+            layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
     # Colours that are the same everywhere say nothing where the alpha channel varies.
     if len(layers) == 2 and np.ptp(layers[0]) == 0 and np.ptp(layers[1]) > 0:
         del layers[0]

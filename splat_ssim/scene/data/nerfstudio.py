@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from splat_ssim.ply import SH0, PlyError, read_ply
-from splat_ssim.scene.data.images import check_found, find_image, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.images import check_found, find_image, read_images
 from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
 from splat_ssim.scene.data.transforms import (
+    frame_view,
     merged,
-    opengl_to_viewmat,
     read_camera,
     read_frames,
     read_path,
@@ -53,11 +53,9 @@ def load_nerfstudio(
         camera = read_camera(merged(content, frame), where, (image.shape[1] * whole, image.shape[0] * whole))
         if reduce > 1:
             image = _box_filtered(image, reduce, file)
-        viewmat = opengl_to_viewmat(frame["transform_matrix"])
-        mask_path = read_path(frame, "mask_path", where)
-        mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
         name = frame["file_path"]
-        views.append(make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file))
+        view = frame_view(frame, name, image, camera, folder=folder, where=where, background=background, file=file)
+        views.append(view)
     train, test = _split(content, frames, views, test_every, path, notes)
     points, colors = _points(folder, content, path)
     has_alpha = any(view.alpha is not None for view in views)
