@@ -240,12 +240,13 @@ def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
     order = [follows.index(letter) for letter in "zyx"]
     imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES
     # ImageJ's order is ZCYX.
-    own = json.dumps(
-        {
-            **{"affine": affine.tolist(), "order": order, "stored_shape": data.shape, "unit": unit},
-            "z_first": imagej,
-        }
-    )
+    own = {
+        "affine": affine.tolist(),
+        "order": order,
+        "stored_shape": list(data.shape),
+        "unit": unit,
+        "z_first": imagej,
+    }
     offset = data.ndim - 3
     pages = np.ascontiguousarray(data.transpose([*range(offset), *(offset + axis for axis in order)]))
     steps = {letter: float(np.linalg.norm(affine[:3, column])) for column, letter in enumerate(follows)}
@@ -254,15 +255,15 @@ def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
         pages = pages.swapaxes(0, 1) if offset else pages
         metadata: dict[str, Any] = {"axes": "ZCYX" if offset else "ZYX", "spacing": steps["z"], "unit": unit or "pixel"}
         options |= {"imagej": True, "resolution": (1 / steps["x"], 1 / steps["y"])}
-        metadata["splat_ssim"] = own
+        metadata["splat_ssim"] = json.dumps(own)
     elif data.dtype.char in _OME:
         metadata = {"axes": "CZYX" if offset else "ZYX"}
         for letter, step in steps.items():
             metadata[f"PhysicalSize{letter.upper()}"] = step
             metadata[f"PhysicalSize{letter.upper()}Unit"] = {"um": "µm", "": "reference frame"}.get(unit, unit)
-        metadata["MapAnnotation"] = {"Namespace": _NAMESPACE, "splat_ssim": own}
+        metadata["MapAnnotation"] = {"Namespace": _NAMESPACE, "splat_ssim": json.dumps(own)}
         options["ome"] = True
     else:
-        metadata = {"axes": "CZYX"[-data.ndim :], **json.loads(own)}
+        metadata = {"axes": "CZYX"[-data.ndim :], **own}
     with replacing_path(path) as new:
         tifffile.imwrite(new, pages, metadata=metadata, **options)
