@@ -1,5 +1,6 @@
 // How a launcher starts a kernel: launch_driver.cpp through the CUDA driver, ../emulation/launch_emulation.cpp on the CPU.
 #pragma once
+#include "../cpu/export.h"
 #include "../status.h"
 #include "problem.h"
 
@@ -9,3 +10,16 @@ Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* a
 
 // The same without the count: what launch_driver.cpp and launch_emulation.cpp define.
 Status start(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);
+
+// The C ABI of launch.cpp and launch_voxelize.cpp, which says what each of them does.
+struct VoxelProblem;
+extern "C" {
+SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks);
+SPLAT_EXPORT int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
+}

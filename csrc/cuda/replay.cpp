@@ -9,13 +9,6 @@
 
 extern "C" {
 
-int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream);
-int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
-int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
-
 // Bytes of the structures, for Python to compare with its own: a launch, a pointer.
 SPLAT_EXPORT void splat_ssim_cuda_recording_layout(int* bytes) {
   bytes[0] = sizeof(RecordedLaunch);

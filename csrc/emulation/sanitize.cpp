@@ -15,14 +15,6 @@
 #include "../cuda/voxel_problem.h"
 
 extern "C" {
-int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* o, int operation, Int64* blocks);
-int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream);
-int splat_ssim_cuda_pad(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream);
-int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
-int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
-int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
 const char* splat_emulation_fault(void);
 }
 
