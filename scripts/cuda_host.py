@@ -30,7 +30,7 @@ from torch import Tensor
 
 from splat_ssim import ssim
 from splat_ssim.loss import photometric_loss
-from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, photometric_cuda, prepared, ssim_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, prepared, ssim_cuda
 from splat_ssim.options import SSIMOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,14 +76,7 @@ def cuda_on_the_cpu(kernels: _cuda_kernels.Kernels) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)))
         stack.enter_context(mock.patch.object(ssim_cuda, "_has_device_kernels", lambda index, window: True))
-        for table, entry in (
-            (dispatch.IMPLEMENTATIONS, photometric_cuda.IMPLEMENTATIONS),
-            (dispatch.KERNELS, ssim_cuda.supports),
-            (dispatch.SCALES, ssim_cuda.scale),
-            (dispatch.PREPARE, photometric_cuda._prepare),
-            (dispatch.COMPOSITES, photometric_cuda._composites),
-        ):
-            stack.enter_context(mock.patch.dict(table, cpu=entry))
+        stack.enter_context(mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]))
         prepared.forget()
         yield
         prepared.forget()
@@ -150,7 +143,7 @@ def calls_of(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
     return calls
 
 
-def kernel_seconds(x: Tensor, y: Tensor, rounds: int) -> float:
+def kernel_microseconds(x: Tensor, y: Tensor, rounds: int) -> float:
     """Microseconds of the CPU's kernel alone: what is prepared, called with its outputs at hand."""
     photometric_loss(x, y)
     loss = next(iter(prepared._prepared.values())).run
@@ -169,7 +162,7 @@ def host_rows(kernels: _cuda_kernels.Kernels, rounds: int) -> Iterator[dict[str,
     prepared.forget()
     calls = {name: call for name, call in calls_of(x, y).items() if "forward+backward" in name}
     calls = {name: call for name, call in calls.items() if name.startswith(("bare", "photometric_loss: "))}
-    yield from _rows("CPU, one thread", microseconds(calls, rounds), kernel_seconds(x, y, rounds))
+    yield from _rows("CPU, one thread", microseconds(calls, rounds), kernel_microseconds(x, y, rounds))
 
 
 def _rows(device: str, times: dict[str, float], kernel: float) -> Iterator[dict[str, object]]:

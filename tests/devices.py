@@ -98,11 +98,7 @@ def _emulation():
         mock.patch.object(voxelize_cuda, "_target", lambda tensor: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on the CPU's tensors go past the dispatcher.
-        mock.patch.dict(dispatch.IMPLEMENTATIONS, cpu=photometric_cuda.IMPLEMENTATIONS),
-        mock.patch.dict(dispatch.KERNELS, cpu=ssim_cuda.supports),
-        mock.patch.dict(dispatch.SCALES, cpu=ssim_cuda.scale),
-        mock.patch.dict(dispatch.PREPARE, cpu=photometric_cuda._prepare),
-        mock.patch.dict(dispatch.COMPOSITES, cpu=photometric_cuda._composites),
+        mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]),
     ):
         prepared.forget()
         try:

@@ -157,7 +157,8 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
     """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
     monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
     used = []
-    monkeypatch.setitem(dispatch.SCALES, "cpu", lambda *a: used.append(ssim_cuda.scale(*a)) or used[-1])
+    scale = lambda *a: used.append(ssim_cuda.scale(*a)) or used[-1]  # noqa: E731
+    monkeypatch.setitem(dispatch.DEVICES, "cpu", dispatch.DEVICES["cpu"]._replace(scale=scale))
     img1, img2 = images(3, 2, 13, 40, channels_last=channels_last)
     img1.requires_grad_()
     options, weights = SSIMOptions(channels_last=channels_last), {"l1_weight": 0.7, "dssim_weight": 0.4}

@@ -115,7 +115,7 @@ def test_dtypes(dtype):
 def test_the_kernel_composites():
     """No float copy of the target is made: the loss of a prepared call allocates its outputs alone."""
     pred, rgba = scene(1, 20, 30, target_last=True)
-    assert dispatch.COMPOSITES[pred.device.type](pred, SSIMOptions(), True)
+    assert dispatch.DEVICES[pred.device.type].composites(pred, SSIMOptions(), True)
     photometric_loss(pred, rgba, background=1.0)
     known = list(prepared._prepared.values())
     assert len(known) == 1

@@ -61,7 +61,7 @@ def pretend(monkeypatch):
     """The pretended device is what every run is on, with the kernels of the CPU; checkpoints cross over to it."""
     monkeypatch.setattr(fitting, "pick_volume_device", lambda config: DEVICE)
     monkeypatch.setitem(voxelize.__globals__, "_has_kernels", lambda device: True)
-    monkeypatch.setitem(dispatch.KERNELS, "meta", lambda *rest: dispatch.KERNELS["cpu"](*rest))
+    monkeypatch.setitem(dispatch.DEVICES, "meta", dispatch.Device({}, dispatch.DEVICES["cpu"].supports))
     # torch.optim.optimizer is hidden behind a class of that name.
     optim = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])

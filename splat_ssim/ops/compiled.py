@@ -161,8 +161,6 @@ FRESH_BYTES = 32 << 20
 
 def prefer_huge_pages(output: torch.Tensor) -> None:
     """Asks the system to back a CPU output that is to be written with huge pages, where it is large."""
-    if not output.is_cpu:
-        return
     loaded = library()
     size = output.numel() * output.element_size()
     if size >= FRESH_BYTES and loaded is not None:

@@ -7,7 +7,7 @@ The dispatcher takes as long as a small image. Devices register their implementa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,17 +28,28 @@ _library = torch.library.Library("splat_ssim", "FRAGMENT")
 #: At most so many tensors are the first arguments of an operator.
 _TENSORS = 4
 
-#: Device type -> operator -> its implementation.
-IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {}
-#: Device type -> whether its kernels take (img1, img2, options).
-KERNELS: dict[str, Callable[[Tensor, Tensor, SSIMOptions], bool]] = {}
-#: Device type -> function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
-#: returns False where it does not take them.
-SCALES: dict[str, Callable[[Tensor, Tensor], bool]] = {}
-#: Device type -> function that prepares the operator `photometric` without a weight, see ops/prepared.py.
-PREPARE: dict[str, Callable[..., Any]] = {}
-#: Device type -> whether its operator `photometric` takes a background, for (img1, options, needs of img1).
-COMPOSITES: dict[str, Callable[[Tensor, SSIMOptions, bool], bool]] = {}
+
+class Device(NamedTuple):
+    """What a type of device does for the operators.
+
+    Attributes:
+        implementations: Operator -> its implementation.
+        supports: Whether the kernels take (img1, img2, options).
+        scale: Function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
+            returns False where it does not take them. None: torch multiplies.
+        prepare: Prepares the operator `photometric` without a weight, see `prepared.prepare`.
+        composites: Whether that operator takes a background, for (img1, options, needs of img1).
+    """
+
+    implementations: dict[str, Callable[..., Any]]
+    supports: Callable[[Tensor, Tensor, SSIMOptions], bool]
+    scale: Callable[[Tensor, Tensor], bool] | None = None
+    prepare: Callable[..., Any] | None = None
+    composites: Callable[[Tensor, SSIMOptions, bool], bool] | None = None
+
+
+#: By the type of torch's device.
+DEVICES: dict[str, Device] = {}
 #: Operator -> the check of its arguments, for calls that do not come from the public functions.
 _checks: dict[str, Callable[..., None]] = {}
 #: Operator -> the apply of an autograd.Function for eager calls: torch.library's own takes 0.3 ms a call.
@@ -72,25 +83,11 @@ def define_for_all_devices(name: str, schema: str, function: Callable[..., Any])
     _library.impl(name, function, "CompositeExplicitAutograd")
 
 
-def register_device(
-    device_type: str,
-    implementations: dict[str, Callable[..., Any]],
-    supports: Callable[[Tensor, Tensor, SSIMOptions], bool],
-    scale: Callable[[Tensor, Tensor], bool] | None = None,
-    prepare: Callable[..., Any] | None = None,
-    composites: Callable[[Tensor, SSIMOptions, bool], bool] | None = None,
-) -> None:
+def register_device(device_type: str, device: Device) -> None:
     """Makes a device's kernels known: to the dispatcher with checks, to eager calls without."""
-    for name, function in implementations.items():
+    for name, function in device.implementations.items():
         _library.impl(name, _checked(name, function), device_type.upper())
-    IMPLEMENTATIONS[device_type] = implementations
-    KERNELS[device_type] = supports
-    if scale is not None:
-        SCALES[device_type] = scale
-    if prepare is not None:
-        PREPARE[device_type] = prepare
-    if composites is not None:
-        COMPOSITES[device_type] = composites
+    DEVICES[device_type] = device
 
 
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
@@ -127,8 +124,8 @@ def refuse_second_derivative(name: str) -> None:
 
 def has_kernel(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     """Whether the operators can run; where not, splat_ssim.reference gives the same numbers."""
-    supports = KERNELS.get(img1.device.type)
-    if supports is None or not supports(img1, img2, options):
+    device = DEVICES.get(img1.device.type)
+    if device is None or not device.supports(img1, img2, options):
         return False
     return torch.compiler.is_compiling() or not _is_transformed(img1, img2)
 
@@ -160,7 +157,7 @@ def call_backward(name: str, *arguments):
 def below_autograd(name: str, *arguments):
     """An operator without a record of its derivative."""
     if _nobody_watches(arguments):
-        return IMPLEMENTATIONS["cpu" if arguments[0].is_cpu else "cuda"][name](*arguments)
+        return DEVICES["cpu" if arguments[0].is_cpu else "cuda"].implementations[name](*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.splat_ssim, name).default(*arguments)
 

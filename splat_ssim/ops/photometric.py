@@ -128,7 +128,8 @@ def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor | None = N
     # The upstream gradient is usually 1. Reading it on a GPU would synchronise, so the kernel checks it there.
     if upstream.is_cpu and upstream.ndim == 0 and upstream.item() == 1.0:
         return gradient
-    scale = dispatch.SCALES.get(gradient.device.type)
+    device = dispatch.DEVICES.get(gradient.device.type)
+    scale = None if device is None else device.scale
     if scale is not None and upstream.device == gradient.device and scale(gradient, upstream):
         return gradient
     return gradient.mul_(_per_image(upstream, gradient))
@@ -216,8 +217,10 @@ def photometric(
 
 def _composites(img1: Tensor, img2: Tensor, options: SSIMOptions, need1: bool) -> bool:
     """Whether the kernel of the device composites RGBA."""
-    composites = dispatch.COMPOSITES.get(img1.device.type)
-    return composites is not None and has_kernel(img1, img2, options) and composites(img1, options, need1)
+    if not has_kernel(img1, img2, options):
+        return False
+    composites = dispatch.DEVICES[img1.device.type].composites
+    return composites is not None and composites(img1, options, need1)
 
 
 def photometric_definition(

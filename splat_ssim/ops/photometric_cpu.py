@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..options import SSIMOptions
 from . import compiled, ssim_cpu
-from .dispatch import register_device
+from .dispatch import Device, register_device
 from .layout import new_gradients, wanted
 from .prepared import Results, Run
 from .ssim_cpu import KernelCall, positions, rows, zeros
@@ -93,7 +93,7 @@ class _Loss:
         self._packed = packed + _LOSS.pack(kernel, *weights, count, call.first.numel())
         self._window = call.window  # its address is in what was packed
         self._layouts = [(grad.shape, grad.stride()) if need else None for grad, need in zip(grads, needs, strict=True)]
-        self._large = 4 * img1.numel() >= compiled.FRESH_BYTES
+        self._large = 4 * img1.numel() >= compiled.FRESH_BYTES  # asked once: small images are called the most
         self._function = _function()
 
     def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
@@ -136,22 +136,20 @@ def _prepare(
     img1: Tensor,
     img2: Tensor,
     background: Tensor | None,
-    l1_weight: float,
-    dssim_weight: float,
-    offset: float,
+    weights: tuple[float, float, float],
     per_image: bool,
-    *arguments,
+    options: SSIMOptions,
+    needs: tuple[bool, bool],
     terms: bool,
 ) -> Run | None:
     """The loss prepared, unless it is of each image, or the kernel reads copies of the images."""
-    *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
-    call = KernelCall(img1, img2, options, background=background)
-    copied = call.first.data_ptr() != img1.data_ptr() or call.second.data_ptr() != img2.data_ptr()
-    if per_image or copied:
+    if per_image:
         return None
-    return _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms)
+    call = KernelCall(img1, img2, options, background=background)
+    if call.first.data_ptr() != img1.data_ptr() or call.second.data_ptr() != img2.data_ptr():
+        return None
+    return _Loss(call, img1, img2, options, weights, needs, terms)
 
 
 IMPLEMENTATIONS = {**ssim_cpu.IMPLEMENTATIONS, "photometric": _photometric}
-register_device("cpu", IMPLEMENTATIONS, ssim_cpu.supports, prepare=_prepare, composites=lambda *arguments: True)
+register_device("cpu", Device(IMPLEMENTATIONS, ssim_cpu.supports, prepare=_prepare, composites=lambda *arguments: True))

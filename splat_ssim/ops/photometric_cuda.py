@@ -11,9 +11,9 @@ from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import ssim_cuda
 from ._cuda_recording import Recorder
-from .dispatch import register_device
+from .dispatch import Device, register_device
 from .layout import new_gradients, wanted
-from .prepared import Results, Run
+from .prepared import Results
 
 
 def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
@@ -96,22 +96,6 @@ def _overlap(img1: Tensor, img2: Tensor) -> bool:
     return img1.untyped_storage().data_ptr() == img2.untyped_storage().data_ptr()
 
 
-def _prepare(
-    img1: Tensor,
-    img2: Tensor,
-    background: Tensor | None,
-    l1_weight: float,
-    dssim_weight: float,
-    offset: float,
-    per_image: bool,
-    *arguments,
-    terms: bool,
-) -> Run | None:
-    *values, need1, need2 = arguments
-    weights = (l1_weight, dssim_weight, offset)
-    return _Loss(img1, img2, background, weights, per_image, SSIMOptions(*values), (need1, need2), terms)
-
-
 def _composites(img1: Tensor, options: SSIMOptions, need1: bool) -> bool:
     """Whether there is a kernel that composites: of the default window, for a gradient."""
     plain = options.window_size == _DEFAULT_WINDOW and options.eps == 0.0
@@ -123,4 +107,4 @@ def _channel(options: SSIMOptions) -> int:
 
 
 IMPLEMENTATIONS = {**ssim_cuda.IMPLEMENTATIONS, "photometric": _photometric}
-register_device("cuda", IMPLEMENTATIONS, ssim_cuda.supports, ssim_cuda.scale, _prepare, _composites)
+register_device("cuda", Device(IMPLEMENTATIONS, ssim_cuda.supports, ssim_cuda.scale, _Loss, _composites))

@@ -2,17 +2,17 @@
 
 A loss of a small image takes less time than its checks, and on a GPU the next kernel waits for Python. So the public
 functions ask here first, by a key of everything that a call depends on but the numbers in the images. A device
-prepares (`dispatch.PREPARE`); `photometric` stores, since it alone knows that the arguments were checked.
+prepares (`dispatch.Device.prepare`); `photometric` stores, since it alone knows that the arguments were checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..options import SSIMOptions
 from . import dispatch
 
 #: Loss, l1, dssim (these two are None where they were not asked for) and both gradients, empty where not needed.
@@ -101,6 +101,9 @@ def forget() -> None:
 def prepare(img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tuple, terms: bool) -> Prepared | None:
     """Prepares the operator `photometric` without a weight for these images, if their device does that.
 
+    The device is asked by `Device.prepare(img1, img2, background, weights, per_image, options, needs, terms)`, which
+    returns a `Run` or None.
+
     Args:
         img1: As for the operator.
         img2: As for the operator.
@@ -108,6 +111,10 @@ def prepare(img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tu
         arguments: Of the operator, after the background.
         terms: Whether l1 and dssim are wanted.
     """
-    make: Callable[..., Any] | None = dispatch.PREPARE.get(img1.device.type)
-    run = make(img1, img2, background, *arguments, terms=terms) if make is not None else None
+    device = dispatch.DEVICES.get(img1.device.type)
+    if device is None or device.prepare is None:
+        return None
+    l1_weight, dssim_weight, offset, per_image, *values, need1, need2 = arguments
+    weights, options = (l1_weight, dssim_weight, offset), SSIMOptions(*values)
+    run = device.prepare(img1, img2, background, weights, per_image, options, (need1, need2), terms)
     return None if run is None else Prepared(run, arguments, terms, (img1.dtype, img2.dtype))

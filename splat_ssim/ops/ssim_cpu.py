@@ -143,12 +143,9 @@ class KernelCall:
     ) -> bytes:
         """`Arguments` of csrc/cpu/ssim.h; coefficients and totals by their addresses."""
         options, first, background = self.options, self.first, self.background
-        outputs = []
-        for output in (map_, grad1, grad2):
-            if output is not None:
-                compiled.prefer_huge_pages(output)
-                output = channels_first(output, options.channels_last)
-            outputs.append(output)
+        outputs = [
+            None if output is None else channels_first(output, options.channels_last) for output in (map_, grad1, grad2)
+        ]
         # Kept by the call: the cache may let go of it while another thread's kernel reads it.
         self.window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
@@ -190,6 +187,9 @@ class KernelCall:
         similarities: bool = False,
     ) -> ctypes.Array:
         """Runs the kernel; returns the totals."""
+        for output in (map_, grad1, grad2):
+            if output is not None:
+                compiled.prefer_huge_pages(output)
         totals = (ctypes.c_double * (3 * self.planes))()
         address = coefficients.data_ptr() if isinstance(coefficients, Tensor) else ctypes.addressof(coefficients)
         outputs = (map_, grad1, grad2, similarities)
@@ -276,6 +276,9 @@ def _run_pyramid(
     grads: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
     """Fills terms and values, or from the terms and the upstream gradient the gradients."""
+    for grad in grads:
+        if grad is not None:
+            compiled.prefer_huge_pages(grad)
     exponents = (ctypes.c_double * len(weights))(*weights)
     packed = call.pack(0, 0, None, None, None, *grads) + _PYRAMID.pack(
         call.first.ndim == 5,

@@ -137,7 +137,7 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
 
 
 def scale(gradient: Tensor, upstream: Tensor) -> bool:
-    """`dispatch.SCALES` of CUDA."""
+    """`dispatch.Device.scale` of CUDA."""
     return launch.scale(*target(gradient, SHARED), gradient, upstream)
 
 

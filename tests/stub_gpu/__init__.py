@@ -172,7 +172,5 @@ def install():
     _stub_cuda()
     torch.autograd._engine_run_backward = _differentiate
     # What runs below a function of torch's sees the CPU.
-    tables = (dispatch.IMPLEMENTATIONS, dispatch.KERNELS, dispatch.SCALES, dispatch.PREPARE, dispatch.COMPOSITES)
-    for table in tables:
-        table["cpu"] = table["cuda"]
+    dispatch.DEVICES["cpu"] = dispatch.DEVICES["cuda"]
     _kept.append(_Tensors().__enter__())
