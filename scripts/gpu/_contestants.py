@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from splat_ssim import reference
+from splat_ssim import reference, ssim
 from splat_ssim.loss import photometric_loss
 
 LAMBDA = 0.2
@@ -24,14 +25,23 @@ class Contestant:
     make: Callable[[], Loss]
     padding: str = "same"  # of its SSIM, in the words of splat_ssim.ssim
     ours: bool = False
+    lambda_dssim: float = LAMBDA
 
 
-def _with_l1(ssim: Loss) -> Loss:
-    return lambda x, y: (1 - LAMBDA) * (x - y).abs().mean() + LAMBDA * (1 - ssim(x, y))
+def _with_l1(similarity: Loss) -> Loss:
+    return lambda x, y: (1 - LAMBDA) * (x - y).abs().mean() + LAMBDA * (1 - similarity(x, y))
+
+
+def _without_l1(similarity: Loss) -> Loss:
+    return lambda x, y: 1 - similarity(x, y)
 
 
 def _ours() -> Loss:
     return lambda x, y: photometric_loss(x, y, lambda_dssim=LAMBDA)
+
+
+def _our_ssim() -> Loss:
+    return _without_l1(ssim)
 
 
 def _masked() -> Loss:
@@ -45,9 +55,10 @@ def _masked() -> Loss:
     return loss
 
 
-def _fused_ssim() -> Loss:
-    fused_ssim = importlib.import_module("fused_ssim").fused_ssim
-    return _with_l1(lambda x, y: fused_ssim(x, y, train=torch.is_grad_enabled()))
+def _peer(name: str) -> Loss:
+    """The SSIM of fused-ssim or fussim, which share their interface."""
+    peer = importlib.import_module(name).fused_ssim
+    return lambda x, y: peer(x, y, train=torch.is_grad_enabled())
 
 
 def _fused_ssim_3d() -> Loss:
@@ -60,25 +71,33 @@ def _fused_ssim_3d() -> Loss:
 
 
 def _pytorch_msssim() -> Loss:
-    ssim = importlib.import_module("pytorch_msssim").ssim
-    return _with_l1(lambda x, y: ssim(x, y, data_range=1.0))
+    peer = importlib.import_module("pytorch_msssim").ssim
+    return _with_l1(lambda x, y: peer(x, y, data_range=1.0))
 
 
 def _kornia() -> Loss:
-    ssim = importlib.import_module("kornia.metrics").ssim
-    return _with_l1(lambda x, y: ssim(x, y, 11).mean())
+    peer = importlib.import_module("kornia.metrics").ssim
+    return _with_l1(lambda x, y: peer(x, y, 11).mean())
 
 
-def contestants(dims: int) -> Iterator[Contestant]:
+@functools.cache
+def contestants(dims: int) -> tuple[Contestant, ...]:
     """Everyone for images or volumes."""
-    yield Contestant("splat_ssim", _ours, ours=True)
-    if dims == 2:
-        yield Contestant("splat_ssim, masked", _masked, ours=True)
-        yield Contestant("fused-ssim + L1", _fused_ssim)
-        yield Contestant("kornia + L1", _kornia, "reflect")
-    else:
-        yield Contestant("fused-ssim 3D + L1", _fused_ssim_3d)
-    yield Contestant("pytorch-msssim + L1", _pytorch_msssim, "valid")
+    ours = Contestant("splat_ssim", _ours, ours=True)
+    pytorch_msssim = Contestant("pytorch-msssim + L1", _pytorch_msssim, "valid")
+    if dims == 3:
+        return ours, Contestant("fused-ssim 3D + L1", _fused_ssim_3d), pytorch_msssim
+    return (
+        ours,
+        Contestant("splat_ssim, masked", _masked, ours=True),
+        Contestant("fused-ssim + L1", lambda: _with_l1(_peer("fused_ssim"))),
+        Contestant("fussim + L1", lambda: _with_l1(_peer("fussim"))),
+        Contestant("splat_ssim, SSIM alone", _our_ssim, ours=True, lambda_dssim=1.0),
+        Contestant("fused-ssim, SSIM alone", lambda: _without_l1(_peer("fused_ssim")), lambda_dssim=1.0),
+        Contestant("fussim, SSIM alone", lambda: _without_l1(_peer("fussim")), lambda_dssim=1.0),
+        Contestant("kornia + L1", _kornia, "reflect"),
+        pytorch_msssim,
+    )
 
 
 def compiled(backend: str = "inductor") -> Contestant:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from _clock import Clock  # noqa: E402
 from _commit import commit  # noqa: E402
-from _contestants import LAMBDA, Contestant, Loss, compiled, contestants  # noqa: E402
+from _contestants import Contestant, Loss, compiled, contestants  # noqa: E402
 
 from splat_ssim import reference  # noqa: E402
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize  # noqa: E402
 from splat_ssim.volume.reference import voxelize_reference  # noqa: E402
 
-IMAGES = ((1, 3, 1080, 1920), (1, 3, 2160, 3840), (25, 3, 256, 256), (1, 3, 800, 800))
+IMAGES = (
+    (1, 3, 1080, 1920),
+    (1, 3, 2160, 3840),
+    (25, 3, 256, 256),
+    (1, 3, 800, 800),
+    (1, 3, 512, 512),
+    (5, 5, 1080, 1920),
+)
 VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256))
 #: Peers that take seconds at other shapes.
 SLOW = {"kornia + L1": IMAGES[:1], "pytorch-msssim + L1": (*IMAGES[:1], *VOLUMES[:1])}
@@ -99,16 +107,18 @@ def both_and_value(loss: Loss, x: Tensor, y: Tensor) -> tuple[Callable[[], None]
     return both, value
 
 
-def errors(loss: Loss, padding: str, shape: tuple[int, ...], device: str) -> Row:
+@functools.cache
+def errors(contestant: Contestant, shape: tuple[int, ...], device: str) -> Row:
     """Relative errors of the value, and of the gradient by its largest entry, against float64."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(shape, generator=generator)
     y = (x + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
     exact = x.double().requires_grad_()
-    truth = reference.photometric_loss(exact, y.double(), lambda_dssim=LAMBDA, padding=padding)[0]
+    options = {"lambda_dssim": contestant.lambda_dssim, "padding": contestant.padding}
+    truth = reference.photometric_loss(exact, y.double(), **options)[0]
     truth.backward()
     x, y = x.to(device, copy=True).requires_grad_(), y.to(device)
-    value = loss(x, y)
+    value = contestant.make()(x, y)
     value.backward()
     assert x.grad is not None and exact.grad is not None
     gradient = (x.grad.double().cpu() - exact.grad).abs().max() / exact.grad.abs().max()
@@ -133,7 +143,7 @@ def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small:
     }
     if contestant.ours:  # fused-ssim launches on the legacy stream, which a capture refuses
         row["graph_both_ms"] = clock.graph(both)
-    return row | errors(loss, contestant.padding, small, DEVICE)
+    return row | errors(contestant, small, DEVICE)
 
 
 def losses(clock: Clock, table: Table, tiny: bool) -> None:
@@ -212,6 +222,8 @@ def kernel_table(tiny: bool) -> None:
     x = torch.rand((TINY_IMAGES if tiny else IMAGES)[0], device=DEVICE, requires_grad=True)
     y = torch.rand_like(x)
     for one in contestants(2):
+        if one.name in SLOW:
+            continue
         try:
             both, _ = both_and_value(one.make(), x, y)
             both()
@@ -232,16 +244,16 @@ def main() -> None:
     parser.add_argument("--losses", action="store_true", help="the losses and every peer")
     parser.add_argument("--voxelizer", action="store_true", help="the voxeliser")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the definition, at two shapes")
-    parser.add_argument("--one", action="store_true", help="one forward and backward at 1080p, for a profiler")
+    parser.add_argument("--one", action="store_true", help="an image and a volume, once, for a profiler")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "a CUDA device is required, and PyTorch reaches none\n")
     clock = Clock(brief=arguments.small)
     if arguments.one:
-        shape = TINY_IMAGES[0] if arguments.small else IMAGES[0]
-        x = torch.rand(shape, device=DEVICE, requires_grad=True)
-        both_and_value(next(contestants(2)).make(), x, torch.rand_like(x))[0]()
+        for shape in (TINY_IMAGES[0], TINY_VOLUMES[0]) if arguments.small else (IMAGES[0], VOLUMES[1]):
+            x = torch.rand(shape, device=DEVICE, requires_grad=True)
+            both_and_value(contestants(len(shape) - 2)[0].make(), x, torch.rand_like(x))[0]()
         return
     table = Table(arguments.csv, clock)
     if arguments.losses:

@@ -7,6 +7,7 @@
 # What it finds goes into $OUT as it comes: log, stages.csv (what became of each stage), benchmark.csv, metrics.json of a
 # training, the profile of a kernel. $COMMIT is for a folder that is no repository. The folder .gpu/, if there is one, is
 # put on Python's path: peers and gsplat for a machine without a network. $STAGES names the stages to run; all without it.
+# $PATIENCE multiplies the limits.
 # SMALL=1 runs every stage with tiny sizes, to see that it runs: tests/test_gpu_run.py does so on a stub of a GPU.
 set -u
 cd "$(dirname "$0")/../.."
@@ -14,7 +15,7 @@ python=${PYTHON:-python3}
 out=${OUT:-results/gpu}
 mkdir -p "$out"
 export SPLAT_SSIM_GPU=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-16} OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
-export PYTHONPATH="$PWD:$PWD/.gpu${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.gpu"
 small=${SMALL:+--small}
 echo "stage,result,seconds" > "$out/stages.csv"
 : > "$out/log"
@@ -23,7 +24,7 @@ failed=""
 # stage NAME LIMIT COMMAND…: what it prints is seen and kept; it ends at its limit, and the next one begins. A command
 # that ends with 77 says that what it needs is not there.
 stage() {
-  local name=$1 limit=$2 begin=$SECONDS result status
+  local name=$1 limit=$(($2 * ${PATIENCE:-1})) begin=$SECONDS result status
   shift 2
   [[ -z "${STAGES:-}" || " $STAGES " == *" $name "* ]] || return 0
   echo "== $name, at most $limit s" | tee -a "$out/log"
@@ -58,10 +59,11 @@ build() {
   SPLAT_SSIM_CUDA=auto TORCH_CUDA_ARCH_LIST=$architecture "$python" csrc/build.py && "$python" -m splat_ssim
 }
 
-# The pytest of other machines may lack the plugin for time limits.
+# The pytest of other machines may lack the plugins for time limits and for several workers.
 tests() {
   local options=(--tb=short -rfE --maxfail 25 -p no:cacheprovider)
   "$python" -c "import pytest_timeout" 2>/dev/null && options+=(--timeout 60 --timeout-method thread)
+  "$python" -c "import xdist" 2>/dev/null && options+=(-n "${WORKERS:-8}")
   "$python" -m pytest "${options[@]}" "$@"
 }
 
@@ -84,14 +86,14 @@ sanitize() {
   return "$status"
 }
 
-# Issue slots, stalls and shared memory of the fused kernel at 1080p.
+# Issue slots, stalls and shared memory of the fused kernels, at 1080p and 256 cubed.
 profile() {
   local program
   program=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null)
   [[ -n "$program" ]] || { echo "ncu is not installed"; return 77; }
-  "$program" --clock-control none --set full -k splat_fused2d -c 1 -f -o "$out/fused2d" \
+  "$program" --clock-control none --set full -k regex:splat_ -c 8 -f -o "$out/kernels" \
     "$python" scripts/gpu/benchmark.py $small --one || { echo "ncu does not run here"; return 77; }
-  "$program" --import "$out/fused2d.ncu-rep" --page details || true
+  "$program" --import "$out/kernels.ncu-rep" --page details || true
 }
 
 # The trainer on gsplat's kernels, which take minutes to compile: not here.
@@ -112,7 +114,8 @@ export python out small
 run() { stage "$1" "$2" bash -c "${*:3}"; }
 
 on_device="tests/test_cuda.py tests/test_determinism.py tests/test_rgba.py tests/test_prepared.py"
-functions="tests/test_ops_ssim.py tests/test_loss.py tests/test_functional.py"
+functions="tests/test_ops_ssim.py tests/test_loss.py tests/test_functional.py tests/test_ms_ssim.py"
+functions="$functions tests/test_compat_*.py tests/test_volume_device.py tests/test_rasterize_*.py"
 if [[ -n "$small" ]]; then
   on_device='tests/test_cuda.py -k "test_the_upstream_value"'
   functions='tests/test_loss.py -k "test_a_retained_graph"'
