@@ -100,7 +100,7 @@ profile() {
 train() {
   local steps=1000 folder status
   [[ -z "$small" ]] || steps=2
-  "$python" -c "import gsplat.csrc, tyro" || { echo "gsplat is not there compiled, or tyro is not installed"; return 77; }
+  "$python" -c "import torch, gsplat.csrc, tyro" || { echo "gsplat is not there compiled, or tyro is not installed"; return 77; }
   folder=$(mktemp -d)  # of its many files the metrics are wanted
   "$python" scripts/train.py --device cuda --steps "$steps" --result-dir "$folder/chair" --checkpoint-every 100000
   status=$?
