@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
-#: torch's name of each padding; "valid" pads nothing.
-_PAD_MODES = {"same": "constant", "reflect": "reflect", "replicate": "replicate"}
 
 
 def gaussian_taps(window_size: int = 11, sigma: float = 1.5) -> tuple[float, ...]:
@@ -64,7 +62,21 @@ def pad(images: Tensor, before: int, after: int, padding: str, spatial_dims: int
     """Pads each spatial axis (the last ones) the way `padding` names."""
     if padding == "valid" or before == after == 0:
         return images
-    return F.pad(images, (before, after) * spatial_dims, mode=_PAD_MODES[padding])
+    if padding == "same":
+        return F.pad(images, (before, after) * spatial_dims)
+    # Joined slices: the backward of torch's own padding adds in any order on CUDA, so that its bits change.
+    for dim in range(images.ndim - spatial_dims, images.ndim):
+        length = images.shape[dim]
+        if padding == "reflect":
+            first = images.narrow(dim, 1, before).flip(dim)
+            last = images.narrow(dim, length - 1 - after, after).flip(dim)
+        else:
+            first, last = (
+                images.narrow(dim, at, 1).expand(*(n if d == dim else -1 for d in range(images.ndim)))
+                for at, n in ((0, before), (length - 1, after))
+            )
+        images = torch.cat([first, images, last], dim)
+    return images
 
 
 class Moments(NamedTuple):
