@@ -34,7 +34,7 @@ from splat_ssim.trainer.checkpoint import fingerprint, saved_value
 from splat_ssim.trainer.config import given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
-from splat_ssim.trainer.pictures import save_image, to_bytes, write_video
+from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
@@ -233,7 +233,8 @@ class SceneTask:
             splats = standard_splats(self.splats, self.opacity_activation)
             save_ply(folder / "scene.ply", splats, comments=comments)
         if self.config.output.video:
-            self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
+            with said_without_video():
+                self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
 
     def render(self, views: str, output: Path, frames: int) -> None:

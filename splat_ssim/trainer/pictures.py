@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,12 +112,35 @@ def save_comparison(path: str | Path, pred: Tensor, target: Tensor) -> None:
     save_image(path, torch.cat([pred, target, error], 3))
 
 
+class NoVideoError(UserError):
+    """This machine cannot write videos; the message says what is missing."""
+
+
+@contextmanager
+def said_without_video() -> Iterator[None]:
+    """Goes on where a video cannot be written, and says so."""
+    try:
+        yield
+    except NoVideoError as error:
+        print(error, file=sys.stderr)
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30) -> None:
-    """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other."""
-    import imageio.v2 as imageio
+    """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other.
+
+    Raises:
+        NoVideoError: The packages that write videos are not installed.
+    """
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise NoVideoError(
+            f"{path} is not written: a video needs pip install imageio imageio-ffmpeg: {error}"
+        ) from error
 
     with replacing_path(path) as new:
-        writer: Any = imageio.get_writer(new, fps=fps, macro_block_size=2)
+        writer: Any = imageio.get_writer(new, format="FFMPEG", fps=fps, macro_block_size=2)
         with writer:
             for frame in frames:
                 writer.append_data(frame)

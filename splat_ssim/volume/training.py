@@ -15,6 +15,7 @@ from ..errors import UserError, user_errors
 from ..ops.voxelize_cuda import has_kernels
 from ..registry import get_loss, l1_loss
 from ..trainer.device import pick_device
+from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
 from ..trainer.task import Report
 from .config import VolumeConfig
@@ -196,7 +197,8 @@ class VolumeTask:
             if config.output.quantized:
                 metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
         if config.output.video:
-            self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
+            with said_without_video():
+                self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
         return metrics
 
     def _source(self) -> FieldSource:
