@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(compiled.library() is None, reason="built without a compiler"),
 ]
 
-STAGES = ("machine build smoke time tests racecheck memcheck synccheck ncu functions benchmark trainer").split()
+STAGES = "machine build smoke time ncu trainer voxelizer tests functions racecheck memcheck synccheck compiled".split()
 
 #: Programs of the machine: what they print, and what they do.
 NVIDIA_SMI = 'echo "Stand-in, 580.00, 1980, 2619, 31, 70"'
@@ -149,13 +149,13 @@ except RuntimeError as error:
     command = [sys.executable, "-m", "tests.stub_gpu", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "milliseconds 0.5 4.0" in done.stdout, done.stderr
-    assert "the host takes too long to queue the calls" in done.stdout
+    assert "it waits for the GPU" in done.stdout
 
 
 def test_a_stage_that_hangs_ends_at_its_limit_and_the_next_runs(machine):
     programs, environment = machine
     (programs / "compute-sanitizer").write_text("#!/usr/bin/env bash\necho started\nsleep 100\n")
-    script = (ROOT / "scripts" / "gpu" / "run.sh").read_text().replace("run memcheck 40", "run memcheck 2")
+    script = (ROOT / "scripts" / "gpu" / "run.sh").read_text().replace("run memcheck 140", "run memcheck 2")
     short = ROOT / "scripts" / "gpu" / "run.short.tmp"  # where git ignores it
     try:
         short.write_text(script)
@@ -192,4 +192,5 @@ def test_the_limits_fit_one_call():
     script = (ROOT / "scripts" / "gpu" / "run.sh").read_text()
     limits = {name: int(limit) for name, limit in re.findall(r"^run (\w+) (\d+) ", script, re.MULTILINE)}
     assert list(limits) == STAGES
-    assert sum(limits.values()) <= 560
+    at_once = {name: int(limit) for name, limit in re.findall(r"^run (\w+) (\d+) .*&$", script, re.MULTILINE)}
+    assert sum(limits.values()) - sum(at_once.values()) + max(at_once.values()) <= 560

@@ -11,11 +11,16 @@ import torch
 
 Call = Callable[[], object]
 
+
+class WaitingCallError(RuntimeError):
+    """A call that waits for the GPU cannot be queued behind a sleeping kernel."""
+
+
 #: More than the caches of any GPU hold.
 _FLUSHED_BYTES = 256 << 20
 #: Cycles of a sleeping kernel for a millisecond, at 2 GHz: what is behind it in the queue is queued meanwhile.
 _CYCLES = 2_000_000
-_LONGEST_SLEEP = 1000 * _CYCLES
+_LONGEST_SLEEP = 300 * _CYCLES
 
 
 class Clock:
@@ -51,6 +56,9 @@ class Clock:
             host_ms: How long the host takes to queue it.
             cold: Whether the caches are flushed before each call.
             repeats: Samples, each of several calls.
+
+        Raises:
+            WaitingCallError: The queue ran dry, however long the kernel slept.
         """
         call()
         torch.cuda.synchronize()
@@ -74,7 +82,7 @@ class Clock:
             torch.cuda.synchronize()
             if ran_dry:
                 if sleep > _LONGEST_SLEEP:
-                    raise RuntimeError("the host takes too long to queue the calls behind a sleeping kernel")
+                    raise WaitingCallError("it waits for the GPU, or takes too long to queue")
                 sleep *= 2
                 continue
             if cold:

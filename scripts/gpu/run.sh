@@ -19,24 +19,29 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.gpu"
 small=${SMALL:+--small}
 echo "stage,result,seconds" > "$out/stages.csv"
 : > "$out/log"
-failed=""
 
 # stage NAME LIMIT COMMAND…: what it prints is seen and kept; it ends at its limit, and the next one begins. A command
-# that ends with 77 says that what it needs is not there.
+# that ends with 77 says that what it needs is not there. Stages that run at once each print when they end.
 stage() {
   local name=$1 limit=$(($2 * ${PATIENCE:-1})) begin=$SECONDS result status
   shift 2
   [[ -z "${STAGES:-}" || " $STAGES " == *" $name "* ]] || return 0
-  echo "== $name, at most $limit s" | tee -a "$out/log"
-  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log"
-  status=${PIPESTATUS[0]}
+  if [[ -n "${at_once:-}" ]]; then
+    timeout -k 5 "$limit" "$@" > "$out/$name.tmp" 2>&1
+    status=$?
+    { echo "== $name, at most $limit s" && cat "$out/$name.tmp"; } | tee -a "$out/log"
+    rm "$out/$name.tmp"
+  else
+    echo "== $name, at most $limit s" | tee -a "$out/log"
+    timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log"
+    status=${PIPESTATUS[0]}
+  fi
   case $status in
     0) result=passed ;;
     77) result="not available" ;;
     124 | 137) result="ended at its limit of $limit s" ;;
     *) result="failed with $status" ;;
   esac
-  [[ $status == 0 || $status == 77 ]] || failed="$failed $name"
   echo "$name,$result,$((SECONDS - begin))" | tee -a "$out/stages.csv"
 }
 
@@ -63,7 +68,7 @@ build() {
 tests() {
   local options=(--tb=short -rfE --maxfail 25 -p no:cacheprovider)
   "$python" -c "import pytest_timeout" 2>/dev/null && options+=(--timeout 60 --timeout-method thread)
-  "$python" -c "import xdist" 2>/dev/null && options+=(-n "${WORKERS:-8}")
+  "$python" -c "import xdist" 2>/dev/null && options+=(-n "${WORKERS:-6}")
   "$python" -m pytest "${options[@]}" "$@"
 }
 
@@ -112,6 +117,7 @@ train() {
 export -f probe build tests sanitize profile train
 export python out small
 run() { stage "$1" "$2" bash -c "${*:3}"; }
+failed() { awk -F, 'NR > 1 && $2 != "passed" && $2 != "not available" { printf " %s", $1 }' "$out/stages.csv"; }
 
 on_device="tests/test_cuda.py tests/test_determinism.py tests/test_rgba.py tests/test_prepared.py"
 functions="tests/test_ops_ssim.py tests/test_loss.py tests/test_functional.py tests/test_ms_ssim.py"
@@ -121,20 +127,25 @@ if [[ -n "$small" ]]; then
   functions='tests/test_loss.py -k "test_a_retained_graph"'
 fi
 
-run machine 40 probe
-[[ -z "$failed" ]] || exit 1
-run build 45 build
-run smoke 50 '"$python" scripts/gpu/smoke.py $small'
-run time 80 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --losses'
-run tests 60 "tests -m cuda $on_device"
-run racecheck 40 sanitize racecheck
-run memcheck 40 sanitize memcheck --padding 128
-run synccheck 30 sanitize synccheck
+run machine 20 probe
+[[ -z "$(failed)" ]] || exit 1
+run build 60 build
+run smoke 25 '"$python" scripts/gpu/smoke.py $small'
+run time 100 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --losses'
 run ncu 30 profile
-run functions 40 "tests -m cuda $functions"
-run benchmark 55 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --voxelizer --compiled'
-run trainer 50 train
+run trainer 40 train
+run voxelizer 25 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --voxelizer'
+# Nothing here is timed.
+at_once=1
+run tests 140 "tests -m cuda $on_device" &
+run functions 140 "tests -m cuda $functions" &
+run racecheck 140 sanitize racecheck &
+run memcheck 140 sanitize memcheck --padding 128 &
+run synccheck 140 sanitize synccheck &
+wait
+at_once=
+run compiled 120 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --compiled'
 
 echo "== results, in $out"
 cat "$out/stages.csv"
-[[ -z "$failed" ]] || { echo "not passed:$failed"; exit 1; }
+[[ -z "$(failed)" ]] || { echo "not passed:$(failed)"; exit 1; }
