@@ -1,8 +1,13 @@
 """Holds one function to another: value, gradients, dtype and shape, on the same images."""
 
+import functools
+
 import torch
 
 from tests import devices
+
+#: Packages make their windows where a user's program does: on the CPU, whatever the tests' default device.
+plain = functools.partial(torch.device, "cpu")
 
 
 def random_pair(generator, shape, dtype, top=1.0):
@@ -18,7 +23,8 @@ def assert_same(ours, theirs, images, tolerance):
     results = []
     for function in (ours, theirs):
         inputs = [img.detach().clone().requires_grad_() for img in images]
-        value = function(*inputs)
+        with plain():
+            value = function(*inputs)
         upstream = torch.cos(torch.arange(value.numel(), dtype=value.dtype)).reshape(value.shape)
         results.append((value.detach(), *torch.autograd.grad(value, inputs, upstream)))
     for found, expected in zip(*results, strict=True):

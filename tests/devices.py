@@ -117,8 +117,11 @@ def use(name):
         if name == "emulation":
             with _emulation():
                 yield
-        else:
-            with torch.device(torch_device()):
+        elif name == "cuda":
+            # What peers make of float32 convolutions is to be float32.
+            with torch.device("cuda"), torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
                 yield
+        else:
+            yield
     finally:
         _current = "cpu"

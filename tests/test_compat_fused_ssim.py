@@ -77,7 +77,7 @@ def test_map_without_training_has_no_gradient():
     img1, img2 = random_pair(torch.Generator().manual_seed(0), (1, 1, 12, 12), torch.float32)
     ssim_map = fused_ssim.FusedSSIMMap.apply(C1=1e-4, C2=9e-4, img1=img1.requires_grad_(), img2=img2, train=False)
     assert not ssim_map.requires_grad
-    assert ssim_map.mean() == pytest.approx(fused_ssim.fused_ssim(img1, img2).item(), abs=1e-6)
+    assert ssim_map.mean().item() == pytest.approx(fused_ssim.fused_ssim(img1, img2).item(), abs=1e-6)
 
 
 def test_map_takes_constants_of_any_kind():

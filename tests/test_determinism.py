@@ -23,13 +23,14 @@ def digest():
     found = []
 
     def take(function, shape, **options):
-        x = torch.rand(shape, generator=generator)
-        y = (x + 0.1 * torch.randn(shape, generator=generator)).clamp(0, 1).to(device)
+        x = torch.rand(shape, generator=generator, device="cpu")
+        noise = torch.randn(shape, generator=generator, device="cpu")
+        y = (x + 0.1 * noise).clamp(0, 1).to(device)
         x = x.to(device).requires_grad_()
         value = function(x, y, **options)
         found.extend([value, *torch.autograd.grad(value.sum(), x)])
 
-    mask = torch.rand(1, 1, 45, 300, generator=generator).to(device)
+    mask = torch.rand(1, 1, 45, 300, generator=generator, device="cpu").to(device)
     take(photometric_loss, (1, 3, 45, 300))
     take(photometric_loss, (1, 3, 45, 256))
     take(photometric_loss, (1, 3, 45, 300), mask=mask)
@@ -38,7 +39,7 @@ def digest():
     take(splat_ssim.ssim, (1, 2, 40, 90), reduction="none", window_size=13)
     take(splat_ssim.ssim3d, (1, 2, 14, 17, 40))
     take(ms_ssim_l1_loss, (1, 2, 180, 170), window_size=11)
-    rgba = torch.randint(256, (1, 4, 45, 300), dtype=torch.uint8, generator=generator).to(device)
+    rgba = torch.randint(256, (1, 4, 45, 300), dtype=torch.uint8, generator=generator, device="cpu").to(device)
     take(lambda x, _: photometric_loss(x, rgba, background=0.5), (1, 3, 45, 300))
     return hashlib.sha256(b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in found)).hexdigest()
 

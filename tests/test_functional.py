@@ -455,7 +455,8 @@ def test_under_checkpointing(function, reduction):
     }
     grads = []
     for run in (lambda f, *images: f(*images), lambda f, *images: checkpoint(f, *images, use_reentrant=False)):
-        leaf = torch.rand(1, 2, 20, 21, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        leaf = torch.rand(1, 2, 20, 21, generator=torch.Generator().manual_seed(0), device="cpu")
+        leaf = leaf.to(devices.torch_device()).requires_grad_()
         run(lambda x, y: function(x * 1.0, y, **options), leaf, torch.full_like(leaf, 0.3)).backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("device")
 def scene(batch, height, width, pred_last=False, target_last=False, dtype=torch.float32, seed=0):
     """A prediction near what it is compared with, and RGBA with parts of all kinds of alpha."""
     generator = torch.Generator().manual_seed(seed)
-    rgba = torch.randint(256, (batch, 4, height, width), dtype=torch.uint8, generator=generator)
-    alpha = torch.randint(3, (batch, 1, height, width), generator=generator)
+    rgba = torch.randint(256, (batch, 4, height, width), dtype=torch.uint8, generator=generator, device="cpu")
+    alpha = torch.randint(3, (batch, 1, height, width), generator=generator, device="cpu")
     rgba[:, 3:] = torch.where(alpha == 0, 0, torch.where(alpha == 1, 255, rgba[:, 3:])).to(torch.uint8)
-    pred = torch.rand((batch, 3, height, width), generator=generator)
+    pred = torch.rand((batch, 3, height, width), generator=generator, device="cpu")
     if pred_last:
         pred = pred.contiguous(memory_format=torch.channels_last)
     if target_last:
@@ -75,14 +75,14 @@ def test_random_shapes_and_ranges(seed):
     if devices.current() == "emulation" and seed >= 6:
         pytest.skip("the emulation is slow")
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randint(1, 64, (3,), generator=generator).tolist()
+    draw = torch.randint(1, 64, (3,), generator=generator, device="cpu").tolist()
     shape, data_range = (
         (draw[0] % 3 + 1, draw[1] if seed >= 6 else draw[1] % 9 + 1, draw[2]),
         (1.0, 3.0, 255.0)[seed % 3],
     )
     pred, rgba = scene(*shape, pred_last=seed % 2 == 0, target_last=seed % 4 > 1, seed=seed)
     pred = (pred.detach() * data_range).requires_grad_()
-    background = torch.rand(shape[0], 3, generator=generator) * data_range
+    background = torch.rand(shape[0], 3, generator=generator, device="cpu") * data_range
     loss = photometric_loss(pred, rgba, background=background.to(pred.device), data_range=data_range)
     expected, _ = by_hand(pred, rgba, background.double().numpy(), data_range=data_range)
     assert abs(loss.item() - expected.item()) < 3e-6 * data_range
