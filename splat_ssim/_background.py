@@ -34,7 +34,7 @@ def as_tensor(background: Background, pred: Tensor) -> Tensor:
         numbers = tuple(check_number("background", value, low=-torch.inf) for value in values)
         if torch.compiler.is_compiling() or dispatch.is_watched():
             return torch.tensor([numbers], dtype=dtype, device=device)
-        return _constant(numbers, dtype, device)
+        return constant(numbers, dtype, device)
     batch = pred.shape[0] if pred.ndim else 1
     if tuple(background.shape) not in ((3,), (1, 3), (batch, 3)) or not background.is_floating_point():
         got = f"{tuple(background.shape)} of {str(background.dtype).removeprefix('torch.')}"
@@ -47,8 +47,8 @@ def as_tensor(background: Background, pred: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor that is kept: on a GPU, making one waits for it."""
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, N) tensor that is kept: on a GPU, making one waits for it."""
     with torch.inference_mode(False):
         return torch.tensor([numbers], dtype=dtype, device=device)
 

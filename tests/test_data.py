@@ -34,14 +34,15 @@ def test_blender_composites_over_the_background(tmp_path):
     folder = write_blender(tmp_path)
     Image.fromarray(np.array([[[255, 0, 0, 51]] * 32] * 32, np.uint8)).save(folder / "train" / "r_0.png")
     view = load_scene(folder, background=(1.0, 1.0, 1.0)).train[0]
-    torch.testing.assert_close(view.image[0, 0], torch.tensor([1.0, 0.8, 0.8]))
+    torch.testing.assert_close(view.pixels()[0, :, 0, 0], torch.tensor([1.0, 0.8, 0.8]))
     assert view.pixels().shape == (1, 3, 32, 32)
-    assert load_scene(folder, background=(0.0, 0.0, 0.0)).train[0].image[0, 0].tolist() == pytest.approx([0.2, 0, 0])
+    view = load_scene(folder, background=(0.0, 0.0, 0.0)).train[0]
+    assert view.pixels()[0, :, 0, 0].tolist() == pytest.approx([0.2, 0, 0])
 
 
 def test_blender_factor_keeps_the_field_of_view(tmp_path):
     full, half = (load_scene(write_blender(tmp_path), factor=factor).train[0] for factor in (1, 2))
-    assert half.image.shape == (16, 16, 3)
+    assert half.image.shape == (16, 16, 4)
     torch.testing.assert_close(half.K[:2], full.K[:2] / 2)
 
 
@@ -58,7 +59,7 @@ def test_random_points_lie_inside_the_silhouettes(tmp_path):
 def test_the_chair_is_complete():
     scene = load_scene(ASSETS / "chair_200")
     assert (len(scene.train), len(scene.test)) == (100, 25)
-    assert scene.train[0].image.shape == (200, 200, 3)
+    assert scene.train[0].image.shape == (200, 200, 4)
 
 
 def test_colmap_lund():

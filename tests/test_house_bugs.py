@@ -47,7 +47,7 @@ def test_1_colmap_images_with_alpha_have_one_background(tmp_path, background):
     scene = load_scene(folder, background=background)
     # Under the photographs as behind the Gaussians.
     assert scene.background == background
-    assert scene.train[0].image[0, 0].tolist() == list(background)
+    assert scene.train[0].pixels()[0, :, 0, 0].tolist() == list(background)
 
 
 def test_2_looking_at_a_run_leaves_its_next_checkpoint_alone(tmp_path):

@@ -56,8 +56,8 @@ def test_rows_and_columns_beyond_a_whole_box_are_left_out():
     image, mask = torch.rand(7, 9, 3), torch.ones(7, 9, dtype=torch.bool)
     mask[0, 0] = False
     K = torch.tensor([[8.0, 0, 4.5], [0, 8.0, 3.5], [0, 0, 1]])
-    view = View("a", torch.eye(4), K, image, mask, alpha=torch.ones(7, 9)).reduced(4)
-    assert view.image.shape == (1, 2, 3) and view.alpha.shape == (1, 2)
+    view = View("a", torch.eye(4), K, image, mask).reduced(4)
+    assert view.image.shape == (1, 2, 3)
     torch.testing.assert_close(view.image[0, 1], image[:4, 4:8].mean((0, 1)))
     assert view.mask.tolist() == [[False, True]]
     assert view.K.tolist() == [[2.0, 0.0, 1.125], [0.0, 2.0, 0.875], [0.0, 0.0, 1.0]]

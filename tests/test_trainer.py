@@ -345,7 +345,7 @@ def test_evaluation_names_its_padding(options):
     for padding in ("same", "valid"):
         result = evaluate(lambda view: trainer.render(view)[0], views, ssim_padding=padding)
         assert result["ssim_padding"] == padding
-    perfect = evaluate(lambda view: view.image[None], views)
+    perfect = evaluate(lambda view: view.pixels().permute(0, 2, 3, 1), views)
     assert perfect["psnr"] == pytest.approx(100)
     assert perfect["ssim"] == pytest.approx(1, abs=1e-5)
 

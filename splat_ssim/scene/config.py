@@ -23,6 +23,8 @@ class DataConfig:
     test_every: int = 8
     #: Behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
+    #: Folder of decoded images, where they take more than half of the free memory; by default .cache in the scene's.
+    cache: Path | None = None
     #: Training starts on images reduced by this power of 2, which halves at equal intervals; 1: full size throughout.
     coarse_factor: int = 1
     #: From this step on images are of full size; by default from 0.3 of the run on.

@@ -104,7 +104,7 @@ def _misfits(scene: Scene, kept: np.ndarray, middle: np.ndarray, half: float) ->
     low, high = (np.asarray(corner) for corner in scene.box)
     size = 0.5 * float((high - low).max())
     differs = not 0.5 < half / size < 2 or np.abs(middle - 0.5 * (low + high)).max() > 0.5 * size
-    if not kept.any() or all(view.alpha is None for view in scene.train):
+    if not kept.any() or not any(view.is_transparent for view in scene.train):
         return not kept.any() or differs
     cells = np.argwhere(kept)
     # Silhouettes that go on beyond the box are cut by it.
@@ -118,7 +118,7 @@ def _carved(scene: Scene, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray
     centers = torch.as_tensor(corners + 0.5 * cell, dtype=torch.float32)
     kept = torch.ones(len(centers), dtype=torch.bool)
     for view in scene.train:
-        if view.alpha is not None:
+        if view.is_transparent:
             inside = torch.where(kept)[0]
             kept[inside] = _seen(centers[inside], view, radius=0.5 * float(np.linalg.norm(cell)))
     return low, high, kept.numpy().reshape((CARVE_CELLS,) * 3)
@@ -133,7 +133,9 @@ def _seen(points: Tensor, view: View, radius: float) -> Tensor:
     within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
     # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
     reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
-    alpha = torch.ones(view.height, view.width) if view.alpha is None else view.alpha
+    alpha = view.alpha
+    if alpha is None:
+        alpha = torch.ones(view.height, view.width)
     silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
     # What a view does not show, or shows too close to tell, it does not exclude.
     return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +38,8 @@ from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
 
+#: Losses that take bytes as they are, and composite transparent ones themselves.
+LOSSES_OF_BYTES = ("fused_ssim",)
 #: `Scene.origin` of a checkpoint that has none: coordinates were those of the first model, as they are.
 FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
@@ -66,9 +67,10 @@ class SceneTask:
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
             self._check_orbit()
-        self.coarse_views: dict[tuple[int, int], View] = {}
-        # No loss asks for the alpha channel.
-        self.views = Ahead(lambda step: replace(self.view_of_step(step), alpha=None), View.mapped, self.device)
+        #: Training views at 1/coarse_factor of their size, by index.
+        self.coarse_views: dict[int, View] = {}
+        self.coarse_factor = 1
+        self.views = Ahead(lambda step: self.view_of_step(step), View.mapped, self.device)
         self.extent, self.near = self.scene.extent, self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
@@ -95,15 +97,13 @@ class SceneTask:
         config, splats = self.config, self.splats
         with stage("render"):
             view = self.views.take(index)
-            target = view.pixels()
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
             colors, _, info = self.render_view(view, degree)
             pred = colors.permute(0, 3, 1, 2)
             self.strategy.step_pre_backward(splats, self.optimizers, self.strategy_state, index, info)
 
         with stage("loss"):
-            mask = None if view.mask is None else view.mask[None, None]
-            loss = self.loss(pred, target, mask=mask)
+            loss = self.compare(pred, view)
             loss, terms = loss if isinstance(loss, tuple) else (loss, {})
             if config.opacity_penalty:
                 loss = loss + config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
@@ -126,10 +126,18 @@ class SceneTask:
             {
                 "loss": loss,
                 **terms,
-                "psnr": lambda: psnr(pred.detach(), target, view.mask),
+                "psnr": lambda: psnr(pred.detach(), view.pixels(), view.mask),
                 "gaussians": lambda: len(splats["means"]),
             }
         )
+
+    def compare(self, pred: Tensor, view: View) -> Any:
+        """What the loss says of a render (1, 3, H, W) and its photograph."""
+        mask = None if view.mask is None else view.mask[None, None]
+        if self.config.loss not in LOSSES_OF_BYTES or view.image.dtype != torch.uint8:
+            return self.loss(pred, view.pixels(), mask=mask)
+        background = {"background": view.background} if view.is_transparent else {}
+        return self.loss(pred, view.image.permute(2, 0, 1)[None], mask=mask, **background)
 
     def view_of_step(self, step: int) -> View:
         """The training view of a step: each pass over the views has its own order, known from the seed alone."""
@@ -140,10 +148,14 @@ class SceneTask:
         index = int(torch.randperm(len(views), generator=generator)[position])
         factor = coarseness(self.config.data, step)
         if factor == 1:
+            self.coarse_views.clear()
             return views[index]
-        if (index, factor) not in self.coarse_views:
-            self.coarse_views[index, factor] = views[index].reduced(factor)
-        return self.coarse_views[index, factor]
+        if factor != self.coarse_factor:
+            self.coarse_factor = factor
+            self.coarse_views.clear()
+        if index not in self.coarse_views:
+            self.coarse_views[index] = views[index].reduced(factor)
+        return self.coarse_views[index]
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
         """What `count` training views say of each Gaussian, for the strategies that ask."""
@@ -275,5 +287,6 @@ def read_scene(config: SceneConfig, origin: Mapping[str, Any] | None = None) -> 
         factor=config.data.factor,
         test_every=config.data.test_every,
         background=backgrounds[config.data.background],
+        cache=config.data.cache,
         origin=origin,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -24,6 +26,23 @@ def wait(device: torch.device) -> None:
     """Waits until the device has done all work handed to it. The CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take, as the system and the limits of its control group say."""
+    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        # Systems that do not tell: half of what is installed.
+        free = page * os.sysconf("SC_PHYS_PAGES") // 2 if page else 4 << 30
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no group, or one without a limit
+        return free
 
 
 def peak_memory(device: torch.device) -> int | None:

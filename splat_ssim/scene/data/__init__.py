@@ -17,7 +17,9 @@ from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened
 
 __all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
 
-#: Readers by name; each takes (folder, factor=, test_every=, background=) and returns a Scene.
+#: Below a scene's folder: images decoded.
+CACHE = ".cache"
+#: Readers by name; each takes (folder, factor=, test_every=, background=, cache=) and returns a Scene.
 FORMATS: dict[str, Callable[..., Scene]] = {
     "blender": load_blender,
     "colmap": load_colmap,
@@ -53,6 +55,7 @@ def load_scene(
     factor: int = 1,
     test_every: int = 8,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    cache: str | Path | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Scene:
     """Reads a scene: all its cameras and images, split in training and test views.
@@ -65,6 +68,8 @@ def load_scene(
         test_every: Without a split in the files, every such view by file name, starting with the first, is a test view;
             0: all are training views.
         background: RGB in [0, 1] under images with an alpha channel.
+        cache: Folder where images that take more than half of the free memory are kept decoded; by default `.cache` in
+            the scene's folder.
         origin: `Scene.origin` of an earlier reading, for the same coordinates; by default they are chosen.
 
     Returns:
@@ -87,7 +92,8 @@ def load_scene(
         raise SceneError(f"format must be auto, {', '.join(FORMATS)}, got {name!r}")
     if factor < 1 or test_every < 0:
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
-    options = {} if origin is None or name != "colmap" else {"model": origin["model"]}
+    options: dict[str, Any] = {} if origin is None or name != "colmap" else {"model": origin["model"]}
+    options["cache"] = folder / CACHE if cache is None else Path(cache)
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background, **options)
     scene.format = name
     if not scene.train:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splat_ssim.scene.data.images import check_found, find_image, image_size, read_images
-from splat_ssim.scene.data.scene import Scene, View, split_views, split_words
-from splat_ssim.scene.data.transforms import frame_view, merged, read_camera, read_frames
+from splat_ssim.scene.data.images import check_found, find_image, image_size
+from splat_ssim.scene.data.photos import Photo, read_views
+from splat_ssim.scene.data.scene import Scene, split_views, split_words
+from splat_ssim.scene.data.transforms import frame_mask, merged, opengl_to_viewmat, read_camera, read_frames
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
 
 
 def load_blender(
-    folder: Path, *, factor: int = 1, test_every: int = 8, background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    folder: Path,
+    *,
+    factor: int = 1,
+    test_every: int = 8,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    cache: Path | None = None,
 ) -> Scene:
     """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one.
 
     Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
     """
     notes: list[str] = []
-    train = _read_split(folder, "train", factor, background, notes)
+    train = read_views(_read_split(folder, "train", factor, notes), background, cache, notes)
     if (folder / "transforms_test.json").exists():
-        test, split = _read_split(folder, "test", factor, background, notes), "split by transforms_test.json"
+        test = read_views(_read_split(folder, "test", factor, notes), background, cache, notes)
+        split = "split by transforms_test.json"
     else:
         (train, test), split = split_views(train, test_every), split_words(test_every)
     return Scene(
@@ -36,9 +43,7 @@ def load_blender(
     )
 
 
-def _read_split(
-    folder: Path, split: str, factor: int, background: tuple[float, float, float], notes: list[str]
-) -> list[View]:
+def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list[Photo]:
     path = folder / f"transforms_{split}.json"
     content, frames, corrected = read_frames(path)
     notes += corrected
@@ -52,11 +57,11 @@ def _read_split(
     check_found(named, found, path.name, notes)
     files = [file for file in found if file is not None]
     numbered = [(index, frame) for index, frame in enumerate(frames) if found[index] is not None]
-    views = []
-    for file, (index, frame), image in zip(files, numbered, read_images(files, [factor] * len(files)), strict=True):
+    photos = []
+    for file, (index, frame) in zip(files, numbered, strict=True):
         where = f"{path}: frame {index}"
         camera = read_camera(merged(content, frame), where, image_size(file))
         name = str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
-        view = frame_view(frame, name, image, camera, folder=folder, where=where, background=background, file=file)
-        views.append(view)
-    return views
+        viewmat, mask = opengl_to_viewmat(frame["transform_matrix"]), frame_mask(frame, folder, where)
+        photos.append(Photo(name, file, viewmat, camera, where, factor, mask))
+    return photos

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from splat_ssim.scene.data.images import check_found, find_image, make_view, mask_of_size, read_images
+from splat_ssim.scene.data.images import check_found, find_image
 from splat_ssim.scene.data.lens import CAMERA_MODELS
+from splat_ssim.scene.data.photos import Photo, read_views
 from splat_ssim.scene.data.scene import Scene, SceneError, split_views, split_words
 
 
@@ -26,6 +27,7 @@ def load_colmap(
     factor: int = 1,
     test_every: int = 8,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    cache: Path | None = None,
     model: str | None = None,
 ) -> Scene:
     """Reads a COLMAP scene; see `load_scene`. Distorted images are undistorted.
@@ -35,7 +37,7 @@ def load_colmap(
     notes: list[str] = []
     chosen = _choose_model(folder, model, notes)
     first = chosen == find_models(folder)[0]
-    scene = _load_model(folder, chosen, factor, test_every, background, notes)
+    scene = _load_model(folder, chosen, factor, test_every, background, cache, notes)
     scene.model = "" if first else chosen.relative_to(folder).as_posix()
     return scene
 
@@ -85,6 +87,7 @@ def _load_model(
     factor: int,
     test_every: int,
     background: tuple[float, float, float],
+    cache: Path | None,
     notes: list[str],
 ) -> Scene:
     reconstruction = _read_model(model)
@@ -107,20 +110,17 @@ def _load_model(
     there = [
         (image, file, reduce) for image, file, reduce in zip(images, files, factors, strict=True) if file is not None
     ]
-    pixels = read_images([file for _, file, _ in there], [reduce for *_, reduce in there])
     masks = _mask_files(folder, [image.name for image, *_ in there], notes)
-    views = []
-    for (image, file, _), mask_file, values in zip(there, masks, pixels, strict=True):
+    photos = []
+    for (image, file, reduce), mask in zip(there, masks, strict=True):
         viewmat = np.eye(4)
         viewmat[:3] = image.cam_from_world().matrix()
-        mask = None if mask_file is None else mask_of_size(mask_file, values.shape[:2])
         camera, where = reconstruction.cameras[image.camera_id], f"{model}: image {image.name}"
-        views.append(
-            make_view(image.name, values, viewmat, camera, mask=mask, background=background, where=where, file=file)
-        )
+        photos.append(Photo(image.name, file, viewmat, camera, where, reduce, mask))
+    views = read_views(photos, background, cache, notes)
     train, test = split_views(views, test_every)
     # Opaque photographs have no background of their own: the renders' is black.
-    transparent = any(view.alpha is not None for view in views)
+    transparent = any(view.is_transparent for view in views)
     points = [point for _, point in sorted(reconstruction.points3D.items())]
     return Scene(
         name=folder.resolve().name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
 from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.trainer import pictures
-from splat_ssim.trainer.pictures import over_background
 
 #: Extensions of images, tried where a name has none, or another one than the file.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
@@ -37,12 +35,6 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
     """
     with _scene_errors():
         return pictures.read_image(path, factor)
-
-
-def read_images(paths: Sequence[Path], factors: Sequence[int]) -> list[np.ndarray]:
-    """All images of a list, decoded in parallel, each reduced by its factor; the first error in order is raised."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read_image, paths, factors))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -149,14 +141,13 @@ def make_view(
         except (RuntimeError, ValueError) as failed:
             raise SceneError(f"{where or name}: required a lens that can be undistorted, got: {failed}") from None
         check_camera(camera, f"{where or name}: after undistortion")
-    pixels, alpha = over_background(image, background)
     return View(
         name=name,
         viewmat=torch.tensor(viewmat, dtype=torch.float64),
         K=torch.tensor(camera.calibration_matrix(), dtype=torch.float32),
-        image=pixels,
+        image=torch.from_numpy(np.ascontiguousarray(image) if image.flags.writeable else image.copy()),
         mask=None if mask is None else torch.from_numpy(mask),
-        alpha=alpha,
+        background=background,
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from splat_ssim.ply import SH0, PlyError, read_ply
-from splat_ssim.scene.data.images import check_found, find_image, read_images
+from splat_ssim.scene.data.images import check_found, find_image, image_size, read_image
+from splat_ssim.scene.data.photos import Photo, read_views
 from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
 from splat_ssim.scene.data.transforms import (
-    frame_view,
+    frame_mask,
     merged,
+    opengl_to_viewmat,
     read_camera,
     read_frames,
     read_path,
@@ -31,7 +33,12 @@ _SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 
 
 def load_nerfstudio(
-    folder: Path, *, factor: int = 1, test_every: int = 8, background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    folder: Path,
+    *,
+    factor: int = 1,
+    test_every: int = 8,
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    cache: Path | None = None,
 ) -> Scene:
     """Reads a nerfstudio scene; see `load_scene`.
 
@@ -44,21 +51,19 @@ def load_nerfstudio(
     reduced = [_reduced(folder / frame["file_path"], folder, factor) for frame in frames]
     check_found([folder / frame["file_path"] for frame in frames], [file for file, _ in reduced], path.name, notes)
     there = [(index, file, reduce) for index, (file, reduce) in enumerate(reduced) if file is not None]
-    images = read_images([file for _, file, _ in there], [1] * len(there))
-    views = []
-    for (index, file, reduce), image in zip(there, images, strict=True):
+    photos = []
+    for index, file, reduce in there:
         frame, where = frames[index], f"{path}: frame {index}"
         # Of an image that is reduced already, the size in full is the file's times the factor.
         whole = factor if reduce == 1 else 1
-        camera = read_camera(merged(content, frame), where, (image.shape[1] * whole, image.shape[0] * whole))
-        if reduce > 1:
-            image = _box_filtered(image, reduce, file)
-        name = frame["file_path"]
-        view = frame_view(frame, name, image, camera, folder=folder, where=where, background=background, file=file)
-        views.append(view)
+        width, height = (whole * pixels for pixels in image_size(file))
+        camera = read_camera(merged(content, frame), where, (width, height))
+        viewmat, mask = opengl_to_viewmat(frame["transform_matrix"]), frame_mask(frame, folder, where)
+        photos.append(Photo(frame["file_path"], file, viewmat, camera, where, reduce, mask, _read_reduced))
+    views = read_views(photos, background, cache, notes)
     train, test = _split(content, frames, views, test_every, path, notes)
     points, colors = _points(folder, content, path)
-    has_alpha = any(view.alpha is not None for view in views)
+    has_alpha = any(view.is_transparent for view in views)
     return Scene(
         name=folder.resolve().name,
         train=train,
@@ -71,8 +76,11 @@ def load_nerfstudio(
     )
 
 
-def _box_filtered(image: np.ndarray, factor: int, file: Path) -> np.ndarray:
+def _read_reduced(file: Path, factor: int) -> np.ndarray:
     """An image at 1/factor of its size; rows and columns beyond a whole box are left out."""
+    image = read_image(file)
+    if factor == 1:
+        return image
     height, width = (size // factor for size in image.shape[:2])
     if min(height, width) < 1:
         raise SceneError(

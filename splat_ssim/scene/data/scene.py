@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splat_ssim._background import constant
 from splat_ssim.errors import UserError
 from splat_ssim.scene.data.placement import extent_of
 
@@ -31,12 +32,23 @@ class View:
     viewmat: Tensor
     #: (3, 3) float32, in pixels; pixel centres at +0.5.
     K: Tensor
-    #: (H, W, 3) uint8 [0, 255] or float32 [0, 1].
+    #: (H, W, 3) uint8 [0, 255] or float32 [0, 1]; or (H, W, 4) uint8 with straight alpha, which the background shows
+    #: through.
     image: Tensor
     #: (H, W) bool, true where the image counts, or None.
     mask: Tensor | None = None
-    #: (H, W) float32 [0, 1], or None: the alpha channel of the file.
-    alpha: Tensor | None = None
+    #: RGB in [0, 1] behind a transparent image.
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether the image has an alpha channel."""
+        return self.image.shape[2] == 4
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """(H, W) float32 in [0, 1] of a transparent image, or None."""
+        return self.image[..., 3].float() / 255.0 if self.is_transparent else None
 
     @property
     def height(self) -> int:
@@ -56,6 +68,9 @@ class View:
     def pixels(self) -> Tensor:
         """(1, 3, H, W) float32 in [0, 1], channels last in memory: what a loss compares with."""
         image = self.image if self.image.is_floating_point() else self.image.float().div_(255.0)
+        if self.is_transparent:
+            alpha = image[..., 3:]
+            image = image[..., :3] * alpha + constant(self.background, image.dtype, image.device) * (1 - alpha)
         return image.permute(2, 0, 1)[None]
 
     def to(self, device: torch.device) -> View:
@@ -70,6 +85,8 @@ class View:
     def reduced(self, factor: int) -> View:
         """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
 
+        A transparent image is composited over its background.
+
         Raises:
             SceneError: The image is smaller than one box.
         """
@@ -79,12 +96,11 @@ class View:
                 f"got {self.height}x{self.width}"
             )
         pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
-        alpha = None if self.alpha is None else F.avg_pool2d(self.alpha[None], factor)[0]
         # A pixel counts where all that it is made of does.
         mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
         K = self.K.clone()
         K[:2] /= factor
-        return replace(self, image=pixels, alpha=alpha, mask=mask, K=K)
+        return replace(self, image=pixels, mask=mask, K=K)
 
 
 @dataclass

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from splat_ssim.scene.data.images import make_view, mask_of_size
 from splat_ssim.scene.data.lens import Pinhole, check_pose
-from splat_ssim.scene.data.scene import SceneError, View, shortened
+from splat_ssim.scene.data.scene import SceneError, shortened
 
 #: What camera_model may be.
 MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV")
@@ -106,22 +105,10 @@ def opengl_to_viewmat(camtoworld: Any) -> np.ndarray:
     return np.linalg.inv(matrix)
 
 
-def frame_view(
-    frame: dict[str, Any],
-    name: str,
-    image: np.ndarray,
-    camera: Any,
-    *,
-    folder: Path,
-    where: str,
-    background: tuple[float, float, float],
-    file: Path,
-) -> View:
-    """The view of a frame of `read_frames`, with the mask that it names; the rest as for `make_view`."""
-    mask_path = read_path(frame, "mask_path", where)
-    mask = mask_of_size(folder / mask_path, image.shape[:2]) if mask_path else None
-    viewmat = opengl_to_viewmat(frame["transform_matrix"])
-    return make_view(name, image, viewmat, camera, mask=mask, background=background, where=where, file=file)
+def frame_mask(frame: dict[str, Any], folder: Path, where: str) -> Path | None:
+    """The mask that a frame of `read_frames` names, or None."""
+    named = read_path(frame, "mask_path", where)
+    return folder / named if named else None
 
 
 def merged(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
