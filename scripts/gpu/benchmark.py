@@ -151,14 +151,14 @@ def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small:
     return row | errors(contestant, small, DEVICE)
 
 
-def losses(clock: Clock, table: Table, tiny: bool) -> None:
-    """All contestants at all shapes, by turns."""
+def losses(clock: Clock, table: Table, tiny: bool, only: str) -> None:
+    """All contestants whose name holds `only`, at all shapes, by turns."""
     measured_at = TINY_ERRORS if tiny else ERRORS
     for shape in (*TINY_IMAGES, *TINY_VOLUMES) if tiny else (*IMAGES, *VOLUMES):
         dims = len(shape) - 2
         for turn in range(2):
             for one in contestants(dims):
-                if tiny or shape in SLOW.get(one.name, (shape,)):
+                if only in one.name and (tiny or shape in SLOW.get(one.name, (shape,))):
                     run = lambda one=one, shape=shape, dims=dims: of_loss(clock, one, shape, measured_at[dims])  # noqa: E731
                     table.add(measured("x".join(map(str, shape)), one.name, turn, run))
 
@@ -247,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, default=Path("results/gpu/benchmark.csv"), help="file to add rows to")
     parser.add_argument("--losses", action="store_true", help="the losses and every peer")
+    parser.add_argument("--only", default="", help="of the losses, those whose name holds this")
     parser.add_argument("--voxelizer", action="store_true", help="the voxeliser")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the definition, at two shapes")
     parser.add_argument("--one", action="store_true", help="an image and a volume, once, for a profiler")
@@ -263,8 +264,9 @@ def main() -> None:
     table = Table(arguments.csv, clock)
     if arguments.losses:
         print(f"{clock.name}: a copy moves {clock.copy_bandwidth():.2f} TB/s; {clock.state()}", flush=True)
-        losses(clock, table, arguments.small)
-        kernel_table(arguments.small)
+        losses(clock, table, arguments.small, arguments.only)
+        if not arguments.only:
+            kernel_table(arguments.small)
     if arguments.voxelizer:
         voxelizer(clock, table, arguments.small)
     if arguments.compiled:
