@@ -29,5 +29,7 @@ def assert_same(ours, theirs, images, tolerance):
         results.append((value.detach(), *torch.autograd.grad(value, inputs, upstream)))
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
+        if found.is_cuda and found.dtype == torch.float32:
+            tolerance = max(tolerance, 3e-6)  # what cuDNN's float32 convolutions leave
         scale = expected.nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

@@ -23,8 +23,8 @@ def forgotten():
 
 def pair(*shape, dtype=torch.float32):
     generator = torch.Generator().manual_seed(len(shape))
-    img1 = torch.rand(shape, generator=generator)
-    img2 = (img1 + 0.1 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    img1 = torch.rand(shape, generator=generator, device="cpu")
+    img2 = (img1 + 0.1 * torch.randn(shape, generator=generator, device="cpu")).clamp(0, 1)
     device = torch.empty(0).device
     return img1.to(device, dtype).requires_grad_(), img2.to(device, dtype)
 

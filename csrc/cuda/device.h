@@ -19,8 +19,9 @@ typedef float Real;
 SPLAT_DEVICE int thread_index() { return threadIdx.x; }
 SPLAT_DEVICE unsigned block_index() { return blockIdx.x; }
 SPLAT_DEVICE void barrier() { __syncthreads(); }
-// All `threads` threads of the block meet, whole warps of them coming from different places of the program.
-SPLAT_DEVICE void barrier_of_roles(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+// All `threads` threads of the block meet, whole warps of them coming from different places of the program: not the
+// aligned form, which synccheck takes for an error there.
+SPLAT_DEVICE void barrier_of_roles(int threads) { asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory"); }
 SPLAT_DEVICE Real shuffle_down(Real v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
 SPLAT_DEVICE double shuffle_down(double v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
 // Of the warp's first thread: the compiler knows that all have the same.
