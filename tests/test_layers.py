@@ -24,7 +24,7 @@ LAYERS = [
     ["trainer"],
     ["scene"],
     ["volume"],
-    ["image", "comparison", "__main__"],
+    ["image", "comparison", "prepare", "__main__"],
 ]
 #: The only imports of scenes that volumes have.
 DISTILLATION = {"volume.distill"}
@@ -152,7 +152,19 @@ def test_volumes_and_scenes_meet_in_the_distillation_alone():
 
 def test_the_loss_half_knows_none_of_it():
     half = [name for name in FILES if layer_of(name) <= layer_of("registry") and name != "__init__"]
-    above = {"render", "strategy", "optim", "ply", "trainer", "scene", "volume", "image", "distributed", "comparison"}
+    above = {
+        "render",
+        "strategy",
+        "optim",
+        "ply",
+        "trainer",
+        "scene",
+        "volume",
+        "image",
+        "distributed",
+        "comparison",
+        "prepare",
+    }
     assert not rooms(reached(half)) & above
 
 

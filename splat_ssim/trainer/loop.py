@@ -129,7 +129,7 @@ class Run:
             dynamic_ncols=True,
         )
         device = self.task.device
-        with _garbage_frozen(), profiled(self.config.profile, device) as stages, _Signals() as signals, bar:
+        with _garbage_frozen(), profiled(self.config.profile, device) as stages, Signals() as signals, bar:
             with self._tensorboard() as scalars_writer:
                 # What was handed to the device before is not training. From here on the clock runs from one moment
                 # at which the device has done everything to the next.
@@ -205,7 +205,7 @@ class Run:
             Interrupted: One came; how to go on has been printed.
         """
         try:
-            with _Signals(at_once=True):
+            with Signals(at_once=True):
                 yield
         except Interrupted as stopped:
             self._tell_stop(stopped.number)
@@ -306,7 +306,7 @@ def _garbage_frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Signals:
+class Signals:
     """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
 
     Python tells signals to the main thread alone: elsewhere nothing is changed.
@@ -320,7 +320,7 @@ class _Signals:
         self._at_once = at_once
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)

@@ -33,14 +33,18 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
         PictureError: The file is missing, does not decode, or has samples of 32 bits, whose range is unknown.
     """
     with opened(path) as file:
-        if file.mode in ("I", "F") or file.mode.startswith("I;16"):
-            image = Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
-        else:
-            transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
-            image = file.convert("RGBA" if transparent else "RGB")
+        image = decoded(path, file)
     if factor > 1:
         image = image.reduce(factor)
     return np.asarray(image)
+
+
+def decoded(path: Path, file: Image.Image) -> Image.Image:
+    """The RGB or, with transparency, RGBA picture of a file that `opened` has opened; see `read_image`."""
+    if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+        return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
+    transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
+    return file.convert("RGBA" if transparent else "RGB")
 
 
 @contextmanager

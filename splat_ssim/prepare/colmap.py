@@ -1,0 +1,171 @@
+"""Starts jobs of COLMAP as processes of their own, shows their progress, and turns their ends into sentences."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from splat_ssim.errors import UserError
+
+#: The program that runs a job.
+WORKER = Path(__file__).with_name("worker.py")
+#: Seconds between two looks at a job.
+INTERVAL = 0.25
+
+
+def run_job(
+    job: dict[str, Any],
+    *,
+    log: Path,
+    bar: tqdm,
+    stall_minutes: float,
+    lock: int,
+    count: Callable[[], int] | None = None,
+) -> dict[str, Any]:
+    """Runs a job of `worker.py` to its end.
+
+    Args:
+        job: What the worker is told; `job["job"]` names it.
+        log: File for what COLMAP says.
+        bar: Progress bar; its total is the number of things to do.
+        stall_minutes: The job is stopped after so many minutes in which neither progress nor log changed; 0: never.
+        lock: Descriptor that the worker inherits, and holds until it ends.
+        count: Returns how many things are done, where the worker cannot tell.
+
+    Returns:
+        The job's result.
+
+    Raises:
+        UserError: COLMAP failed, aborted or made no progress.
+        RuntimeError: The worker has a defect; the message is its traceback.
+    """
+    name = job["job"]
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with log.open("wb") as told:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            text=True,
+            pass_fds=[lock],
+        )
+    assert process.stdout is not None and process.stdin is not None
+    reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    try:
+        end = _watch(process, lines, log, bar, stall_minutes, name, count)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        process.stdin.close()
+        process.stdout.close()
+    kind, _, text = end.partition(" ")
+    if kind == "result":
+        return json.loads(text)
+    if kind == "error":
+        raise UserError(text)
+    if kind == "defect":
+        raise RuntimeError(f"{name} failed in {WORKER.name}:\n{json.loads(text)}")
+    how = f"signal {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "an error"
+    raise UserError(f"{name}: required COLMAP to reach its end, got {how} after {_last_line(log)!r} (all of it: {log})")
+
+
+def _forward(stream: Any, lines: queue.SimpleQueue[str]) -> None:
+    for line in stream:
+        lines.put(line.rstrip("\n"))
+    lines.put("")
+
+
+def _watch(
+    process: subprocess.Popen,
+    lines: queue.SimpleQueue[str],
+    log: Path,
+    bar: tqdm,
+    stall_minutes: float,
+    name: str,
+    count: Callable[[], int] | None,
+) -> str:
+    """Shows the progress of a job until it ends; returns its result or error line, "" if it told neither."""
+    end, seen, since = "", (0, 0), time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=INTERVAL)
+        except queue.Empty:
+            line = None
+        if line == "":
+            process.wait()
+            if end.startswith("result "):
+                _show(bar, bar.total if count is None else max(bar.n, count()))
+            return end
+        if line is not None and line.startswith("progress "):
+            _show(bar, int(line.split()[1]))
+        elif line is not None and line.startswith(("result ", "error ", "defect ")):
+            end = line
+        elif line is None and count is not None:
+            _show(bar, count())
+        now = bar.n, log.stat().st_size
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif stall_minutes and time.monotonic() - since > 60 * stall_minutes:
+            raise UserError(
+                f"{name}: required progress of COLMAP within {stall_minutes:g} minutes (--stall-minutes), got none "
+                f"after {_last_line(log)!r} (all of it: {log})"
+            )
+
+
+def _show(bar: tqdm, done: int) -> None:
+    bar.update(min(done, bar.total or done) - bar.n)
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that says something, a traceback's included."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    # Below "***" stands a stack trace of C++.
+    said = [line for line in lines if line and not line.startswith(("@", "***", "PC:"))]
+    return said[-1][-200:] if said else "no output"
+
+
+# --- databases
+
+
+def rows(database: Path, table: str) -> int:
+    """The number of rows of a table of a database that another process may be writing; 0 if that cannot be told."""
+    if not database.is_file():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+            return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+def settle(database: Path) -> None:
+    """Moves what SQLite keeps in files beside a database into it, so that the one file is the whole database."""
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+def copied(database: Path, target: Path) -> Path:
+    """Copies a settled database, in one piece; a `target` that is there stays as it is, to go on with."""
+    if not target.is_file():
+        new = target.with_suffix(".new")
+        shutil.copyfile(database, new)
+        new.replace(target)
+    return target

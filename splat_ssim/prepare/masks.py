@@ -1,0 +1,90 @@
+"""Masks of photographs: found by name, and turned as their photographs are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from splat_ssim.scene.data.images import find_image, mask_of_size
+from splat_ssim.scene.data.lens import fits
+from splat_ssim.scene.data.scene import SceneError, shortened
+from splat_ssim.trainer.pictures import opened
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image, turn: int) -> Image.Image:
+    """A picture as it is to be seen, of one with this orientation (1 to 8) in its EXIF."""
+    return image if turn == 1 else image.transpose(_TURNS[turn])
+
+
+def find_masks(folder: Path | None, photos: Sequence[Path]) -> tuple[list[Path | None], list[str]]:
+    """The masks of photographs in a folder: <name>.png, such as 1.jpg.png, or <stem> with a suffix of images.
+
+    Args:
+        folder: Folder of masks, or None.
+        photos: Paths of the photographs, relative to theirs.
+
+    Returns:
+        Masks in the order of the photographs, None for one without, and lines about what does not match.
+    """
+    if folder is None:
+        return [None] * len(photos), []
+    files: list[Path | None] = []
+    for photo in photos:
+        own = folder / f"{photo.as_posix()}.png"
+        files.append(own if own.is_file() else find_image(folder / photo))
+    found = sum(file is not None for file in files)
+    notes = []
+    if found < len(photos):
+        without = [photo.as_posix() for photo, file in zip(photos, files, strict=True) if file is None]
+        notes.append(f"{folder}: masks for {found} of {len(photos)} photographs, none for {shortened(without)}")
+    return files, notes
+
+
+def read_mask(path: Path, *, stored: tuple[int, int], shown: tuple[int, int], turn: int) -> np.ndarray:
+    """A mask as its photograph is shown.
+
+    A mask with an orientation of its own is turned by that. One without, of the shape of the photograph as stored, is
+    turned as the photograph; where turning leaves the shape as it is, a mask is taken to be of the picture as shown.
+
+    Args:
+        path: File of the mask.
+        stored: (width, height) of the photograph's file.
+        shown: (width, height) of the photograph turned.
+        turn: Orientation of the photograph, 1 to 8.
+
+    Returns:
+        (H, W) bool of the size `shown`, true where a pixel counts.
+
+    Raises:
+        PictureError, SceneError: The mask does not decode, or has another shape than its photograph.
+    """
+    with opened(path) as file:
+        file.load()
+        own = file.getexif().get(274, 1)
+        size = file.size
+    counts = mask_of_size(path, (size[1], size[0]))
+    own = own if own in _TURNS else 1
+    if own == 1 and not fits(size, shown) and fits(size, stored):
+        own = turn
+    counts = np.asarray(upright(Image.fromarray(counts.astype(np.uint8)), own)) > 0
+    width, height = counts.shape[1], counts.shape[0]
+    if not fits((width, height), shown):
+        raise SceneError(
+            f"{path}: required a mask of its photograph's shape, got a mask of {width}x{height} and a photograph "
+            f"of {shown[0]}x{shown[1]}"
+        )
+    rows, columns = np.arange(shown[1]) * height // shown[1], np.arange(shown[0]) * width // shown[0]
+    return counts[rows[:, None], columns]

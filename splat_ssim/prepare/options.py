@@ -1,0 +1,85 @@
+"""Options of scripts/prepare.py."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from splat_ssim.errors import UserError
+
+#: Lens models, by COLMAP's name.
+CameraModel = Literal[
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "FULL_OPENCV",
+    "OPENCV_FISHEYE",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How photographs become a scene."""
+
+    #: Folder of masks; by default `masks` in the folder of photographs or beside it. Black pixels do not count.
+    masks: Path | None = None
+    #: Photographs in subfolders are taken too.
+    recursive: bool = False
+    #: Number of frames taken of a video: the sharpest of as many equal stretches.
+    frames: int = 120
+    #: Photographs whose longer side has more pixels are reduced to it; 0: as they are.
+    max_size: int = 0
+    #: Lens model. Photographs of the same size and EXIF focal length share one camera.
+    camera: CameraModel = "OPENCV"
+    #: Features are found at this length of the longer side, in pixels.
+    feature_size: int = 1600
+    #: Largest number of features of a photograph.
+    features: int = 8192
+    #: Which photographs are compared: all pairs (exhaustive), or neighbours by name (sequential). auto takes all pairs
+    #: of up to --exhaustive-limit photographs; beyond that, and of videos, neighbours.
+    matching: Literal["auto", "exhaustive", "sequential"] = "auto"
+    #: The most photographs of which auto compares all pairs.
+    exhaustive_limit: int = 200
+    #: Number of following photographs that sequential matching compares each one with, and twice as far each time.
+    overlap: int = 10
+    #: Seed of what COLMAP draws at random. With --threads 1 the same seed gives the same scene.
+    seed: int = 0
+    #: Number of threads; 0: as many as there are processors.
+    threads: int = 0
+    #: COLMAP is stopped after so many minutes without any progress; 0: never.
+    stall_minutes: float = 60.0
+    #: Progress bars.
+    progress: bool = True
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        least = {
+            "frames": 3,
+            "max_size": 0,
+            "feature_size": 64,
+            "features": 16,
+            "exhaustive_limit": 0,
+            "overlap": 1,
+            "seed": 0,
+            "threads": 0,
+            "stall_minutes": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            # NaN is not at least anything.
+            if not value >= minimum:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
+        if self.max_size and self.max_size < 64:
+            raise UserError(f"--max-size must be 0 or at least 64 pixels, got {self.max_size}")
+
+    def thread_count(self) -> int:
+        """The number of threads to use."""
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
