@@ -27,6 +27,9 @@ from splat_ssim.prepare.report import make_report, table
 from splat_ssim.prepare.workspace import REPORT, STAGES, Workspace, fingerprint
 from splat_ssim.trainer.loop import Signals
 
+#: Raised whenever a stage comes to do something else, so that scenes begun before do it again.
+VERSION = 1
+
 
 def prepare(
     source: tyro.conf.Positional[Path],
@@ -90,7 +93,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         """All stages, and the report."""
-        key, options = "", self._stage_options()
+        key, options = fingerprint(VERSION), self._stage_options()
         for stage in STAGES:
             key = fingerprint(key, stage, options[stage])
             if self.work.is_done(stage, key):

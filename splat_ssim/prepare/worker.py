@@ -3,8 +3,8 @@
 What COLMAP does to its process, such as aborting, then ends this one alone. It imports nothing of splat_ssim and not
 Pillow: pycolmap exports a zlib of its own, and Pillow, imported after it, crashes when it writes a PNG.
 
-Lines on standard output: `progress N`, and at the end `result JSON`, `error SENTENCE` or `defect TRACEBACK`. COLMAP's log
-goes to standard error. The worker ends when its standard input does: so it never outlives the run that started it.
+Lines on standard output: `progress N`, and at the end `result JSON`, `error SENTENCE` or `defect TRACEBACK`. COLMAP's
+log goes to standard error. The worker ends when its standard input does: so it never outlives the run that started it.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def matching(job: dict[str, Any]) -> dict[str, Any]:
         pairing.num_threads = job["threads"]
         pycolmap.match_sequential(job["database"], pairing_options=pairing, **common)
     with pycolmap.Database.open(job["database"]) as opened:
-        return {"pairs": opened.num_matched_image_pairs(), "verified": opened.num_verified_image_pairs()}
+        _, inliers = opened.read_two_view_geometry_num_inliers()
+        enough = sum(count >= geometry.min_num_inliers for count in inliers)
+        return {"pairs": len(inliers), "verified": enough}
 
 
 def mapping(job: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Workspace:
 
     def _take_lock(self) -> None:
         # The child of a run that was killed needs a moment to notice.
-        for wait in [0.1] * 50 + [0.0]:
+        for wait in [0.1] * 20 + [0.0]:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
