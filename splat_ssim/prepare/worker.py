@@ -123,7 +123,7 @@ def matching(job: dict[str, Any]) -> dict[str, Any]:
     with pycolmap.Database.open(job["database"]) as opened:
         _, inliers = opened.read_two_view_geometry_num_inliers()
         enough = sum(count >= geometry.min_num_inliers for count in inliers)
-        return {"pairs": len(inliers), "verified": enough}
+        return {"pairs": opened.num_verified_image_pairs(), "verified": enough}
 
 
 def mapping(job: dict[str, Any]) -> dict[str, Any]:

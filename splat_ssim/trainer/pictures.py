@@ -53,7 +53,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
-        with Image.open(path) as file:
+        # Pillow maps a file that it opens by name into memory, and then mixes up the sides of a grey TIFF on its side.
+        with path.open("rb") as stream, Image.open(stream) as file:
             yield file
     except PictureError:
         raise
