@@ -277,7 +277,7 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on(tmp_path, capsys, number):
+def test_a_stopped_run_goes_on(tmp_path, capsys, monkeypatch, number):
     source, scene, told = corner(tmp_path / "shots"), tmp_path / "scene", tmp_path / "pid"
     # It has begun to compare, and left half of a database.
     instead = f"open({str(told)!r}, 'w').write(str(os.getpid())); sys.stdin.read(); os._exit(1)"
@@ -290,7 +290,8 @@ def test_a_stopped_run_goes_on(tmp_path, capsys, number):
         time.sleep(0.05)
     assert (scene / "prepare" / "features.db").is_file() and not (scene / "prepare" / "matching.db").exists()
     assert not (scene / "sparse").exists() and not (scene / "report.json").exists()
-    with pytest.raises(UserError, match="got one in use"):
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="got one in use"):
+        patched.setattr("splat_ssim.prepare.workspace.LOCK_SECONDS", 0.0)
         Workspace(scene, source)
     process.send_signal(number)
     error = process.communicate(timeout=20)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,8 @@ def write_sharpest(
     import imageio.v2 as imageio
 
     count = min(count, total)
+    # It warns of every video that is stored on its side, which it turns.
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     sizes: dict[str, tuple[int, int]] = {}
     best: tuple[float, int, np.ndarray] | None = None
     stretch = 0

@@ -25,6 +25,8 @@ RESULTS = {"photos": "photos", "features": "features.db", "matching": "matching.
 #: Files and folders of a finished scene; "sparse", by which readers recognise it, comes last.
 OUTPUTS = ("images", "images_2", "images_4", "images_8", "masks", "sparse")
 REPORT = "report.json"
+#: How long a scene in use is waited for.
+LOCK_SECONDS = 3.0
 
 
 def fingerprint(*content: Any) -> str:
@@ -72,14 +74,17 @@ class Workspace:
 
     def _take_lock(self) -> None:
         # The child of a run that was killed needs a moment to notice.
-        for wait in [0.1] * 20 + [0.0]:
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     return  # a file system without locks
-            time.sleep(wait)
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
         self._lock.close()
         raise UserError(f"{self.scene}: required a scene that no other prepare.py works on, got one in use")
 
