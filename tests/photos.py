@@ -23,7 +23,7 @@ def texture(seed, size=512):
     return np.asarray(Image.fromarray(image.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC), float)
 
 
-TEXTURES = [texture(seed) for seed in range(3)]
+TEXTURES, OTHER_TEXTURES = [texture(seed) for seed in range(3)], [texture(seed) for seed in range(3, 6)]
 
 
 def look_at(center, target=(0.9, 0.9, 0.7)):
@@ -45,7 +45,7 @@ def viewmats(count):
     return [look_at(np.array(center)) for center in centers]
 
 
-def render(viewmat, width=WIDTH, height=HEIGHT, focal=FOCAL, oversample=2):
+def render(viewmat, width=WIDTH, height=HEIGHT, focal=FOCAL, oversample=2, textures=TEXTURES):
     """(height, width, 3) uint8: what a pinhole camera sees of the three walls x = 0, y = 0 and z = 0."""
     wide, high = width * oversample, height * oversample
     rows, columns = np.mgrid[:high, :wide] + 0.5
@@ -60,12 +60,12 @@ def render(viewmat, width=WIDTH, height=HEIGHT, focal=FOCAL, oversample=2):
             distance = -center[axis] / directions[..., axis]
         points = center + distance[..., None] * directions
         others = np.delete(points, axis, 2)
-        size = TEXTURES[axis].shape[0]
+        size = textures[axis].shape[0]
         places = np.floor(others / 3.0 * size)
         hit = (distance > 0) & (distance < nearest) & ((places >= 0) & (places < size)).all(-1)
         nearest[hit] = distance[hit]
         first, second = places[hit].astype(int).T
-        image[hit] = TEXTURES[axis][first, second]
+        image[hit] = textures[axis][first, second]
     image = image.reshape(height, oversample, width, oversample, 3).mean((1, 3))
     return image.round().astype(np.uint8)
 

@@ -237,6 +237,32 @@ def test_a_broken_video_is_one_sentence(tmp_path):
         prepare(path, tmp_path / "scene", Options(**QUICK))
 
 
+def test_similar_photographs_are_found_by_retrieval(tmp_path):
+    # Two places that have nothing in common, their photographs mixed by name.
+    source = tmp_path / "shots"
+    for index, viewmat in enumerate(photos.viewmats(5)):
+        photos.write_jpeg(source / f"{index}_a.jpg", photos.render(viewmat), focal_35mm=photos.FOCAL_35MM)
+        other = photos.render(viewmat, textures=photos.OTHER_TEXTURES)
+        photos.write_jpeg(source / f"{index}_b.jpg", other, focal_35mm=photos.FOCAL_35MM)
+    report = prepare(source, tmp_path / "scene", Options(**QUICK, exhaustive_limit=5, similar=5))
+    assert report["pairs"]["kind"] == "retrieval"
+    # All pairs of one place are 10, all pairs of all 45.
+    assert report["pairs"]["pairs"] < 36 and report["pairs"]["verified"] >= 16
+    assert [model["photos"] for model in report["other_models"]] == [5]
+    assert report["registered"] == 5 and len({name[2] for name in report["not_registered"]}) == 1
+
+
+def test_photographs_inside_the_scene_folder(tmp_path):
+    scene = tmp_path / "scene"
+    source = corner(scene / "input", 5)
+    assert prepare(source, scene, Options(**QUICK))["registered"] == 5
+    # What it wrote is not taken for an input.
+    (scene / "masks").mkdir()
+    assert find_photos(source, recursive=False, masks=None, scene=scene).notes == []
+    with pytest.raises(UserError, match="images: required photographs outside of what is written to"):
+        prepare(scene / "images", scene, Options(**QUICK))
+
+
 # --- runs that are stopped
 
 
@@ -297,6 +323,8 @@ def test_a_stopped_run_goes_on(tmp_path, capsys, monkeypatch, number):
     error = process.communicate(timeout=20)[1]
     if number == signal.SIGINT:
         assert process.returncode == 130 and "stopped in matching; the same command goes on there" in error
+        assert not is_alive(int(told.read_text()))
+        return
     report = prepare(source, scene, Options(**QUICK))
     assert not is_alive(int(told.read_text()))
     assert lines(capsys)[:2] == ["photos: done before", "features: done before"]

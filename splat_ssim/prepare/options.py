@@ -41,13 +41,16 @@ class Options:
     feature_size: int = 1600
     #: Largest number of features of a photograph.
     features: int = 8192
-    #: Which photographs are compared: all pairs (exhaustive), or neighbours by name (sequential). auto takes all pairs
-    #: of up to --exhaustive-limit photographs; beyond that, and of videos, neighbours.
-    matching: Literal["auto", "exhaustive", "sequential"] = "auto"
+    #: Which photographs are compared: all pairs (exhaustive), those that follow by name and, every few, similar ones
+    #: elsewhere (sequential), or similar ones (retrieval). auto is sequential for videos, exhaustive for up to
+    #: --exhaustive-limit photographs, and retrieval for more.
+    matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
     #: The most photographs of which auto compares all pairs.
     exhaustive_limit: int = 200
-    #: Number of following photographs that sequential matching compares each one with, and twice as far each time.
+    #: Number of following photographs that sequential matching compares each one with; and those 2, 4, 8, … later.
     overlap: int = 10
+    #: Number of the most similar photographs that retrieval compares each one with.
+    similar: int = 40
     #: Seed of what COLMAP draws at random. With --threads 1 the same seed gives the same scene.
     seed: int = 0
     #: Number of threads; 0: as many as there are processors.
@@ -66,6 +69,7 @@ class Options:
             "features": 16,
             "exhaustive_limit": 0,
             "overlap": 1,
+            "similar": 1,
             "seed": 0,
             "threads": 0,
             "stall_minutes": 0,

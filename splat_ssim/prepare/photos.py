@@ -51,23 +51,28 @@ class Found:
     notes: list[str]
 
 
-def find_photos(folder: Path, *, recursive: bool, masks: Path | None) -> Found:
+def find_photos(folder: Path, *, recursive: bool, masks: Path | None, scene: Path | None = None) -> Found:
     """Lists the photographs of a folder.
 
     Args:
         folder: Folder of photographs.
         recursive: Whether those in its subfolders are meant too.
         masks: Folder of masks; by default `masks` in the folder or beside it.
+        scene: Scene folder: what is in it, such as its masks, is not looked at unless the photographs are.
 
     Raises:
         UserError: There are fewer than three photographs, or photographs in HEIC and nothing to read them with.
     """
     if masks is not None and not masks.is_dir():
         raise UserError(f"{masks}: required a folder of masks, got {'a file' if masks.exists() else 'nothing there'}")
+    own = None if scene is None else scene.resolve()
     candidates = [masks] if masks is not None else [folder / "masks", folder.parent / "masks"]
+    if own is not None:
+        candidates = [path for path in candidates if path.resolve() != own / "masks"]
     masks_folder = next((path for path in candidates if path.is_dir() and path.resolve() != folder.resolve()), None)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    inside = [path for path in files if masks_folder is None or masks_folder not in path.parents]
+    outside = [masks_folder, scene if own is not None and folder.resolve() in own.parents else None]
+    inside = [path for path in files if not any(other in path.parents for other in outside if other is not None)]
     known = [path for path in inside if path.suffix.lower() in LOSSLESS + LOSSY + HEIF]
     taken = [path for path in known if recursive or path.parent == folder]
     notes = _left_out(folder, inside, known, taken)

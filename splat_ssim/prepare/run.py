@@ -24,7 +24,7 @@ from splat_ssim.prepare.options import Options
 from splat_ssim.prepare.photos import Found, find_photos, write_all
 from splat_ssim.prepare.reduced import finish_images
 from splat_ssim.prepare.report import make_report, table
-from splat_ssim.prepare.workspace import REPORT, STAGES, Workspace, fingerprint
+from splat_ssim.prepare.workspace import OUTPUTS, REPORT, STAGES, Workspace, fingerprint
 from splat_ssim.trainer.loop import Signals
 
 #: Raised whenever a stage comes to do something else, so that scenes begun before do it again.
@@ -62,6 +62,8 @@ def prepare(
     inside, outside = scene.resolve(), source.resolve()
     if inside == outside or (outside.is_dir() and outside in inside.parents and options.recursive):
         raise UserError(f"{scene}: required a scene folder outside the photographs, got one inside {source}")
+    if any(outside == inside / name or inside / name in outside.parents for name in (*OUTPUTS, "prepare")):
+        raise UserError(f"{source}: required photographs outside of what is written to {scene}, got some inside")
     work = Workspace(scene, source)
     try:
         with Signals(at_once=True), _resumable(work):
@@ -120,7 +122,7 @@ class _Run:
         options, version = self.options, importlib.metadata.version("pycolmap")
         photos: dict[str, Any] = {"max_size": options.max_size}
         if self.source.is_dir():
-            self.found = find_photos(self.source, recursive=options.recursive, masks=options.masks)
+            self.found = find_photos(self.source, recursive=options.recursive, masks=options.masks, scene=self.scene)
             photos["files"] = [
                 [photo.name, *_stamp(photo.path), *(_stamp(photo.mask) if photo.mask else [])]
                 for photo in self.found.photos
@@ -130,7 +132,7 @@ class _Run:
         return {
             "photos": photos,
             "features": [version, options.camera, options.feature_size, options.features],
-            "matching": [options.matching, options.overlap, options.exhaustive_limit, options.seed],
+            "matching": [*(options.matching, options.overlap, options.similar, options.exhaustive_limit, options.seed)],
             "mapping": [options.seed],
             "undistortion": [],
         }
@@ -190,11 +192,25 @@ class _Run:
         """Compares photographs."""
         count, options = len(self.work.info("photos")["sizes"]), self.options
         kind = options.matching
-        if kind == "auto":
-            kind = "exhaustive" if self.found is not None and count <= options.exhaustive_limit else "sequential"
+        if kind == "auto" and self.found is None:
+            kind = "sequential"
+        elif kind == "auto":
+            kind = "exhaustive" if count <= options.exhaustive_limit else "retrieval"
         database = copied(self.folder / "features.db", self.parts / "matching.db")
-        job = {"job": "matching", "database": str(database), "kind": kind, "overlap": options.overlap}
-        total = count * (count - 1) // 2 if kind == "exhaustive" else _sequential_pairs(count, options.overlap)
+        job = {
+            "job": "matching",
+            "database": str(database),
+            "kind": kind,
+            "overlap": options.overlap,
+            "similar": options.similar,
+            "index": str(self.parts / "index.bin"),
+        }
+        total = {
+            "exhaustive": count * (count - 1) // 2,
+            "sequential": _sequential_pairs(count, options.overlap),
+            # Two that are similar to each other are compared once.
+            "retrieval": min(count * (count - 1) // 2, count * options.similar),
+        }[kind]
         info = self._colmap(job, total, "pair", lambda: rows(database, "two_view_geometries"))
         settle(database)
         if not info["verified"]:
@@ -202,12 +218,7 @@ class _Run:
                 f"{self.source}: required photographs that show the same things, got none among {info['pairs']} pairs"
             )
         self.work.place("matching.db")
-        unordered = kind == "sequential" and options.matching == "auto" and self.found is not None
-        notes = [
-            f"matching: {count} photographs are more than --exhaustive-limit {options.exhaustive_limit}, so each is "
-            "compared with those that follow it by name (--matching exhaustive compares all pairs)"
-        ]
-        return {**info, "kind": kind, "notes": notes if unordered else []}
+        return {**info, "kind": kind}
 
     def mapping(self) -> dict[str, Any]:
         """Reconstructs poses and points."""

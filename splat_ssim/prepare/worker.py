@@ -23,6 +23,10 @@ import pycolmap
 
 #: Models of fewer photographs are not kept.
 MIN_MODEL_SIZE = 3
+#: An index of photographs has so many visual words, learnt from so many of their features, and binary codes so long.
+INDEX_WORDS, INDEX_FEATURES, INDEX_DIMENSIONS = 2048, 80_000, 64
+#: In a sequence, every so many photographs, the most similar ones elsewhere are compared: so many of them.
+LOOP_PERIOD, LOOP_IMAGES = 5, 10
 #: Quality of undistorted JPEGs.
 JPEG_QUALITY = 95
 
@@ -100,7 +104,8 @@ def matching(job: dict[str, Any]) -> dict[str, Any]:
     """Compares photographs; pairs in the database that were compared before are left as they are.
 
     Args:
-        job: database, kind (exhaustive or sequential), overlap, threads, seed.
+        job: database, kind (exhaustive, sequential or retrieval), overlap, similar, index (a file that is made),
+            threads, seed.
 
     Returns:
         pairs: how many were compared; verified: how many of these show the same things.
@@ -108,22 +113,56 @@ def matching(job: dict[str, Any]) -> dict[str, Any]:
     options, geometry = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
     options.num_threads, options.use_gpu = job["threads"], False
     geometry.ransac.random_seed = job["seed"]
-    common: dict[str, Any] = {
-        "matching_options": options,
-        "verification_options": geometry,
-        "device": pycolmap.Device.cpu,
-    }
+    common: dict[str, Any] = {"matching_options": options, "verification_options": geometry}
+    common["device"] = pycolmap.Device.cpu
     if job["kind"] == "exhaustive":
         pycolmap.match_exhaustive(job["database"], **common)
+    elif job["kind"] == "sequential":
+        following = pycolmap.SequentialPairingOptions()
+        following.overlap, following.quadratic_overlap = job["overlap"], True
+        # Where a walk comes back to what it has seen, the similar frames lie farther off.
+        following.loop_detection, following.loop_detection_period = True, LOOP_PERIOD
+        following.loop_detection_num_images = LOOP_IMAGES
+        following.loop_detection_min_index_distance = job["overlap"] + 1
+        following.vocab_tree_path, following.num_threads = _index(job), job["threads"]
+        pycolmap.match_sequential(job["database"], pairing_options=following, **common)
     else:
-        pairing = pycolmap.SequentialPairingOptions()
-        pairing.overlap, pairing.quadratic_overlap = job["overlap"], True
-        pairing.num_threads = job["threads"]
-        pycolmap.match_sequential(job["database"], pairing_options=pairing, **common)
+        similar = pycolmap.VocabTreePairingOptions()
+        similar.num_images, similar.vocab_tree_path = job["similar"], _index(job)
+        similar.num_threads = job["threads"]
+        pycolmap.match_vocabtree(job["database"], pairing_options=similar, **common)
     with pycolmap.Database.open(job["database"]) as opened:
         _, inliers = opened.read_two_view_geometry_num_inliers()
         enough = sum(count >= geometry.min_num_inliers for count in inliers)
         return {"pairs": opened.num_verified_image_pairs(), "verified": enough}
+
+
+def _index(job: dict[str, Any]) -> Path:
+    """An index by which similar photographs are found: its visual words are learnt from the photographs themselves."""
+    path = Path(job["index"])
+    if path.exists():
+        return path
+    random, parts, kind = np.random.default_rng(job["seed"]), [], None
+    with pycolmap.Database.open(job["database"]) as database:
+        images = sorted(database.read_all_images(), key=lambda image: image.image_id)
+        for image in images:
+            descriptors = database.read_descriptors(image.image_id)
+            kind = descriptors.type
+            data = np.asarray(descriptors.data)
+            parts.append(data[random.permutation(len(data))[: max(100, INDEX_FEATURES // len(images))]])
+    features = np.concatenate(parts).astype(np.float32)
+    if len(features) < 100:
+        raise JobError(f"required at least 100 features in all photographs, got {len(features)}")
+    build = pycolmap.VisualIndex.BuildOptions()
+    build.num_visual_words = max(16, min(INDEX_WORDS, len(features) // 40))
+    build.num_iterations, build.num_rounds, build.num_threads = 5, 1, job["threads"]
+    pycolmap.set_random_seed(job["seed"])
+    index = pycolmap.VisualIndex.create(features.shape[1], INDEX_DIMENSIONS)
+    index.build(build, pycolmap.FeatureDescriptorsFloat(type=kind, data=features))
+    new = path.with_suffix(".new")
+    index.write(new)
+    new.rename(path)
+    return path
 
 
 def mapping(job: dict[str, Any]) -> dict[str, Any]:

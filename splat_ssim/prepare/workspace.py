@@ -70,7 +70,9 @@ class Workspace:
         before = self.state.setdefault("source", str(source.resolve()))
         if before != str(source.resolve()):
             self.close()
-            raise UserError(f"{scene}: required the photographs it was begun with, {before}, got {source}")
+            raise UserError(
+                f"{scene}: required the photographs it was begun with, {before}, got {source}: name another folder"
+            )
 
     def _take_lock(self) -> None:
         # The child of a run that was killed needs a moment to notice.
