@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from splat_ssim._files import write_json
 from splat_ssim.errors import UserError, WriteError
 from splat_ssim.prepare import Options, colmap, prepare, video
 from splat_ssim.prepare.photos import Photo, find_photos, write_upright
@@ -287,7 +288,7 @@ def worker(path, stage, instead):
     """A worker that does `instead` of one stage, and all others as the real one."""
     real = colmap.WORKER
     path.write_text(
-        f"import json, os, runpy, sys, time\njob = json.loads(sys.argv[1])\n"
+        f"import json, os, runpy, sys, time\njob = json.load(open(sys.argv[1]))\n"
         f"if job['job'] == {stage!r}:\n    {instead}\nrunpy.run_path({str(real)!r}, run_name='__main__')\n"
     )
     return path
@@ -511,6 +512,15 @@ def test_wide_samples_and_tiff_orientation(tmp_path):
     np.testing.assert_array_equal(result[..., 1], expected)
 
 
+def test_colours_of_16_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    wide = np.random.default_rng(0).integers(0, 2**16, (48, 64, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", wide, photometric="rgb")
+    write_upright(Photo(tmp_path / "x.tif", "x.png"), tmp_path / "out", 0)
+    # The upper eight bits.
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "images" / "x.png"), wide >> 8)
+
+
 def test_names_in_the_scene_are_unique(tmp_path):
     for name in ("a.jpg", "a.tif", "a.png", "a.webp", "b.tiff", "sub/a.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -570,6 +580,48 @@ def test_a_state_that_does_not_read_is_refused(tmp_path):
     (tmp_path / "scene" / "prepare" / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"state\.json: required the JSON that prepare\.py wrote"):
         Workspace(tmp_path / "scene", tmp_path)
+
+
+def test_what_is_under_way_is_kept_for_the_same_inputs_alone(tmp_path):
+    work = Workspace(tmp_path / "scene", tmp_path)
+    assert not work.start("features", "a")
+    (work.parts / "features.db").write_text("half")
+    assert not work.is_done("features", "a")
+    work.close()
+    work = Workspace(tmp_path / "scene", tmp_path)
+    work.start("features", "a")
+    assert (work.parts / "features.db").is_file()
+    work.start("features", "b")
+    assert not (work.parts / "features.db").exists()
+    (work.parts / "features.db").write_text("whole")
+    work.place("features.db")
+    work.finish("features", "b", 1.0, {})
+    assert work.is_done("features", "b") and not work.is_done("features", "a")
+    assert work.start("features", "c") and not work.is_done("features", "b")
+    work.close()
+
+
+def test_a_scene_that_is_half_moved_is_none(tmp_path, monkeypatch):
+    scene, made = tmp_path / "scene", tmp_path / "made"
+    for folder in (scene, made):
+        for name in ("images", "masks", "sparse"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "of").write_text(folder.name)
+    (scene / "prepare").mkdir()
+    write_json(scene / "prepare" / "state.json", {"stages": {}})
+    work, replace = Workspace(scene, tmp_path), Path.replace
+
+    def dies(path, target):
+        if path.name == "masks":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        work.publish(made)
+    # Neither the old model with new pictures, nor half of the new scene.
+    assert (scene / "images" / "of").read_text() == "made" and not (scene / "sparse").exists()
+    work.close()
 
 
 def test_sharpness_prefers_the_sharp():

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from splat_ssim._files import write_json
 from splat_ssim.errors import UserError
 
 #: The program that runs a job.
@@ -39,7 +40,7 @@ def run_job(
 
     Args:
         job: What the worker is told; `job["job"]` names it.
-        log: File for what COLMAP says.
+        log: File for what COLMAP says; the job itself is written beside it, as .json.
         bar: Progress bar; its total is the number of things to do.
         stall_minutes: The job is stopped after so many minutes in which neither progress nor log changed; 0: never.
         lock: Descriptor that the worker inherits, and holds until it ends.
@@ -54,13 +55,16 @@ def run_job(
     """
     name = job["job"]
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    order = log.with_suffix(".json")
+    write_json(order, job)
     with log.open("wb") as told:
         process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(job)],
+            [sys.executable, str(WORKER), str(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=told,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             pass_fds=[lock],
         )
     assert process.stdout is not None and process.stdin is not None

@@ -1,4 +1,4 @@
-"""Runs one job of COLMAP in a process of its own: `python worker.py '{"job": "features", …}'`.
+"""Runs one job of COLMAP in a process of its own: `python worker.py JOB.json`.
 
 What COLMAP does to its process, such as aborting, then ends this one alone. It imports nothing of splat_ssim and not
 Pillow: pycolmap exports a zlib of its own, and Pillow, imported after it, crashes when it writes a PNG.
@@ -298,12 +298,12 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Runs the job of the command line."""
+    """Runs the job in the file of the command line."""
     # Ctrl-C reaches every process of the terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pycolmap.logging.logtostderr = True
-    job = json.loads(sys.argv[1])
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         print("result", json.dumps(JOBS[job["job"]](job)), flush=True)
     except JobError as error:
