@@ -25,8 +25,8 @@ from tests import photos
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 10
-#: Two threads, and no more features than the small pictures have.
-QUICK = {"threads": 2, "progress": False}
+#: Two threads, and as many features as small pictures need.
+QUICK = {"threads": 2, "progress": False, "features": 1000}
 
 
 def lines(capsys):
@@ -255,13 +255,13 @@ def test_similar_photographs_are_found_by_retrieval(tmp_path):
 
 def test_photographs_inside_the_scene_folder(tmp_path):
     scene = tmp_path / "scene"
-    source = corner(scene / "input", 5)
-    assert prepare(source, scene, Options(**QUICK))["registered"] == 5
-    # What it wrote is not taken for an input.
+    source = corner(scene / "input", 3)
+    # What is written there is not taken for an input, as masks beside the photographs are.
     (scene / "masks").mkdir()
     assert find_photos(source, recursive=False, masks=None, scene=scene).notes == []
+    assert "masks for 0 of 3 photographs" in find_photos(source, recursive=False, masks=None).notes[0]
     with pytest.raises(UserError, match="images: required photographs outside of what is written to"):
-        prepare(scene / "images", scene, Options(**QUICK))
+        prepare(corner(scene / "images", 3), scene, Options(**QUICK))
 
 
 # --- runs that are stopped
@@ -309,7 +309,8 @@ def test_a_stopped_run_goes_on(tmp_path, capsys, monkeypatch, number):
     # It has begun to compare, and left half of a database.
     instead = f"open({str(told)!r}, 'w').write(str(os.getpid())); sys.stdin.read(); os._exit(1)"
     hanging = worker(tmp_path / "worker.py", "matching", instead)
-    command = [sys.executable, "-c", HANGING, str(hanging), str(source), str(scene), "--threads", "2", "--no-progress"]
+    options = ["--threads", "2", "--features", "1000", "--no-progress"]
+    command = [sys.executable, "-c", HANGING, str(hanging), str(source), str(scene), *options]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (told.is_file() and told.read_text()):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -32,8 +32,8 @@ VERSION = 1
 
 
 def prepare(
-    source: tyro.conf.Positional[Path],
-    scene: tyro.conf.Positional[Path],
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PHOTOS_OR_VIDEO")],
+    scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")],
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
 ) -> dict[str, Any]:
     """Makes a COLMAP scene of photographs or a video, for scripts/train.py.
