@@ -39,7 +39,7 @@ def refused(path):
     return pytest.raises(WriteError, match=f"^{path}: required room and permission to write it, got File too large$")
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz", "raw", "nii.gz", "nii", "tif", "nrrd"])
+@pytest.mark.parametrize("suffix", ["npy", "npz", "raw", "nii.gz", "nii", "tif", "nrrd", "mha", "h5", "mrc"])
 def test_a_volume_is_the_old_one_or_the_new(tmp_path, suffix):
     path = save_volume(tmp_path / f"volume.{suffix}", noise(8))
     before = path.read_bytes()

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the trainer, the volumes, the viewer, the benchmark and the compared packages import.
-BLOCKED = """gsplat tyro yaml tqdm imageio PIL pycolmap tensorboard nibabel tifffile nrrd zarr dask viser matplotlib
+BLOCKED = """gsplat tyro yaml tqdm imageio PIL pycolmap tensorboard nibabel tifffile zarr dask viser matplotlib
+SimpleITK imagecodecs h5py mrcfile
 pytorch_msssim kornia torchmetrics skimage scipy splat_ssim.trainer splat_ssim.render splat_ssim.strategy
 splat_ssim.volume splat_ssim.optim splat_ssim.scene splat_ssim.image splat_ssim.ply""".split()
 

@@ -6,8 +6,9 @@ import pytest
 from splat_ssim.volume import VoxelGrid
 from splat_ssim.volume.io import Volume, load_volume, open_array, open_grid, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization, choose_normalization
+from tests.volumes import write_nrrd
 
-FORMATS = [".npy", ".npz", ".raw", ".nii.gz", ".nii", ".tif", ".nrrd", ".zarr"]
+FORMATS = [".npy", ".npz", ".raw", ".nii.gz", ".nii", ".tif", ".nrrd", ".mha", ".h5", ".zarr"]
 
 
 def oblique_grid(shape):
@@ -70,9 +71,9 @@ def test_tiff_slices_and_imagej_spacing(tmp_path):
 
 
 def test_nrrd_without_directions(tmp_path):
-    nrrd = pytest.importorskip("nrrd")
+    pytest.importorskip("SimpleITK")
     data = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
-    nrrd.write(str(tmp_path / "plain.nrrd"), data, {"spacings": [1.0, 2.0, 3.0]}, index_order="F")
+    write_nrrd(tmp_path / "plain.nrrd", data, "spacings: 1 2 3")
     volume = load_volume(tmp_path / "plain.nrrd")
     np.testing.assert_array_equal(volume.data[0], data)
     assert volume.grid.spacing == (1.0, 2.0, 3.0)
@@ -87,7 +88,7 @@ def test_several_arrays_need_a_key(tmp_path):
         load_volume(tmp_path / "two.npz", key="c")
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npy", ".npz", ".tif", ".nrrd"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npy", ".npz", ".tif", ".nrrd", ".mha", ".h5", ".mrc"])
 def test_truncated_files(tmp_path, suffix):
     data = np.random.default_rng(0).random((1, 16, 16, 16)).astype(np.float32)
     path = save_volume(tmp_path / f"volume{suffix}", Volume(data, VoxelGrid.regular((16, 16, 16))))

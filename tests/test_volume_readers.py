@@ -5,7 +5,7 @@ import pytest
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
 from splat_ssim.volume.io import open_array, open_grid
-from tests.volumes import GRID, SHAPE, TURNED, VOXELS, ball, fit
+from tests.volumes import GRID, SHAPE, TURNED, VOXELS, ball, fit, nrrd_place, write_nrrd
 
 # --- one world, RAS, through every reader and writer
 
@@ -14,32 +14,24 @@ RAS_TO = {"right-anterior-superior": (1, 1, 1), "left-anterior-superior": (-1, 1
 
 @pytest.mark.parametrize("space", RAS_TO)
 def test_nrrd_spaces_are_read_as_ras(tmp_path, space):
-    nrrd = pytest.importorskip("nrrd")
+    pytest.importorskip("SimpleITK")
     theirs = np.diag([*RAS_TO[space], 1]) @ TURNED
-    header = {"space": space, "space directions": theirs[:3, :3].T, "space origin": theirs[:3, 3]}
-    nrrd.write(str(tmp_path / "itk.nrrd"), VOXELS, header, index_order="F")
+    write_nrrd(tmp_path / "itk.nrrd", VOXELS, f"space: {space}", *nrrd_place(theirs))
     volume = load_volume(tmp_path / "itk.nrrd")
     np.testing.assert_allclose(volume.grid.matrix, TURNED, atol=1e-12)
     np.testing.assert_array_equal(volume.data[0], VOXELS)
     assert volume.notes == ()
 
 
-def test_nrrd_is_written_as_lps(tmp_path):
-    nrrd = pytest.importorskip("nrrd")
-    path = save_volume(tmp_path / "out.nrrd", Volume(VOXELS[None], VoxelGrid(SHAPE, TURNED.tolist()), "mm"))
-    header = nrrd.read_header(str(path))
-    assert header["space"] == "left-posterior-superior" and header["space units"][0].strip('"') == "mm"
-    np.testing.assert_allclose(header["space origin"], [-120.5, 90.25, 33])
-    np.testing.assert_allclose(header["space directions"][2], [0.7, 0, 0], atol=1e-12)
-
-
-def test_nrrd_without_a_space_says_what_is_assumed(tmp_path):
-    nrrd = pytest.importorskip("nrrd")
-    header = {"space dimension": 3, "space directions": TURNED[:3, :3].T, "space origin": TURNED[:3, 3]}
-    nrrd.write(str(tmp_path / "plain.nrrd"), VOXELS, header, index_order="F")
+@pytest.mark.parametrize(
+    ("space", "told"), [("space dimension: 3", "says no space"), ("space: scanner-xyz", "says 'scanner-xyz'")]
+)
+def test_nrrd_without_a_known_space_says_what_is_assumed(tmp_path, space, told):
+    pytest.importorskip("SimpleITK")
+    write_nrrd(tmp_path / "plain.nrrd", VOXELS, space, *nrrd_place(TURNED))
     volume = load_volume(tmp_path / "plain.nrrd")
     np.testing.assert_allclose(volume.grid.matrix, TURNED)
-    assert "says no space: its axes are taken for RAS" in volume.notes[0]
+    assert f"{told}: its axes are taken for RAS" in volume.notes[0]
 
 
 def test_itk_reads_the_same_place_from_both(tmp_path):
@@ -56,7 +48,7 @@ def test_itk_reads_the_same_place_from_both(tmp_path):
         np.testing.assert_allclose(back.GetDirection(), image.GetDirection(), atol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".npy", ".npz", ".raw", ".zarr", ".tif"])
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha", ".h5", ".npy", ".npz", ".raw", ".zarr", ".tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "float64", "int64"])
 def test_place_unit_and_channels_survive_every_format(tmp_path, suffix, dtype):
     if (suffix, dtype) == (".nii", "int64"):
@@ -74,7 +66,7 @@ def test_place_unit_and_channels_survive_every_format(tmp_path, suffix, dtype):
 # --- spacing, axes, channels and time have one meaning
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".h5"])
 def test_spacing_keeps_the_directions_of_the_file(tmp_path, suffix):
     path = save_volume(tmp_path / f"scan{suffix}", Volume(VOXELS[None], VoxelGrid(SHAPE, TURNED.tolist())))
     expected = TURNED.copy()
@@ -86,8 +78,8 @@ def test_spacing_keeps_the_directions_of_the_file(tmp_path, suffix):
 
 
 def test_spacing_goes_along_x_y_z_where_a_file_has_no_directions(tmp_path):
-    nibabel, nrrd = pytest.importorskip("nibabel"), pytest.importorskip("nrrd")
-    nrrd.write(str(tmp_path / "bare.nrrd"), VOXELS, index_order="F")
+    nibabel, _ = pytest.importorskip("nibabel"), pytest.importorskip("SimpleITK")
+    write_nrrd(tmp_path / "bare.nrrd", VOXELS)
     image = nibabel.Nifti1Image(VOXELS, np.eye(4))
     image.header["sform_code"], image.header["qform_code"] = 1, 0
     for row in ("srow_x", "srow_y", "srow_z"):
@@ -126,12 +118,12 @@ def test_axes_name_channels_and_time(tmp_path):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_colours_are_channels_wherever_they_lie(tmp_path, first):
-    nrrd = pytest.importorskip("nrrd")
+    pytest.importorskip("SimpleITK")
     rgb = np.random.default_rng(3).integers(0, 255, (16, 17, 18, 3)).astype(np.uint8)
     expected = np.moveaxis(rgb, 3, 0)
     stored = expected if first else rgb
     np.save(tmp_path / "rgb.npy", stored)
-    nrrd.write(str(tmp_path / "rgb.nrrd"), stored, index_order="F")
+    write_nrrd(tmp_path / "rgb.nrrd", stored)
     for name in ("rgb.npy", "rgb.nrrd"):
         volume = load_volume(tmp_path / name)
         np.testing.assert_array_equal(volume.data, expected)

@@ -23,6 +23,21 @@ def save(path, data, grid=GRID):
     return save_volume(path, Volume(data[None], grid))
 
 
+def write_nrrd(path, data, *lines):
+    """A NRRD file with these lines in its header; the first axis of the array is the fastest, as in ITK."""
+    names = {"uint8": "uint8", "uint16": "uint16", "int16": "int16", "float32": "float", "float64": "double"}
+    head = ["NRRD0005", f"type: {names[data.dtype.name]}", f"dimension: {data.ndim}"]
+    head += ["sizes: " + " ".join(map(str, data.shape)), "endian: little", "encoding: raw", *lines]
+    path.write_bytes(("\n".join(head) + "\n\n").encode() + data.tobytes("F"))
+
+
+def nrrd_place(affine):
+    """The lines of a NRRD header that say where voxels lie."""
+    columns = " ".join(f"({','.join(map(repr, column))})" for column in np.asarray(affine)[:3, :3].T.tolist())
+    origin = ",".join(map(repr, np.asarray(affine)[:3, 3].tolist()))
+    return f"space directions: {columns}", f"space origin: ({origin})"
+
+
 def fit(folder, scan, *more, steps=12, budget=100):
     arguments = ["--data-dir", str(scan), "--result-dir", str(folder), "--steps", str(steps)]
     arguments += ["--strategy.budget", str(budget), "--output.no-progress", "--output.no-video", *more]

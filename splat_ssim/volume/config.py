@@ -108,7 +108,7 @@ class VolumeOutputConfig(OutputConfig):
 
     #: The fitted field in the source's intensities, float32, as volume.<format> whatever the source's format; "" for
     #: none.
-    format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "zarr"] = "nii.gz"
+    format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", "h5", "zarr"] = "nii.gz"
     ply: bool = True
     #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
     quantized: bool = True
@@ -122,7 +122,7 @@ class VolumeOutputConfig(OutputConfig):
 class VolumeConfig(RunConfig):
     """Fits Gaussians or a grid to a volume. Without arguments: the brain MRI in assets/."""
 
-    #: Volume file: npy, npz, raw, NIfTI, TIFF, NRRD or zarr.
+    #: Volume file: NIfTI, NRRD, MetaImage, TIFF, MRC, HDF5, zarr, npy, npz or raw, or a folder of DICOM or TIFF slices.
     data_dir: Path = Path("assets/brain_mri/T1.nii.gz")
     #: Length of the run.
     steps: int = 4000

@@ -51,7 +51,7 @@ def distill(
 
     Args:
         scene: scene.ply of a run, or any PLY of 3D Gaussian splatting.
-        output: Volume file to write: npz, npy, nii.gz, tif, nrrd or zarr.
+        output: Volume file to write: npz, npy, nii.gz, tif, nrrd, mha, h5, mrc or zarr.
         size: Voxels along the longest side.
         outliers: Share of the Gaussians that may lie outside, at each end of each axis.
 

@@ -1,4 +1,4 @@
-"""How each format of volumes is read and written: npy, npz, raw, NIfTI and NRRD here; TIFF and zarr beside it.
+"""How each format of volumes is read and written: npy, npz, raw and NIfTI here; the others in files beside it.
 
 Readers give a `Stored`; formats without a place for an affine (npy, raw) keep it in a JSON file beside them,
 `volume.npy.json`. The package of a format is imported when it is needed. The world is RAS: x to the right, y to the
@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 
 from .._files import replacing, replacing_path, write_json
+from .dicom import read_dicom
+from .hdf5 import read_hdf5, write_hdf5
+from .itk import read_itk, write_itk
+from .mrc import read_mrc, write_mrc
 from .ome_zarr import read_zarr, write_zarr
 from .stored import Stored, unit_name
 from .tiff import read_tiff, write_tiff
@@ -144,6 +148,8 @@ def _header_sizes(content: bytes) -> tuple[int, int]:
 def _read_nifti(path: Path, key: str | None) -> Stored:
     image, notes = _load_nifti(path)
     data = np.asanyarray(image.dataobj)
+    if not hasattr(image.header, "get_xyzt_units"):
+        notes.append("it is an Analyze file, which says no directions: x is taken to run to the left, as in SPM")
     letters = "xyztc"[: data.ndim] + "?" * (data.ndim - 5)
     if data.dtype.names:  # RGB and RGBA voxels
         data = np.stack([data[name] for name in data.dtype.names], -1)
@@ -171,108 +177,17 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
         nibabel.save(image, new)
 
 
-# --- NRRD
-
-
-#: Spaces of NRRD -> signs that bring its world to RAS.
-_SPACES = {
-    **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1, 1)),
-    **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
-    **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
-}
-
-
-def _read_nrrd(path: Path, key: str | None) -> Stored:
-    import nrrd
-
-    data, header = nrrd.read(str(path), index_order="F")
-    stored = Stored(data, order="xyz")
-    kinds = [str(kind) for kind in header.get("kinds", [])]
-    directions = header.get("space directions")
-    if directions is not None:
-        rows = [[np.nan] * 3 if row is None else list(row)[:3] for row in directions]
-        directions = np.asarray(rows, dtype=np.float64)
-        spatial = np.isfinite(directions).all(1)
-        if spatial.sum() != 3:
-            raise ValueError(f"{path} must have three spatial axes, got space directions {directions.tolist()}")
-        signs, note = _signs(str(header.get("space", "")).strip('"').lower())
-        stored.notes += [note] if note else []
-        affine = np.eye(4)
-        affine[:3, :3] = directions[spatial].T
-        affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=np.float64)[:3]
-        stored.affine = np.diag([*signs, 1.0]) @ affine
-        stored.unit = unit_name(next(iter(header.get("space units", [])), ""))
-    else:
-        spatial = np.array([kind in ("domain", "space") for kind in kinds] or [data.ndim == 3] * data.ndim)
-        spacings = header.get("spacings")
-        if spatial.sum() != 3 and data.ndim != 3:
-            # Nothing says which of the axes holds the channels.
-            return stored if spacings is None else _spaced(stored, spacings, path)
-        if spacings is not None:
-            steps = np.nan_to_num(np.asarray(spacings, dtype=np.float64), nan=1.0)
-            stored.affine = np.diag([*(steps[spatial] if spatial.sum() == 3 else steps), 1.0])
-        stored.unit = unit_name(next(iter(header.get("units", [])), ""))
-    names = iter("xyz")
-    more = ["t" if kind == "time" else "c" for kind in kinds or ["vector"] * data.ndim]
-    stored.axes = "".join(next(names) if inside else more[axis] for axis, inside in enumerate(spatial))
-    if data.ndim == 3:
-        stored.axes = "xyz"
-    return stored
-
-
-def _spaced(stored: Stored, spacings: Any, path: Path) -> Stored:
-    """Four axes without kinds: one without a spacing holds the channels."""
-    steps = np.asarray(spacings, dtype=np.float64)
-    without = np.flatnonzero(~np.isfinite(steps))
-    if len(steps) == 4 and len(without) == 1:
-        at = int(without[0])
-        stored.axes = "xyz"[:at] + "c" + "xyz"[at:]
-        stored.affine = np.diag([*np.delete(steps, at), 1.0])
-        return stored
-    short = 0 if stored.array.shape[0] <= 4 < stored.array.shape[-1] else 3
-    stored.affine = np.diag([*np.nan_to_num(np.delete(steps, short), nan=1.0), 1.0])
-    return stored
-
-
-def _signs(space: str) -> tuple[tuple[int, ...], str]:
-    """What brings a space's axes to RAS, and what was assumed."""
-    name = space.removesuffix("-time").removesuffix("t") if space not in _SPACES else space
-    if name in _SPACES:
-        return _SPACES[name], ""
-    return (1, 1, 1), f"its header says {'no space' if not space else repr(space)}: its axes are taken for RAS"
-
-
-def _write_nrrd(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
-    import nrrd
-
-    data = data.astype(np.uint8) if data.dtype == bool else data
-    # LPS is what ITK and Slicer write, and read everywhere.
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    directions = affine[:3, :3].T
-    kinds = ["domain"] * 3
-    if data.ndim == 4:
-        data = np.moveaxis(data, 0, 3)
-        directions = np.vstack([directions, np.full(3, np.nan)])
-        kinds.append("vector")
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": directions,
-        "space origin": affine[:3, 3],
-        "kinds": kinds,
-    }
-    if unit:
-        header["space units"] = [unit] * 3
-    with replacing_path(path) as new:
-        nrrd.write(str(new), data, header, index_order="F")
-
-
 #: Format -> function of a path and a key; raw is read by `read_raw`.
 READERS: dict[str, Any] = {
     "npy": _read_npy,
     "npz": _read_npz,
     "nifti": _read_nifti,
     "tiff": read_tiff,
-    "nrrd": _read_nrrd,
+    "nrrd": read_itk,
+    "metaimage": read_itk,
+    "dicom": read_dicom,
+    "hdf5": read_hdf5,
+    "mrc": read_mrc,
     "zarr": read_zarr,
 }
 #: Format -> function of a path, the array (three axes, or four with channels first), its affine and its unit.
@@ -282,6 +197,9 @@ WRITERS: dict[str, Any] = {
     "raw": _write_raw,
     "nifti": _write_nifti,
     "tiff": write_tiff,
-    "nrrd": _write_nrrd,
+    "nrrd": write_itk,
+    "metaimage": write_itk,
+    "hdf5": write_hdf5,
+    "mrc": write_mrc,
     "zarr": write_zarr,
 }

@@ -1,4 +1,4 @@
-"""Volume files in and out: npy, npz, raw, NIfTI, TIFF stacks, NRRD, zarr and OME-Zarr.
+"""Volume files in and out: NIfTI, NRRD, MetaImage, DICOM, TIFF, MRC, HDF5, zarr and OME-Zarr, npy, npz and raw.
 
 What is read has its channels first and a grid whose affine carries spacing, orientation and axis order.
 """
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from .dicom import holds_dicom, is_dicom
 from .formats import READERS, WRITERS, read_raw
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
 from .stored import Stored
+from .tiff import holds_tiff
 
 #: How each format is recognised, longest suffix first.
 SUFFIXES = {
@@ -32,8 +34,41 @@ SUFFIXES = {
     ".tif": "tiff",
     ".nrrd": "nrrd",
     ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+    ".dcm": "dicom",
+    ".ima": "dicom",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".mrc": "mrc",
+    ".mrc.gz": "mrc",
+    ".map": "mrc",
+    ".map.gz": "mrc",
+    ".rec": "mrc",
     ".zarr": "zarr",
 }
+
+#: Formats that are not read -> what turns them into one that is.
+CONVERTERS = {
+    **dict.fromkeys(
+        (".czi", ".nd2", ".lif", ".oib", ".oif", ".oir", ".vsi", ".ims", ".lsm"), "bioformats2raw (OME-Zarr)"
+    ),
+    **dict.fromkeys((".mgz", ".mgh"), "FreeSurfer's mri_convert (NIfTI)"),
+    ".mnc": "mnc2nii (NIfTI)",
+    ".par": "dcm2niix (NIfTI)",
+    **dict.fromkeys((".dm3", ".dm4"), "IMOD's dm2mrc (MRC)"),
+    **dict.fromkeys((".vtk", ".vti", ".am", ".gipl"), "3D Slicer (NRRD)"),
+    ".vdb": "OpenVDB's Python module (npy)",
+    ".n5": "bioformats2raw or zarr's N5 reader (OME-Zarr)",
+    ".b2nd": "blosc2 (npy)",
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".jp2"), "Fiji (a TIFF stack)"),
+    **dict.fromkeys((".mp4", ".avi", ".mov"), "ffmpeg (TIFF slices)"),
+    **dict.fromkeys((".zip", ".tar", ".7z"), "unpacking"),
+}
+
+
+#: Formats whose voxels are read piece by piece.
+LAZY = ("npy", "raw", "zarr", "hdf5")
 
 
 @dataclass
@@ -64,20 +99,26 @@ class Volume:
 
 
 def volume_format(path: str | Path) -> str:
-    """The format of a path by its suffix; a path inside a zarr folder is zarr, any other folder a TIFF stack of slices.
+    """The format of a path by its suffix; a path inside a zarr folder is zarr, other folders are TIFF slices or DICOM.
 
     Raises:
-        ValueError: A suffix that is none of `SUFFIXES`.
+        ValueError: A suffix that is none of `SUFFIXES`; the message names what converts such a file.
     """
     name = Path(path).name.lower()
     for suffix, kind in SUFFIXES.items():
         if name.endswith(suffix):
             return kind
-    if split_zarr(Path(path))[1] is not None:
+    path = Path(path)
+    if split_zarr(path)[1] is not None:
         return "zarr"
-    if Path(path).is_dir():
-        return "tiff"
-    raise ValueError(f"a volume file must end in one of {', '.join(SUFFIXES)}, got {Path(path).name!r}")
+    if path.is_dir():
+        return "tiff" if holds_tiff(path) or not holds_dicom(path) else "dicom"
+    if is_dicom(path):
+        return "dicom"
+    for suffix, tool in CONVERTERS.items():
+        if name.endswith(suffix):
+            raise ValueError(f"{path.name} is of a format that is not read here: {tool} converts it")
+    raise ValueError(f"a volume file must end in one of {', '.join(SUFFIXES)}, got {path.name!r}")
 
 
 def load_volume(
@@ -96,7 +137,8 @@ def load_volume(
     """Reads a volume, in its own dtype, into a world of x to the right, y to the front and z up (RAS).
 
     Args:
-        path: A file, a zarr folder or a path inside it, or a folder of TIFF slices in the order of their numbers.
+        path: A file, a zarr folder or a path inside it, a folder of TIFF slices in the order of their numbers, or a
+            folder of DICOM files.
         shape: Of a raw file: (n0, n1, n2) or (C, n0, n1, n2), unless a JSON file beside it says.
         dtype: Of a raw file, such as "uint8" or ">i2", unless a JSON file beside it says.
         spacing: Replaces what the file says: distance of voxel centres along the world's x, y, z. The file's directions
@@ -105,7 +147,8 @@ def load_volume(
         axes: Replaces what the file says: which world axis each axis of its array follows, with c for channels and t
             for time, such as "zyx", "tczyx" or "xyzc". By default what the file says; else "xyz" for NIfTI and NRRD,
             "zyx" for all others.
-        key: Which array of an npz file or a zarr group (a path inside it), or which series of a TIFF file.
+        key: Which array of an npz or HDF5 file or a zarr group (a path inside it), or which series of a TIFF file or a
+            DICOM folder (its number, name or UID).
         channel: Takes one channel alone; by default all of them.
         time: Takes one time point; by default all, as channels, where the file has no channels besides.
         nonfinite: What NaN and infinite voxels become; None refuses them.
@@ -152,7 +195,7 @@ def _open(
         stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
     else:
         stored = _read(path, lambda: READERS[kind](path, key))
-    if key is not None and kind not in ("npz", "tiff", "zarr"):
+    if key is not None and kind not in ("npz", "tiff", "zarr", "hdf5", "dicom"):
         stored.notes.append(f"key {key} is left out: a {kind} file holds one array")
     if kind != "raw" and (shape is not None or dtype is not None):
         stored.notes.append(f"shape and dtype are left out: a {kind} file says its own")
@@ -195,15 +238,17 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine; returns the path.
 
-    A single channel is written as a three-dimensional array. NIfTI and NRRD put channels last, as their readers expect;
-    a TIFF stack has planes across the world's z on its pages.
+    A single channel is written as a three-dimensional array. NIfTI, NRRD and MetaImage put channels last, as their
+    readers expect; a TIFF stack has planes across the world's z on its pages.
 
     Raises:
-        ValueError: An unknown suffix.
+        ValueError: An unknown suffix, a format that is read only (DICOM), or a volume that the format cannot hold.
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
     kind = volume_format(path)
+    if kind not in WRITERS:
+        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
     try:
@@ -221,7 +266,7 @@ def open_array(
     channel: int | None = None,
     time: int | None = None,
 ) -> Any:
-    """The voxels of a file as an array that is read piece by piece where the format allows: npy, raw and zarr.
+    """The voxels of a file as an array that is read piece by piece where the format allows: npy, raw, zarr and HDF5.
 
     The options are those of `load_volume`.
 
@@ -230,7 +275,7 @@ def open_array(
         slices: (n0, n1, n2) or (C, n0, n1, n2). Other formats are read whole.
     """
     path = Path(path)
-    if volume_format(path) in ("npy", "raw", "zarr"):
+    if volume_format(path) in LAZY:
         return arrange(_open(path, key=key, lazy=True), path, axes=axes, channel=channel, time=time)[0]
     data = load_volume(path, key=key, axes=axes, channel=channel, time=time).data
     return data[0] if data.shape[0] == 1 else data
@@ -239,7 +284,7 @@ def open_array(
 def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
     """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_array` leaves them so."""
     path = Path(path)
-    if volume_format(path) not in ("npy", "raw", "zarr"):
+    if volume_format(path) not in LAZY:
         return load_volume(path, key=key).grid
     stored = _open(path, key=key, lazy=True)
     # Whatever channel and time point: the grid is the same.

@@ -116,7 +116,7 @@ def _letters(stored: Stored, shape: tuple[int, ...], path: Path, axes: str | Non
         return axes, list(stored.notes)
     if axes is not None and len(axes) != 3:
         raise ValueError(f"axes must have a letter for each of the {len(shape)} axes of {path}, got {axes!r}")
-    letters, notes = (stored.axes, list(stored.notes)) if stored.axes else _guessed(stored, shape, path)
+    letters, notes = (stored.axes, list(stored.notes)) if stored.axes else guessed_axes(stored, shape, path)
     if not set("xyz") <= set(letters):
         raise ValueError(
             f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {shape} with axes {letters}"
@@ -127,7 +127,7 @@ def _letters(stored: Stored, shape: tuple[int, ...], path: Path, axes: str | Non
     return letters, notes
 
 
-def _guessed(stored: Stored, shape: tuple[int, ...], path: Path) -> tuple[str, list[str]]:
+def guessed_axes(stored: Stored, shape: tuple[int, ...], path: Path) -> tuple[str, list[str]]:
     """Letters for an array whose file does not name its axes."""
     letters, notes = stored.order, list(stored.notes)
     more = [axis for axis in range(len(shape) - 3) if shape[axis] > 1]

@@ -1,4 +1,4 @@
-"""zarr: plain arrays, arrays in groups, and the images of OME-Zarr at full resolution."""
+"""zarr: plain arrays, arrays in groups, and the images of OME-Zarr at full resolution; images of OME-Zarr out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import numpy as np
 
 from .._files import replacing_path
 from .grid import VoxelGrid
+from .layout import nearest_axes
 from .stored import Stored, in_unit, unit_name
 from .tiff import natural_key
+
+#: Units here -> OME's names.
+_OME_UNITS = {
+    **{"m": "meter", "cm": "centimeter", "mm": "millimeter", "um": "micrometer", "nm": "nanometer"},
+    **{"angstrom": "angstrom", "inch": "inch"},
+}
 
 
 def split_zarr(path: Path) -> tuple[Path, str | None]:
@@ -32,6 +39,11 @@ def read_zarr(path: Path, key: str | None) -> Stored:
 
     path, inside = split_zarr(path)
     key = "/".join(part.strip("/") for part in (inside, key) if part) or None
+    if (path / "zarr.json").exists() and int(zarr.__version__.split(".")[0]) < 3:
+        raise ValueError(
+            f"{path} is of zarr's format 3, which Python 3.11 and newer read, got zarr {zarr.__version__} of an older "
+            f"Python"
+        )
     root: Any = zarr.open(str(path), mode="r")
     node = root
     if key is not None:
@@ -62,7 +74,8 @@ def read_zarr(path: Path, key: str | None) -> Stored:
             raise ValueError(f"{path} must hold one array, or key must name one of {_arrays(root)}")
         key = f"{key}/{name}" if key else name
         node = node[name]
-    stored = Stored(node, str(node.attrs.get("axes", "")), node.attrs.get("affine"), str(node.attrs.get("unit", "")))
+    attributes = node.attrs
+    stored = Stored(node, str(attributes.get("axes", "")), attributes.get("affine"), str(attributes.get("unit", "")))
     stored.notes = notes
     if stored.affine is None and key is not None:
         _place(stored, root, key)
@@ -118,12 +131,37 @@ def _place(stored: Stored, root: Any, key: str) -> None:
 
 
 def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
-    """A plain array in chunks of 64 voxels a side; affine and unit are its attributes."""
+    """An OME-Zarr image of one resolution in chunks of 64 voxels a side: 0.5, or 0.4 where zarr is of before 3.
+
+    OME-Zarr holds a step and an origin for each axis, but no turn: the whole affine is an attribute of the array.
+    """
     import zarr
 
     chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
-    # zarr 2, the last for Python 3.10, has this function too.
+    image = _image(data.ndim, affine, unit)
     with replacing_path(path) as new:
-        array = zarr.open_array(str(new), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
+        group = zarr.open_group(str(new), mode="w")
+        if int(zarr.__version__.split(".")[0]) < 3:
+            group.attrs.update({"multiscales": [{"version": "0.4", **image}]})
+        else:
+            group.attrs.update({"ome": {"version": "0.5", "multiscales": [image]}})
+        # zarr 2, the last for Python 3.10, has this function too.
+        array = zarr.open_array(str(new / "0"), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
         array[...] = data
         array.attrs.update({"affine": affine.tolist(), "axes": "czyx"[-data.ndim :], "unit": unit})
+
+
+def _image(ndim: int, affine: np.ndarray, unit: str) -> dict[str, Any]:
+    """The entry of multiscales: axes by the world's axis that each is nearest to, with signed steps along it."""
+    letters = nearest_axes(affine)
+    rows = ["xyz".index(letter) for letter in letters]
+    steps = np.linalg.norm(affine[:3, :3], axis=0) * np.sign([affine[row, axis] for axis, row in enumerate(rows)])
+    named = {"unit": _OME_UNITS[unit]} if unit in _OME_UNITS else {}
+    axes = [{"name": "c", "type": "channel"}] * (ndim - 3)
+    axes += [{"name": letter, "type": "space", **named} for letter in letters]
+    more = ndim - 3
+    changes = [
+        {"type": "scale", "scale": [1.0] * more + steps.tolist()},
+        {"type": "translation", "translation": [0.0] * more + affine[rows, 3].tolist()},
+    ]
+    return {"name": "volume", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": changes}]}

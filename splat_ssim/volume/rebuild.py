@@ -50,7 +50,7 @@ def rebuild(
 
     Args:
         gaussians: gaussians.quantized or gaussians.ply of a run.
-        output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd or zarr.
+        output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd, mha, h5, mrc or zarr.
         spacing: Distance of voxels along x, y, z; by default the source's.
         like: A volume file whose grid is taken; needed for files that do not hold one.
         low: Intensity that 0 stands for; by default the source's.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,15 @@ def natural_key(name: str) -> list[Any]:
         ['img_1.tif', 'img_2.tif', 'img_10.tif']
     """
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+
+
+def _slices(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
+
+
+def holds_tiff(folder: Path) -> bool:
+    """Whether a folder has TIFF files."""
+    return bool(_slices(folder))
 
 
 def read_tiff(path: Path, key: str | None) -> Stored:
@@ -118,10 +126,9 @@ def _need_slices(stored: Stored) -> None:
 def _read_slices(path: Path) -> Stored:
     import tifffile
 
-    files = [p for p in path.iterdir() if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
-    files.sort(key=lambda p: natural_key(p.name))
+    files = sorted(_slices(path), key=lambda p: natural_key(p.name))
     if not files:
-        raise ValueError(f"{path} must hold TIFF slices, got none")
+        raise ValueError(f"{path} must hold TIFF slices or the files of a DICOM series, got none")
     planes: list[np.ndarray] = []
     for file in files:
         try:
@@ -175,12 +182,24 @@ def _place_imagej(stored: Stored, file: Any) -> None:
     _regular(stored, steps, unit_name(file.imagej_metadata.get("unit")))
 
 
+def _ome(text: str) -> dict[str, Any]:
+    """OME-XML as nested dictionaries, numbers parsed."""
+    import tifffile
+
+    return tifffile.xml2dict(text)["OME"]
+
+
+def _listed(node: Any) -> list[Any]:
+    """The elements of one name: `xml2dict` has a list only where there are several."""
+    return [] if node is None else node if isinstance(node, list) else [node]
+
+
 def _place_ome(stored: Stored, text: str, index: int) -> None:
     """Spacing as OME-XML has it: PhysicalSizeX, Y and Z of an image, each in a unit of its own, µm by default."""
-    pixels = [node for node in ElementTree.fromstring(text).iter() if node.tag.rpartition("}")[2] == "Pixels"]
-    if index >= len(pixels):
+    images = _listed(_ome(text).get("Image"))
+    if index >= len(images):
         return
-    found = pixels[index].attrib
+    found = images[index]["Pixels"]
     units = {letter: unit_name(found.get(f"PhysicalSize{letter.upper()}Unit", "µm")) for letter in "xyz"}
     steps = {
         letter: in_unit(float(found[f"PhysicalSize{letter.upper()}"]), units[letter], units["x"])
@@ -203,8 +222,9 @@ def _own_metadata(file: Any) -> dict[str, Any] | None:
     """What `write_tiff` left in ImageJ's or OME's metadata."""
     text = (file.imagej_metadata or {}).get("splat_ssim")
     if text is None and file.ome_metadata and _NAMESPACE in file.ome_metadata:
-        nodes = ElementTree.fromstring(file.ome_metadata).iter()
-        text = next((n.text for n in nodes if n.tag.rpartition("}")[2] == "M" and n.get("K") == "splat_ssim"), None)
+        notes = _listed(_ome(file.ome_metadata)["StructuredAnnotations"]["MapAnnotation"])
+        ours = next(note for note in notes if note.get("Namespace") == _NAMESPACE)
+        text = next(entry["value"] for entry in _listed(ours["Value"]["M"]) if entry["K"] == "splat_ssim")
     return None if text is None else json.loads(text)
 
 
