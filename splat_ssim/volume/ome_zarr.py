@@ -139,14 +139,16 @@ def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
 
     chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
     image = _image(data.ndim, affine, unit)
+    options: dict[str, Any] = {"shape": data.shape, "dtype": data.dtype, "chunks": chunks}
+    if int(zarr.__version__.split(".")[0]) < 3:
+        attributes: dict[str, Any] = {"multiscales": [{"version": "0.4", **image}]}
+    else:
+        attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
+        options["dimension_names"] = [axis["name"] for axis in image["axes"]]
     with replacing_path(path) as new:
-        group = zarr.open_group(str(new), mode="w")
-        if int(zarr.__version__.split(".")[0]) < 3:
-            group.attrs.update({"multiscales": [{"version": "0.4", **image}]})
-        else:
-            group.attrs.update({"ome": {"version": "0.5", "multiscales": [image]}})
+        zarr.open_group(str(new), mode="w").attrs.update(attributes)
         # zarr 2, the last for Python 3.10, has this function too.
-        array = zarr.open_array(str(new / "0"), mode="w", shape=data.shape, dtype=data.dtype, chunks=chunks)
+        array = zarr.open_array(str(new / "0"), mode="w", **options)
         array[...] = data
         array.attrs.update({"affine": affine.tolist(), "axes": "czyx"[-data.ndim :], "unit": unit})
 
