@@ -55,3 +55,10 @@ def test_examples_stand_alone(name, monkeypatch):
         if failed:
             pytest.xfail(f"{len(failed)} known examples of {name} fail as written")
     assert not failed, "\n".join(failed)
+
+
+def test_the_page_on_volumes_runs():
+    pytest.importorskip("SimpleITK")
+    page = Path(__file__).resolve().parent.parent / "docs" / "volumes.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0 and tried > 15

@@ -12,15 +12,9 @@ from splat_ssim.volume import VoxelGrid
 from splat_ssim.volume.crops import make_crop, random_crop
 from splat_ssim.volume.evaluation import evaluate_volume, psnr3d
 from splat_ssim.volume.export import load_gaussians_ply, load_quantized, save_gaussians_ply, save_quantized
-from splat_ssim.volume.gaussians import (
-    CappedGrowth,
-    GaussianField,
-    lattice_frame,
-    replace_gaussians,
-    sample_voxels,
-    sort_gaussians,
-)
+from splat_ssim.volume.gaussians import GaussianField, lattice_frame, sample_voxels
 from splat_ssim.volume.grid_model import GridField, grid_shape, interpolation_matrix
+from splat_ssim.volume.growth import CappedGrowth, replace_gaussians, sort_gaussians
 from splat_ssim.volume.losses import tv3d
 from splat_ssim.volume.pictures import mip_frames, save_mip_video, save_slice_sheet, slice_sheet
 from splat_ssim.volume.reference import rotation_matrices

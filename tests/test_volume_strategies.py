@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from splat_ssim.volume.config import VolumeStrategyConfig
-from splat_ssim.volume.gaussians import GaussianField, sort_gaussians
+from splat_ssim.volume.gaussians import GaussianField
+from splat_ssim.volume.growth import sort_gaussians
 from splat_ssim.volume.strategies import make_growth
 from tests.test_volume_models import GRID, adam, blobs, generator
 

@@ -135,7 +135,7 @@ class Run:
                 # at which the device has done everything to the next.
                 wait(device)
                 start = time.perf_counter()
-                while self.step < self.config.steps:
+                while self.step < self.config.steps and not self._finished():
                     report = self.task.step(self.step)
                     self.step += 1
                     self._refuse(self._losses.note(self.step, report))
@@ -153,12 +153,17 @@ class Run:
                         wait(device)
                         start = time.perf_counter()
 
+    def _finished(self) -> bool:
+        """Whether the task has what it was asked for before the last step."""
+        return getattr(self.task, "finished", False)
+
     def _due(self) -> bool:
         """Whether this step is one that is shown, evaluated or saved."""
         config, step = self.config, self.step
         return (
             step % REPORT_EVERY == 0
             or step == config.steps
+            or self._finished()
             or _divides(config.output.eval_every, step)
             or _divides(config.checkpoint_every, step)
         )
@@ -166,7 +171,7 @@ class Run:
     def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
         """Shows, evaluates and saves what is due after a step."""
         config, step = self.config, self.step
-        last = step == config.steps
+        last = step == config.steps or self._finished()
         # The device has been waited for: to read the losses it kept costs next to nothing.
         self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
@@ -289,6 +294,36 @@ class Run:
         with user_errors():
             from torch.utils.tensorboard import SummaryWriter
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+
+
+class Unkept(Run):
+    """A run in memory alone, without a folder: nothing is written, and there is nothing to resume.
+
+    `train` is that of any run. A signal ends it after a step as `Interrupted`, and what was trained is the task's.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.config = task, task.config
+        self.step, self.train_seconds = 0, 0.0
+        self._losses = LossWatch()
+        self._saved: int | None = None
+        self.folder = Path(task.name)
+
+    def save(self) -> None:
+        """Checks what a checkpoint would hold, and writes none.
+
+        Raises:
+            NotFiniteError: A loss until now, or the state, is no number.
+        """
+        self._refuse(self._losses.check())
+        self._refuse(state_problem(self.step, self.task.state_dict()))
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """Evaluates the task as it is."""
+        return self.task.evaluate(pictures)
+
+    def _stop(self, number: int) -> None:
+        raise Interrupted(number)
 
 
 def _divides(every: int, step: int) -> bool:

@@ -55,8 +55,9 @@ class Task(Protocol):
 
     A task is made from its config: `Task(config)` reads the data, puts the model where it starts and seeds torch. The
     length of a run is `config.steps`. A task may have a `fingerprint`, a text that says what its data are and differs
-    for other data: a run is resumed only with data of the same one. It may have `notes`, lines that say what was read,
-    left out or assumed, which train.py prints before the run.
+    for other data: a run is resumed only with data of the same one. It may have `finished`, which ends the run before
+    its last step once it is true. It may have `notes`, lines that say what was read, left out or assumed, which
+    train.py prints before the run.
     """
 
     #: The config dataclass: a subclass of RunConfig.

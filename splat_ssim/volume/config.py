@@ -127,6 +127,8 @@ class VolumeConfig(RunConfig):
     #: Length of the run.
     steps: int = 4000
     task: tyro.conf.Suppress[str] = "volume"
+    #: Ends the run once psnr3d (psnr3d_masked with a mask) is this high, looked at every 50 steps.
+    target_psnr: float | None = None
     #: The loss is taken on every so many steps, plain L1 on the others.
     loss_every: int = 1
     #: Weight of the total variation of the field.
@@ -145,6 +147,7 @@ class VolumeConfig(RunConfig):
         check_ranges(
             ("loss_every", self.loss_every, 1, None),
             ("crop", self.crop, 0, None),
+            *((("target_psnr", self.target_psnr, 0, None),) if self.target_psnr is not None else ()),
             ("tv", self.tv, 0, None),
             ("model.start", self.model.start, 1e-6, 1),
             ("model.spread", self.model.spread, 1e-6, None),

@@ -31,11 +31,25 @@ def evaluate_volume(
         "ssim3d": float(ssim3d(pred[None], target[None], data_range=data_range)),
     }
     if mask is not None:
-        squares = (pred.double() - target.double()).square().mean(0)
-        mse = float((squares * mask[0, 0]).sum() / mask.double().sum())
-        result["psnr3d_masked"] = reported_psnr(psnr_of_mse(mse, data_range))
+        result["psnr3d_masked"] = reported_psnr(weighted_psnr(pred, target, mask[0, 0], data_range=data_range))
         result["ssim3d_masked"] = float(ssim3d(pred[None], target[None], data_range=data_range, mask=mask))
     return result
+
+
+@torch.no_grad()
+def weighted_psnr(pred: Tensor, target: Tensor, weights: Tensor | None, *, data_range: float = 1.0) -> float:
+    """PSNR in dB that counts voxels by their weights.
+
+    Args:
+        pred: (C, n0, n1, n2).
+        target: The same.
+        weights: (n0, n1, n2), 0 or more; None for all alike.
+        data_range: Largest minus smallest possible value.
+    """
+    if weights is None:
+        return psnr(pred, target, data_range=data_range)
+    squares = (pred.double() - target.double()).square().mean(0)
+    return psnr_of_mse(float((squares * weights).sum() / weights.double().sum()), data_range)
 
 
 def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ class FieldSource:
     def normalization(self) -> Normalization:
         """The map between intensities and fitted values."""
         return Normalization(self.low, self.high, self.clip)
+
+    def cropped(self, box: np.ndarray) -> FieldSource:
+        """The same with the voxels of the grid whose centres may lie in a box (2, 3): least and largest x, y, z.
+
+        Raises:
+            ValueError: The box holds no voxel.
+        """
+        corners = np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3)
+        indices = self.grid.to_index(torch.from_numpy(corners)).numpy()
+        # To a millionth of a voxel: a box that ends on a voxel holds it.
+        start = np.ceil(indices.min(0) - 1e-6).clip(0).astype(int)
+        stop = (np.floor(indices.max(0) + 1e-6).astype(int) + 1).clip(max=self.grid.shape)
+        if not (start < stop).all():
+            raise ValueError(f"box must hold voxels of the source's grid, got {box.tolist()}")
+        return replace(self, grid=self.grid.crop(start.tolist(), (stop - start).tolist()))
 
     def header(self) -> dict[str, Any]:
         """What files hold of it, as JSON."""
@@ -138,6 +153,37 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
     if features:
         tensors["features"] = columns(*features)
     return GaussianField(tensors)
+
+
+def save_field(path: str | Path, field: GaussianField) -> Path:
+    """See `GaussianField.save`."""
+    path = Path(path)
+    if path.suffix.lower() == ".ply":
+        return save_gaussians_ply(path, field, field.source)
+    if path.suffix.lower() != ".quantized":
+        raise ValueError(f"a field must be saved as .ply or .quantized, got {path.name!r}")
+    if field.source is None:
+        raise ValueError(f"a quantised field must have a source, whose grid orders it, got none for {path.name!r}")
+    return save_quantized(path, field, field.source.grid, source=field.source)
+
+
+def load_field(path: str | Path) -> GaussianField:
+    """Reads Gaussians and their source, to the CPU.
+
+    Args:
+        path: A file of `GaussianField.save`, or the folder of a run, whose gaussians.ply is read.
+
+    Raises:
+        FileNotFoundError: Nothing at the path.
+        ValueError: A file that does not read.
+    """
+    path = Path(path)
+    path = path / "gaussians.ply" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"no field at {path}")
+    field = load_gaussians_ply(path) if path.suffix.lower() == ".ply" else load_quantized(path)
+    field.source = read_source(path)
+    return field
 
 
 def _quantize(values: np.ndarray, levels: int, low: float, high: float) -> np.ndarray:

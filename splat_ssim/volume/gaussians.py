@@ -1,10 +1,11 @@
-"""The field of Gaussians as a model, its start from a volume, and its growth under a budget."""
+"""The field of Gaussians as a model, and its start from a volume."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,18 +15,28 @@ from ..reference import correlate, gaussian_taps
 from ..trainer.upload import upload
 from .grid import VoxelGrid
 from .reference import rotation_matrices
-from .voxelize import morton_order, voxelize
+from .sampling import sample_gaussians
+from .voxelize import voxelize
+
+if TYPE_CHECKING:
+    from .export import FieldSource
 
 #: float32 numbers of a Gaussian without features: mean, log scale, quaternion, density.
 GAUSSIAN_FLOATS = 11
 
 
 class GaussianField(nn.Module):
-    """Gaussians as parameters: `field(grid)` is their volume.
+    """Gaussians as parameters: `field(grid)` is their volume, `render` and `sample` have its source's intensities.
 
     Args:
         tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
             densities (N,), of any sign; and, for more channels, features (N, F), see `voxelize`.
+        source: The grid and the intensities of the volume they were fitted to; None where nobody knows.
+
+    Attributes:
+        source: As given.
+        metrics: Of the fit, as `VolumeTask.evaluate` has them; empty for a field that was loaded.
+        notes: What was read, cut off or assumed in the fit, a sentence each.
 
     Example:
         >>> import torch
@@ -36,8 +47,11 @@ class GaussianField(nn.Module):
         torch.Size([1, 8, 8, 8])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], source: FieldSource | None = None) -> None:
         super().__init__()
+        self.source = source
+        self.metrics: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()
         self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
 
     def __len__(self) -> int:
@@ -59,6 +73,74 @@ class GaussianField(nn.Module):
             grid,
             features=tensors["features"] if "features" in tensors else None,
         )
+
+    def render(self, grid: VoxelGrid | None = None) -> Tensor:
+        """The field on a grid, in the intensities of its source; differentiable.
+
+        Args:
+            grid: Any voxels, of whatever spacing and direction; by default those of the source.
+
+        Returns:
+            (C, *grid.shape) float32. Cut to the range that was fitted, as a run's export is, unless all was kept.
+
+        Raises:
+            ValueError: No grid, and a field without a source.
+        """
+        if grid is None and self.source is None:
+            raise ValueError("render must be given a grid, as the field has no source, got None")
+        return self._intensities(self(grid or self.source.grid))  # type: ignore[union-attr]
+
+    def sample(self, points: Tensor) -> Tensor:
+        """The field at any points, in the intensities of its source: `field.sample(grid.points())` is `render(grid)`.
+
+        Each value is that of the formula of `voxelize`, cut-off included; nothing is interpolated.
+
+        Args:
+            points: (..., 3) world x, y, z, on the field's device. float64 points are computed in float64.
+
+        Returns:
+            (C, ...), in the points' dtype; differentiable by the points and the Gaussians.
+
+        Raises:
+            ValueError: Points of another shape or on another device.
+            TypeError: Points that are not float32 or float64.
+        """
+        tensors = self.tensors
+        values = tensors["densities"][:, None]
+        if "features" in tensors:
+            values = torch.cat([values, values * tensors["features"]], dim=1)
+        gaussians = (tensors["means"], tensors["quats"], tensors["log_scales"].exp(), values)
+        return self._intensities(sample_gaussians(*gaussians, points))
+
+    def _intensities(self, values: Tensor) -> Tensor:
+        if self.source is None:
+            return values
+        low, high = self.source.low, self.source.high
+        return (values.clamp(0, 1) if self.source.clip else values) * (high - low) + low
+
+    @torch.no_grad()
+    def crop(self, box: Sequence[Sequence[float]]) -> GaussianField:
+        """The Gaussians that reach into a box, and the part of the source's grid there; the field inside is the same.
+
+        Args:
+            box: Least and largest world x, y, z, such as ((0, 0, 0), (10, 10, 5)).
+
+        Raises:
+            ValueError: No box, one that nothing reaches, or one beside the source's grid.
+        """
+        from .sampling import crop_field
+
+        return crop_field(self, box)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the field with its source: .ply in full precision, .quantized in some 15 bytes a Gaussian.
+
+        Raises:
+            ValueError: Another suffix, or a quantised field without a source.
+        """
+        from .export import save_field
+
+        return save_field(path, self)
 
     @torch.no_grad()
     def keep_size(self, min_sigma: float, grid: VoxelGrid) -> None:
@@ -224,100 +306,3 @@ def voxel_size(grid: VoxelGrid) -> float:
     """Edge of a cube of a voxel's volume, in world units."""
     a, b, c = grid.spacing
     return (a * b * c) ** (1 / 3)
-
-
-def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
-    """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""
-    last = max(1, round(steps * stop))
-    return tuple(sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)}))
-
-
-@dataclass
-class CappedGrowth:
-    """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
-
-    A round draws voxels in proportion to the square of the blurred residual, which is the gradient of the squared error
-    by the field; a new Gaussian there has the residual, or its share of it, as its density, of either sign.
-
-    Args:
-        budget: The field never has more Gaussians.
-        at_steps: The steps after which a round is held; the last one reaches the budget.
-        recycle: Share of the Gaussians, those of the least `mass`, that each round replaces.
-        sigma: Standard deviation of new Gaussians in voxels.
-    """
-
-    budget: int
-    at_steps: tuple[int, ...]
-    recycle: float = 0.0
-    sigma: float = 1.2
-
-    def step(
-        self,
-        step: int,
-        field: GaussianField,
-        optimizer: torch.optim.Optimizer,
-        target: Tensor,
-        grid: VoxelGrid,
-        generator: torch.Generator,
-        *,
-        mask: Tensor | None = None,
-    ) -> bool:
-        """Holds a round if one is due after `step`; whether it did.
-
-        Args:
-            step: Steps done.
-            field: Changed in place: its parameters are replaced.
-            optimizer: Its state follows the Gaussians; new ones start from zero.
-            target: (C, n0, n1, n2).
-            grid: Its voxels.
-            generator: Source of the draws, on the CPU.
-            mask: (n0, n1, n2) weights of 0 or more of the squared residual; nothing grows where it is 0.
-        """
-        if step not in self.at_steps:
-            return False
-        left = len(self.at_steps) - self.at_steps.index(step)
-        with torch.no_grad():
-            residual = torch.stack([blur(channel) for channel in target - field(grid)])
-            keep = torch.arange(len(field), device=target.device)
-            replaced = int(self.recycle * len(field))
-            if replaced:
-                keep = field.mass().topk(len(field) - replaced, sorted=False).indices.sort().values
-            grown = replaced + (self.budget - len(field)) // left
-            weight = residual.square().sum(0)
-            if mask is not None:
-                weight = weight * mask
-                # Only so many voxels can be drawn: what is replaced is no more than what comes.
-                grown = min(grown, int((mask > 0).sum()))
-                if replaced > grown:
-                    keep = field.mass().topk(len(field) - grown, sorted=False).indices.sort().values
-            if grown <= 0:
-                return False
-            chosen = sample_voxels(weight, grown, generator)
-            new = field.spawn(chosen, self.sigma, residual, target, grid, generator)
-        replace_gaussians(field, optimizer, keep, new)
-        return True
-
-
-def replace_gaussians(
-    field: GaussianField, optimizer: torch.optim.Optimizer, keep: Tensor, new: Mapping[str, Tensor] | None = None
-) -> None:
-    """Makes the field the Gaussians `keep` (N',) followed by `new`; the optimiser's moments go with them."""
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    for name, old in list(field.tensors.items()):
-        added = new[name] if new is not None else old.detach()[:0]
-        parameter = nn.Parameter(torch.cat([old.detach()[keep], added]))
-        state = optimizer.state.pop(old, {})
-        for key, value in state.items():
-            if torch.is_tensor(value) and value.shape == old.shape:
-                state[key] = torch.cat([value[keep], torch.zeros_like(added)])
-        if state:
-            optimizer.state[parameter] = state
-        groups[name]["params"] = [parameter]
-        field.tensors[name] = parameter
-
-
-def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> Tensor:
-    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with; returns the order."""
-    order = morton_order(field.positions(), grid)
-    replace_gaussians(field, optimizer, order)
-    return order

@@ -165,8 +165,52 @@ def load_volume(
     """
     path = Path(path)
     stored = _open(path, shape=shape, dtype=dtype, key=key)
+    return _arranged(
+        stored, path, axes=axes, channel=channel, time=time, spacing=spacing, origin=origin, nonfinite=nonfinite
+    )
+
+
+def array_volume(
+    array: np.ndarray,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    origin: float | Sequence[float] | None = None,
+    axes: str | None = None,
+    nonfinite: float | None = None,
+    name: str = "volume",
+) -> Volume:
+    """An array as a volume; the options and what is made of axes are those of `load_volume` for npy files.
+
+    Args:
+        array: (n0, n1, n2), or with channels; real numbers.
+        spacing: Distance of voxel centres along the world's x, y, z.
+        origin: World x, y, z of voxel (0, 0, 0).
+        axes: Which world axis each axis of the array follows, "zyx" by default.
+        nonfinite: What NaN and infinite voxels become; None refuses them.
+        name: Of the array, for messages.
+
+    Raises:
+        ValueError: A shape that is no volume's, NaN or infinite voxels.
+        TypeError: No real numbers.
+    """
+    options = {"axes": axes, "spacing": spacing, "origin": origin, "nonfinite": nonfinite}
+    return _arranged(Stored(np.asarray(array)), Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
+
+
+def _arranged(
+    stored: Stored,
+    path: Path,
+    *,
+    axes: str | None,
+    channel: int | None,
+    time: int | None,
+    spacing: float | Sequence[float] | None,
+    origin: float | Sequence[float] | None,
+    nonfinite: float | None,
+) -> Volume:
+    """The volume of what a reader found."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
-    data = _read(path, lambda: np.asarray(array[...]) if not isinstance(array, np.ndarray) else array)
+    data = array if isinstance(array, np.ndarray) else _read(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
     if data.ndim != 4 or 0 in data.shape:
         raise ValueError(f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {data.shape}")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, Strategy
 from ..trainer.config import ConfigError
 from .config import STRATEGY_OPTIONS, VolumeStrategyConfig
-from .gaussians import GaussianField, replace_gaussians, voxel_size
+from .gaussians import GaussianField, voxel_size
 from .grid import VoxelGrid
+from .growth import replace_gaussians
 
 #: Names of a field's tensors, and what strategies call them.
 _NAMES = {"means": "means", "log_scales": "scales", "quats": "quats", "densities": "densities", "features": "features"}

@@ -14,7 +14,7 @@ from ..errors import user_errors
 from ..trainer.checkpoint import fingerprint
 from .config import VolumeDataConfig
 from .grid import VoxelGrid
-from .io import load_volume
+from .io import Volume, load_volume
 from .normalization import Normalization, ValueRange, choose_normalization, describe_values
 
 #: float32 has 24 bits: from here on less than seven are left for the parts of a voxel.
@@ -72,33 +72,59 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
         if name not in options:
             raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
     volume = load_volume(path, **config.read)
+    mask = None if config.mask is None else load_volume(config.mask)
+    placed = not {"spacing", "origin", "axes"}.isdisjoint(config.read)
+    return make_target(volume, config, mask=mask, name=str(path), mask_name=str(config.mask), placed=placed)
+
+
+def make_target(
+    volume: Volume,
+    config: VolumeDataConfig,
+    *,
+    mask: Volume | None = None,
+    name: str = "volume",
+    mask_name: str = "mask",
+    placed: bool = False,
+) -> Target:
+    """A volume as it is fitted.
+
+    Args:
+        volume: What is fitted.
+        config: How it is scaled; its mask is not read.
+        mask: Weights of the voxels.
+        name: Of the volume, for messages.
+        mask_name: Of the mask.
+        placed: Whether the config, and not the file, says where the volume lies.
+
+    Raises:
+        ValueError: A volume that spans no range, or a mask of another shape, of another place or without weights.
+    """
     normalization = _normalization(volume.data, config)
     intensities = describe_values(volume.data, normalization)
-    mask: Tensor | None = None
+    weights: Tensor | None = None
     mask_lines: tuple[str, ...] = ()
-    if config.mask is not None:
-        mask_volume = load_volume(config.mask)
-        mask_lines = tuple(f"{config.mask}: {line}" for line in mask_volume.notes)
-        weights = mask_volume.data
-        if weights.shape != (1, *volume.grid.shape) or weights.min() < 0 or not weights.any():
+    if mask is not None:
+        mask_lines = tuple(f"{mask_name}: {line}" for line in mask.notes)
+        values = mask.data
+        if values.shape != (1, *volume.grid.shape) or values.min() < 0 or not values.any():
             raise ValueError(
                 f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
-                f"{weights.shape} from {weights.min()} to {weights.max()}"
+                f"{values.shape} from {values.min()} to {values.max()}"
             )
-        _check_place(mask_volume.grid, volume.grid, given=not {"spacing", "origin", "axes"}.isdisjoint(config.read))
-        mask = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))[None]
+        _check_place(mask.grid, volume.grid, given=placed)
+        weights = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
     # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
-    values = np.ascontiguousarray(normalization.apply(volume.data))
+    scaled = np.ascontiguousarray(normalization.apply(volume.data))
     own = fingerprint("voxels of shape " + "x".join(map(str, volume.data.shape)), volume.data)
     return Target(
-        torch.from_numpy(values),
+        torch.from_numpy(scaled),
         volume.grid,
         normalization,
-        mask,
+        weights,
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{path}: {line}" for line in (*volume.notes, *intensities.lines(), *_far(volume.grid)))
+        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *_far(volume.grid)))
         + mask_lines,
         unit=volume.unit,
     )

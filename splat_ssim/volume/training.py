@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,25 +15,27 @@ from torch import Tensor
 from ..errors import UserError, user_errors
 from ..ops.voxelize_cuda import has_kernels
 from ..registry import get_loss, l1_loss
+from ..trainer.config import RunConfig
 from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
-from .evaluation import evaluate_volume, source_psnr
+from .evaluation import evaluate_volume, source_psnr, weighted_psnr
 from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
-from .gaussians import GAUSSIAN_FLOATS, CappedGrowth, GaussianField, growth_rounds, sort_gaussians, voxel_size
+from .gaussians import GAUSSIAN_FLOATS, GaussianField, voxel_size
 from .grid_model import GridField, grid_shape
+from .growth import CappedGrowth, growth_rounds, sort_gaussians
 from .io import Volume, save_volume
 from .losses import tv3d
 from .optimizers import make_optimizer, set_learning_rates
 from .pictures import save_mip_video, save_slice_sheet
 from .strategies import StrategyGrowth, make_growth
-from .target import read_target
+from .target import Target, read_target
 
-#: Steps between two Morton sorts.
-SORT_EVERY = 200
+#: Steps between two Morton sorts, and between two looks at whether target_psnr is reached.
+SORT_EVERY, LOOK_EVERY = 200, 50
 
 
 def pick_volume_device(config: VolumeConfig) -> torch.device:
@@ -55,14 +58,21 @@ def pick_volume_device(config: VolumeConfig) -> torch.device:
 class VolumeTask:
     """Gaussians or a grid that become a volume: target, model, loss, growth and optimiser.
 
+    Args:
+        config: Options; what is fitted is read from its data_dir.
+        target: What is fitted, where it is in memory already.
+
+    Attributes:
+        finished: Whether config.target_psnr is reached, which ends the run.
+
     Raises:
         UserError: Something in the config or on disk is not as required.
     """
 
-    Config: ClassVar = VolumeConfig
-    VIEWS: ClassVar = {"orbit": "mip.mp4", "slices": "slices.png"}
+    Config: ClassVar[type[RunConfig]] = VolumeConfig
+    VIEWS: ClassVar[Mapping[str, str]] = {"orbit": "mip.mp4", "slices": "slices.png"}
 
-    def __init__(self, config: VolumeConfig) -> None:
+    def __init__(self, config: VolumeConfig, target: Target | None = None) -> None:
         self.config = config = config.resolved()
         self.name = config.data_dir.name.split(".")[0]
         self.device = pick_volume_device(config)
@@ -70,9 +80,12 @@ class VolumeTask:
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.halo = loss_reach(config.loss_kwargs)
-        self.target = read_target(config.data_dir, config.data).to(self.device)
-        for line in self.target.lines:
-            print(line, file=sys.stderr)
+        if target is None:
+            target = read_target(config.data_dir, config.data)
+            for line in target.lines:
+                print(line, file=sys.stderr)
+        self.target = target.to(self.device)
+        self.finished = False
         self.fingerprint = self.target.fingerprint
         # Crops are drawn on the CPU: where the mask has weight is asked for once.
         self._inside = None if self.target.inside is None or not config.crop else self.target.inside.nonzero().cpu()
@@ -91,6 +104,8 @@ class VolumeTask:
         self.last_loss = self.fit_step(index)
         with stage("growth"):
             self.change_model(index + 1)
+        if self.config.target_psnr is not None and (index + 1) % LOOK_EVERY == 0:
+            self.finished = self.psnr() >= self.config.target_psnr
         return Report({"loss": self.last_loss, "parameters": lambda: self.parameters})
 
     def fit_step(self, step: int) -> Tensor:
@@ -162,6 +177,16 @@ class VolumeTask:
             self._save_slices(pictures / "slices.png", volume)
         return {**self._compare(volume), **dataclasses.asdict(self.target.intensities)}
 
+    def psnr(self) -> float:
+        """PSNR of what is fitted, inside the mask where there is one."""
+        target = self.target
+        return weighted_psnr(self.field(), target.values, target.inside, data_range=target.data_range)
+
+    def reached(self) -> dict[str, bool]:
+        """Whether the model as it is has target_psnr, for the metrics; nothing where none is asked for."""
+        target = self.config.target_psnr
+        return {} if target is None else {"target_psnr_reached": self.psnr() >= target}
+
     def _compare(self, volume: Tensor) -> dict[str, float]:
         """PSNR and SSIM of what is fitted, over the range that is fitted, and PSNR of the file's own intensities."""
         target = self.target
@@ -193,15 +218,19 @@ class VolumeTask:
             save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid, target.unit))
         if isinstance(self.model, GaussianField):
             if config.output.ply:
-                save_gaussians_ply(folder / "gaussians.ply", self.model, self._source())
+                save_gaussians_ply(folder / "gaussians.ply", self.model, self.source())
             if config.output.quantized:
                 metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
+        metrics.update(self.reached())
+        if not metrics.get("target_psnr_reached", True):
+            print(f"target_psnr {config.target_psnr:g} was not reached: {self.psnr():.2f} dB", file=sys.stderr)
         if config.output.video:
             with said_without_video():
                 self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
         return metrics
 
-    def _source(self) -> FieldSource:
+    def source(self) -> FieldSource:
+        """What turns the field back into the volume it is fitted to."""
         target = self.target
         scale = target.normalization
         return FieldSource(target.grid, scale.low, scale.high, scale.clip, target.unit)
@@ -209,7 +238,7 @@ class VolumeTask:
     @torch.no_grad()
     def _export_quantized(self, path: Path, field: GaussianField) -> dict[str, Any]:
         """The quantised file; what it weighs and what it costs."""
-        save_quantized(path, field, self.target.grid, source=self._source())
+        save_quantized(path, field, self.target.grid, source=self.source())
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
         result = self._compare(volume)
         return {"bytes_quantized": path.stat().st_size, **{f"{name}_quantized": v for name, v in result.items()}}

@@ -1,0 +1,110 @@
+"""Growth of a field of Gaussians under a budget, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .gaussians import GaussianField, blur, sample_voxels
+from .grid import VoxelGrid
+from .voxelize import morton_order
+
+
+def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
+    """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""
+    last = max(1, round(steps * stop))
+    return tuple(sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)}))
+
+
+@dataclass
+class CappedGrowth:
+    """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
+
+    A round draws voxels in proportion to the square of the blurred residual, which is the gradient of the squared error
+    by the field; a new Gaussian there has the residual, or its share of it, as its density, of either sign.
+
+    Args:
+        budget: The field never has more Gaussians.
+        at_steps: The steps after which a round is held; the last one reaches the budget.
+        recycle: Share of the Gaussians, those of the least `mass`, that each round replaces.
+        sigma: Standard deviation of new Gaussians in voxels.
+    """
+
+    budget: int
+    at_steps: tuple[int, ...]
+    recycle: float = 0.0
+    sigma: float = 1.2
+
+    def step(
+        self,
+        step: int,
+        field: GaussianField,
+        optimizer: torch.optim.Optimizer,
+        target: Tensor,
+        grid: VoxelGrid,
+        generator: torch.Generator,
+        *,
+        mask: Tensor | None = None,
+    ) -> bool:
+        """Holds a round if one is due after `step`; whether it did.
+
+        Args:
+            step: Steps done.
+            field: Changed in place: its parameters are replaced.
+            optimizer: Its state follows the Gaussians; new ones start from zero.
+            target: (C, n0, n1, n2).
+            grid: Its voxels.
+            generator: Source of the draws, on the CPU.
+            mask: (n0, n1, n2) weights of 0 or more of the squared residual; nothing grows where it is 0.
+        """
+        if step not in self.at_steps:
+            return False
+        left = len(self.at_steps) - self.at_steps.index(step)
+        with torch.no_grad():
+            residual = torch.stack([blur(channel) for channel in target - field(grid)])
+            keep = torch.arange(len(field), device=target.device)
+            replaced = int(self.recycle * len(field))
+            if replaced:
+                keep = field.mass().topk(len(field) - replaced, sorted=False).indices.sort().values
+            grown = replaced + (self.budget - len(field)) // left
+            weight = residual.square().sum(0)
+            if mask is not None:
+                weight = weight * mask
+                # Only so many voxels can be drawn: what is replaced is no more than what comes.
+                grown = min(grown, int((mask > 0).sum()))
+                if replaced > grown:
+                    keep = field.mass().topk(len(field) - grown, sorted=False).indices.sort().values
+            if grown <= 0:
+                return False
+            chosen = sample_voxels(weight, grown, generator)
+            new = field.spawn(chosen, self.sigma, residual, target, grid, generator)
+        replace_gaussians(field, optimizer, keep, new)
+        return True
+
+
+def replace_gaussians(
+    field: GaussianField, optimizer: torch.optim.Optimizer, keep: Tensor, new: Mapping[str, Tensor] | None = None
+) -> None:
+    """Makes the field the Gaussians `keep` (N',) followed by `new`; the optimiser's moments go with them."""
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    for name, old in list(field.tensors.items()):
+        added = new[name] if new is not None else old.detach()[:0]
+        parameter = nn.Parameter(torch.cat([old.detach()[keep], added]))
+        state = optimizer.state.pop(old, {})
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == old.shape:
+                state[key] = torch.cat([value[keep], torch.zeros_like(added)])
+        if state:
+            optimizer.state[parameter] = state
+        groups[name]["params"] = [parameter]
+        field.tensors[name] = parameter
+
+
+def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> Tensor:
+    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with; returns the order."""
+    order = morton_order(field.positions(), grid)
+    replace_gaussians(field, optimizer, order)
+    return order
