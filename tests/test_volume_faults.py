@@ -327,13 +327,3 @@ def test_the_size_floor_is_in_voxels_along_every_axis():
     torch.testing.assert_close(sizes[8], torch.tensor([0.45, 0.45, 4.5]))
     torch.testing.assert_close(sizes[0], torch.tensor([4.5, 0.45, 0.45]))
     torch.testing.assert_close(sizes[7].log(), torch.full((3,), 3.0))
-
-
-def test_a_volume_far_from_the_origin_says_so(tmp_path, capsys):
-    data = ball(0, 200, "uint8")
-    far = VoxelGrid.regular(SHAPE, spacing=0.5, origin=(5e5, 0, 0), axes="xyz")
-    scan = save(tmp_path / "utm.nii.gz", data, far)
-    fit(tmp_path / "run", scan, steps=1)
-    assert "warning: it lies 1e+06 voxels from the world's origin" in capsys.readouterr().err
-    fit(tmp_path / "near", scan, "--data.read", "{origin: 0}", steps=1)
-    assert "warning" not in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_resuming_a_strategy_gives_the_same_metrics(tmp_path, scan, name):
 )
 def test_options_all_fit(tmp_path, scan, options):
     metrics = run(tmp_path / "run", scan, "--output.format", "", "--output.no-video", *options, steps=15)
-    assert metrics["psnr3d"] > 17, metrics
+    assert metrics["psnr3d"] > 16.5, metrics
 
 
 @pytest.mark.parametrize("name", ["capped", "default", "mcmc"])

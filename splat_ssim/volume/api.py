@@ -200,9 +200,6 @@ def _trained(
                 config.data.mask = save_volume(config.result_dir / "mask.npy", mask)
             task = VolumeTask(config, target)
             metrics = run(task)
-    field = task.model
-    if not isinstance(field, GaussianField):
-        raise TypeError(f"a fit must end in Gaussians, got {type(field).__name__}")
-    field.zero_grad(set_to_none=True)
-    field.source, field.metrics, field.notes = task.source(), metrics, target.lines
+    field = task.gaussians()
+    field.metrics, field.notes = metrics, target.lines
     return field

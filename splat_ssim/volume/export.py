@@ -13,14 +13,17 @@ import numpy as np
 import torch
 
 from .._files import replacing
+from .frames import transformed, world_offset
 from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .normalization import Normalization
 from .voxelize import morton_order
 
 _MAGIC = b"SPLATVOL1"
-#: Begins the comment of a PLY that holds a `FieldSource`.
-_COMMENT = "comment source "
+#: Begin the comments of a PLY that hold a `FieldSource`, and the offset of the means.
+_COMMENT, _OFFSET = "comment source ", "comment offset "
+#: What the header of a quantised field says where its Gaussians are counted in the source's voxels, not in the world.
+_LATTICE = "lattice"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def save_gaussians_ply(path: str | Path, field: GaussianField, source: FieldSour
 
     x y z, scale_0..2 (natural logarithms) and rot_0..3 (w, x, y, z) are those of 3D Gaussian splatting.
     `signed_density` is the weight of the Gaussian, which may be negative: no opacity, and additive. `feature_0`, … are
-    the further channels over the density. A comment holds the source, so that the volume can be rebuilt.
+    the further channels over the density. A comment holds the source, so that the volume can be rebuilt; another
+    what is to be added to x y z, where that is not 0.
     """
     tensors = {name: tensor.detach().cpu().float() for name, tensor in field.tensors.items()}
     columns = [("x", "y", "z"), ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")]
@@ -114,6 +118,8 @@ def save_gaussians_ply(path: str | Path, field: GaussianField, source: FieldSour
     header.append("comment additive Gaussian field: V(x) = sum of signed_density exp(-q/2), zero where q > 9")
     if source is not None:
         header.append(_COMMENT + json.dumps(source.header()))
+    if any(field.offset):
+        header.append(_OFFSET + json.dumps(field.offset))
     header.append(f"element vertex {len(field)}")
     header += [f"property float {name}" for name in names]
     header.append("end_header\n")
@@ -152,7 +158,8 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
     features = [name for name in names if name.startswith("feature_")]
     if features:
         tensors["features"] = columns(*features)
-    return GaussianField(tensors)
+    offset = next((json.loads(line.removeprefix(_OFFSET)) for line in lines if line.startswith(_OFFSET)), (0.0,) * 3)
+    return GaussianField(tensors, offset=offset)
 
 
 def save_field(path: str | Path, field: GaussianField) -> Path:
@@ -217,8 +224,9 @@ def save_quantized(
     """Writes the Gaussians with few bits each, along a Morton curve, compressed by LZMA; returns the path.
 
     Uniform codes: means over their bounding box, log scales, densities and features over their ranges; of a quaternion
-    the three smaller numbers, and which is the largest. Means are stored as differences along the curve. The size of
-    the file is the honest price of the field: nothing is left out.
+    the three smaller numbers, and which is the largest. Means are stored as differences along the curve. With a source
+    all of this is in its voxels, so that few bits do for any spacing and place. The size of the file is the honest
+    price of the field: nothing is left out.
 
     Args:
         path: Where to write.
@@ -233,11 +241,15 @@ def save_quantized(
     bits = {"means": 14, "log_scales": 8, "quats": 8, "densities": 10, "features": 8, **(bits or {})}
     if any(not 2 <= b <= 16 for b in bits.values()):
         raise ValueError(f"bits must be from 2 to 16, got {bits}")
-    order = morton_order(field.tensors["means"], grid, cell=1.0)
-    tensors = {name: tensor.detach()[order].cpu().numpy().astype(np.float64) for name, tensor in field.tensors.items()}
+    order = morton_order(field.tensors["means"], field.local(grid), cell=1.0)
     header: dict = {"count": len(field), "fields": {}}
+    stored = {name: tensor.detach() for name, tensor in field.tensors.items()}
     if source is not None:
-        header["source"] = source.header()
+        header.update({"source": source.header(), "coordinates": _LATTICE})
+        stored = transformed(stored, np.linalg.inv(field.local(source.grid).rebased().matrix))
+    elif any(field.offset):
+        header["offset"] = field.offset
+    tensors = {name: tensor[order].cpu().numpy().astype(np.float64) for name, tensor in stored.items()}
     streams = []
     for name, values in tensors.items():
         values = values.reshape(len(field), -1)
@@ -289,7 +301,11 @@ def load_quantized(path: str | Path) -> GaussianField:
         )
         values = values if largest is None else _from_smallest_three(largest, values)
         tensors[name] = torch.from_numpy(np.ascontiguousarray(values[:, 0] if name == "densities" else values))
-    return GaussianField(tensors)
+    if header.get("coordinates") != _LATTICE:
+        return GaussianField(tensors, offset=header.get("offset", (0.0,) * 3))
+    grid = FieldSource.of_header(header["source"]).grid
+    offset = world_offset(grid)
+    return GaussianField(transformed(tensors, grid.moved([-v for v in offset]).matrix), offset=offset)
 
 
 def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -32,9 +32,10 @@ class GaussianField(nn.Module):
         tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
             densities (N,), of any sign; and, for more channels, features (N, F), see `voxelize`.
         source: The grid and the intensities of the volume they were fitted to; None where nobody knows.
+        offset: World x, y, z that the means are counted from, so that float32 holds them far from the world's origin.
 
     Attributes:
-        source: As given.
+        source, offset: As given.
         metrics: Of the fit, as `VolumeTask.evaluate` has them; empty for a field that was loaded.
         notes: What was read, cut off or assumed in the fit, a sentence each.
 
@@ -47,9 +48,15 @@ class GaussianField(nn.Module):
         torch.Size([1, 8, 8, 8])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], source: FieldSource | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        source: FieldSource | None = None,
+        offset: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
         super().__init__()
         self.source = source
+        self.offset = tuple(float(v) for v in offset)
         self.metrics: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
         self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
@@ -62,6 +69,10 @@ class GaussianField(nn.Module):
         """Bytes of the parameters."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    def local(self, grid: VoxelGrid) -> VoxelGrid:
+        """A grid of the world as the means see it: their offset is taken off."""
+        return grid.moved([-v for v in self.offset]) if any(self.offset) else grid
+
     def forward(self, grid: VoxelGrid) -> Tensor:
         """The volume (C, *grid.shape)."""
         tensors = self.tensors
@@ -70,7 +81,7 @@ class GaussianField(nn.Module):
             tensors["quats"],
             tensors["log_scales"].exp(),
             tensors["densities"],
-            grid,
+            self.local(grid),
             features=tensors["features"] if "features" in tensors else None,
         )
 
@@ -110,6 +121,8 @@ class GaussianField(nn.Module):
         if "features" in tensors:
             values = torch.cat([values, values * tensors["features"]], dim=1)
         gaussians = (tensors["means"], tensors["quats"], tensors["log_scales"].exp(), values)
+        if any(self.offset):
+            points = (points.double() - points.new_tensor(self.offset, dtype=torch.float64)).to(points.dtype)
         return self._intensities(sample_gaussians(*gaussians, points))
 
     def _intensities(self, values: Tensor) -> Tensor:
@@ -155,8 +168,9 @@ class GaussianField(nn.Module):
         torch.maximum(scales, math.log(min_sigma) - crossed.log(), out=scales)
 
     def positions(self) -> Tensor:
-        """(N, 3) world x, y, z of the Gaussians."""
-        return self.tensors["means"]
+        """(N, 3) world x, y, z of the Gaussians, float64 where they have an offset."""
+        means = self.tensors["means"]
+        return means.double() + means.new_tensor(self.offset, dtype=torch.float64) if any(self.offset) else means
 
     @torch.no_grad()
     def mass(self) -> Tensor:

@@ -121,6 +121,12 @@ class VoxelGrid:
         """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""
         return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
 
+    def moved(self, offset: Sequence[float]) -> VoxelGrid:
+        """The same voxels elsewhere: `offset` (x, y, z) is added to where they lie."""
+        matrix = self.matrix
+        matrix[:3, 3] += np.asarray(offset, dtype=np.float64)
+        return VoxelGrid(self.shape, matrix.tolist(), self.start)
+
     def rebased(self) -> VoxelGrid:
         """The same voxels with `start` zero, the affine moved: what a file's header can hold."""
         matrix = self.matrix

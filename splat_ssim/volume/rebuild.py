@@ -80,7 +80,7 @@ def rebuild(
     if low is None or high is None:
         raise UserError(f"{gaussians} must hold its intensities, got a file without them; give --low and --high")
     order = morton_order(field.positions(), grid)
-    field = GaussianField({name: parameter[order] for name, parameter in field.tensors.items()})
+    field = GaussianField({name: parameter[order] for name, parameter in field.tensors.items()}, offset=field.offset)
     values = field(grid)
     if source is None or source.clip:
         values = values.clamp(0, 1)

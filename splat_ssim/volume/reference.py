@@ -25,6 +25,22 @@ def rotation_matrices(quats: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
+def quaternions(rotations: Tensor) -> Tensor:
+    """Rotations (N, 3, 3) to unit quaternions (N, 4), w x y z: the inverse of `rotation_matrices`."""
+    R = rotations
+    xx, yy, zz = R[:, 0, 0], R[:, 1, 1], R[:, 2, 2]
+    # Row k is the quaternion times four times its k-th number; the one that is largest divides best.
+    rows = [
+        (1 + xx + yy + zz, R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]),
+        (R[:, 2, 1] - R[:, 1, 2], 1 + xx - yy - zz, R[:, 1, 0] + R[:, 0, 1], R[:, 0, 2] + R[:, 2, 0]),
+        (R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] + R[:, 0, 1], 1 - xx + yy - zz, R[:, 2, 1] + R[:, 1, 2]),
+        (R[:, 1, 0] - R[:, 0, 1], R[:, 0, 2] + R[:, 2, 0], R[:, 2, 1] + R[:, 1, 2], 1 - xx - yy + zz),
+    ]
+    table = torch.stack([torch.stack(row, -1) for row in rows], 1)  # [N, 4, 4]
+    largest = table.diagonal(dim1=1, dim2=2).argmax(1)
+    return torch.nn.functional.normalize(table[torch.arange(len(R), device=R.device), largest], dim=-1)
+
+
 def mahalanobis_squared(means: Tensor, quats: Tensor, scales: Tensor, points: Tensor) -> Tensor:
     """(x - mean)ᵀ Sigma⁻¹ (x - mean) for each Gaussian and point: (N, M) from M points (M, 3)."""
     # Sigma⁻¹ = R diag(1/s²) Rᵀ, so q = |diag(1/s) Rᵀ d|².

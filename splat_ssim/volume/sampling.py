@@ -138,7 +138,7 @@ def crop_field(field: GaussianField, box: Sequence[Sequence[float]]) -> Gaussian
     if corners.shape != (2, 3) or not np.isfinite(corners).all() or not (corners[0] < corners[1]).all():
         raise ValueError(f"box must be least and largest x, y, z, ((x, y, z), (x, y, z)), got {box}")
     tensors, source = field.tensors, field.source
-    means = tensors["means"].double()
+    means = field.positions().double()
     reach = extents(rotation_matrices(tensors["quats"].double()), tensors["log_scales"].double().exp()) * (1 + 1e-5)
     low, high = (torch.as_tensor(corner, device=means.device) for corner in corners)
     kept = ((means + reach >= low) & (means - reach <= high)).all(1).nonzero()[:, 0]
@@ -146,4 +146,4 @@ def crop_field(field: GaussianField, box: Sequence[Sequence[float]]) -> Gaussian
         raise ValueError(f"box must be where the field is not zero, got {corners.tolist()}")
     if source is not None:
         source = source.cropped(corners)
-    return GaussianField({name: tensor[kept].clone() for name, tensor in tensors.items()}, source)
+    return GaussianField({name: tensor[kept].clone() for name, tensor in tensors.items()}, source, field.offset)

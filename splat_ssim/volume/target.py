@@ -17,9 +17,6 @@ from .grid import VoxelGrid
 from .io import Volume, load_volume
 from .normalization import Normalization, ValueRange, choose_normalization, describe_values
 
-#: float32 has 24 bits: from here on less than seven are left for the parts of a voxel.
-_FAR = float(1 << 17)
-
 
 @dataclass
 class Target:
@@ -124,8 +121,7 @@ def make_target(
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *_far(volume.grid)))
-        + mask_lines,
+        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines())) + mask_lines,
         unit=volume.unit,
     )
 
@@ -144,18 +140,6 @@ def _normalization(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
     if low is None or high is None:
         raise ValueError(f"a window must be given by both data.low and data.high, got low={low}, high={high}")
     return choose_normalization(data, mode, window=(low, high))
-
-
-def _far(grid: VoxelGrid) -> list[str]:
-    """What is said of a volume so far from the world's origin that float32 coordinates lose parts of a voxel."""
-    corners = torch.tensor(grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, [1.0] * 3])
-    voxels = float(grid.to_world(corners).abs().max()) / min(grid.spacing)
-    if voxels < _FAR:
-        return []
-    return [
-        f"warning: it lies {voxels:.3g} voxels from the world's origin, where float32 coordinates lose parts of a "
-        f"voxel: --data.read '{{origin: 0}}' fits it at the origin"
-    ]
 
 
 def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:

@@ -24,7 +24,9 @@ from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
 from .evaluation import evaluate_volume, source_psnr, weighted_psnr
 from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
+from .frames import transformed, world_offset
 from .gaussians import GAUSSIAN_FLOATS, GaussianField, voxel_size
+from .grid import VoxelGrid
 from .grid_model import GridField, grid_shape
 from .growth import CappedGrowth, growth_rounds, sort_gaussians
 from .io import Volume, save_volume
@@ -86,6 +88,8 @@ class VolumeTask:
                 print(line, file=sys.stderr)
         self.target = target.to(self.device)
         self.finished = False
+        #: The voxels as the model sees them: Gaussians lie in the volume's own lattice, whatever its spacing and place.
+        self.lattice = VoxelGrid(target.grid.shape) if config.model.name == "gaussians" else target.grid
         self.fingerprint = self.target.fingerprint
         # Crops are drawn on the CPU: where the mask has weight is asked for once.
         self._inside = None if self.target.inside is None or not config.crop else self.target.inside.nonzero().cpu()
@@ -119,7 +123,7 @@ class VolumeTask:
         else:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
         with stage("field"):
-            pred, expected = self.model(crop.grid(target.grid)), crop.of(target.values)
+            pred, expected = self.model(crop.grid(self.lattice)), crop.of(target.values)
         with stage("loss"):
             criterion = self.loss if step % config.loss_every == 0 else l1_loss
             if target.data_range != 1:  # Losses expect a range of 1.
@@ -139,7 +143,7 @@ class VolumeTask:
             )
             self.optimizer.step()
             if isinstance(self.model, GaussianField):
-                self.model.keep_size(config.model.min_sigma, target.grid)
+                self.model.keep_size(config.model.min_sigma, self.lattice)
         return loss.detach()
 
     def change_model(self, done: int) -> None:
@@ -153,19 +157,19 @@ class VolumeTask:
         grew = False
         if isinstance(self.growth, CappedGrowth):
             grew = self.growth.step(
-                done, model, self.optimizer, target.values, target.grid, self.generator, mask=target.inside
+                done, model, self.optimizer, target.values, self.lattice, self.generator, mask=target.inside
             )
         elif self.growth is not None:
             grew = self.growth.step(done, model, self.optimizer)
         if grew or done % SORT_EVERY == 0:
-            order = sort_gaussians(model, self.optimizer, target.grid)
+            order = sort_gaussians(model, self.optimizer, self.lattice)
             if isinstance(self.growth, StrategyGrowth):
                 self.growth.reorder(order)
 
     @torch.no_grad()
     def field(self) -> Tensor:
         """The whole volume as it is compared and exported: cut to [0, 1] if the target is."""
-        return self._cut(self.model(self.target.grid))
+        return self._cut(self.model(self.lattice))
 
     def _cut(self, volume: Tensor) -> Tensor:
         return volume.clamp(0, 1) if self.target.normalization.clip else volume
@@ -217,10 +221,11 @@ class VolumeTask:
             data = target.normalization.invert(self.field().cpu().numpy())
             save_volume(folder / f"volume.{config.output.format}", Volume(data, target.grid, target.unit))
         if isinstance(self.model, GaussianField):
+            gaussians = self.gaussians()
             if config.output.ply:
-                save_gaussians_ply(folder / "gaussians.ply", self.model, self.source())
+                save_gaussians_ply(folder / "gaussians.ply", gaussians, gaussians.source)
             if config.output.quantized:
-                metrics.update(self._export_quantized(folder / "gaussians.quantized", self.model))
+                metrics.update(self._export_quantized(folder / "gaussians.quantized", gaussians))
         metrics.update(self.reached())
         if not metrics.get("target_psnr_reached", True):
             print(f"target_psnr {config.target_psnr:g} was not reached: {self.psnr():.2f} dB", file=sys.stderr)
@@ -228,6 +233,22 @@ class VolumeTask:
             with said_without_video():
                 self.render("orbit", folder / "pictures" / self.VIEWS["orbit"], 48)
         return metrics
+
+    def gaussians(self) -> GaussianField:
+        """The Gaussians as they lie in the world, with their source.
+
+        Raises:
+            TypeError: The model is a grid.
+        """
+        if not isinstance(self.model, GaussianField):
+            raise TypeError(f"the model must be Gaussians, got {type(self.model).__name__}")
+        grid, tensors = self.target.grid, dict(self.model.tensors)
+        if self.lattice == grid:
+            return GaussianField({name: tensor.detach() for name, tensor in tensors.items()}, self.source())
+        offset = world_offset(grid)
+        # `rebased`: the lattice counts from the first voxel.
+        placed = grid.rebased().moved([-v for v in offset]).matrix
+        return GaussianField(transformed(tensors, placed), self.source(), offset)
 
     def source(self) -> FieldSource:
         """What turns the field back into the volume it is fitted to."""
@@ -265,6 +286,7 @@ class VolumeTask:
             "optimizer": self.optimizer.state_dict(),
             "last_loss": float(self.last_loss),
             "draws": self.generator.get_state(),
+            "lattice": isinstance(self.model, GaussianField) and self.lattice != self.target.grid,
             "strategy": self.growth.state if isinstance(self.growth, StrategyGrowth) else {},
         }
 
@@ -276,12 +298,23 @@ class VolumeTask:
             if isinstance(self.model, GaussianField)
             else GridField(tensors["nodes"], self.target.grid)
         )
+        if isinstance(self.model, GaussianField) and not state.get("lattice", False):
+            # A checkpoint of before fits ran in voxels: it goes on in world coordinates.
+            self._leave_lattice()
         self.optimizer = self._optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.last_loss = state["last_loss"]
         self.generator.set_state(state["draws"].cpu())
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]
+
+    def _leave_lattice(self) -> None:
+        """Makes the model's coordinates those of the world."""
+        self.lattice = self.target.grid
+        if isinstance(self.growth, StrategyGrowth):
+            strategy = self.config.strategy
+            start = max(1, round(strategy.budget * self.config.model.start))
+            self.growth = make_growth(strategy, self.config.steps, start, self.lattice)
 
     def _gaussians(self) -> GaussianField:
         config, strategy = self.config, self.config.strategy
@@ -301,10 +334,10 @@ class VolumeTask:
             rounds = growth_rounds(config.steps, strategy.stop, strategy.rounds)
             self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
         elif strategy.name != "none":
-            self.growth = make_growth(strategy, config.steps, count, self.target.grid)
+            self.growth = make_growth(strategy, config.steps, count, self.lattice)
         return GaussianField.from_volume(
             self.target.values,
-            self.target.grid,
+            self.lattice,
             count,
             spread=config.model.spread,
             mask=self.target.inside,
@@ -328,7 +361,7 @@ class VolumeTask:
     def _rates(self) -> dict[str, float]:
         """Adam's rate of each parameter at the first step, in the parameter's own unit."""
         optimizer = self.config.optimizer
-        size = voxel_size(self.target.grid)
+        size = voxel_size(self.lattice)
         units = {"means": size, "densities": self.target.data_range, "nodes": self.target.data_range}
         return {name: getattr(optimizer, name) * units.get(name, 1.0) for name in self.model.tensors}
 

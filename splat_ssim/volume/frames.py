@@ -1,0 +1,58 @@
+"""Gaussians under an affine map: a fit runs in voxels, and what it leaves lies in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .grid import VoxelGrid
+from .reference import quaternions, rotation_matrices
+
+#: Voxels from the world's origin from which float32 coordinates lose parts of a voxel that count: 1/2048.
+_FAR = float(1 << 13)
+
+
+@torch.no_grad()
+def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, Tensor]:
+    """The tensors of a `GaussianField` whose points x have gone to matrix · x: exactly its image, up to rounding.
+
+    A Gaussian stays one under an affine map: with covariance R S² Rᵀ it becomes the one with M Mᵀ, M = A R S.
+
+    Args:
+        tensors: Those of the field; means and log_scales in its own coordinates.
+        matrix: (4, 4) float64, invertible.
+
+    Returns:
+        Every tensor in its own dtype and on its own device; densities and features are unchanged.
+    """
+    dtype, device = tensors["means"].dtype, tensors["means"].device
+    A = torch.from_numpy(np.ascontiguousarray(matrix[:3, :3])).to(device)
+    shift = torch.from_numpy(np.ascontiguousarray(matrix[:3, 3])).to(device)
+    rotations, scales = rotation_matrices(tensors["quats"].double()), tensors["log_scales"].double().exp()
+    size = abs(np.linalg.det(matrix[:3, :3])) ** (1 / 3)
+    turn = matrix[:3, :3] / size
+    if np.allclose(turn @ turn.T, np.eye(3), atol=1e-9):
+        # A turn and a scale keep the axes of every Gaussian.
+        axes, sizes = torch.from_numpy(turn).to(device) @ rotations, scales * size
+    else:
+        axes, sizes, _ = torch.linalg.svd(A @ (rotations * scales[:, None]))
+    # A mirrored axis is the same axis.
+    axes = axes * torch.cat([axes.det().sign()[:, None, None], axes.new_ones(len(axes), 1, 2)], 2)
+    moved = {
+        "means": tensors["means"].double() @ A.T + shift,
+        "log_scales": sizes.clamp(min=1e-300).log(),
+        "quats": quaternions(axes),
+    }
+    return {name: moved[name].to(dtype) if name in moved else tensor.clone() for name, tensor in tensors.items()}
+
+
+def world_offset(grid: VoxelGrid) -> tuple[float, float, float]:
+    """What is taken off world coordinates so that float32 holds them: nothing, or the origin of a grid far away."""
+    corners = torch.tensor(grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, [1.0] * 3])
+    if float(grid.to_world(corners).abs().max()) < _FAR * min(grid.spacing):
+        return (0.0, 0.0, 0.0)
+    x, y, z = grid.origin
+    return (x, y, z)
