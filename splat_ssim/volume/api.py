@@ -19,8 +19,9 @@ from ..trainer.loop import Run, Unkept, run
 from .config import VolumeConfig
 from .gaussians import GaussianField
 from .io import Volume, array_volume, load_volume, save_volume
+from .memory import check_memory
 from .target import Target, make_target
-from .training import VolumeTask
+from .training import VolumeTask, pick_volume_device
 
 #: Voxels for each Gaussian of the default budget.
 _VOXELS_A_GAUSSIAN = 20
@@ -99,6 +100,7 @@ def fit(
     if isinstance(volume, str | Path):
         chosen.data_dir = Path(volume)
         chosen.data.read = {**chosen.data.read, **(read or {}), **{k: v for k, v in options.items() if v is not None}}
+        check_memory(chosen.data_dir, chosen.data.read, pick_volume_device(chosen).type)
         loaded = load_volume(chosen.data_dir, **chosen.data.read)
         placed = not {"spacing", "origin", "axes"}.isdisjoint(chosen.data.read)
     elif read:

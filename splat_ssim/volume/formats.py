@@ -19,11 +19,11 @@ import numpy as np
 from .._files import replacing, replacing_path, write_json
 from .dicom import read_dicom
 from .hdf5 import read_hdf5, write_hdf5
-from .itk import read_itk, write_itk
-from .mrc import read_mrc, write_mrc
+from .itk import itk_header, read_itk, write_itk
+from .mrc import mrc_header, read_mrc, write_mrc
 from .ome_zarr import read_zarr, write_zarr
 from .stored import Stored, unit_name
-from .tiff import read_tiff, write_tiff
+from .tiff import read_tiff, tiff_header, write_tiff
 
 # --- the JSON file beside formats that have no place for an affine
 
@@ -177,6 +177,21 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
         nibabel.save(image, new)
 
 
+def _nifti_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
+    image, _ = _load_nifti(path)
+    # Numbers with a slope become float64.
+    plain = getattr(image.dataobj, "slope", 1.0) == 1 and getattr(image.dataobj, "inter", 0.0) == 0
+    return tuple(image.shape), image.get_data_dtype().itemsize if plain else 8
+
+
+#: Format -> function of a path and a key to shape and bytes of a number, the voxels unread.
+HEADERS: dict[str, Any] = {
+    "nifti": _nifti_header,
+    "nrrd": itk_header,
+    "metaimage": itk_header,
+    "mrc": mrc_header,
+    "tiff": tiff_header,
+}
 #: Format -> function of a path and a key; raw is read by `read_raw`.
 READERS: dict[str, Any] = {
     "npy": _read_npy,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .dicom import holds_dicom, is_dicom
-from .formats import READERS, WRITERS, read_raw
+from .formats import HEADERS, READERS, WRITERS, read_raw
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
@@ -334,3 +334,22 @@ def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
     # Whatever channel and time point: the grid is the same.
     array, spatial, _ = arrange(stored, path, axes=None, channel=0, time=0 if "t" in stored.axes else None)
     return place(stored, path, array.shape[-3:], spatial, axes=None, spacing=None, origin=None)
+
+
+def stored_shape(
+    path: str | Path, *, shape: Sequence[int] | None = None, dtype: str | None = None, key: str | None = None
+) -> tuple[tuple[int, ...], int] | None:
+    """Shape of a file's array and bytes of one of its numbers, its voxels unread; None where only reading tells.
+
+    Raises:
+        FileNotFoundError: Nothing at the path.
+        ValueError: A file that does not read.
+    """
+    path = Path(path)
+    kind = volume_format(path)
+    if kind in LAZY:
+        array = _open(path, shape=shape, dtype=dtype, key=key, lazy=True).array
+        return tuple(int(n) for n in array.shape), int(array.dtype.itemsize)
+    if kind not in HEADERS or not path.is_file():
+        return None
+    return _read(path, lambda: HEADERS[kind](path, key))

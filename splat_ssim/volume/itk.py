@@ -56,6 +56,20 @@ def lps_affine(image: Any) -> np.ndarray:
     return affine
 
 
+def itk_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
+    """Shape of an image and bytes of a number, its voxels unread."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    call_itk(reader.ReadImageInformation)
+    # An image of one pixel is asked for the size of its numbers.
+    kind = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    components = reader.GetNumberOfComponents()
+    more = (components,) if components > 1 else ()
+    return (*reader.GetSize(), *more), kind.GetSizeOfPixelComponent()
+
+
 def read_itk(path: Path, key: str | None) -> Stored:
     """An image of three axes, or four, as NRRD or MetaImage; the array has ITK's x first."""
     import SimpleITK as sitk

@@ -49,6 +49,15 @@ def read_mrc(path: Path, key: str | None) -> Stored:
     return stored
 
 
+def mrc_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
+    """Shape of a map and bytes of a number, its voxels unread."""
+    import mrcfile
+    from mrcfile.utils import data_dtype_from_header, data_shape_from_header
+
+    with mrcfile.open(path, mode="r", header_only=True) as file:
+        return tuple(data_shape_from_header(file.header)), data_dtype_from_header(file.header).itemsize
+
+
 def write_mrc(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     """A map with sections along z, rows along y and columns along x, all running upwards."""
     import mrcfile

@@ -69,6 +69,15 @@ def read_tiff(path: Path, key: str | None) -> Stored:
     return stored
 
 
+def tiff_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
+    """Shape of the series of a file that is read and bytes of a number, its pixels unread."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[_series(file, path, key)[0]]
+        return tuple(series.shape), series.dtype.itemsize
+
+
 def _pixels(path: Path, read: Any) -> np.ndarray:
     try:
         return read()

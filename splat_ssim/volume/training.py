@@ -31,6 +31,7 @@ from .grid_model import GridField, grid_shape
 from .growth import CappedGrowth, growth_rounds, sort_gaussians
 from .io import Volume, save_volume
 from .losses import tv3d
+from .memory import check_memory
 from .optimizers import make_optimizer, set_learning_rates
 from .pictures import save_mip_video, save_slice_sheet
 from .strategies import StrategyGrowth, make_growth
@@ -83,6 +84,10 @@ class VolumeTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         self.halo = loss_reach(config.loss_kwargs)
         if target is None:
+            with user_errors():
+                line = check_memory(config.data_dir, config.data.read, self.device.type)
+            if line is not None:
+                print(line, file=sys.stderr)
             target = read_target(config.data_dir, config.data)
             for line in target.lines:
                 print(line, file=sys.stderr)
