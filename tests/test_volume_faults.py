@@ -327,3 +327,12 @@ def test_the_size_floor_is_in_voxels_along_every_axis():
     torch.testing.assert_close(sizes[8], torch.tensor([0.45, 0.45, 4.5]))
     torch.testing.assert_close(sizes[0], torch.tensor([4.5, 0.45, 0.45]))
     torch.testing.assert_close(sizes[7].log(), torch.full((3,), 3.0))
+
+
+def test_label_maps_are_told(tmp_path, capsys):
+    labels = np.repeat(np.repeat(np.arange(5, dtype=np.uint8).repeat(4)[:, None, None], 20, 1), 20, 2)
+    grid = VoxelGrid.regular(labels.shape)
+    fit(tmp_path / "run", save(tmp_path / "labels.nii.gz", labels, grid), steps=1)
+    assert "it seems to hold 5 whole numbers only, as label maps do" in capsys.readouterr().err
+    fit(tmp_path / "floats", save(tmp_path / "floats.nii.gz", labels.astype(np.float32), grid), steps=1)
+    assert "label maps" not in capsys.readouterr().err

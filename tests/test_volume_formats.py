@@ -176,6 +176,20 @@ def test_compressed_tiff(tmp_path, compression):
     np.testing.assert_array_equal(load_volume(tmp_path / "a.tif").data[0], VOXELS)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_name_of_ome_makes_ome_tiff(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    data = np.stack([VOXELS, VOXELS // 2]).astype(dtype)
+    path = save_volume(tmp_path / "out.ome.tif", Volume(data, PLACED, "um"))
+    with tifffile.TiffFile(path) as file:
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert file.is_ome and not file.is_imagej and file.series[0].axes == "CZYX"
+    assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeZ"], pixels["PhysicalSizeXUnit"]) == (0.5, 2.0, "µm")
+    volume = load_volume(path)
+    np.testing.assert_array_equal(volume.data, data)
+    assert volume.grid == PLACED and volume.unit == "um"
+
+
 # --- what is not read, and what is not installed
 
 

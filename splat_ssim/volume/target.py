@@ -17,6 +17,9 @@ from .grid import VoxelGrid
 from .io import Volume, load_volume
 from .normalization import Normalization, ValueRange, choose_normalization, describe_values
 
+#: A volume of integers with so few different ones, in as many voxels looked at, is told to look like labels.
+_LABELS, _SAMPLE = 12, 1 << 12
+
 
 @dataclass
 class Target:
@@ -121,7 +124,8 @@ def make_target(
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines())) + mask_lines,
+        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *_label_lines(volume.data)))
+        + mask_lines,
         unit=volume.unit,
     )
 
@@ -140,6 +144,20 @@ def _normalization(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
     if low is None or high is None:
         raise ValueError(f"a window must be given by both data.low and data.high, got low={low}, high={high}")
     return choose_normalization(data, mode, window=(low, high))
+
+
+def _label_lines(data: np.ndarray) -> list[str]:
+    """What is said of a volume of a few whole numbers: labels are names, and a field has values between them."""
+    if data.dtype.kind not in "iu" or data.size < _SAMPLE:
+        return []
+    # In memory order, whatever the axes.
+    numbers = np.unique(data.ravel(order="K")[:: data.size // _SAMPLE])
+    if len(numbers) > _LABELS:
+        return []
+    return [
+        f"warning: it seems to hold {len(numbers)} whole numbers only, as label maps do: a field of Gaussians is "
+        f"smooth, and between two labels it has the numbers between them"
+    ]
 
 
 def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:

@@ -259,15 +259,16 @@ def _restore(stored: Stored, own: dict[str, Any]) -> None:
 def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     """A stack whose pages are planes across the world's z as near as may be, with voxel size and unit.
 
-    An ImageJ hyperstack where ImageJ has dtype and size, else OME-TIFF; 64-bit integers have neither. The affine
-    and the order of the array's axes are in the metadata besides, so that the volume reads back as it was.
+    An ImageJ hyperstack where ImageJ has dtype and size, else, and as .ome.tif, OME-TIFF; 64-bit integers have neither.
+    The affine and the order of the array's axes are in the metadata besides, so that the volume reads back as it was.
     """
     import tifffile
 
     data = data.astype(np.uint8) if data.dtype == bool else data
     follows = nearest_axes(affine)
     order = [follows.index(letter) for letter in "zyx"]
-    imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES
+    named_ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES and not named_ome
     # ImageJ's order is ZCYX.
     own = {
         "affine": affine.tolist(),
