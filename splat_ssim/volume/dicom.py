@@ -99,7 +99,7 @@ def _series(folder: Path, key: str | None) -> tuple[str, tuple[str, ...], list[s
     )
     if key is None:
         raise ValueError(
-            f"{folder} must hold one DICOM series, or key must name one of them (--data.read '{{key: '0'}}'): {listed}"
+            f"{folder} must hold one DICOM series, or key must name one of them (--data.read '{{key: 0}}'): {listed}"
         )
     if key in uids:
         uid = key
