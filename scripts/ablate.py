@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
-from splat_ssim.scene.config import STRATEGY_OPTIONS, OptimizerConfig, StrategyConfig
+from splat_ssim.scene.config import STRATEGY_OPTIONS, OptimizerConfig
 
 FULL = "full"
 
@@ -44,7 +44,7 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "sparse Adam": ("--optimizer.name", "adam"),
         "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
-        "faster growth": ("--strategy.growth", str(StrategyConfig.growth)),
+        "faster growth": ("--strategy.growth", "0.05"),
         "final pruning": ("--strategy.final-prune", "0"),
     },
 }

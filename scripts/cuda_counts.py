@@ -58,8 +58,8 @@ BARS = {
     "splat_fused2d": Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 300)),
     # Stores and loads less at once: its columns of the adjoint maps begin at an odd place.
     "splat_fused2d_lone": Bar(128, 34_300, 8.1, 4.1, 45.0, (270, 305)),
-    # Several instructions of the second loop are moves, since the last block makes the means and the barrier of the roles
-    # is the form that asks for no converged warp.
+    # Several instructions of the second loop are moves: the last block makes the means, and the barrier of the roles is
+    # the form that asks for no converged warp.
     "splat_fused2d_weighted": Bar(128, 34_100, 16.1, 4.1, 41.0, (280, 325)),
     "splat_value3d": Bar(128, 23_000, 10.6, 0.1, 50.0, (565,)),
     "splat_partials3d": Bar(128, 23_000, 10.6, 12.1, 50.0, (610,)),

@@ -351,7 +351,7 @@ def test_a_file_is_held_to_its_own_strategy(tmp_path, capsys):
     parse(["--config", str(path), "--strategy.name", "capped"])
     assert "strategy.noise is left out: strategy capped has no such option" in capsys.readouterr().err
     # At the values of their defaults, options say nothing.
-    assert parse(["--strategy.name", "default"])[1].strategy.growth == 0.05
+    assert parse(["--strategy.name", "default"])[1].strategy.growth is None
 
 
 def test_every_option_of_a_strategy_reaches_it():

@@ -771,7 +771,7 @@ def test_an_old_run_keeps_its_model_when_it_is_resumed(tmp_path):
 def lines_of(capsys, tmp_path, folder, *more):
     capsys.readouterr()
     line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "1", "--output.no-progress"]
-    main([*line, *more])
+    main([*line, "--preset", "none", *more])
     return capsys.readouterr().out.splitlines()
 
 
@@ -958,6 +958,7 @@ def test_other_formats_of_gaussians_are_named(tmp_path, name, kind):
 def test_few_gaussians_grow(tmp_path, capsys, name, count):
     folder = write_colmap(tmp_path / "scene", points=count)
     options = ["--strategy.name", name, "--strategy.refine-start", "1", "--strategy.refine-every", "2"]
+    options += ["--preset", "none", *(["--strategy.growth", "0.05"] if name == "capped" else [])]
     line = ["--data-dir", str(folder), "--result-dir", str(tmp_path / "run"), "--steps", "20", "--output.no-progress"]
     metrics = main([*line, *options, "--strategy.refine-stop", "12"])
     # Events at steps 2, 4, 6, 8 and 10.

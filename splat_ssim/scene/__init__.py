@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from splat_ssim.scene.api import TrainedScene, train
     from splat_ssim.scene.training import SceneTask as Task
 
-__all__ = ["Task"]
+__all__ = ["Task", "TrainedScene", "train"]
 
 
 def __getattr__(name: str):
-    """Imports the task on first use: reading a scene needs no renderer."""
+    """Imports what trains on first use: reading a scene needs no renderer."""
+    if name in ("TrainedScene", "train"):
+        from splat_ssim.scene import api
+
+        return getattr(api, name)
     if name == "Task":
         from splat_ssim.scene.training import SceneTask
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -94,8 +95,9 @@ class StrategyConfig:
     refine_stop: int | None = None
     #: Opacities are reset every so many steps (default strategy); by default a tenth of the run.
     reset_every: int | None = None
-    #: Share of the Gaussians added at most at each event (capped).
-    growth: float = 0.05
+    #: Share of the Gaussians added at most at each event (capped); by default 0.05, or more where only that reaches the
+    #: budget before refine_stop, up to 0.5.
+    growth: float | None = None
     #: Share of the Gaussians removed when densification ends: those that training views see least of (capped).
     final_prune: float = 0.0
     #: Gaussians less opaque than this are removed or put to use elsewhere.
@@ -178,6 +180,11 @@ class SceneConfig(RunConfig):
     #: Length of the run.
     steps: int = 6_500
     task: tyro.conf.Suppress[str] = "scene"
+    #: What suits the data, below what a config file and the command line say: object is one thing in front of nothing,
+    #: photos what a camera saw, whole; auto goes by what is there, but is none where a config file names no preset.
+    preset: Literal["auto", "object", "photos", "none"] = "auto"
+    #: Of the preset: how long it trains, and with how many Gaussians.
+    quality: Literal["fast", "default", "quality"] = "default"
     #: Mean opacity times this is added to the loss.
     opacity_penalty: float = 0.0
     #: Mean scale times this is added to the loss.
@@ -187,6 +194,28 @@ class SceneConfig(RunConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     output: SceneOutputConfig = field(default_factory=SceneOutputConfig)
+
+    #: Options of the command line that choose the preset.
+    asks: ClassVar = ("data_dir", "data.format", "preset", "quality")
+
+    @classmethod
+    def beneath(cls, values: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
+        """The values of the preset that is asked for, or that suits the data."""
+        # Not at the top: presets look at data.
+        from splat_ssim.scene.data import SceneError
+        from splat_ssim.scene.presets import preset_values
+
+        data = values.get("data")
+        of_data = {f"data.{name}": value for name, value in data.items()} if isinstance(data, Mapping) else {}
+        given = {name: value for name, value in {**values, **of_data, **asked}.items() if name in cls.asks}
+        if values and not {"preset", "quality"} & given.keys():
+            return {"preset": "none"}
+        folder = Path(str(given.get("data_dir", cls.data_dir)))
+        kind, quality = str(given.get("preset", "auto")), str(given.get("quality", "default"))
+        try:
+            return preset_values(kind, quality, folder, str(given.get("data.format", "auto")))
+        except SceneError:
+            return {}  # what is wrong with the folder is said where it is read
 
     def fill_in(self) -> None:
         """Makes every schedule a number of steps."""
@@ -215,7 +244,7 @@ class SceneConfig(RunConfig):
             ("optimizer.sh_every", self.optimizer.sh_every, 1, None),
             ("strategy.score_views", strategy.score_views, 0, None),
             ("strategy.refine_start", strategy.refine_start, 0, None),
-            ("strategy.growth", strategy.growth, 0, None),
+            ("strategy.growth", strategy.growth or 0, 0, None),
             ("strategy.grow_gradient", strategy.grow_gradient, 0, None),
             ("strategy.grow_scale", strategy.grow_scale, 0, None),
             ("strategy.noise", strategy.noise, 0, None),

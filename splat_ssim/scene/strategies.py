@@ -44,10 +44,28 @@ def make_strategy(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
     return kind(**options)
 
 
+#: What capped adds at an event where the budget is reached with that, and the most that it adds by itself.
+_GROWTH, _MOST_GROWTH = 0.05, 0.5
+
+
 def settle_budget(config: StrategyConfig, count: int) -> None:
-    """Sets the budget that is stated as a multiple of the Gaussians a scene has to start from."""
+    """Sets what follows from the number of Gaussians that a scene has to start from, in a resolved config.
+
+    The budget that is stated as a multiple of it, and the growth that reaches the budget.
+    """
     if config.budget_multiplier is not None:
         config.budget = max(1, int(config.budget_multiplier * count))
+    if config.growth is None and config.name == "capped":
+        # An event before the last, since each adds whole Gaussians.
+        events, wanted = _events(config) - 1, config.budget / count
+        needed = wanted ** (1 / events) - 1 if events > 0 and wanted > 1 else 0.0
+        config.growth = round(min(max(_GROWTH, needed), _MOST_GROWTH), 4)
+
+
+def _events(config: StrategyConfig) -> int:
+    """How often a strategy adds Gaussians."""
+    last = given(config.refine_stop) - 1
+    return max(0, last // config.refine_every - config.refine_start // config.refine_every)
 
 
 def growth_note(config: StrategyConfig, count: int) -> str | None:
@@ -60,9 +78,7 @@ def growth_note(config: StrategyConfig, count: int) -> str | None:
     share = {"capped": config.growth, "mcmc": 0.05}.get(config.name)
     if share is None or count >= config.budget:
         return None
-    last = given(config.refine_stop) - 1
-    events = max(0, last // config.refine_every - config.refine_start // config.refine_every)
-    reached = count
+    reached, events = count, _events(config)
     for _ in range(events):
         reached += max(int(share * reached), 1 if share > 0 else 0)
         if reached >= config.budget:

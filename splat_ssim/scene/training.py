@@ -26,11 +26,13 @@ from splat_ssim.scene.model import (
     start_count,
 )
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
+from splat_ssim.scene.plan import plan_lines
+from splat_ssim.scene.presets import KINDS
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import fingerprint, saved_value
-from splat_ssim.trainer.config import given
+from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
@@ -47,14 +49,18 @@ FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 class SceneTask:
     """Gaussians that are rendered and compared with photographs: scene, model, loss, strategy and optimisers.
 
+    Args:
+        config: Its data_dir names the scene.
+        scene: In its place, a scene that was read already.
+
     Raises:
         UserError: Something in the config or on disk is not as required.
     """
 
-    Config: ClassVar = SceneConfig
-    VIEWS: ClassVar = {"orbit": "orbit.mp4", "train": "train", "test": "test"}
+    Config: ClassVar[type[RunConfig]] = SceneConfig
+    VIEWS: ClassVar[Mapping[str, str]] = {"orbit": "orbit.mp4", "train": "train", "test": "test"}
 
-    def __init__(self, config: SceneConfig) -> None:
+    def __init__(self, config: SceneConfig, scene: Scene | None = None) -> None:
         self.config = config = config.resolved()
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
@@ -62,7 +68,7 @@ class SceneTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         # A run that goes on keeps its coordinates, whatever would be chosen today.
         origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
-        self.scene = read_scene(config, origin)
+        self.scene = scene if scene is not None else read_scene(config, origin)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
@@ -80,10 +86,17 @@ class SceneTask:
             self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
         )
         growth = growth_note(config.strategy, len(self.splats["means"]))
+        preset = f"preset {config.preset}, quality {config.quality} (--preset, --quality)"
         self.notes = [*summary(self.scene, self._start()), *self.scene.notes, *([growth] if growth else [])]
+        if config.preset in KINDS:
+            self.notes.insert(0, preset)
         self.optimizers = make_optimizers(self.splats, config.optimizer)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
+
+    def plan(self) -> list[str]:
+        """What the run would do and take, in words."""
+        return plan_lines(self.scene, self.config, self.strategy, len(self.splats["means"]))
 
     def _start(self) -> str:
         """What the Gaussians start from, in words."""

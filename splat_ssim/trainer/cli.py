@@ -14,7 +14,7 @@ import tyro
 
 from splat_ssim._importing import imported
 from splat_ssim.errors import UserError
-from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_values
+from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, overlaid, read_values
 from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
 from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
@@ -24,8 +24,8 @@ from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
 def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     """Returns the task and its config.
 
-    Its values are the defaults, over them those of the file of --config or of the run folder of --resume, over them the
-    rest of the command line.
+    Its values are the defaults, over them what suits the data (`RunConfig.beneath`), over them those of the file of
+    --config or of the run folder of --resume, over them the rest of the command line.
 
     Args:
         arguments: The command line without the program; by default sys.argv's.
@@ -46,10 +46,19 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     if named.resume is not None:
         values["result_dir"] = str(named.resume)
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
-    base = from_mapping(task.Config, values, str(path))
+    beneath = {} if named.resume is not None else task.Config.beneath(values, _asked(arguments, task.Config.asks))
+    base = from_mapping(task.Config, overlaid(beneath, values), str(path))
     config = tyro.cli(type(base), default=base, args=arguments, prog="train.py")
     _check_meaning(base, config, {} if named.resume is not None else values, _options(arguments), str(path))
     return task, config
+
+
+def _asked(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The values that a command line gives to some of the options, by dotted name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), dest=name)
+    return vars(parser.parse_known_args(list(arguments))[0])
 
 
 def _options(arguments: Sequence[str]) -> list[str]:
@@ -90,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         made = task(config)  # type: ignore[call-arg]
         for line in getattr(made, "notes", ()):
             print(line)
+        if config.dry_run:
+            for line in getattr(made, "plan", tuple)():
+                print(line)
+            return {}
         return run(made)
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
@@ -87,6 +87,8 @@ class RunConfig:
     checkpoint_every: int = 1000
     #: Print the mean milliseconds of each stage of a step.
     profile: bool = False
+    #: Read the data, say what the run would do and the memory that it would take, and end.
+    dry_run: bool = False
     #: What kind of training this is: a short name or package.module:Class, which is imported.
     task: tyro.conf.Suppress[str] = ""
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -118,6 +120,19 @@ class RunConfig:
         if saved is not None:
             _check_resumed(saved.resolved(), resolved)
         return resolved
+
+    @classmethod
+    def beneath(cls, values: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
+        """What lies beneath a config file and a command line, as such a file would say it: what suits the data.
+
+        Args:
+            values: Of the file.
+            asked: data_dir and other options of the command line by dotted name, those of `asks`.
+        """
+        return {}
+
+    #: Options of the command line that `beneath` looks at.
+    asks: ClassVar[Sequence[str]] = ()
 
     def fill_in(self) -> None:
         """Scales and fills in the schedules of a subclass; `steps` is final already, steps_scaler still to be used."""
@@ -181,7 +196,7 @@ def _check_resumed(saved: RunConfig, config: RunConfig) -> None:
 
 
 #: Where a run is written and read, which says nothing of what it does.
-_PLACES = ("config", "result_dir", "resume", "task")
+_PLACES = ("config", "result_dir", "resume", "task", "dry_run")
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -258,6 +273,21 @@ def given(steps: int | None) -> int:
     if steps is None:
         raise ConfigError("required a config with every schedule given (RunConfig.resolved()), got one without")
     return steps
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second over the first.
+
+    Example:
+        >>> from splat_ssim.trainer.config import overlaid
+        >>> overlaid({"steps": 5, "data": {"factor": 2, "format": "auto"}}, {"data": {"factor": 4}})
+        {'steps': 5, 'data': {'factor': 4, 'format': 'auto'}}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = overlaid(result[key], value) if both else value
+    return result
 
 
 # --- YAML

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -28,21 +27,31 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def available_memory() -> int:
-    """Bytes that this process can still take, as the system and the limits of its control group say."""
-    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, its control group and its own limit; None if unknown."""
+    left = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        left.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
-        # Systems that do not tell: half of what is installed.
-        free = page * os.sysconf("SC_PHYS_PAGES") // 2 if page else 4 << 30
-    group = Path("/sys/fs/cgroup")
+        pass
     try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no group, or one without a limit
-        return free
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            left.append(int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    try:
+        import resource
+
+        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit_bytes != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            left.append(limit_bytes - used)
+    except (ImportError, OSError):
+        pass
+    return max(0, min(left)) if left else None
 
 
 def peak_memory(device: torch.device) -> int | None:

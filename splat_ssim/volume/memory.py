@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..trainer.device import available_memory
 from .io import stored_shape
 
 #: Bytes for each voxel and channel besides the file's own: while it is scaled and compared, on the CPU; where a GPU
@@ -14,33 +15,6 @@ from .io import stored_shape
 _BYTES = {"cpu": 36, "cuda": 22}
 #: What a fit takes whatever its size.
 _FIXED = 150e6
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, its control group and its own limit; None if unknown."""
-    left = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        left.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            left.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-
-        limit_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit_bytes != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            left.append(limit_bytes - used)
-    except (ImportError, OSError):
-        pass
-    return max(0, min(left)) if left else None
 
 
 def fit_bytes(shape: tuple[int, ...], itemsize: int, device: str = "cpu") -> float:

@@ -100,7 +100,8 @@ def read_views(
         notes: A line is added where images are kept on disk.
     """
     total = sum(photo.nbytes for photo in photos)
-    stored = cache is not None and total > MEMORY_SHARE * available_memory()
+    free = available_memory()
+    stored = cache is not None and free is not None and total > MEMORY_SHARE * free
 
     def read(photo: Photo) -> View:
         return _stored(photo, background, cache) if stored and cache is not None else photo.view(background)

@@ -1,0 +1,139 @@
+"""Training a scene from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import user_errors
+from splat_ssim.ply import save_ply
+from splat_ssim.scene.config import SceneConfig
+from splat_ssim.scene.data import Scene, View
+from splat_ssim.scene.model import standard_splats
+from splat_ssim.scene.presets import preset_values
+from splat_ssim.scene.training import SceneTask
+from splat_ssim.trainer.config import from_mapping, overlaid
+from splat_ssim.trainer.folder import check_folder
+from splat_ssim.trainer.loop import Run, Unkept, run
+
+
+@dataclass
+class TrainedScene:
+    """A scene after its training.
+
+    Attributes:
+        task: The Gaussians, the scene and how they were trained.
+        metrics: What metrics.json holds: psnr, ssim, num_gaussians, train_seconds and others.
+        notes: What was read, left out and assumed, a line each.
+    """
+
+    task: SceneTask
+    metrics: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def splats(self) -> dict[str, Tensor]:
+        """Means (N, 3), quats (N, 4), logarithms of scales (N, 3), logits of opacities (N,), sh0 and shN."""
+        return {name: value.detach() for name, value in self.task.splats.items()}
+
+    def render(self, view: View) -> Tensor:
+        """(H, W, 3) colours in [0, 1] of a camera, on the device of the training."""
+        return self.task.picture(view)[0].clamp(0, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the Gaussians as PLY, which splat viewers open."""
+        save_ply(Path(path), standard_splats(self.task.splats, self.task.opacity_activation))
+
+
+def train(
+    scene: str | Path | Scene,
+    *,
+    preset: Literal["auto", "object", "photos", "none"] = "auto",
+    quality: Literal["fast", "default", "quality"] = "default",
+    steps: int | None = None,
+    budget: int | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: bool = False,
+    folder: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> TrainedScene:
+    """Trains Gaussians by the images of a scene, as `scripts/train.py` does, and returns them.
+
+    Args:
+        scene: A scene folder (Blender, COLMAP, nerfstudio), or what `splat_ssim.scene.data.load_scene` returned.
+        preset: What suits the data: "object", "photos", "auto" by what is there, "none" for the plain defaults.
+        quality: Of the preset: how long it trains, and with how many Gaussians.
+        steps: Length of the training; by default the preset's.
+        budget: Largest number of Gaussians; by default the preset's.
+        seed: Of every draw: the same on the same machine gives the same Gaussians.
+        device: auto, cpu or cuda.
+        progress: Shows a progress bar and what was read.
+        folder: Keeps the run there, with checkpoints, pictures, scene.ply and metrics.json, as scripts/train.py leaves
+            it. By default nothing is written.
+        options: Any other options, as a config file would name them: {"data": {"factor": 2}, "loss": "l1"}.
+
+    Returns:
+        The trained scene.
+
+    Raises:
+        ValueError: Something in the options or on disk is not as required; the message names it.
+
+    Example:
+        >>> from splat_ssim.scene import train
+        >>> trained = train("assets/chair_200", steps=30, budget=300, device="cpu", options={"data": {"factor": 4}})
+        >>> len(trained.splats["means"]), trained.metrics["psnr"] > 10
+        (300, True)
+        >>> trained.render(trained.task.scene.test[0]).shape
+        torch.Size([50, 50, 3])
+    """
+    data = dict((options or {}).get("data", {}))
+    if isinstance(scene, Scene):
+        place, format = Path(scene.name), scene.format
+        kind = preset if preset != "auto" else _kind_of(scene)
+    else:
+        place, format, kind = Path(scene), data.get("format", "auto"), preset
+    values = overlaid(preset_values(kind, quality, place, format), options or {})
+    config = from_mapping(SceneConfig, values, "options")
+    config.data_dir, config.device, config.output.progress = place, device, progress
+    for part, name, value in ((config, "steps", steps), (config, "seed", seed), (config.strategy, "budget", budget)):
+        if value is not None:
+            setattr(part, name, value)
+    if folder is not None:
+        config.result_dir = Path(folder)
+        check_folder(config.result_dir)
+    else:
+        config.checkpoint_every = 0
+    read = scene if isinstance(scene, Scene) else None
+    # A caller's own draws go on as if nothing had happened.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        task = SceneTask(config, read)
+        if progress:
+            print(*task.notes, sep="\n")
+        metrics = run(task) if folder is not None else _in_memory(task)
+    return TrainedScene(task, metrics, task.notes)
+
+
+def _kind_of(scene: Scene) -> str:
+    """The preset's kind for a scene that was read."""
+    return "object" if any(view.is_transparent for view in scene.train) else "photos"
+
+
+def _in_memory(task: SceneTask) -> dict[str, Any]:
+    """Trains without a folder; what metrics.json would hold."""
+    one: Run = Unkept(task)
+    one.train()
+    one.save()
+    with user_errors():
+        metrics = {name: value for name, value in one.evaluate().items() if name != "views"}
+    return {
+        **metrics,
+        "num_gaussians": len(task.splats["means"]),
+        "step": one.step,
+        "train_seconds": round(one.train_seconds, 3),
+    }

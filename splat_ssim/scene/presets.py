@@ -1,0 +1,103 @@
+"""What suits a kind of data: values below those of config files and command lines.
+
+`object` is one thing in front of nothing, such as a Blender scene or photographs with silhouettes; `photos` is what a
+camera saw, whole. Each comes in three qualities. docs/presets.md has what every value is worth.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from splat_ssim.errors import UserError
+from splat_ssim.scene.data import detect_format
+from splat_ssim.trainer.pictures import PictureError, opened
+
+KINDS, QUALITIES = ("object", "photos"), ("fast", "default", "quality")
+
+#: Steps only where a Gaussian is in view, and harmonics every 16th step: a third less time, the same quality.
+_LAZY = {"name": "sparse_adam", "sh_every": 16, "shN": 2e-3}
+#: Cameras stand in the scene rather than around it: their extent is a small part of what is seen.
+_INSIDE = {"means": 1.6e-4, "means_final": 1.6e-6}
+
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("object", "fast"): {
+        "steps": 2_500,
+        "data": {"coarse_factor": 4, "coarse_stop": 500},
+        "optimizer": _LAZY,
+        "strategy": {"refine_start": 50, "refine_every": 50, "growth": 0.08, "final_prune": 0.2},
+    },
+    ("object", "default"): {},
+    ("object", "quality"): {
+        "steps": 12_000,
+        "data": {"coarse_factor": 2},
+        "optimizer": _LAZY,
+        "strategy": {"budget": 100_000},
+    },
+    ("photos", "fast"): {
+        "steps": 2_000,
+        "data": {"coarse_factor": 4},
+        "optimizer": {**_LAZY, **_INSIDE},
+        "strategy": {"budget": 40_000, "refine_start": 50, "refine_every": 50},
+    },
+    ("photos", "default"): {
+        "steps": 7_000,
+        "data": {"coarse_factor": 4},
+        "optimizer": {**_LAZY, **_INSIDE},
+        "strategy": {"budget": 100_000},
+    },
+    ("photos", "quality"): {
+        "steps": 15_000,
+        "data": {"coarse_factor": 2},
+        "optimizer": {**_LAZY, **_INSIDE},
+        "strategy": {"budget": 250_000},
+    },
+}
+
+
+def kind_of(folder: Path, format: str = "auto") -> str:
+    """The kind of data in a scene folder, by its format and the first of its images.
+
+    Raises:
+        SceneError: The folder is none of a scene.
+    """
+    format = detect_format(folder) if format == "auto" else format
+    if format == "blender":
+        return "object"
+    return "object" if _is_transparent(folder / "images") else "photos"
+
+
+def _is_transparent(images: Path) -> bool:
+    """Whether the first of a folder's images has an alpha channel."""
+    for path in sorted(images.iterdir()) if images.is_dir() else ():
+        try:
+            with opened(path) as file:
+                return "A" in file.mode or "transparency" in file.info
+        except PictureError:
+            continue
+    return False
+
+
+def preset_values(kind: str, quality: str, folder: Path, format: str = "auto") -> dict[str, Any]:
+    """What a preset says, as a config file would, with the kind that "auto" stands for.
+
+    Args:
+        kind: "auto", "none", or one of KINDS.
+        quality: One of QUALITIES.
+        folder: Of the scene.
+        format: As of `load_scene`.
+
+    Raises:
+        UserError: A name is unknown.
+        SceneError: The folder is none of a scene.
+    """
+    if kind == "none":
+        return {"preset": "none"}
+    kind = kind_of(folder, format) if kind == "auto" else kind
+    if (kind, quality) not in PRESETS:
+        raise UserError(
+            f"required a preset among auto, none, {', '.join(KINDS)} and a quality among {', '.join(QUALITIES)}, got "
+            f"{kind!r} and {quality!r}"
+        )
+    return {"preset": kind, "quality": quality, **copy.deepcopy(PRESETS[kind, quality])}
