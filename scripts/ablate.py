@@ -23,8 +23,8 @@ from splat_ssim.scene.config import STRATEGY_OPTIONS, OptimizerConfig
 
 FULL = "full"
 
-#: Recipe -> its config on the chair.
-CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml"}
+#: Recipe -> its config; that of photos has no scene of its own.
+CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml", "photos": "photos.yaml"}
 
 #: A rate for few steps on sums would be too high at every step: the trainer's default comes back with them.
 EVERY_STEP = ("--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
@@ -47,6 +47,13 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "faster growth": ("--strategy.growth", "0.05"),
         "final pruning": ("--strategy.final-prune", "0"),
     },
+    "photos": {
+        "sparse Adam": ("--optimizer.name", "adam"),
+        "lazy SH": EVERY_STEP,
+        "progressive resolution": ("--data.coarse-factor", "1"),
+        "growth to the budget": ("--strategy.growth", "0.05"),
+        "rates of a place": ("--optimizer.means", "5e-4", "--optimizer.means-final", "5e-6"),
+    },
 }
 
 NOTES = {
@@ -54,6 +61,7 @@ NOTES = {
         "Without the score, growth and pruning are drawn evenly; without the budget, gsplat's DefaultStrategy grows by "
         "its threshold (and has no score either). Without all of them, it is 3DGS."
     ),
+    "photos": "Without the rates of a place, positions move at those of an object.",
     "fast": "Without the fused optimiser, torch.optim.Adam steps every Gaussian.",
 }
 
@@ -65,7 +73,7 @@ SUMMARY = ("variant", "PSNR", "Î”PSNR", "SSIM", "Gaussians", "train seconds", "Î
 class Options:
     """Trains a recipe with and without each of its ingredients and writes one table."""
 
-    recipe: Literal["taming", "fast"] = "taming"
+    recipe: Literal["taming", "fast", "photos"] = "taming"
     #: What every run starts from; by default the recipe's on the chair.
     config: Path | None = None
     #: Scene folder; by default the config's.
