@@ -7,6 +7,9 @@ ARGS ?=
 SECONDS ?= 600
 SEED ?= 0
 WORKERS ?= 1
+# How many rounds `make kill-rounds` has, and how many files `make fuzz-files` reads.
+ROUNDS ?= 50
+COUNT ?= 100000
 # On a machine without a GPU, PyTorch's own CPU package index saves gigabytes: see the README.
 PIP_ARGS ?=
 
@@ -17,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-pythons fuzz sanitize check gpu wheel wheel-check pins clean
+.PHONY: train test test-pythons fuzz fuzz-files kill-rounds sanitize check gpu wheel wheel-check pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -44,6 +47,14 @@ test-pythons:
 ## fuzz: random calls against the tests' float64 oracle: make fuzz SECONDS=600 SEED=1 WORKERS=2 ARGS=--emulation
 fuzz: $(VENV)/test.done
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --workers $(WORKERS) $(ARGS)
+
+## kill-rounds: trainings killed, stopped or without disk at random moments, then resumed: make kill-rounds ROUNDS=50 SEED=0
+kill-rounds: $(VENV)/test.done
+	$(BIN)/python -m tests.kill_rounds --rounds $(ROUNDS) --seed $(SEED) $(ARGS)
+
+## fuzz-files: damaged scenes, clouds, configs and checkpoints: make fuzz-files COUNT=100000 SEED=0
+fuzz-files: $(VENV)/test.done
+	$(BIN)/python -m tests.fuzz_files --count $(COUNT) --seed $(SEED) $(ARGS)
 
 ## check: formatting, lint and types, of Python and of C++
 check: $(VENV)/test.done

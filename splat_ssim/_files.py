@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,10 +94,23 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def remove_leftovers(path: Path) -> None:
-    """Deletes the temporary files of `path` that a killed process left behind."""
-    for leftover in path.parent.glob(f"{path.name}*.tmp"):
-        leftover.unlink(missing_ok=True)
+#: How `_beside` names what is not whole yet; early checkpoints were written as checkpoint.pt.tmp.
+_LEFTOVER = re.compile(r".+\.(\d+|pt)\.tmp")
+
+
+def remove_leftovers(folder: Path, names: Sequence[str] = ("*",)) -> None:
+    """Deletes the temporary files and folders that killed processes left behind in a folder and those below it.
+
+    Args:
+        folder: Where to look.
+        names: Patterns of the files that were being written; by default all.
+    """
+    found = [path for name in names for path in folder.rglob(f"{name}.tmp") if _LEFTOVER.fullmatch(path.name)]
+    for leftover in found:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

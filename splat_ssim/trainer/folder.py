@@ -63,13 +63,15 @@ def open_folder(config: RunConfig, name: str) -> Path:
     """
     folder = config.result_dir or default_folder(name)
     if config.resume is not None:
-        remove_leftovers(folder / checkpoint.NAME)
+        remove_leftovers(folder)
         return folder
     check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
+    # Another run may have been killed before its first checkpoint. What else is in the folder is not ours.
+    remove_leftovers(folder, (f"{CONFIG}.*", f"{checkpoint.NAME}.*"))
     write_config(folder, config)
     return folder
 
