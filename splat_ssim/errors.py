@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Characters of a message; of a longer one the middle is left out.
+_LONGEST = 1000
+
 
 class UserError(ValueError):
-    """Something in a command, a config or a file is not as required; the message says what was required and what came.
+    r"""Something in a command, config or file is not as required; the message says what was required and what came.
 
     The scripts print its message as one sentence. Every other exception is a defect and keeps its traceback.
+
+    Messages quote files, which may hold anything: as text an error is one line of printable characters, of readable
+    length.
+
+    Example:
+        >>> from splat_ssim.errors import UserError
+        >>> str(UserError("a.yaml: required YAML, got:\n  two lines"))
+        'a.yaml: required YAML, got: two lines'
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        if text.isprintable():
+            return text
+        words = "".join(letter if letter.isprintable() else " " for letter in text).split(" ")
+        return " ".join(word for word in words if word)
 
 
 class WriteError(UserError, OSError):

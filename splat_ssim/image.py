@@ -29,6 +29,7 @@ from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import over_background, read_image, save_comparison, save_image
 from splat_ssim.trainer.profiling import stage
+from splat_ssim.trainer.states import check_rows, load_optimizer
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import upload
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
@@ -348,9 +349,10 @@ class Task:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
+        check_rows(state["tensors"], self.model.tensors, "tensors")
         self.model = ImageField(state["tensors"])
         self.optimizer = self._optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.generator.set_state(state["draws"].cpu())
 
     def export(self, folder: Path) -> dict[str, Any]:

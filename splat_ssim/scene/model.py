@@ -18,6 +18,8 @@ from splat_ssim.scene.start import check_visible, starting_points
 from splat_ssim.scene.start import random_points as random_points  # it was here once
 
 Splats = torch.nn.ParameterDict
+#: How opacities may be stored, see `activated_opacities`.
+OPACITY_ACTIVATIONS = ("sigmoid", "absolute")
 
 
 def start_count(scene: Scene, config: ModelConfig) -> int:
@@ -86,7 +88,7 @@ def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) 
     Raises:
         ValueError: The activation is another.
     """
-    if activation not in ("sigmoid", "absolute"):
+    if activation not in OPACITY_ACTIVATIONS:
         raise ValueError(f"the activation of opacities must be sigmoid or absolute, got {activation!r}")
     values = splats["opacities"]
     return torch.sigmoid(values) if activation == "sigmoid" else values.abs()

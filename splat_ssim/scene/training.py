@@ -18,6 +18,7 @@ from splat_ssim.scene.data import Scene, View, load_scene
 from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.model import (
+    OPACITY_ACTIVATIONS,
     Splats,
     activated_opacities,
     create_splats,
@@ -37,6 +38,7 @@ from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
+from splat_ssim.trainer.states import check_rows, check_values, load_optimizer
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
 
@@ -233,6 +235,11 @@ class SceneTask:
             self.scene = read_scene(self.config, origin)
             self.extent, self.near = self.scene.extent, self.scene.near
             self.coarse_views.clear()
+        count = check_rows(state["splats"], self.splats, "splats")
+        fresh = self.strategy.initialize_state(scene_scale=self.extent)
+        check_values(state["strategy"], fresh, "strategy", rows=count, optional=("opacity_activation",))
+        if state["strategy"].get("opacity_activation", "sigmoid") not in OPACITY_ACTIVATIONS:
+            raise ValueError(f"strategy.opacity_activation: required {' or '.join(OPACITY_ACTIVATIONS)}, got another")
         # A checkpoint from before there were frozen parameters has none.
         frozen = state.get("frozen", ())
         self.splats = Splats(
@@ -240,7 +247,7 @@ class SceneTask:
         )
         self.optimizers = make_optimizers(self.splats, self.config.optimizer)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer(optimizer, state["optimizers"][name], f"optimizers.{name}")
         self.strategy_state = state["strategy"]
 
     def export(self, folder: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from splat_ssim._files import replacing
 from splat_ssim.errors import UserError
+from splat_ssim.trainer.states import is_count, tensors_problem
 
 NAME = "checkpoint.pt"
 
@@ -52,7 +55,7 @@ def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
 def saved_step(folder: Path) -> int | None:
     """The step of folder/checkpoint.pt, its tensors unread; None where there is none or it does not read."""
     step = saved_value(folder, "step")
-    return None if step is None else int(step)
+    return step if is_count(step) else None
 
 
 def saved_value(folder: Path, key: str, default: Any = None) -> Any:
@@ -85,16 +88,49 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
     path = folder / NAME
     if not path.is_file():
         raise CheckpointError(f"{path}: required a checkpoint, got nothing there")
-    try:
-        # Tensors, numbers, strings and containers only: a checkpoint from elsewhere runs no code.
-        state = torch.load(path, map_location=device, weights_only=True)
-        generators = state.pop("generators")
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, AttributeError) as broken:
-        raise CheckpointError(f"{path}: required a checkpoint of splat_ssim, got {type(broken).__name__}") from None
-    if restore_generators:
-        torch.set_rng_state(generators["cpu"].cpu())
-        if "cuda" in generators and torch.cuda.is_available():
-            # The machine that goes on may have fewer devices.
-            states = generators["cuda"][: torch.cuda.device_count()]
-            torch.cuda.set_rng_state_all([generator.cpu() for generator in states])
+    with refusing(path):
+        state, generators = _read(path, device)
+        if restore_generators:
+            torch.set_rng_state(generators["cpu"].cpu())
+            if "cuda" in generators and torch.cuda.is_available():
+                # The machine that goes on may have fewer devices.
+                states = generators["cuda"][: torch.cuda.device_count()]
+                torch.cuda.set_rng_state_all([generator.cpu() for generator in states])
     return state
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state in a file, and the generators'.
+
+    Raises:
+        Exception: Whatever zipfile and torch make of a damaged file, or a ValueError.
+    """
+    # torch passes over the checksums in its own files: damaged numbers would be trained on.
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"one whose {damaged} is damaged")
+    # Tensors, numbers, strings and containers only: a checkpoint from elsewhere runs no code.
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict) or not isinstance(state.get("generators"), dict):
+        raise ValueError("one without generators")
+    problem = tensors_problem(state)
+    if problem is not None:
+        raise ValueError(problem)
+    return state, state.pop("generators")
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turns whatever is raised inside into a CheckpointError: it was made of a file that is not what it should be.
+
+    Args:
+        path: Of the checkpoint.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as broken:
+        what = str(broken).partition("\n")[0] if isinstance(broken, ValueError) else type(broken).__name__
+        raise CheckpointError(f"{path}: required a checkpoint of splat_ssim, got {what}") from broken

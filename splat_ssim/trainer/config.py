@@ -147,7 +147,10 @@ class RunConfig:
 
     def scaled(self, steps: int | None, default: int = 0) -> int:
         """A schedule in steps, scaled; `default` (not scaled) where it is None."""
-        return default if steps is None else round(steps * self.steps_scaler)
+        if steps is None:
+            return default
+        check_ranges(("steps", abs(steps), 0, 2**63 - 1), ("steps_scaler", self.steps_scaler, 0, 2**63 - 1))
+        return round(steps * self.steps_scaler)
 
     def unused(self) -> dict[str, str]:
         """Options that mean nothing in this config: dotted name -> why. Nobody may ask for them."""
@@ -347,6 +350,26 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}: required {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
+#: Values of a YAML file, with each of its aliases written out.
+_MOST_VALUES = 100_000
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values there are in one, aliases written out: a few of them may stand for billions, or for themselves.
+
+    Args:
+        value: As YAML has it.
+        known: Sizes of the containers met already, by identity.
+    """
+    if not isinstance(value, list | dict | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # what a container that holds itself finds
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(item, known) for item in inside)
+    return known[id(value)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file.
 
@@ -359,8 +382,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: required a YAML file, got {missing.strerror}") from None
     except UnicodeDecodeError as broken:
         raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
-    except yaml.YAMLError as broken:
+    except RecursionError:
+        raise ConfigError(f"{path}: required YAML, got values nested too deep") from None
+    # What values such as dates are made by raises errors of its own.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
         raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
+    if _size(values, {}) > _MOST_VALUES:
+        raise ConfigError(f"{path}: required at most {_MOST_VALUES} values, got aliases that stand for more")
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from splat_ssim._files import without_infinities, write_json
 from splat_ssim.errors import UserError, WriteError, user_errors
-from splat_ssim.trainer.checkpoint import load_checkpoint, save_checkpoint
+from splat_ssim.trainer.checkpoint import NAME, load_checkpoint, refusing, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
 from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.profiling import StageClock, profiled
+from splat_ssim.trainer.states import is_count, is_seconds
 from splat_ssim.trainer.task import Report, Task
 
 #: Steps between two refreshes of the progress bar, two entries in TensorBoard and two lines of the profile.
@@ -108,9 +109,7 @@ class Run:
         if self.config.resume is None:
             self.save()
         else:
-            state = load_checkpoint(self.folder, task.device)
-            self._check_data(state)
-            self.restore(state)
+            self.go_on()
             for line in record_resume(self.folder, self.config, self.step):
                 print(line, file=sys.stderr)
 
@@ -281,11 +280,29 @@ class Run:
                 f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
             )
 
+    def go_on(self) -> None:
+        """Goes back to the checkpoint in the folder, torch's generators too.
+
+        Raises:
+            UserError: It does not read, is not of such a run, or was made with other data.
+        """
+        state = load_checkpoint(self.folder, self.task.device)
+        self._check_data(state)
+        self.restore(state)
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint."""
-        self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self._saved = self.step
-        self.task.load_state_dict(state)
+        """Goes back to a checkpoint.
+
+        Raises:
+            CheckpointError: The state is not that of such a run.
+        """
+        with refusing(self.folder / NAME):
+            problem = state_problem(state["step"], state)
+            if not is_count(state["step"]) or not is_seconds(state["train_seconds"]) or problem is not None:
+                raise ValueError(problem or "one without a step and seconds")
+            self.step, self.train_seconds = state["step"], state["train_seconds"]
+            self._saved = self.step
+            self.task.load_state_dict(state)
 
     def _tensorboard(self) -> AbstractContextManager[Any]:
         """TensorBoard's writer, if asked for."""

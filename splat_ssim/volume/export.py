@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,8 +74,14 @@ class FieldSource:
     @classmethod
     def of_header(cls, header: dict[str, Any]) -> FieldSource:
         """The reverse of `header`."""
-        grid = VoxelGrid(tuple(header["shape"]), header["affine"])
-        return cls(grid, float(header["low"]), float(header["high"]), bool(header["clip"]), str(header["unit"]))
+        shape = tuple(header["shape"])
+        if not all(type(side) is int for side in shape):
+            raise ValueError(f"a shape of {shape}")
+        grid = VoxelGrid(shape, header["affine"])
+        low, high = float(header["low"]), float(header["high"])
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"intensities from {low} to {high}")
+        return cls(grid, low, high, bool(header["clip"]), str(header["unit"]))
 
 
 def read_source(path: str | Path) -> FieldSource | None:
@@ -93,7 +100,7 @@ def read_source(path: str | Path) -> FieldSource | None:
             text = next((line.removeprefix(_COMMENT) for line in lines if line.startswith(_COMMENT)), None)
             header = None if text is None else json.loads(text)
         return None if header is None else FieldSource.of_header(header)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"{path} must hold the grid and intensities of its volume, got {error}") from error
 
 
@@ -138,13 +145,20 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
     content = Path(path).read_bytes()
     head, found, body = content.partition(b"end_header\n")
     lines = head.decode(errors="replace").split("\n")
-    names = [line.split()[2] for line in lines if line.startswith("property float ")]
-    counts = [int(line.split()[2]) for line in lines if line.startswith("element vertex ")]
-    if not found or "signed_density" not in names or len(counts) != 1:
+    words = [line.split() for line in lines]
+    names = [line[2] for line in words if line[:2] == ["property", "float"] and len(line) == 3]
+    counts = [line[2] for line in words if line[:2] == ["element", "vertex"] and len(line) == 3]
+    features = [name for name in names if name.startswith("feature_")]
+    required = {"x", "y", "z", "signed_density", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))}
+    known = required <= set(names) and len(set(names)) == len(names) and len(counts) == 1
+    if not found or not known or not counts[0].isdecimal() or not 0 < len(counts[0]) < 16 or int(counts[0]) < 1:
         raise ValueError(f"{path} must be a PLY of Gaussians with signed_density, got properties {names}")
-    if len(body) != counts[0] * len(names) * 4:
-        raise ValueError(f"{path} must have {counts[0] * len(names) * 4} bytes after its header, got {len(body)}")
-    table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(counts[0], len(names)).astype(np.float32))
+    count = int(counts[0])
+    if len(body) != count * len(names) * 4:
+        raise ValueError(f"{path} must have {count * len(names) * 4} bytes after its header, got {len(body)}")
+    table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(count, len(names)).astype(np.float32))
+    if not torch.isfinite(table).all():
+        raise ValueError(f"{path} must hold finite numbers, got others")
 
     def columns(*properties: str) -> torch.Tensor:
         return table[:, [names.index(name) for name in properties]].contiguous()
@@ -155,7 +169,6 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
         "quats": columns("rot_0", "rot_1", "rot_2", "rot_3"),
         "densities": columns("signed_density")[:, 0].contiguous(),
     }
-    features = [name for name in names if name.startswith("feature_")]
     if features:
         tensors["features"] = columns(*features)
     offset = next((json.loads(line.removeprefix(_OFFSET)) for line in lines if line.startswith(_OFFSET)), (0.0,) * 3)
@@ -281,14 +294,41 @@ def load_quantized(path: str | Path) -> GaussianField:
     """
     header, body = _quantized_header(path, Path(path).read_bytes())
     try:
-        data = lzma.decompress(body)
-    except (ValueError, lzma.LZMAError) as error:
+        return _decoded(header, body)
+    except (ValueError, TypeError, LookupError, OverflowError, lzma.LZMAError) as error:
         raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
-    count, tensors, at = header["count"], {}, 0
-    for name, described in header["fields"].items():
+
+
+#: What `GaussianField` is made of -> numbers of a Gaussian; features may be any number.
+_COLUMNS = {"means": 3, "log_scales": 3, "quats": 3, "densities": 1, "features": None}
+
+
+def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
+    """The field of a header and its compressed streams.
+
+    Raises:
+        ValueError: They do not fit each other. Other errors of values that are of another kind come as they are.
+    """
+    count, fields = header["count"], header["fields"]
+    if set(fields) - {"features"} != set(_COLUMNS) - {"features"} or type(count) is not int or count < 1:
+        raise ValueError(f"{count} Gaussians of {', '.join(fields)}")
+    for name, described in fields.items():
+        low, high = (np.asarray(described[end], np.float64) for end in ("low", "high"))
+        fits = low.ndim == 1 and low.shape == high.shape and len(low) == (_COLUMNS[name] or len(low)) > 0
+        if not fits or not np.isfinite([low, high]).all() or described["bits"] not in range(2, 17):
+            raise ValueError(f"{name} from {described['low']} to {described['high']} in {described['bits']} bits")
+    size = count * (1 + 2 * sum(len(described["low"]) for described in fields.values()))
+    # No more than what is needed: a few bytes can stand for gigabytes.
+    data = lzma.LZMADecompressor().decompress(body, max_length=size + 1)
+    if len(data) != size:
+        raise ValueError(f"{len(data)} bytes of codes, where {count} Gaussians have {size}")
+    tensors, at = {}, 0
+    for name, described in fields.items():
         largest = None
         if name == "quats":
             largest = np.frombuffer(data[at : at + count], np.uint8)
+            if largest.max() > 3:
+                raise ValueError("quaternions without a largest number")
             at += count
         columns = len(described["low"])
         codes = _codes(data[at : at + 2 * columns * count], count, columns)
@@ -315,8 +355,11 @@ def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any],
     try:
         at = len(_MAGIC) + 4
         (length,) = struct.unpack("<I", content[len(_MAGIC) : at])
-        return json.loads(content[at : at + length]), content[at + length :]
-    except (struct.error, ValueError) as error:
+        header = json.loads(content[at : at + length])
+        if not isinstance(header, dict):
+            raise ValueError(f"a header that is {type(header).__name__}")
+        return header, content[at + length :]
+    except (struct.error, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import tyro
 
 from ..errors import UserError, user_errors
+from ..trainer.device import available_memory
 from .export import FieldSource, load_gaussians_ply, load_quantized, read_source
 from .gaussians import GaussianField
 from .grid import VoxelGrid
@@ -79,6 +81,11 @@ def rebuild(
     high = source.high if high is None and source is not None else high
     if low is None or high is None:
         raise UserError(f"{gaussians} must hold its intensities, got a file without them; give --low and --high")
+    needed, room = 12 * (1 + len(field.tensors)) * math.prod(grid.shape), available_memory()
+    if needed > room:
+        raise UserError(
+            f"{gaussians}: required a grid that {room / 1e9:.1f} GB of memory hold, got one of {grid.shape} voxels"
+        )
     order = morton_order(field.positions(), grid)
     field = GaussianField({name: parameter[order] for name, parameter in field.tensors.items()}, offset=field.offset)
     values = field(grid)

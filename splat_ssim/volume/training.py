@@ -19,6 +19,7 @@ from ..trainer.config import RunConfig
 from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
+from ..trainer.states import check_rows, check_values, load_optimizer
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
@@ -298,17 +299,24 @@ class VolumeTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
         tensors = {name: tensor.detach() for name, tensor in state["tensors"].items()}
-        self.model = (
-            GaussianField(tensors)
-            if isinstance(self.model, GaussianField)
-            else GridField(tensors["nodes"], self.target.grid)
-        )
-        if isinstance(self.model, GaussianField) and not state.get("lattice", False):
-            # A checkpoint of before fits ran in voxels: it goes on in world coordinates.
-            self._leave_lattice()
+        if isinstance(self.model, GaussianField):
+            count = check_rows(tensors, self.model.tensors, "tensors")
+            self.model = GaussianField(tensors)
+            if isinstance(self.growth, StrategyGrowth):
+                check_values(state["strategy"], self.growth.state, "strategy", rows=count)
+            if not state.get("lattice", False):
+                # A checkpoint of before fits ran in voxels: it goes on in world coordinates.
+                self._leave_lattice()
+        else:
+            # The grid is refined during the run: its shape follows from the step.
+            done = [shape for step, shape in sorted(self.levels.items()) if step <= state["step"]]
+            nodes = self.model.tensors["nodes"]
+            like = nodes if not done else torch.empty(len(nodes), *done[-1])
+            check_rows(tensors, {"nodes": like}, "tensors", rows=len(nodes))
+            self.model = GridField(tensors["nodes"], self.target.grid)
         self.optimizer = self._optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.last_loss = state["last_loss"]
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.last_loss = float(state["last_loss"])
         self.generator.set_state(state["draws"].cpu())
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from splat_ssim.scene.data.colmap_files import check_binary
 from splat_ssim.scene.data.images import check_found, find_image
 from splat_ssim.scene.data.lens import CAMERA_MODELS
 from splat_ssim.scene.data.photos import Photo, read_views
@@ -97,7 +98,10 @@ def _load_model(
                 f"{model}: required a camera model among {', '.join(CAMERA_MODELS)}, got {camera.model_name}: "
                 "undistort the images by `colmap image_undistorter`"
             )
-    images = sorted((image for image in reconstruction.images.values() if image.has_pose), key=lambda i: i.name)
+    try:
+        images = sorted((image for image in reconstruction.images.values() if image.has_pose), key=lambda i: i.name)
+    except UnicodeDecodeError as broken:
+        raise SceneError(f"{model}: required names of images in UTF-8, got another encoding: {broken}") from None
     if not images:
         raise SceneError(f"{model}: required registered images, got none")
     if len(images) < len(reconstruction.images):
@@ -142,6 +146,7 @@ def _read_model(model: Path) -> Any:
     for stem in ("images", "points3D"):
         if not any((model / f"{stem}.{suffix}").is_file() for suffix in ("bin", "txt")):
             raise SceneError(f"{model}: required {stem}.bin or {stem}.txt beside the cameras, got neither")
+    check_binary(model)
     try:
         return pycolmap.Reconstruction(str(model))
     except Exception as broken:

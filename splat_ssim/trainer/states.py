@@ -1,0 +1,183 @@
+"""Parts of a checkpoint, held against what the run that goes on expects: what fits is loaded, the rest is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_rows(
+    tensors: Any, like: Mapping[str, Tensor] | torch.nn.ParameterDict, name: str, *, rows: int | None = None
+) -> int:
+    """Checks the tensors of a model: names, dtypes and shapes but for the first side, which is the same in all.
+
+    Args:
+        tensors: Name -> (N, …), as they were read.
+        like: The same of a new model, with any N.
+        name: Of all of them, for messages.
+        rows: N, where it must be a certain one.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: The message names the tensor, what was required and what came.
+    """
+    like = dict(like.items())
+    if not isinstance(tensors, Mapping) or set(tensors) != set(like):
+        got = ", ".join(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise ValueError(f"{name}: required {', '.join(like)}, got {got}")
+    for key, expected in like.items():
+        tensor = tensors[key]
+        if rows is None and isinstance(tensor, Tensor) and tensor.ndim:
+            rows = len(tensor)
+        shape = (rows, *expected.shape[1:])
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or tensor.dtype != expected.dtype:
+            raise ValueError(f"{name}.{key}: required {_in_words(expected.dtype, shape)}, got {_described(tensor)}")
+    if not rows:
+        raise ValueError(f"{name}: required at least one row, got none")
+    return rows
+
+
+def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, optional: tuple[str, ...] = ()) -> None:
+    """Checks a strategy's running state: its keys, and that each value is of the kind a strategy starts with.
+
+    Args:
+        state: As it was read.
+        like: Of a new run. None stands for what is made later: a tensor with a value for each Gaussian, or numbers.
+        name: For messages.
+        rows: Number of Gaussians.
+        optional: Keys that old checkpoints lack.
+
+    Raises:
+        ValueError: The message names the value, what was required and what came.
+    """
+    if not isinstance(state, Mapping) or not set(like) - set(optional) <= set(state):
+        got = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"{name}: required {', '.join(like) or 'nothing'}, got {got or 'nothing'}")
+    for key, value in state.items():
+        # What a strategy does not start with, it adds when it comes to it.
+        expected = like.get(key)
+        if expected is None:
+            plain = value is None or isinstance(value, bool) or _is_number(value) or _is_numbers(value)
+            fits = plain or _is_floats(value, (rows,))
+        elif isinstance(expected, list):
+            fits = _is_numbers(value)
+        elif isinstance(expected, float | int) and not isinstance(expected, bool):
+            fits = _is_number(value)
+        else:
+            fits = type(value) is type(expected)
+        if not fits:
+            raise ValueError(f"{name}.{key}: required a value for {rows} Gaussians, got {_described(value)}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "optimizer") -> None:
+    """Loads an optimiser's state once it fits the optimiser's parameters.
+
+    Args:
+        optimizer: A new one, an Adam of some kind.
+        state: Of its `state_dict`.
+        name: For messages.
+
+    Raises:
+        ValueError: It is another optimiser's, or of other parameters.
+    """
+    own = optimizer.state_dict()
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    moments = state.get("state") if isinstance(state, Mapping) else None
+    if not isinstance(groups, list) or not isinstance(moments, Mapping) or len(groups) != len(own["param_groups"]):
+        raise ValueError(f"{name}: required {len(own['param_groups'])} param_groups and their state, got others")
+    for group, expected in zip(groups, own["param_groups"], strict=True):
+        _check_group(group, expected, name)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in moments.items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise ValueError(f"{name}.state: required at most {len(parameters)} parameters, got one numbered {index!r}")
+        _check_moments(values, parameters[index], f"{name}.state.{index}")
+    optimizer.load_state_dict(dict(state))
+
+
+def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
+    """Rates may differ from the new optimiser's; which parameters there are and how a step is made may not."""
+    if not isinstance(group, dict):
+        raise ValueError(f"{name}.param_groups: required options, got {_described(group)}")
+    for key, value in expected.items():
+        # An option that torch has added since means its default, which torch fills in.
+        there = group.get(key, None if key in ("params", "lr", "betas", "eps") else value)
+        if isinstance(value, float):
+            fits = _is_number(there)
+        elif isinstance(value, tuple):
+            fits = isinstance(there, list | tuple) and len(there) == len(value) and _is_numbers(list(there))
+        else:
+            fits = type(there) is type(value) and there == value
+        if not fits:
+            raise ValueError(f"{name}.param_groups: required {key} as {value!r}, got {_described(there)}")
+
+
+#: Sums of an Adam of ours that have a value for each number of the parameter.
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "held_gradient")
+
+
+def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
+    """Moments have the parameter's shape, the count of steps is one number."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}: required moments, got {_described(values)}")
+    missing = [key for key in ("step", "exp_avg", "exp_avg_sq") if values and key not in values]
+    if missing:
+        raise ValueError(f"{name}: required {missing[0]}, got {', '.join(map(str, values))}")
+    for key, value in values.items():
+        shape = tuple(parameter.shape) if key in _LIKE_PARAMETER else tuple(parameter.shape[:1])
+        shape = () if key == "step" else shape
+        if not _is_floats(value, shape):
+            raise ValueError(f"{name}.{key}: required {_in_words(torch.float32, shape)}, got {_described(value)}")
+
+
+def tensors_problem(value: Any) -> str | None:
+    """What is wrong with the first tensor in nested containers that is not as `torch.save` writes ours, or None.
+
+    One number can claim to be many, by strides of 0; tensors can be sparse, or have no values at all.
+    """
+    if isinstance(value, Tensor):
+        whole = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+        if not whole or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return f"a tensor of shape {tuple(value.shape)} without as many numbers"
+        return None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((problem for problem in map(tensors_problem, value) if problem is not None), None)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_floats(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.shape == shape and value.dtype == torch.float32
+
+
+def is_count(value: Any) -> bool:
+    """Whether something is a whole number from 0 on that 64 bits hold."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether something is a length of time."""
+    return type(value) in (float, int) and value >= 0 and math.isfinite(value)
+
+
+def _described(value: Any) -> str:
+    return _in_words(value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else f"{type(value).__name__}"
+
+
+def _in_words(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} of shape ({', '.join('N' if n is None else str(n) for n in shape)})"
