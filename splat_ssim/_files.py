@@ -113,6 +113,19 @@ def remove_leftovers(folder: Path, names: Sequence[str] = ("*",)) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path; not where the system refuses its name, as one that is too long."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file at a path; not where the system refuses its name, as one that is too long."""
+    return exists(path) and path.is_file()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file (UTF-8) atomically."""
     with replacing(path) as file:

@@ -224,7 +224,7 @@ def _read_header(path: Path, header: list[str]) -> tuple[str, list[_Element]]:
             form = line[1]
         elif line[0] == "element" and len(line) == 3:
             before = line[1] != "vertex" and all(element.before for element in elements)
-            elements.append(_Element(line[1], int(line[2]) if line[2].isdigit() else -1, before))
+            elements.append(_Element(line[1], int(line[2]) if line[2].isdigit() and len(line[2]) < 19 else -1, before))
         elif line[0] == "property" and elements:
             element = elements[-1]
             if len(line) == 5 and line[1] == "list" and element.name != "vertex":

@@ -279,6 +279,9 @@ def _read_checkpoint(path: Path, source: random.Random) -> None:
         path.write_bytes((folder / "whole.pt").read_bytes())
         _RUNS[folder] = reopen(folder)
         path.write_bytes(damaged)
+    if source.random() < 0.03:  # slow: the whole command but for the training
+        task, config = parse(["--resume", str(folder)])
+        Run(task(config))
     one = _RUNS[folder]
     one.go_on()
     if one.step <= one.config.steps:

@@ -32,7 +32,8 @@ from splat_ssim.scene.presets import KINDS
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.strategy.scoring import ViewStats
-from splat_ssim.trainer.checkpoint import fingerprint, saved_value
+from splat_ssim.trainer.checkpoint import NAME as CHECKPOINT
+from splat_ssim.trainer.checkpoint import fingerprint, refusing, saved_value
 from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
@@ -70,6 +71,8 @@ class SceneTask:
             self.loss = get_loss(config.loss, **config.loss_kwargs)
         # A run that goes on keeps its coordinates, whatever would be chosen today.
         origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
+        with refusing(Path() if config.resume is None else config.resume / CHECKPOINT):
+            check_origin(origin)
         self.scene = scene if scene is not None else read_scene(config, origin)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
@@ -231,6 +234,7 @@ class SceneTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
         origin = state.get("origin", FIRST_ORIGIN)
+        check_origin(origin)
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
             self.extent, self.near = self.scene.extent, self.scene.near
@@ -296,6 +300,16 @@ def scene_fingerprint(scene: Scene) -> str:
     viewmats = scene.world_viewmats or [view.viewmat for view in views]
     parts = [part for view, viewmat in zip(views, viewmats, strict=True) for part in (view.name, viewmat)]
     return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
+
+
+def check_origin(origin: Any) -> None:
+    """Raises ValueError where the origin in a checkpoint is not what `Scene.origin` says; None says nothing."""
+    if origin is None:
+        return
+    offset = origin.get("offset") if isinstance(origin, Mapping) else None
+    numbers = isinstance(offset, list) and len(offset) == 3 and all(type(value) in (float, int) for value in offset)
+    if not numbers or not all(abs(value) < 1e30 for value in offset or ()) or type(origin.get("model")) is not str:
+        raise ValueError("origin: required an offset of three finite numbers and a model, got others")
 
 
 def read_scene(config: SceneConfig, origin: Mapping[str, Any] | None = None) -> Scene:

@@ -16,7 +16,7 @@ import tyro
 import yaml
 
 from splat_ssim import _moved
-from splat_ssim._files import write_text
+from splat_ssim._files import exists, write_text
 from splat_ssim.errors import UserError
 
 
@@ -341,7 +341,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -403,10 +403,10 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     values = read_yaml(path)
     named = values.get("data_dir")
-    if not isinstance(named, str) or Path(named).is_absolute() or Path(named).exists():
+    if not isinstance(named, str) or Path(named).is_absolute() or exists(Path(named)):
         return values
     for folder in path.absolute().parents:
-        if (folder / named).exists():
+        if exists(folder / named):
             return {**values, "data_dir": str(folder / named)}
     return values
 

@@ -101,13 +101,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "op
     optimizer.load_state_dict(dict(state))
 
 
+#: Options that torch's Adam did not always have, and fills in where a state lacks them.
+_ADDED_SINCE = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
+
+
 def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
     """Rates may differ from the new optimiser's; which parameters there are and how a step is made may not."""
     if not isinstance(group, dict):
         raise ValueError(f"{name}.param_groups: required options, got {_described(group)}")
     for key, value in expected.items():
-        # An option that torch has added since means its default, which torch fills in.
-        there = group.get(key, None if key in ("params", "lr", "betas", "eps") else value)
+        there = group.get(key, value if key in _ADDED_SINCE else None)
         if isinstance(value, float):
             fits = _is_number(there)
         elif isinstance(value, tuple):

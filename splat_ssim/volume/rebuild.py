@@ -82,7 +82,7 @@ def rebuild(
     if low is None or high is None:
         raise UserError(f"{gaussians} must hold its intensities, got a file without them; give --low and --high")
     needed, room = 12 * (1 + len(field.tensors)) * math.prod(grid.shape), available_memory()
-    if needed > room:
+    if room is not None and needed > room:
         raise UserError(
             f"{gaussians}: required a grid that {room / 1e9:.1f} GB of memory hold, got one of {grid.shape} voxels"
         )

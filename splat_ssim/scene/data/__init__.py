@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from splat_ssim._files import exists, is_file
 from splat_ssim.scene.data.blender import load_blender
 from splat_ssim.scene.data.colmap import find_models, load_colmap
 from splat_ssim.scene.data.nerfstudio import load_nerfstudio
@@ -33,8 +34,8 @@ def detect_format(folder: Path) -> str:
     Raises:
         SceneError: The folder is missing, or holds none of the files that name a format.
     """
-    if not folder.is_dir():
-        found = "a file" if folder.is_file() else "nothing there"
+    if not exists(folder) or not folder.is_dir():
+        found = "a file" if is_file(folder) else "nothing there"
         raise SceneError(f"{folder}: required a scene folder, got {found} (--data-dir)")
     if (folder / "transforms_train.json").is_file():
         return "blender"
@@ -85,7 +86,7 @@ def load_scene(
         (100, 25)
     """
     folder = Path(folder)
-    if folder.is_file() and (folder.name == "transforms.json" or folder.name.startswith("transforms_")):
+    if is_file(folder) and (folder.name == "transforms.json" or folder.name.startswith("transforms_")):
         folder = folder.parent
     name = detect_format(folder) if format == "auto" else format
     if name not in FORMATS:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from splat_ssim._files import is_file
 from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
 from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.trainer import pictures
@@ -45,12 +46,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def find_image(file: Path) -> Path | None:
     """The file of an image: as it is named, or with another extension; None where there is none."""
-    if file.is_file():
+    if is_file(file):
         return file
     for stem in (file.name, file.stem):
         for suffix in _SUFFIXES:
             candidate = file.with_name(stem + suffix)
-            if candidate.is_file():
+            if is_file(candidate):
                 return candidate
     return None
 

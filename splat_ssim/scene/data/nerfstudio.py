@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from splat_ssim._files import is_file
 from splat_ssim.ply import SH0, PlyError, read_ply
 from splat_ssim.scene.data.images import check_found, find_image, image_size, read_image
 from splat_ssim.scene.data.photos import Photo, read_views
@@ -153,7 +154,7 @@ def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarr
     if named is None:
         return None, None
     cloud = folder / named
-    if not cloud.is_file():
+    if not is_file(cloud):
         raise SceneError(f"{cloud}: required the point cloud that {path.name} names, got nothing there")
     try:
         vertices = read_ply(cloud)
