@@ -351,8 +351,7 @@ class Task:
         """Goes on from `state_dict`."""
         check_rows(state["tensors"], self.model.tensors, "tensors")
         self.model = ImageField(state["tensors"])
-        self.optimizer = self._optimizer()
-        load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
         self.generator.set_state(state["draws"].cpu())
 
     def export(self, folder: Path) -> dict[str, Any]:

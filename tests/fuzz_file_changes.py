@@ -50,7 +50,6 @@ STRINGS = [
         "..",
         "/dev/null",
         "/dev/zero",
-        "/proc/self/mem",
     ],
     *["line\nbreak", "\r", "\u2028", "\x1b[31m", "a\\b", "~", "%s", "{}", "1", "nan", "1e999", "images", "None"],
 ]

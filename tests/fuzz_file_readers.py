@@ -208,7 +208,7 @@ def _write_configs(folder: Path) -> None:
 
 def _read_config(path: Path, source: random.Random) -> None:
     """Through the command line where it is drawn, which is slow, else as it does with the file."""
-    if source.random() < 0.02:
+    if source.random() < 0.01:
         _, config = parse(["--config", str(path)])
     else:
         _, config = read_config(path.parent)
@@ -279,7 +279,7 @@ def _read_checkpoint(path: Path, source: random.Random) -> None:
         path.write_bytes((folder / "whole.pt").read_bytes())
         _RUNS[folder] = reopen(folder)
         path.write_bytes(damaged)
-    if source.random() < 0.03:  # slow: the whole command but for the training
+    if source.random() < 0.01:  # slow: the whole command but for the training
         task, config = parse(["--resume", str(folder)])
         Run(task(config))
     one = _RUNS[folder]
@@ -339,7 +339,7 @@ TARGETS = [
     ),
     Target(
         "YAML",
-        6,
+        4,
         tuple(f"configs/{path.stem}/config.yaml" for path in sorted((ROOT / "configs").glob("*.yaml"))),
         _change_yaml,
         _read_config,

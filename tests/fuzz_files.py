@@ -166,7 +166,7 @@ class Fuzzing:
 
     def _write_seeds(self) -> None:
         torch.set_num_threads(1)
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             write_seeds(self.seeds)
 
     def run(self, first: int, end: int) -> None:

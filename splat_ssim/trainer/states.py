@@ -48,9 +48,9 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
 
     Args:
         state: As it was read.
-        like: Of a new run. None stands for what is made later: a tensor with a value for each Gaussian, or numbers.
+        like: Of a new run. None stands for what is made later: a tensor with a value for each row, or numbers.
         name: For messages.
-        rows: Number of Gaussians.
+        rows: Of the model.
         optional: Keys that old checkpoints lack.
 
     Raises:
@@ -72,16 +72,19 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
         else:
             fits = type(value) is type(expected)
         if not fits:
-            raise ValueError(f"{name}.{key}: required a value for {rows} Gaussians, got {_described(value)}")
+            raise ValueError(f"{name}.{key}: required a value for {rows} rows, got {_described(value)}")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "optimizer") -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "optimizer") -> torch.optim.Optimizer:
     """Loads an optimiser's state once it fits the optimiser's parameters.
 
     Args:
         optimizer: A new one, an Adam of some kind.
         state: Of its `state_dict`.
         name: For messages.
+
+    Returns:
+        The optimiser.
 
     Raises:
         ValueError: It is another optimiser's, or of other parameters.
@@ -99,6 +102,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "op
             raise ValueError(f"{name}.state: required at most {len(parameters)} parameters, got one numbered {index!r}")
         _check_moments(values, parameters[index], f"{name}.state.{index}")
     optimizer.load_state_dict(dict(state))
+    return optimizer
 
 
 #: Options that torch's Adam did not always have, and fills in where a state lacks them.

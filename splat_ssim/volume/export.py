@@ -319,8 +319,10 @@ def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
             raise ValueError(f"{name} from {described['low']} to {described['high']} in {described['bits']} bits")
     size = count * (1 + 2 * sum(len(described["low"]) for described in fields.values()))
     # No more than what is needed: a few bytes can stand for gigabytes.
-    data = lzma.LZMADecompressor().decompress(body, max_length=size + 1)
-    if len(data) != size:
+    decompressor = lzma.LZMADecompressor()
+    data = decompressor.decompress(body, max_length=size + 1)
+    # Its checksum comes at the end.
+    if len(data) != size or not decompressor.eof:
         raise ValueError(f"{len(data)} bytes of codes, where {count} Gaussians have {size}")
     tensors, at = {}, 0
     for name, described in fields.items():

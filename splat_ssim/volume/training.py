@@ -314,8 +314,7 @@ class VolumeTask:
             like = nodes if not done else torch.empty(len(nodes), *done[-1])
             check_rows(tensors, {"nodes": like}, "tensors", rows=len(nodes))
             self.model = GridField(tensors["nodes"], self.target.grid)
-        self.optimizer = self._optimizer()
-        load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
         self.last_loss = float(state["last_loss"])
         self.generator.set_state(state["draws"].cpu())
         if isinstance(self.growth, StrategyGrowth):

@@ -134,7 +134,7 @@ def read_camera(fields: dict[str, Any], where: str, size: tuple[int, int]) -> An
         for key, pixels in zip("wh", size, strict=True)
     )
     for key, value in (("w", width), ("h", height)):
-        if value < 1 or value != int(value):
+        if not 1 <= value < 2**31 or value != int(value):
             raise SceneError(f"{where}: required a positive whole number {key!r}, got {value:g}")
     focal_x, focal_y = _focal_lengths(fields, where, width, height)
     center = [read_number(fields, "cx", where, 0.5 * width), read_number(fields, "cy", where, 0.5 * height)]
