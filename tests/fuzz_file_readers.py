@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
+import splat_ssim.image
+import splat_ssim.volume  # noqa: F401  workers are forked and find the tasks imported
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import load_ply, save_ply
 from splat_ssim.registry import get_loss

@@ -157,9 +157,7 @@ def test_a_frame_whose_name_is_too_long(tmp_path):
 @pytest.mark.parametrize("width", [1e300, 2.0**64, 2**31, 0, -1, 8.5])
 def test_a_size_that_no_camera_has(tmp_path, width):
     folder = write_nerfstudio(tmp_path / "scene", count=3, k1=0.01, w=width)
-    with pytest.raises(
-        SceneError, match=r"transforms\.json: frame 0: required a positive whole number 'w', got"
-    ):
+    with pytest.raises(SceneError, match=r"transforms\.json: frame 0: required a positive whole number 'w', got"):
         load_scene(folder)
 
 
