@@ -149,7 +149,8 @@ class RunConfig:
         """A schedule in steps, scaled; `default` (not scaled) where it is None."""
         if steps is None:
             return default
-        check_ranges(("steps", abs(steps), 0, 2**63 - 1), ("steps_scaler", self.steps_scaler, 0, 2**63 - 1))
+        if max(abs(steps), abs(self.steps_scaler)) >= 2**63:
+            raise ConfigError(f"steps times steps_scaler must be below 2^63, got {steps} times {self.steps_scaler}")
         return round(steps * self.steps_scaler)
 
     def unused(self) -> dict[str, str]:
