@@ -116,9 +116,9 @@ def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
     for key, value in expected.items():
         there = group.get(key, value if key in _ADDED_SINCE else None)
         if isinstance(value, float):
-            fits = _is_number(there)
+            fits = _is_rate(there)
         elif isinstance(value, tuple):
-            fits = isinstance(there, list | tuple) and len(there) == len(value) and _is_numbers(list(there))
+            fits = _are_decays(there, len(value))
         else:
             fits = type(there) is type(value) and there == value
         if not fits:
@@ -141,6 +141,8 @@ def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
         shape = () if key == "step" else shape
         if not _is_floats(value, shape):
             raise ValueError(f"{name}.{key}: required {_in_words(torch.float32, shape)}, got {_described(value)}")
+        if key == "step" and not 0 <= float(value) < 2**63:
+            raise ValueError(f"{name}.step: required a number of steps, got {float(value):g}")
 
 
 def tensors_problem(value: Any) -> str | None:
@@ -166,6 +168,17 @@ def _is_number(value: Any) -> bool:
 
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _are_decays(value: Any, count: int) -> bool:
+    """Whether something is so many decays of moments; from 1 on, a step divides by zero."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        return False
+    return _is_numbers(list(value)) and all(0 <= decay < 1 for decay in value)
 
 
 def _is_floats(value: Any, shape: tuple[int, ...]) -> bool:
