@@ -39,8 +39,7 @@ from splat_ssim.volume.growth import CappedGrowth, growth_rounds, sort_gaussians
 from splat_ssim.volume.optimizers import make_optimizer, set_learning_rates
 from splat_ssim.volume.voxelize import voxelize
 
-#: Steps between two Morton sorts.
-SORT_EVERY = 200
+SORT_EVERY = 200  # steps between two Morton sorts
 
 
 @dataclass

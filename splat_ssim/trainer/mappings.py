@@ -1,0 +1,162 @@
+"""Configs as nested mappings: dataclasses from them, and YAML files, which state what differs from the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from splat_ssim._files import exists, write_text
+from splat_ssim.errors import UserError
+
+
+class ConfigError(UserError):
+    """A configuration names an unknown key or gives a value of the wrong kind."""
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second over the first.
+
+    Example:
+        >>> from splat_ssim.trainer.mappings import overlaid
+        >>> overlaid({"steps": 5, "data": {"factor": 2, "format": "auto"}}, {"data": {"factor": 4}})
+        {'steps': 5, 'data': {'factor': 4, 'format': 'auto'}}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = overlaid(result[key], value) if both else value
+    return result
+
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Makes a dataclass from nested mappings that state only what differs from its defaults.
+
+    Args:
+        cls: The dataclass.
+        values: Field name -> value; nested dataclasses are nested mappings.
+        where: What the mapping is from, such as a file name, for messages.
+
+    Raises:
+        ConfigError: A key is no field, or a value is not of the field's type; the message names the key.
+    """
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: required a mapping of {cls.__name__}, got {values!r}")
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key {key!r}, required one of {', '.join(hints)}")
+        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type a field asks for, or a ConfigError."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is Literal:
+        if value not in options:
+            raise ConfigError(f"{where}: required one of {', '.join(map(str, options))}, got {value!r}")
+        return value
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    # YAML reads 5e5 as a string and 1 as an int.
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+        return value
+    raise ConfigError(f"{where}: required {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+#: Values of a YAML file, with each of its aliases written out.
+_MOST_VALUES = 100_000
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values there are in one, aliases written out: a few of them may stand for billions, or for themselves.
+
+    Args:
+        value: As YAML has it.
+        known: Sizes of the containers met already, by identity.
+    """
+    if not isinstance(value, list | dict | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # what a container that holds itself finds
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(item, known) for item in inside)
+    return known[id(value)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads the mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as missing:
+        raise ConfigError(f"{path}: required a YAML file, got {missing.strerror}") from None
+    except UnicodeDecodeError as broken:
+        raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: required YAML, got values nested too deep") from None
+    # What values such as dates are made by raises errors of its own.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
+        raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
+    if _size(values, {}) > _MOST_VALUES:
+        raise ConfigError(f"{path}: required at most {_MOST_VALUES} values, got aliases that stand for more")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: required a mapping, got {type(values).__name__}")
+    return values
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The mapping of a config file; a relative data_dir may be relative to the file's folder or one above it.
+
+    A path that exists from the working directory stays as it is.
+    """
+    values = read_yaml(path)
+    named = values.get("data_dir")
+    if not isinstance(named, str) or Path(named).is_absolute() or exists(Path(named)):
+        return values
+    for folder in path.absolute().parents:
+        if exists(folder / named):
+            return {**values, "data_dir": str(folder / named)}
+    return values
+
+
+def write_yaml(path: Path, config: Any) -> None:
+    """Writes a config dataclass atomically, with all its values, so that `from_mapping` reads it back equal."""
+    write_text(path, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
