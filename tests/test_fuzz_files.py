@@ -27,7 +27,7 @@ from splat_ssim.volume.gaussians import GaussianField
 from splat_ssim.volume.rebuild import rebuild
 from tests import fuzz_files
 from tests.fuzz_file_readers import Target
-from tests.scenes import write_colmap, write_nerfstudio
+from tests.scenes import write_blender, write_colmap, write_nerfstudio
 from tests.test_resume import part_of
 
 CPU = torch.device("cpu")
@@ -139,6 +139,19 @@ def test_numbers_and_names_beyond_what_the_system_takes(tmp_path):
 
 
 # --- scenes
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_frames_that_name_the_root(tmp_path, write, name):
+    path = write(tmp_path / "scene") / name
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        frame["file_path"] = "/"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SceneError, match=rf"required an image, got nothing there.* of {name}"):
+        load_scene(path.parent)
 
 
 def test_a_frame_whose_name_is_too_long(tmp_path):

@@ -49,7 +49,7 @@ def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list
     notes += corrected
     # NeRF-synthetic leaves out the extension.
     named = [folder / frame["file_path"] for frame in frames]
-    named = [file if file.suffix else file.with_suffix(".png") for file in named]
+    named = [file if file.suffix or not file.name else file.with_suffix(".png") for file in named]
     found = [find_image(file) for file in named]
     if split != "train" and not any(found):
         notes.append(f"{path.name} is passed over: of its {len(frames)} images none is there")

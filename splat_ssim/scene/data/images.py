@@ -48,6 +48,8 @@ def find_image(file: Path) -> Path | None:
     """The file of an image: as it is named, or with another extension; None where there is none."""
     if is_file(file):
         return file
+    if not file.name:  # the root, to which no extension can be added
+        return None
     for stem in (file.name, file.stem):
         for suffix in _SUFFIXES:
             candidate = file.with_name(stem + suffix)
