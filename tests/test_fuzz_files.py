@@ -165,6 +165,12 @@ def test_a_frame_whose_name_is_too_long(tmp_path):
     write_nerfstudio(folder, count=3, ply_file_path="x" * 5000)
     with pytest.raises(SceneError, match=r"required the point cloud that transforms\.json names"):
         load_scene(folder)
+    write_nerfstudio(folder, count=3)
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][0]["mask_path"] = "x" * 5000
+    (folder / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(SceneError, match="required an image, got nothing there"):
+        load_scene(folder)
 
 
 @pytest.mark.parametrize("width", [1e300, 2.0**64, 2**31, 0, -1, 8.5])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from splat_ssim._files import replacing, replacing_path
+from splat_ssim._files import is_file, replacing, replacing_path
 from splat_ssim.errors import UserError
 
 #: The error picture is |pred - target| times this, so that one grey level in ten is seen.
@@ -50,7 +50,7 @@ def decoded(path: Path, file: Image.Image) -> Image.Image:
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """Opens a picture with Pillow; what fails while it is read is a PictureError that names the file."""
-    if not path.is_file():
+    if not is_file(path):
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
         # Pillow maps a file that it opens by name into memory, and then mixes up the sides of a grey TIFF on its side.
