@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from splat_ssim.options import SSIMOptions, one_or_each
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
 MASK_MODES = ("zero", "weight", "normalize")
@@ -67,13 +69,50 @@ def check_window_size(value: Any) -> int:
     return cast(int, size)
 
 
+def _check_axis_window(value: Any) -> int:
+    """`value`, of one axis of several, as an int: odd, from 1 to MAX_WINDOW_SIZE."""
+    size = _plain_number("window_size", value)
+    if isinstance(size, float):
+        raise TypeError(f"window_size must be ints, got {_described(value)}")
+    if not 1 <= size <= MAX_WINDOW_SIZE or size % 2 == 0:
+        raise ValueError(f"window_size must be odd, along one axis from 1 to {MAX_WINDOW_SIZE}, got {size}")
+    return cast(int, size)
+
+
+def _each_axis(name: str, value: Sequence[Any], spatial_dims: int) -> Sequence[Any]:
+    """`value`, which is no number, has one for each axis of volumes."""
+    if spatial_dims != 3:
+        raise ValueError(f"{name} must be one number for images, only volumes take one for each axis, got {value}")
+    if len(value) != 3:
+        raise ValueError(f"{name} must be a number or three, one for each axis (D, H, W), got {value}")
+    return value
+
+
+def check_windows(value: Any, spatial_dims: int = 3) -> int | tuple[int, ...]:
+    """`value` as the taps of the window: a number, or of volumes a tuple of three that are not all equal."""
+    if isinstance(value, (tuple, list)):
+        sizes = one_or_each([_check_axis_window(size) for size in _each_axis("window_size", value, spatial_dims)])
+        if isinstance(sizes, tuple):
+            return sizes
+        value = sizes
+    return check_window_size(value)
+
+
+def check_sigmas(value: Any, spatial_dims: int = 3) -> float | tuple[float, ...]:
+    """`value` as the standard deviation of the window, likewise."""
+    if isinstance(value, (tuple, list)):
+        return one_or_each([check_number("sigma", sigma) for sigma in _each_axis("sigma", value, spatial_dims)])
+    return check_number("sigma", value)
+
+
 def check_constants(
-    window_size: Any, sigma: Any, data_range: Any, k1: Any, k2: Any
-) -> tuple[int, float, float, float, float]:
-    """The window and the constants of SSIM, checked, as plain numbers."""
+    constants: Iterable[Any], spatial_dims: int = 3
+) -> tuple[int | tuple[int, ...], float | tuple[float, ...], float, float, float]:
+    """window_size, sigma, data_range, k1 and k2, checked, as plain numbers; volumes may have a window for each axis."""
+    window_size, sigma, data_range, k1, k2 = constants
     return (
-        check_window_size(window_size),
-        check_number("sigma", sigma),
+        check_windows(window_size, spatial_dims),
+        check_sigmas(sigma, spatial_dims),
         check_number("data_range", data_range),
         check_number("k1", k1),
         check_number("k2", k2),
@@ -113,15 +152,20 @@ def spatial_shape(img: Tensor, channels_last: bool) -> tuple[int, ...]:
     return tuple(img.shape[1:-1] if channels_last else img.shape[2:])
 
 
-def check_padding(padding: str, window_size: int, img: Tensor, channels_last: bool) -> None:
+def check_padding(options: SSIMOptions, img: Tensor) -> None:
     """The padding is known and the images are large enough for it."""
+    padding, window_size = options.padding, options.window_size
     check_choice("padding", padding, PADDINGS)
-    sides = spatial_shape(img, channels_last)
-    if padding == "valid" and min(sides) < window_size:
+    if padding == "same":
+        return
+    sides = spatial_shape(img, options.channels_last)
+    sizes = options.windows(len(sides))
+    if padding == "valid" and any(side < size for side, size in zip(sides, sizes, strict=True)):
         raise ValueError(f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}")
-    if padding in ("reflect", "replicate") and min(sides) <= window_size // 2:
+    if padding != "valid" and any(side <= size // 2 for side, size in zip(sides, sizes, strict=True)):
+        radii = one_or_each([size // 2 for size in sizes])
         raise ValueError(
-            f"padding {padding!r} needs every side to be larger than window_size // 2 = {window_size // 2}, got {sides}"
+            f"padding {padding!r} needs every side to be larger than window_size // 2 = {radii}, got {sides}"
         )
 
 

@@ -20,7 +20,7 @@ from splat_ssim.ops import prepared
 from splat_ssim.ops import ssim as operators
 from splat_ssim.ops.photometric import call_prepared, photometric
 from splat_ssim.ops.ssim import ssim_map
-from splat_ssim.options import SSIMOptions
+from splat_ssim.options import Sigma, SSIMOptions, WindowSize, one_or_each
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 REDUCTIONS = ("mean", "sum", "none", "image")
@@ -91,8 +91,8 @@ def ssim3d(
     img1: Tensor,
     img2: Tensor,
     *,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: WindowSize = 11,
+    sigma: Sigma = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -107,12 +107,13 @@ def ssim3d(
     Args:
         img1: (B, C, D, H, W), or (B, D, H, W, C) with `channels_last`.
         img2: The same shape and device.
-        window_size: As for `ssim`.
-        sigma: As for `ssim`.
+        window_size: Taps of the window for each axis, odd, 3 to 33, or three numbers, one for each axis in the order of
+            the tensor, (D, H, W): odd, 1 to 33, not 1 for all. 1 compares along the other axes alone.
+        sigma: Standard deviation of the window in voxels, or three, one for each axis in the same order.
         data_range: As for `ssim`.
         k1: As for `ssim`.
         k2: As for `ssim`.
-        padding: As for `ssim`.
+        padding: As for `ssim`; along each axis by half of its own window.
         reduction: As for `ssim`.
         mask: (B, 1, D, H, W) or (B, C, D, H, W), or the same with the channels last.
         mask_mode: As for `ssim`.
@@ -129,6 +130,12 @@ def ssim3d(
         >>> volume = torch.rand(1, 1, 32, 32, 32)
         >>> splat_ssim.ssim3d(volume, volume)
         tensor(1.)
+
+        Of slices 5 mm apart with pixels of 1 mm, a window that is as wide along all axes:
+
+        >>> stack = torch.rand(1, 1, 12, 64, 64)
+        >>> splat_ssim.ssim3d(stack, stack, window_size=(3, 11, 11), sigma=(0.3, 1.5, 1.5))
+        tensor(1.)
     """
     given = (window_size, sigma, data_range, k1, k2, padding, channels_last)
     return _ssim(3, img1, img2, given, reduction, mask, mask_mode)
@@ -138,8 +145,8 @@ def ms_ssim(
     img1: Tensor,
     img2: Tensor,
     *,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: WindowSize = 11,
+    sigma: Sigma = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -156,8 +163,8 @@ def ms_ssim(
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), or the channels last; dtypes and values as for `ssim`.
         img2: The same shape and device.
-        window_size: As for `ssim`.
-        sigma: As for `ssim`.
+        window_size: As for `ssim`, and for volumes as for `ssim3d`.
+        sigma: Likewise.
         data_range: As for `ssim`.
         k1: As for `ssim`.
         k2: As for `ssim`.
@@ -171,7 +178,7 @@ def ms_ssim(
     Raises:
         TypeError: As for `ssim`.
         ValueError: As for `ssim`; or a side is too small: it must exceed (window_size - 1) · 2^(scales - 1), 160 by
-            default.
+            default, with the window of its own axis.
 
     Source: Z. Wang, E. P. Simoncelli, A. C. Bovik, "Multiscale structural similarity for image quality assessment",
     Asilomar 2003, eq. 7.
@@ -182,17 +189,17 @@ def ms_ssim(
         >>> loss.backward()
     """
     check_images(img1, img2, (2, 3), channels_last)
-    constants = check_constants(window_size, sigma, data_range, k1, k2)
+    constants = check_constants((window_size, sigma, data_range, k1, k2), img1.ndim - 2)
     exponents = [check_number("weights", weight) for weight in weights]
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
     options = SSIMOptions(*constants, "valid", channels_last)
-    smallest = (options.window_size - 1) * 2 ** (len(exponents) - 1)
     sides = spatial_shape(img1, channels_last)
-    if min(sides) <= smallest:
+    smallest = [(size - 1) * 2 ** (len(exponents) - 1) for size in options.windows(len(sides))]
+    if any(side <= least for side, least in zip(sides, smallest, strict=True)):
         raise ValueError(
             f"ms_ssim with window_size={options.window_size} and {len(exponents)} scales needs every side to be larger "
-            f"than {smallest}, got {sides}"
+            f"than {one_or_each(smallest)}, got {sides}"
         )
     check_reduction(reduction, REDUCTIONS, img1)
     found = operators.ms_ssim(img1, img2, options, exponents)
@@ -219,8 +226,8 @@ def _ssim(
         return call_prepared(known, img1, img2)[0]
     *constants, padding, channels_last = given
     check_images(img1, img2, (spatial_dims,), channels_last)
-    options = SSIMOptions(*check_constants(*constants), padding, channels_last)
-    check_padding(options.padding, options.window_size, img1, channels_last)
+    options = SSIMOptions(*check_constants(constants, spatial_dims), padding, channels_last)
+    check_padding(options, img1)
     check_reduction(reduction, REDUCTIONS, img1)
     check_mask(mask, mask_mode, img1, channels_last)
     if mask is not None and mask_mode == "normalize":

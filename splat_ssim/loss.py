@@ -23,7 +23,7 @@ from splat_ssim._checks import (
 from splat_ssim.modules import _WithOptions
 from splat_ssim.ops import prepared
 from splat_ssim.ops.photometric import call_prepared, photometric
-from splat_ssim.options import Constants, SSIMKeywords, SSIMOptions
+from splat_ssim.options import Constants, Sigma, SSIMKeywords, SSIMOptions, WindowSize
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def photometric_loss(
     target: Tensor,
     *,
     lambda_dssim: float = 0.2,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: WindowSize = 11,
+    sigma: Sigma = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -92,8 +92,8 @@ def photometric_loss(
             with `channels_last` (B, H, W, 4), alpha not multiplied in: `pred`, of 3 channels, is compared with
             colour · alpha + background · (1 - alpha).
         lambda_dssim: Share of 1 - SSIM, in [0, 1].
-        window_size: As for `splat_ssim.ssim`.
-        sigma: As for `splat_ssim.ssim`.
+        window_size: As for `splat_ssim.ssim`; for volumes also three, one for each axis, as for `splat_ssim.ssim3d`.
+        sigma: Likewise.
         data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
         k1: As for `splat_ssim.ssim`.
         k2: As for `splat_ssim.ssim`.
@@ -126,6 +126,12 @@ def photometric_loss(
 
         >>> rgba = torch.randint(256, (1, 4, 64, 64), dtype=torch.uint8)
         >>> loss = photometric_loss(pred, rgba, background=1.0)
+
+        A thin stack, slice by slice:
+
+        >>> stack = torch.rand(1, 1, 4, 32, 32)
+        >>> photometric_loss(stack, stack, window_size=(1, 11, 11))
+        tensor(0.)
     """
     behind = None if background is None else _background.as_tensor(background, pred)
     if isinstance(mask, str):
@@ -198,10 +204,10 @@ def check_photometric(
         _background.check_rgba(pred, target, channels_last)
         seen = target.narrow(target.ndim - 1 if channels_last else 1, 0, 3)
     check_images(pred, seen, (2, 3), channels_last, names=("pred", "target"))
-    constants = check_constants(*options[:5])
+    constants = check_constants(options[:5], pred.ndim - 2)
     lambda_dssim = check_number("lambda_dssim", lambda_dssim, high=1.0, closed=True)
     options = SSIMOptions(*constants, padding, channels_last)
-    check_padding(padding, options.window_size, pred, channels_last)
+    check_padding(options, pred)
     check_reduction(reduction, REDUCTIONS, pred)
     check_mask(mask, mask_mode, pred, channels_last)
     return lambda_dssim, options
@@ -226,8 +232,8 @@ class PhotometricLoss(_WithOptions):
         self,
         *,
         lambda_dssim: float = 0.2,
-        window_size: int = 11,
-        sigma: float = 1.5,
+        window_size: WindowSize = 11,
+        sigma: Sigma = 1.5,
         data_range: float = 1.0,
         k1: float = 0.01,
         k2: float = 0.03,
@@ -286,8 +292,8 @@ def ms_ssim_l1_loss(
     target: Tensor,
     *,
     lambda_ms_ssim: float = 0.84,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: WindowSize = 11,
+    sigma: Sigma = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -302,8 +308,8 @@ def ms_ssim_l1_loss(
         pred: As for `splat_ssim.ms_ssim`.
         target: The same shape and device.
         lambda_ms_ssim: Share of 1 - MS-SSIM, in [0, 1].
-        window_size: As for `splat_ssim.ssim`.
-        sigma: As for `splat_ssim.ssim`.
+        window_size: As for `splat_ssim.ssim`; for volumes also three, one for each axis, as for `splat_ssim.ssim3d`.
+        sigma: Likewise.
         data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
         k1: As for `splat_ssim.ssim`.
         k2: As for `splat_ssim.ssim`.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from splat_ssim import functional
 from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants
-from splat_ssim.options import Constants, SSIMKeywords
+from splat_ssim.options import Constants, Sigma, SSIMKeywords, WindowSize
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 
@@ -23,10 +24,14 @@ class MSSSIMOptions(Constants, total=False):
 class _WithOptions(nn.Module):
     """Keeps keyword options, whose constants are checked on construction, and shows them in the module's text."""
 
+    #: Of the images that the module takes; 3 also where it takes both.
+    _spatial_dims = 3
+
     def __init__(self, options: Constants):
         super().__init__()
         names = ("window_size", "sigma", "data_range", "k1", "k2")
-        constants = check_constants(*(options[name] for name in names))  # type: ignore[literal-required]
+        given = (options[name] for name in names)  # type: ignore[literal-required]
+        constants = check_constants(given, self._spatial_dims)
         self.options = options
         self.options.update(zip(names, constants, strict=True))  # type: ignore[typeddict-item]
 
@@ -42,14 +47,15 @@ class SSIM(_WithOptions):
         >>> value = metric(torch.rand(1, 3, 64, 64) * 255, torch.rand(1, 3, 64, 64) * 255)
     """
 
-    _function = staticmethod(functional.ssim)
+    _function: ClassVar[Callable[..., Tensor]] = staticmethod(functional.ssim)
+    _spatial_dims = 2
     options: SSIMKeywords
 
     def __init__(
         self,
         *,
-        window_size: int = 11,
-        sigma: float = 1.5,
+        window_size: WindowSize = 11,
+        sigma: Sigma = 1.5,
         data_range: float = 1.0,
         k1: float = 0.01,
         k2: float = 0.03,
@@ -81,13 +87,16 @@ class SSIM(_WithOptions):
 
 
 class SSIM3D(SSIM):
-    """`splat_ssim.ssim3d` as a module; the options are those of `SSIM`.
+    """`splat_ssim.ssim3d` as a module; the options are those of `SSIM`, window and sigma also one for each axis.
 
     Example:
         >>> value = splat_ssim.SSIM3D()(torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16))
+        >>> splat_ssim.SSIM3D(window_size=(1, 11, 11)).options["window_size"]
+        (1, 11, 11)
     """
 
     _function = staticmethod(functional.ssim3d)
+    _spatial_dims = 3
 
 
 class MSSSIM(_WithOptions):
@@ -102,8 +111,8 @@ class MSSSIM(_WithOptions):
     def __init__(
         self,
         *,
-        window_size: int = 11,
-        sigma: float = 1.5,
+        window_size: WindowSize = 11,
+        sigma: Sigma = 1.5,
         data_range: float = 1.0,
         k1: float = 0.01,
         k2: float = 0.03,

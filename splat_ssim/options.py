@@ -5,14 +5,19 @@ Only the signatures of public functions spell the options out.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
+
+#: Taps of the window and its standard deviation: for every axis, or of volumes for each, in the order (D, H, W).
+WindowSize = int | Sequence[int]
+Sigma = float | Sequence[float]
 
 
 class Constants(TypedDict, total=False):
     """The window and the constants of SSIM, by keyword."""
 
-    window_size: int
-    sigma: float
+    window_size: WindowSize
+    sigma: Sigma
     data_range: float
     k1: float
     k2: float
@@ -38,11 +43,12 @@ class SSIMKeywords(Constants, total=False):
 class SSIMOptions(NamedTuple):
     """What every operator and the definition take after the images; public functions document and check the values.
 
-    Images and volumes are told apart by their number of axes.
+    Images and volumes are told apart by their number of axes. Window and sigma are numbers, or where the axes of a
+    volume differ, tuples of three; of three that are equal there is one, so that a cube is written in one way only.
     """
 
-    window_size: int = 11
-    sigma: float = 1.5
+    window_size: WindowSize = 11
+    sigma: Sigma = 1.5
     data_range: float = 1.0
     k1: float = 0.01
     k2: float = 0.03
@@ -51,11 +57,42 @@ class SSIMOptions(NamedTuple):
     #: Added to the denominator of S in maps and losses, as kornia does. The package's own functions leave it at 0.
     eps: float = 0.0
 
+    @classmethod
+    def of(cls, window_size: Any, sigma: Any, *rest: Any) -> SSIMOptions:
+        """The options from the arguments of an operator, which torch's dispatcher hands on with lists of three."""
+        return cls(one_or_each(window_size), one_or_each(sigma), *rest)
+
     @property
-    def inset(self) -> int:
-        """How far into the images the map starts."""
-        return self.window_size // 2 if self.padding == "valid" else 0
+    def is_cubic(self) -> bool:
+        """Whether all axes have the same window."""
+        return not isinstance(self.window_size, (tuple, list)) and not isinstance(self.sigma, (tuple, list))
+
+    def windows(self, spatial_dims: int) -> tuple[int, ...]:
+        """Taps of each spatial axis."""
+        return of_each(self.window_size, spatial_dims)
+
+    def sigmas(self, spatial_dims: int) -> tuple[float, ...]:
+        """Standard deviation of the window of each spatial axis."""
+        return of_each(self.sigma, spatial_dims)
+
+    def insets(self, spatial_dims: int) -> tuple[int, ...]:
+        """How far into the images the map starts, along each spatial axis."""
+        if self.padding != "valid":
+            return (0,) * spatial_dims
+        return tuple(size // 2 for size in self.windows(spatial_dims))
 
     def keywords(self) -> MapKeywords:
         """The options as keyword arguments of `splat_ssim.reference`."""
         return MapKeywords(**self._asdict())  # type: ignore[typeddict-item]
+
+
+def one_or_each(value: Any) -> Any:
+    """A number where all axes have the same, else a tuple with one for each."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    return value[0] if all(other == value[0] for other in value[1:]) else tuple(value)
+
+
+def of_each(value: Any, spatial_dims: int) -> tuple[Any, ...]:
+    """One value for each spatial axis."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * spatial_dims

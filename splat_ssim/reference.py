@@ -44,15 +44,24 @@ def gaussian_taps(window_size: int = 11, sigma: float = 1.5) -> tuple[float, ...
     return tuple(weight / total for weight in weights)
 
 
-def correlate(images: Tensor, taps: Sequence[float], spatial_dims: int) -> Tensor:
+#: The window of one axis, which is that of all of them, or the windows of each.
+Windows = Sequence[float] | Sequence[Sequence[float]]
+
+
+def _of_axes(taps: Windows, spatial_dims: int) -> Sequence[Sequence[float]]:
+    """The window of each spatial axis."""
+    return taps if isinstance(taps[0], (tuple, list)) else [taps] * spatial_dims  # type: ignore[return-value, list-item]
+
+
+def correlate(images: Tensor, taps: Windows, spatial_dims: int) -> Tensor:
     """Correlates the last `spatial_dims` axes with `taps`, one after the other, keeping what the window covers fully.
 
     A sum of shifted slices: faster than a one-channel convolution on a CPU, and not subject to autocast.
     """
-    for dim in range(images.ndim - spatial_dims, images.ndim):
-        length = images.shape[dim] - len(taps) + 1
-        total = images.narrow(dim, 0, length) * taps[0]
-        for offset, tap in enumerate(taps[1:], start=1):
+    for dim, own in enumerate(_of_axes(taps, spatial_dims), start=images.ndim - spatial_dims):
+        length = images.shape[dim] - len(own) + 1
+        total = images.narrow(dim, 0, length) * own[0]
+        for offset, tap in enumerate(own[1:], start=1):
             total = torch.add(total, images.narrow(dim, offset, length), alpha=tap)
         images = total
     return images
@@ -60,12 +69,19 @@ def correlate(images: Tensor, taps: Sequence[float], spatial_dims: int) -> Tenso
 
 def pad(images: Tensor, before: int, after: int, padding: str, spatial_dims: int) -> Tensor:
     """Pads each spatial axis (the last ones) the way `padding` names."""
-    if padding == "valid" or before == after == 0:
+    return _pad_axes(images, [(before, after)] * spatial_dims, padding)
+
+
+def _pad_axes(images: Tensor, amounts: Sequence[tuple[int, int]], padding: str) -> Tensor:
+    """Pads the last axes, each by its own amount before and after."""
+    if padding == "valid" or not any(map(any, amounts)):
         return images
     if padding == "same":
-        return F.pad(images, (before, after) * spatial_dims)
+        return F.pad(images, [side for amount in reversed(amounts) for side in amount])
     # Joined slices: the backward of torch's own padding adds in any order on CUDA, so that its bits change.
-    for dim in range(images.ndim - spatial_dims, images.ndim):
+    for dim, (before, after) in enumerate(amounts, start=images.ndim - len(amounts)):
+        if before == after == 0:
+            continue
         length = images.shape[dim]
         if padding == "reflect":
             first = images.narrow(dim, 1, before).flip(dim)
@@ -119,15 +135,13 @@ class Moments(NamedTuple):
         return luminance * self.contrast_structure()
 
 
-def moments(
-    img1: Tensor, img2: Tensor, taps: Sequence[float], c1: float, c2: float, valid: Tensor | None = None
-) -> Moments:
+def moments(img1: Tensor, img2: Tensor, taps: Windows, c1: float, c2: float, valid: Tensor | None = None) -> Moments:
     """The moments for every position of the window in images (B, C, spatial…), which are padded already.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), any float dtype.
         img2: The same.
-        taps: The window of one axis.
+        taps: The window of one axis, for all of them, or those of each.
         c1: (k1 L)².
         c2: (k2 L)².
         valid: Weights (B, 1 or C, spatial…) of a normalised convolution: windows see the pixels in proportion to them.
@@ -138,8 +152,8 @@ def moments(
 
         def overall(images: Tensor) -> Tensor:
             # Without the border: zeros there are far from an image's own mean.
-            for dim in axes:
-                images = images.narrow(dim, (len(taps) - 1) // 2, images.shape[dim] - len(taps) + 1)
+            for dim, own in zip(axes, _of_axes(taps, spatial_dims), strict=True):
+                images = images.narrow(dim, (len(own) - 1) // 2, images.shape[dim] - len(own) + 1)
             return _finite_mean(images, torch.ones_like(images))
 
         def mean(images: Tensor) -> Tensor:
@@ -186,12 +200,12 @@ def _moments(img1: Tensor, img2: Tensor, options: SSIMOptions, valid: Tensor | N
     """`moments` of images in any layout and dtype; channels-first, and scaled by `_scale`."""
     # A window that sees few pixels may lie far from the mean of its image, so that V cancels in float32.
     dtype = _maps.compute_dtype(img1, img2) if valid is None else torch.float64
-    before, after = (options.window_size - 1) // 2, options.window_size // 2
+    windows = options.windows(img1.ndim - 2)
     scale = _scale(options.data_range)
 
     def prepare(images: Tensor) -> Tensor:
         images = _maps.channels_first(images, options.channels_last)
-        return pad(images, before, after, options.padding, images.ndim - 2)
+        return _pad_axes(images, [((size - 1) // 2, size // 2) for size in windows], options.padding)
 
     def prepare_image(image: Tensor) -> Tensor:
         image = _maps.as_float(image, dtype, options.data_range)
@@ -200,7 +214,7 @@ def _moments(img1: Tensor, img2: Tensor, options: SSIMOptions, valid: Tensor | N
     return moments(
         prepare_image(img1),
         prepare_image(img2),
-        gaussian_taps(options.window_size, options.sigma),
+        [gaussian_taps(size, sigma) for size, sigma in zip(windows, options.sigmas(len(windows)), strict=True)],
         (options.k1 * options.data_range * scale) ** 2,
         (options.k2 * options.data_range * scale) ** 2,
         None if valid is None else prepare(valid.to(dtype)),

@@ -24,7 +24,7 @@ from torch import Tensor
 from splat_ssim import _maps, loss, reference
 from splat_ssim._checks import check_images, check_mask, check_reduction
 from splat_ssim._importing import imported
-from splat_ssim.options import SSIMOptions
+from splat_ssim.options import Sigma, SSIMOptions, WindowSize
 
 if TYPE_CHECKING:
     pass
@@ -67,8 +67,8 @@ def ssim_loss(
     target: Tensor,
     *,
     lambda_dssim: float = 0.2,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: WindowSize = 11,
+    sigma: Sigma = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,

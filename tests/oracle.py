@@ -43,12 +43,21 @@ def pixels(image: Tensor, data_range: float = 1.0) -> Tensor:
     return image.double() / 255 * data_range if image.dtype == torch.uint8 else image.double()
 
 
-def gaussian(sizes: Sequence[int], sigma: float) -> Tensor:
-    """Weights of a window of these sides, dense, with the sum 1; a side of even size is centred between two pixels."""
-    squares = [(np.arange(size) - (size - 1) / 2) ** 2 for size in sizes]
+def gaussian(sizes: Sequence[int], sigma: float | Sequence[float]) -> Tensor:
+    """Weights of a window of these sides, dense, with the sum 1; a side of even size is centred between two pixels.
+
+    `sigma` is that of every axis, or one for each.
+    """
+    sigmas = each(sigma, len(sizes))
+    squares = [((np.arange(n) - (n - 1) / 2) / own) ** 2 for n, own in zip(sizes, sigmas, strict=True)]
     distances = sum(np.ix_(*squares))
-    weights = np.exp((distances.min() - distances) / (2 * sigma**2))
+    weights = np.exp((distances.min() - distances) / 2)
     return torch.from_numpy(weights / weights.sum())
+
+
+def each(value: float | Sequence[float], axes: int) -> Sequence[float]:
+    """A value for each axis, of one for all or of a sequence of them."""
+    return list(value) if isinstance(value, Sequence) else [value] * axes
 
 
 def outer(taps: Sequence[Sequence[float]]) -> Tensor:
@@ -158,8 +167,8 @@ def ssim_terms(
     img1: Tensor,
     img2: Tensor,
     *,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: int | Sequence[int] = 11,
+    sigma: float | Sequence[float] = 1.5,
     data_range: float = 1.0,
     k1: float = 0.01,
     k2: float = 0.03,
@@ -170,7 +179,7 @@ def ssim_terms(
 ) -> Terms:
     """The terms for every position of the window; `weights` in place of the Gaussian. Channels are the second axis."""
     x, y = pixels(img1, data_range), pixels(img2, data_range)
-    window = gaussian([window_size] * (x.ndim - 2), sigma) if weights is None else weights
+    window = gaussian(each(window_size, x.ndim - 2), sigma) if weights is None else weights
     found = moments(x, y, window, padding, None if valid is None else valid.double())
     return terms(found, (k1 * data_range) ** 2, (k2 * data_range) ** 2, eps)
 

@@ -112,7 +112,7 @@ class FusedSSIMMap:
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         _check_padding(padding)
         check_images(img1, img2, (spatial_dims,))
-        check_padding(padding, 11, img1, channels_last=False)
+        check_padding(SSIMOptions(padding=padding), img1)
         k1, k2 = _root("C1", C1), _root("C2", C2)
         options = SSIMOptions(11, 1.5, 1.0, k1, k2, padding)
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):

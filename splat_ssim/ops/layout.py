@@ -32,7 +32,8 @@ def new_like(
 def map_shape(images: Tensor, options: SSIMOptions) -> tuple[int, ...]:
     """The shape (B, C, spatial…) of the map of S."""
     first = channels_first(images, options.channels_last)
-    return (*first.shape[:2], *(side - 2 * options.inset for side in first.shape[2:]))
+    insets = options.insets(first.ndim - 2)
+    return (*first.shape[:2], *(side - 2 * inset for side, inset in zip(first.shape[2:], insets, strict=True)))
 
 
 def new_gradients(

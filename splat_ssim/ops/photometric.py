@@ -23,7 +23,7 @@ from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape, require
 
 
 def _check_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
-    options = SSIMOptions(*arguments[:-2])
+    options = SSIMOptions.of(*arguments[:-2])
     if background is None:
         check_images(img1, img2, options)
     else:
@@ -47,7 +47,7 @@ def _check_photometric(img1, img2, weight, background, l1_weight, dssim_weight, 
 def _fake_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     shape = (img1.shape[0],) if per_image else ()
     means = [img1.new_empty(shape, dtype=_maps.compute_dtype(img1, img2)) for _ in range(3)]
-    return (*means, *new_gradients(img1, img2, SSIMOptions(*arguments[:-2]), *arguments[-2:]))
+    return (*means, *new_gradients(img1, img2, SSIMOptions.of(*arguments[:-2]), *arguments[-2:]))
 
 
 def _keep_gradients(ctx, inputs, output):

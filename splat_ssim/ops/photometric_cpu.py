@@ -30,7 +30,7 @@ _EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
 
 def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     call = KernelCall(img1, img2, options, background=background)
     if weight is None and not per_image:
         run = _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms=True)
@@ -61,9 +61,8 @@ def _counts(call: KernelCall, weight: Tensor | None, per_image: bool) -> tuple[T
         plain = (images * call.channels * positions(options, shape), images * call.first.numel() // call.batch)
         return torch.tensor([plain], dtype=torch.float64, device="cpu"), None
     spread = call.spread(weight)
-    inset = options.inset
     inner = spread
-    for dim in range(2, spread.ndim):
+    for dim, inset in enumerate(options.insets(spread.ndim - 2), start=2):
         inner = inner.narrow(dim, inset, spread.shape[dim] - 2 * inset)
     counts = torch.stack([w.flatten(1).sum(1, dtype=torch.float64) for w in (inner, spread)], dim=1)
     counts = counts if per_image else counts.sum(0, keepdim=True)

@@ -18,7 +18,7 @@ from .prepared import Results
 
 def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     kernels, stream = ssim_cuda.target(img1, options.window_size)
     targets = wanted(grads, need1, need2)

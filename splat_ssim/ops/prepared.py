@@ -59,6 +59,8 @@ def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tup
     if type(img1) not in _PLAIN or type(img2) not in _PLAIN or dispatch.is_watched(img1, img2):
         return None
     kinds = tuple(map(type, options))
+    if tuple in kinds:  # of numbers, one for each axis
+        kinds = tuple(kind for value in options for kind in map(type, value if type(value) is tuple else (value,)))
     recording = torch.is_grad_enabled()
     return (
         name,
@@ -115,6 +117,6 @@ def prepare(img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tu
     if device is None or device.prepare is None:
         return None
     l1_weight, dssim_weight, offset, per_image, *values, need1, need2 = arguments
-    weights, options = (l1_weight, dssim_weight, offset), SSIMOptions(*values)
+    weights, options = (l1_weight, dssim_weight, offset), SSIMOptions.of(*values)
     run = device.prepare(img1, img2, background, weights, per_image, options, (need1, need2), terms)
     return None if run is None else Prepared(run, arguments, terms, (img1.dtype, img2.dtype))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _maps, reference
-from ..options import SSIMOptions
+from ..options import SSIMOptions, one_or_each
 from . import dispatch
 from .dispatch import call, call_backward, has_kernel
 from .layout import channels_first, map_shape, new_gradients, new_like
@@ -36,22 +36,22 @@ def _gradients_of(
 
 
 def _check_map(img1, img2, *options):
-    check_images(img1, img2, SSIMOptions(*options))
+    check_images(img1, img2, SSIMOptions.of(*options))
 
 
 def _fake_map(img1, img2, *arguments):
-    options = SSIMOptions(*arguments)
+    options = SSIMOptions.of(*arguments)
     return new_like(img1, map_shape(img1, options), _maps.compute_dtype(img1, img2), options.channels_last)
 
 
 def _check_map_backward(grad_map, img1, img2, *arguments):
-    options = SSIMOptions(*arguments[:-2])
+    options = SSIMOptions.of(*arguments[:-2])
     check_images(img1, img2, options)
     check_shape("grad_map", channels_first(grad_map, options.channels_last), map_shape(img1, options))
 
 
 def _fake_map_backward(grad_map, img1, img2, *arguments):
-    return new_gradients(img1, img2, SSIMOptions(*arguments[:-2]), *arguments[-2:])
+    return new_gradients(img1, img2, SSIMOptions.of(*arguments[:-2]), *arguments[-2:])
 
 
 def _keep_images(ctx, inputs, output):
@@ -88,18 +88,18 @@ dispatch.refuse_second_derivative("ssim_map_backward")
 
 
 def _fake_channel_means(img1, img2, *options):
-    planes = map_shape(img1, SSIMOptions(*options))[:2]
+    planes = map_shape(img1, SSIMOptions.of(*options))[:2]
     return img1.new_empty((*planes, 2), dtype=_maps.compute_dtype(img1, img2))
 
 
 def _check_channel_means_backward(grad_means, img1, img2, *arguments):
-    options = SSIMOptions(*arguments[:-2])
+    options = SSIMOptions.of(*arguments[:-2])
     check_images(img1, img2, options)
     check_shape("grad_means", grad_means, (*map_shape(img1, options)[:2], 2))
 
 
 def _fake_planar_gradients(upstream, img1, img2, *arguments):
-    return new_gradients(img1, img2, SSIMOptions(*arguments[:-2]), *arguments[-2:], planar=True)
+    return new_gradients(img1, img2, SSIMOptions.of(*arguments[:-2]), *arguments[-2:], planar=True)
 
 
 dispatch.define("ssim_channel_means", f"({IMAGES}, {OPTIONS}) -> Tensor", _check_map, _fake_channel_means)
@@ -119,22 +119,23 @@ dispatch.refuse_second_derivative("ssim_channel_means_backward")
 
 
 def _check_ms_ssim(img1, img2, weights, *arguments):
-    options = SSIMOptions(*arguments)
+    options = SSIMOptions.of(*arguments)
     check_images(img1, img2, options)
-    smallest = (options.window_size - 1) * 2 ** (len(weights) - 1) + 1
     sides = tuple(channels_first(img1, options.channels_last).shape[2:])
+    smallest = [(size - 1) * 2 ** (len(weights) - 1) + 1 for size in options.windows(len(sides))]
     require(len(weights) > 0, "weights must have at least one exponent", weights)
-    require(min(sides) >= smallest, f"{len(weights)} scales need sides of at least {smallest}", sides)
+    enough = all(side >= least for side, least in zip(sides, smallest, strict=True))
+    require(enough, f"{len(weights)} scales need sides of at least {one_or_each(smallest)}", sides)
 
 
 def _fake_ms_ssim(img1, img2, weights, *options):
-    planes = map_shape(img1, SSIMOptions(*options))[:2]
+    planes = map_shape(img1, SSIMOptions.of(*options))[:2]
     values = img1.new_empty(planes, dtype=_maps.compute_dtype(img1, img2))
     return values, img1.new_empty((*planes, len(weights)), dtype=torch.float64)
 
 
 def _check_ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
-    options = SSIMOptions(*arguments[:-2])
+    options = SSIMOptions.of(*arguments[:-2])
     _check_ms_ssim(img1, img2, weights, *options)
     planes = map_shape(img1, options)[:2]
     check_shape("grad_values", grad_values, planes)

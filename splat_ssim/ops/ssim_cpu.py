@@ -54,6 +54,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     return (
         img1.dtype in _DTYPE_CODES
         and img2.dtype in _DTYPE_CODES
+        and options.is_cubic
         and options.window_size % 2 == 1
         and options.window_size <= _LONGEST_WINDOW
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
@@ -84,7 +85,7 @@ class KernelCall:
 
     Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
 
-    A weight that starts `weight_inset` into the images weighs 1 - S alone; without an inset it is as large as they are
+    A weight that starts `weight_insets` into the images weighs 1 - S alone; without insets it is as large as they are
     and weighs |x - y| too. With a background, float32 (1 or B, 3), the second image is RGBA in bytes.
     """
 
@@ -110,8 +111,8 @@ class KernelCall:
         weight = channels_first(weight, self.options.channels_last).float()
         return _readable(weight.expand(self.batch, self.channels, *weight.shape[2:]), self.interleaved)
 
-    def _view(self, tensor: Tensor | None, inset: int = 0) -> tuple[int, ...]:
-        """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position (inset, …).
+    def _view(self, tensor: Tensor | None, insets: Sequence[int] | None = None) -> tuple[int, ...]:
+        """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position `insets`.
 
         The kernel steps by 1, or by the channels, along a row: the stride of a row of one element may be anything.
         """
@@ -120,9 +121,10 @@ class KernelCall:
         strides = tensor.stride()
         slices = strides[2] if len(strides) == 5 else 0
         address = tensor.data_ptr()
-        if inset:
-            step = slices + strides[-2] + (self.channels if self.interleaved else 1)
-            address -= inset * step * tensor.element_size()
+        if insets is not None:
+            steps = (slices, strides[-2], self.channels if self.interleaved else 1)
+            before = sum(inset * step for inset, step in zip(insets, steps[-len(insets) :], strict=True))
+            address -= before * tensor.element_size()
         return address, _DTYPE_CODES[tensor.dtype], strides[0], strides[1], slices, strides[-2]
 
     def _rgba_view(self) -> tuple[int, ...]:
@@ -135,7 +137,7 @@ class KernelCall:
         coefficients: int,
         totals: int,
         weight: Tensor | None = None,
-        weight_inset: int | None = None,
+        weight_insets: Sequence[int] | None = None,
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
@@ -152,8 +154,8 @@ class KernelCall:
         return _ARGUMENTS.pack(
             *self._view(first),
             *(self._view(self.second) if background is None else self._rgba_view()),
-            *self._view(weight, weight_inset or 0),
-            *self._view(outputs[0], options.inset),
+            *self._view(weight, weight_insets),
+            *self._view(outputs[0], options.insets(first.ndim - 2)),
             *self._view(outputs[1]),
             *self._view(outputs[2]),
             self.batch,
@@ -163,7 +165,7 @@ class KernelCall:
             options.window_size,
             _PADDING_CODES[options.padding],
             torch.get_num_threads(),
-            weight_inset is None,
+            weight_insets is None,
             similarities,
             ctypes.addressof(self.window),
             coefficients,
@@ -180,7 +182,7 @@ class KernelCall:
         self,
         coefficients: Tensor | ctypes.Array,
         weight: Tensor | None = None,
-        weight_inset: int | None = None,
+        weight_insets: Sequence[int] | None = None,
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
@@ -195,7 +197,7 @@ class KernelCall:
         outputs = (map_, grad1, grad2, similarities)
         self.call(
             f"ssim{self.first.ndim - 2}d",
-            self.pack(address, ctypes.addressof(totals), weight, weight_inset, *outputs),
+            self.pack(address, ctypes.addressof(totals), weight, weight_insets, *outputs),
         )
         return totals
 
@@ -218,13 +220,13 @@ def zeros(*shape: int) -> Tensor:
 def positions(options: SSIMOptions, shape: torch.Size) -> int:
     """How many values of S each plane of images (B, C, spatial…) has."""
     count = 1
-    for side in shape[2:]:
-        count *= side - 2 * options.inset
+    for side, inset in zip(shape[2:], options.insets(len(shape) - 2), strict=True):
+        count *= side - 2 * inset
     return count
 
 
 def _ssim_map(img1, img2, *arguments):
-    options = SSIMOptions(*arguments)
+    options = SSIMOptions.of(*arguments)
     result = new_like(img1, map_shape(img1, options), compute_dtype(img1, img2), options.channels_last)
     call = KernelCall(img1, img2, options)
     call.run(zeros(call.planes, 3), map_=result)
@@ -233,17 +235,17 @@ def _ssim_map(img1, img2, *arguments):
 
 def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     call = KernelCall(img1, img2, options)
     coefficients = zeros(call.planes, 3)
     coefficients[:, 0] = -1.0
-    call.run(coefficients, call.spread(grad_map), options.inset, None, *wanted(grads, need1, need2))
+    call.run(coefficients, call.spread(grad_map), options.insets(img1.ndim - 2), None, *wanted(grads, need1, need2))
     return grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    options = SSIMOptions(*arguments)._replace(eps=0.0)
+    options = SSIMOptions.of(*arguments)._replace(eps=0.0)
     call = KernelCall(img1, img2, options, planar=True)
     totals = rows(call.run(zeros(call.planes, 3), similarities=True))
     means = totals[:, :2] / positions(options, call.first.shape)
@@ -252,7 +254,7 @@ def _ssim_channel_means(img1, img2, *arguments):
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)._replace(eps=0.0)
+    options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     call = KernelCall(img1, img2, options, planar=True)
     coefficients = zeros(call.planes, 3)
@@ -292,7 +294,7 @@ def _run_pyramid(
 
 
 def _ms_ssim(img1, img2, weights, *arguments):
-    call = _pyramid_call(img1, img2, SSIMOptions(*arguments))
+    call = _pyramid_call(img1, img2, SSIMOptions.of(*arguments))
     terms, values = zeros(call.batch, call.channels, len(weights)), zeros(call.batch, call.channels)
     _run_pyramid(call, weights, terms, values)
     return values.float(), terms
@@ -300,7 +302,7 @@ def _ms_ssim(img1, img2, weights, *arguments):
 
 def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     call = _pyramid_call(img1, img2, options)
     upstream = grad_values.double().contiguous()

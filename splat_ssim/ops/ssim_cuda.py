@@ -43,6 +43,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     return (
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
+        and options.is_cubic
         and options.window_size in WINDOW_SIZES
         and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
@@ -71,7 +72,7 @@ _current_stream: Callable[[int], int] = getattr(
 
 
 def _ssim_map(img1, img2, *arguments):
-    options = SSIMOptions(*arguments)
+    options = SSIMOptions.of(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
     launch.fill_map(*target(img1, options.window_size), img1, img2, options, found)
     return found
@@ -79,7 +80,7 @@ def _ssim_map(img1, img2, *arguments):
 
 def _ssim_map_backward(grad_map, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     targets = wanted(grads, need1, need2)
     launch.fill_map_gradients(*target(img1, options.window_size), grad_map, img1, img2, options, targets)
@@ -87,13 +88,13 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
 
 
 def _ssim_channel_means(img1, img2, *arguments):
-    options = SSIMOptions(*arguments)._replace(eps=0.0)
+    options = SSIMOptions.of(*arguments)._replace(eps=0.0)
     return launch.channel_means(*target(img1, options.window_size), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)._replace(eps=0.0)
+    options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     targets = wanted(grads, need1, need2)
     launch.fill_channel_mean_gradients(*target(img1, options.window_size), grad_means, img1, img2, options, targets)
@@ -101,7 +102,7 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
 
 
 def _ms_ssim(img1, img2, weights, *arguments):
-    options = SSIMOptions(*arguments)
+    options = SSIMOptions.of(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
     means = [launch.channel_means(*target(img1, options.window_size), *pair, first_options) for pair in pairs]
@@ -111,7 +112,7 @@ def _ms_ssim(img1, img2, weights, *arguments):
 
 def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
     *values, need1, need2 = arguments
-    options = SSIMOptions(*values)
+    options = SSIMOptions.of(*values)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     grad_terms = _maps.term_gradients(grad_values.double(), terms, weights)
     finest = [
