@@ -30,10 +30,11 @@ struct Arguments {
   View img1, img2, weight, map, grad1, grad2;
   int64_t batch, channels, depth, height, width;
   int64_t interleaved;  // channels are the innermost axis
-  int64_t taps, padding, threads;
+  int64_t taps[3];      // of the window along the slices, rows and columns; images have no window along slices
+  int64_t padding, threads;
   int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
   int64_t similarities;        // the sums are of S and CS themselves; they are not weighted
-  const double* window;        // [taps], symmetric, sums to 1
+  const double* window;        // [taps] of each axis, one after the other; symmetric, each sums to 1
   const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - CS and |x - y|
   double* sums;                // [planes][3]: weighted sums of 1 - S, 0 and |x - y|, or of S, CS and |x - y|; written
   const float* background;     // [3], of images `background_batch` floats apart: what kRgba of img2 is composited over
@@ -41,8 +42,8 @@ struct Arguments {
   double c1, c2, data_range;  // (k1 L)², (k2 L)², L
   double eps;                 // added to the denominator of S, not of CS
 };
-static_assert(sizeof(Arguments) == 448, "six views, eleven sizes, four pointers, a stride, four doubles");
-static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 52 * 8, "no padding");
+static_assert(sizeof(Arguments) == 464, "six views, thirteen sizes, four pointers, a stride, four doubles");
+static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 54 * 8, "no padding");
 
 // A loss of images without weights, prepared for images that differ in their addresses alone; see loss.cpp.
 struct LossArguments {

@@ -12,7 +12,7 @@
 #include "layout.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
-constexpr int kAbiVersion = 6;
+constexpr int kAbiVersion = 7;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 

@@ -184,8 +184,9 @@ struct Pyramid {
   }
 
   double positions(int64_t scale) const {
-    const int64_t lost = finest.taps - 1, in_depth = call.volumes ? lost : 0;
-    return double((sizes[scale].depth - in_depth) * (sizes[scale].height - lost) * (sizes[scale].width - lost));
+    const int64_t in_depth = call.volumes ? finest.taps[0] - 1 : 0;
+    return double((sizes[scale].depth - in_depth) * (sizes[scale].height - finest.taps[1] + 1) *
+                  (sizes[scale].width - finest.taps[2] + 1));
   }
 
   double product(const double* terms) const {

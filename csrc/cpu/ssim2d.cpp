@@ -61,12 +61,13 @@ struct Tile2d : Tile {
   void forward_block(int64_t row) {
     load_rows(row + kRows + radius);
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
-    inputs.list(row - radius, args.taps + kRows - 1, s);
-    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) d[t] = s[t] + pitch;
+    inputs.list(row - radius, reads(kRowsDown), s);
+    for (int64_t t = 0; t < reads(kRowsDown); ++t) d[t] = s[t] + pitch;
     const int64_t count = input_columns.count();
+    const Axis& down = problem.axes[kRowsDown];
     const auto average = [&](const float* const* image_rows, float* out) {
-      problem.passes.column_moments(column_rows(image_rows, nullptr, row - radius, args.height), problem.taps, count,
-                                    {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
+      down.passes.column_moments(column_rows(image_rows, nullptr, row - radius, args.height, kRowsDown), down.taps,
+                                 count, {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     };
     average(s, averaged);
     average(d, averaged + pitch);
@@ -84,11 +85,12 @@ struct Tile2d : Tile {
   // The gradient of rows [row, row + kRows).
   void gradient_block(int64_t row) {
     const float* from[kMaxTaps + kRows];
-    partials.list(row - radius, args.taps + kRows - 1, from);
+    const Axis& down = problem.axes[kRowsDown];
+    partials.list(row - radius, reads(kRowsDown), from);
     for (int m = 0; m < maps; ++m) {
-      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
-                                 maps * adjoint_pitch);
-      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) from[t] += pitch;
+      down.passes.column_sums(from, down.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
+                              maps * adjoint_pitch);
+      for (int64_t t = 0; t < reads(kRowsDown); ++t) from[t] += pitch;
     }
     for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
       const float* s = inputs[row + r];

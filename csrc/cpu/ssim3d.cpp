@@ -33,12 +33,16 @@ struct Tile3d : Tile {
   static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
 
   const Schedule& schedule;
+  const Axis &across, &down;  // the window along slices, and along rows
+  const int64_t slice_radius;
   Span forward_rows;
   int64_t partial_pitch, partial_rows;
   Ring ring, partials;  // rows of kRows slices; slices of partials
   float *inputs, *averaged, *zeros, *adjoint;
 
-  Tile3d(const Problem& p, const Schedule& s, int64_t tile) : Tile(p, tile, nullptr), schedule(s) {
+  Tile3d(const Problem& p, const Schedule& s, int64_t tile)
+      : Tile(p, tile, nullptr), schedule(s), across(p.axes[kSlices]), down(p.axes[kRowsDown]),
+        slice_radius(p.axes[kSlices].radius) {
     forward_rows = (gradient ? gradient_rows.widened(radius) : rows).within(problem.rows);
     partial_pitch = round_up(forward_columns.count() + kLanes, 16);
     partial_rows = round_up(forward_rows.count(), kRows);
@@ -49,7 +53,7 @@ struct Tile3d : Tile {
 
   bool prepare(const float* constants, float* ring_of_slices) {
     const int64_t ring_rows = kRows + 2 * radius, adjoint_floats = maps * kRows * adjoint_pitch;
-    const int64_t inputs_rows = 2 * (args.taps + kRows - 1);
+    const int64_t inputs_rows = 2 * reads(kSlices);
     const int64_t in_rows = common_rows() + inputs_rows + ring_rows * kRows * kMaps + kRows * kMoments + 1;
     const int64_t floats = in_rows * pitch + adjoint_floats;
     float* memory = static_cast<float*>(splat_ssim_scratch(floats * int64_t(sizeof(float))));
@@ -80,17 +84,17 @@ struct Tile3d : Tile {
       return;
     }
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
-    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
+    for (int64_t t = 0; t < reads(kSlices); ++t) {
       float* to = inputs + 2 * t * pitch;
       // Every owned slice is once in the middle of a block: there its rows are counted.
-      const int64_t at = slice - radius + t;
+      const int64_t at = slice - slice_radius + t;
       load_row(at, row, to, to + pitch, total && at >= slice && at < least(slice + kRows, schedule.forward.end));
       s[t] = to;
       d[t] = to + pitch;
     }
     const auto average = [&](const float* const* image_rows, float* to) {
-      problem.passes.column_moments(column_rows(image_rows, nullptr, slice - radius, args.depth), problem.taps, count,
-                                    {to, nullptr, to + 2 * pitch, kMaps * pitch});
+      across.passes.column_moments(column_rows(image_rows, nullptr, slice - slice_radius, args.depth, kSlices),
+                                   across.taps, count, {to, nullptr, to + 2 * pitch, kMaps * pitch});
     };
     average(s, out);
     average(d, out + pitch);
@@ -100,13 +104,13 @@ struct Tile3d : Tile {
   void average_moments(const float* const* around, int64_t first, int64_t in_block) {
     const float *means[kMaxTaps + kRows], *variances[kMaxTaps + kRows];
     for (int m = 0; m < 2; ++m) {
-      for (int64_t t = 0; t < args.taps + kRows - 1; ++t) {
+      for (int64_t t = 0; t < reads(kRowsDown); ++t) {
         means[t] = around[t] + (in_block * kMaps + m) * pitch;
         variances[t] = means[t] + 2 * pitch;
       }
       float* out = averaged + m * pitch;
-      problem.passes.column_moments(column_rows(means, variances, first, args.height), problem.taps,
-                                    input_columns.count(), {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
+      down.passes.column_moments(column_rows(means, variances, first, args.height, kRowsDown), down.taps,
+                                 input_columns.count(), {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     }
   }
 
@@ -130,12 +134,13 @@ struct Tile3d : Tile {
       // Below the last rows there are none: the pass reads the last one in their place, for its middle rows.
       const int64_t there = next - (row - radius);
       ring.list(row - radius, there, around);
-      for (int64_t t = there; t < args.taps + kRows - 1; ++t) around[t] = around[there - 1];
+      for (int64_t t = there; t < reads(kRowsDown); ++t) around[t] = around[there - 1];
       for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
         average_moments(around, row - radius, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           float* out = gradient ? slices_of_partials[z] + partial_offset(row + r) : nullptr;
-          point_row(averaged + r * kMoments * pitch, out, partial_pitch, slice + z + radius, row + r + kRows + radius);
+          point_row(averaged + r * kMoments * pitch, out, partial_pitch, slice + z + slice_radius,
+                    row + r + kRows + radius);
           finish_point_row(slice + z, row + r, out, partial_pitch);
         }
       }
@@ -152,9 +157,9 @@ struct Tile3d : Tile {
   void average_partials(const float* const* slices, int64_t row) {
     const float* from[kMaxTaps + kRows];
     for (int m = 0; m < maps; ++m) {
-      for (int64_t t = 0; t < args.taps + kRows - 1; ++t)
+      for (int64_t t = 0; t < reads(kSlices); ++t)
         from[t] = slices[t] ? slices[t] + partial_offset(row) + m * partial_pitch : zeros;
-      problem.passes.column_sums(from, problem.taps, forward_columns.count(), ring[row] + m * pitch, kMaps * pitch);
+      across.passes.column_sums(from, across.taps, forward_columns.count(), ring[row] + m * pitch, kMaps * pitch);
     }
   }
 
@@ -162,18 +167,19 @@ struct Tile3d : Tile {
   void average_adjoints(const float* const* around, int64_t in_block) {
     const float* from[kMaxTaps + kRows];
     for (int m = 0; m < maps; ++m) {
-      for (int64_t t = 0; t < args.taps + kRows - 1; ++t)
+      for (int64_t t = 0; t < reads(kRowsDown); ++t)
         from[t] = around[t] ? around[t] + (in_block * kMaps + m) * pitch : zeros;
-      problem.passes.column_sums(from, problem.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
-                                 maps * adjoint_pitch);
+      down.passes.column_sums(from, down.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
+                              maps * adjoint_pitch);
     }
   }
 
-  // Rows or slices of a ring around a block, null where they are not defined.
-  void list_defined(const Ring& of, int64_t block, Span defined, const float** around) const {
-    for (int64_t t = 0; t < args.taps + kRows - 1; ++t) around[t] = nullptr;
-    const Span there = Span{block - radius, block - radius + args.taps + kRows - 1}.within(defined);
-    if (there.count() > 0) of.list(there.begin, there.count(), around + (there.begin - (block - radius)));
+  // Rows or slices (by `axis`) of a ring around a block, null where they are not defined.
+  void list_defined(const Ring& of, int64_t block, Span defined, int axis, const float** around) const {
+    const int64_t first = block - problem.axes[axis].radius, count = reads(axis);
+    for (int64_t t = 0; t < count; ++t) around[t] = nullptr;
+    const Span there = Span{first, first + count}.within(defined);
+    if (there.count() > 0) of.list(there.begin, there.count(), around + (there.begin - first));
   }
 
   // Gradient block `block`, likewise.
@@ -182,9 +188,8 @@ struct Tile3d : Tile {
     const Span span = {gradient_rows.begin + piece.begin * kRows, gradient_rows.begin + piece.end * kRows};
     const Span mine = span.within(gradient_rows);
     const float *slices_around[kMaxTaps + kRows], *around[kMaxTaps + kRows];
-    list_defined(partials, slice,
-                 Span{slice - radius, least(slice + kRows, slices_end) + radius}.within(schedule.forward),
-                 slices_around);
+    const Span seen = Span{slice, least(slice + kRows, slices_end)}.widened(slice_radius);
+    list_defined(partials, slice, seen.within(schedule.forward), kSlices, slices_around);
     const Span needed = mine.widened(radius).within(forward_rows);
     ring.first = needed.begin;
     int64_t next = needed.begin;
@@ -192,7 +197,7 @@ struct Tile3d : Tile {
     for (int64_t row = mine.begin; row < mine.end; row += kRows) {
       totals = cells + 3 * (row - gradient_rows.begin) / kRows;
       for (; next < least(row + kRows + radius, needed.end); ++next) average_partials(slices_around, next);
-      list_defined(ring, row, needed, around);
+      list_defined(ring, row, needed, kRowsDown, around);
       for (int64_t z = 0; z < kRows && slice + z < slices_end; ++z) {
         average_adjoints(around, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
@@ -258,7 +263,8 @@ Status run_volumes(const Problem& problem) {
   const int64_t group = gradient ? least(tiles, volumes.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
   // Forward blocks alone need not wait for one another. A piece has all rows that padding folds back to.
   const int64_t together = group * (gradient ? 1 : schedule.forward_blocks);
-  const int64_t blocks_of_piece = problem.folds ? (2 * problem.radius + kRows) / kRows + 1 : 2;
+  const int64_t row_radius = problem.axes[kRowsDown].radius;
+  const int64_t blocks_of_piece = problem.folds ? (2 * row_radius + kRows) / kRows + 1 : 2;
   volumes.pieces = most(1, least((volumes.threads + together - 1) / together, least_blocks / blocks_of_piece));
 
   volumes.totals = static_cast<double*>(std::calloc(size_t(most(1, tiles * volumes.cells())) * 3, sizeof(double)));
@@ -293,7 +299,7 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   // The bands are such that a tile's ring of slices fits, with a gradient or without.
   const int64_t columns = problem.width / problem.strips + 2 * problem.border + kLanes;
   const int64_t row_bytes = make_schedule(problem, true).ring_slices * columns * 3 * int64_t(sizeof(float));
-  const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.radius);
+  const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.axes[kRowsDown].radius);
   problem.bands = least(most(1, args->height / kLeastBandRows), (args->height + most_rows - 1) / most_rows);
   return run_volumes(problem);
 }

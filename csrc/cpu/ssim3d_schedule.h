@@ -61,11 +61,11 @@ struct Schedule {
 Schedule make_schedule(const Problem& problem, bool gradient) {
   Schedule schedule = {};
   const Span all = {0, problem.args->depth};
-  schedule.radius = problem.radius;
+  schedule.radius = problem.axes[kSlices].radius;
   schedule.forward = problem.slices;
   schedule.forward_blocks = (schedule.forward.count() + kRows - 1) / kRows;
   if (!gradient) return schedule;
-  schedule.gradient = problem.folds ? all.widened(problem.radius) : all;
+  schedule.gradient = problem.folds ? all.widened(schedule.radius) : all;
   schedule.gradient_blocks = (schedule.gradient.count() + kRows - 1) / kRows;
   schedule.ring_slices = least(schedule.forward.count(), kRows);
   while (!schedule.ring_suffices()) ++schedule.ring_slices;

@@ -24,17 +24,27 @@ struct Span {
   SPLAT_INLINE Span within(Span other) const { return {most(begin, other.begin), least(end, other.end)}; }
 };
 
+// The window along one axis, and the passes for its taps.
+struct Axis {
+  int64_t radius;
+  Taps taps;
+  Passes passes;
+};
+
+// The axes of the window. A window that is narrower along one of them has loops of its own there: it is not padded by
+// zero taps, which would spread what is not finite.
+enum { kSlices = 0, kRowsDown = 1, kAlong = 2, kAxes = 3 };
+
 // What is the same for every tile of a call. Columns are elements of a row.
 struct Problem {
   const Arguments* args;
   Reader reader;
-  int64_t stride, width;   // elements between neighbours of a row, elements of a row
-  int64_t radius, border;  // of the window: in rows, in elements of a row
+  int64_t stride, width;  // elements between neighbours of a row, elements of a row
+  int64_t border;         // radius of the window along a row, in elements
   int64_t planes, bands, strips;
   Span slices, rows, columns;  // where the index is defined
   bool folds;                  // padding by copies: the gradient of the border is added to what was copied
-  Taps taps;
-  Passes passes;
+  Axis axes[kAxes];
   int partials;       // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
   float scale, sign;  // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
   float c1_twice, c2_twice, eps;
@@ -69,9 +79,9 @@ struct Ring {
 struct Tile {
   const Problem& problem;
   const Arguments& args;
-  double* totals;  // [3], see Arguments::sums
-  const int64_t stride, radius, border;
-  const int64_t maps;  // of partial derivatives: 0, 3 or 4
+  double* totals;                        // [3], see Arguments::sums
+  const int64_t stride, radius, border;  // the radius is that down the rows
+  const int64_t maps;                    // of partial derivatives: 0, 3 or 4
   const bool gradient;
   const int images;  // how many gradients
 
@@ -91,8 +101,8 @@ struct Tile {
   float l1;
 
   Tile(const Problem& p, int64_t task, double* sums)
-      : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.radius), border(p.border), maps(p.partials),
-        gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
+      : problem(p), args(*p.args), totals(sums), stride(p.stride), radius(p.axes[kRowsDown].radius), border(p.border),
+        maps(p.partials), gradient(p.partials > 0), images(p.partials == 4 ? 2 : 1) {
     const int64_t strip = task % p.strips, band = task / p.strips % p.bands;
     plane = task / (p.strips * p.bands);
     slices = {0, args.depth};
@@ -258,9 +268,14 @@ struct Tile {
     return image2 + (slice * args.img2.slice + row * args.img2.row + place) * problem.reader.bytes2;
   }
 
-  // kRows + taps - 1 rows (or slices) that begin at `first`.
-  ColumnRows column_rows(const float* const* values, const float* const* variances, int64_t first, int64_t side) const {
-    const Span shown = Span{0, side}.widened(problem.folds ? radius : 0).within({first, first + args.taps + kRows - 1});
+  // How many rows (or slices) a pass over that axis reads.
+  int64_t reads(int axis) const { return problem.axes[axis].taps.count + kRows - 1; }
+
+  // As many rows (or slices, by `axis`) that begin at `first`.
+  ColumnRows column_rows(const float* const* values, const float* const* variances, int64_t first, int64_t side,
+                         int axis) const {
+    const int64_t padded = problem.folds ? problem.axes[axis].radius : 0;
+    const Span shown = Span{0, side}.widened(padded).within({first, first + reads(axis)});
     return {values, variances, shown.begin - first, shown.end - first};
   }
 
@@ -331,7 +346,7 @@ struct Tile {
       work.bytes1 = problem.reader.bytes1;
       work.bytes2 = problem.reader.bytes2;
     }
-    problem.passes.point_row(work, problem.taps, point);
+    problem.axes[kAlong].passes.point_row(work, problem.axes[kAlong].taps, point);
   }
 
   // Weights, totals and the map; partials are 0 beyond the columns where the index is defined.
@@ -383,7 +398,7 @@ struct Tile {
     if (problem.folds) {
       work.out1 = folded;
       work.out2 = folded + pitch;
-      problem.passes.gradient_row(work, problem.taps);
+      problem.axes[kAlong].passes.gradient_row(work, problem.axes[kAlong].taps);
       fold_row(slice, row, d);
       return;
     }
@@ -392,7 +407,7 @@ struct Tile {
     work.out1 = output_of(gradient_view(0), slice, row) + columns.begin;
     work.ahead1 = 4 * gradient_view(0).row;
     if (images == 2) work.out2 = output_of(gradient_view(1), slice, row) + columns.begin;
-    problem.passes.gradient_row(work, problem.taps);
+    problem.axes[kAlong].passes.gradient_row(work, problem.axes[kAlong].taps);
   }
 
   // Adds the row in `folded` to the image row it is a copy of, and its columns to those they are copies of.
@@ -434,27 +449,33 @@ struct Tile {
 bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.args = &args;
   problem.reader = SPLAT_KERNEL(ssim_reader)(args.img1.dtype, args.img2.dtype);
-  if (!problem.reader.shift_row || args.taps < 1 || args.taps > kMaxTaps || args.taps % 2 == 0) return false;
+  if (!problem.reader.shift_row) return false;
   if (!(args.data_range > 0) || args.padding < kSame || args.padding > kReplicate) return false;
   if (args.img2.dtype == kRgba && (!args.background || args.channels != 3 || args.grad2.data)) return false;
   problem.stride = args.interleaved ? args.channels : 1;
   problem.width = args.width * problem.stride;
-  problem.radius = args.taps / 2;
-  problem.border = problem.radius * problem.stride;
   problem.planes = args.batch * (args.interleaved ? 1 : args.channels);
   problem.folds = args.padding == kReflect || args.padding == kReplicate;
-  const int64_t inset = args.padding == kValid ? problem.radius : 0;
-  const int64_t slice_inset = volumes ? inset : 0;
-  problem.slices = {slice_inset, args.depth - slice_inset};
-  problem.rows = {inset, args.height - inset};
-  problem.columns = {inset * problem.stride, (args.width - inset) * problem.stride};
-  const int64_t smallest = least(least(args.height, args.width), volumes ? args.depth : args.height);
-  if (args.padding == kReflect && smallest <= problem.radius) return false;
-  if (problem.slices.count() <= 0 || problem.rows.count() <= 0 || problem.columns.count() <= 0) return false;
-  problem.taps.count = static_cast<int>(args.taps);
-  for (int64_t k = 0; k < args.taps; ++k) problem.taps.weight[k] = static_cast<float>(args.window[k]);
   problem.partials = args.grad1.data && args.grad2.data ? 4 : args.grad1.data || args.grad2.data ? 3 : 0;
-  problem.passes = SPLAT_KERNEL(ssim_passes)(problem.taps, problem.stride, problem.partials);
+  const int64_t sides[kAxes] = {args.depth, args.height, args.width};
+  const double* window = args.window;
+  for (int axis = 0; axis < kAxes; window += args.taps[axis++]) {
+    const int64_t taps = args.taps[axis];
+    if (taps < 1 || taps > kMaxTaps || taps % 2 == 0) return false;
+    Axis& own = problem.axes[axis];
+    own.radius = taps / 2;
+    own.taps.count = static_cast<int>(taps);
+    for (int64_t k = 0; k < taps; ++k) own.taps.weight[k] = static_cast<float>(window[k]);
+    own.passes = SPLAT_KERNEL(ssim_passes)(own.taps, problem.stride, problem.partials);
+    if (args.padding == kReflect && (volumes || axis != kSlices) && sides[axis] <= own.radius) return false;
+  }
+  const auto inset = [&](int axis) { return args.padding == kValid ? problem.axes[axis].radius : 0; };
+  const int64_t slice_inset = volumes ? inset(kSlices) : 0, stride = problem.stride;
+  problem.border = problem.axes[kAlong].radius * stride;
+  problem.slices = {slice_inset, args.depth - slice_inset};
+  problem.rows = {inset(kRowsDown), args.height - inset(kRowsDown)};
+  problem.columns = {inset(kAlong) * stride, (args.width - inset(kAlong)) * stride};
+  if (problem.slices.count() <= 0 || problem.rows.count() <= 0 || problem.columns.count() <= 0) return false;
   problem.scale = std::ldexp(1.0f, -std::ilogb(args.data_range));
   const double squared = double(problem.scale) * problem.scale;
   problem.c1_twice = static_cast<float>(2 * args.c1 * squared);

@@ -14,13 +14,13 @@ import torch
 from splat_ssim._version import __version__
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 #: Bytes of the structures that Python packs or allocates, as this package has them; see csrc/cpu/layout.h.
 SIZES = {
-    "sizeof_arguments": 56 * 8,
-    "sizeof_loss_arguments": 62 * 8,
-    "sizeof_pyramid_arguments": 62 * 8,
+    "sizeof_arguments": 58 * 8,
+    "sizeof_loss_arguments": 64 * 8,
+    "sizeof_pyramid_arguments": 64 * 8,
     "sizeof_record": 16 * 4,
 }
 

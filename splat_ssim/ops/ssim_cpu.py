@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._maps import as_float, compute_dtype
-from ..options import SSIMOptions
+from ..options import Sigma, SSIMOptions, WindowSize, of_each
 from ..reference import PADDINGS, gaussian_taps
 from . import compiled
 from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
@@ -37,16 +37,19 @@ _LONGEST_WINDOW = _NUMBERS.get("max_window", 0)
 #: Further out a pixel is a number that counts as 0 while a kernel runs, or a sum of two overflows.
 _DATA_RANGES = (1e-30, 1e30)
 
-#: `Arguments` of csrc/cpu/layout.h: six views of six words, eleven sizes, four pointers, a stride, four doubles.
-_ARGUMENTS = struct.Struct("=52q4d")
+#: `Arguments` of csrc/cpu/layout.h: six views of six words, thirteen sizes, four pointers, a stride, four doubles.
+_ARGUMENTS = struct.Struct("=54q4d")
 #: What follows them in `PyramidArguments` of csrc/cpu/ms_ssim.cpp.
 _PYRAMID = struct.Struct("=6q")
 _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _window(window_size: int, sigma: float) -> ctypes.Array:
-    return (ctypes.c_double * window_size)(*gaussian_taps(window_size, sigma))
+def _window(window_size: WindowSize, sigma: Sigma) -> ctypes.Array:
+    """The taps of three axes, one after the other."""
+    sizes, sigmas = of_each(window_size, 3), of_each(sigma, 3)
+    taps = [tap for axis in zip(sizes, sigmas, strict=True) for tap in gaussian_taps(*axis)]
+    return (ctypes.c_double * len(taps))(*taps)
 
 
 def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
@@ -54,9 +57,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     return (
         img1.dtype in _DTYPE_CODES
         and img2.dtype in _DTYPE_CODES
-        and options.is_cubic
-        and options.window_size % 2 == 1
-        and options.window_size <= _LONGEST_WINDOW
+        and all(size % 2 == 1 and size <= _LONGEST_WINDOW for size in options.windows(3))
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
     )
@@ -162,7 +163,7 @@ class KernelCall:
             self.channels,
             *sides,
             self.interleaved,
-            options.window_size,
+            *options.windows(3),
             _PADDING_CODES[options.padding],
             torch.get_num_threads(),
             weight_insets is None,
