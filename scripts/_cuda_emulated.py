@@ -133,6 +133,15 @@ def _of_both(dims: int, window_size: int) -> Iterator[_Workload]:
     yield _Workload("both gradients of the map", "element", run, dict.fromkeys(names, img1.numel()))
 
 
+def _of_axes(window_size: int) -> Iterator[_Workload]:
+    """Both gradients of volumes whose window differs along the axes, by its sigma alone: no tap is skipped."""
+    shape = (1, 1, 48, 32, 32)
+    img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
+    names = [f"splat_{part}3d_axes_{window_size}" for part in ("forward", "adjoint")]
+    run = _of_the_map(img1, img2, SSIMOptions(window_size, (1.0, 1.5, 2.0)), both)
+    yield _Workload("both gradients, sigma by axis", "element", run, dict.fromkeys(names, img1.numel()))
+
+
 def _of_volumes(window_size: int) -> Iterator[_Workload]:
     """The value and one gradient of volumes of float32."""
     shape, options = (1, 1, 48, 32, 32), SSIMOptions(window_size)
@@ -250,6 +259,7 @@ def run_all() -> dict[str, Emulated]:
     workloads = itertools.chain(
         *(_of_both(dims, window) for window in windows for dims in (2, 3)),
         *(of(window) for window in narrow for of in (_of_images, _of_volumes)),
+        *map(_of_axes, (_DEFAULT_WINDOW, max(windows))),
         _of_own_kernels(),
         _elementwise(),
         *map(_voxelizer, (1, 4)),

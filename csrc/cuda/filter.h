@@ -136,4 +136,79 @@ SPLAT_DEVICE void row_filter(const SsimProblem& a, const Real* row, Real (&sums)
   }
 }
 
+// --- Windows that differ along the axes ------------------------------------------------------------------------------
+//
+// A kernel for kTaps runs every window that is no wider along any axis. In the plane the window lies in the middle of the
+// kTaps; a tap beyond its radius is skipped. It is not taken as 0, as said above. All threads skip the same taps. Sums run
+// from the edge to the centre, see moments_to_the_centre.
+
+enum PlaneAxis { kHeight = 0, kWidth = 1 };
+
+// The radius along a plane's axis.
+SPLAT_DEVICE int plane_radius(const SsimProblem& a, PlaneAxis axis) { return a.radius[axis + 1]; }
+
+// Moments along the width as row_moments.
+template <int kTaps, int kColumns>
+SPLAT_DEVICE void axis_row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4]) {
+  static_assert(kColumns % 2 == 0, "two columns are read at once");
+  constexpr int kRadius = kTaps / 2, kLoaded = kColumns + kTaps - 1;
+  Real s[kLoaded], d[kLoaded];
+#pragma unroll
+  for (int c = 0; c < kLoaded; c += 2) {
+    const Quad v = load_shared(reinterpret_cast<const Quad*>(row + c));
+    s[c] = v.x, d[c] = v.y, s[c + 1] = v.z, d[c + 1] = v.w;
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) h[j][0] = h[j][1] = h[j][2] = h[j][3] = 0.f;
+  auto add = [&](Real(&sum)[4], int c, float w) {
+    add_tap(sum[0], s[c], w, false);
+    add_tap(sum[1], d[c], w, false);
+    add_tap(sum[2], s[c] * s[c], w, false);
+    add_tap(sum[3], d[c] * d[c], w, false);
+  };
+#pragma unroll
+  for (int r = kRadius; r >= 0; --r) {
+    if (r > plane_radius(a, kWidth)) continue;
+    const float w = a.plane_taps[kWidth][r];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      add(h[j], j + kRadius - r, w);
+      if (r > 0) add(h[j], j + kRadius + r, w);
+    }
+  }
+}
+
+// sums[j] = Σ_t w_t in[j + t] along an axis of the plane, of the taps that there are.
+template <int kTaps, int kCount, int kLoaded>
+SPLAT_DEVICE void axis_filter(const SsimProblem& a, PlaneAxis axis, const Real (&in)[kLoaded], Real (&sums)[kCount]) {
+  constexpr int kRadius = kTaps / 2;
+  static_assert(kLoaded >= kCount + kTaps - 1, "all taps of all outputs");
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) sums[j] = 0.f;
+#pragma unroll
+  for (int r = kRadius; r >= 0; --r) {
+    if (r > plane_radius(a, axis)) continue;
+    const float w = a.plane_taps[axis][r];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      add_tap(sums[j], in[j + kRadius - r], w, false);
+      if (r > 0) add_tap(sums[j], in[j + kRadius + r], w, false);
+    }
+  }
+}
+
+// filter_step along the slices: the window's taps are the first of the kTaps, so that an output is complete as soon as
+// the window's last slice is there.
+template <int kState>
+SPLAT_DEVICE Real axis_filter_step(const SsimProblem& a, Real (&state)[kState], Real v) {
+  const int last = 2 * a.radius[0];
+  const Real out = multiply_add(a.slice_taps[0], v, state[0]);
+#pragma unroll
+  for (int k = 0; k < kState; ++k) {
+    const Real rest = k + 1 < kState ? state[k + 1 < kState ? k + 1 : k] : Real(0.f);
+    state[k] = k < last ? multiply_add(a.slice_taps[k + 1], v, rest) : Real(0.f);
+  }
+  return out;
+}
+
 }  // namespace

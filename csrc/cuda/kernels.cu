@@ -63,6 +63,14 @@ SPLAT_WINDOW(13, 1)
 SPLAT_WINDOW(15, 1)
 #endif
 
+#define SPLAT_AXES(taps)                                                                            \
+  SPLAT_ENTRY(splat_forward3d_axes_##taps, 256, 1, SsimProblem) { forward3d<taps, kAny, true>(a); } \
+  SPLAT_ENTRY(splat_adjoint3d_axes_##taps, 256, 1, SsimProblem) { backward3d<taps, false, true>(a); }
+#if SPLAT_IN_UNIT(SPLAT_UNIT_AXES)
+SPLAT_AXES(11)
+SPLAT_AXES(15)
+#endif
+
 #if SPLAT_IN_UNIT(SPLAT_UNIT_SHARED)
 SPLAT_ENTRY(splat_pad, 256, 1, SsimPadding) { pad(a); }
 SPLAT_ENTRY(splat_fold, 256, 4, SsimPadding) { fold(a); }

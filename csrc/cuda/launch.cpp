@@ -17,6 +17,27 @@ constexpr Int64 kMostBlocks = 2147483647;  // the x axis of a CUDA grid
 constexpr int kFusedWidth = 256;           // columns that a block of a fused kernel filters
 constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do without
 
+// The first of a window's axes that the images have.
+int first_axis(const SsimOptions& o) { return 3 - o.spatial_dims; }
+
+// Whether the window is the same along all axes, and has kernels of its own.
+bool is_cubic(const SsimOptions& o) {
+  bool alike = true;
+  for (int axis = first_axis(o); axis < 3; ++axis) {
+    alike = alike && o.window_size[axis] == o.window_size[2] && o.sigma[axis] == o.sigma[2];
+  }
+  return alike;
+}
+
+// The taps of the kernels that run a window: its own, or where its axes differ those of the narrower shared kernels that
+// are wide enough.
+int kernel_taps(const SsimOptions& o) {
+  if (is_cubic(o)) return o.window_size[2];
+  int widest = 0;
+  for (int axis = first_axis(o); axis < 3; ++axis) widest = o.window_size[axis] > widest ? o.window_size[axis] : widest;
+  return widest <= kDefaultWindow ? kDefaultWindow : kMaxTaps;
+}
+
 // What the launcher must know of a kernel: outputs a block covers, steps before the first output, blocks an SM holds.
 struct Shape {
   int columns, rows, warm_up, resident;
@@ -72,7 +93,7 @@ bool plain_slices(const SsimProblem& p) {
 // Whether one kernel makes the sums and the gradient: of one image, by 1 - S of its voxels, without eps; it walks down
 // weights by steps of 32 bits.
 bool has_fused(const SsimProblem& p, const SsimOptions& o) {
-  if (o.spatial_dims == 3 || o.window_size > kDefaultWindow || o.eps != 0. || o.both || p.plane_weight) return false;
+  if (o.spatial_dims == 3 || o.window_size[2] > kDefaultWindow || o.eps != 0. || o.both || p.plane_weight) return false;
   for (const SsimTensor& weight : {p.weight, p.l1_weight}) {
     if (!fits_int(weight.stride[3]) || !fits_int(weight.stride[4])) return false;
   }
@@ -82,15 +103,16 @@ bool has_fused(const SsimProblem& p, const SsimOptions& o) {
 // The kernel, of those of the default window.
 SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation operation) {
   const bool volume = o.spatial_dims == 3;
-  bool simple = plain(p.image[0]) && plain(p.image[1]) && o.window_size <= kDefaultWindow && !o.both;
+  bool simple = plain(p.image[0]) && plain(p.image[1]) && kernel_taps(o) <= kDefaultWindow && is_cubic(o) && !o.both;
   if (volume) simple = simple && plain_slices(p);
   if (operation == kOperationFused) {
     if (p.background) return kFused2dRgba;
     simple = simple && plain(p.grad[0]);
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
     if (!simple) return kFused2dStrided;
-    const bool two_strips = p.size[4] > kFusedWidth - (o.window_size - 1);  // the second with a few columns
-    return two_strips && p.size[4] <= kFusedWidth && o.window_size == kDefaultWindow ? kFused2dLone : kFused2d;
+    const int window = o.window_size[2];
+    const bool two_strips = p.size[4] > kFusedWidth - (window - 1);  // the second with a few columns
+    return two_strips && p.size[4] <= kFusedWidth && window == kDefaultWindow ? kFused2dLone : kFused2d;
   }
   if (operation == kOperationBackward) {
     simple = simple && plain(p.grad[0]) && !p.grad[1].data && !p.l1_weight.data;
@@ -109,6 +131,13 @@ int partial_maps(const SsimProblem& p, const SsimOptions& o) {
   const SsimKernel forward = choose(p, o, kOperationForward), backward = choose(p, o, kOperationBackward);
   const bool three = (forward == kPartials3d || forward == kWeighted3d) && backward == kBackward3d;
   return three ? 3 : 4;
+}
+
+// The kernel for windows that differ along the axes, of `taps` taps: one of those for any tensor.
+SsimKernel of_axes(SsimKernel kernel, int taps) {
+  if (kernel == kForward3d) return taps == kMaxTaps ? kForward3dAxes_15 : kForward3dAxes_11;
+  if (kernel == kAdjoint3d) return taps == kMaxTaps ? kAdjoint3dAxes_15 : kAdjoint3dAxes_11;
+  return kKernelCount;
 }
 
 // The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the
@@ -168,18 +197,32 @@ int segment_length(int length, Int64 columns, int warm_up, Int64 places) {
   return best;
 }
 
-// Window weights from the edge to the centre, in double precision.
-void fill_taps(SsimProblem& p, const SsimOptions& o) {
-  const int radius = o.window_size / 2;
+// Weights of one axis from the edge to the centre, in double precision.
+void fill_taps(float (&taps)[kMaxTaps / 2 + 1], int window, double sigma) {
+  const int radius = window / 2;
   double weight[kMaxTaps / 2 + 1], sum = 0.;
   for (int k = 0; k <= radius; ++k) {
-    weight[k] = std::exp(-0.5 * k * k / (o.sigma * o.sigma));
+    weight[k] = std::exp(-0.5 * k * k / (sigma * sigma));
     sum += k == 0 ? weight[k] : 2. * weight[k];
   }
-  for (int k = 0; k <= radius; ++k) p.taps[k] = static_cast<float>(weight[radius - k] / sum);
-  double rest = 1. - p.taps[radius];
-  for (int k = 0; k < radius - 1; ++k) rest -= 2. * p.taps[k];
-  p.taps[radius - 1] = static_cast<float>(rest / 2.);
+  for (int k = 0; k <= radius; ++k) taps[k] = static_cast<float>(weight[radius - k] / sum);
+  if (radius == 0) return;
+  double rest = 1. - taps[radius];
+  for (int k = 0; k < radius - 1; ++k) rest -= 2. * taps[k];
+  taps[radius - 1] = static_cast<float>(rest / 2.);
+}
+
+void fill_taps(SsimProblem& p, const SsimOptions& o) {
+  if (is_cubic(o)) return fill_taps(p.taps, o.window_size[2], o.sigma[2]);
+  for (int axis = 0; axis < 3; ++axis) {
+    float taps[kMaxTaps / 2 + 1];
+    const int radius = o.window_size[axis] / 2;
+    fill_taps(taps, o.window_size[axis], o.sigma[axis]);
+    for (int k = 0; k <= radius; ++k) {
+      if (axis > 0) p.plane_taps[axis - 1][k] = taps[radius - k];
+      else p.slice_taps[k] = p.slice_taps[2 * radius - k] = taps[k];
+    }
+  }
 }
 
 // The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the
@@ -202,19 +245,24 @@ void settle_strides(SsimProblem& p) {
 bool valid_background(const SsimProblem& p, const SsimOptions& o, int operation) {
   if ((p.image[1].type == kRgba) != (p.background != nullptr)) return false;
   if (!p.background) return true;
-  return operation == kOperationFused && has_fused(p, o) && o.window_size == kDefaultWindow && p.size[1] == 3;
+  return operation == kOperationFused && has_fused(p, o) && o.window_size[2] == kDefaultWindow && p.size[1] == 3;
 }
 
 bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims != 2 && o.spatial_dims != 3) return false;
-  if (o.window_size < 3 || o.window_size > kMaxTaps || o.window_size % 2 == 0) return false;
-  if (!(o.sigma > 0.) || !(o.eps >= 0.) || o.multiprocessors < 1) return false;
+  if (!(o.eps >= 0.) || o.multiprocessors < 1) return false;
+  const bool cubic = is_cubic(o);
+  if (o.spatial_dims == 2 && !cubic) return false;
+  for (int axis = first_axis(o); axis < 3; ++axis) {
+    const int window = o.window_size[axis];
+    if (window < (cubic ? 3 : 1) || window > kMaxTaps || window % 2 == 0 || !(o.sigma[axis] > 0.)) return false;
+  }
   if (o.spatial_dims == 2 && p.size[2] != 1) return false;
   for (int axis = 0; axis < 5; ++axis) {
     if (p.size[axis] < 1 || p.size[axis] > kMostBlocks - 4096) return false;
   }
   for (int axis = 5 - o.spatial_dims; axis < 5; ++axis) {
-    if (o.valid && p.size[axis] < o.window_size) return false;
+    if (o.valid && p.size[axis] < o.window_size[axis - 2]) return false;
   }
   return true;
 }
@@ -288,10 +336,9 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* opti
   SsimOptions own = *options;
   const SsimOptions* const o = &own;
   if (!valid_options(*p, *o) || !valid_background(*p, *o, operation)) return kBadArgument;
-  const int radius = o->window_size / 2;
   for (int axis = 0; axis < 3; ++axis) {
-    const bool trimmed = o->valid && (axis > 0 || o->spatial_dims == 3);
-    p->lead[axis] = trimmed ? radius : 0;
+    p->radius[axis] = axis >= first_axis(*o) ? o->window_size[axis] / 2 : 0;
+    p->lead[axis] = o->valid ? p->radius[axis] : 0;
     p->map_size[axis] = p->size[axis + 2] - 2 * p->lead[axis];
   }
   settle_strides(*p);
@@ -313,8 +360,10 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* opti
   }
   const SsimKernel kernel = choose(*p, *o, static_cast<SsimOperation>(operation));
   p->counts_l1 = kernel == kValue2d || kernel == kValue3d;
-  const Shape shape = shape_of(kernel, o->window_size);
-  p->kernel = of_window(kernel, o->window_size);
+  const int taps = kernel_taps(*o);
+  Shape shape = shape_of(kernel, taps);
+  p->kernel = is_cubic(*o) ? of_window(kernel, taps) : of_axes(kernel, taps);
+  if (!is_cubic(*o)) shape.warm_up = 2 * p->radius[0];
   const int* outputs = operation == kOperationForward ? p->map_size : p->size + 2;
   const Int64 planes = static_cast<Int64>(p->size[0]) * p->size[1], places = o->multiprocessors * shape.resident;
   p->strips = static_cast<int>(divide_up(outputs[2], shape.columns));

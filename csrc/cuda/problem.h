@@ -38,7 +38,8 @@ struct SsimReduction {
 };
 static_assert(sizeof(SsimReduction) == 128, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// Windows have 3, 5, … 15 taps, and each has kernels of its own.
+// Windows have 3, 5, … 15 taps, and each has kernels of its own. Where those of a volume's axes differ (1 to 15 taps), they
+// share kernels, which skip the taps that an axis has not.
 constexpr int kMaxTaps = 15;
 
 struct SsimProblem {
@@ -75,8 +76,12 @@ struct SsimProblem {
   SsimReduction means;
   const float* background;  // of kRgba of image[1]: 3 of every image, `background_stride` apart
   Int64 background_stride;
+  // Of each axis, for the kernels of windows that differ along them.
+  int radius[3];
+  float slice_taps[kMaxTaps];             // along the slices, from the first to the last
+  float plane_taps[2][kMaxTaps / 2 + 1];  // along the height and the width, from the centre to the edge
 };
-static_assert(sizeof(SsimProblem) == 720, "as in splat_ssim/ops/_cuda_kernels.py");
+static_assert(sizeof(SsimProblem) == 856, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // What splat_ssim_cuda_prepare makes a problem from.
 enum SsimOperation {
@@ -86,16 +91,16 @@ enum SsimOperation {
 };
 
 struct SsimOptions {
-  double sigma, k1, k2, data_range, eps;
+  double sigma[3], k1, k2, data_range, eps;
   int spatial_dims;     // 2 or 3
-  int window_size;      // odd, 3 to 15
+  int window_size[3];   // along slices, height and width: odd, 3 to 15, or where they differ 1 to 15
   int valid;            // 1: only windows inside the image; 0: zeros outside
   int gradient;         // 1: gradients follow; the forward kernel writes adjoint maps for the backward one
   int both;             // 1: the adjoint maps must serve the gradients of both images
   int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
   int multiprocessors;  // of the device, to cut the marching axis well
 };
-static_assert(sizeof(SsimOptions) == 72, "as in splat_ssim/ops/_cuda_kernels.py");
+static_assert(sizeof(SsimOptions) == 96, "as in splat_ssim/ops/_cuda_kernels.py");
 
 // A tile of the padding kernels: 2^lane_bits columns by 256 >> lane_bits rows of threads, each with kTileRows rows.
 constexpr int kTileThreads = 256, kTileRows = 4;
@@ -147,6 +152,7 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
 #define SPLAT_UNIT_ALL 0
 #define SPLAT_UNIT_SHARED 1  // what every window needs
 #define SPLAT_UNIT_VOXELS 2
+#define SPLAT_UNIT_AXES 4  // windows that differ along the axes
 
 // Every kernel: identifier, entry point, threads a block, unit. The order is the ABI of launcher and module loader.
 #define SPLAT_SSIM_KERNELS(ENTRY)                                          \
@@ -171,6 +177,10 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
   SPLAT_SSIM_NARROW_KERNELS(ENTRY, 9)                                      \
   SPLAT_SSIM_WIDE_KERNELS(ENTRY, 13)                                       \
   SPLAT_SSIM_WIDE_KERNELS(ENTRY, 15)                                       \
+  ENTRY(kForward3dAxes_11, splat_forward3d_axes_11, 256, SPLAT_UNIT_AXES)  \
+  ENTRY(kAdjoint3dAxes_11, splat_adjoint3d_axes_11, 256, SPLAT_UNIT_AXES)  \
+  ENTRY(kForward3dAxes_15, splat_forward3d_axes_15, 256, SPLAT_UNIT_AXES)  \
+  ENTRY(kAdjoint3dAxes_15, splat_adjoint3d_axes_15, 256, SPLAT_UNIT_AXES)  \
   ENTRY(kPad, splat_pad, 256, SPLAT_UNIT_SHARED)                           \
   ENTRY(kFold, splat_fold, 256, SPLAT_UNIT_SHARED)                         \
   ENTRY(kL1, splat_l1, 256, SPLAT_UNIT_SHARED)                             \

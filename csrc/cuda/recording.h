@@ -28,5 +28,5 @@ struct RecordedLaunch {
 };
 static_assert(sizeof(RecordedLaunch) == 32, "as in splat_ssim/ops/_cuda_recording.py");
 
-constexpr int kMaxArgument = 768;
+constexpr int kMaxArgument = 896;
 static_assert(sizeof(SsimProblem) <= kMaxArgument && sizeof(SsimPadding) <= kMaxArgument, "the largest arguments");

@@ -63,13 +63,16 @@ template <bool kPlain, int kCount, class Index = int>
 struct SliceLoads {
   Index where[kCount];
 
+  // `spare` rows and columns at every edge are not read.
   template <int kLoadedRows, int kPitch, int kLoadedColumns>
-  SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride) {
+  SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride, int spare_rows = 0,
+                        int spare_columns = 0) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       const int i = thread_index() + k * kThreads3d, row = i / kPitch, column = i - row * kPitch;
       const int y = first_y + row, x = first_x + column;
-      const bool inside = row < kLoadedRows && column < kLoadedColumns &&
+      const bool inside = row >= spare_rows && row < kLoadedRows - spare_rows && column >= spare_columns &&
+                          column < kLoadedColumns - spare_columns &&
                           static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
                           static_cast<unsigned>(x) < static_cast<unsigned>(width);
       where[k] = !inside ? -1 : kPlain ? static_cast<Index>(y * row_stride) + x : row << 8 | column;
@@ -98,8 +101,25 @@ struct SliceLoads {
   }
 };
 
+// How far the window reaches along the slices, and by how much less than the tile's halo in the plane.
+template <int kTaps, bool kAxes>
+struct Reach {
+  int slices, spare_rows, spare_columns;
+
+  SPLAT_DEVICE explicit Reach(const SsimProblem& a)
+      : slices(kAxes ? a.radius[0] : kTaps / 2), spare_rows(kAxes ? kTaps / 2 - a.radius[1] : 0),
+        spare_columns(kAxes ? kTaps / 2 - a.radius[2] : 0) {}
+};
+
+// Along the slices: see filter.h.
+template <bool kAxes, int kState>
+SPLAT_DEVICE Real slice_step(const SsimProblem& a, Real (&state)[kState], Real v) {
+  if constexpr (kAxes) return axis_filter_step(a, state, v);
+  return filter_step(state, v, a.taps);
+}
+
 // Along the width: rows of (s, d) to rows of four moments.
-template <int kTaps>
+template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice, Quad* filtered) {
   using T = Tile<kTaps>;
 #pragma unroll
@@ -107,8 +127,10 @@ SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice
     const int i = thread_index() + k * kThreads3d;
     if (i >= T::kLoadedRows * kGroups) break;
     const int group = i / T::kLoadedRows, row = i - group * T::kLoadedRows;
+    const Pair* const from = slice + row * T::kPairPitch + group * kGroup;
     Real h[kGroup][4];
-    row_moments<kTaps>(a, slice + row * T::kPairPitch + group * kGroup, h);
+    if constexpr (kAxes) axis_row_moments<kTaps>(a, from, h);
+    else row_moments<kTaps>(a, from, h);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       store_shared(filtered + row * T::kQuadPitch + group * kGroup + j, Quad{h[j][0], h[j][1], h[j][2], h[j][3]});
@@ -117,10 +139,25 @@ SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice
 }
 
 // Along the height: the four moments of a thread's own outputs, one above the other.
-template <int kTaps>
+template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* filtered,
                                             Real (&moment)[Tile<kTaps>::kOutputs][4]) {
   using T = Tile<kTaps>;
+  if constexpr (kAxes) {
+    Real in[4][T::kOutputs + T::kHalo], sums[T::kOutputs];
+#pragma unroll
+    for (int c = 0; c < T::kOutputs + T::kHalo; ++c) {
+      const Quad v = load_shared(filtered + c * T::kQuadPitch);
+      in[0][c] = v.x, in[1][c] = v.y, in[2][c] = v.z, in[3][c] = v.w;
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      axis_filter<kTaps>(a, kHeight, in[m], sums);
+#pragma unroll
+      for (int j = 0; j < T::kOutputs; ++j) moment[j][m] = sums[j];
+    }
+    return;
+  }
 #pragma unroll
   for (int c = 0; c < T::kOutputs + T::kHalo; ++c) {
     const Quad v = load_shared(filtered + c * T::kQuadPitch);
@@ -139,7 +176,7 @@ SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* fi
 }
 
 // Both images, slice by slice on their way to shared memory: the elements a thread loads, fetched a slice ahead.
-template <int kTaps, bool kPlain>
+template <int kTaps, bool kPlain, bool kAxes>
 struct ImageSlices {
   using T = Tile<kTaps>;
   static constexpr int kElements = T::kLoadedRows * T::kPairPitch;
@@ -150,10 +187,11 @@ struct ImageSlices {
   Real next_x[kLoads], next_y[kLoads];
 
   SPLAT_DEVICE ImageSlices(const SsimProblem& a, const Block3d& b) {
-    const int load_z = b.z0 - T::kRadius + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
+    const Reach<kTaps, kAxes> reach(a);
+    const int load_z = b.z0 - reach.slices + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
     const int load_x = b.x0 - T::kRadius + a.lead[2];
-    loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(load_y, load_x, a.size[3], a.size[4],
-                                                                         a.image[0].stride[3]);
+    loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(
+        load_y, load_x, a.size[3], a.size[4], a.image[0].stride[3], reach.spare_rows, reach.spare_columns);
     auto start = [&](const SsimTensor& image) {
       const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
       return kPlain ? at : at + load_y * image.stride[3] + load_x * image.stride[4];
@@ -217,14 +255,16 @@ SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4],
   store_global(here + 2 * a.partial_stride, by[3] * v);
 }
 
-template <int kTaps, Forward kMode>
+// With kAxes, for any window of at most kTaps along each axis.
+template <int kTaps, Forward kMode, bool kAxes = false>
 SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   using T = Tile<kTaps>;
   constexpr bool kPlainImages = kMode != kAny;
-  using Images = ImageSlices<kTaps, kPlainImages>;
+  using Images = ImageSlices<kTaps, kPlainImages, kAxes>;
   SPLAT_SHARED(Pair, slice, Images::kElements);
   SPLAT_SHARED(Quad, filtered, T::kLoadedRows * T::kQuadPitch);
   const Block3d b = block3d<T::kRows>(a);
+  const int radius = Reach<kTaps, kAxes>(a).slices;
   const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
   const int z1 = b.z0 + a.segment < a.map_size[0] ? b.z0 + a.segment : a.map_size[0];
   Images images(a, b);
@@ -246,7 +286,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     images.put(slice, shift);
     images.fetch(a, z + 1);
     barrier();
-    filter_rows_of_moments<kTaps>(a, slice, filtered);
+    filter_rows_of_moments<kTaps, kAxes>(a, slice, filtered);
     if (value && z >= b.z0 && z < z1) {
 #pragma unroll
       for (int j = 0; j < T::kOutputs; ++j) {
@@ -256,27 +296,27 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     }
     barrier();
     Real h[T::kOutputs][4];
-    filter_columns_of_moments<kTaps>(a, filtered + row0 * T::kQuadPitch + lane, h);
+    filter_columns_of_moments<kTaps, kAxes>(a, filtered + row0 * T::kQuadPitch + lane, h);
 #pragma unroll
     for (int j = 0; j < T::kOutputs; ++j) {
       Real moment[4];
 #pragma unroll
-      for (int m = 0; m < 4; ++m) moment[m] = filter_step(state[j][m], h[j][m], a.taps);
+      for (int m = 0; m < 4; ++m) moment[m] = slice_step<kAxes>(a, state[j][m], h[j][m]);
       if (!emits || !stores[j]) continue;
       const Int64 at = place + j * static_cast<Int64>(a.map_size[2]);
       if (kMode == kAny) {
-        any.add(a, moment, shift, b.batch, b.channel, z - T::kRadius, b.y0 + row0 + j, b.x0 + lane, at);
+        any.add(a, moment, shift, b.batch, b.channel, z - radius, b.y0 + row0 + j, b.x0 + lane, at);
       } else {
         add_plain_voxel(a, moment, shift, at, value, weighted, dssim);
       }
     }
     if (emits) place += a.map_slice;
   };
-  images.fetch(a, b.z0 - T::kRadius);
+  images.fetch(a, b.z0 - radius);
 #pragma unroll 1
-  for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
+  for (int z = b.z0 - radius; z < b.z0 + radius; ++z) step(z, false);
 #pragma unroll 1
-  for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
+  for (int z = b.z0 + radius; z < z1 + radius; ++z) step(z, true);
   if (!a.block_sums) return;
   block_sum<kThreads3d>(kMode == kAny ? any.dssim : dssim, block_sum_place(a, kSumDssim));
   if (kMode == kAny && a.similarities) block_sum<kThreads3d>(any.contrast, block_sum_place(a, kSumContrast));
@@ -284,7 +324,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
 }
 
 // Along the width, one adjoint map.
-template <int kTaps>
+template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_map(const SsimProblem& a, const Real* slice, Real* filtered, int row, int group) {
   using T = Tile<kTaps>;
   constexpr int kReads = (kGroup + T::kHalo + 3) / 4;
@@ -297,20 +337,31 @@ SPLAT_DEVICE void filter_rows_of_map(const SsimProblem& a, const Real* slice, Re
     in[4 * k + 2] = v.z;
     in[4 * k + 3] = v.w;
   }
+  if constexpr (kAxes) {
+    axis_filter<kTaps>(a, kWidth, in, sums);
+  } else {
 #pragma unroll
-  for (int j = 0; j < kGroup; ++j) {
+    for (int j = 0; j < kGroup; ++j) {
 #pragma unroll
-    for (int t = 0; t < kTaps; ++t) add_tap(sums[j], in[j + t], tap<kTaps>(a, t), t == 0);
+      for (int t = 0; t < kTaps; ++t) add_tap(sums[j], in[j + t], tap<kTaps>(a, t), t == 0);
+    }
   }
   store_shared(reinterpret_cast<Quad*>(filtered + row * T::kFilteredPitch + group * kGroup),
                Quad{sums[0], sums[1], sums[2], sums[3]});
 }
 
 // Along the height, one adjoint map: a thread's own outputs.
-template <int kTaps>
+template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filtered,
                                         Real (&sums)[Tile<kTaps>::kOutputs]) {
   using T = Tile<kTaps>;
+  if constexpr (kAxes) {
+    Real in[T::kOutputs + T::kHalo];
+#pragma unroll
+    for (int c = 0; c < T::kOutputs + T::kHalo; ++c) in[c] = load_shared(filtered + c * T::kFilteredPitch);
+    axis_filter<kTaps>(a, kHeight, in, sums);
+    return;
+  }
 #pragma unroll
   for (int c = 0; c < T::kOutputs + T::kHalo; ++c) {
     const Real v = load_shared(filtered + c * T::kFilteredPitch);
@@ -324,7 +375,7 @@ SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filter
 
 // The adjoint maps, three for plain images and else four, slice by slice on their way to shared memory: the elements a
 // thread loads, fetched a slice ahead.
-template <int kTaps, bool kPlain>
+template <int kTaps, bool kPlain, bool kAxes>
 struct AdjointSlices {
   using T = Tile<kTaps>;
   static constexpr int kMaps = kPlain ? 3 : 4, kElements = T::kLoadedRows * T::kMapPitch;
@@ -335,11 +386,13 @@ struct AdjointSlices {
   Real next[kMaps][kLoads];
 
   SPLAT_DEVICE AdjointSlices(const SsimProblem& a, const Block3d& b) {
+    const Reach<kTaps, kAxes> reach(a);
     loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(
-        b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2]);
+        b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2],
+        reach.spare_rows, reach.spare_columns);
     // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
     slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
-    const int load_z = b.z0 - T::kRadius - a.lead[0];
+    const int load_z = b.z0 - reach.slices - a.lead[0];
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
       maps[m] = a.partials + m * a.partial_stride + (b.plane * a.map_size[0] + load_z) * slice_voxels;
@@ -435,7 +488,7 @@ struct OwnVoxels {
 };
 
 // Along the width, all adjoint maps: the threads share the rows and groups of columns.
-template <int kTaps, int kMaps>
+template <int kTaps, int kMaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_maps(const SsimProblem& a, const Real* slice, Real* filtered) {
   using T = Tile<kTaps>;
   constexpr int kItems = T::kLoadedRows * kGroups;
@@ -445,22 +498,23 @@ SPLAT_DEVICE void filter_rows_of_maps(const SsimProblem& a, const Real* slice, R
     if (i < kItems) {
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
-        filter_rows_of_map<kTaps>(a, slice + m * T::kLoadedRows * T::kMapPitch,
-                                  filtered + m * T::kLoadedRows * T::kFilteredPitch, row, group);
+        filter_rows_of_map<kTaps, kAxes>(a, slice + m * T::kLoadedRows * T::kMapPitch,
+                                         filtered + m * T::kLoadedRows * T::kFilteredPitch, row, group);
       }
     }
   }
 }
 
 // Gradients from the adjoint maps, as backward2d.
-template <int kTaps, bool kPlain>
+template <int kTaps, bool kPlain, bool kAxes = false>
 SPLAT_DEVICE void backward3d(const SsimProblem& a) {
   using T = Tile<kTaps>;
-  using Maps = AdjointSlices<kTaps, kPlain>;
+  using Maps = AdjointSlices<kTaps, kPlain, kAxes>;
   constexpr int kMaps = Maps::kMaps, kFiltered = T::kLoadedRows * T::kFilteredPitch;
   SPLAT_SHARED(Real, slice, kMaps * Maps::kElements);
   SPLAT_SHARED(Real, filtered, kMaps * kFiltered);
   const Block3d b = block3d<T::kRows>(a);
+  const int radius = Reach<kTaps, kAxes>(a).slices;
   const int t = thread_index(), lane = t & 31, row0 = (t >> 5) * T::kOutputs;
   const int z1 = b.z0 + a.segment < a.size[2] ? b.z0 + a.segment : a.size[2];
   Maps adjoint(a, b);
@@ -475,27 +529,27 @@ SPLAT_DEVICE void backward3d(const SsimProblem& a) {
     adjoint.put(slice);
     adjoint.fetch(a, z + 1);
     barrier();
-    filter_rows_of_maps<kTaps, kMaps>(a, slice, filtered);
+    filter_rows_of_maps<kTaps, kMaps, kAxes>(a, slice, filtered);
     barrier();
     Real h[kMaps][T::kOutputs];
 #pragma unroll
     for (int m = 0; m < kMaps; ++m) {
-      filter_columns_of_map<kTaps>(a, filtered + m * kFiltered + row0 * T::kFilteredPitch + lane, h[m]);
+      filter_columns_of_map<kTaps, kAxes>(a, filtered + m * kFiltered + row0 * T::kFilteredPitch + lane, h[m]);
     }
 #pragma unroll
     for (int j = 0; j < T::kOutputs; ++j) {
       Real f[kMaps];
 #pragma unroll
-      for (int m = 0; m < kMaps; ++m) f[m] = filter_step(state[j][m], h[m][j], a.taps);
+      for (int m = 0; m < kMaps; ++m) f[m] = slice_step<kAxes>(a, state[j][m], h[m][j]);
       if (emits && voxels.stores[j]) voxels.store(a, shift, j, s[j], d[j], f, l1);
     }
     if (emits) voxels.advance(a);
   };
-  adjoint.fetch(a, b.z0 - T::kRadius);
+  adjoint.fetch(a, b.z0 - radius);
 #pragma unroll 1
-  for (int z = b.z0 - T::kRadius; z < b.z0 + T::kRadius; ++z) step(z, false);
+  for (int z = b.z0 - radius; z < b.z0 + radius; ++z) step(z, false);
 #pragma unroll 1
-  for (int z = b.z0 + T::kRadius; z < z1 + T::kRadius; ++z) step(z, true);
+  for (int z = b.z0 + radius; z < z1 + radius; ++z) step(z, true);
   if (a.block_sums) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
 }
 

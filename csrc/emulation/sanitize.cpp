@@ -58,9 +58,17 @@ struct Buffer {
   }
 };
 
+// Taps along slices, height and width.
+struct Window {
+  int taps[3];
+  Window(int all) : taps{all, all, all} {}
+  Window(int slices, int height, int width) : taps{slices, height, width} {}
+};
+
 struct Case {
   Size size;
-  int window, type, target;
+  Window window;
+  int type, target;
   bool valid, channels_last, both, weighted, map;
 };
 
@@ -76,7 +84,9 @@ std::vector<float> block_sums(SsimProblem& p, const SsimOptions& o, int operatio
 void run(const Case& c) {
   const int size[5] = {c.size.batch, c.size.channels, c.size.depth, c.size.height, c.size.width};
   const int spatial_dims = c.size.depth > 1 ? 3 : 2;
-  SsimOptions o{1.5, 0.01, 0.03, 1., 0., spatial_dims, c.window, c.valid, 0, c.both, 0, 2};
+  const int* const n = c.window.taps;
+  SsimOptions o{{1.5, 1.5, 1.5}, 0.01, 0.03, 1., 0., spatial_dims, {n[0], n[1], n[2]}, c.valid, 0, c.both, 0, 2};
+  const bool cubic = spatial_dims == 2 || (n[0] == n[1] && n[1] == n[2]);
   SsimProblem p{};
   for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
   Buffer x(size, c.type, c.channels_last), y(size, c.target, c.channels_last), gx(size, kFloat32, c.channels_last);
@@ -98,7 +108,7 @@ void run(const Case& c) {
   Buffer map(map_size, kFloat32, c.channels_last), weight(map_size, kFloat32, false), l1_weight(size, kFloat32, false);
   if (c.map) p.map = map.tensor;
   const bool plain =
-      c.type == kFloat32 && c.target == kFloat32 && c.window <= 11 && !(c.both || c.map || c.channels_last);
+      c.type == kFloat32 && c.target == kFloat32 && cubic && n[2] <= 11 && !(c.both || c.map || c.channels_last);
   if (c.weighted) p.weight = weight.tensor;
   const bool plain_pair = plain && spatial_dims == 3;  // has three adjoint maps, and no weight of |x - y|
   if (c.weighted && !plain_pair) p.l1_weight = l1_weight.tensor;
@@ -112,7 +122,7 @@ void run(const Case& c) {
   check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "forward");
   sums = block_sums(p, o, kOperationBackward);
   check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "backward");
-  if (spatial_dims == 2 && c.window <= 11 && !c.both) {
+  if (spatial_dims == 2 && n[2] <= 11 && !c.both) {
     sums = block_sums(p, o, kOperationFused);
     check(splat_ssim_cuda_ssim(nullptr, &p, nullptr), "fused");
   }
@@ -121,7 +131,7 @@ void run(const Case& c) {
 // RGBA over a background for each image, and the means by the last block.
 void run_rgba(bool channels_last) {
   const int size[5] = {2, 3, 1, 19, 23}, rgba_size[5] = {2, 4, 1, 19, 23};
-  SsimOptions o{1.5, 0.01, 0.03, 1., 0., 2, 11, 0, 1, 0, 0, 2};
+  SsimOptions o{{1.5, 1.5, 1.5}, 0.01, 0.03, 1., 0., 2, {11, 11, 11}, 0, 1, 0, 0, 2};
   SsimProblem p{};
   for (int axis = 0; axis < 5; ++axis) p.size[axis] = size[axis];
   Buffer x(size, kFloat16, !channels_last), rgba(rgba_size, kUint8, channels_last), grad(size, kFloat32, true);
@@ -254,6 +264,10 @@ int main(int count, char** arguments) {
            Case{flat, 11, kFloat32, kFloat32, false, false, false, false, false},
            Case{volume, 11, kFloat16, kUint8, false, true, true, true, true},
            Case{volume, 13, kFloat32, kFloat32, true, false, true, false, true},
+           Case{volume, {1, 11, 5}, kFloat32, kFloat32, true, false, false, true, false},
+           Case{volume, {5, 1, 3}, kFloat16, kUint8, false, true, true, true, true},
+           Case{volume, {3, 15, 1}, kFloat32, kFloat32, false, false, false, false, false},
+           Case{flat, {13, 3, 11}, kFloat32, kBfloat16, false, false, true, true, true},
        }) {
     run(c);
   }

@@ -19,6 +19,8 @@ WINDOW_SIZES = frozenset(range(3, 16, 2))
 #: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
 #: window needs, and the voxeliser's.
 SHARED, VOXELS = 1, 2
+#: The unit of windows that differ along the axes, which may have up to so many taps along each.
+AXES, LONGEST_AXIS_WINDOW = 4, 15
 
 # Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
 
@@ -81,18 +83,21 @@ class KernelProblem(ctypes.Structure):
         ("means", KernelReduction),
         ("background", ctypes.c_void_p),
         ("background_stride", ctypes.c_longlong),
+        ("radius", ctypes.c_int * 3),
+        ("slice_taps", ctypes.c_float * 15),
+        ("plane_taps", ctypes.c_float * 8 * 2),
     )
 
 
 class KernelOptions(ctypes.Structure):
     _fields_ = (
-        ("sigma", ctypes.c_double),
+        ("sigma", ctypes.c_double * 3),
         ("k1", ctypes.c_double),
         ("k2", ctypes.c_double),
         ("data_range", ctypes.c_double),
         ("eps", ctypes.c_double),
         ("spatial_dims", ctypes.c_int),
-        ("window_size", ctypes.c_int),
+        ("window_size", ctypes.c_int * 3),
         ("valid", ctypes.c_int),
         ("gradient", ctypes.c_int),
         ("both", ctypes.c_int),

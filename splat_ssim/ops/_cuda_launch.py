@@ -48,8 +48,7 @@ def _describe(tensor: Tensor, options: SSIMOptions) -> KernelTensor:
 
 
 def _radii(options: SSIMOptions, spatial_dims: int) -> list[int]:
-    radius = options.window_size // 2
-    return [radius if spatial_dims == 3 else 0, radius, radius]
+    return [0] * (3 - spatial_dims) + [size // 2 for size in options.windows(spatial_dims)]
 
 
 class _Call:
@@ -151,13 +150,13 @@ class _Call:
         """Completes `problem` by the options; returns the number of blocks of the kernel that will run."""
         o = self.options
         options = KernelOptions(
-            o.sigma,
+            (ctypes.c_double * 3)(*o.sigmas(3)),
             o.k1,
             o.k2,
             o.data_range,
             o.eps,
             self.spatial_dims,
-            o.window_size,
+            (ctypes.c_int * 3)(*o.windows(3)),
             self.valid,
             gradient,
             both,

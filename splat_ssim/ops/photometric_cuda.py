@@ -20,7 +20,7 @@ def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    kernels, stream = ssim_cuda.target(img1, options.window_size)
+    kernels, stream = ssim_cuda.target(img1, ssim_cuda.unit_of(options))
     targets = wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
     means = launch.photometric(kernels, stream, img1, img2, *weights, options, targets, offset, background=background)
@@ -48,7 +48,7 @@ class _Loss:
         needs: tuple[bool, bool],
         terms: bool,
     ) -> None:
-        self._terms, self._window_size = terms, options.window_size
+        self._terms, self._unit = terms, ssim_cuda.unit_of(options)
         self._shape, self._device = (img1.shape[0],) if per_image else (), img1.device
         if _overlap(img1, img2):
             img2 = torch.empty_strided(img2.shape, img2.stride(), dtype=img2.dtype, device=img2.device)
@@ -56,7 +56,7 @@ class _Loss:
         targets = wanted(grads, *needs)
         means = [img1.new_empty(self._shape, dtype=torch.float32) for _ in range(3)]
         recorder = Recorder(
-            ssim_cuda.target(img1, options.window_size)[0],
+            ssim_cuda.target(img1, ssim_cuda.unit_of(options))[0],
             (img1, img2, *targets, means[0], *(means[1:] if terms else (None, None)), background),
         )
         if not terms:
@@ -69,7 +69,7 @@ class _Loss:
         self._none = img1.new_empty(0, dtype=torch.float32)
 
     def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
-        kernels, stream = ssim_cuda.target(img1, self._window_size)
+        kernels, stream = ssim_cuda.target(img1, self._unit)
         grad1, grad2 = (self._none if layout is None else self._empty(*layout) for layout in self._layouts)
         workspace = self._empty((self._recording.workspace,), (1,), torch.uint8)
         loss = self._empty(self._shape)

@@ -18,7 +18,7 @@ from .. import _maps
 from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import _cuda_module
-from ._cuda_kernels import SHARED, WINDOW_SIZES, Kernels
+from ._cuda_kernels import AXES, LONGEST_AXIS_WINDOW, SHARED, WINDOW_SIZES, Kernels
 from .layout import channels_first, map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
@@ -30,8 +30,19 @@ _DATA_RANGES = (1e-12, 1e12)
 _EPS = (1e-30, 1e30)
 
 
-def _has_device_kernels(index: int, window_size: int) -> bool:
-    return _cuda_module.kernels(index, window_size) is not None
+def unit_of(options: SSIMOptions) -> int:
+    """The unit of the kernels for a window: see csrc/cuda/problem.h."""
+    return options.window_size if isinstance(options.window_size, int) and options.is_cubic else AXES
+
+
+def _takes_window(options: SSIMOptions) -> bool:
+    if options.is_cubic:
+        return options.window_size in WINDOW_SIZES
+    return max(options.windows(3)) <= LONGEST_AXIS_WINDOW
+
+
+def _has_device_kernels(index: int, unit: int) -> bool:
+    return _cuda_module.kernels(index, unit) is not None
 
 
 # What torch.compiler.assume_constant_result sets; the decorator itself would import Dynamo, seconds of every start.
@@ -43,13 +54,12 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     return (
         img1.dtype in _DTYPES
         and img2.dtype in _DTYPES
-        and options.is_cubic
-        and options.window_size in WINDOW_SIZES
+        and _takes_window(options)
         and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
         and max(img1.shape) < _LONGEST_AXIS
-        and _has_device_kernels(img1.device.index, options.window_size)
+        and _has_device_kernels(img1.device.index, unit_of(options))
     )
 
 
@@ -74,7 +84,7 @@ _current_stream: Callable[[int], int] = getattr(
 def _ssim_map(img1, img2, *arguments):
     options = SSIMOptions.of(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
-    launch.fill_map(*target(img1, options.window_size), img1, img2, options, found)
+    launch.fill_map(*target(img1, unit_of(options)), img1, img2, options, found)
     return found
 
 
@@ -83,13 +93,13 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     targets = wanted(grads, need1, need2)
-    launch.fill_map_gradients(*target(img1, options.window_size), grad_map, img1, img2, options, targets)
+    launch.fill_map_gradients(*target(img1, unit_of(options)), grad_map, img1, img2, options, targets)
     return grads
 
 
 def _ssim_channel_means(img1, img2, *arguments):
     options = SSIMOptions.of(*arguments)._replace(eps=0.0)
-    return launch.channel_means(*target(img1, options.window_size), img1, img2, options)
+    return launch.channel_means(*target(img1, unit_of(options)), img1, img2, options)
 
 
 def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
@@ -97,7 +107,7 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     targets = wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*target(img1, options.window_size), grad_means, img1, img2, options, targets)
+    launch.fill_channel_mean_gradients(*target(img1, unit_of(options)), grad_means, img1, img2, options, targets)
     return grads
 
 
@@ -105,7 +115,7 @@ def _ms_ssim(img1, img2, weights, *arguments):
     options = SSIMOptions.of(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
-    means = [launch.channel_means(*target(img1, options.window_size), *pair, first_options) for pair in pairs]
+    means = [launch.channel_means(*target(img1, unit_of(options)), *pair, first_options) for pair in pairs]
     terms = _maps.scale_terms(means).double()
     return _maps.combine_terms(terms, weights).float(), terms
 
@@ -126,9 +136,7 @@ def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
         grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
         grads = new_gradients(*pair, first_options, need1, need2, planar=True)
         targets = wanted(grads, need1, need2)
-        launch.fill_channel_mean_gradients(
-            *target(img1, options.window_size), grad_means, *pair, first_options, targets
-        )
+        launch.fill_channel_mean_gradients(*target(img1, unit_of(options)), grad_means, *pair, first_options, targets)
         for i, grad in enumerate(targets):
             if grad is not None and coarser is not None:
                 grad += _maps.spread(coarser[i], grad.shape)

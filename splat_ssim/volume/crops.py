@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import of_each
 from .grid import VoxelGrid
 
 
-def loss_reach(options: Mapping[str, Any]) -> int:
-    """How many voxels around a crop a loss looks at: half of SSIM's window.
+def loss_reach(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many voxels around a crop a loss looks at along each axis (n0, n1, n2): half of SSIM's window.
 
     Exact for the SSIM losses of one scale. A loss that looks further, such as ms_ssim, sees the edge of the crop.
 
     Args:
-        options: Of the loss, `--loss-kwargs`; without a window_size it is 11.
+        options: Of the loss, `--loss-kwargs`; a window_size is a number or three, one for each axis, and 11 without.
     """
-    return int(options.get("window_size", 11)) // 2
+    return tuple(int(size) // 2 for size in of_each(options.get("window_size", 11), 3))
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ class Crop:
         return grid.crop(self.start, self.shape)
 
 
-def make_crop(shape: Sequence[int], core_start: Sequence[int], core_shape: Sequence[int], *, halo: int) -> Crop:
+def make_crop(
+    shape: Sequence[int], core_start: Sequence[int], core_shape: Sequence[int], *, halo: int | Sequence[int]
+) -> Crop:
     """A crop of a volume of `shape`; the halo ends at the volume's borders, where every window sees the padding.
 
-    With halo = window_size // 2, the SSIM map inside the core equals the whole volume's, zero padding included.
+    With halo = window_size // 2, the SSIM map inside the core equals the whole volume's, zero padding included. A halo
+    is that of all axes, or one for each.
 
     Raises:
         ValueError: A core that does not lie inside the volume.
@@ -73,8 +77,9 @@ def make_crop(shape: Sequence[int], core_start: Sequence[int], core_shape: Seque
     for axis in range(3):
         if not (0 <= core_start[axis] and core_shape[axis] >= 1 and core_start[axis] + core_shape[axis] <= shape[axis]):
             raise ValueError(f"the core must lie in {tuple(shape)}, got {tuple(core_shape)} at {tuple(core_start)}")
-    start = [max(0, s - halo) for s in core_start]
-    stop = [min(n, s + c + halo) for n, s, c in zip(shape, core_start, core_shape, strict=True)]
+    halos = of_each(halo, 3)
+    start = [max(0, s - h) for s, h in zip(core_start, halos, strict=True)]
+    stop = [min(n, s + c + h) for n, s, c, h in zip(shape, core_start, core_shape, halos, strict=True)]
     return Crop(
         tuple(start),
         tuple(b - a for a, b in zip(start, stop, strict=True)),
@@ -84,7 +89,12 @@ def make_crop(shape: Sequence[int], core_start: Sequence[int], core_shape: Seque
 
 
 def random_crop(
-    shape: Sequence[int], size: int, *, halo: int, generator: torch.Generator, inside: Tensor | None = None
+    shape: Sequence[int],
+    size: int,
+    *,
+    halo: int | Sequence[int],
+    generator: torch.Generator,
+    inside: Tensor | None = None,
 ) -> Crop:
     """A core of `size` voxels along each axis (all of a shorter axis), anywhere in the volume.
 
