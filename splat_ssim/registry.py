@@ -194,7 +194,7 @@ def _probe(name: str, function: Loss) -> None:
 
     Volumes are tried where images fail, and a CUDA device where the CPU does.
     """
-    failure: Exception | None = None
+    failures: list[Exception] = []
     with_cuda = torch.cuda.is_available()
     devices = ["cpu", "cuda"] if with_cuda else ["cpu"]
     for device, shape in ((device, shape) for device in devices for shape in _PROBE_SHAPES):
@@ -207,7 +207,7 @@ def _probe(name: str, function: Loss) -> None:
             try:
                 results = [function(pred, target.to(device)) for pred in (near, far)]
             except Exception as error:  # Whatever a plug-in raises is reported, see below.
-                failure = failure or error
+                failures.append(error)
                 continue
         good, bad = (_scalar(name, result) for result in results)
         if good > bad:
@@ -216,7 +216,8 @@ def _probe(name: str, function: Loss) -> None:
                 "a far one: it is a similarity. Wrap it in a function that returns 1 minus its value"
             )
         return
+    reasons = dict.fromkeys(f"{type(failure).__name__}: {failure}" for failure in failures)  # of images, of volumes
     raise ValueError(
         f"the loss {name!r} must work as loss(pred, target, *, mask=None) on float images in [0, 1], got "
-        f"{type(failure).__name__}: {failure}"
-    ) from failure
+        f"{'; on volumes '.join(list(reasons)[:2])}"
+    ) from failures[0]

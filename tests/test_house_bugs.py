@@ -111,7 +111,7 @@ def test_4_resume_from_python_takes_the_folder_it_names(fit, tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("window_size", [3, 11, 17])
+@pytest.mark.parametrize("window_size", [3, 11, 17, (1, 11, 5), (9, 3, 13)])
 def test_5_crops_see_as_far_as_the_window(window_size):
     generator = torch.Generator().manual_seed(0)
     shape, core_start, core_shape = (40, 38, 36), (12, 10, 11), (9, 8, 10)
@@ -130,6 +130,7 @@ def test_5_crops_see_as_far_as_the_window(window_size):
 def test_5_the_fit_takes_the_halo_from_its_loss(fit):
     assert VolumeTask(fit).halo == 5
     assert VolumeTask(replace(fit, loss_kwargs={"window_size": 17})).halo == 8
+    assert VolumeTask(replace(fit, loss_kwargs={"window_size": [1, 3, 11]})).halo == (0, 1, 5)
 
 
 def test_7_the_planes_are_counted_on_their_device(monkeypatch):

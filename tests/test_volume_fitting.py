@@ -131,6 +131,21 @@ def test_strategies_of_the_trainer_fit(tmp_path, scan, name):
     assert metrics["psnr3d"] > 19 and 130 <= metrics["num_gaussians"] <= 150, metrics
 
 
+@pytest.mark.parametrize("crop", [0, 8])
+def test_a_window_for_each_axis(tmp_path, scan, crop):
+    """From a YAML file; a crop's halo follows the window, and the metric stays what it is."""
+    yaml = tmp_path / "thick.yaml"
+    options = "{window_size: [1, 11, 5], sigma: [1.0, 1.5, 0.8]}"
+    yaml.write_text(f"task: volume\ncrop: {crop}\nloss: fused_ssim\nloss_kwargs: {options}\n")
+    arguments = ["--config", str(yaml), "--data-dir", str(scan), "--result-dir", str(tmp_path / "run")]
+    metrics = main([*arguments, "--steps", "12", "--strategy.budget", "150", "--output.no-progress"])
+    assert metrics["psnr3d"] > 10 and 0 < metrics["ssim3d"] < 1
+    saved = read_yaml(tmp_path / "run" / "config.yaml")["loss_kwargs"]
+    assert saved == {"window_size": [1, 11, 5], "sigma": [1.0, 1.5, 0.8]}
+    resumed = main(["--resume", str(tmp_path / "run"), "--steps", "14", "--output.no-progress"])
+    assert resumed["step"] == 14
+
+
 def test_grid_refines_in_levels(tmp_path, scan):
     metrics = run(tmp_path / "run", scan, "--model.name", "grid", "--model.grid-levels", "2", "--output.no-video")
     assert 0.8 * 150 * 11 < metrics["parameters"] <= 150 * 11
@@ -178,6 +193,7 @@ def test_a_mask_says_what_counts(tmp_path, scan):
     "change,text",
     [
         (["--loss", "nonsense"], "a loss must be one of"),
+        (["--loss-kwargs", "{window_size: [3, 11]}"], r"on volumes ValueError: window_size must be a number or three"),
         (["--strategy.budget", "0"], "strategy.budget must be at least 1"),
         (["--strategy.name", "taming"], "must not be taming for a volume: its score is over training views"),
         (

@@ -73,7 +73,7 @@ class RunConfig:
     result_dir: Path | None = None
     #: l1, l2, ssim, fused_ssim or package.module:function.
     loss: str = "fused_ssim"
-    #: Options of the loss, a YAML mapping.
+    #: Options of the loss, a YAML mapping. For volumes window_size and sigma may be three, in the order of the array.
     loss_kwargs: YamlMapping = field(default_factory=dict)
     #: Length of the run.
     steps: int = 1000

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import of_each
+from ..options import of_each, one_or_each
 from .grid import VoxelGrid
 
 
-def loss_reach(options: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many voxels around a crop a loss looks at along each axis (n0, n1, n2): half of SSIM's window.
+def loss_reach(options: Mapping[str, Any]) -> int | tuple[int, ...]:
+    """How many voxels around a crop a loss looks at: half of SSIM's window, of all axes or of each (n0, n1, n2).
 
     Exact for the SSIM losses of one scale. A loss that looks further, such as ms_ssim, sees the edge of the crop.
 
     Args:
         options: Of the loss, `--loss-kwargs`; a window_size is a number or three, one for each axis, and 11 without.
     """
-    return tuple(int(size) // 2 for size in of_each(options.get("window_size", 11), 3))
+    return one_or_each([int(size) // 2 for size in of_each(options.get("window_size", 11), 3)])
 
 
 @dataclass(frozen=True)
