@@ -79,6 +79,8 @@ def ssim(
     structural similarity", IEEE TIP 13(4), 2004, eq. 13.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> pred = torch.rand(1, 3, 64, 64, requires_grad=True)
         >>> loss = 1 - splat_ssim.ssim(pred, torch.rand(1, 3, 64, 64))
         >>> loss.backward()
@@ -127,6 +129,8 @@ def ssim3d(
         ValueError: As for `ssim`.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> volume = torch.rand(1, 1, 32, 32, 32)
         >>> splat_ssim.ssim3d(volume, volume)
         tensor(1.)
@@ -184,6 +188,8 @@ def ms_ssim(
     Asilomar 2003, eq. 7.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> pred = torch.rand(1, 3, 192, 192, requires_grad=True)
         >>> loss = 1 - splat_ssim.ms_ssim(pred, torch.rand(1, 3, 192, 192))
         >>> loss.backward()

@@ -118,6 +118,8 @@ def photometric_loss(
     Rendering", ACM TOG 42(4), 2023, eq. 7.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.loss import photometric_loss
         >>> pred = torch.rand(1, 3, 64, 64, requires_grad=True)
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
@@ -222,6 +224,8 @@ class PhotometricLoss(_WithOptions):
     """`photometric_loss` as a module: the options are those of the function, the forward takes images and a mask.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.loss import PhotometricLoss
         >>> criterion = PhotometricLoss(lambda_dssim=0.2, channels_last=True)
         >>> loss = criterion(torch.rand(1, 64, 64, 3), torch.rand(1, 64, 64, 3))
     """
@@ -329,6 +333,8 @@ def ms_ssim_l1_loss(
     TCI 3(1), 2017, with a plain mean as the L1 term.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.loss import ms_ssim_l1_loss
         >>> pred = torch.rand(1, 3, 192, 192, requires_grad=True)
         >>> ms_ssim_l1_loss(pred, torch.rand(1, 3, 192, 192)).backward()
     """

@@ -43,6 +43,8 @@ class SSIM(_WithOptions):
     """`splat_ssim.ssim` as a module: the options are those of the function, the forward takes the images and a mask.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> metric = splat_ssim.SSIM(padding="valid", data_range=255)
         >>> value = metric(torch.rand(1, 3, 64, 64) * 255, torch.rand(1, 3, 64, 64) * 255)
     """
@@ -90,6 +92,8 @@ class SSIM3D(SSIM):
     """`splat_ssim.ssim3d` as a module; the options are those of `SSIM`, window and sigma also one for each axis.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> value = splat_ssim.SSIM3D()(torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16))
         >>> splat_ssim.SSIM3D(window_size=(1, 11, 11)).options["window_size"]
         (1, 11, 11)
@@ -103,6 +107,8 @@ class MSSSIM(_WithOptions):
     """`splat_ssim.ms_ssim` as a module, for images and volumes.
 
     Example:
+        >>> import torch
+        >>> import splat_ssim
         >>> value = splat_ssim.MSSSIM()(torch.rand(1, 3, 192, 192), torch.rand(1, 3, 192, 192))
     """
 

@@ -44,6 +44,8 @@ def l1_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
     """Mean of |pred - target|, weighted by the mask.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.registry import l1_loss
         >>> l1_loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
         tensor(1.)
     """
@@ -55,6 +57,8 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
     """Mean of (pred - target)², weighted by the mask.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.registry import l2_loss
         >>> l2_loss(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 2.0))
         tensor(4.)
     """
@@ -81,6 +85,8 @@ def ssim_loss(
     """The number of `splat_ssim.loss.photometric_loss` computed in plain torch, to compare with.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.registry import ssim_loss
         >>> value, terms = ssim_loss(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     """
     given = SSIMOptions(window_size, sigma, data_range, k1, k2, padding, channels_last)
@@ -129,6 +135,8 @@ def get_loss(name: str, **kwargs: object) -> Loss:
             probe pair, the loss fails, returns no scalar, or grows with likeness: a similarity, not a loss.
 
     Example:
+        >>> import torch
+        >>> from splat_ssim.registry import get_loss
         >>> criterion = get_loss("fused_ssim", lambda_dssim=0.3)
         >>> value, terms = criterion(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
         >>> criterion = get_loss("torch.nn.functional:mse_loss")

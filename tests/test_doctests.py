@@ -18,10 +18,6 @@ KNOWN = {
     "splat_ssim.compat.kornia": 23,
     "splat_ssim.compat.kornia_0_8": 5,
     "splat_ssim.compat.pytorch_msssim": 4,
-    "splat_ssim.functional": 3,
-    "splat_ssim.loss": 3,
-    "splat_ssim.modules": 3,
-    "splat_ssim.registry": 4,
 }
 
 
