@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
     function: str  # "ssim" or "loss"
     shape: tuple[int, ...]
-    window_size: int = 11
+    window_size: int | tuple[int, ...] = 11  # of every axis, or of each
     sigma: float = 1.5
     padding: str = "same"
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
@@ -209,6 +209,19 @@ def _ssim_calls(
         yield Call(case.describe(), lambda case=case: _run_ssim(case))
 
 
+def _axis_calls(count: int, windows: Sequence[int]) -> Iterator[Call]:
+    """Volumes whose window differs along the axes, 1 along some."""
+    draw = random.Random(7)
+    for seed in range(count):
+        case = _draw(draw, 3, (1, 2, 5, 8, 9, 16, 17), [3], PLANES[:4], seed)
+        sizes = [draw.choice((1, *windows)) for _ in range(3)]
+        sizes[draw.randrange(3)] = draw.choice(windows)
+        least = {"same": [1] * 3, "valid": sizes}.get(case.padding, [size // 2 + 1 for size in sizes])
+        sides = [max(side, low) for side, low in zip(case.shape[2:], least, strict=True)]
+        case = case._replace(window_size=tuple(sizes), shape=(*case.shape[:2], *sides))
+        yield Call(case.describe(), lambda case=case: _run_ssim(case))
+
+
 def _named(function: str, shape: tuple[int, ...], **changes) -> Call:
     case = Case(function, shape, **changes)
     return Call(case.describe(), lambda: _run_ssim(case))
@@ -299,6 +312,7 @@ def _rgba_calls(sides: Sequence[int] = (1, 5, 16, 17, 33, 70)) -> Iterator[Call]
 def ssim_calls() -> Iterator[Call]:
     yield from _ssim_calls(2, 400, SIDES, (3, 5, 7, 11, 11, 13, 33))
     yield from _ssim_calls(3, 150, SIDES[:14], (3, 5, 7, 11, 11, 13))
+    yield from _axis_calls(120, (3, 5, 11, 13))
     yield from _wide_ssim_calls()
     yield from _multi_scale_calls()
     yield from _other_ssim_calls()
@@ -498,6 +512,7 @@ def emulated_calls() -> Iterator[Call]:
     # Tiny images: the emulation runs every thread of a block.
     yield from _ssim_calls(2, 60, SIDES[:14], (3, 5, 7, 11, 11, 13, 15), PLANES[:3])
     yield from _ssim_calls(3, 24, SIDES[:7], (3, 5, 11, 13), PLANES[:3])
+    yield from _axis_calls(16, (3, 5, 11, 15))
     yield _named("loss", (1, 2, 13, 29), gradients="")
     yield _named("ssim", (1, 2, 13, 29), gradients="", padding="valid")
     yield _named("loss", (1, 1, 21, 251), gradients="x", upstream="noise")
