@@ -63,16 +63,17 @@ template <bool kPlain, int kCount, class Index = int>
 struct SliceLoads {
   Index where[kCount];
 
-  // `spare` rows and columns at every edge are not read.
-  template <int kLoadedRows, int kPitch, int kLoadedColumns>
-  SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride, int spare_rows = 0,
-                        int spare_columns = 0) {
+  // Where kSpares, so many rows and columns at every edge of the tile are not read.
+  template <int kLoadedRows, int kPitch, int kLoadedColumns, bool kSpares>
+  SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride, int spare_rows,
+                        int spare_columns) {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       const int i = thread_index() + k * kThreads3d, row = i / kPitch, column = i - row * kPitch;
       const int y = first_y + row, x = first_x + column;
-      const bool inside = row >= spare_rows && row < kLoadedRows - spare_rows && column >= spare_columns &&
-                          column < kLoadedColumns - spare_columns &&
+      const bool spare = kSpares && (row < spare_rows || row >= kLoadedRows - spare_rows || column < spare_columns ||
+                                     column >= kLoadedColumns - spare_columns);
+      const bool inside = row < kLoadedRows && column < kLoadedColumns && !spare &&
                           static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
                           static_cast<unsigned>(x) < static_cast<unsigned>(width);
       where[k] = !inside ? -1 : kPlain ? static_cast<Index>(y * row_stride) + x : row << 8 | column;
@@ -190,7 +191,7 @@ struct ImageSlices {
     const Reach<kTaps, kAxes> reach(a);
     const int load_z = b.z0 - reach.slices + a.lead[0], load_y = b.y0 - T::kRadius + a.lead[1];
     const int load_x = b.x0 - T::kRadius + a.lead[2];
-    loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns>(
+    loads.template aim<T::kLoadedRows, T::kPairPitch, T::kLoadedColumns, kAxes>(
         load_y, load_x, a.size[3], a.size[4], a.image[0].stride[3], reach.spare_rows, reach.spare_columns);
     auto start = [&](const SsimTensor& image) {
       const Int64 at = plane_offset(image, b.batch, b.channel) + load_z * image.stride[2];
@@ -387,7 +388,7 @@ struct AdjointSlices {
 
   SPLAT_DEVICE AdjointSlices(const SsimProblem& a, const Block3d& b) {
     const Reach<kTaps, kAxes> reach(a);
-    loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns>(
+    loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns, kAxes>(
         b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2],
         reach.spare_rows, reach.spare_columns);
     // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
