@@ -82,7 +82,7 @@ def _check_axis_window(value: Any) -> int:
 def _each_axis(name: str, value: Sequence[Any], spatial_dims: int) -> Sequence[Any]:
     """`value`, which is no number, has one for each axis of volumes."""
     if spatial_dims != 3:
-        raise ValueError(f"{name} must be one number for images, only volumes take one for each axis, got {value}")
+        raise TypeError(f"{name} must be one number for images, only volumes take one for each axis, got {value}")
     if len(value) != 3:
         raise ValueError(f"{name} must be a number or three, one for each axis (D, H, W), got {value}")
     return value

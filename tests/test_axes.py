@@ -240,12 +240,12 @@ IMAGES = r"must be one number for images, only volumes take one for each axis, g
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda v, i: splat_ssim.ssim(*i, window_size=(3, 5)), ValueError, "window_size " + IMAGES),
-        (lambda v, i: splat_ssim.ssim(*i, sigma=(3, 5)), ValueError, "sigma " + IMAGES),
-        (lambda v, i: photometric_loss(*i, window_size=(3, 5)), ValueError, "window_size " + IMAGES),
-        (lambda v, i: splat_ssim.ms_ssim(*i, window_size=(3, 5)), ValueError, "window_size " + IMAGES),
-        (lambda v, i: splat_ssim.SSIM(window_size=(3, 5)), ValueError, "window_size " + IMAGES),
-        (lambda v, i: PhotometricLoss(window_size=(3, 5, 5))(*i), ValueError, "one number for images"),
+        (lambda v, i: splat_ssim.ssim(*i, window_size=(3, 5)), TypeError, "window_size " + IMAGES),
+        (lambda v, i: splat_ssim.ssim(*i, sigma=(3, 5)), TypeError, "sigma " + IMAGES),
+        (lambda v, i: photometric_loss(*i, window_size=(3, 5)), TypeError, "window_size " + IMAGES),
+        (lambda v, i: splat_ssim.ms_ssim(*i, window_size=(3, 5)), TypeError, "window_size " + IMAGES),
+        (lambda v, i: splat_ssim.SSIM(window_size=(3, 5)), TypeError, "window_size " + IMAGES),
+        (lambda v, i: PhotometricLoss(window_size=(3, 5, 5))(*i), TypeError, "one number for images"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, 5)), ValueError, r"three, one for each axis \(D, H, W\)"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, 4, 5)), ValueError, "along one axis from 1 to 33, got 4"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, -1, 5)), ValueError, "along one axis from 1 to 33, got -1"),
