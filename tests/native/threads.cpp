@@ -114,6 +114,7 @@ Values run_ssim(const Images& s, int threads) {
   double total = 0;
   for (int64_t k = 0; k < s.taps; ++k) total += window[k] = std::exp(-double(k - radius) * double(k - radius) / 4.5);
   for (double& tap : window) tap /= total;
+  for (int64_t k = 0; k < 2 * s.taps; ++k) window.push_back(window[static_cast<size_t>(k)]);  // of three axes
   for (int64_t plane = 0; plane < planes; ++plane) {
     coefficients[3 * plane] = 0.2;
     coefficients[3 * plane + 1] = s.similarities ? 0.3 : 0;
@@ -128,7 +129,8 @@ Values run_ssim(const Images& s, int threads) {
   a.map = view_of(map, s, depth, s.height - lost, s.width - lost);
   if (s.padding == kValid) move_to_border(a.map, s, radius);
   a.batch = s.batch, a.channels = s.channels, a.depth = s.depth, a.height = s.height, a.width = s.width;
-  a.interleaved = s.interleaved, a.taps = s.taps, a.padding = s.padding, a.threads = threads;
+  for (int64_t& taps : a.taps) taps = s.taps;
+  a.interleaved = s.interleaved, a.padding = s.padding, a.threads = threads;
   a.similarities = s.similarities;
   a.window = window.data(), a.coefficients = coefficients.data(), a.sums = sums.data();
   a.c1 = 1e-4, a.c2 = 9e-4, a.data_range = 1, a.eps = s.eps;
@@ -155,14 +157,15 @@ Values run_ms_ssim(Images s, int threads) {
   const auto planes = static_cast<size_t>(s.batch * s.channels);
   Values x = numbers(count, 1), y = numbers(count, 2), by_x(x.size()), by_y(x.size());
   constexpr int64_t kScales = 3;
-  const double window[] = {0.2, 0.6, 0.2}, weights[kScales] = {0.3, 0.2, 0.5};
+  const double window[] = {0.2, 0.6, 0.2, 0.2, 0.6, 0.2, 0.2, 0.6, 0.2}, weights[kScales] = {0.3, 0.2, 0.5};
   std::vector<double> terms(kScales * planes), values(planes);
   const std::vector<double> upstream(planes, 0.7);
   Pyramid call = {};
   Arguments& a = call.finest;
   a.img1 = view_of(x, s, s.depth, s.height, s.width), a.img2 = view_of(y, s, s.depth, s.height, s.width);
   a.batch = s.batch, a.channels = s.channels, a.depth = s.depth, a.height = s.height, a.width = s.width;
-  a.taps = 3, a.padding = kValid, a.threads = threads, a.window = window;
+  for (int64_t& taps : a.taps) taps = 3;
+  a.padding = kValid, a.threads = threads, a.window = window;
   a.c1 = 1e-4, a.c2 = 9e-4, a.data_range = 1;
   call.volumes = s.depth > 1, call.scales = kScales, call.weights = weights;
   call.terms = terms.data(), call.values = values.data();
