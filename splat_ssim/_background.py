@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +33,7 @@ def as_tensor(background: Background, pred: Tensor) -> Tensor:
         numbers = tuple(check_number("background", value, low=-torch.inf) for value in values)
         if torch.compiler.is_compiling() or dispatch.is_watched():
             return torch.tensor([numbers], dtype=dtype, device=device)
-        return constant(numbers, dtype, device)
+        return _maps.constant(numbers, dtype, device)
     batch = pred.shape[0] if pred.ndim else 1
     if tuple(background.shape) not in ((3,), (1, 3), (batch, 3)) or not background.is_floating_point():
         got = f"{tuple(background.shape)} of {str(background.dtype).removeprefix('torch.')}"
@@ -44,13 +43,6 @@ def as_tensor(background: Background, pred: Tensor) -> Tensor:
     if background.device != device:
         raise ValueError(f"background must be on the device of the images, {device}, got {background.device}")
     return background.detach().to(dtype).reshape(-1, 3).contiguous()
-
-
-@functools.lru_cache(maxsize=32)
-def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1, N) tensor that is kept: on a GPU, making one waits for it."""
-    with torch.inference_mode(False):
-        return torch.tensor([numbers], dtype=dtype, device=device)
 
 
 def check_rgba(pred: Tensor, target: Tensor, channels_last: bool) -> None:

@@ -61,22 +61,22 @@ def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.
 
 def check_window_size(value: Any) -> int:
     """`value` as an int, which is odd and from 3 to MAX_WINDOW_SIZE."""
+    return _taps(value, "an int", "odd,", 3)
+
+
+def _taps(value: Any, kind: str, rule: str, least: int) -> int:
+    """`value` as an int, which is odd and from `least` to MAX_WINDOW_SIZE; `kind` and `rule` word what is required."""
     size = _plain_number("window_size", value)
     if isinstance(size, float):
-        raise TypeError(f"window_size must be an int, got {_described(value)}")
-    if not 3 <= size <= MAX_WINDOW_SIZE or size % 2 == 0:
-        raise ValueError(f"window_size must be odd, from 3 to {MAX_WINDOW_SIZE}, got {size}")
+        raise TypeError(f"window_size must be {kind}, got {_described(value)}")
+    if not least <= size <= MAX_WINDOW_SIZE or size % 2 == 0:
+        raise ValueError(f"window_size must be {rule} from {least} to {MAX_WINDOW_SIZE}, got {size}")
     return cast(int, size)
 
 
 def _check_axis_window(value: Any) -> int:
     """`value`, of one axis of several, as an int: odd, from 1 to MAX_WINDOW_SIZE."""
-    size = _plain_number("window_size", value)
-    if isinstance(size, float):
-        raise TypeError(f"window_size must be ints, got {_described(value)}")
-    if not 1 <= size <= MAX_WINDOW_SIZE or size % 2 == 0:
-        raise ValueError(f"window_size must be odd, along one axis from 1 to {MAX_WINDOW_SIZE}, got {size}")
-    return cast(int, size)
+    return _taps(value, "ints", "odd, along one axis", 1)
 
 
 def _each_axis(name: str, value: Sequence[Any], spatial_dims: int) -> Sequence[Any]:

@@ -5,6 +5,7 @@ Every path uses these, with kernels and without. `tests/oracle.py`, which import
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,13 @@ def compute_dtype(*images: Tensor) -> torch.dtype:
 def as_float(img: Tensor, dtype: torch.dtype, data_range: float = 1.0) -> Tensor:
     """The image in `dtype`; uint8 means value / 255 · data_range."""
     return img.to(dtype) * data_range / 255 if img.dtype == torch.uint8 else img.to(dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, N) tensor that is kept: on a GPU, making one waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([numbers], dtype=dtype, device=device)
 
 
 def composited(rgba: Tensor, background: Tensor, dtype: torch.dtype, data_range: float, channels_last: bool) -> Tensor:

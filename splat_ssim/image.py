@@ -389,9 +389,7 @@ def read_target(config: ImageConfig) -> Tensor:
         PictureError: The file is missing or does not decode.
     """
     background = (1.0, 1.0, 1.0) if config.data.background == "white" else (0.0, 0.0, 0.0)
-    pixels, _ = over_background(read_image(config.data_dir), background)
-    image = pixels if pixels.is_floating_point() else pixels.float() / 255
-    image = image.permute(2, 0, 1)[None].contiguous()
+    image = over_background(torch.from_numpy(read_image(config.data_dir).copy()), background).contiguous()
     longest = max(image.shape[2:])
     if 0 < config.data.max_side < longest:
         scale = config.data.max_side / longest

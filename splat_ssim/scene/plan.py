@@ -43,7 +43,7 @@ def plan_lines(scene: Scene, config: SceneConfig, strategy: Strategy, start: int
 def memory_bytes(scene: Scene, config: SceneConfig, gaussians: int) -> float:
     """Bytes that a run takes on the CPU, about: images, Gaussians with gradients and moments, a view's buffers."""
     views = [*scene.train, *scene.test]
-    images = sum(view.image.nbytes + (0 if view.mask is None else view.mask.nbytes) for view in views)
+    images = sum(view.nbytes for view in views)
     numbers = 11 + 3 * (config.model.sh_degree + 1) ** 2
     pixels = max(view.height * view.width for view in views)
     coarse = 12 * sum(v.height * v.width for v in scene.train) / 4 if config.data.coarse_factor > 1 else 0.0

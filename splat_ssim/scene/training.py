@@ -165,12 +165,11 @@ class SceneTask:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         index = int(torch.randperm(len(views), generator=generator)[position])
         factor = coarseness(self.config.data, step)
-        if factor == 1:
-            self.coarse_views.clear()
-            return views[index]
         if factor != self.coarse_factor:
             self.coarse_factor = factor
             self.coarse_views.clear()
+        if factor == 1:
+            return views[index]
         if index not in self.coarse_views:
             self.coarse_views[index] = views[index].reduced(factor)
         return self.coarse_views[index]

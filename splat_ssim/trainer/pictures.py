@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from splat_ssim import _maps
 from splat_ssim._files import is_file, replacing, replacing_path
 from splat_ssim.errors import UserError
 
@@ -80,17 +81,17 @@ def _bytes_of_wide(path: Path, file: Image.Image) -> np.ndarray:
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def over_background(image: np.ndarray, background: tuple[float, float, float]) -> tuple[Tensor, Tensor | None]:
-    """(H, W, 3) pixels and (H, W) alpha of an image as `read_image` returns it.
+def over_background(image: Tensor, background: tuple[float, float, float]) -> Tensor:
+    """(1, 3, H, W) float32 in [0, 1], channels last in memory, of (H, W, 3 or 4) uint8 or (H, W, 3) float32.
 
-    Straight alpha is composited over the background, which gives float32 in [0, 1]; an opaque image stays uint8, and
-    its alpha is None.
+    Straight alpha is composited over the background.
     """
-    if image.shape[2] == 3:
-        return torch.from_numpy(image.copy()), None
-    values = torch.from_numpy(image.astype(np.float32) / 255.0)
-    alpha = values[..., 3:]
-    return values[..., :3] * alpha + torch.tensor(background) * (1 - alpha), alpha[..., 0].contiguous()
+    if image.shape[2] == 4:
+        behind = _maps.constant(background, torch.float32, image.device)
+        pixels = _maps.composited(image[None], behind, torch.float32, 1.0, channels_last=True)
+    else:
+        pixels = _maps.as_float(image[None], torch.float32)
+    return pixels.permute(0, 3, 1, 2)
 
 
 def to_bytes(image: Tensor) -> np.ndarray:

@@ -101,17 +101,17 @@ def read_views(
     """
     total = sum(photo.nbytes for photo in photos)
     free = available_memory()
-    stored = cache is not None and free is not None and total > MEMORY_SHARE * free
+    store = cache if free is not None and total > MEMORY_SHARE * free else None
 
     def read(photo: Photo) -> View:
-        return _stored(photo, background, cache) if stored and cache is not None else photo.view(background)
+        return photo.view(background) if store is None else _stored(photo, background, store)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         views = list(pool.map(read, photos))
-    if stored:
+    if store is not None:
         notes.append(
             f"images of {total / 1e9:.1f} GB are more than {MEMORY_SHARE:.0%} of the free memory: they are read from "
-            f"{cache} as they are needed, where they are kept decoded"
+            f"{store} as they are needed, where they are kept decoded"
         )
     return views
 
@@ -119,7 +119,6 @@ def read_views(
 def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -> View:
     """The view with image and mask on disk, written there if they are not."""
     folder = cache / photo.key()
-    view: View | None = None
     if not (folder / "K.npy").is_file():
         view = photo.view(background)
         _save(folder / "image.npy", view.image)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splat_ssim._background import constant
 from splat_ssim.errors import UserError
 from splat_ssim.scene.data.placement import extent_of
+from splat_ssim.trainer.pictures import over_background
 
 #: Near plane, and its largest multiple of a scene's extent.
 NEAR, NEAR_EXTENT = 0.01, 0.002
@@ -61,17 +61,18 @@ class View:
         return self.image.shape[1]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of image and mask."""
+        return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+    @property
     def center(self) -> Tensor:
         """(3,) position of the camera in the world."""
         return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
 
     def pixels(self) -> Tensor:
         """(1, 3, H, W) float32 in [0, 1], channels last in memory: what a loss compares with."""
-        image = self.image if self.image.is_floating_point() else self.image.float().div_(255.0)
-        if self.is_transparent:
-            alpha = image[..., 3:]
-            image = image[..., :3] * alpha + constant(self.background, image.dtype, image.device) * (1 - alpha)
-        return image.permute(2, 0, 1)[None]
+        return over_background(self.image, self.background)
 
     def to(self, device: torch.device) -> View:
         """The same view with its tensors on `device`."""

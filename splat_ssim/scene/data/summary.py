@@ -15,11 +15,9 @@ def summary(scene: Scene, start: str) -> list[str]:
         start: What Gaussians start from.
     """
     views = [*scene.train, *scene.test]
-    masks, transparent = (
-        sum(x is not None for x in xs) for xs in ([v.mask for v in views], [v.is_transparent or None for v in views])
-    )
+    masks, transparent = sum(v.mask is not None for v in views), sum(v.is_transparent for v in views)
     over = f", over {_color(scene.background)}" if transparent else ""
-    size = sum(tensor.nbytes for v in views for tensor in (v.image, v.mask) if tensor is not None)
+    size = sum(view.nbytes for view in views)
     return [
         f"{scene.name} ({scene.format}): {len(scene.train)} training and {len(scene.test)} test views of "
         f"{_sizes(views)} pixels, {scene.split}",
