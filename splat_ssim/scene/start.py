@@ -136,6 +136,13 @@ def _seen(points: Tensor, view: View, radius: float) -> Tensor:
     alpha = view.alpha
     if alpha is None:
         alpha = torch.ones(view.height, view.width)
-    silhouette = torch.nn.functional.max_pool2d(alpha[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    silhouette = _widened(alpha, reach)
     # What a view does not show, or shows too close to tell, it does not exclude.
     return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
+
+
+def _widened(alpha: Tensor, reach: int) -> Tensor:
+    """(H, W): the largest of the values within `reach` rows and columns."""
+    # Columns, then rows: the same values as of a square, in a tenth of its time where it is wide.
+    columns = torch.nn.functional.max_pool2d(alpha[None], (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    return torch.nn.functional.max_pool2d(columns, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0]
