@@ -1,5 +1,6 @@
 // Rows of images of any dtype, as shifted sums and differences.
 #include <cstring>
+#include <utility>
 
 #include "ssim_rows.h"
 
@@ -132,32 +133,47 @@ SPLAT_INLINE Floats over(Ints pixels, Ints shifts, Floats background, float data
   return in_range<uint8_t>(colour, data_range) * alpha + background * (1.0f - alpha);
 }
 
+// As many of the pixels from `p` on as there are, at most kLanes of them.
+SPLAT_INLINE Ints load_pixels(const char* p, int64_t there) {
+  if (there >= kLanes) return load_raw<Ints>(p);
+  int32_t raw[kLanes] = {};
+  std::memcpy(raw, p, size_t(4 * there));
+  return load_raw<Ints>(raw);
+}
+
+// Pixels side by side to their three colours side by side: in lane k the pixel of element `kFirst` + k.
+template <int kFirst, int... k>
+SPLAT_INLINE Ints thrice(Ints pixels, std::integer_sequence<int, k...>) {
+  return __builtin_shufflevector(pixels, pixels, ((kFirst + k) / 3)...);
+}
+
+SPLAT_INLINE Ints thrice(Ints pixels, int64_t first) {
+  return first == 0 ? thrice<0>(pixels, Lanes{}) : first == 1 ? thrice<1>(pixels, Lanes{}) : thrice<2>(pixels, Lanes{});
+}
+
 // Elements of one colour, or of three side by side: kLanes at a time, each the colour of the pixel that is its element by
 // `channels`.
 template <int kChannels>
 void composite(const char* pixels, int64_t element, int64_t count, const Composite& how, float* __restrict__ colours) {
-  for (int64_t j = 0; j < count; j += kLanes) {
-    int32_t raw[kLanes] = {}, shifts[kLanes] = {};
-    float background[kLanes] = {};
-    const int64_t lanes = least(kLanes, count - j);
-    if (kChannels == 1) {
-      std::memcpy(raw, pixels + 4 * j, size_t(4 * lanes));
-      for (int k = 0; k < kLanes; ++k) {
-        shifts[k] = int32_t(8 * how.channel);
-        background[k] = how.background[how.channel];
-      }
-    } else {
-      int64_t pixel = (element + j) / kChannels, channel = (element + j) % kChannels;
-      for (int64_t k = 0; k < lanes; ++k) {
-        std::memcpy(raw + k, pixels + 4 * pixel, 4);
-        shifts[k] = int32_t(8 * channel);
-        background[k] = how.background[channel];
-        channel = channel + 1 == kChannels ? 0 : channel + 1;
-        pixel += channel == 0;
-      }
+  // By the colour of the first lane: how far to shift a pixel, and the background.
+  Ints shifts[kChannels];
+  Floats background[kChannels];
+  for (int first = 0; first < kChannels; ++first)
+    for (int k = 0; k < kLanes; ++k) {
+      const int64_t own = kChannels == 1 ? how.channel : (first + k) % kChannels;
+      shifts[first][k] = int32_t(8 * own);
+      background[first][k] = how.background[own];
     }
-    const Floats found = over(load_raw<Ints>(raw), load_raw<Ints>(shifts), load(background), how.data_range);
-    std::memcpy(colours + j, &found, size_t(lanes) * sizeof(float));
+  const int64_t end = (element + count - 1) / kChannels + 1;
+  int64_t pixel = element / kChannels, first = element % kChannels;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Ints raw = load_pixels(pixels + 4 * pixel, end - pixel);
+    if constexpr (kChannels > 1) raw = thrice(raw, first);
+    const Floats found = over(raw, shifts[first], background[first], how.data_range);
+    if (count - j >= kLanes) store(colours + j, found);
+    else std::memcpy(colours + j, &found, size_t(count - j) * sizeof(float));
+    pixel += (first + kLanes) / kChannels;
+    first = (first + kLanes) % kChannels;
   }
 }
 

@@ -22,8 +22,8 @@ struct Reader {
 };
 
 // Colours of `count` elements of a row of RGBA bytes over a background of three: colour · alpha + background · (1 - alpha),
-// in [0, data_range]. With `channels` 1, `channel` of as many pixels from `pixels` on; with 3 the elements of neighbouring
-// pixels, the first of them `element` elements after `pixels`.
+// in [0, data_range]. They begin with element `element` of the row, whose pixels begin at `pixels`. With `channels` 1 an
+// element is a pixel's `channel`, with 3 the colours of neighbouring pixels follow each other.
 struct Composite {
   int64_t channels, channel;
   const float* background;

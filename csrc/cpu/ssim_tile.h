@@ -242,7 +242,7 @@ struct Tile {
 
   // The same where img2 is composited, a part of the row at a time.
   double read_composited(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
-    constexpr int64_t kPart = 192;
+    constexpr int64_t kPart = 768;
     float colours[kPart];
     const Composite how = {stride, args.interleaved ? 0 : plane % args.channels,
                            args.background + image_of_plane() * args.background_batch,
@@ -251,7 +251,7 @@ struct Tile {
     double total = 0;
     for (int64_t j = stretch.begin; j < stretch.end; j += kPart) {
       const int64_t count = least(kPart, stretch.end - j), done = j - stretch.begin;
-      SPLAT_KERNEL(ssim_composite)(stride == 1 ? pixels + 4 * j : pixels, j, count, how, colours);
+      SPLAT_KERNEL(ssim_composite)(pixels, j, count, how, colours);
       total +=
           problem.reader.shift_row(at1(slice, row, j), reinterpret_cast<const char*>(colours), w ? w + done : nullptr,
                                    count, shift, j - input_columns.begin, s + done, d + done);
