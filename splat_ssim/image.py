@@ -29,7 +29,7 @@ from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import over_background, read_image, save_comparison, save_image
 from splat_ssim.trainer.profiling import stage
-from splat_ssim.trainer.states import check_rows, load_optimizer
+from splat_ssim.trainer.states import check_rows, load_generator, load_optimizer
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import upload
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
@@ -351,7 +351,7 @@ class Task:
         check_rows(state["tensors"], self.model.tensors, "tensors")
         self.model = ImageField(state["tensors"])
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
-        self.generator.set_state(state["draws"].cpu())
+        load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:
         """render.png, the Gaussians as PLY and quantised; what they weigh."""

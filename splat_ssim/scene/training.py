@@ -39,7 +39,7 @@ from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
-from splat_ssim.trainer.states import check_rows, check_values, load_optimizer
+from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, names_of
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import Ahead
 
@@ -244,7 +244,7 @@ class SceneTask:
         if state["strategy"].get("opacity_activation", "sigmoid") not in OPACITY_ACTIVATIONS:
             raise ValueError(f"strategy.opacity_activation: required {' or '.join(OPACITY_ACTIVATIONS)}, got another")
         # A checkpoint from before there were frozen parameters has none.
-        frozen = state.get("frozen", ())
+        frozen = names_of(state.get("frozen", ()), "frozen")
         self.splats = Splats(
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
         )

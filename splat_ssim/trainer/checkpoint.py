@@ -88,7 +88,8 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
     path = folder / NAME
     if not path.is_file():
         raise CheckpointError(f"{path}: required a checkpoint, got nothing there")
-    with refusing(path):
+    # Torch and zipfile raise of everything on a damaged file.
+    with refusing(path, Exception):
         state, generators = _read(path, device)
         if restore_generators:
             torch.set_rng_state(generators["cpu"].cpu())
@@ -121,16 +122,18 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, A
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turns whatever is raised inside into a CheckpointError: it was made of a file that is not what it should be.
+def refusing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what is raised inside into a CheckpointError: it was made of a file that is not what it should be.
 
     Args:
         path: Of the checkpoint.
+        *kinds: What is turned, by default what a check raises and a missing key; the rest is a bug, and passes.
     """
+    turned = kinds or (ValueError, KeyError)
     try:
         yield
     except UserError:
         raise
-    except Exception as broken:
+    except turned as broken:
         what = str(broken).partition("\n")[0] if isinstance(broken, ValueError) else type(broken).__name__
         raise CheckpointError(f"{path}: required a checkpoint of splat_ssim, got {what}") from broken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +62,12 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
         # What a strategy does not start with, it adds when it comes to it.
         expected = like.get(key)
         if expected is None:
-            plain = value is None or isinstance(value, bool) or _is_number(value) or _is_numbers(value)
+            plain = value is None or isinstance(value, bool) or is_number(value) or _is_numbers(value)
             fits = plain or _is_floats(value, (rows,))
         elif isinstance(expected, list):
             fits = _is_numbers(value)
         elif isinstance(expected, float | int) and not isinstance(expected, bool):
-            fits = _is_number(value)
+            fits = is_number(value)
         else:
             fits = type(value) is type(expected)
         if not fits:
@@ -105,6 +104,41 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "op
     return optimizer
 
 
+def load_generator(generator: torch.Generator, state: Any, name: str) -> None:
+    """Sets a generator to a state that was read.
+
+    Args:
+        generator: On the CPU.
+        state: Of its `get_state`, on any device.
+        name: For messages.
+
+    Raises:
+        ValueError: It is no such state.
+    """
+    own = generator.get_state()
+    if not isinstance(state, Tensor) or state.shape != own.shape or state.dtype != own.dtype:
+        raise ValueError(f"{name}: required {_in_words(own.dtype, tuple(own.shape))}, got {_described(state)}")
+    try:
+        generator.set_state(state.cpu())
+    except RuntimeError as broken:
+        raise ValueError(f"{name}: required the state of a generator, got other bytes") from broken
+
+
+def names_of(state: Any, name: str) -> list[str]:
+    """A list of names that was read.
+
+    Args:
+        state: As it was read.
+        name: For messages.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    if not isinstance(state, list | tuple) or not all(isinstance(item, str) for item in state):
+        raise ValueError(f"{name}: required names, got {_described(state)}")
+    return list(state)
+
+
 #: Options that torch's Adam did not always have, and fills in where a state lacks them.
 _ADDED_SINCE = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
 
@@ -119,6 +153,8 @@ def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
             fits = _is_rate(there)
         elif isinstance(value, tuple):
             fits = _are_decays(there, len(value))
+        elif isinstance(value, list):
+            fits = _is_numbers(there) and there == value
         else:
             fits = type(there) is type(value) and there == value
         if not fits:
@@ -162,16 +198,17 @@ def tensors_problem(value: Any) -> str | None:
     return None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether something is a finite number, a bool apart."""
     return isinstance(value, float | int) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def _is_rate(value: Any) -> bool:
-    return _is_number(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _are_decays(value: Any, count: int) -> bool:
@@ -192,7 +229,7 @@ def is_count(value: Any) -> bool:
 
 def is_seconds(value: Any) -> bool:
     """Whether something is a length of time."""
-    return type(value) in (float, int) and value >= 0 and math.isfinite(value)
+    return is_number(value) and value >= 0
 
 
 def _described(value: Any) -> str:

@@ -19,7 +19,7 @@ from ..trainer.config import RunConfig
 from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
-from ..trainer.states import check_rows, check_values, load_optimizer
+from ..trainer.states import check_rows, check_values, is_number, load_generator, load_optimizer
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
@@ -298,7 +298,7 @@ class VolumeTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
-        tensors = {name: tensor.detach() for name, tensor in state["tensors"].items()}
+        tensors = state["tensors"]
         if isinstance(self.model, GaussianField):
             count = check_rows(tensors, self.model.tensors, "tensors")
             self.model = GaussianField(tensors)
@@ -315,8 +315,10 @@ class VolumeTask:
             check_rows(tensors, {"nodes": like}, "tensors", rows=len(nodes))
             self.model = GridField(tensors["nodes"], self.target.grid)
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
+        if not is_number(state["last_loss"]):
+            raise ValueError(f"last_loss: required a number, got {type(state['last_loss']).__name__}")
         self.last_loss = float(state["last_loss"])
-        self.generator.set_state(state["draws"].cpu())
+        load_generator(self.generator, state["draws"], "draws")
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]
 
