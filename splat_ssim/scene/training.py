@@ -249,6 +249,8 @@ class SceneTask:
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
         )
         self.optimizers = make_optimizers(self.splats, self.config.optimizer)
+        if not isinstance(state["optimizers"], Mapping):
+            raise ValueError(f"optimizers: required one for each parameter, got {type(state['optimizers']).__name__}")
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state["optimizers"][name], f"optimizers.{name}")
         self.strategy_state = state["strategy"]
