@@ -29,6 +29,19 @@ CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml", "photos": "photos
 #: A rate for few steps on sums would be too high at every step: the trainer's default comes back with them.
 EVERY_STEP = ("--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
 
+#: Rates of a config without a preset, which are gsplat's.
+RATES = tuple(
+    text
+    for name in ("scales", "quats", "opacities", "sh0")
+    for text in (f"--optimizer.{name}", str(getattr(OptimizerConfig, name)))
+)
+POSITIONS = (
+    "--optimizer.means",
+    str(OptimizerConfig.means),
+    "--optimizer.means-final",
+    str(OptimizerConfig.means_final),
+)
+
 #: Recipe -> ingredient -> the options that take it out.
 INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "taming": {
@@ -44,6 +57,8 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "sparse Adam": ("--optimizer.name", "adam"),
         "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
+        "high rates": RATES,
+        "low rate of positions": POSITIONS,
         "faster growth": ("--strategy.growth", "0.05"),
         "final pruning": ("--strategy.final-prune", "0"),
     },
@@ -52,7 +67,8 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
         "growth to the budget": ("--strategy.growth", "0.05"),
-        "rates of a place": ("--optimizer.means", "5e-4", "--optimizer.means-final", "5e-6"),
+        "high rates": RATES,
+        "low rate of positions": POSITIONS,
     },
 }
 
@@ -61,8 +77,11 @@ NOTES = {
         "Without the score, growth and pruning are drawn evenly; without the budget, gsplat's DefaultStrategy grows by "
         "its threshold (and has no score either). Without all of them, it is 3DGS."
     ),
-    "photos": "Without the rates of a place, positions move at those of an object.",
-    "fast": "Without the fused optimiser, torch.optim.Adam steps every Gaussian.",
+    "photos": "Without the high rates, and the low one of positions, they are those of a config without a preset.",
+    "fast": (
+        "Without the fused optimiser, torch.optim.Adam steps every Gaussian. Without the high rates, and the low one "
+        "of positions, they are those of a config without a preset."
+    ),
 }
 
 COLUMNS = ("variant", "seed", "psnr", "ssim", "num_gaussians", "train_seconds")

@@ -1,6 +1,7 @@
 """What suits the data beneath what is asked for: presets, growth to the budget, --dry-run, and `scene.train`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,9 +71,10 @@ def test_a_config_file_without_a_preset_has_none(street, tmp_path):
     assert config.preset == "none" and not differences(config, plain)
 
 
-def test_the_chair_is_trained_as_before():
-    plain, chosen = config_of("--preset", "none"), config_of()
-    assert differences(plain, chosen) == {"preset": ("none", "object")}
+@pytest.mark.parametrize(("name", "options"), [("chair", []), ("fast", ["--quality", "fast"])])
+def test_a_file_of_a_preset_is_the_preset(name, options):
+    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    assert not differences(config_of(*options), config_of("--config", file))
 
 
 def test_a_resumed_run_keeps_its_preset(street, tmp_path):
