@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import torch
 
 from tests import devices
@@ -16,6 +17,31 @@ def random_pair(generator, shape, dtype, top=1.0):
     noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     img2 = (img1 + 0.2 * noise).clamp(0, 1)
     return [(img * top).to(devices.torch_device(), dtype) for img in (img1, img2)]
+
+
+def joined(function):
+    """The function with its result as one tensor: a package may return several."""
+
+    def flat(*images):
+        found = function(*images)
+        return torch.cat([value.reshape(-1) for value in found]) if isinstance(found, (tuple, list)) else found
+
+    return flat
+
+
+def in_float64(function):
+    """The function on the images in float64, its result in their dtype."""
+    return lambda *images: joined(function)(*(img.double() for img in images)).to(images[0].dtype)
+
+
+def assert_same_error(ours, theirs, *arguments, text=None):
+    """Both refuse the arguments: ours by a ValueError or TypeError that is also what the original raises."""
+    with pytest.raises(Exception) as original:
+        theirs(*arguments)
+    with pytest.raises((ValueError, TypeError), match=text) as found:
+        ours(*arguments)
+    assert isinstance(found.value, type(original.value)), (found.value, original.value)
+    return found.value
 
 
 def assert_same(ours, theirs, images, tolerance):

@@ -7,3 +7,11 @@ class UnsupportedOptionError(NotImplementedError, ValueError):
 
 class RefusedValueError(AssertionError, ValueError):
     """A value that the original refuses by an assertion."""
+
+
+class RefusedRuntimeError(RuntimeError, ValueError):
+    """A value that the original refuses by a RuntimeError, of its own or of a torch operation in it."""
+
+
+class RefusedTypeError(AttributeError, TypeError):
+    """What is no tensor: the original fails by reading an attribute that it lacks."""

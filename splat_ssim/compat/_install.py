@@ -21,8 +21,23 @@ _MODULES = {
     "fused_ssim3d": {"fused_ssim3d": "fused_ssim3d"},
     "pytorch_msssim": {"pytorch_msssim": "pytorch_msssim", "pytorch_msssim.ssim": "_pytorch_msssim_ssim"},
 }
-_KORNIA_PACKAGES = ("kornia.losses", "kornia.metrics")
-_NAMES = (*_MODULES, "kornia")
+
+
+class _Part(NamedTuple):
+    """What of an installed package is replaced: the names that a module of ours offers."""
+
+    #: Of `splat_ssim.compat`.
+    ours: str
+    #: The modules in which names are replaced, with all below them that are imported.
+    packages: tuple[str, ...]
+
+
+#: The packages of which only the names that ours offers are replaced.
+_PARTS = {
+    "kornia": _Part("kornia", ("kornia.losses", "kornia.metrics")),
+    "torchmetrics": _Part("torchmetrics", ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.image")),
+}
+_NAMES = (*_MODULES, *_PARTS)
 
 
 class _Change(NamedTuple):
@@ -38,12 +53,12 @@ _installed: dict[str, list[_Change]] = {}
 
 
 def install(*names: str) -> None:
-    """Puts ours in the place of each package named: "fused_ssim", "fused_ssim3d", "pytorch_msssim" or "kornia".
+    """Puts ours in the place of each package named.
 
-    The first three are replaced whole, whether they are installed or not, `pytorch_msssim.ssim` included. In kornia,
-    which must be installed, the functions and classes of `splat_ssim.compat.kornia` (for kornia 0.8 and earlier of
-    `splat_ssim.compat.kornia_0_8`) replace those of the same name in `kornia.losses`, `kornia.metrics` and their
-    modules, such as `kornia.losses.ssim`; all else stays kornia's.
+    "fused_ssim", "fused_ssim3d" and "pytorch_msssim" are replaced whole, whether they are installed or not,
+    `pytorch_msssim.ssim` included. "kornia" and "torchmetrics" must be installed: there the functions and classes of
+    `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of `splat_ssim.compat.kornia_0_8`) replace those of the same
+    name, in modules such as `kornia.losses.ssim` too; all else stays theirs.
 
     It works before and after the package is imported: `import package`, `package.function` and pickles of the
     original's modules then give ours. Only a name that other code has bound by `from package import name` before
@@ -51,7 +66,8 @@ def install(*names: str) -> None:
 
     Raises:
         ValueError: There is no name, or one is none of these; nothing is installed then.
-        ImportError: kornia is not installed or its version cannot be read; nothing is installed then.
+        ImportError: A package that must be installed is not, or kornia's version cannot be read; nothing is installed
+            then.
 
     Example:
         >>> from splat_ssim import compat
@@ -64,7 +80,7 @@ def install(*names: str) -> None:
     if not names:
         raise ValueError(f"install needs names out of {', '.join(_NAMES)}, got none")
     _check_names("install", names)
-    plans = {name: _plan_kornia() if name == "kornia" else _plan_package(name) for name in names}
+    plans = {name: _plan_part(name) if name in _PARTS else _plan_package(name) for name in names}
     for name, replace in plans.items():
         _restore(name)
         changes = _installed[name] = []
@@ -127,17 +143,31 @@ def _plan_package(name: str) -> _Plan:
     return replacements
 
 
-def _plan_kornia() -> _Plan:
-    kornia = importlib.import_module("kornia")
-    for package in _KORNIA_PACKAGES:
+def _plan_part(name: str) -> _Plan:
+    part = _PARTS[name]
+    for package in part.packages:
         importlib.import_module(package)
+    ours = importlib.import_module(f"splat_ssim.compat.{_kornia_module() if name == 'kornia' else part.ours}")
+    # Classes of ours that extend the package's are made while its own are still in their places.
+    _definitions(ours)
+
+    def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
+        found = [change for package in part.packages for change in _replacements_in(package, ours)]
+        # Once each: a package may lie in another that is listed too.
+        return list({(id(entries), key): (entries, key, value) for entries, key, value in found}.values())
+
+    return replacements
+
+
+def _kornia_module() -> str:
+    """The module of ours for the kornia that is installed."""
+    kornia = importlib.import_module("kornia")
     try:
         version = tuple(int(part) for part in kornia.__version__.split(".")[:2])
     except (AttributeError, ValueError):
         got = getattr(kornia, "__version__", None)
         raise ImportError(f"kornia.__version__ must start with two numbers, got {got!r}") from None
-    ours = importlib.import_module(f"splat_ssim.compat.{'kornia' if version >= (0, 9) else 'kornia_0_8'}")
-    return lambda: [change for package in _KORNIA_PACKAGES for change in _replacements_in(package, ours)]
+    return "kornia" if version >= (0, 9) else "kornia_0_8"
 
 
 def _replacements_in(package: str, ours: ModuleType) -> list[tuple[MutableMapping[str, Any], str, Any]]:
