@@ -203,8 +203,19 @@ torch.testing.assert_close(metric(x, y)["StructuralSimilarityIndexMeasure"], fun
 assert not is_ours(torchmetrics.functional.image.peak_signal_noise_ratio)
 """
 
+SKIMAGE_NAMES = """
+import numpy as np, skimage.metrics
+from skimage.metrics import structural_similarity
+assert is_ours(structural_similarity) and is_ours(skimage.metrics.structural_similarity)
+assert structural_similarity(np.eye(9), np.eye(9), data_range=1) == 1
+assert not is_ours(skimage.metrics.peak_signal_noise_ratio)
+"""
+
 #: The package's modules that are imported before, what other code says of its names.
-PARTS = {"torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES)}
+PARTS = {
+    "torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES),
+    "skimage": ("skimage.metrics", SKIMAGE_NAMES),
+}
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -15,3 +15,7 @@ class RefusedRuntimeError(RuntimeError, ValueError):
 
 class RefusedTypeError(AttributeError, TypeError):
     """What is no tensor: the original fails by reading an attribute that it lacks."""
+
+
+class RefusedZeroDivisionError(ZeroDivisionError, ValueError):
+    """A value by which the original divides by zero."""

@@ -35,6 +35,7 @@ class _Part(NamedTuple):
 #: The packages of which only the names that ours offers are replaced.
 _PARTS = {
     "kornia": _Part("kornia", ("kornia.losses", "kornia.metrics")),
+    "skimage": _Part("skimage", ("skimage.metrics", "skimage.metrics._structural_similarity")),
     "torchmetrics": _Part("torchmetrics", ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.image")),
 }
 _NAMES = (*_MODULES, *_PARTS)
@@ -56,9 +57,9 @@ def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
     "fused_ssim", "fused_ssim3d" and "pytorch_msssim" are replaced whole, whether they are installed or not,
-    `pytorch_msssim.ssim` included. "kornia" and "torchmetrics" must be installed: there the functions and classes of
-    `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of `splat_ssim.compat.kornia_0_8`) replace those of the same
-    name, in modules such as `kornia.losses.ssim` too; all else stays theirs.
+    `pytorch_msssim.ssim` included. "kornia", "skimage" and "torchmetrics" must be installed: there the functions and
+    classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of `splat_ssim.compat.kornia_0_8`) replace those
+    of the same name, in modules such as `kornia.losses.ssim` too; all else stays theirs.
 
     It works before and after the package is imported: `import package`, `package.function` and pickles of the
     original's modules then give ours. Only a name that other code has bound by `from package import name` before
@@ -148,8 +149,11 @@ def _plan_part(name: str) -> _Plan:
     for package in part.packages:
         importlib.import_module(package)
     ours = importlib.import_module(f"splat_ssim.compat.{_kornia_module() if name == 'kornia' else part.ours}")
-    # Classes of ours that extend the package's are made while its own are still in their places.
-    _definitions(ours)
+    for package in part.packages:
+        # Classes of ours that extend the package's are made while its own are still in their places; and a package that
+        # imports its names on demand keeps its own, which can be put back.
+        for key in _definitions(ours):
+            getattr(sys.modules[package], key, None)
 
     def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
         found = [change for package in part.packages for change in _replacements_in(package, ours)]
