@@ -211,10 +211,22 @@ assert structural_similarity(np.eye(9), np.eye(9), data_range=1) == 1
 assert not is_ours(skimage.metrics.peak_signal_noise_ratio)
 """
 
+MONAI_NAMES = """
+import monai.losses, monai.metrics
+from monai.losses.ssim_loss import SSIMLoss
+from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric, compute_ms_ssim, compute_ssim_and_cs
+assert monai.losses.SSIMLoss is SSIMLoss and monai.metrics.SSIMMetric is SSIMMetric
+for value in (SSIMLoss, MultiScaleSSIMMetric, SSIMMetric, compute_ms_ssim, compute_ssim_and_cs):
+    assert is_ours(value), value
+torch.testing.assert_close(1 - SSIMLoss(2)(x, y), SSIMMetric(2)(x, y).mean())
+assert not is_ours(monai.losses.DiceLoss)
+"""
+
 #: The package's modules that are imported before, what other code says of its names.
 PARTS = {
     "torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES),
     "skimage": ("skimage.metrics", SKIMAGE_NAMES),
+    "monai": ("monai.losses, monai.metrics", MONAI_NAMES),
 }
 
 
@@ -235,7 +247,7 @@ compat.install({name!r})
 compat.uninstall({name!r})
 after = state({name!r})
 assert_unchanged(before, {{key: value for key, value in after.items() if key in before}})
-assert not [key for key, value in after.items() if getattr(value, "__module__", "").startswith("splat_ssim.compat")]
+assert not [key for key, value in after.items() if str(getattr(value, "__module__", "")).startswith("splat_ssim.compat")]
 """,
     )
 

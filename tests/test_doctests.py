@@ -21,7 +21,10 @@ KNOWN = {
 }
 
 #: Modules whose classes extend another package's -> that package.
-EXTENDING = {"splat_ssim.compat._torchmetrics_modules": "torchmetrics"}
+EXTENDING = {
+    "splat_ssim.compat._monai_metrics": "monai",
+    "splat_ssim.compat._torchmetrics_modules": "torchmetrics",
+}
 
 
 def modules():

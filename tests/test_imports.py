@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the trainer, the volumes, the viewer, the benchmark and the compared packages import.
 BLOCKED = """gsplat tyro yaml tqdm imageio PIL pycolmap tensorboard nibabel tifffile zarr dask viser matplotlib
 SimpleITK imagecodecs h5py mrcfile
-pytorch_msssim kornia torchmetrics skimage scipy splat_ssim.trainer splat_ssim.render splat_ssim.strategy
+pytorch_msssim kornia torchmetrics skimage monai piq scipy splat_ssim.trainer splat_ssim.render splat_ssim.strategy
 splat_ssim.volume splat_ssim.optim splat_ssim.scene splat_ssim.image splat_ssim.ply""".split()
 
 PROGRAM = f"""
@@ -23,7 +23,7 @@ import torch
 import splat_ssim, splat_ssim.loss, splat_ssim.registry, splat_ssim.reference
 import splat_ssim.compat, splat_ssim.compat.fused_ssim, splat_ssim.compat.fused_ssim3d
 import splat_ssim.compat.kornia, splat_ssim.compat.kornia_0_8, splat_ssim.compat.pytorch_msssim
-import splat_ssim.compat.torchmetrics, splat_ssim.compat.skimage
+import splat_ssim.compat.torchmetrics, splat_ssim.compat.skimage, splat_ssim.compat.monai
 image = torch.rand(1, 3, 24, 24, requires_grad=True)
 splat_ssim.loss.photometric_loss(image, torch.rand(1, 3, 24, 24)).backward()
 assert image.grad is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 from splat_ssim import _maps
 from splat_ssim.compat import _windowed
 from splat_ssim.compat._errors import RefusedRuntimeError, RefusedTypeError
-from splat_ssim.compat._options import Number, integer, number
+from splat_ssim.compat._options import integer, number
 from splat_ssim.compat._windowed import Constants, Window, each_axis
 
 #: What `data_range` may be: a number, (low, high) to clamp to, or None for the range of the images.
@@ -195,20 +195,18 @@ def _prepared(preds: Tensor, target: Tensor, options: Options) -> tuple[Tensor, 
         low, high = given
         preds, target = preds.clamp(low, high), target.clamp(low, high)
         given = high - low
-    data_range: Number = number("data_range", given)
-    constants = Constants(data_range, number("k1", options.k1), number("k2", options.k2))
-    return _windowed.normalised(preds, target, constants)
+    return _windowed.normalised(preds, target, _windowed.read_constants(given, options.k1, options.k2))
 
 
 def _continued(
     preds: Tensor, target: Tensor, geometry: Geometry, constants: Constants
-) -> tuple[Tensor, Tensor, Window, Constants, str]:
+) -> tuple[Tensor, Tensor, Constants, Window, str]:
     """The arguments of `_windowed`'s functions: the window sees the images continued by reflection."""
     window, reach = geometry
     if reach == tuple(size // 2 for size in window.sizes):
-        return preds, target, window, constants, "reflect"
+        return preds, target, constants, window, "reflect"
     preds, target = (_windowed.pad(image, reach, "reflect") for image in (preds, target))
-    return preds, target, window, constants, "valid"
+    return preds, target, constants, window, "valid"
 
 
 def _contrast_structure(preds: Tensor, target: Tensor, geometry: Geometry, constants: Constants) -> Tensor:
@@ -217,4 +215,4 @@ def _contrast_structure(preds: Tensor, target: Tensor, geometry: Geometry, const
     # Where an axis is not padded the original crops it to nothing.
     if 0 in reach or any(side < size for side, size in zip(preds.shape[2:], window.sizes, strict=True)):
         return preds.new_full((preds.shape[0],), torch.nan)
-    return _windowed.channel_means(preds, target, window, constants, "valid")[..., 1].mean(1)
+    return _windowed.channel_means(preds, target, constants, window, "valid")[..., 1].mean(1)

@@ -58,14 +58,13 @@ class Constants(NamedTuple):
         return (self.k2 * self.data_range) ** 2
 
 
-def read_constants(data_range: object, k1: object, k2: object, **names: str) -> Constants:
-    """The constants as numbers; `names` are what errors call them where the original's names differ.
+def read_constants(data_range: object, k1: object, k2: object) -> Constants:
+    """The constants as numbers.
 
     Raises:
         TypeError: One is not a number.
     """
-    given = {"data_range": data_range, "k1": k1, "k2": k2}
-    return Constants(*(number(names.get(key, key), value) for key, value in given.items()))
+    return Constants(number("data_range", data_range), number("k1", k1), number("k2", k2))
 
 
 def each_axis(value: Any, spatial_dims: int) -> tuple[Any, ...]:
@@ -106,22 +105,22 @@ def pad(images: Tensor, amounts: Sequence[int], padding: str) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def image_means(img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str) -> Tensor:
+def image_means(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str = "valid") -> Tensor:
     """(B,): the mean of S of each image.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), a float dtype.
         img2: The same shape, dtype and device.
-        window: The window of each axis.
         constants: Data range and small constants.
+        window: The window of each axis.
         padding: "valid" or "reflect"; what does not fit is refused before.
 
     Returns:
         float32 or float64.
     """
-    options = _options(img1, img2, window, constants, padding)
+    options = _options(img1, img2, constants, window, padding)
     if options is None:
-        return _moments(img1, img2, window, constants, padding).ssim().flatten(1).mean(1)
+        return _moments(img1, img2, constants, window, padding).ssim().flatten(1).mean(1)
     img1, img2 = _as_volumes(img1, img2, options)
     # One pass gives the values and the gradients.
     found, _, _ = photometric(
@@ -130,29 +129,29 @@ def image_means(img1: Tensor, img2: Tensor, window: Window, constants: Constants
     return found
 
 
-def channel_means(img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str) -> Tensor:
+def channel_means(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str = "valid") -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
-    options = _options(img1, img2, window, constants, padding)
+    options = _options(img1, img2, constants, window, padding)
     if options is None:
-        maps = _moments(img1, img2, window, constants, padding)
+        maps = _moments(img1, img2, constants, window, padding)
         return torch.stack([values.flatten(2).mean(2) for values in (maps.ssim(), maps.contrast_structure())], -1)
     return operators.ssim_channel_means(*_as_volumes(img1, img2, options), options)
 
 
-def ssim_map(img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str) -> Tensor:
+def ssim_map(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str = "valid") -> Tensor:
     """S for every position of the window."""
-    options = _options(img1, img2, window, constants, padding)
+    options = _options(img1, img2, constants, window, padding)
     if options is None:
-        return _moments(img1, img2, window, constants, padding).ssim()
+        return _moments(img1, img2, constants, window, padding).ssim()
     found = operators.ssim_map(*_as_volumes(img1, img2, options), options)
     return found[:, :, 0] if found.ndim > img1.ndim else found
 
 
 def maps(
-    img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str = "valid"
+    img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str = "valid"
 ) -> tuple[Tensor, Tensor]:
     """S and its contrast-structure factor for every position of the window, in plain torch."""
-    found = _moments(img1, img2, window, constants, padding)
+    found = _moments(img1, img2, constants, window, padding)
     return found.ssim(), found.contrast_structure()
 
 
@@ -166,12 +165,12 @@ def power_product(terms: Tensor, exponents: Sequence[float]) -> Tensor:
     return (torch.relu(terms) ** terms.new_tensor(exponents)).prod(-1)
 
 
-def _options(img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str) -> SSIMOptions | None:
+def _options(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str) -> SSIMOptions | None:
     """The options of the operators where they give this number, else None."""
     sizes = window.sizes
     # float64 images see taps that are exact, where the wide Gaussian's are off by 1e-13.
     exact = window.sigmas is None and torch.float64 in (img1.dtype, img2.dtype)
-    if exact or img1.numel() == 0 or max(sizes) == 1 or any(size % 2 == 0 for size in sizes):
+    if exact or len(sizes) == 1 or img1.numel() == 0 or max(sizes) == 1 or any(size % 2 == 0 for size in sizes):
         return None
     if are_kernels_barred():
         return None
@@ -192,7 +191,7 @@ def _as_volumes(img1: Tensor, img2: Tensor, options: SSIMOptions) -> tuple[Tenso
     return img1, img2
 
 
-def _moments(img1: Tensor, img2: Tensor, window: Window, constants: Constants, padding: str) -> reference.Moments:
+def _moments(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str) -> reference.Moments:
     dtype = _maps.compute_dtype(img1, img2)
     amounts = [size // 2 for size in window.sizes] if padding != "valid" else [0] * len(window.sizes)
     img1, img2 = (pad(image.to(dtype), amounts, padding) for image in (img1, img2))

@@ -206,7 +206,7 @@ def _by_kernel(img1: Tensor, img2: Tensor, options: _Options, full: bool) -> lis
     def called(function: Callable[..., Tensor], reach: int) -> Tensor:
         """A function of `_windowed` on the planes continued this far, each for itself."""
         wide1, wide2 = (_skimage_maps.mirrored(image, reach)[:, None] for image in (img1, img2))
-        return function(wide1, wide2, taps, constants, "valid")
+        return function(wide1, wide2, constants, taps)
 
     if border > window.radius:
         found = called(_windowed.ssim_map, window.radius)[:, 0]

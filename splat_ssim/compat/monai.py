@@ -1,0 +1,281 @@
+"""The interface of MONAI's SSIM and MS-SSIM (1.6), of images and volumes.
+
+Kept from the original, to know about: windows lie inside; the window has `win_size` taps whatever its sigma, even ones
+too; everything is computed and returned in float32, float64 and integers too; MS-SSIM averages over channels before it
+multiplies scales, and demands (taps - 1) · (scales - 1)² of each side.
+
+Different from the original: where a term of MS-SSIM is 0 or less its gradient is 0 rather than NaN; no weights, a sigma
+of 0 and an unknown kernel are a ValueError; what the original raises as a RuntimeError of torch is one as well.
+
+The functions and `SSIMLoss` need torch alone. The metrics are MONAI's own classes, which keep their buffers, with our
+numbers: they need MONAI.
+
+Odd windows up to 33 taps run on the kernels, uniform ones too; `compute_ssim_and_cs`, which returns two maps, even and
+longer windows take plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from splat_ssim import reference
+from splat_ssim.compat import _windowed
+from splat_ssim.compat._errors import RefusedRuntimeError
+from splat_ssim.compat._on_demand import import_on_demand
+from splat_ssim.compat._options import number, whole
+from splat_ssim.compat._windowed import Window, each_axis
+
+if TYPE_CHECKING:
+    from splat_ssim.compat._monai_metrics import MultiScaleSSIMMetric, SSIMMetric
+
+__all__ = ["MultiScaleSSIMMetric", "SSIMLoss", "SSIMMetric", "compute_ms_ssim", "compute_ssim_and_cs"]
+
+
+def compute_ssim_and_cs(
+    y_pred: Tensor,
+    y: Tensor,
+    spatial_dims: int,
+    kernel_size: Sequence[int],
+    kernel_sigma: Sequence[float],
+    data_range: float = 1.0,
+    kernel_type: str = "gaussian",
+    k1: float = 0.01,
+    k2: float = 0.03,
+) -> tuple[Tensor, Tensor]:
+    """The maps of S and of its contrast-structure factor.
+
+    Args:
+        y_pred: (B, C, H, W) or (B, C, D, H, W), any real dtype; arrays too.
+        y: The same shape.
+        spatial_dims: 2 or 3; with a uniform window 1 too.
+        kernel_size: Taps of the window, one number for each spatial axis.
+        kernel_sigma: Standard deviation of the Gaussian, likewise.
+        data_range: Difference of the largest and the smallest possible value.
+        kernel_type: "gaussian" or "uniform".
+        k1: Constant of the luminance term.
+        k2: Constant of the contrast-structure term.
+
+    Returns:
+        Two maps (B, C, spatial…) of the windows that lie inside, float32.
+
+    Raises:
+        ValueError: The shapes differ, an option is not as above, or the window is larger than the images; the last is a
+            RuntimeError as well, as in the original.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.monai import compute_ssim_and_cs
+        >>> ssim, cs = compute_ssim_and_cs(torch.rand(1, 1, 32, 32), torch.rand(1, 1, 32, 32), 2, (11, 11), (1.5, 1.5))
+        >>> ssim.shape
+        torch.Size([1, 1, 22, 22])
+    """
+    img1, img2 = _images(y_pred, y, spatial_dims)
+    window = _window(img1, spatial_dims, kernel_type, kernel_size, kernel_sigma)
+    return _windowed.maps(*_windowed.normalised(img1, img2, _windowed.read_constants(data_range, k1, k2)), window)
+
+
+def compute_ms_ssim(
+    y_pred: Tensor,
+    y: Tensor,
+    spatial_dims: int,
+    data_range: float = 1.0,
+    kernel_type: str = "gaussian",
+    kernel_size: int | Sequence[int] = 11,
+    kernel_sigma: float | Sequence[float] = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    weights: Sequence[float] = reference.MS_SSIM_WEIGHTS,
+) -> Tensor:
+    """MS-SSIM of each image: the contrast-structure means of all scales but the last, whose SSIM it is.
+
+    Args:
+        y_pred: As for `compute_ssim_and_cs`; scales are means of blocks of 2, an odd rest is left out.
+        y: Likewise.
+        spatial_dims: Likewise.
+        data_range: Likewise.
+        kernel_type: Likewise.
+        kernel_size: Likewise, or one number for all axes.
+        kernel_sigma: Likewise.
+        k1: Likewise.
+        k2: Likewise.
+        weights: One exponent a scale, fine to coarse.
+
+    Returns:
+        (B, 1), float32, differentiable in both images.
+
+    Raises:
+        ValueError: As for `compute_ssim_and_cs`; a side is too small for the scales; there are no weights.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.monai import compute_ms_ssim
+        >>> images = torch.rand(2, 1, 192, 192)
+        >>> compute_ms_ssim(images, images, 2)
+        tensor([[1.],
+                [1.]])
+    """
+    check_rank(y_pred, spatial_dims)
+    sizes, sigmas = each_axis(kernel_size, spatial_dims), each_axis(kernel_sigma, spatial_dims)
+    exponents = torch.tensor([float(weight) for weight in weights], dtype=torch.float32, device="cpu").tolist()
+    if not exponents:
+        raise ValueError("weights must have at least one exponent, got none")
+    share = max(1, len(exponents) - 1) ** 2
+    for side, size in zip(y_pred.shape[2:], sizes, strict=False):
+        if side // share <= size - 1:
+            raise ValueError(
+                f"y_pred must have sides larger than {(size - 1) * share} for {len(exponents)} weights and "
+                f"kernel_size {size}, got {tuple(y_pred.shape)}"
+            )
+    pool = F.avg_pool2d if spatial_dims == 2 else F.avg_pool3d
+    constants = _windowed.read_constants(data_range, k1, k2)
+    img1, img2 = _images(y_pred, y, spatial_dims)
+    terms = []
+    for scale in range(len(exponents)):
+        if scale:
+            img1, img2 = pool(img1, 2), pool(img2, 2)
+        window = _window(img1, spatial_dims, kernel_type, sizes, sigmas)
+        given = (*_windowed.normalised(img1, img2, constants), window)
+        if scale < len(exponents) - 1:
+            terms.append(_windowed.channel_means(*given)[..., 1].mean(1))
+        else:
+            terms.append(_windowed.image_means(*given))
+    return _windowed.power_product(torch.stack(terms, -1), exponents)[:, None]
+
+
+class SSIMLoss(_Loss):
+    """1 - SSIM, averaged over the windows that lie inside: `forward(input, target)`.
+
+    Args:
+        spatial_dims: 2 for (B, C, H, W), 3 for (B, C, D, H, W); any real dtype.
+        data_range: Difference of the largest and the smallest possible value.
+        kernel_type: "gaussian" or "uniform".
+        win_size: Taps of the window, one number or one for each spatial axis.
+        kernel_sigma: Standard deviation of the Gaussian, likewise.
+        k1: Constant of the luminance term.
+        k2: Constant of the contrast-structure term.
+        reduction: "mean" or "sum" over the images, or "none", (B, 1).
+
+    Raises:
+        ValueError: An option is unknown, or the images do not fit; where the window is larger than they are, a
+            RuntimeError as well.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.monai import SSIMLoss
+        >>> pred, target = torch.rand(1, 1, 16, 16, 16, requires_grad=True), torch.rand(1, 1, 16, 16, 16)
+        >>> loss = SSIMLoss(spatial_dims=3)(pred, target)
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        data_range: float = 1.0,
+        kernel_type: str = "gaussian",
+        win_size: int | Sequence[int] = 11,
+        kernel_sigma: float | Sequence[float] = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        reduction: str = "mean",
+    ):
+        reduction = getattr(reduction, "value", reduction)
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        super().__init__(reduction=reduction)
+        self.spatial_dims = spatial_dims
+        self.data_range = data_range
+        self.kernel_type = kernel_type
+        self.kernel_size = each_axis(win_size, spatial_dims)
+        self.kernel_sigma = each_axis(kernel_sigma, spatial_dims)
+        self.k1 = k1
+        self.k2 = k2
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the state of the original's module too, which names the data range otherwise and holds a metric."""
+        state = dict(state)
+        if "_data_range" in state:
+            state["data_range"] = state.pop("_data_range")
+        state.pop("ssim_metric", None)
+        super().__setstate__(state)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """() or (B, 1), float32, differentiable in both images."""
+        loss = 1 - image_ssim(input, target, self)
+        if self.reduction == "mean":
+            return loss.mean()
+        return loss.sum() if self.reduction == "sum" else loss
+
+
+for _definition in (compute_ssim_and_cs, compute_ms_ssim, SSIMLoss):
+    _definition.__module__ = __name__
+
+
+def image_ssim(y_pred: Tensor, y: Tensor, options: Any) -> Tensor:
+    """(B, 1): the mean of S of each image; `options` has the attributes of the loss, as MONAI's metric does too."""
+    for name, image in (("y_pred", y_pred), ("y", y)):
+        if not isinstance(image, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
+    dims = options.spatial_dims
+    check_rank(y_pred, dims)
+    img1, img2 = _images(y_pred, y, dims)
+    window = _window(img1, dims, options.kernel_type, options.kernel_size, options.kernel_sigma)
+    constants = _windowed.read_constants(options.data_range, options.k1, options.k2)
+    return _windowed.image_means(*_windowed.normalised(img1, img2, constants), window)[:, None]
+
+
+def check_rank(y_pred: Tensor, spatial_dims: int) -> None:
+    """The images have the axes that `spatial_dims` says."""
+    layouts = {2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
+    if y_pred.ndim != layouts.get(spatial_dims, "(B, C, W)").count(",") + 1:
+        layout = layouts.get(spatial_dims, "(B, C, W)")
+        raise ValueError(
+            f"y_pred must have the shape {layout} for spatial_dims={spatial_dims}, got {tuple(y_pred.shape)}"
+        )
+
+
+def _images(y_pred: Tensor, y: Tensor, spatial_dims: int) -> tuple[Tensor, Tensor]:
+    """Both images in float32, as plain tensors."""
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}")
+    if y_pred.shape != y.shape:
+        raise ValueError(f"y_pred and y must have the same shape, got {tuple(y_pred.shape)} and {tuple(y.shape)}")
+    # MONAI's own subclass of Tensor would carry its metadata through every operation.
+    img1, img2 = (torch.as_tensor(image).as_subclass(Tensor).float() for image in (y_pred, y))  # type: ignore[arg-type]
+    return img1, img2
+
+
+def _window(
+    images: Tensor, spatial_dims: int, kernel_type: str, sizes: Sequence[int], sigmas: Sequence[float]
+) -> Window:
+    """The window, which is not larger than the images."""
+    kernel_type = getattr(kernel_type, "value", kernel_type)
+    if kernel_type not in ("gaussian", "uniform"):
+        raise ValueError(f"kernel_type must be 'gaussian' or 'uniform', got {kernel_type!r}")
+    is_gaussian = kernel_type == "gaussian"
+    for name, values in (("kernel_size", sizes), ("kernel_sigma", sigmas)):
+        if len(values) < spatial_dims and (is_gaussian or name == "kernel_size"):
+            raise ValueError(f"{name} must have one value for each of the {spatial_dims} spatial axes, got {values}")
+    if is_gaussian and spatial_dims == 1:
+        raise ValueError("spatial_dims must be 2 or 3 for a Gaussian window, got 1")
+    taps = tuple(whole("kernel_size", size) for size in sizes[:spatial_dims])
+    if min(taps) < 1:
+        raise ValueError(f"kernel_size must be positive, got {taps}")
+    if any(side < size for side, size in zip(images.shape[2:], taps, strict=True)):
+        raise RefusedRuntimeError(f"the images must be as large as the window of {taps}, got {tuple(images.shape)}")
+    if not is_gaussian:
+        return Window(taps, None)
+    widths = tuple(abs(float(number("kernel_sigma", sigma))) for sigma in sigmas[:spatial_dims])
+    if 0 in widths:
+        raise ValueError(f"kernel_sigma must not be 0, got {widths}")
+    return Window(taps, widths)
+
+
+def __getattr__(name: str) -> Any:
+    """The metrics, which need MONAI: it is imported when they are asked for."""
+    return import_on_demand(name, __all__, "_monai_metrics", "monai")
