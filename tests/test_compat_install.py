@@ -222,17 +222,27 @@ torch.testing.assert_close(1 - SSIMLoss(2)(x, y), SSIMMetric(2)(x, y).mean())
 assert not is_ours(monai.losses.DiceLoss)
 """
 
+PIQ_NAMES = """
+import piq
+from piq import MultiScaleSSIMLoss, SSIMLoss, multi_scale_ssim, ssim
+for value in (MultiScaleSSIMLoss, SSIMLoss, multi_scale_ssim, ssim, sys.modules["piq.ssim"].ssim):
+    assert is_ours(value), value
+torch.testing.assert_close(SSIMLoss()(x, y), 1 - piq.ssim(x, y))
+assert not is_ours(piq.psnr)
+"""
+
 #: The package's modules that are imported before, what other code says of its names.
 PARTS = {
     "torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES),
     "skimage": ("skimage.metrics", SKIMAGE_NAMES),
     "monai": ("monai.losses, monai.metrics", MONAI_NAMES),
+    "piq": ("piq", PIQ_NAMES),
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_packages_of_which_a_part_is_replaced(run, name):
-    pytest.importorskip(name, reason=f"{name} is not installed")
+    pytest.importorskip(name, reason=f"{name} is not installed, or lacks a package that it needs", exc_type=ImportError)
     modules, names = PARTS[name]
     run(f"compat.install({name!r})", names)
     run(
@@ -247,7 +257,8 @@ compat.install({name!r})
 compat.uninstall({name!r})
 after = state({name!r})
 assert_unchanged(before, {{key: value for key, value in after.items() if key in before}})
-assert not [key for key, value in after.items() if str(getattr(value, "__module__", "")).startswith("splat_ssim.compat")]
+modules = {{key: str(getattr(value, "__module__", "")) for key, value in after.items()}}
+assert not [key for key, module in modules.items() if module.startswith("splat_ssim.compat")]
 """,
     )
 

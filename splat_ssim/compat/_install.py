@@ -36,6 +36,7 @@ class _Part(NamedTuple):
 _PARTS = {
     "kornia": _Part("kornia", ("kornia.losses", "kornia.metrics")),
     "monai": _Part("monai", ("monai.losses", "monai.metrics")),
+    "piq": _Part("piq", ("piq",)),
     "skimage": _Part("skimage", ("skimage.metrics", "skimage.metrics._structural_similarity")),
     "torchmetrics": _Part("torchmetrics", ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.image")),
 }
@@ -58,7 +59,7 @@ def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
     "fused_ssim", "fused_ssim3d" and "pytorch_msssim" are replaced whole, whether they are installed or not,
-    `pytorch_msssim.ssim` included. "kornia", "monai", "skimage" and "torchmetrics" must be installed: there the
+    `pytorch_msssim.ssim` included. "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed: there the
     functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of `splat_ssim.compat.kornia_0_8`)
     replace those of the same name, in modules such as `kornia.losses.ssim` too; all else stays theirs.
 

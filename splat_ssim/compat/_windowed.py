@@ -155,6 +155,16 @@ def maps(
     return found.ssim(), found.contrast_structure()
 
 
+def ms_ssim(
+    img1: Tensor, img2: Tensor, constants: Constants, window: Window, exponents: Sequence[float]
+) -> Tensor | None:
+    """(B, C): MS-SSIM of each channel as `splat_ssim.ms_ssim` defines it; None where the operator has no kernel."""
+    options = _options(img1, img2, constants, window, "valid")
+    if options is None or not options.is_cubic or min(exponents) <= 0:
+        return None
+    return operators.ms_ssim(img1, img2, options, exponents)
+
+
 def power_product(terms: Tensor, exponents: Sequence[float]) -> Tensor:
     """The product over the last axis of terms to the power of their exponents; negative terms count as 0.
 
