@@ -231,12 +231,21 @@ torch.testing.assert_close(SSIMLoss()(x, y), 1 - piq.ssim(x, y))
 assert not is_ours(piq.psnr)
 """
 
+GSPLAT_NAMES = """
+import gsplat, gsplat.losses
+from gsplat.losses import masked_ssim, ssim_loss
+assert is_ours(ssim_loss) and is_ours(masked_ssim) and gsplat.ssim_loss is ssim_loss
+ssim_loss(x, y)
+assert not is_ours(gsplat.losses.l1_loss)
+"""
+
 #: The package's modules that are imported before, what other code says of its names.
 PARTS = {
     "torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES),
     "skimage": ("skimage.metrics", SKIMAGE_NAMES),
     "monai": ("monai.losses, monai.metrics", MONAI_NAMES),
     "piq": ("piq", PIQ_NAMES),
+    "gsplat.losses": ("gsplat.losses", GSPLAT_NAMES),
 }
 
 
@@ -244,6 +253,7 @@ PARTS = {
 def test_packages_of_which_a_part_is_replaced(run, name):
     pytest.importorskip(name, reason=f"{name} is not installed, or lacks a package that it needs", exc_type=ImportError)
     modules, names = PARTS[name]
+    name = name.split(".")[0]
     run(f"compat.install({name!r})", names)
     run(
         f"""

@@ -35,6 +35,7 @@ class _Part(NamedTuple):
 #: The packages of which only the names that ours offers are replaced.
 _PARTS = {
     "kornia": _Part("kornia", ("kornia.losses", "kornia.metrics")),
+    "gsplat": _Part("gsplat", ("gsplat", "gsplat.losses")),
     "monai": _Part("monai", ("monai.losses", "monai.metrics")),
     "piq": _Part("piq", ("piq",)),
     "skimage": _Part("skimage", ("skimage.metrics", "skimage.metrics._structural_similarity")),
@@ -59,9 +60,10 @@ def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
     "fused_ssim", "fused_ssim3d" and "pytorch_msssim" are replaced whole, whether they are installed or not,
-    `pytorch_msssim.ssim` included. "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed: there the
-    functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of `splat_ssim.compat.kornia_0_8`)
-    replace those of the same name, in modules such as `kornia.losses.ssim` too; all else stays theirs.
+    `pytorch_msssim.ssim` included. "gsplat" (from 1.6 on), "kornia", "monai", "piq", "skimage" and "torchmetrics" must
+    be installed: there the functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of
+    `splat_ssim.compat.kornia_0_8`) replace those of the same name, in modules such as `kornia.losses.ssim` too; all
+    else stays theirs.
 
     It works before and after the package is imported: `import package`, `package.function` and pickles of the
     original's modules then give ours. Only a name that other code has bound by `from package import name` before
