@@ -46,7 +46,7 @@ x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
 HIDDEN = """
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("fused_ssim", "fused_ssim3d", "pytorch_msssim"):
+        if name.split(".")[0] in ("fused_ssim", "fused_ssim3d", "fussim", "pytorch_msssim"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hide())
 """
@@ -105,6 +105,15 @@ ssim_map = fused_ssim.FusedSSIMMap.apply(0.01**2, 0.03**2, volume, 1 - volume, "
 torch.testing.assert_close(ssim_map.mean(), fused_ssim3d(volume, 1 - volume))
 """
 
+FUSSIM_NAMES = """
+import fussim
+from fussim import SSIM, FusedSSIMMap, FusedSSIMMapFP16, check_compatibility, fused_ssim, get_build_info, ssim
+from fussim import SUPPORTED_WINDOW_SIZES, __version__
+for value in (SSIM, FusedSSIMMap, FusedSSIMMapFP16, check_compatibility, fused_ssim, get_build_info, ssim):
+    assert is_ours(value)
+torch.testing.assert_close(fused_ssim(x, y, "valid"), ssim(x, y, data_range=1.0))
+"""
+
 PYTORCH_MSSSIM_NAMES = """
 import pytorch_msssim
 import pytorch_msssim.ssim as imported_as
@@ -152,7 +161,8 @@ assert not is_ours(DiceLoss) and kornia.losses.DiceLoss is DiceLoss
 
 @pytest.mark.parametrize("hidden", ["", HIDDEN], ids=["as it is", "nothing installed"])
 @pytest.mark.parametrize(
-    ("package", "names"), [("fused_ssim", FUSED_SSIM_NAMES), ("pytorch_msssim", PYTORCH_MSSSIM_NAMES)]
+    ("package", "names"),
+    [("fused_ssim", FUSED_SSIM_NAMES), ("fussim", FUSSIM_NAMES), ("pytorch_msssim", PYTORCH_MSSSIM_NAMES)],
 )
 def test_whole_packages(run, hidden, package, names):
     run(hidden, f"compat.install({package!r})", names)

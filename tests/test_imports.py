@@ -24,7 +24,7 @@ import splat_ssim, splat_ssim.loss, splat_ssim.registry, splat_ssim.reference
 import splat_ssim.compat, splat_ssim.compat.fused_ssim, splat_ssim.compat.fused_ssim3d
 import splat_ssim.compat.kornia, splat_ssim.compat.kornia_0_8, splat_ssim.compat.pytorch_msssim
 import splat_ssim.compat.torchmetrics, splat_ssim.compat.skimage, splat_ssim.compat.monai
-import splat_ssim.compat.piq, splat_ssim.compat.gsplat
+import splat_ssim.compat.piq, splat_ssim.compat.gsplat, splat_ssim.compat.fussim
 image = torch.rand(1, 3, 24, 24, requires_grad=True)
 splat_ssim.loss.photometric_loss(image, torch.rand(1, 3, 24, 24)).backward()
 assert image.grad is not None

@@ -19,6 +19,7 @@ _ABSENT: Any = object()
 _MODULES = {
     "fused_ssim": {"fused_ssim": "fused_ssim"},
     "fused_ssim3d": {"fused_ssim3d": "fused_ssim3d"},
+    "fussim": {"fussim": "fussim"},
     "pytorch_msssim": {"pytorch_msssim": "pytorch_msssim", "pytorch_msssim.ssim": "_pytorch_msssim_ssim"},
 }
 
@@ -59,7 +60,7 @@ _installed: dict[str, list[_Change]] = {}
 def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
-    "fused_ssim", "fused_ssim3d" and "pytorch_msssim" are replaced whole, whether they are installed or not,
+    "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced whole, whether they are installed or not,
     `pytorch_msssim.ssim` included. "gsplat" (from 1.6 on), "kornia", "monai", "piq", "skimage" and "torchmetrics" must
     be installed: there the functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of
     `splat_ssim.compat.kornia_0_8`) replace those of the same name, in modules such as `kornia.losses.ssim` too; all

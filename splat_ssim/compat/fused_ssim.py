@@ -110,20 +110,36 @@ class FusedSSIMMap:
         spatial_dims = integer("spatial_dims", spatial_dims)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-        _check_padding(padding)
-        check_images(img1, img2, (spatial_dims,))
-        check_padding(SSIMOptions(padding=padding), img1)
-        k1, k2 = _root("C1", C1), _root("C2", C2)
-        options = SSIMOptions(11, 1.5, 1.0, k1, k2, padding)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
-            return ssim_map(img1, img2, options)
+        return map_of(C1, C2, img1, img2, padding, train, spatial_dims)
 
 
-def mean_ssim(function: Callable[..., Tensor], img1: Tensor, img2: Tensor, padding: str, train: bool) -> Tensor:
-    """What the three functions of both packages share."""
+def map_of(
+    C1: float,
+    C2: float,
+    img1: Tensor,
+    img2: Tensor,
+    padding: str,
+    train: bool,
+    spatial_dims: int = 2,
+    window_size: int = 11,
+) -> Tensor:
+    """The map of S as `FusedSSIMMap.apply` gives it, with any window."""
+    _check_padding(padding)
+    check_images(img1, img2, (spatial_dims,))
+    check_padding(SSIMOptions(window_size, padding=padding), img1)
+    k1, k2 = _root("C1", C1), _root("C2", C2)
+    options = SSIMOptions(window_size, 1.5, 1.0, k1, k2, padding)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
+        return ssim_map(img1, img2, options)
+
+
+def mean_ssim(
+    function: Callable[..., Tensor], img1: Tensor, img2: Tensor, padding: str, train: bool, window_size: int = 11
+) -> Tensor:
+    """What the functions of fused_ssim, fused_ssim3d and fussim share."""
     _check_padding(padding)
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
-        return function(img1, img2, padding=padding)
+        return function(img1, img2, padding=padding, window_size=window_size)
 
 
 def _check_padding(padding: str) -> None:

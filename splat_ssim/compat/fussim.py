@@ -1,0 +1,280 @@
+"""The interface of the `fussim` package (0.3): fused_ssim with three windows, and `ssim`, `SSIM` as pytorch-msssim's.
+
+Kept from the original, to know about: windows have 7, 9 or 11 taps and sigma 1.5; images only, no volumes; `ssim` is
+"valid" and `nonnegative_ssim` clamps each pixel, where pytorch-msssim clamps the mean of each channel.
+
+Differences from the original: it runs on a CPU too; the second image gets its true gradient when it asks for one;
+images of any dtype that `splat_ssim.ssim` reads, float64 in float64; under autocast everything is computed in float32,
+where the original rounds the images to float16; images smaller than the window in "valid" are a ValueError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splat_ssim import functional
+from splat_ssim._checks import check_images, check_padding
+from splat_ssim.compat._errors import RefusedRuntimeError
+from splat_ssim.compat._options import integer, number, pair
+from splat_ssim.compat.fused_ssim import map_of, mean_ssim
+from splat_ssim.ops.ssim import ssim_map
+from splat_ssim.options import SSIMOptions
+
+__all__ = [
+    "SSIM",
+    "SUPPORTED_WINDOW_SIZES",
+    "FusedSSIMMap",
+    "FusedSSIMMapFP16",
+    "__version__",
+    "check_compatibility",
+    "fused_ssim",
+    "get_build_info",
+    "ssim",
+]
+
+#: The version of fussim whose interface this is.
+__version__ = "0.3.15"
+SUPPORTED_WINDOW_SIZES = (7, 9, 11)
+ALLOWED_PADDING = ("same", "valid")
+
+
+def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True, window_size: int = 11) -> Tensor:
+    """Mean SSIM of two batches of images.
+
+    Args:
+        img1: (B, C, H, W), values in [0, 1]; dtypes and strides as for `splat_ssim.ssim`.
+        img2: The same shape and device.
+        padding: "same", zeros, or "valid", only the windows inside.
+        train: Whether a gradient is needed; without one only the value is computed.
+        window_size: Taps of the Gaussian window: 7, 9 or 11.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        ValueError: As `splat_ssim.ssim`; another padding or window. Of images on two devices a RuntimeError as well.
+        TypeError: As `splat_ssim.ssim`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.fussim import fused_ssim
+        >>> pred, target = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32)
+        >>> loss = 1 - fused_ssim(pred, target, window_size=7)
+        >>> loss.backward()
+    """
+    _check_devices(img1, img2)
+    return mean_ssim(functional.ssim, img1, img2, padding, train, _window("window_size", window_size))
+
+
+class FusedSSIMMap:
+    """The map of SSIM: `FusedSSIMMap.apply(C1, C2, img1, img2)`, as in `splat_ssim.compat.fused_ssim`."""
+
+    @staticmethod
+    def apply(
+        C1: float,
+        C2: float,
+        img1: Tensor,
+        img2: Tensor,
+        padding: str = "same",
+        train: bool = True,
+        window_size: int = 11,
+    ) -> Tensor:
+        """S for every pixel.
+
+        Args:
+            C1: Constant of the luminance term, 0.01² for images in [0, 1].
+            C2: Constant of the contrast-structure term, 0.03² for images in [0, 1].
+            img1: (B, C, H, W); dtypes and strides as for `splat_ssim.ssim`.
+            img2: The same shape and device.
+            padding: As for `fused_ssim`.
+            train: As for `fused_ssim`.
+            window_size: As for `fused_ssim`.
+
+        Returns:
+            The shape of the images, less window_size - 1 in each spatial axis for "valid"; float32 or float64.
+
+        Raises:
+            ValueError: As for `fused_ssim`; a constant is negative or not finite.
+            TypeError: As for `fused_ssim`; a constant is not a number.
+
+        Example:
+            >>> import torch
+            >>> from splat_ssim.compat.fussim import FusedSSIMMap
+            >>> images = torch.rand(1, 3, 32, 32)
+            >>> FusedSSIMMap.apply(0.01**2, 0.03**2, images, images, "valid", True, 7).shape
+            torch.Size([1, 3, 26, 26])
+        """
+        return map_of(C1, C2, img1, img2, padding, train, window_size=_window("window_size", window_size))
+
+
+class FusedSSIMMapFP16:
+    """As `FusedSSIMMap`, of images in half precision, computed in float32."""
+
+    @staticmethod
+    def apply(C1: float, C2: float, img1: Tensor, img2: Tensor, padding: str = "same", window_size: int = 11) -> Tensor:
+        """S for every pixel of both images rounded to float16; the arguments are those of `FusedSSIMMap.apply`.
+
+        Example:
+            >>> import torch
+            >>> from splat_ssim.compat.fussim import FusedSSIMMapFP16
+            >>> images = torch.rand(1, 3, 32, 32)
+            >>> FusedSSIMMapFP16.apply(0.01**2, 0.03**2, images, images).dtype
+            torch.float32
+        """
+        return FusedSSIMMap.apply(C1, C2, img1.half(), img2.half(), padding, True, window_size)
+
+
+def ssim(
+    X: Tensor,
+    Y: Tensor,
+    data_range: float = 255,
+    size_average: bool = True,
+    win_size: int = 11,
+    win_sigma: float = 1.5,
+    win: None = None,
+    K: tuple[float, float] = (0.01, 0.03),
+    nonnegative_ssim: bool = False,
+) -> Tensor:
+    """SSIM over the windows that lie inside ("valid").
+
+    Args:
+        X: (B, C, H, W), values in [0, data_range]; dtypes as for `splat_ssim.ssim`.
+        Y: The same shape and device.
+        data_range: Difference of the largest and the smallest possible value.
+        size_average: Whether to average over the batch; otherwise (B,).
+        win_size: Taps of the Gaussian window: 7, 9 or 11.
+        win_sigma: 1.5.
+        win: None.
+        K: (k1, k2), each between 0 and 1.
+        nonnegative_ssim: Whether a pixel's negative S counts as 0.
+
+    Returns:
+        () or (B,), float32 or float64.
+
+    Raises:
+        ValueError: As `splat_ssim.ssim`; an option is not as above.
+        TypeError: As `splat_ssim.ssim`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.fussim import ssim
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> ssim(images, images, data_range=1.0, size_average=False)
+        tensor([1., 1.])
+    """
+    size, k1, k2 = _read(win_size, win_sigma, K)
+    if win is not None:
+        raise ValueError(f"win must be None, the window is that of win_size, got {type(win).__name__}")
+    _check_devices(X, Y)
+    top = float(number("data_range", data_range))
+    if not nonnegative_ssim:
+        reduction = "mean" if size_average else "image"
+        options: dict[str, Any] = {"window_size": size, "data_range": top, "k1": k1, "k2": k2, "padding": "valid"}
+        return functional.ssim(X, Y, reduction=reduction, **options)
+    check_images(X, Y, (2,))
+    map_options = SSIMOptions(size, 1.5, top, k1, k2, "valid")
+    check_padding(map_options, X)
+    found = ssim_map(X, Y, map_options).clamp(min=0)
+    return found.mean() if size_average else found.flatten(1).mean(1)
+
+
+class SSIM(nn.Module):
+    """`ssim` as a module; the number of channels is that of the images, whatever `channel`.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.fussim import SSIM
+        >>> loss = 1 - SSIM(data_range=1.0)(torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32))
+        >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        data_range: float = 255,
+        size_average: bool = True,
+        win_size: int = 11,
+        win_sigma: float = 1.5,
+        channel: int = 3,
+        spatial_dims: int = 2,
+        K: tuple[float, float] = (0.01, 0.03),
+        nonnegative_ssim: bool = False,
+    ):
+        super().__init__()
+        _read(win_size, win_sigma, K)
+        if spatial_dims != 2:
+            raise ValueError(f"spatial_dims must be 2, got {spatial_dims}")
+        self.data_range = data_range
+        self.size_average = size_average
+        self.win_size = win_size
+        self.K = K
+        self.nonnegative_ssim = nonnegative_ssim
+
+    def forward(self, X: Tensor, Y: Tensor) -> Tensor:
+        """The value; shapes as for `ssim`."""
+        return ssim(
+            X,
+            Y,
+            data_range=self.data_range,
+            size_average=self.size_average,
+            win_size=self.win_size,
+            K=self.K,
+            nonnegative_ssim=self.nonnegative_ssim,
+        )
+
+
+def get_build_info() -> dict[str, Any]:
+    """What the original tells of its wheel: here nothing was built for a torch or CUDA version.
+
+    Example:
+        >>> from splat_ssim.compat.fussim import get_build_info
+        >>> get_build_info()["is_prebuilt"]
+        False
+    """
+    return {
+        "version": __version__,
+        "base_version": __version__,
+        "build_torch_version": None,
+        "build_cuda_version": None,
+        "runtime_torch_version": torch.__version__.split("+")[0],
+        "runtime_cuda_version": torch.version.cuda if torch.cuda.is_available() else None,
+        "is_prebuilt": False,
+    }
+
+
+def check_compatibility(warn: bool = True) -> tuple[bool, list[str]]:
+    """Whether the package fits torch and CUDA, and what does not: always (True, []), since nothing depends on them.
+
+    Example:
+        >>> from splat_ssim.compat.fussim import check_compatibility
+        >>> check_compatibility()
+        (True, [])
+    """
+    return True, []
+
+
+def _window(name: str, value: int) -> int:
+    size = integer(name, value)
+    if size not in SUPPORTED_WINDOW_SIZES:
+        raise ValueError(f"{name} must be one of {SUPPORTED_WINDOW_SIZES}, got {size}")
+    return size
+
+
+def _read(win_size: int, win_sigma: float, K: tuple[float, float]) -> tuple[int, float, float]:
+    """The window and the constants, checked."""
+    size = _window("win_size", win_size)
+    if win_sigma != 1.5:
+        raise ValueError(f"win_sigma must be 1.5, got {win_sigma}")
+    if not isinstance(K, (tuple, list)):
+        raise ValueError(f"K must be two numbers, got {type(K).__name__}")
+    k1, k2 = (float(value) for value in pair("K", K))
+    if not (0 < k1 < 1 and 0 < k2 < 1):
+        raise ValueError(f"K must be two numbers between 0 and 1, got {K}")
+    return size, k1, k2
+
+
+def _check_devices(img1: Tensor, img2: Tensor) -> None:
+    if isinstance(img1, Tensor) and isinstance(img2, Tensor) and img1.device != img2.device:
+        raise RefusedRuntimeError(f"img1 and img2 must be on the same device, got {img1.device} and {img2.device}")
