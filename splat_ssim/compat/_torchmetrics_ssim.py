@@ -111,7 +111,7 @@ def multiscale(
             terms.append(_windowed.image_means(*_continued(img1, img2, geometry, constants)))
     stacked = torch.stack(terms, -1)
     # The original rounds the exponents to float32.
-    exponents = torch.tensor(betas, dtype=torch.float32, device="cpu").tolist()
+    exponents = _windowed.rounded(betas)
     if normalize == "relu":
         return _windowed.power_product(stacked, exponents).to(dtype)
     if normalize == "simple":
@@ -189,8 +189,8 @@ def _prepared(preds: Tensor, target: Tensor, options: Options) -> tuple[Tensor, 
     """Images clamped where a range is given as (low, high), and the constants."""
     given: Any = options.data_range
     if given is None:
-        ranges = [image.max() - image.min() for image in (preds, target)]
-        given = ranges[1] if ranges[1] > ranges[0] else ranges[0]
+        first, second = (image.max() - image.min() for image in (preds, target))
+        given = torch.where(second > first, second, first)
     elif isinstance(given, tuple):
         low, high = given
         preds, target = preds.clamp(low, high), target.clamp(low, high)

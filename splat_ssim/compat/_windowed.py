@@ -8,7 +8,7 @@ being volumes of one slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,12 @@ def each_axis(value: Any, spatial_dims: int) -> tuple[Any, ...]:
     if isinstance(value, Sequence) or getattr(value, "ndim", None):
         return tuple(value)
     return (value,) * spatial_dims
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """Numbers rounded to float32, for exponents that the originals keep in a tensor."""
+    parts = [math.frexp(value) for value in values]
+    return [math.ldexp(round(math.ldexp(mantissa, 24)), exponent - 24) for mantissa, exponent in parts]
 
 
 def normalised(img1: Tensor, img2: Tensor, constants: Constants) -> tuple[Tensor, Tensor, Constants]:

@@ -122,7 +122,7 @@ def compute_ms_ssim(
     """
     check_rank(y_pred, spatial_dims)
     sizes, sigmas = each_axis(kernel_size, spatial_dims), each_axis(kernel_sigma, spatial_dims)
-    exponents = torch.tensor([float(weight) for weight in weights], dtype=torch.float32, device="cpu").tolist()
+    exponents = _windowed.rounded(float(weight) for weight in weights)
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
     share = max(1, len(exponents) - 1) ** 2
@@ -245,9 +245,15 @@ def _images(y_pred: Tensor, y: Tensor, spatial_dims: int) -> tuple[Tensor, Tenso
         raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}")
     if y_pred.shape != y.shape:
         raise ValueError(f"y_pred and y must have the same shape, got {tuple(y_pred.shape)} and {tuple(y.shape)}")
-    # MONAI's own subclass of Tensor would carry its metadata through every operation.
-    img1, img2 = (torch.as_tensor(image).as_subclass(Tensor).float() for image in (y_pred, y))  # type: ignore[arg-type]
-    return img1, img2
+    return _plain(y_pred).float(), _plain(y).float()
+
+
+def _plain(image: Any) -> Tensor:
+    """A tensor without the metadata that MONAI's own subclass carries through every operation."""
+    if type(image) in (Tensor, torch.nn.Parameter):
+        return image
+    found: Tensor = torch.as_tensor(image)
+    return found.as_subclass(Tensor)  # type: ignore[arg-type]
 
 
 def _window(

@@ -73,7 +73,7 @@ def ssim(
     """
     size, constants = _read(kernel_size, data_range, k1, k2)
     x, y, dtype = _check(x, y, constants)
-    factor = max(1, round(min(x.shape[-2:]) / 256))
+    factor = max(1, round(min(int(side) for side in x.shape[-2:]) / 256))
     if factor > 1 and downsample:
         x, y = F.avg_pool2d(x, factor), F.avg_pool2d(y, factor)
     _check_sides(x, size)

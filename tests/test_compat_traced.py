@@ -1,0 +1,88 @@
+"""The drop-ins for torchmetrics, MONAI, piq, gsplat and fussim under torch.compile, torch.func and torch.jit.trace."""
+
+import pytest
+import torch
+
+from splat_ssim.compat import fussim, gsplat, monai, piq
+from splat_ssim.compat import torchmetrics as metrics
+from tests.compare import random_pair
+
+pytestmark = [
+    pytest.mark.usefixtures("threads"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+def single(**options):
+    return lambda a, b: metrics.structural_similarity_index_measure(a, b, **options)
+
+
+def multiscale(a, b):
+    return metrics.multiscale_structural_similarity_index_measure(
+        a, b, data_range=1.0, betas=(0.5, 0.5), kernel_size=5, sigma=0.8
+    )
+
+
+CALLS = {
+    "torchmetrics": single(data_range=1.0),
+    "torchmetrics without a range": single(),
+    "torchmetrics by axis": single(data_range=1.0, sigma=(1.0, 0.5)),
+    "torchmetrics uniform": single(data_range=1.0, gaussian_kernel=False),
+    "torchmetrics multiscale": multiscale,
+    "MONAI": monai.SSIMLoss(2),
+    "MONAI multiscale": lambda a, b: monai.compute_ms_ssim(a, b, 2, kernel_size=5, weights=(0.5, 0.5)).sum(),
+    "gsplat": gsplat.ssim_loss,
+    "fussim": lambda a, b: fussim.ssim(a, b, data_range=1.0),
+}
+#: What reads numbers out of the images to check them.
+READING = {
+    "piq": piq.SSIMLoss(),
+    "piq multiscale": piq.MultiScaleSSIMLoss(5, scale_weights=torch.ones(2)),
+}
+
+
+@pytest.fixture
+def pair():
+    return random_pair(torch.Generator().manual_seed(0), (1, 2, 40, 44), torch.float32)
+
+
+def value_and_gradients(function, pair):
+    inputs = [image.clone().requires_grad_() for image in pair]
+    value = function(*inputs)
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+@pytest.mark.parametrize("name", [*CALLS, *READING])
+def test_compile(name, pair):
+    function = {**CALLS, **READING}[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=name in CALLS)
+    found, expected = value_and_gradients(compiled, pair), value_and_gradients(function, pair)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CALLS, *READING])
+def test_forward_derivative(name, pair):
+    function = {**CALLS, **READING}[name]
+    tangent = torch.cos(torch.arange(pair[0].numel(), dtype=torch.float32)).reshape(pair[0].shape)
+    value, derivative = torch.func.jvp(lambda image: function(image, pair[1]), (pair[0],), (tangent,))
+    expected, gradient, _ = value_and_gradients(function, pair)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(derivative, (gradient * tangent).sum(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap(name, pair):
+    function = CALLS[name]
+    found = torch.func.vmap(lambda image: function(image, pair[1]))(torch.stack([pair[0], pair[1]]))
+    expected = torch.stack([function(*pair), function(pair[1], pair[1])])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CALLS, *READING])
+def test_trace(name, pair):
+    function = {**CALLS, **READING}[name]
+    traced = torch.jit.trace(function, tuple(pair))
+    for images in (pair, pair[::-1]):
+        torch.testing.assert_close(traced(*images), function(*images), rtol=0, atol=1e-6)
