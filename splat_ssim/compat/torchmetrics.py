@@ -3,8 +3,9 @@
 Kept from the original, to know about: images are continued by reflection, and SSIM is the mean over the full map; a
 Gaussian window has int(3.5 · sigma + 0.5) · 2 + 1 taps, `kernel_size` is that of uniform windows alone, but also what
 the last axis of volumes is padded by and what MS-SSIM demands of the sides; `data_range=None` is the larger of the two
-images' ranges and carries a gradient; a contrast-structure mean over no window is NaN; MS-SSIM averages over channels
-before it multiplies scales, rounds `betas` to float32, and with `normalize=None` is NaN where a term is negative.
+images' ranges and carries a gradient (torchmetrics after 1.9 cuts it off); a contrast-structure mean over no window is
+NaN; MS-SSIM averages over channels before it multiplies scales, rounds `betas` to float32, and with `normalize=None` is
+NaN where a term is negative.
 
 Different from the original: with `normalize="relu"` the gradient where a term is 0 or less is 0 rather than NaN; half
 precision is computed in float32 and rounded once; integer images are a TypeError. What the original raises as a
