@@ -1,4 +1,4 @@
-"""Builds the compiled library through csrc/build.py; everything else is in pyproject.toml."""
+"""Builds the compiled library through csrc/build.py, packs the configs; everything else is in pyproject.toml."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,29 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-sys.path.insert(0, str(Path(__file__).parent / "csrc"))
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
 import build as native
+
+
+class BuildPython(build_py):
+    """Copies configs/ into the package too, so that `--config fast.yaml` works without the source folder."""
+
+    def _configs(self):
+        target = Path(self.build_lib) / "splat_ssim" / "configs"
+        return {path: target / path.name for path in sorted((ROOT / "configs").glob("*.yaml"))}
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._configs().items():
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode=True):
+        return [*super().get_outputs(include_bytecode), *map(str, self._configs().values())]
 
 
 class BuildLibrary(build_ext):
@@ -37,5 +57,5 @@ class PlatformWheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("splat_ssim.libsplat_ssim", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

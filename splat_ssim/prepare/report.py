@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from splat_ssim.trainer.places import program
+
 #: Training views of about this many pixels along the longer side are proposed.
 TRAINING_SIZE = 1000
 #: The most names that a line of the table lists.
@@ -50,7 +52,7 @@ def next_command(scene: Path, cameras: list[dict[str, Any]]) -> str:
     longest = max(max(camera["undistorted"]) for camera in cameras)
     factor = next((factor for factor in (1, 2, 4) if longest / factor <= TRAINING_SIZE), 8)
     reduced = f" --data.factor {factor}" if factor > 1 else ""
-    return f"python scripts/train.py --data-dir {shlex.quote(str(scene))}{reduced}"
+    return f"{program('train')} --data-dir {shlex.quote(str(scene))}{reduced}"
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, over
 from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
 from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
+from splat_ssim.trainer.places import check_example, find_config, find_example, program
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
 
 
@@ -41,16 +42,27 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     named, _ = first.parse_known_args(arguments)
     if named.config is not None and named.resume is not None:
         raise ConfigError("--resume takes the config of its run folder, got --config besides")
-    path = named.resume / CONFIG if named.resume is not None else named.config
+    path = named.resume / CONFIG if named.resume is not None else named.config and find_config(named.config)
     values = read_values(path) if path is not None else {}
     if named.resume is not None:
         values["result_dir"] = str(named.resume)
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
-    beneath = {} if named.resume is not None else task.Config.beneath(values, _asked(arguments, task.Config.asks))
+    beneath = {} if named.resume is not None else _beneath(task, values, arguments)
     base = from_mapping(task.Config, overlaid(beneath, values), str(path))
-    config = tyro.cli(type(base), default=base, args=arguments, prog="train.py")
+    config = tyro.cli(type(base), default=base, args=arguments, prog=program("train"))
     _check_meaning(base, config, {} if named.resume is not None else values, _options(arguments), str(path))
+    if named.resume is None:
+        check_example(config.data_dir)
     return task, config
+
+
+def _beneath(task: type[Task], values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """What lies beneath a new run's config file and command line: the default data, and what suits the data."""
+    asked = _asked(arguments, task.Config.asks)
+    if "data_dir" in values or _asked(arguments, ["data_dir"]):
+        return task.Config.beneath(values, asked)
+    data = {"data_dir": str(find_example(task.Config.data_dir))}
+    return {**data, **task.Config.beneath(values, {**asked, **data})}
 
 
 def _asked(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -126,7 +138,7 @@ def _as_a_program() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-# --- what scripts/eval.py and scripts/render.py do
+# --- what splat-eval and splat-render do
 
 
 def evaluate_run(

@@ -25,6 +25,7 @@ from splat_ssim.trainer.device import peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
 from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume
 from splat_ssim.trainer.metrics import in_words, scalars
+from splat_ssim.trainer.places import program
 from splat_ssim.trainer.profiling import StageClock, profiled
 from splat_ssim.trainer.states import is_count, is_seconds
 from splat_ssim.trainer.task import Report, Task
@@ -217,7 +218,7 @@ class Run:
 
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
-        return f"python scripts/train.py --resume {shlex.quote(str(self.folder))}"
+        return f"{program('train')} --resume {shlex.quote(str(self.folder))}"
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is; what it found goes to eval/<step>.json too."""

@@ -1,0 +1,78 @@
+"""The console commands: splat-train, splat-eval, splat-render, splat-compare, splat-prepare, splat-voxelize.
+
+This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Packages that the commands import -> the extra of the installation that brings them.
+EXTRAS = {
+    **dict.fromkeys(("numpy", "gsplat", "packaging", "tyro", "yaml", "tqdm", "imageio", "PIL", "scipy"), "train"),
+    **dict.fromkeys(("pycolmap", "tensorboard"), "train"),
+    **dict.fromkeys(("nibabel", "SimpleITK", "tifffile", "zarr", "h5py", "mrcfile", "dask"), "volume"),
+}
+
+
+@contextmanager
+def _with_its_packages(name: str) -> Iterator[None]:
+    """Ends the program with one sentence where a package of an extra is missing."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files may hold letters that the encoding of a pipe lacks, on Windows for one.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        sys.exit(
+            f"error: {name} requires the package {package}, got none: install splat_ssim with its extra "
+            f"{EXTRAS[package]!r}"
+        )
+
+
+def _call(name: str, path: str) -> None:
+    with _with_its_packages(name):
+        from splat_ssim.trainer.cli import call
+
+        call(path)
+
+
+def train() -> None:
+    """Trains a scene, a volume or an image."""
+    # OpenMP's workers, which torch's own operations use, would spin between them on the cores our kernels need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _with_its_packages("splat-train"):
+        from splat_ssim.trainer.cli import main
+
+        main()
+
+
+def evaluate() -> None:
+    """Evaluates a run of any kind."""
+    _call("splat-eval", "splat_ssim.trainer.cli:evaluate_run")
+
+
+def render() -> None:
+    """Draws what a run has trained."""
+    _call("splat-render", "splat_ssim.trainer.cli:render_run")
+
+
+def compare() -> None:
+    """Compares images, folders or volumes."""
+    _call("splat-compare", "splat_ssim.comparison:compare")
+
+
+def prepare() -> None:
+    """Makes a COLMAP scene of photographs or a video."""
+    _call("splat-prepare", "splat_ssim.prepare:prepare")
+
+
+def voxelize() -> None:
+    """Rebuilds a volume from fitted Gaussians."""
+    _call("splat-voxelize", "splat_ssim.volume.rebuild:rebuild")

@@ -1,0 +1,127 @@
+"""The console commands, away from the source folder, and what they find there."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+import splat_ssim_commands
+from splat_ssim.scene.config import SceneConfig
+from splat_ssim.trainer import places
+from splat_ssim.trainer.cli import parse
+from splat_ssim.trainer.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+#: What each is for, as --help says it.
+PURPOSES = {
+    "splat-train": "Trains a Gaussian scene.",
+    "splat-eval": "Evaluates a run folder's last checkpoint.",
+    "splat-render": "Draws a run folder's last checkpoint.",
+    "splat-compare": "Compares two images, two folders of images",
+    "splat-prepare": "Makes a COLMAP scene of photographs or a video",
+    "splat-voxelize": "Writes the volume that fitted Gaussians stand for",
+}
+
+
+def run(name, *arguments, cwd, path=ROOT, before=""):
+    """Runs a console command as its entry point does, with the package found in another folder than the working one."""
+    module, _, function = COMMANDS[name].partition(":")
+    program = f"import sys; sys.argv[0] = {name!r}; sys.path.insert(0, {str(path)!r})\n{before}\n"
+    program += f"from {module} import {function}; sys.exit({function}())"
+    line = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The package as `pip install .` lays it down: with its configs, without the source folder around it."""
+    site = tmp_path_factory.mktemp("site")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "splat_ssim", site / "splat_ssim", ignore=ignored)
+    shutil.copytree(ROOT / "configs", site / "splat_ssim" / "configs")
+    shutil.copy(ROOT / "splat_ssim_commands.py", site)
+    return site
+
+
+def test_every_command_has_its_function_and_its_script():
+    assert COMMANDS.keys() == PURPOSES.keys()
+    for name, target in COMMANDS.items():
+        assert callable(getattr(splat_ssim_commands, target.partition(":")[2]))
+        text = (ROOT / "scripts" / f"{name.removeprefix('splat-')}.py").read_text()
+        assert f"from splat_ssim_commands import {target.partition(':')[2]}\n" in text
+
+
+@pytest.mark.parametrize("name", PURPOSES)
+def test_help_from_another_folder(name, tmp_path, installed):
+    done = run(name, "--help", cwd=tmp_path, path=installed)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {name}" in done.stdout and PURPOSES[name].split()[0] in done.stdout
+
+
+@pytest.mark.parametrize("config", ["fast.yaml", "configs/fast.yaml"])
+def test_a_shipped_config_is_found_without_the_source_folder(config, tmp_path, installed):
+    done = run("splat-train", "--config", config, cwd=tmp_path, path=installed)
+    # The config was read; what is missing is the example.
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: assets/chair_200: required data to train on, got nothing there: the examples are in the source folder "
+        "alone, so start there or name your own data (--data-dir)"
+    )
+
+
+def test_the_example_of_a_checkout_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--config", "fast.yaml"])[1].data_dir == ROOT / "assets" / "chair_200"
+    assert parse(["--config", "configs/voxel_mri.yaml"])[1].data_dir == ROOT / "assets" / "brain_mri" / "T1.nii.gz"
+    chosen = parse([])[1]
+    assert chosen.data_dir == ROOT / "assets" / "chair_200" and chosen.steps == SceneConfig.steps
+    with pytest.raises(ConfigError, match=r"other/fast.yaml: required a YAML file, got No such file"):
+        parse(["--config", "other/fast.yaml"])
+
+
+def test_a_file_of_the_working_folder_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fast.yaml").write_text("steps: 7\n")
+    assert parse(["--config", "fast.yaml"])[1].steps == 7
+
+
+def test_only_the_examples_of_the_source_folder_have_their_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "source_folder", lambda: None)
+    places.check_example(Path("elsewhere"))
+    with pytest.raises(ConfigError, match="assets/lund: required data to train on, got nothing there"):
+        places.check_example(Path("assets/lund"))
+    (tmp_path / "assets" / "lund").mkdir(parents=True)
+    places.check_example(Path("assets/lund"))
+
+
+def test_the_command_to_go_on_with_is_the_one_that_was_used(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py"])
+    assert places.program("train") == "python scripts/train.py"
+    monkeypatch.setattr(sys, "argv", ["/some/bin/splat-prepare"])
+    assert places.program("train") == "splat-train"
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    monkeypatch.setattr(places, "source_folder", lambda: None)
+    assert places.program("train") == "splat-train"
+
+
+def test_an_installation_of_the_loss_alone_says_what_is_missing(tmp_path, installed):
+    before = "sys.modules['tyro'] = None"
+    done = run("splat-train", cwd=tmp_path, path=installed, before=before)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: splat-train requires the package tyro, got none: install splat_ssim with its extra 'train'"
+    )
+
+
+def test_a_missing_package_that_is_no_extra_keeps_its_traceback(capsys):
+    with pytest.raises(ModuleNotFoundError), splat_ssim_commands._with_its_packages("splat-train"):
+        import a_package_that_is_not_there  # noqa: F401
