@@ -1,6 +1,6 @@
 """Compiles csrc/ into one shared library with a plain C ABI. Standard library only: setup.py runs this without torch.
 
-    python csrc/build.py                      # build splat_ssim/libsplat_ssim.so in place
+    python csrc/build.py                      # build splat_ssim/libsplat_ssim.so (or .dylib, .dll) in place
     python csrc/build.py --debug --isa avx2   # build build/csrc-address-avx2/libsplat_ssim.so with sanitizers
 
 A kernel source (KERNELS) is compiled once for each instruction set, everything else once. Objects are kept in
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,16 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import build_cuda
+import toolchain
+from toolchain import LIBRARY_NAME, NoCompilerError, Toolchain  # noqa: F401 - of setup.py
 
 CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
-LIBRARY_NAME = "libsplat_ssim.so"
 
 COMMON = ["library.cpp", "loss.cpp", "parallel.cpp", "processors.cpp"]
 # Compiled once for each instruction set; see cpu/isa.h.
 KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in COMMON)
 
-BASE_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+BASE_FLAGS = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 # Contraction to FMA is wanted; neither errno nor floating-point traps are read. No -ffast-math: infinities, NaN and the
 # order of additions keep their meaning.
 FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
@@ -48,20 +47,10 @@ SANITIZERS = {
     "thread": [*DEBUG, "-fsanitize=thread"],
 }
 
-AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt"]
-AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-
-
-class NoCompilerError(RuntimeError):
-    """Raised when no C++ compiler is found."""
-
 
 def instruction_sets() -> dict[str, list[str]]:
-    """Instruction set name -> compiler flags, for the machine that compiles."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        wide = ["-mprefer-vector-width=512"]
-        return {"baseline": [], "avx2": AVX2_FLAGS, "avx512": [*AVX512_FLAGS, *wide]}
-    return {"baseline": []}
+    """Instruction set name -> compiler flags, for what the compiler compiles for."""
+    return toolchain.found().instruction_sets
 
 
 def default_isa() -> str:
@@ -69,16 +58,9 @@ def default_isa() -> str:
     return "avx2" if "avx2" in instruction_sets() else "baseline"
 
 
-def compiler() -> str:
-    """The C++ compiler: $CXX, else g++, else clang++, else c++."""
-    named = os.environ.get("CXX")
-    if named:
-        return named
-    for name in ("g++", "clang++", "c++"):
-        found = shutil.which(name)
-        if found:
-            return found
-    raise NoCompilerError("no C++ compiler found: install g++ or clang++, or set CXX")
+def compiler() -> list[str]:
+    """The C++ compiler with its own options: $CXX, else the first of toolchain.COMPILERS."""
+    return list(toolchain.found().command)
 
 
 def _run(command: list[str]) -> None:
@@ -94,25 +76,34 @@ def _run_all(commands: list[list[str]]) -> None:
         list(pool.map(_run, commands))
 
 
-def _flags(sanitizer: str | None) -> list[str]:
-    return [*BASE_FLAGS, *FLOAT_FLAGS, *(SANITIZERS[sanitizer] if sanitizer else OPTIMISE)]
+def _flags(chain: Toolchain, sanitizer: str | None) -> list[str]:
+    optimise = SANITIZERS[sanitizer] if sanitizer else OPTIMISE
+    return [BASE_FLAGS[0], *chain.code_flags, *BASE_FLAGS[1:], *FLOAT_FLAGS, *optimise]
 
 
 def _newest_header() -> float:
-    return max(p.stat().st_mtime for p in [*CSRC.glob("*.h"), *(CSRC / "cpu").glob("*.h"), Path(__file__)])
+    scripts = [Path(__file__), Path(toolchain.__file__)]
+    return max(p.stat().st_mtime for p in [*CSRC.glob("*.h"), *(CSRC / "cpu").glob("*.h"), *scripts])
 
 
-def compile_cpu(objects: Path, *, sanitizer: str | None = None, isas: Sequence[str] | None = None) -> list[Path]:
+def compile_cpu(
+    objects: Path,
+    *,
+    sanitizer: str | None = None,
+    isas: Sequence[str] | None = None,
+    chain: Toolchain | None = None,
+) -> list[Path]:
     """Compiles the sources of csrc/cpu that are out of date. Returns all their objects.
 
     Args:
         objects: Folder of the objects.
         sanitizer: A key of SANITIZERS, or None for the optimised build.
-        isas: Instruction sets to compile the kernels for; by default all of this machine's architecture.
+        isas: Instruction sets to compile the kernels for; by default all of the target's architecture.
+        chain: The compiler, such as one for another system; by default this machine's.
     """
-    cxx, newest_header = compiler(), _newest_header()
+    chain, newest_header = chain or toolchain.found(), _newest_header()
     objects.mkdir(parents=True, exist_ok=True)
-    chosen = {name: flags for name, flags in instruction_sets().items() if isas is None or name in isas}
+    chosen = {name: flags for name, flags in chain.instruction_sets.items() if isas is None or name in isas}
     names = ",".join(f'"{name}"' for name in reversed(chosen))  # best first
     units = [(name, "common", ["-DSPLAT_ISA=common", f"-DSPLAT_ISAS={names}"]) for name in COMMON]
     for isa, isa_flags in chosen.items():
@@ -125,7 +116,8 @@ def compile_cpu(objects: Path, *, sanitizer: str | None = None, isas: Sequence[s
         found.append(target)
         if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, newest_header):
             optional = ["-O3"] if name in UNROLLED and not sanitizer else []
-            commands.append([cxx, *_flags(sanitizer), *extra, *optional, "-c", str(source), "-o", str(target)])
+            command = [*chain.command, *_flags(chain, sanitizer), *extra, *optional]
+            commands.append([*command, "-c", str(source), "-o", str(target)])
     _run_all(commands)
     return found
 
@@ -139,13 +131,20 @@ def _compile_cuda_host(objects: Path, sanitizer: str | None) -> list[Path]:
         found.append(target)
         inputs = [p.stat().st_mtime for p in [source, *build_cuda.inputs(objects)]]
         if not target.exists() or target.stat().st_mtime < max(*inputs, _newest_header()):
-            command = [compiler(), *_flags(sanitizer), *KERNEL_FLAGS, *extra]
+            command = [*compiler(), *_flags(toolchain.found(), sanitizer), *KERNEL_FLAGS, *extra]
             commands.append([*command, "-c", str(source), "-o", str(target)])
     _run_all(commands)
     return found
 
 
-def build(output: Path, objects: Path, *, sanitizer: str | None = None, isas: Sequence[str] | None = None) -> Path:
+def build(
+    output: Path,
+    objects: Path,
+    *,
+    sanitizer: str | None = None,
+    isas: Sequence[str] | None = None,
+    chain: Toolchain | None = None,
+) -> Path:
     """Compiles what is out of date under `objects` and links `output`. Returns `output`.
 
     Args:
@@ -153,16 +152,16 @@ def build(output: Path, objects: Path, *, sanitizer: str | None = None, isas: Se
         objects: Folder of the objects.
         sanitizer: As for `compile_cpu`.
         isas: As for `compile_cpu`.
+        chain: As for `compile_cpu`; a library for another system has no CUDA part.
     """
-    linked = compile_cpu(objects, sanitizer=sanitizer, isas=isas) + _compile_cuda_host(objects / "cuda", sanitizer)
+    linked = compile_cpu(objects, sanitizer=sanitizer, isas=isas, chain=chain)
+    if chain is None:
+        linked += _compile_cuda_host(objects / "cuda", sanitizer)
+    chain = chain or toolchain.found()
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_suffix(".tmp")
-    link = [compiler(), "-shared", "-pthread", *(SANITIZERS[sanitizer] if sanitizer else [])]
-    link += [*map(str, linked), "-o", str(temporary)]
-    if sys.platform.startswith("linux"):
-        # The C++ runtime goes inside, so that the wheel needs nothing but libc, and stays inside: torch brings its own.
-        link += ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-ldl"]
-    _run(link)
+    link = [*chain.command, "-shared", "-pthread", *(SANITIZERS[sanitizer] if sanitizer else [])]
+    _run([*link, *map(str, linked), "-o", str(temporary), *chain.link_flags])
     os.replace(temporary, output)
     return output
 
@@ -184,7 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--debug", action="store_true", help="build with the address and undefined-behaviour sanitizers"
     )
-    parser.add_argument("--isa", choices=list(instruction_sets()), help="of the build with sanitizers")
+    parser.add_argument("--isa", choices=["baseline", "avx2", "avx512"], help="of the build with sanitizers")
     arguments = parser.parse_args()
     os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
     if arguments.debug:

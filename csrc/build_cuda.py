@@ -79,7 +79,7 @@ def amalgamate(source: Path = FOLDER / "kernels.cu", seen: set[Path] | None = No
     """The kernels as one text, every file of csrc and csrc/cuda they include in its place: what NVRTC compiles."""
     seen = set() if seen is None else seen
     lines = []
-    for line in source.read_text().splitlines():
+    for line in source.read_text(encoding="utf-8").splitlines():
         included = re.fullmatch(r'#include "((?:\.\./)?[^"/]+)"', line)
         if included:
             path = (source.parent / included[1]).resolve()
@@ -119,8 +119,8 @@ def host_units(folder: Path) -> list[tuple[Path, list[str]]]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     image, text = kernel_image(folder), folder / "kernels_in_one.cu"
-    if not text.exists() or text.read_text() != amalgamate():
-        text.write_text(amalgamate())
+    if not text.exists() or text.read_text(encoding="utf-8") != amalgamate():
+        text.write_text(amalgamate(), encoding="utf-8")
     compiler = wanted()
     codes = [] if compiler is None else [flag.rpartition("code=")[2] for flag in architecture_flags(compiler)]
     embedding = [f'-DSPLAT_IMAGE_PATH="{image}"', f'-DSPLAT_SOURCE_PATH="{text}"']

@@ -45,13 +45,13 @@ def build(variant: str = "plain") -> Path:
     flags = [*FLAGS, *VARIANTS[variant], "-DSPLAT_EMULATION"]
     objects = [folder / f"{Path(source).stem}.{variant}.{os.getpid()}.o" for source in sources]
     commands = [
-        [native.compiler(), *flags, "-c", str(native.CSRC / source), "-o", str(target)]
+        [*native.compiler(), *flags, "-c", str(native.CSRC / source), "-o", str(target)]
         for source, target in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
     temporary = library.with_suffix(f".{os.getpid()}.tmp")
-    link = [native.compiler(), *([] if program else ["-shared"]), *flags, *map(str, objects), "-o", str(temporary)]
+    link = [*native.compiler(), *([] if program else ["-shared"]), *flags, *map(str, objects), "-o", str(temporary)]
     subprocess.run(link, check=True)
     for target in objects:
         target.unlink()

@@ -58,7 +58,7 @@ def stub_kernels(folder: Path) -> _cuda_kernels.Kernels:
     """The launchers of the package on a driver that does nothing."""
     source, library = folder / "driver.cpp", folder / "driver.so"
     source.write_text(_DRIVER)
-    subprocess.run([build.compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    subprocess.run([*build.compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
     driver, own = ctypes.CDLL(str(library)), compiled.library()
     if own is None:
         raise SystemExit("the compiled library is missing: pip install -e .")

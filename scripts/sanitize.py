@@ -45,8 +45,8 @@ def build_program(isa: str, sanitizer: str, *, openmp: bool = False) -> Path:
     objects = native.compile_cpu(folder, sanitizer=sanitizer, isas=[isa])
     sources = ["threads.cpp", *(["openmp.cpp"] if openmp else [])]
     program = folder / ("threads_openmp" if openmp else "threads")
-    flags = [*native.BASE_FLAGS, *native.FLOAT_FLAGS, *native.instruction_sets()[isa], f"-DSPLAT_ISA={isa}"]
-    command = [native.compiler(), *flags, *native.SANITIZERS[sanitizer], "-rdynamic", "-pthread", "-o", str(program)]
+    flags = ["-fPIC", *native.BASE_FLAGS, *native.FLOAT_FLAGS, *native.instruction_sets()[isa], f"-DSPLAT_ISA={isa}"]
+    command = [*native.compiler(), *flags, *native.SANITIZERS[sanitizer], "-rdynamic", "-pthread", "-o", str(program)]
     command += [str(ROOT / "tests" / "native" / source) for source in sources]
     subprocess.run([*command, *map(str, objects), "-ldl"], check=True)
     return program
@@ -55,7 +55,7 @@ def build_program(isa: str, sanitizer: str, *, openmp: bool = False) -> Path:
 def preloaded() -> str:
     """The sanitizers' libraries for LD_PRELOAD: Python is not built with them."""
     names = ("libasan.so", "libubsan.so")
-    found = (subprocess.check_output([native.compiler(), f"-print-file-name={name}"], text=True) for name in names)
+    found = (subprocess.check_output([*native.compiler(), f"-print-file-name={name}"], text=True) for name in names)
     return ":".join(path.strip() for path in found)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -65,9 +66,25 @@ def replacing_path(path: str | Path) -> Iterator[Path]:
             if path.is_dir():
                 # A folder cannot be replaced in one piece: the old one goes once the new one is whole.
                 shutil.rmtree(path)
-            os.replace(folder / path.name, path)
+            _replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+#: Windows refuses to replace a file that another process reads: how many seconds it is asked again.
+_PATIENCE = 2.0 if os.name == "nt" else 0.0
+
+
+def _replace(source: Path, target: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.02)
 
 
 def _beside(path: Path) -> Path:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "splat_ssim"
 
 #: From the ground up. A file may import what its own layer and those before it hold; the longest path that fits counts.
 LAYERS = [
-    ["_checks", "_files", "_importing", "_moved", "_version", "errors", "options"],
+    ["_checks", "_files", "_importing", "_locks", "_moved", "_version", "errors", "options"],
     ["reference", "_maps"],
     ["ops"],
     ["_background", "functional"],

@@ -11,6 +11,8 @@ from splat_ssim.ops import compiled
 
 pytestmark = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 
+NAME = compiled.library_name()
+
 PROGRAM = """
 import sys, warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -30,14 +32,14 @@ def folders(tmp_path):
     shutil.copytree(
         compiled._PACKAGE,
         source / "splat_ssim",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__", "scene", "volume"),
+        ignore=shutil.ignore_patterns(NAME, "__pycache__", "scene", "volume"),
     )
     (source / "setup.py").touch()
     (site / "splat_ssim").mkdir(parents=True)
-    shutil.copy(compiled.LIBRARY_PATH, site / "splat_ssim" / "libsplat_ssim.so")
+    shutil.copy(compiled.LIBRARY_PATH, site / "splat_ssim" / NAME)
     record = site / f"splat_ssim-{splat_ssim.__version__}.dist-info" / "RECORD"
     record.parent.mkdir()
-    record.write_text("splat_ssim/__init__.py,,\nsplat_ssim/libsplat_ssim.so,,\n")
+    record.write_text(f"splat_ssim/__init__.py,,\nsplat_ssim/{NAME},,\n")
     metadata = f"Metadata-Version: 2.1\nName: splat_ssim\nVersion: {splat_ssim.__version__}\n"
     (record.parent / "METADATA").write_text(metadata)
     # The build leaves this in the source folder, which is searched first.
@@ -67,12 +69,12 @@ def replace(path, old, new):
 
 def test_the_library_of_the_installed_package_is_found(folders):
     source, site = folders
-    assert run(source, site) == (str(site / "splat_ssim" / "libsplat_ssim.so"), "")
+    assert run(source, site) == (str(site / "splat_ssim" / NAME), "")
 
 
 def test_the_library_in_the_source_folder_comes_first(folders):
     source, site = folders
-    built = source / "splat_ssim" / "libsplat_ssim.so"
+    built = source / "splat_ssim" / NAME
     shutil.copy(compiled.LIBRARY_PATH, built)
     assert run(source, site) == (str(built), "")
 
@@ -92,5 +94,5 @@ def test_the_library_of_another_version_is_not_taken(folders):
 def test_the_library_of_another_abi_is_refused(folders):
     source, site = folders
     replace(source / "splat_ssim" / "ops" / "compiled.py", "ABI_VERSION = ", "ABI_VERSION = 1000 + ")
-    with pytest.raises(AssertionError, match=r"libsplat_ssim.so must have ABI version 1\d+, got \d+: reinstall"):
+    with pytest.raises(AssertionError, match=rf"{NAME} must have ABI version 1\d+, got \d+: reinstall"):
         run(source, site)

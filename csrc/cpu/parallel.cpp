@@ -1,19 +1,15 @@
 #include "parallel.h"
 
-#include <dlfcn.h>
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "processors.h"
+#include "system.h"
 
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -82,12 +78,12 @@ class Pool {
     // A worker that joins from now on sees the job closed and leaves at once; those inside finish their task.
     for (int turns = 0; active_.load() != 0; ++turns) {
       if (turns < 4000) relax();
-      else sched_yield();
+      else yield_turn();
     }
   }
 
   std::mutex run_mutex;
-  const pid_t pid = getpid();
+  const Process process = this_process();
   std::atomic<int> busy_threads_{0};
 
  private:
@@ -155,10 +151,10 @@ Pool* pool() {
   static std::mutex mutex;
   static std::atomic<Pool*> current{nullptr};
   Pool* found = current.load();
-  if (found && found->pid == getpid()) return found;
+  if (found && found->process == this_process()) return found;
   std::lock_guard<std::mutex> lock(mutex);
   found = current.load();
-  if (!found || found->pid != getpid()) current.store(found = new Pool);
+  if (!found || found->process != this_process()) current.store(found = new Pool);
   return found;
 }
 
@@ -170,7 +166,7 @@ std::atomic<bool> oversubscribed{false};
 // milliseconds after every operation of torch's.
 class OpenMp {
  public:
-  bool usable() const { return parallel_ && getpid() == pid_; }
+  bool usable() const { return parallel_ && this_process() == process_; }
 
   int run(int64_t tasks, int threads, void (*body)(void*, int64_t, int), void* context) const {
     Job job{tasks, body, context};
@@ -200,22 +196,22 @@ class OpenMp {
   }
 
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-  const Parallel parallel_ = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  const pid_t pid_ = getpid();  // the runtime has no workers after a fork, and waits for them for ever
+  const Parallel parallel_ = reinterpret_cast<Parallel>(symbol_of_process("GOMP_parallel"));
+  const Process process_ = this_process();  // the runtime has no workers after a fork, and waits for them for ever
 };
 
 struct Arena {
   void* memory = nullptr;
   int64_t bytes = 0;
-  ~Arena() { std::free(memory); }
+  ~Arena() { free_aligned(memory); }
 };
 thread_local Arena arena, shared_arena;
 
 void* grown(Arena& arena, int64_t bytes) {
   if (arena.bytes < bytes) {
-    std::free(arena.memory);
+    free_aligned(arena.memory);
     const int64_t rounded = (bytes + 4095) / 4096 * 4096;
-    arena.memory = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    arena.memory = allocate_aligned(static_cast<size_t>(rounded));
     arena.bytes = arena.memory ? rounded : 0;
   }
   return arena.memory;
@@ -267,7 +263,7 @@ extern "C" void* splat_ssim_shared_scratch(int64_t bytes) { return grown(shared_
 extern "C" void splat_ssim_wait(const int32_t* counter, int32_t least) {
   for (int turns = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) < least; ++turns) {
     if (turns < 4000) relax();
-    else sched_yield();
+    else yield_turn();
   }
 }
 

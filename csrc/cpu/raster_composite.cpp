@@ -228,9 +228,10 @@ SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
 // sets[block] = bits of the chunk's Gaussians that meet the block, for the blocks in `wanted`.
 template <int kTile>
 SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t wanted, uint64_t* sets) {
-  constexpr int kGroups = chunk.kGaussians / kLanes, kHalves = (chunk.kBlocks + 31) / 32;
-  alignas(64) int32_t halves[kHalves][chunk.kGaussians];
-  for (int j = 0; j < chunk.kGaussians; ++j) {
+  using Chunk = ForwardChunk<kTile>;  // clang takes no constants from a reference
+  constexpr int kGroups = Chunk::kGaussians / kLanes, kHalves = (Chunk::kBlocks + 31) / 32;
+  alignas(64) int32_t halves[kHalves][Chunk::kGaussians];
+  for (int j = 0; j < Chunk::kGaussians; ++j) {
     const uint64_t mask = j < chunk.count ? chunk.masks[j] : 0;
     for (int h = 0; h < kHalves; ++h) halves[h][j] = static_cast<int32_t>(static_cast<uint32_t>(mask >> (32 * h)));
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,19 @@ SIZES = {
 #: Environment variable that names another library to load, such as the build with sanitizers. For tests.
 LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
 
+
+def library_name(platform: str = sys.platform) -> str:
+    """The library's file name on a system, as csrc/toolchain.py builds it.
+
+    Args:
+        platform: The system as sys.platform names it.
+    """
+    return {"darwin": "libsplat_ssim.dylib", "win32": "libsplat_ssim.dll"}.get(platform, "libsplat_ssim.so")
+
+
 #: The folder of this package, and where the library is built.
 _PACKAGE = Path(__file__).resolve().parent.parent
-_BUILT = _PACKAGE / "libsplat_ssim.so"
+_BUILT = _PACKAGE / library_name()
 
 
 def _find_library() -> Path:
@@ -66,7 +77,8 @@ def library() -> ctypes.CDLL | None:
     """The compiled library, or None, with one warning, where there is none.
 
     Raises:
-        ImportError: The library is of another ABI version than this package, or a structure has another size.
+        ImportError: The library is of another ABI version than this package, or a structure has another size, or this
+            machine cannot load it.
     """
     if not LIBRARY_PATH.exists():
         is_source = (_PACKAGE.parent / "setup.py").exists()
@@ -78,7 +90,12 @@ def library() -> ctypes.CDLL | None:
             stacklevel=3,
         )
         return None
-    loaded = ctypes.CDLL(str(LIBRARY_PATH))
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY_PATH))
+    except OSError as error:
+        raise ImportError(
+            f"{LIBRARY_PATH} must be a library for this machine, got: {error}; reinstall the package"
+        ) from error
     found = loaded.splat_ssim_abi_version()
     if found != ABI_VERSION:
         raise ImportError(

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from splat_ssim._files import write_json
+from splat_ssim._locks import inherited
 from splat_ssim.errors import UserError
 
 #: The program that runs a job.
@@ -43,7 +44,7 @@ def run_job(
         log: File for what COLMAP says; the job itself is written beside it, as .json.
         bar: Progress bar; its total is the number of things to do.
         stall_minutes: The job is stopped after so many minutes in which neither progress nor log changed; 0: never.
-        lock: Descriptor that the worker inherits, and holds until it ends.
+        lock: Descriptor of a lock, which the worker holds too until it ends, except on Windows.
         count: Returns how many things are done, where the worker cannot tell.
 
     Returns:
@@ -65,7 +66,7 @@ def run_job(
             stderr=told,
             encoding="utf-8",
             errors="replace",
-            pass_fds=[lock],
+            **inherited(lock),
         )
     assert process.stdout is not None and process.stdin is not None
     reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
@@ -139,7 +140,7 @@ def _show(bar: tqdm, done: int) -> None:
 
 def _last_line(log: Path) -> str:
     """The last line of a log that says something, a traceback's included."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     # Below "***" stands a stack trace of C++.
     said = [line for line in lines if line and not line.startswith(("@", "***", "PC:"))]
     return said[-1][-200:] if said else "no output"

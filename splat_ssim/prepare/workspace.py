@@ -6,8 +6,6 @@ state.json. So a stage counts as done only if it ran to its end, whenever the pr
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splat_ssim._files import to_json, write_json
+from splat_ssim._locks import take_lock
 from splat_ssim.errors import UserError
 
 #: The stages in their order.
@@ -78,12 +77,8 @@ class Workspace:
         # The child of a run that was killed needs a moment to notice.
         until = time.monotonic() + LOCK_SECONDS
         while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if take_lock(self._lock):
                 return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    return  # a file system without locks
             if time.monotonic() > until:
                 break
             time.sleep(0.05)
@@ -106,7 +101,7 @@ class Workspace:
         write_json(self.folder / "state.json", self.state)
 
     def lock_descriptor(self) -> int:
-        """The descriptor of the lock, which children inherit, so that it is held until the last of them has ended."""
+        """The descriptor of the lock, for children to inherit, so that it is held until the last of them has ended."""
         return self._lock.fileno()
 
     def close(self) -> None:
