@@ -22,8 +22,9 @@ from _symbols import exported
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "csrc"))
-import build as native  # noqa: E402
 import toolchain  # noqa: E402
+
+import build as native  # noqa: E402
 
 #: Target -> its compilers, each by the names that it may have. The options after a name are handed to it.
 TARGETS = {
@@ -85,7 +86,7 @@ def expected_exports(chain: toolchain.Toolchain) -> list[str]:
 
 
 def stray(name: str, chain: toolchain.Toolchain) -> bool:
-    """Whether an export is none of ours; of its own C++ runtime zig's linker for macOS shows the operators new, delete."""
+    """Whether an export is none of ours; zig shows operators of its C++ runtime on macOS."""
     of_runtime = chain.is_zig and chain.system == "macos" and name.startswith(("_Zna", "_Znw", "_Zda", "_Zdl"))
     return not name.startswith("splat_ssim_") and not of_runtime
 
