@@ -20,7 +20,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-pythons fuzz fuzz-files kill-rounds sanitize check gpu wheel wheel-check pins clean
+.PHONY: train test test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
+  install-rounds pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
@@ -73,6 +74,20 @@ gpu:
 	if $(PYTHON) -c "import numpy, pytest, torch; torch.cuda.init()" 2>/dev/null; then PYTHON=$(PYTHON) bash scripts/gpu/run.sh; \
 	else $(MAKE) $(VENV)/test.done && PYTHON=$(BIN)/python bash scripts/gpu/run.sh; fi
 
+## cross: the library for every system that a compiler is found for, and what it exports; zig is for all of them
+cross:
+	$(PYTHON) -m venv $(VENV)-zig
+	$(VENV)-zig/bin/python -m pip install --disable-pip-version-check -q ziglang $(PIP_ARGS)
+	SPLAT_SSIM_CUDA=0 $(VENV)-zig/bin/python scripts/cross_build.py $(ARGS)
+
+## arm: the NEON kernels under qemu against float64 (Debian: g++-aarch64-linux-gnu, qemu-user)
+arm:
+	$(PYTHON) scripts/run_vectors.py --target linux-aarch64
+
+## windows: the kernels of the DLL under wine against float64 (Debian: g++-mingw-w64-x86-64, wine)
+windows:
+	$(PYTHON) scripts/run_vectors.py --target windows-x86_64
+
 ## wheel: one wheel for every Python and torch, in dist/
 wheel: $(VENV)/torch.done
 	$(PIP) build
@@ -92,7 +107,7 @@ pins: $(VENV)/torch.done
 	mv constraints.tmp constraints.txt
 
 clean:
-	rm -rf build dist $(VENV) splat_ssim/*.so *.egg-info
+	rm -rf build dist $(VENV) $(VENV)-zig splat_ssim/*.so splat_ssim/*.dylib splat_ssim/*.dll *.egg-info
 
 $(VENV)/torch.done: constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or newer is required, got ' + sys.version) if sys.version_info < (3, 10) else 0"

@@ -1,4 +1,4 @@
-"""Float64 values that every build of the CPU library is held to: `python -m tests.vectors` writes tests/data/vectors.bin.
+"""Float64 values that every build of the CPU library is held to: `python -m tests.vectors` writes data/vectors.bin.
 
 tests/native/vectors.cpp reads the file and calls the kernels of a library on the same made-up numbers, without Python:
 under qemu and wine too (scripts/run_vectors.py). The values are those of tests/oracle.py and of the definitions in

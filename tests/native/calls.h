@@ -80,6 +80,11 @@ Values numbers(int64_t count, uint32_t seed, float low = 0.f, float high = 1.f) 
   return values;
 }
 
+// The first place in `values` that is aligned as torch's tensors are, and as records (csrc/cpu/layout.h) must be.
+float* at_cache_line(Values& values) {
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(values.data()) + 63) / 64 * 64);
+}
+
 void append(Values& all, const Values& more) { all.insert(all.end(), more.begin(), more.end()); }
 
 // --- SSIM --------------------------------------------------------------------------------------------------------
@@ -205,24 +210,25 @@ struct Projected {
 void composite(const Scene& s, Projected& p, int threads, Values& all, const Values& v_image, const Values& v_alpha,
                Projected& gradients) {
   const int64_t instances = s.cameras * s.count, pixels = s.cameras * s.width * s.height;
-  Values records(static_cast<size_t>(16 * instances)), image(static_cast<size_t>(3 * pixels));
+  Values room(static_cast<size_t>(16 * instances + 16)), image(static_cast<size_t>(3 * pixels));
+  float* const records = at_cache_line(room);
   Values alphas(static_cast<size_t>(pixels)), background = numbers(3 * s.cameras, 20);
   std::vector<int32_t> boxes(static_cast<size_t>(2 * instances));
   int64_t totals[2];
   const int64_t first[] = {s.cameras, s.count, s.width, s.height, s.tile, 3, threads};
   require(kernels.raster_records(first, p.means2d.data(), p.conics.data(), p.opacities.data(), p.colors.data(),
-                                       p.radii.data(), records.data(), boxes.data(), totals) == 0, "records");
+                                       p.radii.data(), records, boxes.data(), totals) == 0, "records");
   std::vector<int32_t> lists(static_cast<size_t>(totals[1]));
   const int64_t sizes[] = {s.cameras, s.count, s.width, s.height, s.tile, 3, totals[0], threads};
-  require(kernels.raster_composite(sizes, 0.99, records.data(), lists.data(), boxes.data(), p.depths.data(),
+  require(kernels.raster_composite(sizes, 0.99, records, lists.data(), boxes.data(), p.depths.data(),
                                          background.data(), image.data(), alphas.data()) == 0, "composite");
   Values absolute(static_cast<size_t>(2 * instances)), sums(static_cast<size_t>(4 * instances));
   require(kernels.raster_composite_backward(
-              sizes, 0.99, records.data(), lists.data(), p.conics.data(), p.opacities.data(), image.data(),
+              sizes, 0.99, records, lists.data(), p.conics.data(), p.opacities.data(), image.data(),
               alphas.data(), v_image.data(), v_alpha.data(), gradients.means2d.data(), gradients.conics.data(),
               gradients.colors.data(), gradients.opacities.data(), absolute.data()) == 0, "composite_backward");
   const Values pixel_weights = numbers(pixels, 21);
-  require(kernels.raster_accumulate(sizes, 0.99, records.data(), lists.data(), pixel_weights.data(),
+  require(kernels.raster_accumulate(sizes, 0.99, records, lists.data(), pixel_weights.data(),
                                           sums.data()) == 0, "accumulate");
   for (const Values* values : {&image, &alphas, &absolute, &sums}) append(all, *values);
 }
