@@ -97,6 +97,10 @@ wheel: $(VENV)/torch.done
 wheel-check: wheel
 	set -e; for python in $(or $(PYTHONS),$(BIN)/python); do $$python scripts/check_wheel.py $$(ls -t dist/*.whl | head -1); done
 
+## install-rounds: fresh environments with and without a compiler, by sdist, folder and editable (gigabytes of torch)
+install-rounds:
+	$(PYTHON) scripts/install_rounds.py $(ARGS)
+
 ## pins: resolve constraints.txt anew for Python 3.10 and newer
 pins: $(VENV)/torch.done
 	$(PIP) uv

@@ -4,7 +4,8 @@
     python scripts/run_vectors.py --target linux-aarch64  # the NEON kernels, by Debian's cross compiler and qemu-user
     python scripts/run_vectors.py --target windows-x86_64 # by Debian's MinGW and wine
 
-Neither torch nor numpy is needed. Debian's packages: g++-aarch64-linux-gnu and qemu-user, g++-mingw-w64-x86-64 and wine.
+Neither torch nor numpy is needed. Debian's packages: g++-aarch64-linux-gnu and qemu-user; g++-mingw-w64-x86-64 and
+wine.
 """
 
 from __future__ import annotations

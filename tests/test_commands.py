@@ -120,7 +120,7 @@ def test_only_the_examples_of_the_source_folder_have_their_sentence(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(places, "source_folder", lambda: None)
     places.check_example(Path("elsewhere"))
-    with pytest.raises(ConfigError, match="assets.lund: required data to train on, got nothing there"):
+    with pytest.raises(ConfigError, match=r"assets.lund: required data to train on, got nothing there"):
         places.check_example(Path("assets/lund"))
     (tmp_path / "assets" / "lund").mkdir(parents=True)
     places.check_example(Path("assets/lund"))
