@@ -4,7 +4,8 @@
     /some/venv/bin/python scripts/check_wheel.py dist/splat_ssim-*.whl
 
 The wheel is unpacked into a temporary folder, the environment stays as it is. Needs torch and numpy, and pip for the
-interpreter; with pytest and scikit-image a part of the test suite runs too.
+interpreter; with pytest and scikit-image a part of the test suite runs too. --here checks the package that is installed
+in this environment instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -36,12 +38,16 @@ def check(installed: str) -> str:
         raise SystemExit(f"splat_ssim must come from {installed}, got {splat_ssim.__file__}")
     if compiled.library() is None:
         raise SystemExit("the wheel's compiled library does not load")
+    if not (Path(splat_ssim.__file__).parent / "configs" / "fast.yaml").is_file():
+        raise SystemExit("the wheel must hold the configs, got none")
+    # Its own backend needs a compiler that is found at run time, which few machines with Windows have.
+    backend = "aot_eager" if os.name == "nt" else "inductor"
     for shape in ((2, 3, 45, 67), (1, 2, 19, 23, 31)):
         x, y = torch.rand(shape, requires_grad=True), torch.rand(shape)
         exact = x.detach().double().requires_grad_()
         truth = reference.photometric_loss(exact, y.double())[0]
         (gradient,) = torch.autograd.grad(truth, exact)
-        functions = [photometric_loss, torch.compile(photometric_loss, fullgraph=True)]
+        functions = [photometric_loss, torch.compile(photometric_loss, fullgraph=True, backend=backend)]
         for function in functions:
             value = function(x, y)
             (found,) = torch.autograd.grad(value, x)
@@ -59,12 +65,15 @@ def check(installed: str) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wheel", type=Path, help="the wheel, or with --installed the folder it was unpacked into")
-    parser.add_argument("--installed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("wheel", type=Path, nargs="?", help="the wheel")
+    parser.add_argument("--here", action="store_true", help="check what is installed in this environment")
+    parser.add_argument("--installed", type=Path, help=argparse.SUPPRESS)  # the folder it was unpacked into
     arguments = parser.parse_args()
-    if arguments.installed:
-        print(check(str(arguments.wheel)))
+    if arguments.here or arguments.installed:
+        print(check(str(arguments.installed or sysconfig.get_paths()["platlib"])))
         return
+    if arguments.wheel is None:
+        parser.error("required a wheel or --here, got neither")
     with tempfile.TemporaryDirectory() as folder:
         installed = Path(folder) / "installed"
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", installed]

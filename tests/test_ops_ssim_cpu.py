@@ -121,6 +121,7 @@ def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
 
 
 @needs_library
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_threads_after_a_fork():
     """OpenMP's workers do not survive a fork, and it would wait for them."""
     script = """
