@@ -85,10 +85,14 @@ def expected_exports(chain: toolchain.Toolchain) -> list[str]:
     return sorted(names)
 
 
+#: What zig's linker for macOS shows besides: operators of its C++ runtime, and names that every library has.
+ZIGS = ("_Zna", "_Znw", "_Zda", "_Zdl", "__dso_handle", "_mh_dylib_header")
+
+
 def stray(name: str, chain: toolchain.Toolchain) -> bool:
-    """Whether an export is none of ours; zig shows operators of its C++ runtime on macOS."""
-    of_runtime = chain.is_zig and chain.system == "macos" and name.startswith(("_Zna", "_Znw", "_Zda", "_Zdl"))
-    return not name.startswith("splat_ssim_") and not of_runtime
+    """Whether an export is none of ours."""
+    of_linker = chain.is_zig and chain.system == "macos" and name.startswith(ZIGS)
+    return not name.startswith("splat_ssim_") and not of_linker
 
 
 def build(target: str, program: str, chain: toolchain.Toolchain) -> Path:
