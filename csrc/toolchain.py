@@ -65,8 +65,8 @@ class Toolchain:
         wide = ["-mprefer-vector-width=512"]
         sets = {"baseline": [], "avx2": AVX2_FLAGS, "avx512": [*AVX512_FLAGS, *wide]}
         if (self.system, self.kind) == ("windows", "g++"):
-            # The stack of Windows is aligned to 16 bytes, and g++ spills wider vectors to it by aligned moves, which
-            # crash: the assembler makes unaligned ones of them, at the same speed.
+            # The stack of Windows is aligned to 16 bytes, and g++ may spill wider vectors to it by aligned moves, which
+            # would crash: the assembler makes unaligned ones of them, at the same speed.
             unaligned = ["-Wa,-muse-unaligned-vector-move"]
             return {name: [*flags, *unaligned] if flags else flags for name, flags in sets.items()}
         return sets

@@ -218,3 +218,15 @@ def test_a_file_that_somebody_reads_is_replaced_once_it_is_let_go(tmp_path, monk
     with pytest.raises(WriteError, match="in use"):
         _files.write_text(path, "newer")
     assert path.read_text() == "new" and len(calls) == 1
+
+
+@pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
+def test_the_instruction_sets_are_those_that_the_system_lists():
+    line = next((text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("flags")), "")
+    flags, expected = set(line.split()), ["baseline"]
+    if {"fma", "f16c", "avx2", "bmi1", "bmi2", "abm"} <= flags:
+        expected.insert(0, "avx2")
+        if {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"} <= flags:
+            expected.insert(0, "avx512")
+    assert compiled.available_isas() == expected

@@ -6,6 +6,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "../status.h"
 #include "export.h"
@@ -16,14 +19,31 @@ constexpr int kAbiVersion = 7;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
+#if defined(__x86_64__)
+// Asked of the processor itself: __builtin_cpu_supports says no to everything in what zig links.
+static bool has_bits(unsigned leaf, int reg, unsigned bits) {
+  unsigned regs[4] = {};  // a, b, c, d
+  return __get_cpuid_count(leaf, 0, &regs[0], &regs[1], &regs[2], &regs[3]) && (regs[reg] & bits) == bits;
+}
+
+// Whether the system keeps these registers when it changes threads: bits of the control register XCR0.
+static bool saves_registers(unsigned bits) {
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & bits) == bits;
+}
+#endif
+
 static bool supported(const std::string& isa) {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == "avx512") return avx512;
+  constexpr unsigned kFma = 1u << 12, kOsXsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;        // leaf 1, c
+  constexpr unsigned kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8;                              // leaf 7, b
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;  // AVX-512's, there
+  constexpr unsigned kLzcnt = 1u << 5;  // leaf 0x80000001, c
+  const bool avx2 = has_bits(1, 2, kFma | kOsXsave | kAvx | kF16c) && saves_registers(0x06) &&
+                    has_bits(7, 1, kBmi1 | kAvx2 | kBmi2) && has_bits(0x80000001, 2, kLzcnt);
   if (isa == "avx2") return avx2;
+  if (isa == "avx512") return avx2 && saves_registers(0xe6) && has_bits(7, 1, kF | kDq | kCd | kBw | kVl);
 #endif
   return isa == "baseline";
 }
