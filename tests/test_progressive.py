@@ -13,6 +13,7 @@ from splat_ssim.strategy import CappedStrategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer._old import Trainer
 from splat_ssim.trainer.config import ConfigError, from_mapping
+from splat_ssim.trainer.loop import load
 from tests.scenes import write_blender
 from tests.test_strategy_taming import make_scene, run_step
 
@@ -125,6 +126,8 @@ def test_final_pruning_in_the_run(ball, tmp_path):
     trainer = Trainer(make_config(ball, tmp_path / "run", strategy=strategy))
     trainer.run()
     assert len(trainer.splats["means"]) <= 30
+    # Its checkpoint is one that eval, render and resume read.
+    assert load(tmp_path / "run").evaluate()["psnr"] > 0
     with pytest.raises(ValueError, match="final_prune needs score_views"):
         CappedStrategy(final_prune=0.5)
     with pytest.raises(ValueError, match=r"final_prune must be in \[0, 1\), got -1"):

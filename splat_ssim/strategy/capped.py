@@ -100,6 +100,8 @@ class CappedStrategy(Strategy):
         """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, recycles and grows."""
         if step == self.refine_stop_iter and self.final_prune > 0:
             self._prune_least_seen(params, optimizers)
+            # Of the Gaussians before. Nothing asks for it any more, and a checkpoint with it would be refused.
+            state["grad2d"] = None
         if step >= self.refine_stop_iter:
             return
         means = params["means"]
