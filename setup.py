@@ -56,6 +56,7 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("splat_ssim.libsplat_ssim", sources=[])],
+    # Optional: an editable installation copies the library only where one was built.
+    ext_modules=[Extension("splat_ssim.libsplat_ssim", sources=[], optional=True)],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )
