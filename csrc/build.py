@@ -186,10 +186,13 @@ def main() -> None:
     parser.add_argument("--isa", choices=["baseline", "avx2", "avx512"], help="of the build with sanitizers")
     arguments = parser.parse_args()
     os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
-    if arguments.debug:
-        print(build_debug(arguments.isa))
-    else:
-        print(build(ROOT / "splat_ssim" / LIBRARY_NAME, ROOT / "build" / "csrc"))
+    try:
+        if arguments.debug:
+            print(build_debug(arguments.isa))
+        else:
+            print(build(ROOT / "splat_ssim" / LIBRARY_NAME, ROOT / "build" / "csrc"))
+    except NoCompilerError as missing:
+        sys.exit(f"error: {missing}")
 
 
 if __name__ == "__main__":
