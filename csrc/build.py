@@ -23,7 +23,7 @@ from pathlib import Path
 
 import build_cuda
 import toolchain
-from toolchain import LIBRARY_NAME, NoCompilerError, Toolchain  # noqa: F401 - of setup.py
+from toolchain import LIBRARY_NAME, NoCompilerError, Toolchain
 
 CSRC = Path(__file__).resolve().parent
 ROOT = CSRC.parent
