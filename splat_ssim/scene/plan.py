@@ -46,5 +46,5 @@ def memory_bytes(scene: Scene, config: SceneConfig, gaussians: int) -> float:
     images = sum(view.nbytes for view in views)
     numbers = 11 + 3 * (config.model.sh_degree + 1) ** 2
     pixels = max(view.height * view.width for view in views)
-    coarse = 12 * sum(v.height * v.width for v in scene.train) / 4 if config.data.coarse_factor > 1 else 0.0
+    coarse = 3 * sum(v.height * v.width for v in scene.train) / 4 if config.data.coarse_factor > 1 else 0.0
     return _FIXED + images + coarse + gaussians * numbers * 4 * 5 + pixels * _PIXEL

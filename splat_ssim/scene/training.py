@@ -13,6 +13,7 @@ from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.cameras import orbit
+from splat_ssim.scene.coarse import CoarseViews
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View, load_scene
 from splat_ssim.scene.data.summary import summary
@@ -78,9 +79,8 @@ class SceneTask:
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
             self._check_orbit()
-        #: Training views at 1/coarse_factor of their size, by index.
-        self.coarse_views: dict[int, View] = {}
-        self.coarse_factor = 1
+        #: Training views at a part of their size, while the run asks for such.
+        self.coarse_views: CoarseViews | None = None
         self.views = Ahead(lambda step: self.view_of_step(step), View.mapped, self.device)
         self.extent, self.near = self.scene.extent, self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
@@ -165,13 +165,11 @@ class SceneTask:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
         index = int(torch.randperm(len(views), generator=generator)[position])
         factor = coarseness(self.config.data, step)
-        if factor != self.coarse_factor:
-            self.coarse_factor = factor
-            self.coarse_views.clear()
         if factor == 1:
+            self.coarse_views = None
             return views[index]
-        if index not in self.coarse_views:
-            self.coarse_views[index] = views[index].reduced(factor)
+        if self.coarse_views is None or self.coarse_views.factor != factor:
+            self.coarse_views = CoarseViews(views, factor)
         return self.coarse_views[index]
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
@@ -237,7 +235,7 @@ class SceneTask:
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
             self.extent, self.near = self.scene.extent, self.scene.near
-            self.coarse_views.clear()
+            self.coarse_views = None
         count = check_rows(state["splats"], self.splats, "splats")
         fresh = self.strategy.initialize_state(scene_scale=self.extent)
         check_values(state["strategy"], fresh, "strategy", rows=count, optional=("opacity_activation",))

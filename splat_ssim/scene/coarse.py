@@ -1,0 +1,42 @@
+"""Training views at a part of their size, for the start of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from splat_ssim.scene.data import View
+
+
+class CoarseViews:
+    """Views reduced by a factor, each made when it is first asked for and kept as bytes.
+
+    They share one piece of memory: pieces of their own would lie among the larger ones that making a view needs for a
+    moment, and keep those from being used again.
+
+    Args:
+        views: At full size.
+        factor: As of `View.reduced`.
+    """
+
+    def __init__(self, views: Sequence[View], factor: int) -> None:
+        self.views, self.factor = views, factor
+        sizes = [3 * (view.height // factor) * (view.width // factor) for view in views]
+        self._pieces: Sequence[Tensor] = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+        self._made: dict[int, View] = {}
+
+    def __getitem__(self, index: int) -> View:
+        """The view of this index.
+
+        Raises:
+            SceneError: The view is smaller than the factor.
+        """
+        if index not in self._made:
+            view = self.views[index].reduced(self.factor)
+            image = self._pieces[index].view(view.image.shape)
+            image.copy_((view.image * 255).round_())
+            self._made[index] = replace(view, image=image)
+        return self._made[index]
