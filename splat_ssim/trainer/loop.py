@@ -223,7 +223,8 @@ class Run:
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
         result = self.task.evaluate(pictures)
-        write_json(self.folder / "eval" / f"{self.step:07d}.json", {"step": self.step, **result})
+        when = {"step": self.step, "train_seconds": round(self.train_seconds, 3)}
+        write_json(self.folder / "eval" / f"{self.step:07d}.json", {**when, **result})
         return result
 
     def finish(self) -> dict[str, Any]:
