@@ -1,7 +1,7 @@
 """PSNR over the seconds of training, of runs with `--output.eval-every`: one table and one plot.
 
     python scripts/train.py --config configs/chair_800.yaml --data-dir CHAIR --output.eval-every 1000 --result-dir RUN
-python scripts/curve.py RUN --output benchmarks/chair_800 --lines "3DGS, 30,000 steps on a GPU=35.83"
+    python scripts/curve.py RUN --output benchmarks/chair_800 --lines "3DGS, 30,000 steps on a GPU=35.83"
 """
 
 from __future__ import annotations
