@@ -67,7 +67,6 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
         "growth to the budget": ("--strategy.growth", "0.05"),
-        "high rates": RATES,
         "low rate of positions": POSITIONS,
     },
 }
@@ -77,7 +76,7 @@ NOTES = {
         "Without the score, growth and pruning are drawn evenly; without the budget, gsplat's DefaultStrategy grows by "
         "its threshold (and has no score either). Without all of them, it is 3DGS."
     ),
-    "photos": "Without the high rates, and the low one of positions, they are those of a config without a preset.",
+    "photos": "Without the low rate of positions, it is that of a config without a preset.",
     "fast": (
         "Without the fused optimiser, torch.optim.Adam steps every Gaussian. Without the high rates, and the low one "
         "of positions, they are those of a config without a preset."
