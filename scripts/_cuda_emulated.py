@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import build_emulation
 import torch
 from torch import Tensor
 
+import build_emulation
 from splat_ssim.ops import _cuda_kernels, _cuda_means, voxelize_cuda
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.options import SSIMOptions

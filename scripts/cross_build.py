@@ -22,9 +22,8 @@ from _symbols import exported
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "csrc"))
-import toolchain  # noqa: E402
-
 import build as native  # noqa: E402
+import toolchain  # noqa: E402
 
 #: Target -> its compilers, each by the names that it may have. The options after a name are handed to it.
 TARGETS = {

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "csrc"), str(ROOT / "scripts")]
 
 import _cuda_emulated  # noqa: E402
+
 import build_cuda  # noqa: E402
 
 ARCHITECTURES = ("sm_89", "sm_90")
