@@ -73,6 +73,15 @@ def test_a_run_from_the_command_line(tmp_path, scan):
         assert (tmp_path / "run" / "pictures" / name).stat().st_size > 0
 
 
+def test_a_run_that_was_killed_before_its_first_step_goes_on(tmp_path, scan):
+    whole = run(tmp_path / "whole", scan, steps=4)
+    config = VolumeConfig(data_dir=scan, result_dir=tmp_path / "part", steps=4)
+    config.strategy.budget, config.output = 150, VolumeOutputConfig(progress=False)
+    fit_until(config, 0)
+    resumed = main(["--resume", str(tmp_path / "part")])
+    assert resumed["final_loss"] == whole["final_loss"] and resumed["psnr3d"] == whole["psnr3d"]
+
+
 def test_resuming_gives_the_same_metrics(tmp_path, scan):
     whole = run(tmp_path / "whole", scan)
     # The checkpoint lies between two rounds of growth; the process ends later, without another.

@@ -62,12 +62,12 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
         # What a strategy does not start with, it adds when it comes to it.
         expected = like.get(key)
         if expected is None:
-            plain = value is None or isinstance(value, bool) or is_number(value) or _is_numbers(value)
+            plain = value is None or isinstance(value, bool) or _is_number(value) or _is_numbers(value)
             fits = plain or _is_floats(value, (rows,))
         elif isinstance(expected, list):
             fits = _is_numbers(value)
         elif isinstance(expected, float | int) and not isinstance(expected, bool):
-            fits = is_number(value)
+            fits = _is_number(value)
         else:
             fits = type(value) is type(expected)
         if not fits:
@@ -198,17 +198,16 @@ def tensors_problem(value: Any) -> str | None:
     return None
 
 
-def is_number(value: Any) -> bool:
-    """Whether something is a finite number, a bool apart."""
+def _is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_number, value))
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_rate(value: Any) -> bool:
-    return is_number(value) and value >= 0
+    return _is_number(value) and value >= 0
 
 
 def _are_decays(value: Any, count: int) -> bool:
@@ -229,7 +228,7 @@ def is_count(value: Any) -> bool:
 
 def is_seconds(value: Any) -> bool:
     """Whether something is a length of time."""
-    return is_number(value) and value >= 0
+    return _is_number(value) and value >= 0
 
 
 def _described(value: Any) -> str:

@@ -19,7 +19,7 @@ from ..trainer.config import RunConfig
 from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
-from ..trainer.states import check_rows, check_values, is_number, load_generator, load_optimizer
+from ..trainer.states import check_rows, check_values, load_generator, load_optimizer
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
@@ -315,7 +315,8 @@ class VolumeTask:
             check_rows(tensors, {"nodes": like}, "tensors", rows=len(nodes))
             self.model = GridField(tensors["nodes"], self.target.grid)
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
-        if not is_number(state["last_loss"]):
+        # NaN before the first step.
+        if type(state["last_loss"]) not in (float, int):
             raise ValueError(f"last_loss: required a number, got {type(state['last_loss']).__name__}")
         self.last_loss = float(state["last_loss"])
         load_generator(self.generator, state["draws"], "draws")
