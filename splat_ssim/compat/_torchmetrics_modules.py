@@ -13,6 +13,13 @@ from splat_ssim.compat._torchmetrics_ssim import Options, check_images, multisca
 _PUBLIC = "splat_ssim.compat.torchmetrics"
 
 
+def _options(metric: Any, *further: bool) -> Options:
+    """The options that a metric was made with, and what else it returns."""
+    return Options(
+        metric.gaussian_kernel, metric.sigma, metric.kernel_size, metric.data_range, metric.k1, metric.k2, *further
+    )
+
+
 def _add(metric: Any, values: Tensor, further: Tensor | None = None) -> None:
     """Adds the values of images, (B,), and what else is asked for to the metric's states."""
     if further is not None:
@@ -40,16 +47,7 @@ class StructuralSimilarityIndexMeasure(_Single):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds images; shapes as for `structural_similarity_index_measure`."""
-        options = Options(
-            self.gaussian_kernel,
-            self.sigma,
-            self.kernel_size,
-            self.data_range,
-            self.k1,
-            self.k2,
-            self.return_full_image,
-            self.return_contrast_sensitivity,
-        )
+        options = _options(self, self.return_full_image, self.return_contrast_sensitivity)
         _add(self, *similarity(preds, target, options))
 
 
@@ -69,8 +67,7 @@ class MultiScaleStructuralSimilarityIndexMeasure(_MultiScale):
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds images; shapes as for `multiscale_structural_similarity_index_measure`."""
         preds, target = check_images(preds, target)
-        options = Options(self.gaussian_kernel, self.sigma, self.kernel_size, self.data_range, self.k1, self.k2)
-        _add(self, multiscale(preds, target, options, self.betas, self.normalize))
+        _add(self, multiscale(preds, target, _options(self), self.betas, self.normalize))
 
 
 for _class in (StructuralSimilarityIndexMeasure, MultiScaleStructuralSimilarityIndexMeasure):
