@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
-from splat_ssim.scene.config import STRATEGY_OPTIONS, OptimizerConfig
+from splat_ssim.scene.options import STRATEGY_OPTIONS, OptimizerConfig
 
 FULL = "full"
 

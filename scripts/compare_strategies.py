@@ -22,7 +22,7 @@ from typing import Any, Literal
 import tyro
 from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
-from splat_ssim.scene.config import OptimizerConfig
+from splat_ssim.scene.options import OptimizerConfig
 
 
 @dataclass(frozen=True)

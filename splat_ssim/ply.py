@@ -183,6 +183,21 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
     return {name: vertices_read[name].astype(kind) for name, kind in element.properties}
 
 
+def ply_comments(path: str | Path) -> list[str]:
+    """The comments in the header of a PLY file, such as `offset x y z`, which a scene's PLY has of large coordinates.
+
+    Raises:
+        PlyError: The file is missing, or is no PLY.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as missing:
+        raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
+    lines = [line.strip() for line in _cut(path, data)[0]]
+    return [line.removeprefix("comment").strip() for line in lines if line.startswith("comment")]
+
+
 #: How gzip begins, which SPZ files are.
 _GZIP = b"\x1f\x8b"
 

@@ -287,8 +287,8 @@ def test_views_are_uploaded_ahead_on_a_side_stream_from_pinned_memory(fake_cuda)
 def test_a_step_starts_the_upload_of_the_next_view_and_no_other(tmp_path, scene_device):
     with scene_task(tmp_path, "capped") as task:
         task.config.steps = 5
-        read, read_of = [], task.view_of_step
-        task.view_of_step = lambda step: read.append(step) or read_of(step)
+        read, views, read_of = [], task.views._ahead, task.views.of_step
+        views._read = lambda step: read.append(step) or read_of(step)
         for index in range(5):
             task.step(index)
             assert read == list(range(min(index + 2, 5)))

@@ -75,14 +75,14 @@ def test_sizes_grow_to_the_full_one(ball, tmp_path):
     assert [coarseness(resolved.data, step) for step in (0, 8, 9, 17, 18, 59)] == [4, 4, 2, 2, 1, 1]
     assert coarseness(Config().resolved().data, 0) == 1
     trainer = Trainer(config)
-    names = [trainer.view_of_step(step).name for step in range(60)]
-    assert [trainer.view_of_step(step).width for step in (0, 9, 18)] == [8, 16, 32]
+    names = [trainer.views.of_step(step)[0].name for step in range(60)]
+    assert [trainer.views.of_step(step)[0].width for step in (0, 9, 18)] == [8, 16, 32]
     before = trainer.evaluate()["psnr"]
     trainer.run()
     assert trainer.evaluate()["psnr"] > before + 0.5
     # The order of the views is that of a run at full size.
     plain = Trainer(make_config(ball, tmp_path / "plain"))
-    assert names == [plain.view_of_step(step).name for step in range(60)]
+    assert names == [plain.views.of_step(step)[0].name for step in range(60)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from splat_ssim.scene.config import SceneConfig as Config
-from splat_ssim.scene.config import StrategyConfig
+from splat_ssim.scene.options import StrategyConfig
 from splat_ssim.scene.strategies import make_strategy
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy
 from splat_ssim.strategy.default import gsplat_resets_opacity

@@ -248,7 +248,7 @@ def test_a_mask_hides_what_it_covers(tmp_path):
 
 def test_each_epoch_shows_every_view_once(options):
     trainer = Trainer(parse(options)[1])
-    epochs = [[trainer.view_of_step(6 * epoch + i).name for i in range(6)] for epoch in range(3)]
+    epochs = [[trainer.views.of_step(6 * epoch + i)[0].name for i in range(6)] for epoch in range(3)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
 

@@ -8,9 +8,9 @@ import torch
 
 from splat_ssim import optim
 from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient
-from splat_ssim.scene.config import OptimizerConfig
 from splat_ssim.scene.config import SceneConfig as Config
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
+from splat_ssim.scene.options import OptimizerConfig
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, TamingStrategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer._old import Trainer

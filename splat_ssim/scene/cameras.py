@@ -40,7 +40,7 @@ def orbit(views: Sequence[View], frames: int) -> list[View]:
     for index in range(frames):
         angle = 2 * math.pi * index / frames
         center = target + height * up + radius * (math.cos(angle) * side + math.sin(angle) * other)
-        path.append(replace(view, viewmat=_look_at(center, target, up), image=image, mask=None))
+        path.append(replace(view, viewmat=_look_at(center, target, up), image=image, mask=None, index=-1))
     return path
 
 

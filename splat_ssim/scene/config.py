@@ -1,4 +1,4 @@
-"""Options of training a scene, and which of them each strategy has."""
+"""Options of training a scene."""
 
 from __future__ import annotations
 
@@ -9,166 +9,20 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from splat_ssim.trainer.config import ConfigError, OutputConfig, RunConfig, check_ranges, given, without_meaning
-
-
-@dataclass
-class DataConfig:
-    """How the scene is read."""
-
-    #: auto, blender, colmap or nerfstudio.
-    format: str = "auto"
-    #: Images at 1/factor of their size, from images_{factor} where there is one.
-    factor: int = 1
-    #: Without a split in the files, every such view by file name is a test view; 0: all views train.
-    test_every: int = 8
-    #: Behind images with an alpha channel.
-    background: Literal["white", "black"] = "white"
-    #: Folder of decoded images, where they take more than half of the free memory; by default .cache in the scene's.
-    cache: Path | None = None
-    #: Training starts on images reduced by this power of 2, which halves at equal intervals; 1: full size throughout.
-    coarse_factor: int = 1
-    #: From this step on images are of full size; by default from 0.3 of the run on.
-    coarse_stop: int | None = None
-
-
-@dataclass
-class ModelConfig:
-    """The Gaussians and how they are rendered."""
-
-    #: Highest degree of the spherical harmonics.
-    sh_degree: int = 3
-    #: Steps from one degree to the next; by default a tenth of the run.
-    sh_degree_interval: int | None = None
-    #: points: from the scene's point cloud; random: inside the silhouettes or the cameras' view; auto: points if any.
-    init: Literal["auto", "points", "random"] = "auto"
-    #: Number of Gaussians of a random start.
-    init_count: int = 10_000
-    #: Half the edge of the cube, about what the cameras look at, of a random start; by default the format's box.
-    init_box: float | None = None
-    #: Opacity of a Gaussian at the start.
-    init_opacity: float = 0.1
-    #: Mip-Splatting's compensation of the screen-space blur.
-    antialiased: bool = False
-
-
-@dataclass
-class OptimizerConfig:
-    """Adam and its learning rates. Positions decay log-linearly over the run, the others over its last part."""
-
-    #: adam: compiled on the CPU; torch_adam: torch's own; sparse_adam: compiled, changes only the Gaussians in view.
-    name: Literal["adam", "torch_adam", "sparse_adam"] = "adam"
-    #: shN takes a step each so many steps, on the sum of the gradients (Taming 3DGS: 16); steps_scaler leaves it alone.
-    sh_every: int = 1
-    #: Initial learning rate of positions, in units of the scene's extent; 0: they stay where they start.
-    means: float = 5e-4
-    #: Final learning rate of positions, in the same units.
-    means_final: float = 5e-6
-    scales: float = 5e-3
-    quats: float = 1e-3
-    opacities: float = 2.5e-2
-    sh0: float = 2.5e-3
-    shN: float = 1.25e-4
-    #: From this step on the rates other than the positions' decay log-linearly; by default at 0.7 of the run.
-    decay_start: int | None = None
-    #: Final learning rate of these as a fraction of the initial one.
-    final_factor: float = 0.1
-
-
-#: Options of `OptimizerConfig` that are learning rates; 0 keeps a parameter as it starts.
-LEARNING_RATES = ("means", "means_final", "scales", "quats", "opacities", "sh0", "shN")
-
-
-@dataclass
-class StrategyConfig:
-    """Densification. An option that the chosen strategy lacks is refused, see STRATEGY_OPTIONS."""
-
-    #: capped, default (gsplat's), mcmc or taming.
-    name: str = "capped"
-    #: Largest number of Gaussians (capped, mcmc, taming).
-    budget: int = 30_000
-    #: Where given, the budget is this multiple of the Gaussians at the start.
-    budget_multiplier: float | None = None
-    #: Densification happens after refine_start, every refine_every steps, before refine_stop (default 0.6 of the run).
-    refine_start: int = 100
-    refine_every: int = 100
-    refine_stop: int | None = None
-    #: Opacities are reset every so many steps (default strategy); by default a tenth of the run.
-    reset_every: int | None = None
-    #: Share of the Gaussians added at most at each event (capped); by default 0.05, or more where only that reaches the
-    #: budget before refine_stop, up to 0.5.
-    growth: float | None = None
-    #: Share of the Gaussians removed when densification ends: those that training views see least of (capped).
-    final_prune: float = 0.0
-    #: Gaussians less opaque than this are removed or put to use elsewhere.
-    prune_opacity: float = 0.005
-    #: Image-plane gradient, in half images, above which a Gaussian is cloned or split (default strategy).
-    grow_gradient: float = 2e-4
-    #: Up to this share of the scene's extent a Gaussian is cloned, a larger one is split (default, taming).
-    grow_scale: float = 0.01
-    #: Learning rate of the positional noise (mcmc).
-    noise: float = 5e5
-    #: Training views scored at each event (taming); 0: no score, growth and pruning are drawn evenly.
-    score_views: int = 10
-    #: Opacities may pass 1 late in the run (taming): intended: and are optimised; released: frozen, as published.
-    high_opacity: Literal["off", "intended", "released"] = "off"
-    #: From this step on; by default from refine_stop on.
-    high_opacity_start: int | None = None
-
-
-#: Options of `StrategyConfig` that each strategy has -> their names in its class, see `scene.strategies`.
-_EVENTS = {"refine_start": "refine_start_iter", "refine_stop": "refine_stop_iter", "refine_every": "refine_every"}
-_BUDGET = {"budget": "budget", "budget_multiplier": None}
-STRATEGY_OPTIONS: dict[str, dict[str, str | None]] = {
-    "capped": {
-        **_BUDGET,
-        **_EVENTS,
-        "growth": "growth",
-        "final_prune": "final_prune",
-        "score_views": "num_views",
-        "prune_opacity": "prune_opa",
-    },
-    "default": {
-        **_EVENTS,
-        "prune_opacity": "prune_opa",
-        "grow_gradient": "grow_grad2d",
-        "grow_scale": "grow_scale3d",
-        "reset_every": "reset_every",
-    },
-    "mcmc": {
-        **_BUDGET,
-        "budget": "cap_max",
-        **_EVENTS,
-        "noise": "noise_lr",
-        "prune_opacity": "min_opacity",
-    },
-    "taming": {
-        **_BUDGET,
-        **_EVENTS,
-        "grow_gradient": "grow_grad2d",
-        "grow_scale": "grow_scale3d",
-        "prune_opacity": "prune_opa",
-        "reset_every": "reset_every",
-        "score_views": "num_views",
-        "high_opacity": "high_opacity",
-        "high_opacity_start": "high_opacity_start",
-    },
-}
-
-
-@dataclass
-class SceneOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
-
-    #: Padding of the SSIM that evaluation reports: same, valid, reflect or replicate.
-    ssim_padding: Literal["same", "valid", "reflect", "replicate"] = "same"
-    #: Test views written as render | truth | error at the end.
-    images: int = 25
-    #: The Gaussians as scene.ply, which splat viewers open.
-    ply: bool = True
-    #: An orbit around the scene as MP4 at the end.
-    video: bool = False
-    video_frames: int = 120
+from splat_ssim.scene.options import (
+    EXPOSURE_OPTIONS,
+    LEARNING_RATES,
+    STRATEGY_OPTIONS,
+    DataConfig,
+    DepthConfig,
+    ExposureConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PoseConfig,
+    SceneOutputConfig,
+    StrategyConfig,
+)
+from splat_ssim.trainer.config import ConfigError, RunConfig, check_ranges, given, without_meaning
 
 
 @dataclass
@@ -185,6 +39,8 @@ class SceneConfig(RunConfig):
     preset: Literal["auto", "object", "photos", "none"] = "auto"
     #: Of the preset: how long it trains, and with how many Gaussians.
     quality: Literal["fast", "default", "quality"] = "default"
+    #: Training views of a step; the loss is their mean. Learning rates grow by its square root, as in gsplat's trainer.
+    batch_size: int = 1
     #: Mean opacity times this is added to the loss.
     opacity_penalty: float = 0.0
     #: Mean scale times this is added to the loss.
@@ -193,6 +49,9 @@ class SceneConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    exposure: ExposureConfig = field(default_factory=ExposureConfig)
+    poses: PoseConfig = field(default_factory=PoseConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
     output: SceneOutputConfig = field(default_factory=SceneOutputConfig)
 
     #: Options of the command line that choose the preset.
@@ -222,8 +81,14 @@ class SceneConfig(RunConfig):
         model, optimizer, strategy = self.model, self.optimizer, self.strategy
         steps, tenth, scaled = self.steps, max(1, self.steps // 10), self.scaled
         self.data.coarse_stop = scaled(self.data.coarse_stop, steps * 3 // 10)
-        model.sh_degree_interval = max(1, scaled(model.sh_degree_interval, tenth))
+        # Gaussians that have been trained have all their harmonics from the start.
+        model.sh_degree_interval = max(1, scaled(model.sh_degree_interval, 1 if model.init == "ply" else tenth))
         optimizer.decay_start = scaled(optimizer.decay_start, steps * 7 // 10)
+        self.poses.start = scaled(self.poses.start, steps // 20)
+        if strategy.grow_gradient is None:
+            strategy.grow_gradient = 8e-4 if strategy.absgrad else 2e-4
+        if self.exposure.rate is None:
+            self.exposure.rate = 5e-3 if self.exposure.name == "bilateral" else 1e-2
         strategy.refine_start = scaled(strategy.refine_start)
         strategy.refine_every = max(1, scaled(strategy.refine_every))
         strategy.refine_stop = scaled(strategy.refine_stop, steps * 6 // 10)
@@ -245,7 +110,15 @@ class SceneConfig(RunConfig):
             ("strategy.score_views", strategy.score_views, 0, None),
             ("strategy.refine_start", strategy.refine_start, 0, None),
             ("strategy.growth", strategy.growth or 0, 0, None),
-            ("strategy.grow_gradient", strategy.grow_gradient, 0, None),
+            ("strategy.grow_gradient", strategy.grow_gradient or 0, 0, None),
+            ("batch_size", self.batch_size, 1, None),
+            ("exposure.rate", self.exposure.rate or 0, 0, None),
+            ("exposure.smoothness", self.exposure.smoothness, 0, None),
+            *((f"exposure.grid[{axis}]", cells, 2, 256) for axis, cells in enumerate(self.exposure.grid)),
+            ("poses.rate", self.poses.rate, 0, None),
+            ("poses.start", given(self.poses.start), 0, None),
+            ("depth.weight", self.depth.weight, 0, None),
+            ("data.near", data.near or 0, 0, None),
             ("strategy.grow_scale", strategy.grow_scale, 0, None),
             ("strategy.noise", strategy.noise, 0, None),
             ("output.video_frames", self.output.video_frames, 1, None),
@@ -268,15 +141,36 @@ class SceneConfig(RunConfig):
             raise ConfigError(f"model.sh_degree must be 0, 1, 2 or 3, got {model.sh_degree}")
         if model.init_box is not None and model.init_box <= 0:
             raise ConfigError(f"model.init_box must be positive, got {model.init_box}")
+        self._check_space()
+        if (model.init == "ply") != (model.init_ply is not None):
+            raise ConfigError(
+                f"model.init_ply and model.init ply go together, got model.init {model.init} and {model.init_ply}"
+            )
+        if self.depth.unit <= 0:
+            raise ConfigError(f"depth.unit must be positive, got {self.depth.unit}")
         if not 0 < model.init_opacity < 1:
             raise ConfigError(f"model.init_opacity must be in (0, 1), got {model.init_opacity}")
 
+    def _check_space(self) -> None:
+        """Raises ConfigError where near, far or the box leave no room for Gaussians."""
+        near, far, box = self.data.near, self.data.far, self.data.box
+        if far is not None and far <= (near or 0):
+            raise ConfigError(f"data.far must be greater than data.near {near or 0}, got {far}")
+        if box is not None and not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
+            raise ConfigError(f"data.box must be a low corner x y z and a high one, got {' '.join(map(str, box))}")
+
     def unused(self) -> dict[str, str]:
-        """Options of other strategies than the chosen one."""
+        """Options of other strategies and kinds of exposure than the chosen one."""
         options = STRATEGY_OPTIONS.get(self.strategy.name)
-        if options is None:
-            return {}
-        return without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+        exposure, poses = self.exposure, self.poses
+        unused = without_meaning("exposure", exposure, EXPOSURE_OPTIONS[exposure.name], f"exposure {exposure.name}")
+        if options is not None:
+            unused |= without_meaning("strategy", self.strategy, options, f"strategy {self.strategy.name}")
+        if not poses.refine:
+            unused |= {f"poses.{name}": "it says how poses are refined (--poses.refine)" for name in ("rate", "start")}
+        if self.depth.weight == 0:
+            unused["depth.unit"] = "depths are not read (--depth.weight)"
+        return unused
 
     def settled(self) -> dict[str, str]:
         """Options that a resumed run keeps: dotted name -> what has been done with them already."""
@@ -285,7 +179,12 @@ class SceneConfig(RunConfig):
             **super().settled(),
             "data.test_every": "the run has been trained on the other views",
             "model.sh_degree": "the Gaussians have the coefficients of that degree",
-            **dict.fromkeys(("model.init", "model.init_count", "model.init_box", "model.init_opacity"), start),
+            **dict.fromkeys(
+                ("model.init", "model.init_ply", "model.init_count", "model.init_box", "model.init_opacity"), start
+            ),
+            "exposure.name": "the images have exposures of that kind",
+            "exposure.grid": "the images have grids of that size",
+            "poses.refine": "the cameras have been trained so",
             "strategy.name": "a strategy goes on from its own state",
         }
         if self.strategy.name == "taming":

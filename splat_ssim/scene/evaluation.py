@@ -13,6 +13,7 @@ from torch import Tensor
 from splat_ssim.errors import UserError
 from splat_ssim.functional import ssim
 from splat_ssim.scene.data import View
+from splat_ssim.scene.exposure import color_corrected
 from splat_ssim.trainer.metrics import psnr, reported_psnr
 from splat_ssim.trainer.pictures import save_comparison
 
@@ -36,6 +37,7 @@ def evaluate(
     ssim_padding: str = "same",
     pictures: Path | None = None,
     max_pictures: int = 0,
+    corrected: bool = False,
 ) -> dict[str, Any]:
     """PSNR and SSIM of rendered views: of each over the pixels its mask keeps, and the mean over views of each.
 
@@ -45,6 +47,8 @@ def evaluate(
         ssim_padding: See `splat_ssim.ssim`.
         pictures: Folder for render | truth | error of the first `max_pictures` views.
         max_pictures: How many pictures.
+        corrected: Also report cc_psnr and cc_ssim, of renders whose colours were fitted to the truth's by an affine
+            map: a test view's own exposure is unknown.
 
     Returns:
         psnr, ssim, ssim_padding and, for each view, name, psnr, ssim.
@@ -54,14 +58,13 @@ def evaluate(
         target = view.pixels()
         pred = render_view(view).permute(0, 3, 1, 2).clamp(0, 1)
         mask = None if view.mask is None else view.mask[None, None].to(pred.dtype)
-        similarity = ssim(pred, target, padding=ssim_padding, mask=mask)
-        quality = reported_psnr(psnr(pred, target, view.mask))
-        rows.append({"name": view.name, "psnr": quality, "ssim": float(similarity)})
+        row: dict[str, Any] = {"name": view.name}
+        renders = {"": pred, "cc_": color_corrected(pred, target, view.mask)} if corrected else {"": pred}
+        for prefix, render in renders.items():
+            row[f"{prefix}psnr"] = reported_psnr(psnr(render, target, view.mask))
+            row[f"{prefix}ssim"] = float(ssim(render, target, padding=ssim_padding, mask=mask))
+        rows.append(row)
         if pictures is not None and index < max_pictures:
             save_comparison(pictures / f"{index:04d}.png", pred, target)
-    return {
-        "psnr": float(np.mean([row["psnr"] for row in rows])),
-        "ssim": float(np.mean([row["ssim"] for row in rows])),
-        "ssim_padding": ssim_padding,
-        "views": rows,
-    }
+    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "name"}
+    return {**means, "ssim_padding": ssim_padding, "views": rows}

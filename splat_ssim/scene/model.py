@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim.ply import SH0
+from splat_ssim.ply import SH0, load_ply
 from splat_ssim.render import rasterization
-from splat_ssim.scene.config import ModelConfig
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.scene import NEAR
-from splat_ssim.scene.start import check_visible, starting_points
+from splat_ssim.scene.options import ModelConfig
+from splat_ssim.scene.start import check_visible, starting_points, trained_splats
 from splat_ssim.scene.start import random_points as random_points  # it was here once
 
 Splats = torch.nn.ParameterDict
+#: Far plane where none is asked for.
+FAR = 1e10
 #: How opacities may be stored, see `activated_opacities`.
 OPACITY_ACTIVATIONS = ("sigmoid", "absolute")
 
 
 def start_count(scene: Scene, config: ModelConfig) -> int:
     """How many Gaussians `create_splats` starts with where nothing limits it."""
+    if config.init == "ply" and config.init_ply is not None:
+        return len(load_ply(config.init_ply)["means"])
     return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
 
 
@@ -46,6 +51,8 @@ def create_splats(
     Raises:
         SceneError: None of them would be in view of a training camera.
     """
+    if config.init == "ply":
+        return _on_device(trained_splats(scene, config, max_count), device)
     generator = np.random.default_rng(seed)
     points, colors = starting_points(scene, config, generator)
     check_visible(points, scene)
@@ -63,6 +70,11 @@ def create_splats(
         "sh0": (colors[:, None] - 0.5) / SH0,
         "shN": np.zeros((count, (config.sh_degree + 1) ** 2 - 1, 3)),
     }
+    return _on_device(values, device)
+
+
+def _on_device(values: Mapping[str, Any], device: torch.device) -> Splats:
+    """Parameters of arrays or tensors."""
     return Splats(
         {
             name: torch.nn.Parameter(torch.as_tensor(np.asarray(value, np.float32), device=device).contiguous())
@@ -109,10 +121,12 @@ def render(
     sh_degree: int,
     background: Tensor,
     near: float = NEAR,
+    far: float = FAR,
     antialiased: bool = False,
     opacity_activation: str = "sigmoid",
     render_mode: str = "RGB",
     pixel_weights: Tensor | None = None,
+    absgrad: bool = False,
 ) -> tuple[Tensor, Tensor, dict]:
     """One view of the Gaussians; see `splat_ssim.render.rasterization`.
 
@@ -122,10 +136,12 @@ def render(
         sh_degree: Highest degree of spherical harmonics that takes part.
         background: (3,) float32.
         near: Gaussians whose centre is nearer to the camera are left out.
+        far: Gaussians whose centre is farther from the camera are left out.
         antialiased: Mip-Splatting's opacity compensation.
         opacity_activation: See `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
         pixel_weights: [1, H, W] or None; where given, info has each Gaussian's sums over its pixels.
+        absgrad: Sums of absolute gradients are left in info["means2d"].absgrad.
 
     Returns:
         colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
@@ -143,6 +159,7 @@ def render(
         width=view.width,
         height=view.height,
         near_plane=near,
+        far_plane=far,
         sh_degree=sh_degree,
         packed=False,
         backgrounds=background[None],
@@ -150,4 +167,5 @@ def render(
         rasterize_mode="antialiased" if antialiased else "classic",
         raw=raw,
         pixel_weights=pixel_weights,
+        absgrad=absgrad,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from splat_ssim.optim import Adam, SelectiveAdam, hold_gradient, release_gradient, step_together
-from splat_ssim.scene.config import OptimizerConfig
+from splat_ssim.scene.options import OptimizerConfig
 from splat_ssim.trainer.config import given
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -19,13 +21,16 @@ KINDS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig) -> Optimizers:
-    """Name of a parameter -> its optimiser. Learning rates are set at each step, see `set_learning_rates`."""
+def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig, batch_size: int = 1) -> Optimizers:
+    """Name of a parameter -> its optimiser. Learning rates are set at each step, see `set_learning_rates`.
+
+    Moments of a step on several views forget as fast as those of as many steps on one would, as in gsplat's trainer.
+    """
     kind = KINDS[config.name]
-    return {
-        name: kind([{"params": [param], "lr": getattr(config, name)}], eps=1e-15)  # type: ignore[call-arg]
-        for name, param in splats.items()
-    }
+    options: dict[str, Any] = {"eps": 1e-15}
+    if batch_size > 1:
+        options["betas"] = tuple(max(0.0, 1 - batch_size * (1 - beta)) for beta in (0.9, 0.999))
+    return {name: kind([{"params": [param], "lr": getattr(config, name)}], **options) for name, param in splats.items()}
 
 
 @torch.no_grad()
@@ -61,7 +66,7 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
 
 
 def set_learning_rates(
-    optimizers: Optimizers, config: OptimizerConfig, *, step: int, steps: int, extent: float
+    optimizers: Optimizers, config: OptimizerConfig, *, step: int, steps: int, extent: float, batch_size: int = 1
 ) -> None:
     """Learning rates of a step: positions decay log-linearly from first to last, the others from decay_start on.
 
@@ -71,6 +76,7 @@ def set_learning_rates(
         step: From 0.
         steps: Length of the run.
         extent: Of the scene, the unit of the positions' rate.
+        batch_size: Views of a step; rates grow by its square root.
     """
     progress = step / steps
     decay_start = given(config.decay_start)
@@ -81,4 +87,4 @@ def set_learning_rates(
             rate = extent * config.means * decay
         else:
             rate = getattr(config, name) * config.final_factor**late
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate * batch_size**0.5

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim.scene.config import ModelConfig
+from splat_ssim.ply import load_ply, ply_comments
 from splat_ssim.scene.data import Scene, SceneError, View
 from splat_ssim.scene.data.placement import looked_at, ordinary
+from splat_ssim.scene.options import ModelConfig
 
 #: Cells along each axis of the grid that silhouettes carve.
 CARVE_CELLS = 48
@@ -29,6 +33,79 @@ def starting_points(
     if config.init == "random" or scene.points is None:
         return random_points(scene, config.init_count, generator, half_edge=config.init_box), None
     return scene.points, scene.colors
+
+
+def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> dict[str, np.ndarray]:
+    """The Gaussians of a PLY file as parameters of a scene, in its coordinates and of its degree.
+
+    Harmonics above the model's degree are cut off, missing ones are 0; a note of the scene says so.
+
+    Args:
+        scene: Its offset is subtracted; notes are added to it.
+        config: init_ply names the file.
+        max_count: How many Gaussians there may be.
+
+    Raises:
+        PlyError: The file does not read as Gaussians.
+        SceneError: It holds none, more than there may be, ones that are not finite, or none that a camera sees.
+    """
+    path = config.init_ply
+    assert path is not None
+    splats = {name: value.numpy() for name, value in load_ply(path).items()}
+    count = len(splats["means"])
+    if count == 0 or (max_count is not None and count > max_count):
+        most = "at least one Gaussian" if count == 0 else f"at most {max_count} Gaussians, the budget"
+        raise SceneError(f"{path}: required {most}, got {count} (--strategy.budget)")
+    for name, value in splats.items():
+        if not np.isfinite(value).all():
+            raise SceneError(f"{path}: required finite {name}, got others")
+    splats["means"] = (splats["means"].astype(np.float64) + _offset_of(path) - scene.offset).astype(np.float32)
+    coefficients, held = (config.sh_degree + 1) ** 2 - 1, splats["shN"].shape[1]
+    if held != coefficients:
+        what = "cut off" if held > coefficients else "0 at first"
+        degree = int((held + 1) ** 0.5) - 1
+        scene.notes.append(
+            f"{path}: harmonics of degree {degree}; those beyond the other of {config.sh_degree} are {what}"
+        )
+    kept = np.zeros((count, coefficients, 3), np.float32)
+    kept[:, :held] = splats["shN"][:, :coefficients]
+    splats["shN"] = kept
+    check_visible(splats["means"], scene)
+    return splats
+
+
+def _offset_of(path: Path) -> np.ndarray:
+    """(3,) float64 that a PLY's comment says to add to its coordinates, else 0."""
+    for line in ply_comments(path):
+        words = line.split()
+        if words[:1] == ["offset"] and len(words) == 4:
+            try:
+                return np.array([float(word) for word in words[1:]])
+            except ValueError:
+                break
+    return np.zeros(3)
+
+
+def boxed(scene: Scene, corners: Sequence[float]) -> Scene:
+    """A scene of which only what is inside a box is modelled: its points there, and the box for a random start.
+
+    Args:
+        scene: As it was read.
+        corners: x y z of the low corner and x y z of the high one, in the coordinates of the files.
+
+    Raises:
+        SceneError: The scene has points, and none is inside.
+    """
+    low, high = (np.asarray(corner) - scene.offset for corner in (corners[:3], corners[3:]))
+    box, points, colors = (low.tolist(), high.tolist()), scene.points, scene.colors
+    notes = list(scene.notes)
+    if points is not None:
+        kept = ((points >= low) & (points <= high)).all(1)
+        if not kept.any():
+            raise SceneError(f"{scene.name}: data.box: required a box around points of the scene, got none in it")
+        notes.append(f"outside of data.box and left out: {int((~kept).sum())} of {len(points)} points")
+        points, colors = points[kept], None if colors is None else colors[kept]
+    return replace(scene, points=points, colors=colors, box=box, box_is_given=True, notes=notes)
 
 
 def check_visible(points: np.ndarray, scene: Scene) -> None:
@@ -60,7 +137,7 @@ def random_points(
         half_edge: Of a cube about what the cameras look at, instead of the scene's box.
     """
     low, high, kept = _carved(scene, *_box(scene, half_edge))
-    if half_edge is None and scene.box is not None:
+    if half_edge is None and scene.box is not None and not scene.box_is_given:
         seen = looked_at(scene.train)
         if seen is not None and _misfits(scene, kept, *seen):
             middle, half = seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from splat_ssim.scene.config import STRATEGY_OPTIONS, StrategyConfig
+from splat_ssim.scene.options import STRATEGY_OPTIONS, StrategyConfig
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, Strategy, TamingStrategy
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.config import ConfigError, given

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from splat_ssim._files import write_json
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
+from splat_ssim.scene.batch import joined
 from splat_ssim.scene.cameras import orbit
-from splat_ssim.scene.coarse import CoarseViews
-from splat_ssim.scene.config import SceneConfig, coarseness
-from splat_ssim.scene.data import Scene, View, load_scene
+from splat_ssim.scene.config import SceneConfig
+from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.summary import summary
+from splat_ssim.scene.depth import depth_loss
 from splat_ssim.scene.evaluation import check_padding, evaluate
+from splat_ssim.scene.exposure import Exposures
 from splat_ssim.scene.model import (
+    FAR,
     OPACITY_ACTIVATIONS,
     Splats,
     activated_opacities,
@@ -29,12 +34,15 @@ from splat_ssim.scene.model import (
 )
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.scene.plan import plan_lines
+from splat_ssim.scene.poses import RefinedPoses
 from splat_ssim.scene.presets import KINDS
+from splat_ssim.scene.reading import FIRST_ORIGIN, check_origin, in_box, read_scene, scene_fingerprint
 from splat_ssim.scene.scoring import score_views
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
+from splat_ssim.scene.views import TrainingViews
 from splat_ssim.strategy.scoring import ViewStats
 from splat_ssim.trainer.checkpoint import NAME as CHECKPOINT
-from splat_ssim.trainer.checkpoint import fingerprint, refusing, saved_value
+from splat_ssim.trainer.checkpoint import refusing, saved_value
 from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
 from splat_ssim.trainer.metrics import psnr
@@ -42,12 +50,10 @@ from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, names_of
 from splat_ssim.trainer.task import Report
-from splat_ssim.trainer.upload import Ahead
+from splat_ssim.trainer.upload import upload
 
 #: Losses that take bytes as they are, and composite transparent ones themselves.
 LOSSES_OF_BYTES = ("fused_ssim",)
-#: `Scene.origin` of a checkpoint that has none: coordinates were those of the first model, as they are.
-FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
 
 class SceneTask:
@@ -69,20 +75,18 @@ class SceneTask:
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
         with user_errors():
-            self.loss = get_loss(config.loss, **config.loss_kwargs)
+            self.loss = get_loss(config.loss, **self._loss_options())
         # A run that goes on keeps its coordinates, whatever would be chosen today.
         origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
         with refusing(Path() if config.resume is None else config.resume / CHECKPOINT):
             check_origin(origin)
-        self.scene = scene if scene is not None else read_scene(config, origin)
+        self.scene = read_scene(config, origin) if scene is None else in_box(scene, config)
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
             self._check_orbit()
-        #: Training views at a part of their size, while the run asks for such.
-        self.coarse_views: CoarseViews | None = None
-        self.views = Ahead(lambda step: self.view_of_step(step), View.mapped, self.device)
-        self.extent, self.near = self.scene.extent, self.scene.near
+        self.views = TrainingViews(self.scene, config, self.device)
+        self.extent, self.near = self.scene.extent, config.data.near or self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
         with user_errors():
@@ -95,9 +99,19 @@ class SceneTask:
         self.notes = [*summary(self.scene, self._start()), *self.scene.notes, *([growth] if growth else [])]
         if config.preset in KINDS:
             self.notes.insert(0, preset)
-        self.optimizers = make_optimizers(self.splats, config.optimizer)
+        self.optimizers = make_optimizers(self.splats, config.optimizer, config.batch_size)
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
+        count = len(self.scene.train)
+        exposed = config.exposure.name != "none"
+        self.exposures = Exposures(config.exposure, count, self.device) if exposed else None
+        refined = config.poses.refine
+        self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device) if refined else None
+
+    def _loss_options(self) -> dict[str, Any]:
+        """The options of the loss, with the meaning of masks where it is not the loss's own."""
+        mode = {} if self.config.data.mask_mode == "weight" else {"mask_mode": self.config.data.mask_mode}
+        return {**mode, **self.config.loss_kwargs}
 
     def plan(self) -> list[str]:
         """What the run would do and take, in words."""
@@ -111,43 +125,97 @@ class SceneTask:
         return what if drawn == start else f"{drawn} of {what}"
 
     def step(self, index: int) -> Report:
-        """Renders a view, compares it with the photograph, steps the optimisers, densifies."""
+        """Renders views, compares them with their photographs, steps the optimisers, densifies."""
+        config, splats = self.config, self.splats
+        views = self.views.take(index)
+        seen = [self._see(view, index, len(views)) for view in views]
+        with stage("backward"):
+            loss = self._penalised(sum(one.loss for one in seen) / len(seen))
+
+        with stage("optimiser"):
+            info = joined([one.info for one in seen])
+            set_learning_rates(
+                self.optimizers,
+                config.optimizer,
+                step=index,
+                steps=config.steps,
+                extent=self.extent,
+                batch_size=len(views),
+            )
+            step_optimizers(self.optimizers, config.optimizer, step=index, radii=info["radii"])
+            self._step_views(views, index)
+
+        with stage("strategy"):
+            self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
+            self._keep_in_box()
+        if index + 1 < config.steps:
+            self.views.start(index + 1)
+
+        terms = {name: sum(one.terms[name] for one in seen) / len(seen) for name in seen[0].terms}
+        return Report(
+            {
+                "loss": loss,
+                **terms,
+                "psnr": lambda: sum(one.psnr() for one in seen) / len(seen),
+                "gaussians": lambda: len(splats["means"]),
+            }
+        )
+
+    def _see(self, view: View, index: int, count: int) -> Seen:
+        """Renders one of the `count` views of a step, compares it with its photograph and goes backward."""
         config, splats = self.config, self.splats
         with stage("render"):
-            view = self.views.take(index)
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
-            colors, _, info = self.render_view(view, degree)
-            pred = colors.permute(0, 3, 1, 2)
+            with_depth = config.depth.weight > 0 and (view.depth is not None or view.sparse_depth is not None)
+            colors, alphas, info = self.render_view(view, degree, render_mode="RGB+ED" if with_depth else "RGB")
+            pred = colors[..., :3].permute(0, 3, 1, 2)
             self.strategy.step_pre_backward(splats, self.optimizers, self.strategy_state, index, info)
 
         with stage("loss"):
             loss = self.compare(pred, view)
             loss, terms = loss if isinstance(loss, tuple) else (loss, {})
-            if config.opacity_penalty:
-                loss = loss + config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
-            if config.scale_penalty:
-                loss = loss + config.scale_penalty * torch.exp(splats["scales"]).mean()
+            if with_depth:
+                difference = depth_loss(colors[..., 3:], alphas, view, self.extent)
+                if difference is not None:
+                    loss = loss + config.depth.weight * difference
+                    terms = {**terms, "depth": difference.detach()}
+            smoothness = None if self.exposures is None else self.exposures.penalty(view.index)
+            if smoothness is not None:
+                loss = loss + smoothness
 
         with stage("backward"):
-            loss.backward()
+            (loss if count == 1 else loss / count).backward()
+        return Seen(view, loss.detach(), terms, pred.detach(), info)
 
-        with stage("optimiser"):
-            set_learning_rates(self.optimizers, config.optimizer, step=index, steps=config.steps, extent=self.extent)
-            step_optimizers(self.optimizers, config.optimizer, step=index, radii=info["radii"])
+    def _penalised(self, loss: Any) -> Tensor:
+        """The loss of a step with what is added for the Gaussians themselves, which goes backward here."""
+        config, splats = self.config, self.splats
+        penalty = None
+        if config.opacity_penalty:
+            penalty = config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
+        if config.scale_penalty:
+            scales = config.scale_penalty * torch.exp(splats["scales"]).mean()
+            penalty = scales if penalty is None else penalty + scales
+        if penalty is None:
+            return loss
+        penalty.backward()
+        return loss + penalty.detach()
 
-        with stage("strategy"):
-            self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
-        if index + 1 < config.steps:
-            self.views.start(index + 1)
+    def _step_views(self, views: Sequence[View], index: int) -> None:
+        """Steps what training views have for themselves: exposures and poses."""
+        progress = index / self.config.steps
+        if self.exposures is not None:
+            self.exposures.step([view.index for view in views], progress)
+        if self.poses is not None and index >= given(self.config.poses.start):
+            self.poses.step(progress)
 
-        return Report(
-            {
-                "loss": loss,
-                **terms,
-                "psnr": lambda: psnr(pred.detach(), view.pixels(), view.mask),
-                "gaussians": lambda: len(splats["means"]),
-            }
-        )
+    @torch.no_grad()
+    def _keep_in_box(self) -> None:
+        """Moves centres that have left the box back to its surface."""
+        if self.config.data.box is not None and self.scene.box is not None:
+            low, high = (torch.tensor(corner, dtype=torch.float32) for corner in self.scene.box)
+            means = self.splats["means"]
+            means.copy_(means.maximum(low.to(self.device)).minimum(high.to(self.device)))
 
     def compare(self, pred: Tensor, view: View) -> Any:
         """What the loss says of a render (1, 3, H, W) and its photograph."""
@@ -157,40 +225,42 @@ class SceneTask:
         background = {"background": view.background} if view.is_transparent else {}
         return self.loss(pred, view.image.permute(2, 0, 1)[None], mask=mask, **background)
 
-    def view_of_step(self, step: int) -> View:
-        """The training view of a step: each pass over the views has its own order, known from the seed alone."""
-        views = self.scene.train
-        epoch, position = divmod(step, len(views))
-        # Torch takes seeds below 2^63.
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-        index = int(torch.randperm(len(views), generator=generator)[position])
-        factor = coarseness(self.config.data, step)
-        if factor == 1:
-            self.coarse_views = None
-            return views[index]
-        if self.coarse_views is None or self.coarse_views.factor != factor:
-            self.coarse_views = CoarseViews(views, factor)
-        return self.coarse_views[index]
-
     def score_views(self, count: int) -> Iterator[ViewStats]:
         """What `count` training views say of each Gaussian, for the strategies that ask."""
         return score_views(self.render_view, self.scene.train, count, self.device)
 
     def render_view(
-        self, view: View, sh_degree: int | None = None, pixel_weights: Tensor | None = None
+        self,
+        view: View,
+        sh_degree: int | None = None,
+        pixel_weights: Tensor | None = None,
+        render_mode: str = "RGB",
     ) -> tuple[Tensor, Tensor, dict]:
-        """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree."""
-        model = self.config.model
-        return render(
+        """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree.
+
+        A training view is seen from its refined pose and with its own exposure, any other camera without them.
+        """
+        model, data = self.config.model, self.config.data
+        if self.poses is not None and view.index >= 0:
+            view = self.poses.apply(view)
+        noisy = data.random_background and view.is_transparent
+        colors, alphas, info = render(
             self.splats,
             view,
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
-            background=self.background,
+            background=upload(torch.tensor(view.background), self.device) if noisy else self.background,
             near=self.near,
+            far=FAR if data.far is None else data.far,
             antialiased=model.antialiased,
             opacity_activation=self.opacity_activation,
+            render_mode=render_mode,
             pixel_weights=pixel_weights,
+            absgrad=self.config.strategy.absgrad,
         )
+        if self.exposures is not None and view.index >= 0:
+            own = self.exposures.apply(colors[..., :3], view.index)
+            colors = own if colors.shape[-1] == 3 else torch.cat([own, colors[..., 3:]], -1)
+        return colors, alphas, info
 
     @torch.no_grad()
     def picture(self, view: View) -> Tensor:
@@ -210,6 +280,7 @@ class SceneTask:
             ssim_padding=self.config.output.ssim_padding,
             pictures=pictures,
             max_pictures=self.config.output.images,
+            corrected=self.exposures is not None,
         )
         return result if self.scene.test else {**result, "evaluated_on": "training views"}
 
@@ -220,13 +291,15 @@ class SceneTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The Gaussians, their optimisers and the strategy's state."""
-        return {
+        state: dict[str, Any] = {
             "splats": {name: param.detach() for name, param in self.splats.items()},
             "frozen": [name for name, param in self.splats.items() if not param.requires_grad],
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "strategy": self.strategy_state,
             "origin": self.scene.origin,
         }
+        own = {"exposures": self.exposures, "poses": self.poses}
+        return {**state, **{name: part.state_dict() for name, part in own.items() if part is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
@@ -234,8 +307,8 @@ class SceneTask:
         check_origin(origin)
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
-            self.extent, self.near = self.scene.extent, self.scene.near
-            self.coarse_views = None
+            self.extent, self.near = self.scene.extent, self.config.data.near or self.scene.near
+            self.views = TrainingViews(self.scene, self.config, self.device)
         count = check_rows(state["splats"], self.splats, "splats")
         fresh = self.strategy.initialize_state(scene_scale=self.extent)
         check_values(state["strategy"], fresh, "strategy", rows=count, optional=("opacity_activation",))
@@ -246,12 +319,15 @@ class SceneTask:
         self.splats = Splats(
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
         )
-        self.optimizers = make_optimizers(self.splats, self.config.optimizer)
+        self.optimizers = make_optimizers(self.splats, self.config.optimizer, self.config.batch_size)
         if not isinstance(state["optimizers"], Mapping):
             raise ValueError(f"optimizers: required one for each parameter, got {type(state['optimizers']).__name__}")
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state["optimizers"][name], f"optimizers.{name}")
         self.strategy_state = state["strategy"]
+        for name, part in (("exposures", self.exposures), ("poses", self.poses)):
+            if part is not None:
+                part.load_state_dict(state[name])
 
     def export(self, folder: Path) -> dict[str, Any]:
         """scene.ply and orbit.mp4, as asked for; the number of Gaussians and how it grew under a budget."""
@@ -267,10 +343,25 @@ class SceneTask:
             comments = [f"offset {' '.join(map(repr, self.scene.offset))}"] if any(self.scene.offset) else []
             splats = standard_splats(self.splats, self.opacity_activation)
             save_ply(folder / "scene.ply", splats, comments=comments)
+        if self.exposures is not None or self.poses is not None:
+            write_json(folder / "cameras.json", self._cameras())
         if self.config.output.video:
             with said_without_video():
                 self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
+
+    @torch.no_grad()
+    def _cameras(self) -> list[dict[str, Any]]:
+        """For each training view its name, its camera to world matrix in the files' coordinates, and its exposure."""
+        matrices = None if self.exposures is None else self.exposures.matrices()
+        rows: list[dict[str, Any]] = []
+        for view in self.scene.train:
+            seen = view if self.poses is None else self.poses.apply(view.to(self.device))
+            camera = torch.linalg.inv(seen.viewmat.double()).cpu()
+            camera[:3, 3] += torch.tensor(self.scene.offset, dtype=torch.float64)
+            row = {"name": view.name, "camera_to_world": camera.tolist()}
+            rows.append(row if matrices is None else {**row, "exposure": matrices[view.index]})
+        return rows
 
     def render(self, views: str, output: Path, frames: int) -> None:
         """An orbit as MP4, or the training or test views as a folder of PNG."""
@@ -293,33 +384,17 @@ class SceneTask:
             raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
 
 
-def scene_fingerprint(scene: Scene) -> str:
-    """Of the views by name and camera, not by image: those may be read at another size."""
-    views = [*scene.train, *scene.test]
-    viewmats = scene.world_viewmats or [view.viewmat for view in views]
-    parts = [part for view, viewmat in zip(views, viewmats, strict=True) for part in (view.name, viewmat)]
-    return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
+@dataclass
+class Seen:
+    """A view of a step after its backward pass."""
 
+    view: View
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    #: (1, 3, H, W)
+    pred: Tensor
+    info: dict[str, Any]
 
-def check_origin(origin: Any) -> None:
-    """Raises ValueError where the origin in a checkpoint is not what `Scene.origin` says; None says nothing."""
-    if origin is None:
-        return
-    offset = origin.get("offset") if isinstance(origin, Mapping) else None
-    numbers = isinstance(offset, list) and len(offset) == 3 and all(type(value) in (float, int) for value in offset)
-    if not numbers or not all(abs(value) < 1e30 for value in offset or ()) or type(origin.get("model")) is not str:
-        raise ValueError("origin: required an offset of three finite numbers and a model, got others")
-
-
-def read_scene(config: SceneConfig, origin: Mapping[str, Any] | None = None) -> Scene:
-    """The scene of a config, in the coordinates of an origin or in those that are chosen for it."""
-    backgrounds = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
-    return load_scene(
-        config.data_dir,
-        format=config.data.format,
-        factor=config.data.factor,
-        test_every=config.data.test_every,
-        background=backgrounds[config.data.background],
-        cache=config.data.cache,
-        origin=origin,
-    )
+    def psnr(self) -> float | Tensor:
+        """Of the render."""
+        return psnr(self.pred, self.view.pixels(), self.view.mask)

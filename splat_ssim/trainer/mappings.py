@@ -75,6 +75,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = options[:1] * len(value) if options[-1] is Ellipsis else options
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: required {len(kinds)} values, got {value!r}")
+        return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
     # YAML reads 5e5 as a string and 1 as an int.

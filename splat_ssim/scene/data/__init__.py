@@ -58,6 +58,7 @@ def load_scene(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     cache: str | Path | None = None,
     origin: Mapping[str, Any] | None = None,
+    depth_unit: float | None = None,
 ) -> Scene:
     """Reads a scene: all its cameras and images, split in training and test views.
 
@@ -71,6 +72,8 @@ def load_scene(
         background: RGB in [0, 1] under images with an alpha channel.
         cache: Folder where images that take more than half of the free memory are kept decoded; by default `.cache` in
             the scene's folder.
+        depth_unit: Units of the scene for each unit of a depth file, where depths are to be read; by default they are
+            not.
         origin: `Scene.origin` of an earlier reading, for the same coordinates; by default they are chosen.
 
     Returns:
@@ -94,6 +97,8 @@ def load_scene(
     if factor < 1 or test_every < 0:
         raise SceneError(f"factor must be at least 1 and test_every at least 0, got {factor} and {test_every}")
     options: dict[str, Any] = {} if origin is None or name != "colmap" else {"model": origin["model"]}
+    if depth_unit is not None:
+        options["depth_unit"] = depth_unit
     options["cache"] = folder / CACHE if cache is None else Path(cache)
     scene = FORMATS[name](folder, factor=factor, test_every=test_every, background=background, **options)
     scene.format = name
@@ -101,10 +106,32 @@ def load_scene(
         raise SceneError(f"{folder}: required at least one training view, got none")
     _place(scene, folder, None if origin is None else origin["offset"])
     _drop_masked(scene, folder)
+    for index, view in enumerate(scene.train):
+        view.index = index
+    _note_depths(scene, folder, depth_unit)
     far = [view.name for view, near in zip(scene.train, ordinary(scene.centers).tolist(), strict=True) if not near]
     if far:
         scene.notes.append(f"cameras far from all the others, which the scene's extent leaves out: {shortened(far)}")
     return scene
+
+
+def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
+    """Says which training views have depths.
+
+    Raises:
+        SceneError: Depths were asked for, and no view has any.
+    """
+    if depth_unit is None:
+        return
+    maps = sum(view.depth is not None for view in scene.train)
+    points = [len(view.sparse_depth) for view in scene.train if view.sparse_depth is not None]
+    if not maps and not sum(points):
+        raise SceneError(
+            f"{folder}: depth.weight requires depths, depth_file_path of nerfstudio or points of COLMAP, got none"
+        )
+    words = [f"depth maps of {maps}"] if maps else []
+    words += [f"depths at {sum(points)} points of {len(points)}"] if points else []
+    scene.notes.append(f"{' and '.join(words)} of {len(scene.train)} training views")
 
 
 def _place(scene: Scene, folder: Path, offset: Sequence[float] | None) -> None:

@@ -20,8 +20,11 @@ def load_blender(
     test_every: int = 8,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     cache: Path | None = None,
+    depth_unit: float | None = None,
 ) -> Scene:
     """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one.
+
+    Depths are not among what such a scene has.
 
     Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
     """

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from splat_ssim.scene.data.colmap_files import check_binary
+from splat_ssim.scene.data.depths import depths_at_points, seen_points
 from splat_ssim.scene.data.images import check_found, find_image
 from splat_ssim.scene.data.lens import CAMERA_MODELS
 from splat_ssim.scene.data.photos import Photo, read_views
@@ -30,6 +31,7 @@ def load_colmap(
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     cache: Path | None = None,
     model: str | None = None,
+    depth_unit: float | None = None,
 ) -> Scene:
     """Reads a COLMAP scene; see `load_scene`. Distorted images are undistorted.
 
@@ -38,7 +40,7 @@ def load_colmap(
     notes: list[str] = []
     chosen = _choose_model(folder, model, notes)
     first = chosen == find_models(folder)[0]
-    scene = _load_model(folder, chosen, factor, test_every, background, cache, notes)
+    scene = _load_model(folder, chosen, factor, test_every, background, cache, notes, depth_unit is not None)
     scene.model = "" if first else chosen.relative_to(folder).as_posix()
     return scene
 
@@ -90,6 +92,7 @@ def _load_model(
     background: tuple[float, float, float],
     cache: Path | None,
     notes: list[str],
+    with_depths: bool,
 ) -> Scene:
     reconstruction = _read_model(model)
     for camera in reconstruction.cameras.values():
@@ -122,6 +125,9 @@ def _load_model(
         camera, where = reconstruction.cameras[image.camera_id], f"{model}: image {image.name}"
         photos.append(Photo(image.name, file, viewmat, camera, where, reduce, mask))
     views = read_views(photos, background, cache, notes)
+    if with_depths:
+        for view, (image, *_) in zip(views, there, strict=True):
+            view.sparse_depth = depths_at_points(view, seen_points(image, reconstruction))
     train, test = split_views(views, test_every)
     # Opaque photographs have no background of their own: the renders' is black.
     transparent = any(view.is_transparent for view in views)

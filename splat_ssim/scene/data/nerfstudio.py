@@ -9,6 +9,7 @@ import numpy as np
 
 from splat_ssim._files import is_file
 from splat_ssim.ply import SH0, PlyError, read_ply
+from splat_ssim.scene.data.depths import depth_map
 from splat_ssim.scene.data.images import check_found, find_image, image_size, read_image
 from splat_ssim.scene.data.photos import Photo, read_views
 from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
@@ -40,12 +41,13 @@ def load_nerfstudio(
     test_every: int = 8,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
     cache: Path | None = None,
+    depth_unit: float | None = None,
 ) -> Scene:
     """Reads a nerfstudio scene; see `load_scene`.
 
     Read: fl_x, fl_y or camera_angle_x, camera_angle_y, cx, cy, w, h and the distortion k1…k6, p1, p2 of the file or
     of a frame, camera_model, is_fisheye,
-    mask_path, ply_file_path, {train,val,test}_filenames. Not read: depth_file_path, since no loss here asks for depth.
+    mask_path, ply_file_path, {train,val,test}_filenames; and depth_file_path, where a unit of depth is given.
     """
     path = folder / "transforms.json"
     content, frames, notes = read_frames(path)
@@ -62,6 +64,9 @@ def load_nerfstudio(
         viewmat, mask = opengl_to_viewmat(frame["transform_matrix"]), frame_mask(frame, folder, where)
         photos.append(Photo(frame["file_path"], file, viewmat, camera, where, reduce, mask, _read_reduced))
     views = read_views(photos, background, cache, notes)
+    if depth_unit is not None:
+        for view, photo, (index, *_) in zip(views, photos, there, strict=True):
+            view.depth = depth_map(frames[index], folder, photo, view, depth_unit)
     train, test = _split(content, frames, views, test_every, path, notes)
     points, colors = _points(folder, content, path)
     has_alpha = any(view.is_transparent for view in views)

@@ -39,6 +39,12 @@ class View:
     mask: Tensor | None = None
     #: RGB in [0, 1] behind a transparent image.
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    #: Which of the training views this is; -1 for any other camera.
+    index: int = -1
+    #: (H, W) float32 depth along the camera's z axis in the scene's unit, 0 where unknown, or None.
+    depth: Tensor | None = None
+    #: (M, 3) float32, columns, rows and depths of points seen in the image, or None.
+    sparse_depth: Tensor | None = None
 
     @property
     def is_transparent(self) -> bool:
@@ -62,8 +68,9 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of image and mask."""
-        return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+        """Bytes of image, mask and depths."""
+        parts = (self.image, self.mask, self.depth, self.sparse_depth)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def center(self) -> Tensor:
@@ -101,7 +108,13 @@ class View:
         mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
         K = self.K.clone()
         K[:2] /= factor
-        return replace(self, image=pixels, mask=mask, K=K)
+        # A depth in the middle of a box: the mean of a near and a far one is neither.
+        middle = slice(factor // 2, None, factor)
+        depth = None if self.depth is None else self.depth[middle, middle][: pixels.shape[0], : pixels.shape[1]]
+        sparse = (
+            None if self.sparse_depth is None else self.sparse_depth / self.sparse_depth.new_tensor([factor] * 2 + [1])
+        )
+        return replace(self, image=pixels, mask=mask, K=K, depth=depth, sparse_depth=sparse)
 
 
 @dataclass
@@ -118,6 +131,8 @@ class Scene:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
     box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
+    #: Whether that box was asked for, so that no other takes its place.
+    box_is_given: bool = False
     #: Name of the format.
     format: str = ""
     #: How views were split.

@@ -1,0 +1,149 @@
+"""Colours of each training image: exposure and white balance, which a camera changes from photograph to photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from splat_ssim.scene.options import ExposureConfig
+from splat_ssim.scene.per_view import PerView
+
+#: Brightness of a colour: luma of ITU-R BT.601.
+_LUMA = (0.299, 0.587, 0.114)
+#: Final learning rate as a fraction of the initial one.
+_FINAL = 0.1
+
+
+class Exposures:
+    """An affine map of colours for each training image, the same all over the image or in cells of a bilateral grid.
+
+    What is common to all images is none of theirs: their maps average to the identity, so that a view without a map of
+    its own, such as a test view, has the colours of the average photograph.
+
+    Args:
+        config: affine or bilateral.
+        count: Number of training views.
+        device: Where the maps live.
+
+    Source: affine: B. Kerbl et al., "A Hierarchical 3D Gaussian Representation", 2024; bilateral: Y. Wang et al.,
+    "Bilateral Guided Radiance Field Processing", 2024, on J. Chen et al., "Real-time edge-aware image processing with
+    the bilateral grid", 2007.
+    """
+
+    def __init__(self, config: ExposureConfig, count: int, device: torch.device) -> None:
+        assert config.rate is not None
+        width, height, depth = config.grid
+        self.bilateral, self.smoothness = config.name == "bilateral", config.smoothness
+        shape = (12, depth, height, width) if self.bilateral else (12,)
+        self.maps = PerView(count, shape, device, config.rate, _FINAL)
+        #: The mean over the views of what their maps add to the identity.
+        self.common = torch.zeros(shape, device=device)
+        self.identity = torch.eye(3, 4, device=device).reshape(12, *[1] * (len(shape) - 1))
+
+    def map_of(self, index: int) -> Tensor:
+        """(12,) or (12, depth, height, width): rows of the 3x4 matrices of a training view."""
+        return self.maps[index] - self.common + self.identity
+
+    def apply(self, colors: Tensor, index: int) -> Tensor:
+        """(1, H, W, 3): rendered colours (1, H, W, 3) as the photograph of a training view has them."""
+        own = self.map_of(index)
+        if not self.bilateral:
+            matrix = own.reshape(3, 4)
+            return colors @ matrix[:, :3].T + matrix[:, 3]
+        cells = _sliced(own, colors[0])
+        rows = torch.einsum("ijhw,hwj->hwi", cells.reshape(3, 4, *cells.shape[1:])[:, :3], colors[0])
+        return (rows + cells[3::4].permute(1, 2, 0))[None]
+
+    def penalty(self, index: int) -> Tensor | None:
+        """What is added to the loss of a training view: the total variation of its grid."""
+        if not self.bilateral or self.smoothness == 0:
+            return None
+        own = self.maps[index]
+        return self.smoothness * sum((own.diff(dim=axis).square().mean() for axis in (1, 2, 3)), own.new_zeros(()))
+
+    @torch.no_grad()
+    def step(self, used: Sequence[int], progress: float) -> None:
+        """One step of the maps of the views that were rendered; the mean follows."""
+        chosen = sorted(set(used))
+        before = [self.maps[index].clone() for index in chosen]
+        self.maps.step(progress)
+        for index, old in zip(chosen, before, strict=True):
+            self.common += (self.maps[index] - old) / len(self.maps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The maps, their mean and their optimiser."""
+        return {**self.maps.state_dict(), "common": self.common}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on from `state_dict`.
+
+        Raises:
+            ValueError: It is that of other views or of another kind.
+        """
+        common = state.get("common") if isinstance(state, Mapping) else None
+        if not isinstance(common, Tensor) or common.shape != self.common.shape or common.dtype != self.common.dtype:
+            raise ValueError(f"exposures.common: required a tensor of shape {tuple(self.common.shape)}, got another")
+        self.maps.load_state_dict(state, "exposures")
+        self.common = common.clone()
+
+    @torch.no_grad()
+    def matrices(self) -> list[list[list[float]]]:
+        """For each training view the 3x4 matrix of its map, that of a grid on average."""
+        return [self.map_of(index).reshape(12, -1).mean(1).reshape(3, 4).tolist() for index in range(len(self.maps))]
+
+
+def _sliced(grid: Tensor, colors: Tensor) -> Tensor:
+    """(12, H, W): a grid (12, depth, height, width) at each pixel, at the brightness that colours (H, W, 3) have."""
+    height, width = colors.shape[:2]
+    brightness = (colors @ colors.new_tensor(_LUMA)).clamp(0, 1)
+    # A pixel's centre, from -1 at the first edge of the image to 1 at the last, as grid_sample has places.
+    rows = (torch.arange(height, device=colors.device) + 0.5) / height * 2 - 1
+    columns = (torch.arange(width, device=colors.device) + 0.5) / width * 2 - 1
+    places = torch.stack(
+        [columns.expand(height, width), rows[:, None].expand(height, width), brightness * 2 - 1], dim=-1
+    )
+    return F.grid_sample(grid[None], places[None, None], align_corners=True, padding_mode="border")[0, :, 0]
+
+
+def color_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A render with the affine map of colours that brings it nearest to the truth, in least squares.
+
+    It takes out what a test view's unknown exposure does. The map has twelve numbers; other trainers fit a quadratic
+    one, which helps a render more.
+
+    Args:
+        pred: (1, 3, H, W) in [0, 1].
+        target: The same shape.
+        mask: (H, W) bool, the pixels that count, or None.
+
+    Returns:
+        (1, 3, H, W) in [0, 1], in the dtype of `pred`.
+
+    Source: the colour correction of MultiNeRF, B. Mildenhall et al., 2022, with a map of first degree.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.scene.exposure import color_corrected
+        >>> truth = torch.rand(1, 3, 8, 8)
+        >>> bool((color_corrected(0.5 * truth + 0.1, truth) - truth).abs().max() < 1e-5)
+        True
+    """
+    values = pred[0].permute(1, 2, 0).double()
+    wanted = target[0].permute(1, 2, 0).double()
+    rows = torch.cat([values, torch.ones_like(values[..., :1])], -1)
+    chosen = rows.reshape(-1, 4) if mask is None else rows[mask]
+    truth = wanted.reshape(-1, 3) if mask is None else wanted[mask]
+    # A view of one colour leaves the map open: the smallest change of it is taken, so it stays near the identity.
+    change = torch.linalg.lstsq(_with_identity(chosen), torch.cat([truth - chosen[:, :3], truth.new_zeros(4, 3)]))
+    corrected = values + rows @ change.solution
+    return corrected.clamp(0, 1).permute(2, 0, 1)[None].to(pred.dtype)
+
+
+def _with_identity(rows: Tensor) -> Tensor:
+    """Rows of a least-squares problem (N, 4), and four more that ask for small solutions."""
+    weight = 1e-6 * max(1.0, len(rows)) ** 0.5
+    return torch.cat([rows, weight * torch.eye(4, dtype=rows.dtype, device=rows.device)])

@@ -1,0 +1,68 @@
+"""Parameters that each training view has for itself, such as its exposure and its pose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splat_ssim.optim import Adam
+from splat_ssim.trainer.states import load_optimizer
+
+
+class PerView:
+    """A tensor for each training view, zeros at first, and one Adam that steps those which were used.
+
+    Args:
+        count: Number of training views.
+        shape: Of each view's tensor.
+        device: Where they live.
+        rate: Initial learning rate.
+        final: Final learning rate as a fraction of the initial one; it decays log-linearly.
+    """
+
+    def __init__(self, count: int, shape: Sequence[int], device: torch.device, rate: float, final: float) -> None:
+        self.values = [torch.nn.Parameter(torch.zeros(tuple(shape), device=device)) for _ in range(count)]
+        self.rate, self.final = rate, final
+        # Each parameter has a count of steps of its own, and one without a gradient is passed over.
+        self.optimizer = Adam(self.values, lr=rate, eps=1e-15)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The tensor of a view."""
+        return self.values[index]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def step(self, progress: float) -> None:
+        """One step of the views that have a gradient, which is cleared.
+
+        Args:
+            progress: Share of the run that is done, which sets the learning rate.
+        """
+        self.optimizer.param_groups[0]["lr"] = self.rate * self.final**progress
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors and their optimiser."""
+        return {"values": [value.detach() for value in self.values], "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Any, name: str) -> None:
+        """Goes on from `state_dict`.
+
+        Raises:
+            ValueError: It is another's; the message begins with `name`.
+        """
+        values = state.get("values") if isinstance(state, Mapping) else None
+        if not isinstance(values, list) or len(values) != len(self.values):
+            raise ValueError(f"{name}: required a tensor for each of {len(self.values)} training views, got others")
+        for own, value in zip(self.values, values, strict=True):
+            if not isinstance(value, Tensor) or value.shape != own.shape or value.dtype != own.dtype:
+                raise ValueError(f"{name}.values: required tensors of shape {tuple(own.shape)}, got another")
+        with torch.no_grad():
+            for own, value in zip(self.values, values, strict=True):
+                own.copy_(value)
+        load_optimizer(self.optimizer, state.get("optimizer"), f"{name}.optimizer")

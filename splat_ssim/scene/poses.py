@@ -1,0 +1,111 @@
+"""Refinement of the training cameras' poses beside the Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splat_ssim.scene.data import View
+from splat_ssim.scene.options import PoseConfig
+from splat_ssim.scene.per_view import PerView
+
+#: Final learning rate as a fraction of the initial one.
+_FINAL = 0.01
+
+
+class RefinedPoses:
+    """A small rotation and a move for each training camera.
+
+    Gaussians and cameras may move together without any image changing. So what the cameras do in common, a rotation, a
+    move and a scale of the scene, is taken out after each step: test views, whose poses stay, still fit.
+
+    Args:
+        config: Learning rate and first step.
+        views: Training views.
+        extent: Of the scene, the unit of moves.
+        device: Where the changes live.
+    """
+
+    def __init__(self, config: PoseConfig, views: Sequence[View], extent: float, device: torch.device) -> None:
+        self.config, self.extent = config, extent
+        #: For each view the axis of rotation times its angle, in world axes, and the move in units of the extent.
+        self.changes = PerView(len(views), (6,), device, config.rate, _FINAL)
+        centers = torch.stack([view.center for view in views]).to(device)
+        self._places = (centers - centers.mean(0)) / extent
+
+    def apply(self, view: View) -> View:
+        """A training view with its camera refined; differentiable by the changes."""
+        change = self.changes[view.index]
+        return replace(view, viewmat=moved(view.viewmat, change[:3], self.extent * change[3:]))
+
+    @torch.no_grad()
+    def step(self, progress: float) -> None:
+        """One step of the cameras that were used, less what all cameras have done in common."""
+        self.changes.step(progress)
+        changes = without_common(torch.stack(list[Tensor](self.changes.values)), self._places)
+        for own, change in zip(self.changes.values, changes, strict=True):
+            own.copy_(change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The changes and their optimiser."""
+        return self.changes.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on from `state_dict`.
+
+        Raises:
+            ValueError: It is that of other views.
+        """
+        self.changes.load_state_dict(state, "poses")
+
+
+def moved(viewmat: Tensor, rotation: Tensor, move: Tensor) -> Tensor:
+    """A camera turned about its own centre and then moved.
+
+    Args:
+        viewmat: (4, 4) world to camera.
+        rotation: (3,) axis times angle in radians, in world axes.
+        move: (3,) of the centre, in world units.
+
+    Returns:
+        (4, 4) world to camera, differentiable by rotation and move, also at 0.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.scene.poses import moved
+        >>> moved(torch.eye(4), torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]))[:3, 3]
+        tensor([-1., 0., 0.])
+    """
+    center = -viewmat[:3, :3].T @ viewmat[:3, 3] + move
+    turned = viewmat[:3, :3] @ _rotation(rotation).T
+    top = torch.cat([turned, -(turned @ center)[:, None]], 1)
+    return torch.cat([top, viewmat[3:]])
+
+
+def _rotation(vector: Tensor) -> Tensor:
+    """(3, 3) of an axis times an angle, by Rodrigues' formula."""
+    x, y, z = vector
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3)
+    # The small number keeps the gradient of the root finite at 0, and changes no float32.
+    angle = (vector.square().sum() + 1e-16).sqrt()
+    half = torch.sinc(angle / (2 * torch.pi))
+    return torch.eye(3, device=vector.device) + torch.sinc(angle / torch.pi) * cross + 0.5 * half**2 * cross @ cross
+
+
+def without_common(changes: Tensor, places: Tensor) -> Tensor:
+    """Changes of cameras less the rotation, the move and the scale that all have in common.
+
+    Args:
+        changes: (N, 6) rotation and move of each.
+        places: (N, 3) of the cameras about their mean, in the unit of the moves.
+    """
+    rotations, moves = changes[:, :3], changes[:, 3:]
+    common = rotations.mean(0)
+    moves = moves - moves.mean(0) - torch.linalg.cross(common.expand_as(places), places)
+    spread = places.square().sum().clamp(min=1e-12)
+    return torch.cat([rotations - common, moves - (moves * places).sum() / spread * places], 1)

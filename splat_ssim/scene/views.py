@@ -1,0 +1,75 @@
+"""Which training views a step renders, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+from splat_ssim.scene.coarse import CoarseViews
+from splat_ssim.scene.config import SceneConfig, coarseness
+from splat_ssim.scene.data import Scene, View
+from splat_ssim.trainer.upload import Ahead
+
+
+class TrainingViews:
+    """The training views of each step: each pass over the views has its own order, known from the seed alone.
+
+    Args:
+        scene: Its training views.
+        config: Resolved; says how many views a step has, at which resolution, and over which background.
+        device: Where steps find them.
+
+    Raises:
+        UserError: Random backgrounds are asked for, and no view is transparent.
+    """
+
+    def __init__(self, scene: Scene, config: SceneConfig, device: torch.device) -> None:
+        self.views, self.config = scene.train, config
+        if config.data.random_background and not any(view.is_transparent for view in self.views):
+            raise UserError(f"{scene.name}: data.random_background requires transparent training images, got none")
+        #: Training views at a part of their size, while the run asks for such.
+        self.coarse: CoarseViews | None = None
+        self._ahead = Ahead(self.of_step, _each_mapped, device)
+
+    def take(self, step: int) -> list[View]:
+        """The views of a step, on the device."""
+        return self._ahead.take(step)
+
+    def start(self, step: int) -> None:
+        """Begins to bring the views of a step to the device."""
+        self._ahead.start(step)
+
+    def of_step(self, step: int) -> list[View]:
+        """The views of a step, where they were read."""
+        size = self.config.batch_size
+        return [self._over_background(self._at(step * size + place, step), step) for place in range(size)]
+
+    def _at(self, position: int, step: int) -> View:
+        """The view at a place in the row of all passes, at the resolution of a step."""
+        epoch, place = divmod(position, len(self.views))
+        # Torch takes seeds below 2^63.
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
+        index = int(torch.randperm(len(self.views), generator=generator)[place])
+        factor = coarseness(self.config.data, step)
+        if factor == 1:
+            self.coarse = None
+            return self.views[index]
+        if self.coarse is None or self.coarse.factor != factor:
+            self.coarse = CoarseViews(self.views, factor)
+        return self.coarse[index]
+
+    def _over_background(self, view: View, step: int) -> View:
+        """A transparent view over the colour of its step, where those are asked for."""
+        if not self.config.data.random_background or not view.is_transparent:
+            return view
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
+        red, green, blue = torch.rand(3, generator=generator).tolist()
+        return replace(view, background=(red, green, blue))
+
+
+def _each_mapped(views: Sequence[View], function: Callable[[Tensor], Tensor]) -> list[View]:
+    return [view.mapped(function) for view in views]
