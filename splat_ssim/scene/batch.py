@@ -23,7 +23,7 @@ def joined(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sizes = [torch.tensor([info["width"] / 2, info["height"] / 2]) for info in infos]
     means2d = torch.cat([info["means2d"].detach() for info in infos])
     kept = means2d.requires_grad_()
-    kept.grad = _scaled([info["means2d"].grad for info in infos], sizes)
+    kept.grad = _scaled([_gradient(info["means2d"]) for info in infos], sizes)
     absolute = _scaled([getattr(info["means2d"], "absgrad", None) for info in infos], sizes)
     if absolute is not None:
         kept.absgrad = absolute  # type: ignore[attr-defined]
@@ -36,6 +36,11 @@ def joined(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n_cameras": len(infos),
         "gaussian_ids": None,
     }
+
+
+def _gradient(means2d: Tensor) -> Tensor | None:
+    """The gradient of projected centres, which only strategies that count it have asked autograd to keep."""
+    return means2d.grad if means2d.is_leaf or means2d.retains_grad else None
 
 
 def _scaled(gradients: Sequence[Tensor | None], sizes: Sequence[Tensor]) -> Tensor | None:

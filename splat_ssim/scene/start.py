@@ -62,11 +62,9 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
     splats["means"] = (splats["means"].astype(np.float64) + _offset_of(path) - scene.offset).astype(np.float32)
     coefficients, held = (config.sh_degree + 1) ** 2 - 1, splats["shN"].shape[1]
     if held != coefficients:
-        what = "cut off" if held > coefficients else "0 at first"
         degree = int((held + 1) ** 0.5) - 1
-        scene.notes.append(
-            f"{path}: harmonics of degree {degree}; those beyond the other of {config.sh_degree} are {what}"
-        )
+        what = "the higher ones are cut off" if held > coefficients else "the higher ones are 0 at first"
+        scene.notes.append(f"{path}: harmonics of degree {degree}, the model has degree {config.sh_degree}: {what}")
     kept = np.zeros((count, coefficients, 3), np.float32)
     kept[:, :held] = splats["shN"][:, :coefficients]
     splats["shN"] = kept

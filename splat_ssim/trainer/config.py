@@ -55,6 +55,9 @@ class OutputConfig:
 
     #: Evaluate every so many steps; 0: only at the end.
     eval_every: int = 0
+    #: After each of these steps the run is kept as it is, checkpoint and files, in steps/<step> of its folder, which is
+    #: a run folder of its own.
+    save_steps: tuple[int, ...] = ()
     #: Write scalars for TensorBoard.
     tensorboard: bool = False
     #: Show the progress bar.
@@ -143,6 +146,7 @@ class RunConfig:
             ("seed", self.seed, 0, 2**63 - 1),
             ("checkpoint_every", self.checkpoint_every, 0, None),
             ("output.eval_every", self.output.eval_every, 0, None),
+            *(("output.save_steps", step, 1, None) for step in self.output.save_steps),
         )
 
     def scaled(self, steps: int | None, default: int = 0) -> int:

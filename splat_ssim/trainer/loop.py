@@ -23,7 +23,7 @@ from splat_ssim.errors import UserError, WriteError, user_errors
 from splat_ssim.trainer.checkpoint import NAME, load_checkpoint, refusing, save_checkpoint
 from splat_ssim.trainer.device import peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
-from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume
+from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume, write_config
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.places import program
 from splat_ssim.trainer.profiling import StageClock, profiled
@@ -32,6 +32,8 @@ from splat_ssim.trainer.task import Report, Task
 
 #: Steps between two refreshes of the progress bar, two entries in TensorBoard and two lines of the profile.
 REPORT_EVERY, SCALARS_EVERY, PROFILE_EVERY = 25, 100, 1000
+#: Folder of the steps that are kept, in a run's.
+STEPS = "steps"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -166,6 +168,7 @@ class Run:
             or self._finished()
             or _divides(config.output.eval_every, step)
             or _divides(config.checkpoint_every, step)
+            or step in config.output.save_steps
         )
 
     def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
@@ -192,6 +195,19 @@ class Run:
                         writer.add_scalar(f"test/{key}", value, step)
         if _divides(config.checkpoint_every, step) and not last:
             self.save()
+        if step in config.output.save_steps:
+            self.keep(self.folder / STEPS / f"{step:07d}")
+
+    def keep(self, folder: Path) -> None:
+        """Writes the run as it is to a folder of its own, which eval, render and --resume take for a run's.
+
+        Raises:
+            NotFiniteError: A loss until now, or the state, is no number.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, dataclasses.replace(self.config, result_dir=folder))
+        save_checkpoint(folder, self._state())
+        self.task.export(folder)
 
     def _stop(self, number: int) -> None:
         self.save()
@@ -255,12 +271,15 @@ class Run:
         Raises:
             NotFiniteError: A loss until now, or the state, is no number; the last checkpoint stays.
         """
+        save_checkpoint(self.folder, self._state())
+        self._saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, checked."""
         self._refuse(self._losses.check())
         state = self.task.state_dict()
         self._refuse(state_problem(self.step, state))
-        own = {"step": self.step, "train_seconds": self.train_seconds, "data": self._fingerprint()}
-        save_checkpoint(self.folder, {**own, **state})
-        self._saved = self.step
+        return {"step": self.step, "train_seconds": self.train_seconds, "data": self._fingerprint(), **state}
 
     def _refuse(self, problem: str | None) -> None:
         """Ends the run for a problem that `trainer.finite` has found, if it has."""
@@ -334,8 +353,10 @@ class Unkept(Run):
         Raises:
             NotFiniteError: A loss until now, or the state, is no number.
         """
-        self._refuse(self._losses.check())
-        self._refuse(state_problem(self.step, self.task.state_dict()))
+        self._state()
+
+    def keep(self, folder: Path) -> None:
+        """Writes nothing either."""
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is."""
