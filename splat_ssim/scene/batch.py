@@ -1,15 +1,72 @@
-"""Several views a step, as one to a strategy."""
+"""The views of a step, rendered one after the other and by several processes, as one to optimisers and strategy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from splat_ssim.scene.data import View
+from splat_ssim.scene.model import Splats
+from splat_ssim.trainer.metrics import psnr
+from splat_ssim.trainer.ranks import Ranks
 
-def joined(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+
+@dataclass
+class Seen:
+    """A view of a step after its backward pass.
+
+    Attributes:
+        view: The view.
+        loss: Of it alone.
+        terms: Of the loss, by name.
+        pred: (1, 3, H, W), the render.
+        info: Of `splat_ssim.render.rasterization`, not packed.
+    """
+
+    view: View
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    pred: Tensor
+    info: dict[str, Any]
+
+    def psnr(self) -> float | Tensor:
+        """Of the render."""
+        return psnr(self.pred, self.view.pixels(), self.view.mask)
+
+
+@dataclass
+class Together:
+    """A step over all of its views: the mean of the losses and of their terms, and what a strategy asks for."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+def together(seen: Sequence[Seen], splats: Splats, ranks: Ranks) -> Together:
+    """Sums the gradients of the Gaussians over the ranks, and joins what their views have shown.
+
+    Args:
+        seen: The views of this process. The gradients of all of them are in `splats`, each by its share of the loss.
+        splats: The Gaussians, the same in every process.
+        ranks: The processes of the run.
+    """
+    if ranks.count == 1 and len(seen) == 1:
+        return Together(seen[0].loss, dict(seen[0].terms), seen[0].info)
+    for value in splats.values():
+        value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+    ranks.sum([value.grad for value in splats.values() if value.grad is not None])
+    names = list(seen[0].terms)
+    rows = torch.stack([torch.stack([one.loss, *(one.terms[name] for name in names)]) for one in seen])
+    means = ranks.gather(rows).mean(0)
+    return Together(means[0], dict(zip(names, means[1:], strict=True)), joined([one.info for one in seen], ranks))
+
+
+def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
     """What a strategy asks of the views of a step, after their backward passes.
 
     Views may differ in size. Gradients of projected centres are handed on in half images, as strategies count them:
@@ -17,23 +74,22 @@ def joined(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         infos: Of `splat_ssim.render.rasterization`, one camera each, not packed.
+        ranks: The processes of the run, each with as many views.
     """
-    if len(infos) == 1:
-        return infos[0]
     sizes = [torch.tensor([info["width"] / 2, info["height"] / 2]) for info in infos]
-    means2d = torch.cat([info["means2d"].detach() for info in infos])
-    kept = means2d.requires_grad_()
-    kept.grad = _scaled([_gradient(info["means2d"]) for info in infos], sizes)
+    means2d = ranks.gather(torch.cat([info["means2d"].detach() for info in infos])).requires_grad_()
+    gradients = _scaled([_gradient(info["means2d"]) for info in infos], sizes)
+    means2d.grad = None if gradients is None else ranks.gather(gradients)
     absolute = _scaled([getattr(info["means2d"], "absgrad", None) for info in infos], sizes)
     if absolute is not None:
-        kept.absgrad = absolute  # type: ignore[attr-defined]
+        means2d.absgrad = ranks.gather(absolute)  # type: ignore[attr-defined]
     return {
-        "means2d": kept,
-        "radii": torch.cat([info["radii"] for info in infos]),
-        "depths": torch.cat([info["depths"] for info in infos]),
+        "means2d": means2d,
+        "radii": ranks.gather(torch.cat([info["radii"] for info in infos])),
+        "depths": ranks.gather(torch.cat([info["depths"].detach() for info in infos])),
         "width": 2,
         "height": 2,
-        "n_cameras": len(infos),
+        "n_cameras": len(infos) * ranks.count,
         "gaussian_ids": None,
     }
 

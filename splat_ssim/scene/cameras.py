@@ -1,16 +1,19 @@
-"""A camera that circles the scene."""
+"""Cameras: a circle around the scene, and what became of those of the training views."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from splat_ssim.scene.data import View
+from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.placement import nearest_point
+from splat_ssim.scene.exposure import Exposures
+from splat_ssim.scene.poses import RefinedPoses
 
 
 def orbit(views: Sequence[View], frames: int) -> list[View]:
@@ -55,3 +58,19 @@ def _look_at(center: Tensor, target: Tensor, up: Tensor) -> Tensor:
     viewmat = torch.eye(4, dtype=torch.float64)
     viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
     return viewmat.float()
+
+
+@torch.no_grad()
+def camera_rows(
+    scene: Scene, poses: RefinedPoses | None, exposures: Exposures | None, device: torch.device
+) -> list[dict[str, Any]]:
+    """For each training view its name, camera_to_world (OpenCV axes, the files' coordinates) and 3x4 exposure."""
+    matrices = None if exposures is None else exposures.matrices()
+    rows: list[dict[str, Any]] = []
+    for view in scene.train:
+        viewmat = (view if poses is None else poses.apply(view.to(device))).viewmat
+        camera = torch.linalg.inv(viewmat.double()).cpu()
+        camera[:3, 3] += torch.tensor(scene.offset, dtype=torch.float64)
+        row = {"name": view.name, "camera_to_world": camera.tolist()}
+        rows.append(row if matrices is None else {**row, "exposure": matrices[view.index]})
+    return rows

@@ -159,6 +159,11 @@ class SceneConfig(RunConfig):
         if box is not None and not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
             raise ConfigError(f"data.box must be a low corner x y z and a high one, got {' '.join(map(str, box))}")
 
+    def loss_options(self) -> dict[str, Any]:
+        """The options of the loss, with the meaning of masks where it is not the loss's own."""
+        mode = {} if self.data.mask_mode == "weight" else {"mask_mode": self.data.mask_mode}
+        return {**mode, **self.loss_kwargs}
+
     def unused(self) -> dict[str, str]:
         """Options of other strategies and kinds of exposure than the chosen one."""
         options = STRATEGY_OPTIONS.get(self.strategy.name)

@@ -9,8 +9,8 @@ from torch import Tensor
 from splat_ssim.scene.data import View
 
 
-def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tensor | None:
-    """The mean difference of inverse depths, in units of the extent, or None where a view has no depths.
+def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tensor:
+    """The mean difference of inverse depths, in units of the extent.
 
     Inverse depths are bounded for what is far away, of which depths are known worst. Pixels that a mask excludes do
     not count, nor where nothing is rendered.
@@ -18,7 +18,7 @@ def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tenso
     Args:
         depth: (1, H, W, 1) expected depth of a render.
         alpha: (1, H, W, 1) of the render.
-        view: Its `depth` or `sparse_depth` is compared with; 0 is unknown.
+        view: Its `depth` or else its `sparse_depth`, one of which it has, is compared with; 0 is unknown.
         extent: Of the scene.
 
     Source: gsplat's trainer, which compares disparities at COLMAP's points.
@@ -28,15 +28,14 @@ def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tenso
         if view.mask is not None:
             known = known & view.mask
         rendered, opaque, truth = depth[0, ..., 0], alpha[0, ..., 0], view.depth
-    elif view.sparse_depth is not None:
+    else:
+        assert view.sparse_depth is not None
         places, truth = view.sparse_depth[:, :2], view.sparse_depth[:, 2]
         size = places.new_tensor([view.width, view.height])
         both = torch.cat([depth, alpha], -1).permute(0, 3, 1, 2)
         # Pixel centres are at +0.5 in a view, and so they are here.
         rendered, opaque = F.grid_sample(both, (places / size * 2 - 1)[None, None], align_corners=False)[0, :, 0]
         known = truth > 0
-    else:
-        return None
     weight = (known & (opaque.detach() > 0.01)).to(rendered.dtype)
     difference = (1 / rendered.clamp(min=1e-6) - 1 / torch.where(known, truth, 1.0)).abs()
     return extent * (weight * difference).sum() / weight.sum().clamp(min=1)

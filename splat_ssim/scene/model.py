@@ -12,6 +12,7 @@ from torch import Tensor
 
 from splat_ssim.ply import SH0, load_ply
 from splat_ssim.render import rasterization
+from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.scene import NEAR
 from splat_ssim.scene.options import ModelConfig
@@ -104,6 +105,16 @@ def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) 
         raise ValueError(f"the activation of opacities must be sigmoid or absolute, got {activation!r}")
     values = splats["opacities"]
     return torch.sigmoid(values) if activation == "sigmoid" else values.abs()
+
+
+def penalty_of(splats: Splats, config: SceneConfig, activation: str) -> Tensor | None:
+    """What is added to the loss for the Gaussians themselves, whatever they look like; None for nothing."""
+    parts = []
+    if config.opacity_penalty:
+        parts.append(config.opacity_penalty * activated_opacities(splats, activation).mean())
+    if config.scale_penalty:
+        parts.append(config.scale_penalty * torch.exp(splats["scales"]).mean())
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def standard_splats(splats: Splats, activation: str) -> dict[str, Tensor]:

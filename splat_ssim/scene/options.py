@@ -224,6 +224,9 @@ class SceneOutputConfig(OutputConfig):
 
     #: Padding of the SSIM that evaluation reports: same, valid, reflect or replicate.
     ssim_padding: Literal["same", "valid", "reflect", "replicate"] = "same"
+    #: Also report cc_psnr and cc_ssim, of renders whose colours were fitted to each test view's by an affine map. With
+    #: exposures they are reported in any case.
+    color_corrected: bool = False
     #: Test views written as render | truth | error at the end.
     images: int = 25
     #: The Gaussians as scene.ply, which splat viewers open.

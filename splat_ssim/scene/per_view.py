@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from splat_ssim.optim import Adam
+from splat_ssim.trainer.ranks import Ranks
 from splat_ssim.trainer.states import load_optimizer
 
 
@@ -35,6 +36,15 @@ class PerView:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def share(self, used: Sequence[int], ranks: Ranks) -> None:
+        """Sums the gradients of the views of a step over the ranks, each of which has rendered some of them."""
+        if ranks.count == 1:
+            return
+        for index in sorted(set(used)):
+            value = self.values[index]
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+            ranks.sum([value.grad])
 
     def step(self, progress: float) -> None:
         """One step of the views that have a gradient, which is cleared.

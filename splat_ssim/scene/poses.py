@@ -43,8 +43,16 @@ class RefinedPoses:
         return replace(view, viewmat=moved(view.viewmat, change[:3], self.extent * change[3:]))
 
     @torch.no_grad()
-    def step(self, progress: float) -> None:
-        """One step of the cameras that were used, less what all cameras have done in common."""
+    def step(self, progress: float, *, moving: bool = True) -> None:
+        """One step of the cameras that were used, less what all cameras have done in common.
+
+        Args:
+            progress: Share of the run that is done.
+            moving: Whether cameras move already; else their gradients are dropped.
+        """
+        if not moving:
+            self.changes.optimizer.zero_grad(set_to_none=True)
+            return
         self.changes.step(progress)
         changes = without_common(torch.stack(list[Tensor](self.changes.values)), self._places)
         for own, change in zip(self.changes.values, changes, strict=True):

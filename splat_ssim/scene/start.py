@@ -15,6 +15,7 @@ from splat_ssim.ply import load_ply, ply_comments
 from splat_ssim.scene.data import Scene, SceneError, View
 from splat_ssim.scene.data.placement import looked_at, ordinary
 from splat_ssim.scene.options import ModelConfig
+from splat_ssim.trainer.upload import upload
 
 #: Cells along each axis of the grid that silhouettes carve.
 CARVE_CELLS = 48
@@ -33,6 +34,24 @@ def starting_points(
     if config.init == "random" or scene.points is None:
         return random_points(scene, config.init_count, generator, half_edge=config.init_box), None
     return scene.points, scene.colors
+
+
+def start_words(scene: Scene, config: ModelConfig, count: int) -> str:
+    """What `count` Gaussians of a scene start from, in words."""
+    if config.init == "ply":
+        return f"{count} Gaussians of {config.init_ply}"
+    random = config.init == "random" or scene.points is None
+    available = config.init_count if random or scene.points is None else len(scene.points)
+    what = f"{available} {'random points' if random else 'points of the scene'}"
+    return what if count == available else f"{count} of {what}"
+
+
+@torch.no_grad()
+def keep_inside(means: Tensor, box: tuple[Sequence[float], Sequence[float]] | None) -> None:
+    """Moves centres (N, 3) that have left a box back to its surface."""
+    if box is not None:
+        low, high = (upload(torch.tensor(corner, dtype=means.dtype), means.device) for corner in box)
+        means.copy_(means.maximum(low).minimum(high))
 
 
 def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> dict[str, np.ndarray]:

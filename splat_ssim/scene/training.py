@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +13,8 @@ from splat_ssim._files import write_json
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
-from splat_ssim.scene.batch import joined
-from splat_ssim.scene.cameras import orbit
+from splat_ssim.scene.batch import Seen, together
+from splat_ssim.scene.cameras import camera_rows, orbit
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.summary import summary
@@ -26,8 +25,8 @@ from splat_ssim.scene.model import (
     FAR,
     OPACITY_ACTIVATIONS,
     Splats,
-    activated_opacities,
     create_splats,
+    penalty_of,
     render,
     standard_splats,
     start_count,
@@ -38,6 +37,7 @@ from splat_ssim.scene.poses import RefinedPoses
 from splat_ssim.scene.presets import KINDS
 from splat_ssim.scene.reading import FIRST_ORIGIN, check_origin, in_box, read_scene, scene_fingerprint
 from splat_ssim.scene.scoring import score_views
+from splat_ssim.scene.start import keep_inside, start_words
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.scene.views import TrainingViews
 from splat_ssim.strategy.scoring import ViewStats
@@ -45,9 +45,9 @@ from splat_ssim.trainer.checkpoint import NAME as CHECKPOINT
 from splat_ssim.trainer.checkpoint import refusing, saved_value
 from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
-from splat_ssim.trainer.metrics import psnr
 from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
 from splat_ssim.trainer.profiling import stage
+from splat_ssim.trainer.ranks import launched
 from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, names_of
 from splat_ssim.trainer.task import Report
 from splat_ssim.trainer.upload import upload
@@ -75,7 +75,7 @@ class SceneTask:
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
         with user_errors():
-            self.loss = get_loss(config.loss, **self._loss_options())
+            self.loss = get_loss(config.loss, **config.loss_options())
         # A run that goes on keeps its coordinates, whatever would be chosen today.
         origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
         with refusing(Path() if config.resume is None else config.resume / CHECKPOINT):
@@ -85,7 +85,8 @@ class SceneTask:
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
             self._check_orbit()
-        self.views = TrainingViews(self.scene, config, self.device)
+        self.ranks = launched()
+        self.views = TrainingViews(self.scene, config, self.device, self.ranks)
         self.extent, self.near = self.scene.extent, config.data.near or self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
@@ -94,9 +95,11 @@ class SceneTask:
         self.splats = create_splats(
             self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
         )
-        growth = growth_note(config.strategy, len(self.splats["means"]))
+        count = len(self.splats["means"])
+        growth = growth_note(config.strategy, count)
         preset = f"preset {config.preset}, quality {config.quality} (--preset, --quality)"
-        self.notes = [*summary(self.scene, self._start()), *self.scene.notes, *([growth] if growth else [])]
+        self.notes = [*summary(self.scene, start_words(self.scene, config.model, count)), *self.scene.notes]
+        self.notes += [growth] if growth else []
         if config.preset in KINDS:
             self.notes.insert(0, preset)
         self.optimizers = make_optimizers(self.splats, config.optimizer, config.batch_size)
@@ -108,61 +111,52 @@ class SceneTask:
         refined = config.poses.refine
         self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device) if refined else None
 
-    def _loss_options(self) -> dict[str, Any]:
-        """The options of the loss, with the meaning of masks where it is not the loss's own."""
-        mode = {} if self.config.data.mask_mode == "weight" else {"mask_mode": self.config.data.mask_mode}
-        return {**mode, **self.config.loss_kwargs}
-
     def plan(self) -> list[str]:
         """What the run would do and take, in words."""
         return plan_lines(self.scene, self.config, self.strategy, len(self.splats["means"]))
 
-    def _start(self) -> str:
-        """What the Gaussians start from, in words."""
-        start, drawn = start_count(self.scene, self.config.model), len(self.splats["means"])
-        random = self.config.model.init == "random" or self.scene.points is None
-        what = f"{start} {'random points' if random else 'points of the scene'}"
-        return what if drawn == start else f"{drawn} of {what}"
-
     def step(self, index: int) -> Report:
         """Renders views, compares them with their photographs, steps the optimisers, densifies."""
         config, splats = self.config, self.splats
-        views = self.views.take(index)
-        seen = [self._see(view, index, len(views)) for view in views]
+        seen = [self._see(view, index) for view in self.views.take(index)]
         with stage("backward"):
-            loss = self._penalised(sum(one.loss for one in seen) / len(seen))
+            step = together(seen, splats, self.ranks)
+            penalty = penalty_of(splats, config, self.opacity_activation)
+            if penalty is not None:
+                penalty.backward()
 
         with stage("optimiser"):
-            info = joined([one.info for one in seen])
             set_learning_rates(
                 self.optimizers,
                 config.optimizer,
                 step=index,
                 steps=config.steps,
                 extent=self.extent,
-                batch_size=len(views),
+                batch_size=config.batch_size,
             )
-            step_optimizers(self.optimizers, config.optimizer, step=index, radii=info["radii"])
-            self._step_views(views, index)
+            step_optimizers(self.optimizers, config.optimizer, step=index, radii=step.info["radii"])
+            self._step_views(index)
 
         with stage("strategy"):
-            self.strategy.step_post_backward(splats, self.optimizers, self.strategy_state, index, info, packed=False)
-            self._keep_in_box()
+            self.strategy.step_post_backward(
+                splats, self.optimizers, self.strategy_state, index, step.info, packed=False
+            )
+            if config.data.box is not None:
+                keep_inside(splats["means"], self.scene.box)
         if index + 1 < config.steps:
             self.views.start(index + 1)
 
-        terms = {name: sum(one.terms[name] for one in seen) / len(seen) for name in seen[0].terms}
         return Report(
             {
-                "loss": loss,
-                **terms,
+                "loss": step.loss if penalty is None else step.loss + penalty.detach(),
+                **step.terms,
                 "psnr": lambda: sum(one.psnr() for one in seen) / len(seen),
                 "gaussians": lambda: len(splats["means"]),
             }
         )
 
-    def _see(self, view: View, index: int, count: int) -> Seen:
-        """Renders one of the `count` views of a step, compares it with its photograph and goes backward."""
+    def _see(self, view: View, index: int) -> Seen:
+        """Renders a view of a step, compares it with its photograph and goes backward, by its share of the loss."""
         config, splats = self.config, self.splats
         with stage("render"):
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
@@ -174,48 +168,29 @@ class SceneTask:
         with stage("loss"):
             loss = self.compare(pred, view)
             loss, terms = loss if isinstance(loss, tuple) else (loss, {})
+            difference = loss.new_zeros(())
             if with_depth:
                 difference = depth_loss(colors[..., 3:], alphas, view, self.extent)
-                if difference is not None:
-                    loss = loss + config.depth.weight * difference
-                    terms = {**terms, "depth": difference.detach()}
+                loss = loss + config.depth.weight * difference
+            if config.depth.weight > 0:
+                terms = {**terms, "depth": difference.detach()}
             smoothness = None if self.exposures is None else self.exposures.penalty(view.index)
             if smoothness is not None:
                 loss = loss + smoothness
 
         with stage("backward"):
-            (loss if count == 1 else loss / count).backward()
+            (loss if config.batch_size == 1 else loss / config.batch_size).backward()
         return Seen(view, loss.detach(), terms, pred.detach(), info)
 
-    def _penalised(self, loss: Any) -> Tensor:
-        """The loss of a step with what is added for the Gaussians themselves, which goes backward here."""
-        config, splats = self.config, self.splats
-        penalty = None
-        if config.opacity_penalty:
-            penalty = config.opacity_penalty * activated_opacities(splats, self.opacity_activation).mean()
-        if config.scale_penalty:
-            scales = config.scale_penalty * torch.exp(splats["scales"]).mean()
-            penalty = scales if penalty is None else penalty + scales
-        if penalty is None:
-            return loss
-        penalty.backward()
-        return loss + penalty.detach()
-
-    def _step_views(self, views: Sequence[View], index: int) -> None:
+    def _step_views(self, index: int) -> None:
         """Steps what training views have for themselves: exposures and poses."""
-        progress = index / self.config.steps
+        progress, used = index / self.config.steps, self.views.indices(index)
         if self.exposures is not None:
-            self.exposures.step([view.index for view in views], progress)
-        if self.poses is not None and index >= given(self.config.poses.start):
-            self.poses.step(progress)
-
-    @torch.no_grad()
-    def _keep_in_box(self) -> None:
-        """Moves centres that have left the box back to its surface."""
-        if self.config.data.box is not None and self.scene.box is not None:
-            low, high = (torch.tensor(corner, dtype=torch.float32) for corner in self.scene.box)
-            means = self.splats["means"]
-            means.copy_(means.maximum(low.to(self.device)).minimum(high.to(self.device)))
+            self.exposures.maps.share(used, self.ranks)
+            self.exposures.step(used, progress)
+        if self.poses is not None:
+            self.poses.changes.share(used, self.ranks)
+            self.poses.step(progress, moving=index >= given(self.config.poses.start))
 
     def compare(self, pred: Tensor, view: View) -> Any:
         """What the loss says of a render (1, 3, H, W) and its photograph."""
@@ -280,7 +255,7 @@ class SceneTask:
             ssim_padding=self.config.output.ssim_padding,
             pictures=pictures,
             max_pictures=self.config.output.images,
-            corrected=self.exposures is not None,
+            corrected=self.exposures is not None or self.config.output.color_corrected,
         )
         return result if self.scene.test else {**result, "evaluated_on": "training views"}
 
@@ -308,7 +283,7 @@ class SceneTask:
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
             self.extent, self.near = self.scene.extent, self.config.data.near or self.scene.near
-            self.views = TrainingViews(self.scene, self.config, self.device)
+            self.views = TrainingViews(self.scene, self.config, self.device, self.ranks)
         count = check_rows(state["splats"], self.splats, "splats")
         fresh = self.strategy.initialize_state(scene_scale=self.extent)
         check_values(state["strategy"], fresh, "strategy", rows=count, optional=("opacity_activation",))
@@ -344,24 +319,11 @@ class SceneTask:
             splats = standard_splats(self.splats, self.opacity_activation)
             save_ply(folder / "scene.ply", splats, comments=comments)
         if self.exposures is not None or self.poses is not None:
-            write_json(folder / "cameras.json", self._cameras())
+            write_json(folder / "cameras.json", camera_rows(self.scene, self.poses, self.exposures, self.device))
         if self.config.output.video:
             with said_without_video():
                 self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
-
-    @torch.no_grad()
-    def _cameras(self) -> list[dict[str, Any]]:
-        """For each training view its name, its camera to world matrix in the files' coordinates, and its exposure."""
-        matrices = None if self.exposures is None else self.exposures.matrices()
-        rows: list[dict[str, Any]] = []
-        for view in self.scene.train:
-            seen = view if self.poses is None else self.poses.apply(view.to(self.device))
-            camera = torch.linalg.inv(seen.viewmat.double()).cpu()
-            camera[:3, 3] += torch.tensor(self.scene.offset, dtype=torch.float64)
-            row = {"name": view.name, "camera_to_world": camera.tolist()}
-            rows.append(row if matrices is None else {**row, "exposure": matrices[view.index]})
-        return rows
 
     def render(self, views: str, output: Path, frames: int) -> None:
         """An orbit as MP4, or the training or test views as a folder of PNG."""
@@ -382,19 +344,3 @@ class SceneTask:
         view = self.scene.train[0]
         if min(view.height, view.width) < 2:
             raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
-
-
-@dataclass
-class Seen:
-    """A view of a step after its backward pass."""
-
-    view: View
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    #: (1, 3, H, W)
-    pred: Tensor
-    info: dict[str, Any]
-
-    def psnr(self) -> float | Tensor:
-        """Of the render."""
-        return psnr(self.pred, self.view.pixels(), self.view.mask)

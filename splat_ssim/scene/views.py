@@ -12,23 +12,33 @@ from splat_ssim.errors import UserError
 from splat_ssim.scene.coarse import CoarseViews
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View
+from splat_ssim.trainer.ranks import ALONE, Ranks
 from splat_ssim.trainer.upload import Ahead
 
 
 class TrainingViews:
     """The training views of each step: each pass over the views has its own order, known from the seed alone.
 
+    Where several processes train, each has its share of a step's views.
+
     Args:
         scene: Its training views.
         config: Resolved; says how many views a step has, at which resolution, and over which background.
         device: Where steps find them.
+        ranks: The processes that train.
 
     Raises:
-        UserError: Random backgrounds are asked for, and no view is transparent.
+        UserError: The views of a step cannot be shared evenly; or random backgrounds are asked for, and no view is
+            transparent.
     """
 
-    def __init__(self, scene: Scene, config: SceneConfig, device: torch.device) -> None:
-        self.views, self.config = scene.train, config
+    def __init__(self, scene: Scene, config: SceneConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.views, self.config, self.ranks = scene.train, config, ranks
+        if config.batch_size % ranks.count:
+            raise UserError(
+                f"batch_size must be a multiple of the {ranks.count} processes that share its views, got "
+                f"{config.batch_size} (--batch-size)"
+            )
         if config.data.random_background and not any(view.is_transparent for view in self.views):
             raise UserError(f"{scene.name}: data.random_background requires transparent training images, got none")
         #: Training views at a part of their size, while the run asks for such.
@@ -44,16 +54,25 @@ class TrainingViews:
         self._ahead.start(step)
 
     def of_step(self, step: int) -> list[View]:
-        """The views of a step, where they were read."""
-        size = self.config.batch_size
-        return [self._over_background(self._at(step * size + place, step), step) for place in range(size)]
+        """The views of a step that are this process's, where they were read."""
+        own = self.config.batch_size // self.ranks.count
+        chosen = self.indices(step)[self.ranks.rank * own : (self.ranks.rank + 1) * own]
+        return [self._over_background(self._reduced(index, step), step) for index in chosen]
 
-    def _at(self, position: int, step: int) -> View:
-        """The view at a place in the row of all passes, at the resolution of a step."""
+    def indices(self, step: int) -> list[int]:
+        """Which views a step has, those of other processes too."""
+        size = self.config.batch_size
+        return [self._index_at(step * size + place) for place in range(size)]
+
+    def _index_at(self, position: int) -> int:
+        """The view at a place in the row of all passes."""
         epoch, place = divmod(position, len(self.views))
         # Torch takes seeds below 2^63.
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-        index = int(torch.randperm(len(self.views), generator=generator)[place])
+        return int(torch.randperm(len(self.views), generator=generator)[place])
+
+    def _reduced(self, index: int, step: int) -> View:
+        """A view at the resolution of a step."""
         factor = coarseness(self.config.data, step)
         if factor == 1:
             self.coarse = None

@@ -19,6 +19,7 @@ from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
 from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
 from splat_ssim.trainer.places import check_example, find_config, find_example, program
+from splat_ssim.trainer.ranks import launched
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
 
 
@@ -105,14 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command line of train.py and returns the metrics."""
     with _as_a_program():
         task, config = parse(arguments)
-        if config.resume is None:
+        if config.resume is None and launched().is_first:
             # Reading the data may take minutes.
             check_folder(config.result_dir or default_folder(config.data_dir.name))
         made = task(config)  # type: ignore[call-arg]
-        for line in getattr(made, "notes", ()):
+        for line in getattr(made, "notes", ()) if launched().is_first else ():
             print(line)
         if config.dry_run:
-            for line in getattr(made, "plan", tuple)():
+            for line in getattr(made, "plan", tuple)() if launched().is_first else ():
                 print(line)
             return {}
         return run(made)

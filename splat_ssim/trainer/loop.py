@@ -7,12 +7,10 @@ import gc
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +25,8 @@ from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.places import program
 from splat_ssim.trainer.profiling import StageClock, profiled
+from splat_ssim.trainer.ranks import ALONE, launched
+from splat_ssim.trainer.signals import Interrupted, Signals
 from splat_ssim.trainer.states import is_count, is_seconds
 from splat_ssim.trainer.task import Report, Task
 
@@ -34,14 +34,6 @@ from splat_ssim.trainer.task import Report, Task
 REPORT_EVERY, SCALARS_EVERY, PROFILE_EVERY = 25, 100, 1000
 #: Folder of the steps that are kept, in a run's.
 STEPS = "steps"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal has ended the run, after its checkpoint was saved. `status` is the exit status that is customary."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number, self.status = number, 128 + number
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -53,7 +45,10 @@ def run(task: Task) -> dict[str, Any]:
         NotFiniteError: The loss or the model is no number any more; the checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
     """
-    one = Run(task)
+    ranks = launched()
+    if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
+        raise UserError(f"task {task.config.task or task.name}: required one process, got {ranks.count} (torchrun)")
+    one = Run(task) if ranks.is_first else Follower(task)
     try:
         one.train()
         with one.stoppable():
@@ -130,7 +125,7 @@ class Run:
             disable=not self.config.output.progress,
             dynamic_ncols=True,
         )
-        device = self.task.device
+        device, ranks = self.task.device, getattr(self.task, "ranks", ALONE)
         with _garbage_frozen(), profiled(self.config.profile, device) as stages, Signals() as signals, bar:
             with self._tensorboard() as scalars_writer:
                 # What was handed to the device before is not training. From here on the clock runs from one moment
@@ -144,14 +139,14 @@ class Run:
                     bar.update()
                     if stages is not None:
                         stages.finish_step()
-                    due = self._due()
-                    if due or signals.caught:
+                    due, caught = self._due(), ranks.largest(signals.caught)
+                    if due or caught:
                         wait(device)
                         self.train_seconds += time.perf_counter() - start
                         if due:
                             self._look(report, bar, scalars_writer, stages)
-                        if signals.caught:
-                            self._stop(signals.caught)
+                        if caught:
+                            self._stop(caught)
                         wait(device)
                         start = time.perf_counter()
 
@@ -366,6 +361,24 @@ class Unkept(Run):
         raise Interrupted(number)
 
 
+class Follower(Unkept):
+    """The run of a process that is not the first: it trains its share, and the first one writes what there is."""
+
+    def __init__(self, task: Task) -> None:
+        task.config.output.progress = task.config.output.tensorboard = task.config.profile = False
+        super().__init__(task)
+        if self.config.resume is not None:
+            self.folder = self.config.resume
+            self.go_on()
+
+    def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
+        self._refuse(self._losses.check())
+
+    def finish(self) -> dict[str, Any]:
+        """Nothing: the first process has the same model."""
+        return {}
+
+
 def _divides(every: int, step: int) -> bool:
     """Whether something that happens each `every` steps, never for 0, is due after `step` steps."""
     return every > 0 and step % every == 0
@@ -379,38 +392,3 @@ def _garbage_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-class Signals:
-    """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
-
-    Python tells signals to the main thread alone: elsewhere nothing is changed.
-
-    Args:
-        at_once: The first raises `Interrupted` too.
-    """
-
-    def __init__(self, *, at_once: bool = False) -> None:
-        self.caught = 0
-        self._at_once = at_once
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.caught = number
-        self._restore()
-        if self._at_once:
-            raise Interrupted(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()

@@ -1,0 +1,82 @@
+"""Several processes that train one model: `torchrun --nproc-per-node N scripts/train.py …`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+
+
+class Ranks:
+    """The processes of a run, each of which has the whole model and works on a share of every step.
+
+    What they exchange comes in the order of their ranks, so all of them go on with the same numbers. A single process
+    exchanges with itself.
+
+    Args:
+        rank: Of this process, from 0.
+        count: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process owns the run folder and speaks to the user."""
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the ranks."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, which have the same shape, one behind the other along the first axis."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def largest(self, value: int) -> int:
+        """The largest of the numbers of all ranks."""
+        if self.count == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+
+#: Of a process that trains alone.
+ALONE = Ranks()
+
+
+def launched() -> Ranks:
+    """The ranks of this process, as torchrun has started it; alone where it has not.
+
+    The group of processes is made at the first call: gloo for tensors on the CPU, NCCL for those on CUDA, of which each
+    process takes the device of its local rank.
+
+    Raises:
+        UserError: What torchrun leaves in the environment is incomplete.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        except ValueError as error:
+            raise UserError(
+                f"WORLD_SIZE is {count}: required the environment that torchrun makes, got {error}"
+            ) from None
+    return Ranks(dist.get_rank(), dist.get_world_size())
