@@ -20,16 +20,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
+.PHONY: train test test-fast test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
   install-rounds pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
 train: $(VENV)/train.done
 	$(BIN)/python scripts/train.py $(ARGS)
 
-## test: the test suite
+## test: the test suite, in as many processes as there are processors
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+## test-fast: what a change breaks most often, in a minute: no training, no compiler, no subprocess
+test-fast: $(VENV)/test.done
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 ## test-pythons: the test suite with each of several Pythons: make test-pythons PYTHONS="3.10 path/to/python"
 test-pythons:
