@@ -8,7 +8,6 @@ import torch
 from splat_ssim.ops import compiled
 from tests import devices
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each process has one of the processors: threads of several would wait for each other.
     torch.set_num_threads(1)

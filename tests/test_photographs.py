@@ -51,6 +51,17 @@ def test_a_new_exposure_leaves_colours_as_they_are(name):
     assert (exposures.apply(colors, 1) - colors).abs().max() < 1e-6
 
 
+def test_what_is_behind_a_transparent_photograph_has_no_exposure():
+    exposures = Exposures(ExposureConfig("affine", rate=0.01), 2, torch.device("cpu"))
+    with torch.no_grad():
+        exposures.maps[0][0], exposures.maps[0][3] = -0.5, 0.1  # half of red, and a little of it everywhere
+    alphas, behind = torch.rand(1, 5, 6, 1), torch.tensor([1.0, 0.5, 0.0])
+    object_colors = torch.rand(1, 5, 6, 3)
+    seen = alphas * object_colors + (1 - alphas) * behind
+    expected = alphas * (object_colors * torch.tensor([0.5, 1, 1]) + torch.tensor([0.1, 0, 0])) + (1 - alphas) * behind
+    assert (exposures.apply(seen, 0, behind, alphas) - expected).abs().max() < 1e-6
+
+
 def test_affine_exposures_learn_planted_gains_up_to_what_is_common(tmp_path):
     generator = torch.Generator().manual_seed(0)
     colors = torch.rand(1, 24, 24, 3, generator=generator)

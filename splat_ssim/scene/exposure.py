@@ -48,15 +48,33 @@ class Exposures:
         """(12,) or (12, depth, height, width): rows of the 3x4 matrices of a training view."""
         return self.maps[index] - self.common + self.identity
 
-    def apply(self, colors: Tensor, index: int) -> Tensor:
-        """(1, H, W, 3): rendered colours (1, H, W, 3) as the photograph of a training view has them."""
+    def apply(self, colors: Tensor, index: int, behind: Tensor | None = None, alphas: Tensor | None = None) -> Tensor:
+        """Rendered colours as the photograph of a training view has them.
+
+        Args:
+            colors: (1, H, W, 3) of a render.
+            index: Of the view.
+            behind: (3,), what was put behind a transparent photograph. The camera has not seen it, so it stays as it
+                is. None: the whole picture is the camera's.
+            alphas: (1, H, W, 1) of the render, where there is such a colour.
+
+        Returns:
+            (1, H, W, 3).
+        """
         own = self.map_of(index)
+        if behind is None or alphas is None:
+            return self._mapped(own, colors, colors.new_ones(()))
+        rest = (1 - alphas) * behind
+        return self._mapped(own, colors - rest, alphas) + rest
+
+    def _mapped(self, own: Tensor, colors: Tensor, alphas: Tensor) -> Tensor:
+        """Colours, which alphas are multiplied into, under a map."""
         if not self.bilateral:
             matrix = own.reshape(3, 4)
-            return colors @ matrix[:, :3].T + matrix[:, 3]
+            return colors @ matrix[:, :3].T + alphas * matrix[:, 3]
         cells = _sliced(own, colors[0])
         rows = torch.einsum("ijhw,hwj->hwi", cells.reshape(3, 4, *cells.shape[1:])[:, :3], colors[0])
-        return (rows + cells[3::4].permute(1, 2, 0))[None]
+        return rows[None] + alphas * cells[3::4].permute(1, 2, 0)[None]
 
     def penalty(self, index: int) -> Tensor | None:
         """What is added to the loss of a training view: the total variation of its grid."""

@@ -219,11 +219,12 @@ class SceneTask:
         if self.poses is not None and view.index >= 0:
             view = self.poses.apply(view)
         noisy = data.random_background and view.is_transparent
+        background = upload(torch.tensor(view.background), self.device) if noisy else self.background
         colors, alphas, info = render(
             self.splats,
             view,
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
-            background=upload(torch.tensor(view.background), self.device) if noisy else self.background,
+            background=background,
             near=self.near,
             far=FAR if data.far is None else data.far,
             antialiased=model.antialiased,
@@ -233,7 +234,9 @@ class SceneTask:
             absgrad=self.config.strategy.absgrad,
         )
         if self.exposures is not None and view.index >= 0:
-            own = self.exposures.apply(colors[..., :3], view.index)
+            # Also where a coarse view of a transparent image has no alpha channel any more.
+            behind = background if self.scene.train[view.index].is_transparent else None
+            own = self.exposures.apply(colors[..., :3], view.index, behind, alphas)
             colors = own if colors.shape[-1] == 3 else torch.cat([own, colors[..., 3:]], -1)
         return colors, alphas, info
 
