@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from .grid import VoxelGrid
 from .reference import quaternions, rotation_matrices
+
+if TYPE_CHECKING:
+    from .export import FieldSource
 
 #: Voxels from the world's origin from which float32 coordinates lose parts of a voxel that count: 1/2048.
 _FAR = float(1 << 13)
@@ -56,3 +60,12 @@ def world_offset(grid: VoxelGrid) -> tuple[float, float, float]:
         return (0.0, 0.0, 0.0)
     x, y, z = grid.origin
     return (x, y, z)
+
+
+def in_world(
+    tensors: Mapping[str, Tensor], grid: VoxelGrid, source: FieldSource
+) -> tuple[dict[str, Tensor], FieldSource, tuple[float, float, float]]:
+    """The arguments of a `GaussianField` that lies in the world, of Gaussians in the lattice of a grid."""
+    offset = world_offset(grid)
+    # `rebased`: the lattice counts from the first voxel.
+    return transformed(tensors, grid.rebased().moved([-v for v in offset]).matrix), source, offset

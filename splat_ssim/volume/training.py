@@ -25,7 +25,7 @@ from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
 from .evaluation import evaluate_volume, source_psnr, weighted_psnr
 from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
-from .frames import transformed, world_offset
+from .frames import in_world
 from .gaussians import GAUSSIAN_FLOATS, GaussianField, voxel_size
 from .grid import VoxelGrid
 from .grid_model import GridField, grid_shape
@@ -65,6 +65,8 @@ class VolumeTask:
     Args:
         config: Options; what is fitted is read from its data_dir.
         target: What is fitted, where it is in memory already.
+        base: (C, n0, n1, n2), a field of other Gaussians that stays as it is: the model adds to it.
+        tensors: Gaussians to go on from, in the lattice of the target's grid; by default they start from the volume.
 
     Attributes:
         finished: Whether config.target_psnr is reached, which ends the run.
@@ -76,7 +78,14 @@ class VolumeTask:
     Config: ClassVar[type[RunConfig]] = VolumeConfig
     VIEWS: ClassVar[Mapping[str, str]] = {"orbit": "mip.mp4", "slices": "slices.png"}
 
-    def __init__(self, config: VolumeConfig, target: Target | None = None) -> None:
+    def __init__(
+        self,
+        config: VolumeConfig,
+        target: Target | None = None,
+        *,
+        base: Tensor | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.config = config = config.resolved()
         self.name = config.data_dir.name.split(".")[0]
         self.device = pick_volume_device(config)
@@ -93,6 +102,10 @@ class VolumeTask:
             for line in target.lines:
                 print(line, file=sys.stderr)
         self.target = target.to(self.device)
+        self.base = base
+        #: What the model has to become by itself.
+        self.wanted = self.target.values if base is None else self.target.values - base
+        self._given = tensors
         self.finished = False
         #: The voxels as the model sees them: Gaussians lie in the volume's own lattice, whatever its spacing and place.
         self.lattice = VoxelGrid(target.grid.shape) if config.model.name == "gaussians" else target.grid
@@ -130,6 +143,7 @@ class VolumeTask:
             crop, mask = make_crop(shape, (0, 0, 0), shape, halo=0), target.mask
         with stage("field"):
             pred, expected = self.model(crop.grid(self.lattice)), crop.of(target.values)
+            pred = pred if self.base is None else pred + crop.of(self.base)
         with stage("loss"):
             criterion = self.loss if step % config.loss_every == 0 else l1_loss
             if target.data_range != 1:  # Losses expect a range of 1.
@@ -163,7 +177,7 @@ class VolumeTask:
         grew = False
         if isinstance(self.growth, CappedGrowth):
             grew = self.growth.step(
-                done, model, self.optimizer, target.values, self.lattice, self.generator, mask=target.inside
+                done, model, self.optimizer, self.wanted, self.lattice, self.generator, mask=target.inside
             )
         elif self.growth is not None:
             grew = self.growth.step(done, model, self.optimizer)
@@ -175,7 +189,8 @@ class VolumeTask:
     @torch.no_grad()
     def field(self) -> Tensor:
         """The whole volume as it is compared and exported: cut to [0, 1] if the target is."""
-        return self._cut(self.model(self.lattice))
+        own = self.model(self.lattice)
+        return self._cut(own if self.base is None else own + self.base)
 
     def _cut(self, volume: Tensor) -> Tensor:
         return volume.clamp(0, 1) if self.target.normalization.clip else volume
@@ -251,10 +266,7 @@ class VolumeTask:
         grid, tensors = self.target.grid, dict(self.model.tensors)
         if self.lattice == grid:
             return GaussianField({name: tensor.detach() for name, tensor in tensors.items()}, self.source())
-        offset = world_offset(grid)
-        # `rebased`: the lattice counts from the first voxel.
-        placed = grid.rebased().moved([-v for v in offset]).matrix
-        return GaussianField(transformed(tensors, placed), self.source(), offset)
+        return GaussianField(*in_world(tensors, grid, self.source()))
 
     def source(self) -> FieldSource:
         """What turns the field back into the volume it is fitted to."""
@@ -350,8 +362,10 @@ class VolumeTask:
             self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
         elif strategy.name != "none":
             self.growth = make_growth(strategy, config.steps, count, self.lattice)
+        if self._given is not None:
+            return GaussianField(self._given)
         return GaussianField.from_volume(
-            self.target.values,
+            self.wanted,
             self.lattice,
             count,
             spread=config.model.spread,

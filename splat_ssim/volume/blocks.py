@@ -1,0 +1,114 @@
+"""A volume on disk whose voxels are read block by block, and what is known of it after one look at all of them."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import VolumeDataConfig
+from .io import LAZY, open_array, open_grid, volume_format
+from .normalization import Normalization, ValueRange, choose_normalization, describe_values
+
+#: Options of `load_volume` that an array which is read by blocks has.
+_OPTIONS = ("key", "channel", "time")
+#: Voxels that percentiles are taken from.
+_SAMPLE = 1 << 22
+
+Block = tuple[tuple[int, ...], tuple[int, ...]]  # first voxel, and voxels along each axis
+
+
+def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Block]:
+    """Blocks of at most `edge` voxels a side that cover a volume, by rows.
+
+    Args:
+        shape: (n0, n1, n2).
+        edge: Voxels along each axis.
+        shift: The first block of each axis ends after so many voxels, where that is not 0.
+
+    Example:
+        >>> from splat_ssim.volume.blocks import blocks_of
+        >>> list(blocks_of((4, 2, 2), 3)), len(list(blocks_of((4, 4, 4), 2, shift=1)))
+        ([((0, 0, 0), (3, 2, 2)), ((3, 0, 0), (1, 2, 2))], 27)
+    """
+    cuts = [sorted({0, n, *range(shift or edge, n, edge)}) for n in shape]
+    spans = [[(a, b - a) for a, b in itertools.pairwise(cut)] for cut in cuts]
+    for a in spans[0]:
+        for b in spans[1]:
+            for c in spans[2]:
+                yield (a[0], b[0], c[0]), (a[1], b[1], c[1])
+
+
+class BlockedVolume:
+    """The voxels of a file as they are fitted, read as they are asked for.
+
+    All of them are looked at once: for their range, a checksum, and numbers that are none.
+
+    Args:
+        path: npy, raw, zarr or HDF5, whose voxels can be read piece by piece; others are read whole.
+        config: Normalisation and options of reading.
+        edge: Voxels along each axis of what is read at once.
+
+    Raises:
+        ValueError: The file does not read, holds numbers that are not finite, or spans no range.
+    """
+
+    def __init__(self, path: Path, config: VolumeDataConfig, edge: int) -> None:
+        unknown = sorted(set(config.read) - set(_OPTIONS))
+        if unknown:
+            raise ValueError(f"data.read of a fit by bricks must hold {', '.join(_OPTIONS)} only, got {unknown[0]}")
+        if config.mask is not None:
+            raise ValueError(f"data.mask requires a fit of the whole volume at once, got one by bricks: {config.mask}")
+        self.path, self.lazy = path, volume_format(path) in LAZY
+        self.array: Any = open_array(path, **config.read)
+        self.grid = open_grid(path, key=config.read.get("key"))
+        self.shape: tuple[int, ...] = self.grid.shape
+        if len(self.array.shape) not in (3, 4) or tuple(self.array.shape[-3:]) != self.shape:
+            raise ValueError(f"{path}: required an array (n0, n1, n2) or (C, n0, n1, n2), got {self.array.shape}")
+        self.channels = 1 if len(self.array.shape) == 3 else int(self.array.shape[0])
+        self.normalization, self.intensities, self.checksum = self._look(config, edge)
+
+    def raw(self, block: Block) -> np.ndarray:
+        """(C, …) voxels of a block in the file's own dtype."""
+        where = tuple(slice(first, first + count) for first, count in zip(*block, strict=True))
+        index = where if len(self.array.shape) == 3 else (slice(None), *where)
+        voxels = np.asarray(self.array[index])
+        return voxels[None] if voxels.ndim == 3 else voxels
+
+    def read(self, block: Block) -> Tensor:
+        """(C, …) float32 voxels of a block as they are fitted."""
+        return torch.from_numpy(np.ascontiguousarray(self.normalization.apply(self.raw(block))))
+
+    @property
+    def data_range(self) -> float:
+        """Largest minus least value that is fitted."""
+        return 1.0 if self.normalization.clip else self.intensities.span
+
+    def _look(self, config: VolumeDataConfig, edge: int) -> tuple[Normalization, ValueRange, int]:
+        """Normalisation, range and checksum of all voxels."""
+        least, most, checksum, samples = np.inf, -np.inf, 0, []
+        stride = max(1, self.channels * int(np.prod(self.shape)) // _SAMPLE)
+        for block in blocks_of(self.shape, edge):
+            voxels = self.raw(block)
+            if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+                raise ValueError(
+                    f"{self.path} must hold finite voxels, got NaN or infinite ones in the block at {block[0]}"
+                )
+            least, most = min(least, voxels.min()), max(most, voxels.max())
+            checksum = zlib.crc32(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data, checksum)
+            samples.append(voxels.ravel()[::stride])
+        # Nothing but the extremes and percentiles of a sample is asked for.
+        values = np.concatenate([np.array([least, most]).astype(samples[0].dtype), *samples])
+        window = None if config.low is None or config.high is None else (config.low, config.high)
+        mode = "window" if config.normalize == "auto" and window is not None else config.normalize
+        percentiles = (config.low if config.low is not None else 0.5, config.high if config.high is not None else 99.5)
+        normalization = choose_normalization(
+            values, mode, window=window if mode == "window" else None, percentiles=percentiles
+        )
+        return normalization, describe_values(values, normalization), checksum

@@ -1,0 +1,91 @@
+"""How a fit by bricks is divided: regions, weights of their voxels, and shares of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import Block
+
+#: Beyond a brick's core, voxels that its Gaussians reach into, whose values count where they are fitted already.
+MARGIN = 6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The steps of one brick.
+
+    Attributes:
+        second: Whether it belongs to the second pass.
+        place: Which brick of its pass.
+        core: First voxel and size of the brick.
+        first: Its first step of the run.
+        steps: How many.
+    """
+
+    second: bool
+    place: int
+    core: Block
+    first: int
+    steps: int
+
+
+def region_of(core: Block, halo: int, shape: Sequence[int]) -> Block:
+    """A core and its halo, as far as the volume goes."""
+    start = tuple(max(0, first - halo) for first in core[0])
+    stop = tuple(min(n, first + count + halo) for first, count, n in zip(*core, shape, strict=True))
+    return start, tuple(b - a for a, b in zip(start, stop, strict=True))
+
+
+def counted(region: Block, done: Sequence[Block], reach: int, whole: Sequence[int]) -> Tensor:
+    """(n0, n1, n2) weights of the voxels of a region: 1 in the blocks that are or have been fitted, else 0.
+
+    Voxels whose windows of SSIM reach beyond the region do not count either.
+
+    Args:
+        region: Of the volume.
+        done: Blocks of the volume.
+        reach: Of the windows.
+        whole: Voxels of the volume along each axis.
+    """
+    start, shape = region
+    weights = torch.zeros(shape)
+    for first, count in done:
+        low = [max(0, f - s) for f, s in zip(first, start, strict=True)]
+        high = [min(n, f + c - s) for f, c, s, n in zip(first, count, start, shape, strict=True)]
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            weights[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 1
+    for axis in range(3):
+        if start[axis] > 0:
+            weights.narrow(axis, 0, reach).zero_()
+        if start[axis] + shape[axis] < whole[axis]:
+            weights.narrow(axis, shape[axis] - reach, reach).zero_()
+    return weights
+
+
+def shares(weights: Sequence[float], total: int, cores: Sequence[Block]) -> list[int]:
+    """Whole numbers in proportion to the weights, whose sum is the total; at most an eighth of a brick's voxels.
+
+    Example:
+        >>> from splat_ssim.volume.brick_layout import shares
+        >>> shares([1.0, 2.0, 0.0], 10, [((0, 0, 0), (9, 9, 9))] * 3)
+        [3, 7, 0]
+    """
+    whole = sum(weights)
+    if whole <= 0 or total <= 0:
+        return [0] * len(weights)
+    exact = np.array(weights) / whole * total
+    parts = np.floor(exact).astype(int)
+    for place in np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]:
+        parts[place] += 1
+    most = [max(1, int(np.prod(core[1])) // 8) for core in cores]
+    return [int(part) for part in np.minimum(parts, most)]
+
+
+def cells_in(core: Block, half: int) -> tuple[slice, ...]:
+    """Which cells of half a brick's edge a core consists of; cores of both passes end where cells do."""
+    return tuple(slice(first // half, -(-(first + count) // half)) for first, count in zip(*core, strict=True))

@@ -1,0 +1,87 @@
+"""What is found of a fit by bricks: PSNR and SSIM, pictures and the field itself, block by block."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._files import replacing_path
+from ..functional import ssim3d
+from ..trainer.metrics import psnr_of_mse, reported_psnr
+from ..trainer.pictures import save_comparison
+from .blocks import Block, BlockedVolume, blocks_of
+from .crops import make_crop
+
+#: Region -> (C, …) field there.
+Field = Callable[[Block], Tensor]
+#: Half of the window of the SSIM that is reported.
+_RADIUS = 5
+
+
+@torch.no_grad()
+def evaluate_blocks(volume: BlockedVolume, field: Field, edge: int) -> dict[str, Any]:
+    """psnr3d, ssim3d and psnr3d_source as a fit in memory reports them, and the range of the values.
+
+    Args:
+        volume: What was fitted.
+        field: The fit.
+        edge: Voxels along each axis of a block.
+    """
+    squares = source_squares = similarity = 0.0
+    scale, count = volume.normalization, volume.channels * int(np.prod(volume.shape))
+    for first, shape in blocks_of(volume.shape, edge):
+        crop = make_crop(volume.shape, first, shape, halo=_RADIUS)
+        region = (crop.start, crop.shape)
+        raw = volume.raw(region)
+        pred, truth = field(region), torch.from_numpy(np.ascontiguousarray(scale.apply(raw)))
+        pred = pred.to(truth.device)
+        own, expected = crop.core(pred), crop.core(truth)
+        squares += float((own.double() - expected.double()).square().sum())
+        fitted, source = scale.invert(own.numpy()), crop.core(torch.from_numpy(raw.astype(np.float64))).numpy()
+        source_squares += float(np.square(fitted - source).sum())
+        maps = ssim3d(pred[None], truth[None], data_range=volume.data_range, reduction="none")
+        similarity += float(crop.core(maps).double().sum())
+    return {
+        "psnr3d": reported_psnr(psnr_of_mse(squares / count, volume.data_range)),
+        "ssim3d": similarity / count,
+        "psnr3d_source": reported_psnr(psnr_of_mse(source_squares / count, volume.intensities.span)),
+        **dataclasses.asdict(volume.intensities),
+    }
+
+
+@torch.no_grad()
+def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> None:
+    """slice_0.png to slice_2.png: the slice through the middle across each axis, field | volume | error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for axis in range(3):
+        first, shape = [0, 0, 0], list(volume.shape)
+        first[axis], shape[axis] = volume.shape[axis] // 2, 1
+        region = (tuple(first), tuple(shape))
+        planes = []
+        for values in (field(region).cpu(), volume.read(region)):
+            shown = values[:3] if volume.channels >= 3 else values[:1].expand(3, *values.shape[1:])
+            low = 0.0 if volume.normalization.clip else volume.intensities.source_low
+            planes.append(((shown.select(1 + axis, 0) - low) / volume.data_range)[None])
+        save_comparison(folder / f"slice_{axis}.png", *planes)
+
+
+@torch.no_grad()
+def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> None:
+    """The field in the file's intensities, float32, written block by block."""
+    shape = volume.shape if volume.channels == 1 else (volume.channels, *volume.shape)
+    with replacing_path(path) as new:
+        array = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=shape)
+        for block in blocks_of(volume.shape, edge):
+            where = tuple(slice(first, first + count) for first, count in zip(*block, strict=True))
+            values = volume.normalization.invert(field(block).cpu().numpy())
+            array[where if volume.channels == 1 else (slice(None), *where)] = (
+                values[0] if volume.channels == 1 else values
+            )
+        array.flush()
+        del array

@@ -1,0 +1,372 @@
+"""Fitting Gaussians to a volume beyond memory: brick by brick, each beside the Gaussians that are there already."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import itertools
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import tyro
+from torch import Tensor
+
+from ..errors import UserError, user_errors
+from ..options import of_each
+from ..trainer.config import ConfigError, RunConfig, check_ranges
+from ..trainer.states import check_rows
+from ..trainer.task import Report
+from .blocks import Block, BlockedVolume, blocks_of
+from .brick_layout import MARGIN, Stage, cells_in, counted, region_of, shares
+from .brick_results import evaluate_blocks, save_middle_slices, write_npy
+from .config import VolumeConfig, VolumeOutputConfig
+from .crops import loss_reach
+from .export import FieldSource, save_gaussians_ply, save_quantized
+from .frames import in_world
+from .gaussians import GAUSSIAN_FLOATS, GaussianField
+from .grid import VoxelGrid
+from .target import Target
+from .training import VolumeTask, pick_volume_device
+
+#: Share of the budget for the first pass. The second puts the rest where the first has left most.
+_FIRST = 0.7
+#: Learning rates of the second pass, over those of the first.
+_SECOND_RATES = 0.4
+
+
+@dataclass
+class BrickConfig(VolumeConfig):
+    """Fits Gaussians to a volume brick by brick, so that neither its voxels nor the fit need fit in memory.
+
+    npy, zarr and HDF5 are read piece by piece. `steps` follows from brick_steps and the number of bricks.
+    """
+
+    task: tyro.conf.Suppress[str] = "splat_ssim.volume.bricks:BrickTask"
+    #: Voxels along an edge of a brick.
+    brick: int = 128
+    #: Steps of each brick in the first pass. In the second, over bricks shifted by half an edge, it is half as many.
+    brick_steps: int = 150
+    output: VolumeOutputConfig = field(default_factory=lambda: VolumeOutputConfig(format="", video=False))
+
+    def check(self) -> None:
+        """Raises ConfigError for the first value that is out of its range."""
+        super().check()
+        check_ranges(("brick", self.brick, 16, None), ("brick_steps", self.brick_steps, 2, None))
+        if self.brick % 2:
+            raise ConfigError(f"brick must be even, for half of it is a step of the second pass, got {self.brick}")
+
+    def unused(self) -> dict[str, str]:
+        """Options that a fit by bricks does not have."""
+        why = "a fit by bricks has no such option"
+        defaults, names = VolumeConfig(), ("crop", "target_psnr")
+        own = {name: why for name in names if getattr(self, name) != getattr(defaults, name)}
+        return super().unused() | own
+
+    def settled(self) -> dict[str, str]:
+        """Options that a resumed run keeps: dotted name -> what has been done with them already."""
+        why = "the bricks were made by it"
+        return {**super().settled(), **dict.fromkeys(("brick", "brick_steps", "strategy.budget"), why)}
+
+
+class BrickTask:
+    """Gaussians that become a volume, brick by brick.
+
+    In the first pass each brick is fitted beside the Gaussians of those before it, which stay as they are; what these
+    add to the brick is subtracted, and the new ones are held to what is fitted already beyond its border. The second
+    pass has bricks shifted by half an edge, so that the borders of the first lie inside: there the Gaussians of a brick
+    go on together, and the rest of the budget grows where the first pass has left most.
+
+    Args:
+        config: Options; the volume is read from its data_dir.
+
+    Raises:
+        UserError: Something in the config or on disk is not as required.
+    """
+
+    Config: ClassVar[type[RunConfig]] = BrickConfig
+    VIEWS: ClassVar[Mapping[str, str]] = {"slices": "slices.png"}
+
+    def __init__(self, config: BrickConfig) -> None:
+        self.config = config = config.resolved()
+        if config.model.name != "gaussians" or config.strategy.name != "residual":
+            raise UserError(
+                "a fit by bricks requires model.name gaussians and strategy.name residual, got "
+                f"{config.model.name} and {config.strategy.name}"
+            )
+        if config.output.format not in ("", "npy"):
+            raise UserError(
+                "output.format of a fit by bricks must be npy, which is written block by block, or empty, got "
+                f"{config.output.format}: scripts/voxelize.py writes other formats"
+            )
+        self.name = config.data_dir.name.split(".")[0]
+        self.device = pick_volume_device(config)
+        with user_errors():
+            self.volume = BlockedVolume(config.data_dir, config.data, config.brick)
+        self.notes = [f"{config.data_dir}: {line}" for line in self.volume.intensities.lines()]
+        if not self.volume.lazy:
+            self.notes.append(
+                f"{config.data_dir}: its format is read whole; zarr, HDF5 and npy are read piece by piece"
+            )
+        shape = "x".join(map(str, (self.volume.channels, *self.volume.shape)))
+        self.fingerprint = f"voxels of shape {shape} (checksum {self.volume.checksum:08x})"
+        self.lattice = VoxelGrid(self.volume.shape)
+        self.halo = max(of_each(loss_reach(config.loss_kwargs), 3)) + MARGIN
+        self.cores = [list(blocks_of(self.volume.shape, config.brick))]
+        self.cores.append(list(blocks_of(self.volume.shape, config.brick, shift=config.brick // 2)))
+        self.budgets = shares(self._weights(), round(_FIRST * config.strategy.budget), self.cores[0])
+        self.stages = self._stages()
+        config.steps = self.stages[-1].first + self.stages[-1].steps
+        self.notes.append(
+            f"{len(self.cores[0])} bricks of up to {config.brick} voxels a side, {config.steps} steps in all"
+        )
+        #: Gaussians that are fitted, in voxels of the whole volume.
+        self.tensors = self._none()
+        #: Squared error that the first pass has left in each cell of half a brick's edge.
+        self.left = torch.zeros([-(-n // (config.brick // 2)) for n in self.volume.shape], dtype=torch.float64)
+        self.stage: Stage | None = None
+        self.fit: VolumeTask | None = None
+        #: Gaussians that the present brick of the second pass began with.
+        self.begun = 0
+        self.last_loss = float("nan")
+
+    # --- how the work is divided
+
+    def _weights(self) -> list[float]:
+        """What there is to fit in each brick: slopes, and a little of the values, as Gaussians are drawn by."""
+        weights = []
+        for core in self.cores[0]:
+            values = self.volume.read(core)[0] / self.volume.data_range
+            axes = [axis for axis in range(3) if values.shape[axis] > 1]
+            slopes = (
+                [slope.abs().sum(dtype=torch.float64) for slope in torch.gradient(values, dim=axes)] if axes else []
+            )
+            weights.append(float(sum(slopes) + 0.05 * values.abs().sum(dtype=torch.float64)))
+        return weights
+
+    def _stages(self) -> list[Stage]:
+        """All steps of the run, in order; a brick of nothing has none."""
+        stages, first = [], 0
+        for second, cores in enumerate(self.cores):
+            steps = max(1, self.config.brick_steps // 2) if second else self.config.brick_steps
+            for place, core in enumerate(cores):
+                if second or self.budgets[place]:
+                    stages.append(Stage(bool(second), place, core, first, steps))
+                    first += steps
+        return stages
+
+    def _none(self) -> dict[str, Tensor]:
+        shapes: dict[str, tuple[int, ...]] = {"means": (3,), "log_scales": (3,), "quats": (4,), "densities": ()}
+        if self.volume.channels > 1:
+            shapes["features"] = (self.volume.channels - 1,)
+        return {name: torch.zeros(0, *shape, device=self.device) for name, shape in shapes.items()}
+
+    # --- steps
+
+    def step(self, index: int) -> Report:
+        """A step of the brick whose turn it is."""
+        stage = self.stages[bisect.bisect_right([s.first for s in self.stages], index) - 1]
+        if self.fit is None or self.stage != stage:
+            self._begin(stage)
+        assert self.fit is not None
+        report = self.fit.step(index - stage.first) if len(self.fit.model.tensors["means"]) else Report({"loss": 0.0})
+        self.last_loss = float(report["loss"])
+        if index + 1 == stage.first + stage.steps:
+            self._end()
+        return Report({"loss": self.last_loss, "brick": stage.place, "gaussians": lambda: len(self)})
+
+    def __len__(self) -> int:
+        own = 0 if self.fit is None else len(self.fit.model.tensors["means"])
+        return len(self.tensors["means"]) + own
+
+    def _begin(self, stage: Stage) -> None:
+        """Makes the fit of a brick, and takes the Gaussians that it changes out of those that stay."""
+        self.stage = stage
+        inside = self._inside(stage.core) if stage.second else torch.zeros(len(self.tensors["means"]), dtype=torch.bool)
+        own = {name: tensor[inside] for name, tensor in self.tensors.items()}
+        self.tensors = {name: tensor[~inside] for name, tensor in self.tensors.items()}
+        self.begun = len(own["means"])
+        self.fit = self._fit(stage, own)
+
+    def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
+        """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
+        region = self._region(stage.core)
+        start, shape = region
+        config = self._brick_config(stage)
+        values = self.volume.read(region).to(self.device)
+        target = Target(
+            values,
+            VoxelGrid(shape),
+            self.volume.normalization,
+            self._counted(stage)[None, None].to(self.device),
+            "",
+            self.volume.intensities,
+        )
+        base = self._field(region)
+        shift = torch.tensor(start, dtype=torch.float32, device=self.device)
+        given = {**own, "means": own["means"] - shift} if stage.second else None
+        return VolumeTask(config, target, base=base, tensors=given)
+
+    def _brick_config(self, stage: Stage) -> VolumeConfig:
+        """Options of the fit of a brick."""
+        config, own = self.config, VolumeConfig()
+        for name in ("loss", "loss_kwargs", "loss_every", "tv"):
+            setattr(own, name, copy.deepcopy(getattr(config, name)))
+        own.device = config.device
+        own.seed, own.steps = (config.seed + stage.first) % 2**63, stage.steps
+        own.model, own.optimizer = copy.copy(config.model), copy.copy(config.optimizer)
+        own.strategy = copy.copy(config.strategy)
+        own.output = VolumeOutputConfig(format="", ply=False, quantized=False, slices=False, video=False)
+        own.output.progress = False
+        if not stage.second:
+            own.strategy.budget = self.budgets[stage.place]
+            return own
+        own.strategy.budget = max(1, self.begun + self._growth()[stage.place])
+        for name in ("means", "log_scales", "quats", "densities", "features"):
+            setattr(own.optimizer, name, _SECOND_RATES * getattr(config.optimizer, name))
+        return own
+
+    def _growth(self) -> list[int]:
+        """How many Gaussians each brick of the second pass gets, by what the first has left in it."""
+        half = self.config.brick // 2
+        weights = [float(self.left[cells_in(core, half)].sum()) for core in self.cores[1]]
+        return shares(weights, self.config.strategy.budget - sum(self.budgets), self.cores[1])
+
+    def _end(self) -> None:
+        """Puts the Gaussians of a brick with the others, in voxels of the volume."""
+        assert self.fit is not None and self.stage is not None
+        start, _ = self._region(self.stage.core)
+        own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
+        own["means"] = own["means"] + torch.tensor(start, dtype=torch.float32, device=self.device)
+        if not self.stage.second:
+            self._note_left(self.stage)
+        self.tensors = {name: torch.cat([tensor, own[name]]) for name, tensor in self.tensors.items()}
+        self.fit = self.stage = None
+
+    @torch.no_grad()
+    def _note_left(self, stage: Stage) -> None:
+        """Remembers the squared error in each cell of a brick of the first pass."""
+        assert self.fit is not None
+        errors = (self.fit.field() - self.fit.target.values).double().square().sum(0)
+        start, _ = self._region(stage.core)
+        own = tuple(slice(f - s, f - s + n) for f, s, n in zip(stage.core[0], start, stage.core[1], strict=True))
+        half = self.config.brick // 2
+        for place in itertools.product(*(range(0, n, half) for n in stage.core[1])):
+            cell = tuple((f + p) // half for f, p in zip(stage.core[0], place, strict=True))
+            self.left[cell] = errors[own][tuple(slice(p, p + half) for p in place)].sum()
+
+    # --- space
+
+    def _region(self, core: Block) -> Block:
+        return region_of(core, self.halo, self.volume.shape)
+
+    def _counted(self, stage: Stage) -> Tensor:
+        """Weights of the voxels of a region: those of its core, and those beyond that are fitted already."""
+        everything: list[Block] = [((0, 0, 0), self.volume.shape)]
+        done = everything if stage.second else self.cores[0][: stage.place + 1]
+        return counted(self._region(stage.core), done, self.halo - MARGIN, self.volume.shape)
+
+    def _inside(self, block: Block) -> Tensor:
+        """(N,) bool: the Gaussians whose centres lie in a block; at the volume's border, also those beyond it."""
+        means = self.tensors["means"]
+        low = [float(first) if first > 0 else -math.inf for first in block[0]]
+        high = [
+            float(first + count) if first + count < whole else math.inf
+            for first, count, whole in zip(*block, self.volume.shape, strict=True)
+        ]
+        # Half a voxel: a voxel's centre is its index.
+        return ((means >= means.new_tensor(low) - 0.5) & (means < means.new_tensor(high) - 0.5)).all(1)
+
+    @torch.no_grad()
+    def _field(self, region: Block) -> Tensor:
+        """The field of the Gaussians that are fitted, in a region."""
+        start, shape = region
+        means, reach = self.tensors["means"], 3 * self.tensors["log_scales"].exp().amax(1, keepdim=True)
+        low = means.new_tensor(start)
+        near = ((means + reach >= low) & (means - reach <= low + means.new_tensor(shape))).all(1)
+        if not near.any():
+            return torch.zeros(self.volume.channels, *shape, device=self.device)
+        chosen = {name: tensor[near] for name, tensor in self.tensors.items()}
+        return GaussianField(chosen)(self.lattice.crop(start, shape))
+
+    # --- what the loop asks for
+
+    @torch.no_grad()
+    def field(self, region: Block) -> Tensor:
+        """(C, …) the field in a region as it is compared: cut to [0, 1] if the volume is."""
+        values = self._field(region)
+        if self.fit is not None and self.stage is not None:
+            start = torch.tensor(self._region(self.stage.core)[0], dtype=torch.float32, device=self.device)
+            own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
+            values = values + GaussianField({**own, "means": own["means"] + start})(self.lattice.crop(*region))
+        return values.clamp(0, 1) if self.volume.normalization.clip else values
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """PSNR and SSIM of the whole volume, block by block; slices through its middle as pictures."""
+        if pictures is not None and self.config.output.slices:
+            save_middle_slices(pictures, self.volume, self.field)
+        return evaluate_blocks(self.volume, self.field, self.config.brick)
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """The Gaussians as PLY and quantised, and the field as npy if asked for; their sizes."""
+        output, gaussians = self.config.output, self.gaussians()
+        metrics: dict[str, Any] = {
+            "num_gaussians": len(gaussians),
+            "parameters": len(gaussians) * (GAUSSIAN_FLOATS + self.volume.channels - 1),
+            "bytes": gaussians.nbytes,
+        }
+        if output.format == "npy":
+            write_npy(folder / "volume.npy", self.volume, self.field, self.config.brick)
+        if output.ply:
+            save_gaussians_ply(folder / "gaussians.ply", gaussians, gaussians.source)
+        if output.quantized:
+            path = folder / "gaussians.quantized"
+            save_quantized(path, gaussians, self.volume.grid, source=gaussians.source)
+            metrics["bytes_quantized"] = path.stat().st_size
+        return metrics
+
+    def gaussians(self) -> GaussianField:
+        """The Gaussians as they lie in the world, with their source."""
+        if self.fit is not None:
+            raise RuntimeError("the Gaussians of a run are asked for when its last brick is done")
+        scale = self.volume.normalization
+        source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, "")
+        return GaussianField(*in_world(self.tensors, self.volume.grid, source))
+
+    def render(self, views: str, output: Path, frames: int) -> None:
+        """Slices through the middle of the volume, beside it and with the error."""
+        save_middle_slices(output.with_suffix(""), self.volume, self.field)
+        print(f"{output.with_suffix('')}: a slice across each axis", file=sys.stderr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The Gaussians that are fitted, what the first pass has left, and the fit of the present brick."""
+        fitting = self.fit is not None and self.stage is not None
+        return {
+            "tensors": dict(self.tensors),
+            "left": self.left,
+            "last_loss": self.last_loss,
+            "stage": self.stage.first if fitting and self.stage is not None else -1,
+            "begun": self.begun,
+            "fit": self.fit.state_dict() if self.fit is not None else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        tensors, left, first = state["tensors"], state["left"], state["stage"]
+        if len(tensors["means"]):
+            check_rows(tensors, self._none(), "tensors")
+        if not isinstance(left, Tensor) or left.shape != self.left.shape or left.dtype != self.left.dtype:
+            raise ValueError(f"left: required numbers of shape {tuple(self.left.shape)}, got others")
+        self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.left, self.last_loss = left.cpu(), float(state["last_loss"])
+        self.stage, self.fit = next((stage for stage in self.stages if stage.first == first), None), None
+        self.begun = int(state["begun"])
+        if self.stage is not None:
+            count = len(state["fit"]["tensors"]["means"])
+            own = {name: tensor.new_zeros(count, *tensor.shape[1:]) for name, tensor in self._none().items()}
+            self.fit = self._fit(self.stage, own)
+            self.fit.load_state_dict(state["fit"])
