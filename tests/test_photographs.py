@@ -274,7 +274,7 @@ def test_depth_supervision_moves_gaussians_to_the_depth(tmp_path):
             report = task.step(step)
         assert ("depth" in report) == (weight > 0)
         colors, _, _ = task.render_view(task.scene.train[0], render_mode="ED")
-        errors.append(float((colors[0, 4:-4, 4:-4, 0] - 4).abs().mean()))
+        errors.append((colors[0, 4:-4, 4:-4, 0] - 4).abs().mean().item())
     assert errors[1] < 0.5 * errors[0]
 
 

@@ -87,8 +87,6 @@ class SceneConfig(RunConfig):
         self.poses.start = scaled(self.poses.start, steps // 20)
         if strategy.grow_gradient is None:
             strategy.grow_gradient = 8e-4 if strategy.absgrad else 2e-4
-        if self.exposure.rate is None:
-            self.exposure.rate = 5e-3 if self.exposure.name == "bilateral" else 1e-2
         strategy.refine_start = scaled(strategy.refine_start)
         strategy.refine_every = max(1, scaled(strategy.refine_every))
         strategy.refine_stop = scaled(strategy.refine_stop, steps * 6 // 10)
@@ -115,7 +113,7 @@ class SceneConfig(RunConfig):
             ("exposure.rate", self.exposure.rate or 0, 0, None),
             ("exposure.smoothness", self.exposure.smoothness, 0, None),
             *((f"exposure.grid[{axis}]", cells, 2, 256) for axis, cells in enumerate(self.exposure.grid)),
-            ("poses.rate", self.poses.rate, 0, None),
+            ("poses.rate", self.poses.rate or 0, 0, None),
             ("poses.start", given(self.poses.start), 0, None),
             ("depth.weight", self.depth.weight, 0, None),
             ("data.near", data.near or 0, 0, None),

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splat_ssim.scene.options import ExposureConfig
-from splat_ssim.scene.per_view import PerView
+from splat_ssim.scene.per_view import PerView, rate_that_reaches
 
 #: Brightness of a colour: luma of ITU-R BT.601.
 _LUMA = (0.299, 0.587, 0.114)
 #: Final learning rate as a fraction of the initial one.
 _FINAL = 0.1
+#: How far a number of a map may move over a run.
+_REACH = 1.0
 
 
 class Exposures:
@@ -28,18 +30,19 @@ class Exposures:
         config: affine or bilateral.
         count: Number of training views.
         device: Where the maps live.
+        updates: How often each view is trained on in the run, which says how fast maps have to learn.
 
     Source: affine: B. Kerbl et al., "A Hierarchical 3D Gaussian Representation", 2024; bilateral: Y. Wang et al.,
     "Bilateral Guided Radiance Field Processing", 2024, on J. Chen et al., "Real-time edge-aware image processing with
     the bilateral grid", 2007.
     """
 
-    def __init__(self, config: ExposureConfig, count: int, device: torch.device) -> None:
-        assert config.rate is not None
+    def __init__(self, config: ExposureConfig, count: int, device: torch.device, updates: float = 100.0) -> None:
+        rate = rate_that_reaches(_REACH, updates, _FINAL) if config.rate is None else config.rate
         width, height, depth = config.grid
         self.bilateral, self.smoothness = config.name == "bilateral", config.smoothness
         shape = (12, depth, height, width) if self.bilateral else (12,)
-        self.maps = PerView(count, shape, device, config.rate, _FINAL)
+        self.maps = PerView(count, shape, device, rate, _FINAL)
         #: The mean over the views of what their maps add to the identity.
         self.common = torch.zeros(shape, device=device)
         self.identity = torch.eye(3, 4, device=device).reshape(12, *[1] * (len(shape) - 1))

@@ -178,7 +178,8 @@ class ExposureConfig:
 
     #: affine: a 3x4 matrix for each training image; bilateral: a grid of such matrices over place and brightness.
     name: Literal["none", "affine", "bilateral"] = "none"
-    #: Initial learning rate; by default 0.01 (affine) or 0.005 (bilateral). It decays log-linearly to a tenth.
+    #: Initial learning rate, which decays log-linearly to a tenth; by default one by which a colour may double over the
+    #: run, however often each view is trained on.
     rate: float | None = None
     #: Cells of a bilateral grid: horizontal, vertical, brightness.
     grid: tuple[int, int, int] = (16, 16, 8)
@@ -200,9 +201,9 @@ class PoseConfig:
 
     #: Move and turn the training cameras too. What is common to all of them is taken out again.
     refine: bool = False
-    #: Initial learning rate of turning, in radians, and of moving, in units of the scene's extent; it decays
-    #: log-linearly to a hundredth.
-    rate: float = 1e-3
+    #: Initial learning rate of turning, in radians, and of moving, in units of the scene's extent, which decays
+    #: log-linearly to a hundredth; by default one by which a camera may turn by two degrees over the run.
+    rate: float | None = None
     #: Poses stay as they are before this step; by default a twentieth of the run.
     start: int | None = None
 

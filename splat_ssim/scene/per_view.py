@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,23 @@ from torch import Tensor
 from splat_ssim.optim import Adam
 from splat_ssim.trainer.ranks import Ranks
 from splat_ssim.trainer.states import load_optimizer
+
+
+def rate_that_reaches(distance: float, updates: float, final: float) -> float:
+    """The initial learning rate of Adam by which a parameter may move so far in all, where each step is of full length.
+
+    Args:
+        distance: How far.
+        updates: Steps of each view in the run.
+        final: As of `PerView`.
+
+    Example:
+        >>> from splat_ssim.scene.per_view import rate_that_reaches
+        >>> rate_that_reaches(1.0, 100.0, 1.0)
+        0.01
+    """
+    mean = 1.0 if final == 1 else (1 - final) / -math.log(final)
+    return distance / (mean * max(updates, 1.0))
 
 
 class PerView:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from splat_ssim.scene.data import View
 from splat_ssim.scene.options import PoseConfig
-from splat_ssim.scene.per_view import PerView
+from splat_ssim.scene.per_view import PerView, rate_that_reaches
 
 #: Final learning rate as a fraction of the initial one.
 _FINAL = 0.01
+#: How far a camera may turn over a run, in radians, and move, in units of the scene's extent.
+_REACH = 0.035
 
 
 class RefinedPoses:
@@ -28,12 +30,16 @@ class RefinedPoses:
         views: Training views.
         extent: Of the scene, the unit of moves.
         device: Where the changes live.
+        updates: How often each view is trained on in the run, which says how fast cameras have to move.
     """
 
-    def __init__(self, config: PoseConfig, views: Sequence[View], extent: float, device: torch.device) -> None:
-        self.config, self.extent = config, extent
+    def __init__(
+        self, config: PoseConfig, views: Sequence[View], extent: float, device: torch.device, updates: float = 100.0
+    ) -> None:
+        self.extent = extent
+        rate = rate_that_reaches(_REACH, updates, _FINAL) if config.rate is None else config.rate
         #: For each view the axis of rotation times its angle, in world axes, and the move in units of the extent.
-        self.changes = PerView(len(views), (6,), device, config.rate, _FINAL)
+        self.changes = PerView(len(views), (6,), device, rate, _FINAL)
         centers = torch.stack([view.center for view in views]).to(device)
         self._places = (centers - centers.mean(0)) / extent
 

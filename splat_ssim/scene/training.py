@@ -106,10 +106,12 @@ class SceneTask:
         self.strategy.check_sanity(self.splats, self.optimizers)
         self.strategy_state = self.strategy.initialize_state(scene_scale=self.extent)
         count = len(self.scene.train)
-        exposed = config.exposure.name != "none"
-        self.exposures = Exposures(config.exposure, count, self.device) if exposed else None
-        refined = config.poses.refine
-        self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device) if refined else None
+        updates = config.steps * config.batch_size / count
+        self.exposures = self.poses = None
+        if config.exposure.name != "none":
+            self.exposures = Exposures(config.exposure, count, self.device, updates)
+        if config.poses.refine:
+            self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device, updates)
 
     def plan(self) -> list[str]:
         """What the run would do and take, in words."""

@@ -97,9 +97,7 @@ class BlockedVolume:
         for block in blocks_of(self.shape, edge):
             voxels = self.raw(block)
             if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-                raise ValueError(
-                    f"{self.path} must hold finite voxels, got NaN or infinite ones in the block at {block[0]}"
-                )
+                raise ValueError(f"{self.path} must hold finite voxels, got others in the block from {block[0]} on")
             least, most = min(least, voxels.min()), max(most, voxels.max())
             checksum = zlib.crc32(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data, checksum)
             samples.append(voxels.ravel()[::stride])

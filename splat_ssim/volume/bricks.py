@@ -170,11 +170,10 @@ class BrickTask:
     def step(self, index: int) -> Report:
         """A step of the brick whose turn it is."""
         stage = self.stages[bisect.bisect_right([s.first for s in self.stages], index) - 1]
-        if self.fit is None or self.stage != stage:
+        if self.stage != stage:
             self._begin(stage)
-        assert self.fit is not None
-        report = self.fit.step(index - stage.first) if len(self.fit.model.tensors["means"]) else Report({"loss": 0.0})
-        self.last_loss = float(report["loss"])
+        if self.fit is not None:
+            self.last_loss = float(self.fit.step(index - stage.first)["loss"])
         if index + 1 == stage.first + stage.steps:
             self._end()
         return Report({"loss": self.last_loss, "brick": stage.place, "gaussians": lambda: len(self)})
@@ -190,7 +189,9 @@ class BrickTask:
         own = {name: tensor[inside] for name, tensor in self.tensors.items()}
         self.tensors = {name: tensor[~inside] for name, tensor in self.tensors.items()}
         self.begun = len(own["means"])
-        self.fit = self._fit(stage, own)
+        # Nothing is there, and nothing is to grow: such a brick's steps pass.
+        idle = stage.second and self.begun + self._growth()[stage.place] == 0
+        self.fit = None if idle else self._fit(stage, own)
 
     def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
         """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
@@ -206,9 +207,9 @@ class BrickTask:
             "",
             self.volume.intensities,
         )
-        base = self._field(region)
+        base = self._field(self.tensors, region)
         shift = torch.tensor(start, dtype=torch.float32, device=self.device)
-        given = {**own, "means": own["means"] - shift} if stage.second else None
+        given = {**own, "means": own["means"] - shift} if stage.second and len(own["means"]) else None
         return VolumeTask(config, target, base=base, tensors=given)
 
     def _brick_config(self, stage: Stage) -> VolumeConfig:
@@ -237,14 +238,11 @@ class BrickTask:
         return shares(weights, self.config.strategy.budget - sum(self.budgets), self.cores[1])
 
     def _end(self) -> None:
-        """Puts the Gaussians of a brick with the others, in voxels of the volume."""
-        assert self.fit is not None and self.stage is not None
-        start, _ = self._region(self.stage.core)
-        own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
-        own["means"] = own["means"] + torch.tensor(start, dtype=torch.float32, device=self.device)
+        """Puts the Gaussians of a brick with the others."""
+        assert self.stage is not None
         if not self.stage.second:
             self._note_left(self.stage)
-        self.tensors = {name: torch.cat([tensor, own[name]]) for name, tensor in self.tensors.items()}
+        self.tensors = self.whole()
         self.fit = self.stage = None
 
     @torch.no_grad()
@@ -282,27 +280,32 @@ class BrickTask:
         return ((means >= means.new_tensor(low) - 0.5) & (means < means.new_tensor(high) - 0.5)).all(1)
 
     @torch.no_grad()
-    def _field(self, region: Block) -> Tensor:
-        """The field of the Gaussians that are fitted, in a region."""
+    def _field(self, tensors: Mapping[str, Tensor], region: Block) -> Tensor:
+        """The field of Gaussians in a region."""
         start, shape = region
-        means, reach = self.tensors["means"], 3 * self.tensors["log_scales"].exp().amax(1, keepdim=True)
+        means, reach = tensors["means"], 3 * tensors["log_scales"].exp().amax(1, keepdim=True)
         low = means.new_tensor(start)
         near = ((means + reach >= low) & (means - reach <= low + means.new_tensor(shape))).all(1)
         if not near.any():
             return torch.zeros(self.volume.channels, *shape, device=self.device)
-        chosen = {name: tensor[near] for name, tensor in self.tensors.items()}
+        chosen = {name: tensor[near] for name, tensor in tensors.items()}
         return GaussianField(chosen)(self.lattice.crop(start, shape))
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, Tensor]:
+        """All Gaussians, those of the present brick too, in voxels of the volume."""
+        if self.fit is None or self.stage is None:
+            return dict(self.tensors)
+        start = torch.tensor(self._region(self.stage.core)[0], dtype=torch.float32, device=self.device)
+        own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
+        own["means"] = own["means"] + start
+        return {name: torch.cat([tensor, own[name]]) for name, tensor in self.tensors.items()}
 
     # --- what the loop asks for
 
-    @torch.no_grad()
     def field(self, region: Block) -> Tensor:
         """(C, …) the field in a region as it is compared: cut to [0, 1] if the volume is."""
-        values = self._field(region)
-        if self.fit is not None and self.stage is not None:
-            start = torch.tensor(self._region(self.stage.core)[0], dtype=torch.float32, device=self.device)
-            own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
-            values = values + GaussianField({**own, "means": own["means"] + start})(self.lattice.crop(*region))
+        values = self._field(self.whole(), region)
         return values.clamp(0, 1) if self.volume.normalization.clip else values
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
@@ -331,11 +334,9 @@ class BrickTask:
 
     def gaussians(self) -> GaussianField:
         """The Gaussians as they lie in the world, with their source."""
-        if self.fit is not None:
-            raise RuntimeError("the Gaussians of a run are asked for when its last brick is done")
         scale = self.volume.normalization
         source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, "")
-        return GaussianField(*in_world(self.tensors, self.volume.grid, source))
+        return GaussianField(*in_world(self.whole(), self.volume.grid, source))
 
     def render(self, views: str, output: Path, frames: int) -> None:
         """Slices through the middle of the volume, beside it and with the error."""
@@ -344,12 +345,11 @@ class BrickTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The Gaussians that are fitted, what the first pass has left, and the fit of the present brick."""
-        fitting = self.fit is not None and self.stage is not None
         return {
             "tensors": dict(self.tensors),
             "left": self.left,
             "last_loss": self.last_loss,
-            "stage": self.stage.first if fitting and self.stage is not None else -1,
+            "stage": -1 if self.stage is None else self.stage.first,
             "begun": self.begun,
             "fit": self.fit.state_dict() if self.fit is not None else {},
         }
@@ -365,7 +365,7 @@ class BrickTask:
         self.left, self.last_loss = left.cpu(), float(state["last_loss"])
         self.stage, self.fit = next((stage for stage in self.stages if stage.first == first), None), None
         self.begun = int(state["begun"])
-        if self.stage is not None:
+        if self.stage is not None and state["fit"]:
             count = len(state["fit"]["tensors"]["means"])
             own = {name: tensor.new_zeros(count, *tensor.shape[1:]) for name, tensor in self._none().items()}
             self.fit = self._fit(self.stage, own)

@@ -1,0 +1,164 @@
+"""Fits brick by brick, for volumes beyond memory: the same as in memory but for little, and resumed to the byte."""
+
+import numpy as np
+import pytest
+import torch
+
+from splat_ssim.errors import UserError
+from splat_ssim.trainer.config import ConfigError
+from splat_ssim.trainer.loop import load, run
+from splat_ssim.volume.blocks import BlockedVolume, blocks_of
+from splat_ssim.volume.brick_layout import counted, shares
+from splat_ssim.volume.bricks import BrickConfig, BrickTask
+from splat_ssim.volume.config import VolumeDataConfig
+from splat_ssim.volume.evaluation import evaluate_volume
+from splat_ssim.volume.io import load_volume
+from splat_ssim.volume.rebuild import rebuild
+
+
+def smooth_volume(shape=(36, 30, 40), seed=0):
+    """Blobs of several sizes, uint8."""
+    generator = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.arange(n, dtype=float) for n in shape], indexing="ij")
+    values = np.zeros(shape)
+    for _ in range(14):
+        center, radius = generator.uniform(0, shape), generator.uniform(2.5, 7)
+        values += generator.uniform(0.3, 1) * np.exp(
+            -0.5 * sum((a - c) ** 2 for a, c in zip(axes, center, strict=True)) / radius**2
+        )
+    return (255 * values / values.max()).astype(np.uint8)
+
+
+def config_of(tmp_path, name="run", **changes):
+    """A short fit of 120 Gaussians in bricks of 20 voxels."""
+    values = {"brick": 20, "brick_steps": 30, "device": "cpu", "checkpoint_every": 0, **changes}
+    config = BrickConfig(data_dir=tmp_path / "volume.npy", result_dir=tmp_path / name, **values)
+    config.strategy.budget = 120
+    config.output.progress = False
+    return config
+
+
+@pytest.fixture
+def volume(tmp_path):
+    values = smooth_volume()
+    np.save(tmp_path / "volume.npy", values)
+    return values
+
+
+def test_blocks_cover_a_volume_once_at_any_shift():
+    for shape, edge, shift in (((7, 5, 9), 4, 0), ((7, 5, 9), 4, 2), ((3, 3, 3), 8, 4), ((8, 8, 8), 4, 2)):
+        seen = np.zeros(shape, int)
+        for first, count in blocks_of(shape, edge, shift=shift):
+            seen[tuple(slice(f, f + c) for f, c in zip(first, count, strict=True))] += 1
+            assert max(count) <= edge
+        assert (seen == 1).all()
+
+
+def test_a_share_is_in_proportion_and_all_of_it_is_given():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        weights = generator.uniform(0, 1, generator.integers(1, 9)).tolist()
+        total = int(generator.integers(1, 1000))
+        parts = shares(weights, total, [((0, 0, 0), (50, 50, 50))] * len(weights))
+        assert sum(parts) == total
+        assert all(abs(part - weight / sum(weights) * total) < 1 for part, weight in zip(parts, weights, strict=True))
+
+
+def test_voxels_count_where_bricks_are_or_have_been_fitted_and_windows_end_inside():
+    weights = counted(
+        ((5, 0, 0), (20, 12, 12)), [((10, 0, 0), (10, 12, 12)), ((0, 0, 0), (10, 12, 12))], 3, (40, 12, 12)
+    )
+    line = weights[:, 6, 6]
+    # From voxel 8 on, where windows stay inside, to 20, where the next brick begins.
+    assert line.tolist() == [0.0] * 3 + [1.0] * 12 + [0.0] * 5
+
+
+def test_blocks_are_evaluated_as_the_whole_volume_is(tmp_path, volume):
+    task = BrickTask(config_of(tmp_path))
+    for step in range(task.config.steps):
+        task.step(step)
+    found = task.evaluate(None)
+    whole = ((0, 0, 0), volume.shape)
+    expected = evaluate_volume(task.field(whole), task.volume.read(whole))
+    assert abs(found["psnr3d"] - expected["psnr3d"]) < 1e-4
+    assert abs(found["ssim3d"] - expected["ssim3d"]) < 1e-6
+    assert len(task) == 120
+    # Borders of bricks are no worse than the rest.
+    error = (task.field(whole) - task.volume.read(whole))[0].square()
+    border = torch.cat([error[18:22].flatten(), error[:, 18:22].flatten(), error[:, :, 18:22].flatten()]).mean()
+    assert found["psnr3d"] > 30 and border < 2.5 * error.mean()
+
+
+def test_a_fit_by_bricks_resumes_to_the_byte_from_within_a_brick_of_either_pass(tmp_path, volume):
+    config = config_of(tmp_path)
+    config.output.save_steps = (47, 250)
+    metrics = run(BrickTask(config))
+    assert metrics["num_gaussians"] == 120 and metrics["step"] == config_steps(tmp_path)
+    final = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["tensors"]
+    for step in config.output.save_steps:
+        kept = tmp_path / "run" / "steps" / f"{step:07d}"
+        assert load(kept).evaluate(None)["psnr3d"] > 5
+        run(BrickTask(BrickConfig(resume=kept)))
+        resumed = torch.load(kept / "checkpoint.pt", weights_only=True)["tensors"]
+        assert all(torch.equal(final[name], resumed[name]) for name in final)
+
+
+def config_steps(tmp_path):
+    """Steps of the whole run: those of 8 bricks, and half as many of each of the second pass."""
+    return BrickTask(config_of(tmp_path, "other")).config.steps
+
+
+def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):
+    config = config_of(tmp_path)
+    config.output.format = "npy"
+    metrics = run(BrickTask(config))
+    written = np.load(tmp_path / "run" / "volume.npy")
+    assert written.shape == volume.shape and written.dtype == np.float32
+    mse = np.square(written - volume.astype(float)).mean()
+    assert abs(10 * np.log10(255**2 / mse) - metrics["psnr3d_source"]) < 0.01
+    rebuilt = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy")).data[0]
+    assert np.abs(rebuilt - written).max() < 0.01
+    assert {"slice_0.png", "slice_1.png", "slice_2.png"} <= {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
+
+
+def test_a_volume_of_zarr_in_the_world_and_of_floats_is_fitted_where_it_lies(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    values = smooth_volume((24, 24, 24)).astype(np.float32) * 3 - 200
+    array = zarr.open_array(str(tmp_path / "v.zarr"), mode="w", shape=values.shape, chunks=(8, 8, 8), dtype="f4")
+    array[...] = values
+    config = config_of(tmp_path, brick=16, brick_steps=20)
+    config.data_dir = tmp_path / "v.zarr"
+    task = BrickTask(config)
+    assert task.volume.normalization.low == values.min() and task.volume.normalization.high == values.max()
+    before = task.volume.read(((4, 4, 4), (3, 3, 3))) * (values.max() - values.min()) + values.min()
+    assert (before[0].numpy() - values[4:7, 4:7, 4:7]).max() < 1e-3
+    metrics = run(task)
+    assert metrics["psnr3d"] > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "brick", 21), r"brick must be even"),
+        (lambda c: setattr(c.model, "name", "grid"), r"requires model\.name gaussians and strategy\.name residual"),
+        (lambda c: setattr(c.output, "format", "nii.gz"), r"output\.format of a fit by bricks must be npy"),
+        (
+            lambda c: c.data.read.update(nonfinite=0.0),
+            r"data\.read of a fit by bricks must hold key, channel, time",
+        ),
+        (lambda c: setattr(c.data, "mask", c.data_dir), r"data\.mask requires a fit of the whole volume at once"),
+    ],
+)
+def test_options_that_bricks_do_not_have_are_refused(tmp_path, volume, change, message):
+    config = config_of(tmp_path)
+    change(config)
+    with pytest.raises((UserError, ConfigError), match=message):
+        BrickTask(config)
+
+
+def test_numbers_that_are_none_are_found_before_anything_is_fitted(tmp_path):
+    values = smooth_volume().astype(np.float32)
+    values[30, 2, 3] = np.nan
+    np.save(tmp_path / "volume.npy", values)
+    with pytest.raises(ValueError, match=r"must hold finite voxels, got others in the block from \(20, 0, 0\) on"):
+        BlockedVolume(tmp_path / "volume.npy", VolumeDataConfig(), 20)
