@@ -1,4 +1,5 @@
-"""The console commands: splat-train, splat-eval, splat-render, splat-compare, splat-prepare, splat-voxelize.
+"""The console commands: splat-train, splat-eval, splat-render, splat-compare, splat-export, splat-prepare,
+splat-voxelize.
 
 This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
 """
@@ -61,6 +62,11 @@ def evaluate() -> None:
 def render() -> None:
     """Draws what a run has trained."""
     _call("splat-render", "splat_ssim.trainer.cli:render_run")
+
+
+def export() -> None:
+    """Writes a trained scene in the formats of viewers."""
+    _call("splat-export", "splat_ssim.scene.export:export")
 
 
 def compare() -> None:

@@ -152,6 +152,10 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
         raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
     header, body = _cut(path, data)
     form, elements = _read_header(path, header)
+    if any(name == "packed_position" for element in elements for name, _ in element.properties):
+        raise PlyError(
+            f"{path}: required an uncompressed PLY, got SuperSplat's compressed PLY: convert it (scripts/export.py)"
+        )
     if form == "ascii":
         rows = [row.split() for row in body.decode("ascii", "replace").split("\n") if row.strip()]
         start = sum(element.count for element in elements if element.before)
@@ -181,6 +185,35 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
         )
     vertices_read = np.frombuffer(body, layout, count, offset)
     return {name: vertices_read[name].astype(kind) for name, kind in element.properties}
+
+
+def ply_elements(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every element of a binary PLY file without lists, such as SuperSplat's compressed one.
+
+    Returns:
+        Element -> property -> (count,) array, in the order of the file.
+
+    Raises:
+        PlyError: The file is missing, is no PLY, is cut off, is text, or has lists.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as missing:
+        raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
+    header, body = _cut(path, data)
+    form, elements = _read_header(path, header)
+    if form == "ascii" or any(element.has_list for element in elements):
+        raise PlyError(f"{path}: required a binary PLY without lists, got {'text' if form == 'ascii' else 'lists'}")
+    found, offset = {}, 0
+    for element in elements:
+        layout = np.dtype([(name, _BYTE_ORDERS[form] + kind) for name, kind in element.properties])
+        if len(body) < offset + element.count * layout.itemsize:
+            raise PlyError(f"{path}: required {element.count} rows of {element.name}, got fewer: the file is cut off")
+        rows = np.frombuffer(body, layout, element.count, offset)
+        found[element.name] = {name: rows[name].astype(kind) for name, kind in element.properties}
+        offset += element.count * layout.itemsize
+    return found
 
 
 def ply_comments(path: str | Path) -> list[str]:
@@ -213,7 +246,7 @@ def _cut(path: Path, data: bytes) -> tuple[list[str], bytes]:
     if kind is None and data.startswith((_GZIP, b"NGSP")):
         kind = "SPZ or another compressed file"
     if kind is not None:
-        raise PlyError(f"{path}: required a PLY file, got {kind}: convert it to an uncompressed PLY")
+        raise PlyError(f"{path}: required a PLY file, got {kind}: convert it to an uncompressed PLY (scripts/export.py)")
     raise PlyError(f"{path}: required a PLY file, got one without its header")
 
 
@@ -249,8 +282,6 @@ def _read_header(path: Path, header: list[str]) -> tuple[str, list[_Element]]:
             else:
                 element.properties.append((line[2], _TYPES[line[1]]))
     vertices = next((element for element in elements if element.name == "vertex"), None)
-    if any(name == "packed_position" for element in elements for name, _ in element.properties):
-        raise PlyError(f"{path}: required an uncompressed PLY, got SuperSplat's compressed PLY: convert it")
     if form not in _BYTE_ORDERS or vertices is None or not vertices.properties or min(e.count for e in elements) < 0:
         raise PlyError(f"{path}: required a format, a number of vertices and their properties, got a header without")
     names = [name for name, _ in vertices.properties]

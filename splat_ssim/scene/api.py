@@ -10,10 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from splat_ssim.ply import save_ply
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
-from splat_ssim.scene.model import standard_splats
+from splat_ssim.scene.export import save_trained
 from splat_ssim.scene.presets import preset_values
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.trainer.config import from_mapping, overlaid
@@ -44,9 +43,17 @@ class TrainedScene:
         """(H, W, 3) colours in [0, 1] of a camera, on the device of the training."""
         return self.task.picture(view)[0].clamp(0, 1)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the Gaussians as PLY, which splat viewers open."""
-        save_ply(Path(path), standard_splats(self.task.splats, self.task.opacity_activation))
+    def save(self, path: str | Path) -> list[str]:
+        """Writes the Gaussians in a format that viewers open, by the end of the name: .ply, .compressed.ply, .splat,
+        .spz, .sog or .glb.
+
+        Returns:
+            What was cut or left out, a line each; docs/export.md says what each format keeps.
+
+        Raises:
+            UserError: The name ends otherwise, or the format has no room for these Gaussians.
+        """
+        return save_trained(path, self.task)
 
 
 def train(

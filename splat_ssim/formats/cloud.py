@@ -1,0 +1,201 @@
+"""Gaussians as every file format here takes and gives them, and what several formats do alike; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+from splat_ssim.ply import SH0
+
+#: Names of the tensors of Gaussians, as `splat_ssim.ply` has them.
+NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
+#: Logits beyond it are 0 or 1 in every format.
+MAX_LOGIT = 30.0
+#: Coefficients of degree 1, 2 and 3, in the order of shN, as products of the coordinates: 1 where x, y or z occurs
+#: an odd number of times.
+_ODD = np.array(
+    [(0, 1, 0), (0, 0, 1), (1, 0, 0)]
+    + [(1, 1, 0), (0, 1, 1), (0, 0, 0), (1, 0, 1), (0, 0, 0)]
+    + [(0, 1, 0), (1, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1), (1, 0, 0)]
+)
+
+
+class FormatError(UserError):
+    """Gaussians that a format cannot hold, or a file that is not what its name says; the message says which."""
+
+
+@dataclass
+class Cloud:
+    """Gaussians between a file and the rest.
+
+    Attributes:
+        means: (N, 3) float32.
+        scales: (N, 3) float32, logarithms.
+        quats: (N, 4) float32, unit quaternions wxyz.
+        opacities: (N,) float32, logits.
+        sh0: (N, 3) float32.
+        shN: (N, K-1, 3) float32, with K = 1, 4, 9 or 16.
+        antialiased: Whether they were trained with Mip-Splatting's compensation.
+        offset: What was subtracted from the coordinates: the world's are means + offset.
+        notes: What was cut, left out or assumed, a line each.
+    """
+
+    means: np.ndarray
+    scales: np.ndarray
+    quats: np.ndarray
+    opacities: np.ndarray
+    sh0: np.ndarray
+    shN: np.ndarray
+    antialiased: bool = False
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def degree(self) -> int:
+        """Highest degree of spherical harmonics."""
+        return {0: 0, 3: 1, 8: 2, 15: 3}[self.shN.shape[1]]
+
+    @property
+    def alphas(self) -> np.ndarray:
+        """(N,) float64 opacities in [0, 1]."""
+        return 1 / (1 + np.exp(-self.opacities.astype(np.float64)))
+
+    @property
+    def colors(self) -> np.ndarray:
+        """(N, 3) float64 colours of degree 0, in [0, 1] but for what the training pushed beyond."""
+        return 0.5 + SH0 * self.sh0.astype(np.float64)
+
+    def note_cut(self, cut: np.ndarray, what: str) -> None:
+        """Notes how many entries of an array of booleans are true, if any are."""
+        if count := int(np.count_nonzero(cut)):
+            self.notes.append(f"{count} of {cut.size} {what}")
+
+    def ordered(self, order: np.ndarray) -> Cloud:
+        """The same Gaussians in another order."""
+        return replace(self, **{name: getattr(self, name)[order] for name in NAMES})
+
+    def flipped(self, axes: str) -> Cloud:
+        """The Gaussians in a frame whose axes named here ("yz") point the other way; exact, and its own inverse.
+
+        Two axes at once are a turn by 180 degrees, so rotations stay rotations.
+        """
+        turned = np.array([axis in axes for axis in "xyz"])
+        if turned.sum() != 2:
+            raise ValueError(f"axes must be two of x, y and z, got {axes!r}")
+        signs = np.where(turned, -1, 1).astype(np.float32)
+        odd = _ODD[: self.shN.shape[1]] @ turned % 2
+        return replace(
+            self,
+            means=self.means * signs,
+            # The axis of the turn keeps its component.
+            quats=self.quats * np.concatenate([[1], signs]).astype(np.float32),
+            shN=self.shN * np.where(odd, -1, 1).astype(np.float32)[:, None],
+        )
+
+    def splats(self) -> dict[str, Tensor]:
+        """The tensors as `splat_ssim.load_ply` returns them, float32 on the CPU."""
+        arrays = {name: getattr(self, name) for name in NAMES}
+        arrays["sh0"] = self.sh0[:, None]
+        return {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
+
+
+def cloud_of(
+    splats: Mapping[str, Tensor],
+    *,
+    antialiased: bool = False,
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    source: str | Path = "splats",
+) -> Cloud:
+    """Gaussians as `splat_ssim.save_ply` takes them, checked: finite, of unit quaternions.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape.
+        FormatError: There is no Gaussian, or one with a value that is NaN or infinite.
+    """
+    missing = [name for name in NAMES if name not in splats]
+    if missing:
+        raise ValueError(f"splats must have {', '.join(NAMES)}, got none of {', '.join(missing)}")
+    arrays = {name: splats[name].detach().cpu().float().numpy() for name in NAMES}
+    count = len(arrays["means"])
+    rest = arrays["shN"].shape[1] if arrays["shN"].ndim == 3 else -1
+    shapes = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": (1, 3), "shN": (rest, 3)}
+    for name, shape in shapes.items():
+        if arrays[name].shape != (count, *shape):
+            raise ValueError(f"{name} must have shape {(count, *shape)}, got {arrays[name].shape}")
+    if rest not in (0, 3, 8, 15):
+        raise FormatError(f"{source}: required harmonics of degree 0 to 3 (shN of 0, 3, 8 or 15), got {rest}")
+    if count == 0:
+        raise FormatError(f"{source}: required Gaussians to write, got none")
+    # Logits of opaque Gaussians may well be infinite.
+    arrays["opacities"] = np.clip(arrays["opacities"], -MAX_LOGIT, MAX_LOGIT)
+    for name in NAMES:
+        bad = np.flatnonzero(~np.isfinite(arrays[name].reshape(count, -1)).all(1))
+        if len(bad):
+            raise FormatError(
+                f"{source}: required finite numbers, got NaN or infinity in the {name} of {len(bad)} of {count} "
+                f"Gaussians, number {bad[0]} first"
+            )
+    lengths = np.linalg.norm(arrays["quats"].astype(np.float64), axis=1, keepdims=True)
+    quats = np.where(lengths > 0, arrays["quats"] / np.where(lengths > 0, lengths, 1), [1.0, 0, 0, 0])
+    cloud = Cloud(
+        **{**arrays, "sh0": arrays["sh0"][:, 0], "quats": quats.astype(np.float32)},
+        antialiased=antialiased,
+        offset=offset,
+    )
+    cloud.note_cut(lengths[:, 0] == 0, "rotations had no length and were written as none")
+    return cloud
+
+
+def logits(alphas: np.ndarray) -> np.ndarray:
+    """Float32 logits of opacities; what a file rounded to 0 or 1 stays finite."""
+    clipped = np.clip(alphas.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped)).astype(np.float32)
+
+
+def smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The index (N,) of the largest component and the other three (N, 3), in [-√½, √½], of q or -q.
+
+    Source: the "smallest three" encoding of rotations: the largest component is what the unit length leaves.
+    """
+    largest = np.abs(quats).argmax(1)
+    rows = np.arange(len(quats))
+    signed = quats * np.where(quats[rows, largest] < 0, -1, 1)[:, None]
+    others = signed[np.arange(4)[None] != largest[:, None]].reshape(-1, 3)
+    return largest, others
+
+
+def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N, 4) float32 unit quaternions of what `smallest_three` returns, perhaps rounded."""
+    quats = np.empty((len(others), 4))
+    quats[np.arange(4)[None] != largest[:, None]] = others.reshape(-1)
+    quats[np.arange(len(others)), largest] = np.sqrt(np.maximum(0, 1 - np.square(others).sum(1)))
+    return (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32)
+
+
+def morton_order(means: np.ndarray) -> np.ndarray:
+    """The order of points along a Morton curve through 1024³ cells of their bounding box: neighbours stay together."""
+    low, high = means.min(0).astype(np.float64), means.max(0).astype(np.float64)
+    cells = np.clip((means - low) / np.maximum(high - low, 1e-30) * 1024, 0, 1023).astype(np.int64)
+    for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
+        cells = (cells | (cells << shift)) & mask
+    return np.argsort((cells[:, 2] << 2) | (cells[:, 1] << 1) | cells[:, 0], kind="stable")
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Uint8 of values in [0, 255], rounded and cut."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def require(condition: bool, path: Path, required: str, got: str) -> None:
+    """Raises FormatError in the words of this package where a condition does not hold."""
+    if not condition:
+        raise FormatError(f"{path}: required {required}, got {got}")
