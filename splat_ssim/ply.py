@@ -246,7 +246,9 @@ def _cut(path: Path, data: bytes) -> tuple[list[str], bytes]:
     if kind is None and data.startswith((_GZIP, b"NGSP")):
         kind = "SPZ or another compressed file"
     if kind is not None:
-        raise PlyError(f"{path}: required a PLY file, got {kind}: convert it to an uncompressed PLY (scripts/export.py)")
+        raise PlyError(
+            f"{path}: required a PLY file, got {kind}: convert it to an uncompressed PLY (scripts/export.py)"
+        )
     raise PlyError(f"{path}: required a PLY file, got one without its header")
 
 

@@ -99,9 +99,7 @@ def decode(path: Path) -> Cloud:
     elements = ply_elements(path)
     vertices, chunks = elements.get("vertex", {}), elements.get("chunk", {})
     needed = [f"packed_{name}" for name in _PACKED]
-    missing = [name for name in needed if name not in vertices] + [
-        name for name in _BOUNDS[:12] if name not in chunks
-    ]
+    missing = [name for name in needed if name not in vertices] + [name for name in _BOUNDS[:12] if name not in chunks]
     require(not missing, path, "a compressed PLY", f"one without {', '.join(missing[:3])}")
     count = len(vertices["packed_position"])
     require(count > 0, path, "at least one Gaussian", "none")

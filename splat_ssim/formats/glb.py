@@ -91,9 +91,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     text += b" " * (-len(text) % 4)
     body = b"".join(parts)
     head = struct.pack("<III", _MAGIC, 2, 12 + 8 + len(text) + 8 + len(body))
-    return b"".join(
-        [head, struct.pack("<II", len(text), _JSON), text, struct.pack("<II", len(body), _BINARY), body]
-    )
+    return b"".join([head, struct.pack("<II", len(text), _JSON), text, struct.pack("<II", len(body), _BINARY), body])
 
 
 def decode(data: bytes, path: Path) -> Cloud:

@@ -62,7 +62,7 @@ def palette(rows: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np
 
     Args:
         rows: (N, D) float32, finite.
-        count: At most N; where there are as many different rows or fewer, they are kept as they are.
+        count: Where there are as many different rows or fewer, they are kept as they are.
         seed: Of the rows to start from.
 
     Returns:

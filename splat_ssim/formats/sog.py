@@ -88,7 +88,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     if any(cloud.offset):
         meta["asset"]["offset"] = list(cloud.offset)
     if cloud.degree:
-        rows, labels = palette(cloud.shN.reshape(len(cloud), -1), _palette_rows(len(cloud)))
+        rows, labels = palette(cloud.shN.reshape(len(cloud), -1), _MOST_ROWS)
         values, entries = codebook(rows)
         coefficients = cloud.shN.shape[1]
         # The values of a row are red, green and blue of a pixel for each coefficient.
@@ -107,11 +107,6 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         for name, content in {"meta.json": json.dumps(meta).encode(), **pictures}.items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()
-
-
-def _palette_rows(count: int) -> int:
-    """About half as many rows of harmonics as Gaussians, in whole rows of their picture."""
-    return min(count, _MOST_ROWS, max(1024, _ACROSS * math.ceil(count / 2 / _ACROSS)))
 
 
 def decode(data: bytes, path: Path) -> Cloud:

@@ -2,8 +2,8 @@
 
 Source: the README of nianticlabs/spz (MIT), and the constants of its definition: a header, then one array for each
 property; positions as 24-bit fixed point, opacities, colours (a gain of 0.15) and scales (a sixteenth of the logarithm
-from -10 on) as bytes, rotations xyzw by their smallest three of 10 bits, harmonics as bytes of which 5 bits (degree 1)
-or 4 bits count. Version 3 is all of it in gzip, version 4 each array in zstd. Every reader of version 4 reads 3.
+from -10 on) as bytes, rotations xyzw by their smallest three of 10 bits, harmonics as bytes, of which a writer
+says how many bits count. Version 3 is all of it in gzip, version 4 each array in zstd. Every reader of version 4 reads 3.
 
 Its axes are right, up, back (RUB); those of PLY files count as right, down, front (RDF): y and z change their sign.
 """
@@ -27,8 +27,8 @@ _BITS, _MOST_BITS = 12, 22
 _LARGEST = 2**23 - 1
 _COLOR_GAIN = 0.15
 _ANTIALIASED, _EXTENDED = 1, 2
-#: Bits of the harmonics that count, by degree.
-_SH_BITS = (5, 4, 4)
+#: Bits of the harmonics that count, by degree: one more than Niantic's default, which costs the chair 0.66 dB, not 0.21.
+_SH_BITS = (6, 5, 5)
 
 
 def encode(cloud: Cloud, path: Path) -> bytes:
@@ -83,7 +83,7 @@ def _packed_rotations(quats: np.ndarray) -> bytes:
 def _packed_harmonics(shN: np.ndarray) -> bytes:
     """A byte each, in steps that grow with the degree; 128 is 0."""
     steps = np.repeat([2.0 ** (8 - bits) for bits in _SH_BITS], (3, 5, 7))[: shN.shape[1], None]
-    return to_bytes(np.rint(np.rint(shN * 128 + 128) / steps) * steps).tobytes()
+    return to_bytes(np.rint((shN * 128 + 128) / steps) * steps).tobytes()
 
 
 def decode(data: bytes, path: Path) -> Cloud:
@@ -159,8 +159,8 @@ def _zstd(path: Path) -> Any:
         import zstandard
     except ModuleNotFoundError:
         raise FormatError(
-            f"{path}: required the package zstandard to read SPZ of version 4, got none: pip install zstandard, "
-            "or write the file as version 3"
+            f"{path}: required the package zstandard to read SPZ of version 4, got none: install splat_ssim with its "
+            "extra 'export', or write the file as version 3"
         ) from None
 
     def decompress(data: bytes, size: int) -> bytes:
