@@ -1,5 +1,4 @@
-"""The console commands: splat-train, splat-eval, splat-render, splat-compare, splat-export, splat-prepare,
-splat-voxelize.
+"""The console commands: splat-train, -eval, -render, -export, -compare, -prepare and -voxelize.
 
 This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
 """

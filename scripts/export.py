@@ -1,4 +1,4 @@
-"""Writes a trained scene for viewers: `python scripts/export.py RUN_FOLDER [OUT.spz] [--formats spz sog] [--views 8]`."""
+"""Writes a trained scene for viewers: `python scripts/export.py RUN_FOLDER [OUT.spz] [--all] [--views 8]`."""
 
 import sys
 from pathlib import Path

@@ -14,8 +14,8 @@ from splat_ssim.ply import load_ply, ply_comments, save_ply
 from splat_ssim.scene import train
 from splat_ssim.scene.export import export
 
+from .gaussians import make
 from .scenes import write_blender
-from .test_formats import make
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch, argument
 
 def test_a_run_of_a_volume_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("task: volume\n")
-    with pytest.raises(UserError, match="required a run that trained a scene, got one of splat_ssim.volume"):
+    with pytest.raises(UserError, match=r"required a run that trained a scene, got one of splat_ssim\.volume"):
         export(tmp_path, tmp_path / "a.spz")
 
 

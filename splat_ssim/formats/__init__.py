@@ -13,7 +13,7 @@ from splat_ssim.errors import user_errors
 from splat_ssim.formats import compressed_ply, glb, sog, splat, spz
 from splat_ssim.formats.cloud import Cloud as Cloud
 from splat_ssim.formats.cloud import FormatError as FormatError
-from splat_ssim.formats.cloud import cloud_of
+from splat_ssim.formats.cloud import check_finite, cloud_of
 from splat_ssim.ply import load_ply, ply_comments, save_ply
 
 __all__ = ["FORMATS", "Cloud", "Format", "FormatError", "format_of", "read_splats", "save_splats"]
@@ -156,6 +156,7 @@ def read_splats(path: str | Path, *, format: str | None = None) -> Cloud:
         if kind.name == "ply" and "packed_position" in _vertex_properties(path):
             kind = FORMATS["compressed-ply"]
         cloud = kind.read(path)
+    check_finite(vars(cloud), path)
     return cloud
 
 

@@ -20,9 +20,11 @@ MAX_LOGIT = 30.0
 #: Coefficients of degree 1, 2 and 3, in the order of shN, as products of the coordinates: 1 where x, y or z occurs
 #: an odd number of times.
 _ODD = np.array(
-    [(0, 1, 0), (0, 0, 1), (1, 0, 0)]
-    + [(1, 1, 0), (0, 1, 1), (0, 0, 0), (1, 0, 1), (0, 0, 0)]
-    + [(0, 1, 0), (1, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1), (1, 0, 0)]
+    [
+        *[(0, 1, 0), (0, 0, 1), (1, 0, 0)],
+        *[(1, 1, 0), (0, 1, 1), (0, 0, 0), (1, 0, 1), (0, 0, 0)],
+        *[(0, 1, 0), (1, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1), (1, 0, 0)],
+    ]
 )
 
 
@@ -137,22 +139,27 @@ def cloud_of(
         raise FormatError(f"{source}: required Gaussians to write, got none")
     # Logits of opaque Gaussians may well be infinite.
     arrays["opacities"] = np.clip(arrays["opacities"], -MAX_LOGIT, MAX_LOGIT)
+    check_finite(arrays, source)
+    lengths = np.linalg.norm(arrays["quats"].astype(np.float64), axis=1, keepdims=True)
+    quats = np.where(lengths > 0, arrays["quats"] / np.where(lengths > 0, lengths, 1), [1.0, 0, 0, 0])
+    means, scales, _, opacities, sh0, shN = (arrays[name] for name in NAMES)
+    cloud = Cloud(means, scales, quats.astype(np.float32), opacities, sh0[:, 0], shN, antialiased, offset)
+    cloud.note_cut(lengths[:, 0] == 0, "rotations had no length and were written as none")
+    return cloud
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
+    """Raises FormatError where an array of `Cloud`, by name, has NaN or infinity, or another length than the first."""
+    count = len(arrays["means"])
     for name in NAMES:
+        if len(arrays[name]) != count:
+            raise FormatError(f"{source}: required as many {name} as means, got {len(arrays[name])} and {count}")
         bad = np.flatnonzero(~np.isfinite(arrays[name].reshape(count, -1)).all(1))
         if len(bad):
             raise FormatError(
                 f"{source}: required finite numbers, got NaN or infinity in the {name} of {len(bad)} of {count} "
                 f"Gaussians, number {bad[0]} first"
             )
-    lengths = np.linalg.norm(arrays["quats"].astype(np.float64), axis=1, keepdims=True)
-    quats = np.where(lengths > 0, arrays["quats"] / np.where(lengths > 0, lengths, 1), [1.0, 0, 0, 0])
-    cloud = Cloud(
-        **{**arrays, "sh0": arrays["sh0"][:, 0], "quats": quats.astype(np.float32)},
-        antialiased=antialiased,
-        offset=offset,
-    )
-    cloud.note_cut(lengths[:, 0] == 0, "rotations had no length and were written as none")
-    return cloud
 
 
 def logits(alphas: np.ndarray) -> np.ndarray:

@@ -55,14 +55,14 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     start = 0
     for values in attributes.values():
         is_bytes = values.dtype == np.uint8
-        content = np.ascontiguousarray(values, np.uint8 if is_bytes else "<f4").tobytes()
-        views.append({"buffer": 0, "byteOffset": start, "byteLength": len(content), "target": _ARRAY_BUFFER})
+        part = np.ascontiguousarray(values, np.uint8 if is_bytes else "<f4").tobytes()
+        views.append({"buffer": 0, "byteOffset": start, "byteLength": len(part), "target": _ARRAY_BUFFER})
         accessor = {"bufferView": len(accessors), "count": len(cloud), "type": _TYPES[values.shape[1]]}
         accessors.append({**accessor, "componentType": _BYTE if is_bytes else _FLOAT})
         if is_bytes:
             accessors[-1]["normalized"] = True
-        parts.append(content)
-        start += len(content)
+        parts.append(part)
+        start += len(part)
     accessors[0].update(min=turned.means.min(0).tolist(), max=turned.means.max(0).tolist())
     kind = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
     kind.update(sortingMethod="cameraDistance", projection="perspective")
@@ -71,7 +71,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         "mode": 0,
         "extensions": {_NAME: kind},
     }
-    content = {
+    content: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": f"splat_ssim {__version__}"},
         "extensionsUsed": [_NAME],
         "scene": 0,
@@ -83,8 +83,9 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         "buffers": [{"byteLength": start}],
     }
     # In the coordinates of the scene's files, as in scene.ply: not turned.
-    extras = {"offset": list(cloud.offset)} if any(cloud.offset) else {}
-    extras.update({"antialiased": True} if cloud.antialiased else {})
+    extras: dict[str, Any] = {"offset": list(cloud.offset)} if any(cloud.offset) else {}
+    if cloud.antialiased:
+        extras["antialiased"] = True
     if extras:
         content["nodes"] = [{"mesh": 0, "extras": extras}]
     text = json.dumps(content, separators=(",", ":")).encode()
@@ -154,13 +155,18 @@ def _decode(content: dict[str, Any], body: bytes, path: Path) -> Cloud:
         quats=(rotations / lengths)[:, [3, 0, 1, 2]].astype(np.float32),
         opacities=logits(read(f"{_NAME}:OPACITY")[:, 0]),
         sh0=read(f"{_NAME}:SH_DEGREE_0_COEF_0"),
-        shN=np.stack(harmonics, 1) if harmonics else np.zeros((len(means), 0, 3), np.float32),
+        shN=_stacked(harmonics, path) if harmonics else np.zeros((len(means), 0, 3), np.float32),
         antialiased=extras.get("antialiased") is True,
         offset=(float(offset[0]), float(offset[1]), float(offset[2])),
     ).flipped("xy")
     if len(found) > 1:
         cloud.notes.append(f"the first of {len(found)} primitives was read, the others were passed over")
     return cloud
+
+
+def _stacked(parts: list[np.ndarray], path: Path) -> np.ndarray:
+    require(len({part.shape for part in parts}) == 1, path, "harmonics of one length", "others")
+    return np.stack(parts, 1)
 
 
 def _accessor(content: dict[str, Any], index: int, body: bytes, path: Path) -> np.ndarray:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,7 @@ def decode(data: bytes, path: Path) -> Cloud:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             meta = json.loads(archive.read("meta.json"))
             return _decode(meta, _Pictures(archive, path), path)
-    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as broken:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as broken:
         raise FormatError(f"{path}: required a zip of WebP pictures and meta.json, got {broken}") from None
     except (KeyError, TypeError, IndexError) as missing:
         raise FormatError(f"{path}: required SOG of version 2, got one without {missing}") from None
@@ -136,7 +138,7 @@ class _Pictures:
                 require(width in (None, across), self.path, f"{name} of {width} pixels a row", f"{across}")
                 require(across * down >= count, self.path, f"{name} of {count} pixels", f"{across}x{down}")
                 return np.asarray(picture.convert("RGBA")).reshape(-1, 4)[:count]
-        except (OSError, SyntaxError, zipfile.BadZipFile) as broken:
+        except (OSError, SyntaxError, EOFError, struct.error, self.pillow.DecompressionBombError) as broken:
             raise FormatError(f"{self.path}: required {name} as a picture, got {broken}") from None
 
 

@@ -2,8 +2,8 @@
 
 Source: the README of nianticlabs/spz (MIT), and the constants of its definition: a header, then one array for each
 property; positions as 24-bit fixed point, opacities, colours (a gain of 0.15) and scales (a sixteenth of the logarithm
-from -10 on) as bytes, rotations xyzw by their smallest three of 10 bits, harmonics as bytes, of which a writer
-says how many bits count. Version 3 is all of it in gzip, version 4 each array in zstd. Every reader of version 4 reads 3.
+from -10 on) as bytes, rotations xyzw by their smallest three of 10 bits, harmonics as bytes, of which a writer says
+how many bits count. Version 3 is all of it in gzip, version 4 each array in zstd. Who reads version 4 reads 3 too.
 
 Its axes are right, up, back (RUB); those of PLY files count as right, down, front (RDF): y and z change their sign.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _BITS, _MOST_BITS = 12, 22
 _LARGEST = 2**23 - 1
 _COLOR_GAIN = 0.15
 _ANTIALIASED, _EXTENDED = 1, 2
-#: Bits of the harmonics that count, by degree: one more than Niantic's default, which costs the chair 0.66 dB, not 0.21.
+#: Bits of the harmonics that count, by degree. One less, as Niantic's default is, costs the chair 0.66 dB, not 0.20.
 _SH_BITS = (6, 5, 5)
 
 
@@ -108,7 +109,7 @@ def decode(data: bytes, path: Path) -> Cloud:
     require(len(body) >= count * sum(sizes), path, f"{count * sum(sizes)} bytes of Gaussians", f"{len(body)}")
     ends = np.cumsum([0, *sizes]) * count
     positions, alphas, colors, scales, rotations, harmonics = (
-        np.frombuffer(body[start:end], np.uint8) for start, end in zip(ends[:-1], ends[1:], strict=True)
+        np.frombuffer(body[start:end], np.uint8) for start, end in pairwise(ends)
     )
     triples = positions.reshape(count, 3, 3).astype(np.int64)
     fixed = triples[..., 0] | triples[..., 1] << 8 | triples[..., 2] << 16

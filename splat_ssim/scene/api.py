@@ -44,8 +44,10 @@ class TrainedScene:
         return self.task.picture(view)[0].clamp(0, 1)
 
     def save(self, path: str | Path) -> list[str]:
-        """Writes the Gaussians in a format that viewers open, by the end of the name: .ply, .compressed.ply, .splat,
-        .spz, .sog or .glb.
+        """Writes the Gaussians in a format that viewers open, by the end of the name.
+
+        Args:
+            path: File to write: .ply, .compressed.ply, .splat, .spz, .sog or .glb.
 
         Returns:
             What was cut or left out, a line each; docs/export.md says what each format keeps.

@@ -74,7 +74,7 @@ def export(
     seen = _Comparison(task, cloud, views) if task is not None and views else None
     for note in cloud.notes:
         print(f"{source}: {note}")
-    for path, kind in targets:
+    for path, _ in targets:
         if path.exists() and source.is_file() and path.samefile(source):
             raise UserError(f"{path}: required another file to write than the one that is read, got the same")
     for path, kind in targets:
