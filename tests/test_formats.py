@@ -62,6 +62,23 @@ def test_what_gaussforge_writes_is_read(tmp_path, name):
     check(name, read_splats(path), cloud_of(splats), half=1 / 255 + 1e-6)
 
 
+def test_a_palette_smaller_than_the_scene(tmp_path, monkeypatch):
+    monkeypatch.setattr("splat_ssim.formats.sog._MOST_ROWS", 300)
+    splats = make(2000, 2, seed=3)
+    # 400 kinds of harmonics, nearly.
+    splats["shN"] = splats["shN"][:400].repeat(5, 1, 1) + 0.001 * splats["shN"]
+    path = tmp_path / "a.sog"
+    save_splats(path, splats)
+    expected = cloud_of(splats)
+    ours, theirs = (
+        each.ordered(matched(each.means, expected.means)) for each in (read_splats(path), by_gaussforge(path, "sog"))
+    )
+    np.testing.assert_allclose(ours.shN, theirs.shN, atol=1e-6)
+    assert len(np.unique(ours.shN, axis=0)) <= 300
+    # Of 400 kinds at least 100 share a row; a row of zeros for all would leave everything.
+    assert np.square(ours.shN - expected.shN).mean() < 0.4 * np.square(expected.shN).mean()
+
+
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_spz_of_every_version_is_read(tmp_path, version):
     splats = make(400, 2, seed=version)
