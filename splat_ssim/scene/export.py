@@ -116,7 +116,6 @@ def _targets(source: Path, output: Path | None, formats: Sequence[str]) -> list[
         )
     folder = output or (source if source.is_dir() else source.parent)
     stem = "scene" if source.is_dir() else source.name.removesuffix(format_of(source).suffix)
-    # A run has its scene.ply already, the same as would be written.
     return [(folder / f"{stem}{kind.suffix}", kind) for kind in kinds]
 
 
