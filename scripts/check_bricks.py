@@ -3,10 +3,10 @@
     python scripts/check_bricks.py --size 1024 --budget 500000
 
 Writes size³ uint8 voxels of seeded ellipsoids and band-limited noise as zarr, block by block. Fits them by
-configs/bricks.yaml in a fresh process. Fits the piece of --piece³ voxels in the middle in memory, with as many Gaussians
-as the first fit has there and as many steps. Prints a JSON line: PSNR and SSIM3D of both over the piece and of the first
-over the whole, its seconds and its peak memory. Fails where the peak exceeds --limit-mb, or the first fit is more than
-0.3 dB below the second.
+configs/bricks.yaml in a fresh process. Fits the piece of --piece³ voxels in the middle in memory, with as many
+Gaussians as the first fit has there and as many steps. Prints a JSON line: PSNR and SSIM3D of both over the piece and
+of the first over the whole, its seconds and its peak memory. Fails where the peak exceeds --limit-mb, or the first fit
+is more than 0.3 dB below the second.
 """
 
 from __future__ import annotations

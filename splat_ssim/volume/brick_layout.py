@@ -84,8 +84,3 @@ def shares(weights: Sequence[float], total: int, cores: Sequence[Block]) -> list
         parts[place] += 1
     most = [max(1, int(np.prod(core[1])) // 8) for core in cores]
     return [int(part) for part in np.minimum(parts, most)]
-
-
-def cells_in(core: Block, half: int) -> tuple[slice, ...]:
-    """Which cells of half a brick's edge a core consists of; cores of both passes end where cells do."""
-    return tuple(slice(first // half, -(-(first + count) // half)) for first, count in zip(*core, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import itertools
 import math
 import sys
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from ..trainer.config import ConfigError, RunConfig, check_ranges
 from ..trainer.states import check_rows
 from ..trainer.task import Report
 from .blocks import Block, BlockedVolume, blocks_of
-from .brick_layout import MARGIN, Stage, cells_in, counted, region_of, shares
+from .brick_layout import MARGIN, Stage, counted, region_of, shares
 from .brick_results import evaluate_blocks, save_middle_slices, write_npy
 from .config import VolumeConfig, VolumeOutputConfig
 from .crops import loss_reach
@@ -33,10 +32,8 @@ from .grid import VoxelGrid
 from .target import Target
 from .training import VolumeTask, pick_volume_device
 
-#: Share of the budget for the first pass. The second puts the rest where the first has left most.
-_FIRST = 0.7
-#: Learning rates of the second pass, over those of the first.
-_SECOND_RATES = 0.4
+#: Rounds of the second pass that put Gaussians elsewhere; it has fewer steps for new ones to settle.
+_SECOND_ROUNDS = 2
 
 
 @dataclass
@@ -79,7 +76,7 @@ class BrickTask:
     In the first pass each brick is fitted beside the Gaussians of those before it, which stay as they are; what these
     add to the brick is subtracted, and the new ones are held to what is fitted already beyond its border. The second
     pass has bricks shifted by half an edge, so that the borders of the first lie inside: there the Gaussians of a brick
-    go on together, and the rest of the budget grows where the first pass has left most.
+    go on together.
 
     Args:
         config: Options; the volume is read from its data_dir.
@@ -118,7 +115,7 @@ class BrickTask:
         self.halo = max(of_each(loss_reach(config.loss_kwargs), 3)) + MARGIN
         self.cores = [list(blocks_of(self.volume.shape, config.brick))]
         self.cores.append(list(blocks_of(self.volume.shape, config.brick, shift=config.brick // 2)))
-        self.budgets = shares(self._weights(), round(_FIRST * config.strategy.budget), self.cores[0])
+        self.budgets = shares(self._weights(), config.strategy.budget, self.cores[0])
         self.stages = self._stages()
         config.steps = self.stages[-1].first + self.stages[-1].steps
         self.notes.append(
@@ -126,8 +123,6 @@ class BrickTask:
         )
         #: Gaussians that are fitted, in voxels of the whole volume.
         self.tensors = self._none()
-        #: Squared error that the first pass has left in each cell of half a brick's edge.
-        self.left = torch.zeros([-(-n // (config.brick // 2)) for n in self.volume.shape], dtype=torch.float64)
         self.stage: Stage | None = None
         self.fit: VolumeTask | None = None
         #: Gaussians that the present brick of the second pass began with.
@@ -189,9 +184,8 @@ class BrickTask:
         own = {name: tensor[inside] for name, tensor in self.tensors.items()}
         self.tensors = {name: tensor[~inside] for name, tensor in self.tensors.items()}
         self.begun = len(own["means"])
-        # Nothing is there, and nothing is to grow: such a brick's steps pass.
-        idle = stage.second and self.begun + self._growth()[stage.place] == 0
-        self.fit = None if idle else self._fit(stage, own)
+        # The steps of a brick of the second pass without Gaussians pass.
+        self.fit = None if stage.second and not self.begun else self._fit(stage, own)
 
     def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
         """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
@@ -209,7 +203,7 @@ class BrickTask:
         )
         base = self._field(self.tensors, region)
         shift = torch.tensor(start, dtype=torch.float32, device=self.device)
-        given = {**own, "means": own["means"] - shift} if stage.second and len(own["means"]) else None
+        given = {**own, "means": own["means"] - shift} if stage.second else None
         return VolumeTask(config, target, base=base, tensors=given)
 
     def _brick_config(self, stage: Stage) -> VolumeConfig:
@@ -226,36 +220,13 @@ class BrickTask:
         if not stage.second:
             own.strategy.budget = self.budgets[stage.place]
             return own
-        own.strategy.budget = max(1, self.begun + self._growth()[stage.place])
-        for name in ("means", "log_scales", "quats", "densities", "features"):
-            setattr(own.optimizer, name, _SECOND_RATES * getattr(config.optimizer, name))
+        own.strategy.budget, own.strategy.rounds = self.begun, min(_SECOND_ROUNDS, config.strategy.rounds)
         return own
-
-    def _growth(self) -> list[int]:
-        """How many Gaussians each brick of the second pass gets, by what the first has left in it."""
-        half = self.config.brick // 2
-        weights = [float(self.left[cells_in(core, half)].sum()) for core in self.cores[1]]
-        return shares(weights, self.config.strategy.budget - sum(self.budgets), self.cores[1])
 
     def _end(self) -> None:
         """Puts the Gaussians of a brick with the others."""
-        assert self.stage is not None
-        if not self.stage.second:
-            self._note_left(self.stage)
         self.tensors = self.whole()
         self.fit = self.stage = None
-
-    @torch.no_grad()
-    def _note_left(self, stage: Stage) -> None:
-        """Remembers the squared error in each cell of a brick of the first pass."""
-        assert self.fit is not None
-        errors = (self.fit.field() - self.fit.target.values).double().square().sum(0)
-        start, _ = self._region(stage.core)
-        own = tuple(slice(f - s, f - s + n) for f, s, n in zip(stage.core[0], start, stage.core[1], strict=True))
-        half = self.config.brick // 2
-        for place in itertools.product(*(range(0, n, half) for n in stage.core[1])):
-            cell = tuple((f + p) // half for f, p in zip(stage.core[0], place, strict=True))
-            self.left[cell] = errors[own][tuple(slice(p, p + half) for p in place)].sum()
 
     # --- space
 
@@ -344,10 +315,9 @@ class BrickTask:
         print(f"{output.with_suffix('')}: a slice across each axis", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The Gaussians that are fitted, what the first pass has left, and the fit of the present brick."""
+        """The Gaussians that are fitted, and the fit of the present brick."""
         return {
             "tensors": dict(self.tensors),
-            "left": self.left,
             "last_loss": self.last_loss,
             "stage": -1 if self.stage is None else self.stage.first,
             "begun": self.begun,
@@ -356,13 +326,11 @@ class BrickTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
-        tensors, left, first = state["tensors"], state["left"], state["stage"]
+        tensors, first = state["tensors"], state["stage"]
         if len(tensors["means"]):
             check_rows(tensors, self._none(), "tensors")
-        if not isinstance(left, Tensor) or left.shape != self.left.shape or left.dtype != self.left.dtype:
-            raise ValueError(f"left: required numbers of shape {tuple(self.left.shape)}, got others")
         self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self.left, self.last_loss = left.cpu(), float(state["last_loss"])
+        self.last_loss = float(state["last_loss"])
         self.stage, self.fit = next((stage for stage in self.stages if stage.first == first), None), None
         self.begun = int(state["begun"])
         if self.stage is not None and state["fit"]:

@@ -51,7 +51,7 @@ def check_memory(path: Path, read: Mapping[str, Any], device: str = "cpu") -> st
     if there is not None and needed > there:
         raise ValueError(
             f"{path}: a fit of {size} voxels requires about {needed / 1e9:.3g} GB of memory, got {there / 1e9:.3g} GB; "
-            f"cut the volume or halve its resolution first"
+            f"fit it brick by brick (--config configs/bricks.yaml), or cut it"
         )
     return f"{path}: memory: a fit of {size} voxels takes about {needed / 1e9:.2g} GB" + (
         f" of the {there / 1e9:.3g} GB there are" if there is not None else ""
