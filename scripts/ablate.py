@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, scaled, spread, write_csv
 
+# The scripts run from a checkout too, without the package installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import ROOT, write_csv
+from benchmarks.runs import Job, bars, markdown_table, read_metrics, run, scaled, spread
 from splat_ssim.scene.options import STRATEGY_OPTIONS, OptimizerConfig
 
 FULL = "full"

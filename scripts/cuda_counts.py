@@ -1,4 +1,4 @@
-"""Holds the CUDA kernels to their bars on a machine without a GPU, and writes benchmarks/cuda_static.csv.
+"""Holds the CUDA kernels to their bars on a machine without a GPU, and writes benchmarks/results/cuda_static.csv.
 
     python scripts/cuda_counts.py                             # needs nvcc, cuobjdump and nvdisasm
     pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm    # the last two, where only nvcc is installed
@@ -297,7 +297,7 @@ def check(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "cuda_static.csv")
+    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "cuda_static.csv")
     arguments = parser.parse_args()
     emulated = _cuda_emulated.run_all()
     rows, faults = [], []

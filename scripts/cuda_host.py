@@ -1,6 +1,6 @@
 """What of the CUDA losses can be measured without a GPU: the time Python takes, and how blocks cover images.
 
-    python scripts/cuda_host.py     # writes benchmarks/cuda_host.csv and benchmarks/cuda_lanes.csv
+    python scripts/cuda_host.py     # writes benchmarks/results/cuda_host.csv and benchmarks/results/cuda_lanes.csv
 
 Host time: the losses on CPU tensors with the CUDA operators in place of the CPU's, and a driver whose launches return
 at once. Set beside an autograd function that allocates the same outputs and does nothing else, by turns. A real
@@ -25,17 +25,17 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from _commit import commit
 from torch import Tensor
 
-from splat_ssim import ssim
-from splat_ssim.loss import photometric_loss
-from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, prepared, ssim_cuda
-from splat_ssim.options import SSIMOptions
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "csrc"))
+sys.path[:0] = [str(ROOT / "csrc"), str(ROOT)]
+
 import build  # noqa: E402
+from benchmarks.measure import add_output, commit, output_folder, run  # noqa: E402
+from splat_ssim import ssim  # noqa: E402
+from splat_ssim.loss import photometric_loss  # noqa: E402
+from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, prepared, ssim_cuda  # noqa: E402
+from splat_ssim.options import SSIMOptions  # noqa: E402
 
 #: Of an H100 or H200.
 MULTIPROCESSORS = 132
@@ -215,14 +215,15 @@ def write(path: Path, rows: Iterator[dict[str, object]]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks", help="where the CSV files are")
+    add_output(parser)
     parser.add_argument("--rounds", type=int, default=400, help="of ten calls each")
     arguments = parser.parse_args()
+    output = output_folder(arguments.output, arguments.dirty_ok)
     with tempfile.TemporaryDirectory() as folder:
         kernels = stub_kernels(Path(folder))
-        write(arguments.folder / "cuda_lanes.csv", lane_rows(kernels))
-        write(arguments.folder / "cuda_host.csv", host_rows(kernels, arguments.rounds))
+        write(output / "cuda_lanes.csv", lane_rows(kernels))
+        write(output / "cuda_host.csv", host_rows(kernels, arguments.rounds))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

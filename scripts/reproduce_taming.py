@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from _runs import ROOT, Job, bars, markdown_table, read_metrics, run, write_csv
+
+# The scripts run from a checkout too, without the package installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import ROOT, write_csv
+from benchmarks.runs import Job, bars, markdown_table, read_metrics, run
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import pytest
 import tyro
 import yaml
 
+from benchmarks import runs
 from splat_ssim.trainer.cli import main
 from tests.scenes import write_blender
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import _runs  # noqa: E402
 import ablate  # noqa: E402
 import compare_strategies  # noqa: E402
 
@@ -36,7 +36,7 @@ def script(capfd, monkeypatch):
         return SimpleNamespace(returncode=0)
 
     # Not subprocess.run itself: matplotlib asks fc-list for fonts where it has no list of them yet.
-    monkeypatch.setattr(_runs, "subprocess", SimpleNamespace(run=train))
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=train))
 
     def run(module, *arguments):
         try:

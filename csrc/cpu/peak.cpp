@@ -1,4 +1,4 @@
-// What this machine can do at most, for scripts/benchmark.py: fused multiply-adds from registers, and copying memory.
+// What this machine can do at most, for benchmarks/measure.py: fused multiply-adds from registers, and copying memory.
 
 #include "parallel.h"
 #include "simd.h"

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT)]
 
 from _clock import Clock, WaitingCallError  # noqa: E402
-from _commit import commit  # noqa: E402
 from _contestants import Contestant, Loss, compiled, contestants  # noqa: E402
 
+from benchmarks.measure import commit  # noqa: E402
 from splat_ssim import reference  # noqa: E402
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize  # noqa: E402
 from splat_ssim.volume.reference import voxelize_reference  # noqa: E402

@@ -1,21 +1,15 @@
-"""scripts/benchmark_volume.py: what it runs, what it passes over, and its tables."""
+"""benchmarks/volume.py: what it runs, what it passes over, and its tables."""
 
 import csv
 import json
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import volume as benchmark_volume
 from splat_ssim.trainer.cli import main
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import benchmark_volume  # noqa: E402
 
 
 @pytest.fixture
@@ -25,7 +19,7 @@ def lines(monkeypatch):
 
     def run(line, **keywords):
         if line[0] == "git":
-            return SimpleNamespace(stdout="abc1234\n", returncode=0)
+            return SimpleNamespace(stdout="abc1234\n" if "rev-parse" in line else "", returncode=0)
         assert line[1].endswith("train.py")
         seen.append(line[2:])
         main(line[2:])

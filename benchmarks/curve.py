@@ -1,7 +1,7 @@
 """PSNR over the seconds of training, of runs with `--output.eval-every`: one table and one plot.
 
     python scripts/train.py --config configs/chair_800.yaml --data-dir CHAIR --output.eval-every 1000 --result-dir RUN
-    python scripts/curve.py RUN --output benchmarks/chair_800 --lines "3DGS, 30,000 steps on a GPU=35.83"
+    python -m benchmarks.curve RUN --output benchmarks/results/chair_800 --lines "3DGS, 30,000 steps on a GPU=35.83"
 
 Seconds are those of training alone, without the evaluations.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from _runs import write_csv
+
+from benchmarks.measure import write_csv
 
 COLUMNS = ("run", "step", "train_seconds", "psnr", "ssim")
 
@@ -78,7 +79,6 @@ def main(options: Options) -> int:
         except ValueError:
             print(f"error: --lines required NAME=DECIBELS, got {line!r}", file=sys.stderr)
             return 2
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_csv(options.output.with_suffix(".csv"), COLUMNS, rows)
     plot(rows, levels, options.output.with_suffix(".png"))
     for row in rows:

@@ -1,26 +1,26 @@
-"""Times the CPU renderer on three random scenes, whole and by operator, and appends to a CSV.
+"""Times the CPU renderer on three random scenes, whole and by operator.
 
-    python scripts/benchmark_render.py --output benchmarks/render_cpu.csv
+    python -m benchmarks.render
 
 The whole is one call of `rasterization` and its backward pass, as a trainer makes them: operators, autograd and
-allocation included. Times are the smallest of several repetitions, in milliseconds.
+allocation included. Times are the smallest of several repetitions, in milliseconds. Rows are
+added to render_cpu.csv, in place of this commit's on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import torch
-from _commit import commit
 
-from splat_ssim.ops import compiled
+from benchmarks.measure import Machine, add_output, commit, output_folder, run, update
 from splat_ssim.render import _pipeline, rasterization
+
+#: What identifies a row.
+KEYS = ("commit", "device", "threads", "gaussians", "size", "sh_degree")
 
 #: Number of Gaussians, side of the square image, degree of the harmonics.
 SCENES = [(5_000, 128, 0), (20_000, 256, 0), (100_000, 800, 0), (25_000, 200, 3)]
@@ -57,7 +57,7 @@ def measure(n: int, size: int, degree: int, repeat: int) -> dict[str, float]:
     upstream = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(1))
 
     def forward() -> torch.Tensor:
-        return rasterization(*scene, size, size, sh_degree=degree)[0]
+        return rasterization(*scene, size, size, sh_degree=degree)[0]  # type: ignore[call-arg, arg-type]
 
     def both() -> None:
         torch.autograd.grad(forward(), scene[:5], upstream)
@@ -81,51 +81,28 @@ def measure(n: int, size: int, degree: int, repeat: int) -> dict[str, float]:
     return times | {name: smallest(stage, repeat) for name, stage in stages.items()}
 
 
-def describe() -> dict[str, str]:
-    """What the figures belong to."""
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "processor": processor,
-        "isa": str(compiled.isa()),
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="CSV to append to; by default only printed")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    add_output(parser)
     arguments = parser.parse_args()
+    output = output_folder(arguments.output, arguments.dirty_ok)
     rows = []
     for threads in arguments.threads:
-        torch.set_num_threads(threads)
+        machine = Machine("cpu", threads)
+        about = {"date": date.today().isoformat(), "commit": commit(), "torch": torch.__version__}
+        about |= {"device": machine.name, "threads": threads}
         for n, size, degree in SCENES:
             times = measure(n, size, degree, repeat=8 if size > 500 else 40)
-            rows.append(
-                describe()
-                | {"threads": threads, "gaussians": n, "size": size, "sh_degree": degree}
-                | {f"{name}_ms": f"{value:.3f}" for name, value in times.items()}
-            )
+            found = {f"{name}_ms": f"{value:.3f}" for name, value in times.items()}
+            rows.append({**about, "gaussians": n, "size": size, "sh_degree": degree, **found})
             print(
                 f"{threads} threads, {n} at {size}², degree {degree}: "
                 + str({k: round(v, 2) for k, v in times.items()})
             )
-    if arguments.output:
-        new = not arguments.output.exists()
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+    update(output / "render_cpu.csv", rows, KEYS)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

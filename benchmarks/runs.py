@@ -6,8 +6,6 @@ not stop the others.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 import subprocess
@@ -17,13 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-# The scripts run from a checkout too, without the package installed.
-sys.path.insert(0, str(ROOT))
-
-from splat_ssim._files import replacing  # noqa: E402
-from splat_ssim.scene.config import SceneConfig  # noqa: E402
-from splat_ssim.trainer.config import read_yaml  # noqa: E402
+from benchmarks.measure import ROOT
+from splat_ssim.scene.config import SceneConfig
+from splat_ssim.trainer.config import read_yaml
 
 
 @dataclass(frozen=True)
@@ -74,16 +68,6 @@ def spread(values: Sequence[float], digits: int, *, signed: bool = False) -> str
     """Mean ± standard deviation (of the sample), or the value alone where there is one; `signed`: with + or -."""
     mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table atomically."""
-    with replacing(path) as file:
-        text = io.TextIOWrapper(file, newline="", write_through=True)
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(lines)
-        text.detach()
 
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> list[str]:

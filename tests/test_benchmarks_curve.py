@@ -1,17 +1,12 @@
-"""scripts/curve.py on the evaluations that a run leaves."""
+"""benchmarks/curve.py on the evaluations that a run leaves."""
 
 import csv
-import sys
-from pathlib import Path
 
 import tyro
 
+from benchmarks import curve
 from splat_ssim.trainer.cli import main
 from tests.scenes import write_blender
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-import curve
 
 
 def called(*arguments):

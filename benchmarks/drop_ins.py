@@ -1,24 +1,21 @@
 """Times the losses of other packages against our drop-ins for them, forward and backward, in turn in one process.
 
-    python scripts/benchmark_drop_ins.py
+    python -m benchmarks.drop_ins
 
 Each row is one loss at its defaults on one size: the median of the original's time by the median of ours, and of the
-ratio pair by pair. The results must agree before anything is timed. Writes drop_ins.csv to benchmarks/.
+ratio pair by pair. The results must agree before anything is timed. Writes drop_ins.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from _commit import commit
-from _measure import ROOT, Machine, repeats_for, update
 from torch import Tensor
 
 import splat_ssim
+from benchmarks.measure import Machine, add_output, commit, interleaved, medians, output_folder, run, update
 from splat_ssim.compat import kornia, pytorch_msssim
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -90,8 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="folder of drop_ins.csv")
+    add_output(parser)
     arguments = parser.parse_args()
+    output = output_folder(arguments.output, arguments.dirty_ok)
     machine = Machine("cpu", arguments.threads)
     provenance = {"threads": arguments.threads, "device": machine.name, "torch": torch.__version__, "commit": commit()}
     rows = []
@@ -100,19 +98,14 @@ def main() -> None:
         (value, grad), (own_value, own_grad) = (call() for call in calls)
         if abs(value - own_value) > 1e-4 * abs(value) or (grad - own_grad).abs().max() > 1e-3 * grad.abs().max():
             raise AssertionError(f"{name} must equal the original, got {own_value} for {value}")
-        repeats = [repeats_for(machine, call) for call in calls]
-        pairs = [
-            [machine.time(call, n) for call, n in zip(calls, repeats, strict=True)] for _ in range(arguments.rounds)
-        ]
-        theirs, own = (statistics.median(times) for times in zip(*pairs, strict=True))
-        ratio = statistics.median(their / our for their, our in pairs)
+        rounds = arguments.rounds
+        times = medians(interleaved(machine, {name: calls}, float("inf"), rounds, rounds)[name])
         size = "x".join(map(str, shape))
-        print(f"{name:24} {size:14} {theirs * 1000:9.3f} ms, ours {own * 1000:8.3f} ms: {ratio:6.1f} times")
+        print(f"{name:24} {size:14} {times['milliseconds']:9.3f} ms: {times['ratio']:6.1f} times ours")
         row = {"name": name, "version": version(package), "form": form, "size": size, "mode": "forward+backward"}
-        times = {"milliseconds": theirs * 1000, "ours": own * 1000, "ratio": ratio, "rounds": len(pairs)}
         rows.append({**row, **times, **provenance})
-    update(arguments.output / "drop_ins.csv", rows, ("name", "size", "mode", "threads", "device"))
+    update(output / "drop_ins.csv", rows, ("name", "size", "mode", "threads", "device"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

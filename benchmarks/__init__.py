@@ -1,0 +1,1 @@
+"""Measurements of this package and of its peers, one file a subject (docs/benchmarks.md)."""
