@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,9 @@ def parse_size(size: str, batch: int = 1) -> tuple[int, ...]:
     return (batch, 3 if len(sides) == 2 else 1, *map(int, sides))
 
 
+@functools.lru_cache(maxsize=1)
 def image_pair(size: str, device: str, batch: int = 1) -> tuple[Tensor, Tensor]:
-    """Noise in [0, 1] and a noisier copy."""
+    """Noise in [0, 1] and a noisier copy; the tensors are shared by all calls of this size."""
     generator = torch.Generator().manual_seed(0)
     shape = parse_size(size, batch)
     img1 = torch.rand(shape, generator=generator)
@@ -50,7 +52,7 @@ def call_of(function: Callable[..., Any], img1: Any, img2: Any, mode: str) -> Ca
 
 def make_calls(candidate: Candidate, size: str, mode: str, device: str, batch: int = 1) -> tuple[Call, Call]:
     """The candidate's call on images of this size, and ours that computes the same of the same images."""
-    img1, img2 = (candidate.prepare(images) for images in image_pair(size, device, batch))
+    img1, img2 = (candidate.prepare(images.detach()) for images in image_pair(size, device, batch))
     if mode != "forward":
         img1.requires_grad_()
     ours = call_of(candidate.ours(), img1, img2, mode)

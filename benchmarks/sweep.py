@@ -43,7 +43,7 @@ def times_of(machine: Machine, size: str, mode: str, batch: int, arguments: argp
         img1, img2 = image_pair(size, machine.device, batch)
         function = splat_ssim.ssim if img1.ndim == 4 else splat_ssim.ssim3d
         function = functools.partial(function, window_size=window, sigma=window * 1.5 / 11)
-        call = call_of(function, img1.requires_grad_(mode != "forward"), img2, mode)
+        call = call_of(function, img1.detach().requires_grad_(mode != "forward"), img2, mode)
         calls[window] = call, repeats_for(machine, call)
     times: dict[int, list] = {window: [] for window in calls}
     begin = time.perf_counter()

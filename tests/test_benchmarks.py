@@ -2,6 +2,7 @@
 
 import csv
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,15 @@ def test_a_refusal_is_one_sentence():
     done = run_command("scripts/benchmark.py", "speed", "--sizes", "8x8", COMMIT="abc-dirty")
     expected = "error: figures required a clean commit, got abc-dirty: commit, or add --dirty-ok for a trial\n"
     assert done.returncode == 1 and done.stderr == expected
+
+
+@pytest.mark.parametrize("words", [["accuracy"], ["benchmark", "memory"], ["benchmark_volume"], ["benchmark_voxelize"]])
+def test_the_old_commands_are_there(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [*words, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / f"{words[0]}.py"), run_name="__main__")
+    assert not ended.value.code and "--dirty-ok" in capsys.readouterr().out
 
 
 def test_speed_and_its_chart_by_the_old_command(tmp_path):
