@@ -148,7 +148,8 @@ def main() -> None:
     add_output(parser)
     arguments = parser.parse_args()
     output = output_folder(arguments.output, arguments.dirty_ok)
-    print(*missing(), sep="\n")
+    for line in missing():
+        print(line)
     chosen = [c for c in candidates() if 2 in c.dims and c.images == FLOAT32 and c.same]
     chosen = [c for c in chosen if not c.compiled and not c.channels_last]
     chosen.insert(1, Candidate("splat_ssim CUDA, emulated", "splat_ssim", emulated_ssim))

@@ -143,5 +143,6 @@ def begin(
     provenance = describe(machine)
     print(f"{machine.name}, {machine.threads} threads: ", end="")
     print(f"{provenance['fma_gflops']:.0f} GFLOP/s, copy {provenance['copy_gb_s']:.1f} GB/s")
-    print(*missing(arguments.device), sep="\n")
+    for line in missing(arguments.device):
+        print(line)
     return machine, provenance

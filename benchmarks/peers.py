@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -83,23 +83,26 @@ def _monai(x: Tensor, y: Tensor, data_range: float) -> Tensor:
 
 
 def _piq(x: Tensor, y: Tensor, data_range: float) -> Tensor:
-    return _piq_module().ssim(x, y, data_range=data_range, downsample=False)
+    from piq.ssim import ssim
+
+    return ssim(x, y, data_range=data_range, downsample=False)
 
 
 @functools.cache
-def _piq_module() -> ModuleType:
-    """Piq's module of SSIM. The package needs the torchvision of this torch, which that module does not."""
+def _piq_version() -> str:
+    """Its version. The package needs the torchvision of this torch; its module of SSIM does not, and is found alone."""
+    spec = importlib.util.find_spec("piq")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("the package piq is not installed")
     try:
-        importlib.import_module("piq")
+        importlib.import_module("piq.ssim")
     except (ImportError, RuntimeError):
         package = ModuleType("piq")
-        spec = importlib.util.find_spec("piq")
-        if spec is None or spec.submodule_search_locations is None:
-            raise
         package.__path__ = list(spec.submodule_search_locations)
-        package.__spec__ = importlib.machinery.ModuleSpec("piq", None, is_package=True)
         sys.modules["piq"] = package
-    return importlib.import_module("piq.ssim")
+        importlib.import_module("piq.ssim")
+        del sys.modules["piq"]  # Nobody else is to take it for the package.
+    return importlib.metadata.version("piq")
 
 
 def _fused_ssim(x: Tensor, y: Tensor, data_range: float) -> Tensor:
@@ -122,6 +125,7 @@ def _forms(
     convolutions: str,
     dims: tuple[int, ...] = (2, 3),
     compiled_dims: tuple[int, ...] = (2,),
+    find: Callable[[], str] | None = None,
 ) -> list[Candidate]:
     """The four forms of a function of tensors: NCHW or channels last, eager or compiled.
 
@@ -141,6 +145,7 @@ def _forms(
                     dims=(2,) if channels_last else compiled_dims if compiled else dims,
                     channels_last=channels_last,
                     compiled=compiled,
+                    find=find,
                 )
             )
     return found
@@ -158,7 +163,7 @@ _ALL = [
     *_forms("kornia", "kornia", _kornia, "reflect", "separable in 2D, full in 3D"),
     *_forms("torchmetrics", "torchmetrics", _torchmetrics, "reflect", "full, five images in one convolution"),
     *_forms("MONAI", "monai", _monai, "valid", "full"),
-    *_forms("piq", "piq", _piq, "valid", "full, downsample=False", dims=(2,)),
+    *_forms("piq", "piq", _piq, "valid", "full, downsample=False", dims=(2,), find=_piq_version),
     *_forms("3DGS form", "torch", _CONVOLUTION, "same", "full"),
     *_forms("separable form", "torch", _SEPARABLE, "same", "separable", compiled_dims=(2, 3)),
     Candidate("fused-ssim", "fused-ssim", _fused_ssim, dims=(2,), cuda_only=True),
