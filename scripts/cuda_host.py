@@ -204,6 +204,7 @@ def write(path: Path, rows: Iterator[dict[str, object]]) -> None:
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if row["commit"] != commit()]
     found = [{**row, "commit": commit()} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
