@@ -1,4 +1,4 @@
-"""The console commands: splat-train, -eval, -render, -export, -compare, -prepare and -voxelize.
+"""The console commands: splat-train, -eval, -render, -export, -report, -viewer, -compare, -prepare and -voxelize.
 
 This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
 """
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 EXTRAS = {
     **dict.fromkeys(("numpy", "gsplat", "packaging", "tyro", "yaml", "tqdm", "imageio", "PIL", "scipy"), "train"),
     **dict.fromkeys(("pycolmap", "tensorboard"), "train"),
+    "viser": "viewer",
     **dict.fromkeys(("nibabel", "SimpleITK", "tifffile", "zarr", "h5py", "mrcfile", "dask"), "volume"),
 }
 
@@ -66,6 +67,16 @@ def render() -> None:
 def export() -> None:
     """Writes a trained scene in the formats of viewers."""
     _call("splat-export", "splat_ssim.scene.export:export")
+
+
+def report() -> None:
+    """Writes the page about a run."""
+    _call("splat-report", "splat_ssim.trainer.cli:report_run")
+
+
+def viewer() -> None:
+    """Shows a run in a browser."""
+    _call("splat-viewer", "splat_ssim.trainer.cli:view_run")
 
 
 def compare() -> None:

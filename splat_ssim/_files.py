@@ -15,6 +15,9 @@ from typing import Any, BinaryIO
 
 from splat_ssim.errors import UserError, WriteError
 
+#: Names the folder of `cache_folder`; without it $XDG_CACHE_HOME/splat_ssim or ~/.cache/splat_ssim.
+CACHE_VARIABLE = "SPLAT_SSIM_CACHE"
+
 
 @contextmanager
 def replacing(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
@@ -141,6 +144,20 @@ def exists(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Whether there is a file at a path; not where the system refuses its name, as one that is too long."""
     return exists(path) and path.is_file()
+
+
+def cache_folder() -> Path | None:
+    """Folder of what can be made or fetched again, such as compiled kernels.
+
+    None where the user has no home, as in a container with a foreign user.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
+    except RuntimeError:
+        return None
 
 
 def write_text(path: str | Path, text: str) -> None:

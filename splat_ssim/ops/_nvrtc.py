@@ -11,8 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-#: Folder of compiled kernels; without it $XDG_CACHE_HOME/splat_ssim or ~/.cache/splat_ssim.
-CACHE_VARIABLE = "SPLAT_SSIM_CACHE"
+from splat_ssim._files import cache_folder
 
 _OPTIONS = ("--std=c++17",)
 
@@ -102,17 +101,6 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
         return _text(nvrtc, program, kind)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-
-
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept, or None where the user has no home, as in a container with a foreign user."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splat_ssim"
-    except RuntimeError:
-        return None
 
 
 def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:

@@ -20,7 +20,9 @@ from splat_ssim.trainer.loop import Interrupted, reopen, run
 from splat_ssim.trainer.metrics import in_words
 from splat_ssim.trainer.places import check_example, find_config, find_example, program
 from splat_ssim.trainer.ranks import launched
-from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task
+from splat_ssim.trainer.signals import Signals
+from splat_ssim.trainer.task import DEFAULT_TASK, Task, Viewer, find_task
+from splat_ssim.trainer.viewer_package import install_viewer as fetch_viewer
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command line of train.py and returns the metrics."""
     with _as_a_program():
         task, config = parse(arguments)
-        if config.resume is None and launched().is_first:
+        if config.resume is None:
             # Reading the data may take minutes.
             check_folder(config.result_dir or default_folder(config.data_dir.name))
         made = task(config)  # type: ignore[call-arg]
@@ -116,7 +118,38 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             for line in getattr(made, "plan", tuple)() if launched().is_first else ():
                 print(line)
             return {}
-        return run(made)
+        with _observed(made, config) as observers:
+            return run(made, observers)
+
+
+@contextmanager
+def _observed(task: Task, config: RunConfig) -> Iterator[list[Viewer]]:
+    """The viewer of --viewer, open, or none."""
+    if not config.viewer:
+        yield []
+        return
+    if launched().count > 1:
+        # A training that is paused would let the other processes wait until they give up.
+        raise UserError(f"--viewer requires one process, got {launched().count} (torchrun)")
+    viewer = _viewer(task, config.viewer_port)
+    try:
+        yield [viewer]
+    finally:
+        viewer.close()
+
+
+def _viewer(task: Task, port: int) -> Viewer:
+    """Opens a task's viewer and says where.
+
+    Raises:
+        UserError: The task has none, or its packages are missing.
+    """
+    opened = getattr(task, "viewer", None)
+    if opened is None:
+        raise UserError(f"a viewer requires a kind of training that has one, got {task.config.task or task.name}")
+    viewer: Viewer = opened(port)
+    print(f"viewer: {viewer.url}", flush=True)
+    return viewer
 
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:
@@ -139,7 +172,7 @@ def _as_a_program() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-# --- what splat-eval and splat-render do
+# --- what splat-eval, splat-render, splat-report and splat-viewer do
 
 
 def evaluate_run(
@@ -166,6 +199,9 @@ def render_run(
     *,
     views: str | None = None,
     frames: int = 120,
+    mode: str = "rgb",
+    path: Path | None = None,
+    transform: Path | None = None,
     output: Path | None = None,
     device: str = "auto",
     data_dir: Path | None = None,
@@ -176,7 +212,12 @@ def render_run(
         folder: Run folder, of whatever kind of training.
         views: What to draw. Of a scene: orbit (an MP4), train or test (a folder of PNG). Of a volume: orbit (a turning
             projection) or slices. Of an image: picture. By default the first.
-        frames: Number of frames of a video.
+        frames: Number of frames of an orbit.
+        mode: Of a scene: rgb, depth (its scale is printed), normal (of the depths, in the world) or alpha.
+        path: Of a scene: a camera path to draw in place of views: nerfstudio's camera_path.json or a transforms.json,
+            in the coordinates of the scene's files. Size and frames a second are the file's. Written as an MP4 or,
+            to an output without that suffix, as a folder of PNG.
+        transform: nerfstudio's dataparser_transforms.json, for a path in nerfstudio's own coordinates.
         output: File or folder to write; by default in the run folder.
         device: auto, cpu or cuda.
         data_dir: The data, if they have moved.
@@ -185,10 +226,85 @@ def render_run(
         What was written.
     """
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
+    modes = getattr(task, "MODES", ("rgb",))
+    if mode not in modes:
+        raise UserError(f"--mode must be one of {', '.join(modes)} for this run, got {mode!r}")
+    drawn = {} if mode == "rgb" else {"mode": mode}
+    if path is not None:
+        if views is not None:
+            raise UserError(f"--path is drawn in place of --views, got {views!r} besides")
+        if not hasattr(task, "render_path"):
+            raise UserError(f"--path requires a run with cameras, got {folder}")
+        output = output or folder / f"{path.stem}.mp4"
+        task.render_path(path, output, transform=transform, **drawn)
+        print(output)
+        return output
+    if transform is not None:
+        raise UserError("--transform says how --path is meant, got no --path")
     views = views or next(iter(task.VIEWS))
     if views not in task.VIEWS:
         raise UserError(f"--views must be one of {', '.join(task.VIEWS)} for this run, got {views!r}")
-    output = output or folder / task.VIEWS[views]
-    task.render(views, output, frames)
+    default = Path(task.VIEWS[views])
+    output = output or folder / (default if mode == "rgb" else default.with_stem(f"{default.stem}_{mode}"))
+    task.render(views, output, frames, **drawn)
     print(output)
     return output
+
+
+def report_run(
+    folder: tyro.conf.Positional[Path | None] = None,
+    *,
+    views: int = 12,
+    install_viewer: bool = False,
+    viewer_package: Path | None = None,
+    device: str = "auto",
+    data_dir: Path | None = None,
+) -> Path:
+    """Writes the page about a run, report.html in its folder, from its last checkpoint, which it evaluates.
+
+    Args:
+        folder: Run folder.
+        views: Most views to show; a photograph of 800x800 takes up to 0.6 MB of the page.
+        install_viewer: First fetch the viewer that the page shows the scene in from the npm registry, 3 MB; alone,
+            without a run folder, do only that.
+        viewer_package: That package: its tarball, or its folder in node_modules. By default the installed one.
+        device: auto, cpu or cuda.
+        data_dir: The data, if they have moved.
+
+    Returns:
+        What was written.
+    """
+    if install_viewer:
+        kept = fetch_viewer(viewer_package)
+        print(kept)
+        if folder is None:
+            return kept
+    if folder is None:
+        raise UserError("required a run folder to report on, got none")
+    one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
+    report = getattr(one.task, "report", None)
+    if report is None:
+        raise UserError(f"{folder}: a page requires a kind of training that has one, got {one.config.task}")
+    written: Path = report(folder, one.dated(one.evaluate()), views=views, viewer_package=viewer_package)
+    print(written)
+    return written
+
+
+def view_run(
+    folder: tyro.conf.Positional[Path], *, port: int = 8080, device: str = "auto", data_dir: Path | None = None
+) -> None:
+    """Shows a run folder's last checkpoint in a browser until Ctrl-C.
+
+    Args:
+        folder: Run folder.
+        port: Where: http://localhost:<port>; 0: any free port.
+        device: auto, cpu or cuda.
+        data_dir: The data, if they have moved.
+    """
+    one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
+    viewer = _viewer(one.task, port)
+    try:
+        with Signals() as signals:
+            viewer.serve(lambda: bool(signals.caught), one.step)
+    finally:
+        viewer.close()

@@ -92,6 +92,10 @@ class RunConfig:
     profile: bool = False
     #: Read the data, say what the run would do and the memory that it would take, and end.
     dry_run: bool = False
+    #: Show the training in a browser (extra [viewer]); nothing is drawn while nobody looks.
+    viewer: bool = False
+    #: Where the viewer is opened: http://localhost:<port>; 0: any free port.
+    viewer_port: int = 8080
     #: What kind of training this is: a short name or package.module:Class, which is imported.
     task: tyro.conf.Suppress[str] = ""
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -144,6 +148,7 @@ class RunConfig:
         """Raises ConfigError for the first value that is out of its range."""
         check_ranges(
             ("seed", self.seed, 0, 2**63 - 1),
+            ("viewer_port", self.viewer_port, 0, 65535),
             ("checkpoint_every", self.checkpoint_every, 0, None),
             ("output.eval_every", self.output.eval_every, 0, None),
             *(("output.save_steps", step, 1, None) for step in self.output.save_steps),
@@ -204,7 +209,7 @@ def _check_resumed(saved: RunConfig, config: RunConfig) -> None:
 
 
 #: Where a run is written and read, which says nothing of what it does.
-_PLACES = ("config", "result_dir", "resume", "task", "dry_run")
+_PLACES = ("config", "result_dir", "resume", "task", "dry_run", "viewer", "viewer_port")
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

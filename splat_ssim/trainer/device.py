@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -68,3 +71,13 @@ def peak_memory(device: torch.device) -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def garbage_frozen() -> Iterator[None]:
+    """Leaves what exists now out of Python's collections, which else walk all of torch's modules every so often."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -1,8 +1,9 @@
 """Run folders: what a run writes where, and configs read back from them.
 
-config.yaml is the resolved config with the import path of its task, checkpoint.pt the last checkpoint,
-eval/<step>.json what each evaluation found, pictures/ and the task's own exports what the last step looks like, and
-metrics.json, written last, says that the run is over.
+config.yaml is the resolved config with the import path of its task, checkpoint.pt the last checkpoint, history.jsonl
+what steps reported, eval/<step>.json what each evaluation found, versions.json what it was trained with, pictures/ and
+the task's own exports what the last step looks like, and metrics.json, written last, says that the run is over. The
+report page that a task may have follows.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def open_folder(config: RunConfig, name: str) -> Path:
 def write_config(folder: Path, config: RunConfig) -> None:
     """Writes config.yaml: the resolved config with the import path of its task, its data wherever one stands."""
     config = dataclasses.replace(
-        config, task=import_path(config.task), resume=None, data_dir=config.data_dir.absolute()
+        config, task=import_path(config.task), resume=None, viewer=False, data_dir=config.data_dir.absolute()
     )
     write_yaml(folder / CONFIG, config)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,36 @@ import torch
 from tqdm import tqdm
 
 from splat_ssim._files import without_infinities, write_json
-from splat_ssim.errors import UserError, WriteError, user_errors
+from splat_ssim.errors import UserError, WriteError
 from splat_ssim.trainer.checkpoint import NAME, load_checkpoint, refusing, save_checkpoint
-from splat_ssim.trainer.device import peak_memory, wait
+from splat_ssim.trainer.device import garbage_frozen, peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
 from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume, write_config
+from splat_ssim.trainer.history import History
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.places import program
 from splat_ssim.trainer.profiling import StageClock, profiled
 from splat_ssim.trainer.ranks import ALONE, launched
 from splat_ssim.trainer.signals import Interrupted, Signals
 from splat_ssim.trainer.states import is_count, is_seconds
-from splat_ssim.trainer.task import Report, Task
+from splat_ssim.trainer.task import Observer, Report, Task
+from splat_ssim.trainer.tensorboard import add_pictures, add_scalars, open_writer
+from splat_ssim.trainer.versions import write_versions
 
 #: Steps between two refreshes of the progress bar, two entries in TensorBoard and two lines of the profile.
 REPORT_EVERY, SCALARS_EVERY, PROFILE_EVERY = 25, 100, 1000
+#: What the last line says of metrics.json.
+TOLD = ("psnr", "ssim", "lpips", "num_", "bytes", "evaluated")
 #: Folder of the steps that are kept, in a run's.
 STEPS = "steps"
 
 
-def run(task: Task) -> dict[str, Any]:
+def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
     """Trains or resumes a task, evaluates it, exports it; returns what metrics.json holds.
+
+    Args:
+        task: What is trained.
+        observers: Those that look at it between steps, such as a viewer.
 
     Raises:
         UserError: Something on disk is not as required; nothing has been trained yet.
@@ -48,7 +56,7 @@ def run(task: Task) -> dict[str, Any]:
     ranks = launched()
     if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
         raise UserError(f"task {task.config.task or task.name}: required one process, got {ranks.count} (torchrun)")
-    one = Run(task) if ranks.is_first else Follower(task)
+    one = Run(task, observers) if ranks.is_first else Follower(task)
     try:
         one.train()
         with one.stoppable():
@@ -85,8 +93,8 @@ def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, 
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         task = kind(dataclasses.replace(config, **changes))  # type: ignore[call-arg]
     one = Run.__new__(Run)
-    one.task, one.config, one.folder = task, task.config, folder
-    one._losses, one._saved = LossWatch(), None
+    one._begin(task)
+    one.folder = folder
     one.restore(load_checkpoint(folder, task.device, restore_generators=False))
     return one
 
@@ -97,12 +105,9 @@ class Run:
     A new run writes its config and a first checkpoint at once, so that one killed early resumes like any other.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.config = task, task.config
-        self.step = 0
-        self.train_seconds = 0.0
-        self._losses = LossWatch()
-        self._saved: int | None = None
+    def __init__(self, task: Task, observers: Sequence[Observer] = ()) -> None:
+        self._begin(task, observers)
+        getattr(task, "prepare_evaluation", lambda: None)()
         self.folder = open_folder(self.config, task.name)
         if self.config.resume is None:
             self.save()
@@ -110,6 +115,13 @@ class Run:
             self.go_on()
             for line in record_resume(self.folder, self.config, self.step):
                 print(line, file=sys.stderr)
+
+    def _begin(self, task: Task, observers: Sequence[Observer] = ()) -> None:
+        """Everything of a run before its first step but the folder."""
+        self.task, self.config, self.observers = task, task.config, observers
+        self.step, self.train_seconds, self.history = 0, 0.0, History()
+        self._losses = LossWatch()
+        self._saved: int | None = None
 
     def train(self) -> None:
         """Trains from the current step to the last.
@@ -126,8 +138,8 @@ class Run:
             dynamic_ncols=True,
         )
         device, ranks = self.task.device, getattr(self.task, "ranks", ALONE)
-        with _garbage_frozen(), profiled(self.config.profile, device) as stages, Signals() as signals, bar:
-            with self._tensorboard() as scalars_writer:
+        with garbage_frozen(), profiled(self.config.profile, device) as stages, Signals() as signals, bar:
+            with open_writer(self) as scalars_writer:
                 # What was handed to the device before is not training. From here on the clock runs from one moment
                 # at which the device has done everything to the next.
                 wait(device)
@@ -140,11 +152,15 @@ class Run:
                     if stages is not None:
                         stages.finish_step()
                     due, caught = self._due(), ranks.largest(signals.caught)
-                    if due or caught:
+                    watching = [observer for observer in self.observers if observer.due()]
+                    if due or caught or watching:
                         wait(device)
                         self.train_seconds += time.perf_counter() - start
                         if due:
                             self._look(report, bar, scalars_writer, stages)
+                        for observer in watching:
+                            observer.look(self.step, report, lambda: bool(signals.caught))
+                        caught = caught or signals.caught
                         if caught:
                             self._stop(caught)
                         wait(device)
@@ -173,21 +189,22 @@ class Run:
         # The device has been waited for: to read the losses it kept costs next to nothing.
         self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
-            shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in report.items()}
+            values = dict(report.items())
+            self.history.note(step, self.train_seconds, values)
+            shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
             bar.set_postfix(shown, refresh=False)
-        if writer is not None and step % SCALARS_EVERY == 0:
-            for key, value in report.items():
-                writer.add_scalar(f"train/{key}", value, step)
+        if step % SCALARS_EVERY == 0:
+            add_scalars(writer, "train", report, step)
         if stages is not None and (step % PROFILE_EVERY == 0 or last):
-            times = ", ".join(f"{stage} {value:.2f}" for stage, value in stages.milliseconds().items())
+            milliseconds = stages.milliseconds()
+            self.history.note(step, self.train_seconds, {"milliseconds": milliseconds})
+            times = ", ".join(f"{stage} {value:.2f}" for stage, value in milliseconds.items())
             bar.write(f"step {step}, {in_words(report)}; ms: {times}")
         if _divides(config.output.eval_every, step) and not last:
             result = scalars(self.evaluate())
             bar.write(f"step {step}, {self.train_seconds:.0f} s: {in_words(result)}")
-            if writer is not None:
-                for key, value in result.items():
-                    if not isinstance(value, str):
-                        writer.add_scalar(f"test/{key}", value, step)
+            add_scalars(writer, "test", result, step)
+            add_pictures(writer, self.task, step)
         if _divides(config.checkpoint_every, step) and not last:
             self.save()
         if step in config.output.save_steps:
@@ -234,15 +251,21 @@ class Run:
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
         result = self.task.evaluate(pictures)
-        when = {"step": self.step, "train_seconds": round(self.train_seconds, 3)}
-        write_json(self.folder / "eval" / f"{self.step:07d}.json", {**when, **result})
+        write_json(self.folder / "eval" / f"{self.step:07d}.json", self.dated(result))
         return result
+
+    def dated(self, result: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation's result with its step and the seconds of training."""
+        return {"step": self.step, "train_seconds": round(self.train_seconds, 3), **result}
 
     def finish(self) -> dict[str, Any]:
         """Last checkpoint, evaluation, pictures, the task's exports, and metrics.json, which it returns."""
         self.save()
+        result = self.evaluate(self.folder / "pictures")
+        with open_writer(self) as writer:
+            add_pictures(writer, self.task, self.step)
         metrics = {
-            **scalars(self.evaluate(self.folder / "pictures")),
+            **scalars(result),
             **self.task.export(self.folder),
             "train_seconds": round(self.train_seconds, 3),
             "peak_memory_bytes": peak_memory(self.task.device),
@@ -251,13 +274,12 @@ class Run:
             "loss": self.config.loss,
         }
         metrics = without_infinities(metrics)
+        write_versions(self.folder)
         write_json(self.folder / METRICS, metrics)
-        told = {
-            key: value
-            for key, value in metrics.items()
-            if key.startswith(("psnr", "ssim", "num_", "bytes", "evaluated"))
-        }
+        told = {key: value for key, value in metrics.items() if key.startswith(TOLD)}
         print(f"{in_words(told)}, {self.train_seconds:.1f} s of training: {self.folder}")
+        if getattr(self.config.output, "report", False):
+            self.task.report(self.folder, self.dated(result))  # type: ignore[attr-defined]
         return metrics
 
     def save(self) -> None:
@@ -266,7 +288,10 @@ class Run:
         Raises:
             NotFiniteError: A loss until now, or the state, is no number; the last checkpoint stays.
         """
-        save_checkpoint(self.folder, self._state())
+        state = self._state()
+        # Before the checkpoint: what a history has beyond it is left out when the run goes on.
+        self.history.save(self.folder)
+        save_checkpoint(self.folder, state)
         self._saved = self.step
 
     def _state(self) -> dict[str, Any]:
@@ -305,6 +330,7 @@ class Run:
         state = load_checkpoint(self.folder, self.task.device)
         self._check_data(state)
         self.restore(state)
+        self.history = History.read(self.folder, self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a checkpoint.
@@ -320,14 +346,6 @@ class Run:
             self._saved = self.step
             self.task.load_state_dict(state)
 
-    def _tensorboard(self) -> AbstractContextManager[Any]:
-        """TensorBoard's writer, if asked for."""
-        if not self.config.output.tensorboard:
-            return nullcontext()
-        with user_errors():
-            from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-
 
 class Unkept(Run):
     """A run in memory alone, without a folder: nothing is written, and there is nothing to resume.
@@ -336,10 +354,7 @@ class Unkept(Run):
     """
 
     def __init__(self, task: Task) -> None:
-        self.task, self.config = task, task.config
-        self.step, self.train_seconds = 0, 0.0
-        self._losses = LossWatch()
-        self._saved: int | None = None
+        self._begin(task)
         self.folder = Path(task.name)
 
     def save(self) -> None:
@@ -382,13 +397,3 @@ class Follower(Unkept):
 def _divides(every: int, step: int) -> bool:
     """Whether something that happens each `every` steps, never for 0, is due after `step` steps."""
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def _garbage_frozen() -> Iterator[None]:
-    """Leaves what exists now out of Python's collections, which else walk all of torch's modules every so often."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -112,10 +112,15 @@ def save_image(path: str | Path, image: Tensor) -> None:
     save_bytes(path, to_bytes(image))
 
 
+def comparison(pred: Tensor, target: Tensor) -> Tensor:
+    """(1, 3, H, 3 W) of images (1, 3, H, W) in [0, 1]: render | truth | five times the error."""
+    error = (ERROR_GAIN * (pred - target).abs()).clamp(0, 1)
+    return torch.cat([pred, target, error], 3)
+
+
 def save_comparison(path: str | Path, pred: Tensor, target: Tensor) -> None:
     """Writes render | truth | five times the error of images (1, 3, H, W) in [0, 1] as one PNG."""
-    error = (ERROR_GAIN * (pred - target).abs()).clamp(0, 1)
-    save_image(path, torch.cat([pred, target, error], 3))
+    save_image(path, comparison(pred, target))
 
 
 class NoVideoError(UserError):
@@ -131,7 +136,7 @@ def said_without_video() -> Iterator[None]:
         print(error, file=sys.stderr)
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 30) -> None:
+def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30) -> None:
     """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other.
 
     Raises:

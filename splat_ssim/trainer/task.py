@@ -50,6 +50,29 @@ class Report(Mapping[str, float]):
         return len(self._values)
 
 
+class Observer(Protocol):
+    """Looks at a run between its steps, in the thread that trains; the clock of training stands meanwhile."""
+
+    def due(self) -> bool:
+        """Whether it wants to look now. It is asked after every step and must answer at once."""
+
+    def look(self, step: int, report: Report, stopped: Callable[[], bool]) -> None:
+        """Looks at the model, after `step` steps, for as long as it likes but no longer than `stopped` is false."""
+
+
+class Viewer(Observer, Protocol):
+    """An observer that shows the model in a browser."""
+
+    #: Where it is to be opened.
+    url: str
+
+    def serve(self, stopped: Callable[[], bool], step: int) -> None:
+        """Shows the model as it is, after `step` steps, until `stopped`."""
+
+    def close(self) -> None:
+        """Frees its port."""
+
+
 class Task(Protocol):
     """One kind of training. The loop owns the clock, the folder and the checkpoints; a task owns its model.
 
@@ -57,7 +80,12 @@ class Task(Protocol):
     length of a run is `config.steps`. A task may have a `fingerprint`, a text that says what its data are and differs
     for other data: a run is resumed only with data of the same one. It may have `finished`, which ends the run before
     its last step once it is true. It may have `notes`, lines that say what was read, left out or assumed, which
-    train.py prints before the run.
+    train.py prints before the run. It may have three methods that show it: `previews()` returns pictures for
+    TensorBoard, name -> (3, H, W) in [0, 1]; `report(folder, evaluation, views=…, viewer_package=…)` writes a
+    page about a run to its folder, and `viewer(port)` returns an open viewer, see `Viewer`.
+    `prepare_evaluation()` is called before the first step and refuses what an evaluation would lack. With MODES,
+    names of ways to draw, `render` takes a `mode`; `render_path(path, output, mode=…, transform=…)` draws what cameras
+    of a file see.
     """
 
     #: The config dataclass: a subclass of RunConfig.
