@@ -38,6 +38,7 @@ def evaluate(
     pictures: Path | None = None,
     max_pictures: int = 0,
     corrected: bool = False,
+    perceptual: Callable[[Tensor, Tensor, Tensor | None], float] | None = None,
 ) -> dict[str, Any]:
     """PSNR and SSIM of rendered views: of each over the pixels its mask keeps, and the mean over views of each.
 
@@ -49,9 +50,10 @@ def evaluate(
         max_pictures: How many pictures.
         corrected: Also report cc_psnr and cc_ssim, of renders whose colours were fitted to the truth's by an affine
             map: a test view's own exposure is unknown.
+        perceptual: LPIPS, see `scene.lpips.make_lpips`.
 
     Returns:
-        psnr, ssim, ssim_padding and, for each view, name, psnr, ssim.
+        psnr, ssim, ssim_padding, lpips if asked for, and, for each view, name, psnr, ssim and lpips.
     """
     rows = []
     for index, view in enumerate(views):
@@ -63,6 +65,8 @@ def evaluate(
         for prefix, render in renders.items():
             row[f"{prefix}psnr"] = reported_psnr(psnr(render, target, view.mask))
             row[f"{prefix}ssim"] = float(ssim(render, target, padding=ssim_padding, mask=mask))
+            if perceptual is not None:
+                row[f"{prefix}lpips"] = perceptual(render, target, view.mask)
         rows.append(row)
         if pictures is not None and index < max_pictures:
             save_comparison(pictures / f"{index:04d}.png", pred, target)

@@ -235,3 +235,7 @@ class SceneOutputConfig(OutputConfig):
     #: An orbit around the scene as MP4 at the end.
     video: bool = False
     video_frames: int = 120
+    #: A page about the run at the end, report.html.
+    report: bool = True
+    #: Evaluate LPIPS too, by this network (extra [lpips]).
+    lpips: Literal["off", "alex", "vgg", "squeeze"] = "off"

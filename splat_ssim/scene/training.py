@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from splat_ssim._files import write_json
-from splat_ssim.errors import UserError, user_errors
+from splat_ssim.errors import user_errors
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.batch import Seen, together
-from splat_ssim.scene.cameras import camera_rows, orbit
+from splat_ssim.scene.cameras import camera_rows
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.depth import depth_loss
+from splat_ssim.scene.drawing import check_orbit, previews, render_path, render_views
 from splat_ssim.scene.evaluation import check_padding, evaluate
 from splat_ssim.scene.exposure import Exposures
+from splat_ssim.scene.lpips import Perceptual, make_lpips
 from splat_ssim.scene.model import (
     FAR,
     OPACITY_ACTIVATIONS,
@@ -31,6 +33,7 @@ from splat_ssim.scene.model import (
     standard_splats,
     start_count,
 )
+from splat_ssim.scene.modes import MODES
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
 from splat_ssim.scene.plan import plan_lines
 from splat_ssim.scene.poses import RefinedPoses
@@ -45,11 +48,11 @@ from splat_ssim.trainer.checkpoint import NAME as CHECKPOINT
 from splat_ssim.trainer.checkpoint import refusing, saved_value
 from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
-from splat_ssim.trainer.pictures import said_without_video, save_image, to_bytes, write_video
+from splat_ssim.trainer.pictures import said_without_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.ranks import launched
 from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, names_of
-from splat_ssim.trainer.task import Report
+from splat_ssim.trainer.task import Report, Viewer
 from splat_ssim.trainer.upload import upload
 
 #: Losses that take bytes as they are, and composite transparent ones themselves.
@@ -69,6 +72,7 @@ class SceneTask:
 
     Config: ClassVar[type[RunConfig]] = SceneConfig
     VIEWS: ClassVar[Mapping[str, str]] = {"orbit": "orbit.mp4", "train": "train", "test": "test"}
+    MODES: ClassVar[tuple[str, ...]] = MODES
 
     def __init__(self, config: SceneConfig, scene: Scene | None = None) -> None:
         self.config = config = config.resolved()
@@ -84,7 +88,9 @@ class SceneTask:
         self.name, self.fingerprint = self.scene.name, scene_fingerprint(self.scene)
         check_padding(self.evaluated, config.output.ssim_padding)
         if config.output.video:
-            self._check_orbit()
+            check_orbit(self.scene.train[0])
+        #: LPIPS, once an evaluation needs it.
+        self.perceptual: Perceptual | None = None
         self.ranks = launched()
         self.views = TrainingViews(self.scene, config, self.device, self.ranks)
         self.extent, self.near = self.scene.extent, config.data.near or self.scene.near
@@ -254,6 +260,8 @@ class SceneTask:
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Means over the test views, or over the training views where there are none, which the result then says."""
+        if self.perceptual is None:
+            self.prepare_evaluation()
         result = evaluate(
             lambda view: self.render_view(view)[0],
             (view.to(self.device) for view in self.evaluated),
@@ -261,6 +269,7 @@ class SceneTask:
             pictures=pictures,
             max_pictures=self.config.output.images,
             corrected=self.exposures is not None or self.config.output.color_corrected,
+            perceptual=self.perceptual,
         )
         return result if self.scene.test else {**result, "evaluated_on": "training views"}
 
@@ -330,22 +339,34 @@ class SceneTask:
                 self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
 
-    def render(self, views: str, output: Path, frames: int) -> None:
-        """An orbit as MP4, or the training or test views as a folder of PNG."""
-        if views == "orbit":
-            self._check_orbit()
-            path = orbit(self.scene.train, frames)
-            write_video(output, (to_bytes(self.picture(view).permute(0, 3, 1, 2)) for view in path))
-            return
-        chosen = getattr(self.scene, views)
-        if not chosen:
-            raise UserError(f"--views {views} requires {views} views, got a scene without any: {self.config.data_dir}")
-        output.mkdir(parents=True, exist_ok=True)
-        for index, view in enumerate(chosen):
-            save_image(output / f"{index:04d}.png", self.picture(view).permute(0, 3, 1, 2))
+    def report(self, folder: Path, evaluation: Mapping[str, Any], **options: Any) -> Path:
+        """Writes report.html; see `scene.report.write_report`."""
+        from splat_ssim.scene.report import write_report
 
-    def _check_orbit(self) -> None:
-        """Raises UserError where a video would have no pixels: its sides are even."""
-        view = self.scene.train[0]
-        if min(view.height, view.width) < 2:
-            raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
+        return write_report(self, folder, evaluation, **options)
+
+    def viewer(self, port: int) -> Viewer:
+        """Opens a viewer of the scene; see `scene.viewer`."""
+        from splat_ssim.scene.viewer import SceneViewer
+
+        return SceneViewer(self, port)
+
+    def render(self, views: str, output: Path, frames: int, mode: str = "rgb") -> None:
+        """Draws an orbit, or the training or test views; see `scene.drawing.render_views`."""
+        render_views(self, views, output, frames, mode)
+
+    def render_path(self, path: Path, output: Path, **options: Any) -> None:
+        """Draws a camera path; see `scene.drawing.render_path`."""
+        render_path(self, path, output, **options)
+
+    def previews(self) -> dict[str, Tensor]:
+        """A picture of a test view for TensorBoard."""
+        return previews(self)
+
+    def prepare_evaluation(self) -> None:
+        """Gets what evaluations need before there is something to lose.
+
+        Raises:
+            UserError: LPIPS was asked for and cannot be computed.
+        """
+        self.perceptual = make_lpips(self.config.output.lpips, self.evaluated, self.device)

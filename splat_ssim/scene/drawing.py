@@ -1,0 +1,109 @@
+"""Files of pictures and videos of a scene: its views, an orbit, or a camera path from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from splat_ssim.errors import UserError
+from splat_ssim.scene.camera_path import even, read_path
+from splat_ssim.scene.cameras import orbit
+from splat_ssim.scene.data import View
+from splat_ssim.scene.modes import Scale, check_mode, depth_scale, draw
+from splat_ssim.trainer.pictures import comparison, save_image, to_bytes, write_video
+
+if TYPE_CHECKING:
+    from splat_ssim.scene.training import SceneTask
+
+
+def render_views(task: SceneTask, views: str, output: Path, frames: int, mode: str = "rgb") -> None:
+    """An orbit as a video, or without a suffix as a folder of PNG; the training or test views as a folder of PNG.
+
+    Args:
+        task: With the scene's model.
+        views: orbit, train or test.
+        output: File or folder.
+        frames: Of the orbit.
+        mode: See `scene.modes.draw`.
+
+    Raises:
+        UserError: There are no such views, or they are too small for a video.
+    """
+    check_mode(mode)
+    if views == "orbit":
+        check_orbit(task.scene.train[0])
+        _write(task, orbit(task.scene.train, frames), output, mode, 30)
+        return
+    chosen = getattr(task.scene, views)
+    if not chosen:
+        raise UserError(f"--views {views} requires {views} views, got a scene without any: {task.config.data_dir}")
+    _write_pictures(task, chosen, output, mode)
+
+
+def render_path(task: SceneTask, path: Path, output: Path, mode: str = "rgb", transform: Path | None = None) -> None:
+    """The pictures of a camera path, as a video, or without a suffix as a folder of PNG.
+
+    Args:
+        task: With the scene's model.
+        path: See `scene.camera_path.read_path`.
+        output: File or folder.
+        mode: See `scene.modes.draw`.
+        transform: See `scene.camera_path.read_path`.
+
+    Raises:
+        UserError: A file is not as required, or its pictures are too small for a video.
+    """
+    check_mode(mode)
+    found = read_path(path, task.scene, transform)
+    views = found.views
+    if output.suffix:
+        check_orbit(views[0])
+        views = [even(view) for view in views]
+    first = views[0]
+    for note in found.notes:
+        print(note)
+    print(f"{path}: {len(views)} cameras, {first.width}x{first.height} pixels, {found.fps:g} frames a second")
+    _write(task, views, output, mode, found.fps)
+
+
+def _write(task: SceneTask, views: Sequence[View], output: Path, mode: str, fps: float) -> None:
+    """A video or, without a suffix, a folder of PNG."""
+    if not output.suffix:
+        _write_pictures(task, views, output, mode)
+        return
+    scale = _told_scale(task, views, mode)
+    write_video(output, (to_bytes(draw(task, view, mode, scale)) for view in views), fps=fps)
+
+
+def _write_pictures(task: SceneTask, views: Sequence[View], output: Path, mode: str) -> None:
+    scale = _told_scale(task, views, mode)
+    output.mkdir(parents=True, exist_ok=True)
+    for index, view in enumerate(views):
+        save_image(output / f"{index:04d}.png", draw(task, view, mode, scale))
+
+
+def _told_scale(task: SceneTask, views: Sequence[View], mode: str) -> Scale | None:
+    """The one scale of all depths, printed; None in other modes."""
+    if mode != "depth":
+        return None
+    scale = depth_scale(task, views)
+    print(scale)
+    return scale
+
+
+def check_orbit(view: View) -> None:
+    """Raises UserError where a video would have no pixels: its sides are even."""
+    if min(view.height, view.width) < 2:
+        raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
+
+
+@torch.no_grad()
+def previews(task: SceneTask) -> dict[str, Tensor]:
+    """Render | truth | error of the first test view, (3, H, 3 W) in [0, 1], by its name."""
+    view = task.evaluated[0]
+    pred = task.picture(view).permute(0, 3, 1, 2).clamp(0, 1).cpu()
+    return {view.name: comparison(pred, view.pixels().cpu())[0]}
