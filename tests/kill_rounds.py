@@ -45,6 +45,7 @@ from splat_ssim.trainer.checkpoint import load_checkpoint
 from splat_ssim.trainer.cli import main as train
 from splat_ssim.trainer.config import read_yaml
 from splat_ssim.trainer.folder import read_config
+from splat_ssim.trainer.history import read_rows
 from splat_ssim.volume import load_volume
 from splat_ssim.volume.export import load_gaussians_ply, load_quantized
 from tests.scenes import write_blender
@@ -306,6 +307,8 @@ def check_folder(folder: Path) -> None:
         ".ply": lambda path: load_ply(path) if path.name == "scene.ply" else load_gaussians_ply(path),
         ".png": lambda path: Image.open(path).load(),
         ".mp4": lambda path: path.read_bytes(),
+        ".jsonl": lambda path: read_rows(path.parent),
+        ".html": lambda path: path.read_text(encoding="utf-8").index("</html>"),
         **dict.fromkeys((".gz", ".npz", ".npy", ".zarr"), load_volume),
     }
     for path in sorted(folder.rglob("*")):
@@ -339,6 +342,10 @@ def _content(path: Path) -> Any:
     if path.suffix == ".pt":
         state = torch.load(path, weights_only=True)
         return {key: value for key, value in state.items() if key not in MEASURED}
+    if path.suffix == ".jsonl":
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path.parent)]
+    if path.suffix == ".html":
+        return path.name  # it tells the seconds and the folder
     if path.suffix == ".gz":
         import gzip
 

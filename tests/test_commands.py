@@ -27,6 +27,8 @@ PURPOSES = {
     "splat-eval": "Evaluates a run folder's last checkpoint.",
     "splat-render": "Draws a run folder's last checkpoint.",
     "splat-export": "Writes a trained scene in the formats",
+    "splat-report": "Writes the page about a run",
+    "splat-viewer": "Shows a run folder's last checkpoint in a browser",
     "splat-compare": "Compares two images, two folders of images",
     "splat-prepare": "Makes a COLMAP scene of photographs",
     "splat-voxelize": "Writes the volume that fitted Gaussians stand for",

@@ -1,0 +1,220 @@
+"""The viewer and the report page in a headless Chromium, where there is one.
+
+Chromium is playwright's own (`playwright install chromium-headless-shell`), or one of the system; SPLAT_SSIM_CHROMIUM
+names another. The scene in the page needs the viewer's package: `python scripts/report.py --install-viewer`.
+"""
+
+import base64
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from splat_ssim.ply import SH0
+from splat_ssim.scene.cameras import orbit
+from splat_ssim.scene.modes import draw
+from splat_ssim.trainer import load
+from splat_ssim.trainer.cli import main, report_run
+from splat_ssim.trainer.viewer_package import find_viewer
+from tests.scenes import write_blender
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra [browser])")
+
+#: WebGL by the processor alone.
+ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+PATIENCE = 90_000
+
+
+def chromium():
+    """Path of the system's browser, None for playwright's own."""
+    named = os.environ.get("SPLAT_SSIM_CHROMIUM")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    return named or next(filter(None, found), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+        except sync_api.Error as error:
+            pytest.skip(f"no Chromium to drive: {str(error).splitlines()[0]}")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that must have no error and ask for nothing beyond itself."""
+    opened, errors = browser.new_page(viewport={"width": 1000, "height": 700}), []
+    opened.set_default_timeout(PATIENCE)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.errors = errors
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    place = tmp_path_factory.mktemp("browser")
+    scene = write_blender(place / "ball", train=8, test=3, size=48)
+    line = f"--data-dir {scene} --result-dir {place / 'run'} --steps 150 --model.init-count 300 --profile"
+    main([*line.split(), "--output.eval-every", "50", "--output.no-progress", "--output.no-report"])
+    return place / "run"
+
+
+def test_the_report_page_in_a_browser(trained, page, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPLAT_SSIM_CACHE", str(tmp_path))
+    report_run(trained, views=3)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url.split(":")[0]))
+    page.goto((trained / "report.html").as_uri())
+    assert page.locator("#curves svg").count() == 5
+    assert page.locator("#curves svg path.train").count() == 5 and page.locator("#curves circle").count() == 6
+    before = page.locator("#curves svg").first.inner_html()
+    page.get_by_role("button", name="seconds").click()
+    assert page.locator("#curves svg").first.inner_html() != before
+    # Over a curve its values are read.
+    page.locator("#curves svg").first.hover()
+    assert "training" in page.locator("#curves .read").first.inner_text()
+    # The slider uncovers the photograph up to the pointer.
+    slider = page.locator(".slider").first
+    box = slider.bounding_box()
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
+    assert float(slider.evaluate("s => s.style.getPropertyValue('--cut')").rstrip("%")) == pytest.approx(25, abs=3)
+    # The orbit turns.
+    turntable = page.locator(".turntable")
+    first = turntable.locator("img").get_attribute("src")
+    turntable.locator("input").evaluate("i => { i.value = 12; i.dispatchEvent(new Event('input')); }")
+    assert turntable.locator("img").get_attribute("src") != first
+    assert set(requests) <= {"file", "data", "blob"}
+
+
+def blobs():
+    """Blobs of three colours on three axes, one of them seen in another colour from every side."""
+    sh0 = (torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.4, 0.4, 0.4]]) - 0.5) / SH0
+    shN = torch.zeros(3, 15, 3)
+    shN[2, :3] = torch.tensor([[0.6, 0, -0.6], [0, 0.6, 0], [-0.6, 0, 0.6]])
+    return {
+        "means": torch.tensor([[0.8, 0, 0], [0, 0.8, 0.2], [0, 0, 0.9]]),
+        "scales": torch.tensor([[0.3, 0.1, 0.1], [0.15, 0.15, 0.15], [0.2, 0.2, 0.3]]).log(),
+        "quats": torch.tensor([[0.9, 0.2, 0.3, 0.1], [1.0, 0, 0, 0], [0.7, 0, 0.7, 0]]),
+        "opacities": torch.full((3,), 4.0),
+        "sh0": sh0[:, None],
+        "shN": shN,
+    }
+
+
+def test_the_scene_in_the_page_is_what_we_render(trained, page):
+    if find_viewer() is None:
+        pytest.skip("the viewer's package is not installed: python scripts/report.py --install-viewer")
+    task = load(trained)
+    task.splats = blobs()
+    task.report(trained, {"step": 150, **task.evaluate()}, views=0)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url.split(":")[0]))
+    page.goto((trained / "report.html").as_uri())
+    page.wait_for_selector("#scene-viewer[data-loaded]")
+    field = page.evaluate(
+        """() => { const viewer = document.getElementById('scene-viewer').viewer;
+        viewer.state.animationPaused = true; viewer.seek(0);
+        return viewer.app.root.findByName('camera').camera.fov; }"""
+    )
+    time.sleep(1)
+    result = page.evaluate(
+        "document.getElementById('scene-viewer').viewer.captureFrame({ width: 192, height: 192 }).then((f) => f.data)"
+    )
+    seen = np.frombuffer(base64.b64decode(result), np.uint8).reshape(192, 192, 4)[..., :3] / 255.0
+    assert set(requests) <= {"file", "data", "blob"} and 10 < field < 120
+    # The same camera in our renderer, with the page's angle of view; and the next one of the orbit, 15 degrees on.
+    focal, likeness = 96 / np.tan(np.radians(field) / 2), []
+    for view in orbit(task.scene.train, 24)[:2]:
+        view.image = torch.zeros(192, 192, 3, dtype=torch.uint8)
+        view.K = torch.tensor([[focal, 0, 96], [0, focal, 96], [0, 0, 1]], dtype=torch.float32)
+        ours = draw(task, view)[0].permute(1, 2, 0).numpy()
+        likeness.append(-10 * np.log10(((seen - ours) ** 2).mean()))
+    # Two renderers agree to 47 dB.
+    assert likeness[0] > 40 and likeness[1] < 30, likeness
+
+
+def test_the_viewer_follows_a_training(page, tmp_path):
+    pytest.importorskip("viser", reason="viser is not installed (extra [viewer])")
+    from splat_ssim.scene.config import SceneConfig, SceneOutputConfig
+    from splat_ssim.scene.training import SceneTask
+    from splat_ssim.scene.viewer import SceneViewer
+    from splat_ssim.trainer.loop import Run
+
+    scene = write_blender(tmp_path / "ball", train=6, test=2, size=48)
+    output = SceneOutputConfig(progress=False, report=False)
+    config = SceneConfig(data_dir=scene, result_dir=tmp_path / "run", steps=1_000_000, output=output)
+    config.model.init_count, config.strategy.budget = 300, 300
+    task = SceneTask(config)
+    viewer = SceneViewer(task, 0)
+    one = Run(task, [viewer])
+    ended = threading.Event()
+
+    def train():
+        try:
+            task.finished = False
+            one.train()
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    try:
+        page.goto(viewer.url)
+        status = page.get_by_text("step ").filter(has_text="PSNR").first
+        status.wait_for()
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_text("paused").first.wait_for()
+        time.sleep(0.5)
+        step = one.step
+        time.sleep(1)
+        assert one.step == step
+        assert f"step {step:,} of 1,000,000" in status.inner_text()
+        (eye,) = viewer._eyes.values()
+        before, drawn = eye.drawn, eye.size
+        assert max(drawn) == 512
+        page.get_by_role("combobox", name="Mode").click()
+        page.get_by_role("option", name="depth").click()
+        until(lambda: eye.drawn > before and viewer._mode.value == "depth")
+        # To a camera of the scene, which is then the browser's.
+        page.get_by_role("combobox", name="Go to").click()
+        page.get_by_role("option", name="test/r_1.png").click()
+        expected = task.scene.test[1].center.numpy()
+        until(lambda: np.allclose(eye.client.camera.position, expected, atol=1e-3))
+        # Dragging moves it, drawn coarser at first, and then as before.
+        page.mouse.move(300, 400)
+        page.mouse.down()
+        page.mouse.move(420, 430, steps=4)
+        page.mouse.up()
+        until(lambda: not np.allclose(eye.client.camera.position, expected, atol=1e-2))
+        until(lambda: not eye.coarse and not eye.dirty and eye.size == drawn)
+        page.get_by_role("button", name="Go on").click()
+        until(lambda: one.step > step)
+        # Nobody is left: a paused training goes on.
+        page.get_by_role("button", name="Pause").click()
+        until(lambda: viewer.paused)
+        page.close()
+        until(lambda: not viewer.paused and not viewer.due())
+    finally:
+        task.finished = True
+        viewer.paused = False
+        ended.wait(60)
+        viewer.close()
+    assert ended.is_set()
+
+
+def until(true, patience=30):
+    end = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

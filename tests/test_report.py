@@ -1,0 +1,243 @@
+"""report.html: one page, whole without a network, that says what the run's files say."""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from splat_ssim.errors import UserError
+from splat_ssim.formats import read_splats
+from splat_ssim.ply import load_ply
+from splat_ssim.scene import report as scene_report
+from splat_ssim.trainer import load, viewer_package
+from splat_ssim.trainer.cli import main, report_run
+from splat_ssim.trainer.report import embedded, table
+from tests.scenes import write_blender
+from tests.test_loop import LineTask, config
+from tests.test_loop import run as run_line
+
+VOID = {"meta", "img", "input", "br"}
+SCRIPT, STYLE, LICENSE = b"export const createViewer = 1; // </script>", b".sse{}", b"MIT -- of somebody"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cache(tmp_path_factory):
+    """Tests neither find nor fill the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLAT_SSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a ball, profiled, with evaluations."""
+    place = tmp_path_factory.mktemp("report")
+    scene = write_blender(place / "ball", train=6, test=5, size=24)
+    names = json.loads((scene / "transforms_test.json").read_text())
+    (scene / "test" / "r_0.png").rename(scene / "test" / "<b>&.png")
+    names["frames"][0]["file_path"] = "./test/<b>&"
+    (scene / "transforms_test.json").write_text(json.dumps(names))
+    line = f"--data-dir {scene} --result-dir {place / 'run'} --steps 60 --model.init-count 200 --profile"
+    main([*line.split(), "--output.eval-every", "20", "--output.no-progress"])
+    return place / "run"
+
+
+class Page(HTMLParser):
+    """Checks that tags match; gathers what the page loads, its pictures and the text of its scripts by identifier."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loaded, self.sources, self.scripts, self.rows, self.current = [], [], [], {}, [], None
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.sources += [values["src"]] if tag == "img" and "src" in values else []
+        self.loaded += [values[key] for key in ("src", "href") if not values.get(key, "data:").startswith("data:")]
+        if tag == "script":
+            self.current = values.get("id")
+        if tag == "tr":
+            self.rows.append([])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script" and self.current:
+            self.scripts[self.current] = self.scripts.get(self.current, "") + data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def packed(page, name):
+    return gzip.decompress(base64.b64decode(page.scripts[name]))
+
+
+def test_a_run_leaves_a_page_that_needs_nothing_else(trained):
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.loaded == [] and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    # A scale, and render, photograph and error of each of the five test views.
+    assert len(page.sources) == 1 + 5 * 3
+    shown = Image.open(io.BytesIO(base64.b64decode(page.sources[1].partition(",")[2])))
+    assert shown.size == (24, 24)
+    assert len(json.loads(page.scripts["turntable-data"])) == scene_report.FRAMES
+    assert "<b>&.png" not in text and "&lt;b&gt;&amp;.png" in text
+
+
+def test_the_page_says_what_the_files_say(trained):
+    page = Page((trained / "report.html").read_text(encoding="utf-8"))
+    metrics = json.loads((trained / "metrics.json").read_text())
+    last = json.loads((trained / "eval" / "0000060.json").read_text())
+    charts = {chart["name"]: chart for chart in json.loads(page.scripts["curve-data"])}
+    assert [point[0] for point in charts["PSNR, dB"]["train"]] == [25, 50]
+    assert [point[0] for point in charts["PSNR, dB"]["test"]] == [20, 40, 60]
+    assert charts["PSNR, dB"]["test"][2] == [60, last["train_seconds"], metrics["psnr"]]
+    assert charts["gaussians"]["train"][0][2] == 200 and not charts["gaussians"]["noisy"]
+    worst = sorted(last["views"], key=lambda row: row["psnr"])
+    at = page.rows.index(["view", "psnr", "ssim"])
+    assert [row[0] for row in page.rows[at + 1 : at + 6]] == [row["name"] for row in worst]
+    assert ["model.init_count", "200", "10000"] in page.rows
+    assert ["torch", torch.__version__] in page.rows
+    assert any("backward" in row and "render" in row for row in page.rows)
+
+
+def test_the_page_is_written_again_with_other_views(trained, tmp_path):
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    assert report_run(trained, views=2) == trained / "report.html"
+    page = Page((trained / "report.html").read_text(encoding="utf-8"))
+    assert len(page.sources) == 1 + 2 * 3
+    worst = sorted(json.loads((trained / "eval" / "0000060.json").read_text())["views"], key=lambda row: row["psnr"])
+    names = re.findall(r'alt="photograph ([^"]*)"', (trained / "report.html").read_text(encoding="utf-8"))
+    assert len(names) == 2 and "r_" in (names[0] + names[1]) and worst[0]["name"] != worst[-1]["name"]
+    report_run(trained)
+    assert len((trained / "report.html").read_text(encoding="utf-8")) == pytest.approx(len(text), rel=0.01)
+    with pytest.raises(UserError, match="--views must be at least 0, got -1"):
+        report_run(trained, views=-1)
+
+
+def test_without_the_viewer_the_page_says_how_to_get_it(trained, capsys):
+    report_run(trained, views=0)
+    told = capsys.readouterr().err
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    assert "report.py --install-viewer" in told and "report.py --install-viewer" in text
+    assert "scene-viewer" not in text and "turntable-data" in Page(text).scripts
+
+
+def test_a_run_without_a_page_writes_none(trained, tmp_path):
+    line = f"--data-dir {trained.parent / 'ball'} --result-dir {tmp_path / 'run'} --steps 3 --model.init-count 50"
+    main([*line.split(), "--output.no-progress", "--output.no-report"])
+    assert not (tmp_path / "run" / "report.html").exists()
+    # And a run that is not over gets one all the same.
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "versions.json").unlink()
+    text = report_run(tmp_path / "run").read_text(encoding="utf-8")
+    Page(text)
+    assert "There is no versions.json" in text
+
+
+def npm_folder(place):
+    (place / "public").mkdir(parents=True)
+    for name, content in (("public/index.js", SCRIPT), ("public/index.css", STYLE), ("LICENSE", LICENSE)):
+        (place / name).write_bytes(content)
+    return place
+
+
+def tarball(place):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in (("public/index.js", SCRIPT), ("public/index.css", STYLE), ("LICENSE", LICENSE)):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    place.write_bytes(buffer.getvalue())
+    return place
+
+
+def test_with_the_viewer_the_page_holds_the_scene_and_the_license(trained, tmp_path):
+    report_run(trained, viewer_package=npm_folder(tmp_path / "npm"))
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert packed(page, "viewer-script") == SCRIPT
+    (tmp_path / "scene.compressed.ply").write_bytes(packed(page, "scene-file"))
+    back = read_splats(tmp_path / "scene.compressed.ply").splats()
+    assert len(back["means"]) == len(load_ply(trained / "scene.ply")["means"]) == 200
+    told = json.loads(page.scripts["scene-data"])
+    assert told["filename"] == "scene.compressed.ply" and len(told["settings"]["animTracks"]) == 1
+    # The viewer's y axis is up, and so is the scene's z: the camera stands as high above the target in both.
+    position, target = (told["settings"]["cameras"][0]["initial"][key] for key in ("position", "target"))
+    assert position[1] - target[1] == pytest.approx(4 * 0.389, abs=0.02)
+    assert "MIT - - of somebody" in text
+    assert page.loaded == []
+
+
+def test_a_large_scene_is_not_embedded_and_the_page_says_so(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_report, "LARGEST_SCENE", 1000)
+    report_run(trained, viewer_package=npm_folder(tmp_path / "npm"))
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    assert "a page embeds up to 0 MiB" in text and "scene-file" not in text
+
+
+def test_a_scene_without_gaussians_has_a_page_all_the_same(trained, tmp_path):
+    task = load(trained)
+    task.splats = {name: value[:0] for name, value in task.splats.items()}
+    content, told = scene_report.scene_file(task)
+    assert content is None and told.startswith("the scene cannot be embedded: ")
+
+
+def test_the_viewer_is_installed_once_its_checksum_is_right(tmp_path, monkeypatch, capsys):
+    source = tarball(tmp_path / "viewer.tgz")
+    monkeypatch.setattr(viewer_package, "ADDRESS", source.as_uri())
+    kept = tmp_path / "kept.tgz"
+    with pytest.raises(UserError, match=r"required @playcanvas/supersplat-viewer .* with sha512-"):
+        report_run(install_viewer=True, viewer_package=kept)
+    assert not kept.exists()
+    checksum = base64.b64encode(hashlib.sha512(source.read_bytes()).digest()).decode()
+    monkeypatch.setattr(viewer_package, "INTEGRITY", f"sha512-{checksum}")
+    assert report_run(install_viewer=True, viewer_package=kept) == kept
+    assert viewer_package.find_viewer(kept).script == SCRIPT
+    assert viewer_package.find_viewer() is None
+    viewer_package.install_viewer()
+    assert viewer_package.find_viewer().license == LICENSE
+    # What is kept may be damaged later.
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{kept}: required @playcanvas"):
+        viewer_package.find_viewer(kept)
+
+
+def test_what_is_no_viewer_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nothing: required the package @playcanvas/supersplat-viewer"):
+        viewer_package.find_viewer(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"got no public/index\.js in it"):
+        viewer_package.find_viewer(tmp_path)
+    monkeypatch.setattr(viewer_package, "ADDRESS", (tmp_path / "nothing").as_uri())
+    with pytest.raises(UserError, match="nothing: required the package"):
+        viewer_package.install_viewer(tmp_path / "kept.tgz")
+
+
+def test_a_kind_of_training_without_a_page_is_refused(tmp_path):
+    run_line(LineTask(config(tmp_path / "run")))
+    with pytest.raises(UserError, match="a page requires a kind of training that has one"):
+        report_run(tmp_path / "run")
+    with pytest.raises(UserError, match="required a run folder to report on, got none"):
+        report_run()
+
+
+def test_embedded_json_cannot_end_its_script():
+    text = embedded("a", {"name": "</script><b>", "value": float("nan")})
+    assert text.count("</script>") == 1
+    assert json.loads(Page(text).scripts["a"]) == {"name": "</script><b>", "value": None}
+    assert "<td>&lt;i&gt;</td>" in table(["x"], [["<i>"]])
