@@ -202,7 +202,7 @@ class PoseConfig:
     #: Move and turn the training cameras too. What is common to all of them is taken out again.
     refine: bool = False
     #: Initial learning rate of turning, in radians, and of moving, in units of the scene's extent, which decays
-    #: log-linearly to a hundredth; by default one by which a camera may turn by two degrees over the run.
+    #: log-linearly to a hundredth; by default one by which a camera may turn by 0.3 degrees over the run.
     rate: float | None = None
     #: Poses stay as they are before this step; by default a twentieth of the run.
     start: int | None = None

@@ -16,7 +16,7 @@ from splat_ssim.scene.per_view import PerView, rate_that_reaches
 #: Final learning rate as a fraction of the initial one.
 _FINAL = 0.01
 #: How far a camera may turn over a run, in radians, and move, in units of the scene's extent.
-_REACH = 0.035
+_REACH = 0.005
 
 
 class RefinedPoses:
@@ -91,8 +91,8 @@ def moved(viewmat: Tensor, rotation: Tensor, move: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from splat_ssim.scene.poses import moved
-        >>> moved(torch.eye(4), torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]))[:3, 3]
-        tensor([-1., 0., 0.])
+        >>> moved(torch.eye(4), torch.zeros(3), torch.tensor([1.0, 2.0, 4.0]))[:3, 3]
+        tensor([-1., -2., -4.])
     """
     center = -viewmat[:3, :3].T @ viewmat[:3, 3] + move
     turned = viewmat[:3, :3] @ _rotation(rotation).T

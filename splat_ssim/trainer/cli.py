@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command line of train.py and returns the metrics."""
     with _as_a_program():
         task, config = parse(arguments)
-        if config.resume is None:
+        if config.resume is None and launched().is_first:
             # Reading the data may take minutes.
             check_folder(config.result_dir or default_folder(config.data_dir.name))
         made = task(config)  # type: ignore[call-arg]
