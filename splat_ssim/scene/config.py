@@ -85,6 +85,7 @@ class SceneConfig(RunConfig):
         model.sh_degree_interval = max(1, scaled(model.sh_degree_interval, 1 if model.init == "ply" else tenth))
         optimizer.decay_start = scaled(optimizer.decay_start, steps * 7 // 10)
         self.poses.start = scaled(self.poses.start, steps // 20)
+        self.exposure.start = scaled(self.exposure.start, tenth if steps > 1 else 0)
         if strategy.grow_gradient is None:
             strategy.grow_gradient = 8e-4 if strategy.absgrad else 2e-4
         strategy.refine_start = scaled(strategy.refine_start)
@@ -115,6 +116,7 @@ class SceneConfig(RunConfig):
             *((f"exposure.grid[{axis}]", cells, 2, 256) for axis, cells in enumerate(self.exposure.grid)),
             ("poses.rate", self.poses.rate or 0, 0, None),
             ("poses.start", given(self.poses.start), 0, None),
+            ("exposure.start", given(self.exposure.start), 0, None),
             ("depth.weight", self.depth.weight, 0, None),
             ("data.near", data.near or 0, 0, None),
             ("strategy.grow_scale", strategy.grow_scale, 0, None),

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splat_ssim.scene.options import ExposureConfig
-from splat_ssim.scene.per_view import PerView, rate_that_reaches
+from splat_ssim.scene.per_view import PerView
 
 #: Brightness of a colour: luma of ITU-R BT.601.
 _LUMA = (0.299, 0.587, 0.114)
 #: Final learning rate as a fraction of the initial one.
 _FINAL = 0.1
-#: How far a number of a map may move over a run.
-_REACH = 1.0
+#: Initial learning rates by kind: those of 3DGS and of gsplat's trainer.
+_RATES = {"affine": 0.01, "bilateral": 0.002}
 
 
 class Exposures:
@@ -30,15 +30,14 @@ class Exposures:
         config: affine or bilateral.
         count: Number of training views.
         device: Where the maps live.
-        updates: How often each view is trained on in the run, which says how fast maps have to learn.
 
     Source: affine: B. Kerbl et al., "A Hierarchical 3D Gaussian Representation", 2024; bilateral: Y. Wang et al.,
     "Bilateral Guided Radiance Field Processing", 2024, on J. Chen et al., "Real-time edge-aware image processing with
     the bilateral grid", 2007.
     """
 
-    def __init__(self, config: ExposureConfig, count: int, device: torch.device, updates: float = 100.0) -> None:
-        rate = rate_that_reaches(_REACH, updates, _FINAL) if config.rate is None else config.rate
+    def __init__(self, config: ExposureConfig, count: int, device: torch.device) -> None:
+        rate = _RATES[config.name] if config.rate is None else config.rate
         width, height, depth = config.grid
         self.bilateral, self.smoothness = config.name == "bilateral", config.smoothness
         shape = (12, depth, height, width) if self.bilateral else (12,)
@@ -87,8 +86,17 @@ class Exposures:
         return self.smoothness * sum((own.diff(dim=axis).square().mean() for axis in (1, 2, 3)), own.new_zeros(()))
 
     @torch.no_grad()
-    def step(self, used: Sequence[int], progress: float) -> None:
-        """One step of the maps of the views that were rendered; the mean follows."""
+    def step(self, used: Sequence[int], progress: float, *, learning: bool = True) -> None:
+        """One step of the maps of the views that were rendered; the mean follows.
+
+        Args:
+            used: The views.
+            progress: Share of the run that is done.
+            learning: Whether maps change already; else their gradients are dropped.
+        """
+        if not learning:
+            self.maps.optimizer.zero_grad(set_to_none=True)
+            return
         chosen = sorted(set(used))
         before = [self.maps[index].clone() for index in chosen]
         self.maps.step(progress)

@@ -178,9 +178,10 @@ class ExposureConfig:
 
     #: affine: a 3x4 matrix for each training image; bilateral: a grid of such matrices over place and brightness.
     name: Literal["none", "affine", "bilateral"] = "none"
-    #: Initial learning rate, which decays log-linearly to a tenth; by default one by which a colour may double over the
-    #: run, however often each view is trained on.
+    #: Initial learning rate, which decays log-linearly to a tenth; by default 0.01 (affine) or 0.002 (bilateral).
     rate: float | None = None
+    #: Images keep their colours before this step, until the Gaussians have theirs; by default a tenth of the run.
+    start: int | None = None
     #: Cells of a bilateral grid: horizontal, vertical, brightness.
     grid: tuple[int, int, int] = (16, 16, 8)
     #: Times the total variation of a view's bilateral grid, added to the loss.
@@ -190,8 +191,8 @@ class ExposureConfig:
 #: Options of `ExposureConfig` that each kind has.
 EXPOSURE_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "affine": ("rate",),
-    "bilateral": ("rate", "grid", "smoothness"),
+    "affine": ("rate", "start"),
+    "bilateral": ("rate", "start", "grid", "smoothness"),
 }
 
 

@@ -115,7 +115,7 @@ class SceneTask:
         updates = config.steps * config.batch_size / count
         self.exposures = self.poses = None
         if config.exposure.name != "none":
-            self.exposures = Exposures(config.exposure, count, self.device, updates)
+            self.exposures = Exposures(config.exposure, count, self.device)
         if config.poses.refine:
             self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device, updates)
 
@@ -195,7 +195,7 @@ class SceneTask:
         progress, used = index / self.config.steps, self.views.indices(index)
         if self.exposures is not None:
             self.exposures.maps.share(used, self.ranks)
-            self.exposures.step(used, progress)
+            self.exposures.step(used, progress, learning=index >= given(self.config.exposure.start))
         if self.poses is not None:
             self.poses.changes.share(used, self.ranks)
             self.poses.step(progress, moving=index >= given(self.config.poses.start))
