@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-fast test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
+.PHONY: train test test-fast docs gallery test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
   install-rounds pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
@@ -34,6 +34,14 @@ test: $(VENV)/test.done
 ## test-fast: what a change breaks most often, in a minute: no training, no compiler, no subprocess
 test-fast: $(VENV)/test.done
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+## docs: the documentation site in build/docs/html, its short examples run; any warning or broken link is an error
+docs: $(VENV)/docs.done
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs/html $(ARGS)
+
+## gallery: the same with the long examples of the gallery run too, which take minutes
+gallery: $(VENV)/docs.done
+	SPLAT_SSIM_GALLERY=all $(MAKE) docs
 
 ## test-pythons: the test suite with each of several Pythons: make test-pythons PYTHONS="3.10 path/to/python"
 test-pythons:
@@ -115,7 +123,7 @@ pins: $(VENV)/torch.done
 	mv constraints.tmp constraints.txt
 
 clean:
-	rm -rf build dist $(VENV) $(VENV)-zig splat_ssim/*.so splat_ssim/*.dylib splat_ssim/*.dll *.egg-info
+	rm -rf build dist docs/generated $(VENV) $(VENV)-zig splat_ssim/*.so splat_ssim/*.dylib splat_ssim/*.dll *.egg-info
 
 $(VENV)/torch.done: constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or newer is required, got ' + sys.version) if sys.version_info < (3, 10) else 0"
@@ -125,6 +133,11 @@ $(VENV)/torch.done: constraints.txt
 
 $(VENV)/train.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
 	$(PIP) -e ".[train]"
+	touch $@
+
+$(VENV)/docs.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
+	$(BIN)/python -c "import sys; sys.exit('make docs requires Python 3.11 or newer') if sys.version_info < (3, 11) else 0"
+	$(PIP) -e ".[train,volume,docs]"
 	touch $@
 
 $(VENV)/test.done: $(VENV)/torch.done pyproject.toml $(NATIVE)
