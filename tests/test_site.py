@@ -343,6 +343,16 @@ def test_no_page_installs_by_name():
         assert not re.search(r"pip install [\"']?splat[_-]ssim", path.read_text()), path
 
 
+def test_prose_wraps_at_100_columns():
+    for path in PAGES:
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for line in text.splitlines():
+            is_table_code_or_link = line.startswith(("|", "    ", "<", "![")) or re.fullmatch(
+                r"\S*\]\(\S+\)\S*", line.strip()
+            )
+            assert len(line) <= 100 or is_table_code_or_link, f"{path.relative_to(ROOT)}: {line}"
+
+
 def test_gallery_scripts_have_titles_and_names_that_sort():
     assert len(GALLERY) >= 8
     pattern = re.search(r'else r"(plot_[^"]+)"', (DOCS / "conf.py").read_text())[1]

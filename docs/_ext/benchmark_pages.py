@@ -15,6 +15,7 @@ SUBJECTS = {
         "Speed of the loss on a GPU",
         "L1 + DSSIM beside the peers; milliseconds of the GPU.",
     ),
+    "scaling": ("Numbers of threads", "Time of SSIM over numbers of threads, beside each peer's fastest form."),
     "memory": ("Memory of SSIM", "What a call holds beyond its inputs, in MiB and in images."),
     "accuracy": ("Accuracy", "Errors against float64; the gradient's as a share of its maximum."),
     "sweep": ("Sizes, batches and windows", "Time of SSIM over sizes, batch sizes and windows, ours alone."),
@@ -120,9 +121,11 @@ def won_and_lost(results: Results) -> list[tuple[str, str, str, float, str, floa
     if not {"name", "ratio"} <= set(results.columns):
         return []
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    several = len(results.values("threads")) > 1
     for row in results.rows:
         if row["ratio"] and not is_ours(row["name"]):
             size = row.get("size") or row.get("case", "")
+            size += f", {row['threads']} threads" if several else ""
             groups.setdefault((size, row.get("mode", "")), []).append((float(row["ratio"]), row["name"]))
     return [
         (size, mode, min(peers)[1], min(peers)[0], max(peers)[1], max(peers)[0])

@@ -21,10 +21,7 @@ def _write(app: Any, config: Any) -> None:
     folder.mkdir(exist_ok=True)
     # Sphinx-Gallery keeps the pages of examples that are gone.
     for path in (folder / "gallery").glob("*.rst"):
-        if (
-            path.stem not in ("index",)
-            and not (ROOT / "docs/gallery" / f"{path.stem}.py").exists()
-        ):
+        if path.stem not in ("index",) and not (ROOT / "docs/gallery" / f"{path.stem}.py").exists():
             path.unlink()
     for name in ("table", "calls", "multi_scale"):
         (folder / f"definition_{name}.txt").write_text(getattr(definitions, name)())
