@@ -24,6 +24,7 @@ import api_pages  # noqa: E402
 import benchmark_pages  # noqa: E402
 import draw_layout  # noqa: E402
 import kernel_pictures  # noqa: E402
+import link_check  # noqa: E402
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -336,6 +337,25 @@ def test_links_lead_to_files(path):
                 assert (DOCS / "gallery" / target.name).with_suffix(".py").exists(), place
             continue
         assert target.exists(), f"{path.name}: {place}"
+
+
+def test_broken_links_of_built_pages_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top">A</h1><a href="sub/b.html#there">b</a><a href="https://x.org/y">x</a>'
+    )
+    (tmp_path / "sub" / "b.html").write_text('<p id="there"><a href="../a.html#top">a</a><a href="#there">here</a></p>')
+    assert link_check.broken_links(tmp_path) == []
+    (tmp_path / "sub" / "b.html").write_text(
+        '<a href="../a.html#nothing">a</a><img src="c.png"><a href="#there">here</a>'
+    )
+    broken = link_check.broken_links(tmp_path)
+    assert [line.partition(" for ")[2] for line in broken] == [
+        "sub/b.html#there",
+        "../a.html#nothing",
+        "c.png",
+        "#there",
+    ]
 
 
 def test_no_page_installs_by_name():

@@ -9,6 +9,8 @@ import api_pages
 import benchmark_pages
 import definitions
 import kernel_pictures
+import link_check
+from sphinx.errors import SphinxError
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -42,6 +44,14 @@ def _check(app: Any, env: Any) -> None:
             _log.warning("%s is public, and no page documents it", name)
 
 
+def _check_links(app: Any, error: Exception | None) -> None:
+    """Fails the build for a link of ours that leads nowhere."""
+    if error is None and app.builder.format == "html":
+        broken = link_check.broken_links(Path(app.outdir))
+        if broken:
+            raise SphinxError("links that lead nowhere:\n" + "\n".join(broken))
+
+
 def _plain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     lines[:] = api_pages.as_rst(lines)
 
@@ -51,5 +61,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _write)
     # Before napoleon, which reads what remains as Google's style.
     app.connect("autodoc-process-docstring", _plain, priority=400)
+    app.connect("build-finished", _check_links)
     app.connect("env-check-consistency", _check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
