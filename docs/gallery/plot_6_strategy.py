@@ -119,7 +119,7 @@ for step in range(400):
         strategy.step_post_backward(params, optimizers, state, step, info)
     counts.append(len(params["means"]))
 
-view = scene.test[0]
+view = scene.test[18]
 with torch.no_grad():
     image, _ = render(view)
 score = splat_ssim.ssim(image, view.pixels().permute(0, 2, 3, 1), channels_last=True)
