@@ -48,8 +48,10 @@ def _check_links(app: Any, error: Exception | None) -> None:
     """Fails the build for a link of ours that leads nowhere."""
     if error is None and app.builder.format == "html":
         broken = link_check.broken_links(Path(app.outdir))
+        for line in broken:
+            _log.error("%s", line)
         if broken:
-            raise SphinxError("links that lead nowhere:\n" + "\n".join(broken))
+            raise SphinxError(f"{len(broken)} links lead nowhere, see above")
 
 
 def _plain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
