@@ -25,6 +25,7 @@ LAYERS = [
     ["trainer"],
     ["scene"],
     ["volume"],
+    ["ct"],
     ["image", "comparison", "prepare", "__main__"],
 ]
 #: The only imports of scenes that volumes have.

@@ -15,7 +15,7 @@
 #include "layout.h"
 
 // Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
-constexpr int kAbiVersion = 7;
+constexpr int kAbiVersion = 8;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
@@ -112,6 +112,9 @@ constexpr Constant kConstants[] = {
     {"voxel_geometry", kVoxelGeometry},
     {"voxel_window", kVoxelWindow},
     {"voxel_min_width", kVoxelMinWidth},
+    {"xray_frame", kXrayFrame},
+    {"xray_numbers", kXrayNumbers},
+    {"xray_slack", kXraySlack},
 };
 constexpr int kConstantCount = sizeof(kConstants) / sizeof(kConstants[0]);
 

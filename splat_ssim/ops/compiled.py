@@ -15,7 +15,7 @@ import torch
 from splat_ssim._version import __version__
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 #: Bytes of the structures that Python packs or allocates, as this package has them; see csrc/cpu/layout.h.
 SIZES = {

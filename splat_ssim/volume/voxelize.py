@@ -10,7 +10,8 @@ from .grid import VoxelGrid
 from .reference import voxelize_reference
 
 
-def _check(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, features: Tensor | None) -> None:
+def check_gaussians(means: Tensor, quats: Tensor, scales: Tensor, densities: Tensor, features: Tensor | None) -> None:
+    """Raises ValueError or TypeError for tensors of Gaussians that do not fit each other, see `voxelize`."""
     count = means.shape[0] if means.ndim else 0
     expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
     expected |= {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3))}
@@ -76,7 +77,7 @@ def voxelize(
         >>> volume.shape, float(volume[0, 4, 4, 4])
         (torch.Size([1, 8, 8, 8]), 1.0)
     """
-    _check(means, quats, scales, densities, features)
+    check_gaussians(means, quats, scales, densities, features)
     values = densities[:, None]  # [N, 1]
     if features is not None:
         values = torch.cat([values, values * features], dim=1)  # [N, 1 + F]

@@ -1,0 +1,197 @@
+"""Where X-rays run: sources, detectors and angles, as kernels and files know them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: The shapes of a beam.
+KINDS = ("cone", "parallel")
+
+
+def _numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
+    """`count` finite numbers, from as many or from one for all."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+        array = np.broadcast_to(array, (count,)) if array.ndim == 0 else array
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be {count} finite numbers, got {value!r}")
+    return tuple(float(v) for v in array)
+
+
+@dataclass(frozen=True)
+class XrayGeometry:
+    """A flat detector and a source that turn about an axis parallel to the world's z. Lengths in mm.
+
+    At angle θ the source lies from `center` in the direction (cos θ, sin θ, 0), the detector across from it. Columns of
+    the detector follow (-sin θ, cos θ, 0), rows run down, along -z. Of a parallel beam every ray has the direction
+    (-cos θ, -sin θ, 0).
+
+    Args:
+        kind: "cone" or "parallel".
+        detector: Rows and columns of pixels.
+        spacing: Distance of pixel centres between rows and between columns, on the detector.
+        angles: (V,) in degrees, a view each.
+        source_object: Distance from the source to the axis (cone).
+        source_detector: Distance from the source to the detector (cone).
+        offset: Shift of the detector along its rows' and its columns' direction, in mm.
+        center: World x, y, z of the point that the source turns about.
+
+    Raises:
+        ValueError: A number that is missing, not finite or not positive where it must be.
+
+    Example:
+        >>> from splat_ssim.ct import XrayGeometry
+        >>> geometry = XrayGeometry("cone", (64, 96), (1.5, 1.5), (0, 90), source_object=500, source_detector=750)
+        >>> geometry.magnification, geometry.frames().shape
+        (1.5, torch.Size([2, 4, 3]))
+    """
+
+    kind: str
+    detector: tuple[int, int]
+    spacing: tuple[float, float]
+    angles: tuple[float, ...]
+    source_object: float | None = None
+    source_detector: float | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"geometry must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        detector = _numbers(self.detector, "detector rows and columns", 2)
+        if any(n != int(n) or not 1 <= n <= 1 << 15 for n in detector):
+            raise ValueError(f"detector must have from 1 to 32768 rows and columns, got {self.detector}")
+        spacing = _numbers(self.spacing, "detector spacing", 2)
+        if min(spacing) <= 0:
+            raise ValueError(f"detector spacing must be above 0 mm, got {self.spacing}")
+        angles = np.asarray(self.angles, dtype=np.float64)
+        if angles.ndim != 1 or not len(angles) or not np.isfinite(angles).all():
+            raise ValueError(f"angles must be one finite number or more, got {self.angles}")
+        if self.kind == "cone":
+            near, far = self.source_object, self.source_detector
+            if near is None or far is None or not (0 < near < far < math.inf):
+                raise ValueError(
+                    f"a cone must have 0 < source_object < source_detector in mm, got source_object {near} and "
+                    f"source_detector {far}"
+                )
+        elif self.source_object is not None or self.source_detector is not None:
+            raise ValueError("a parallel beam has no source: source_object and source_detector must be left out")
+        values = {"detector": tuple(int(n) for n in detector), "spacing": spacing, "angles": tuple(angles.tolist())}
+        values |= {"offset": _numbers(self.offset, "detector offset", 2)}
+        values |= {"center": _numbers(self.center, "center", 3)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def views(self) -> int:
+        """How many views there are."""
+        return len(self.angles)
+
+    @property
+    def magnification(self) -> float:
+        """Size on the detector over size at the axis."""
+        return 1.0 if self.kind == "parallel" else self.source_detector / self.source_object  # type: ignore[operator]
+
+    def frames(self, views: Sequence[int] | Tensor | None = None) -> Tensor:
+        """What describes the rays of each view: (V, 4, 3) float64, world x, y, z.
+
+        Row 1 is the step from a column to the next, row 2 that from a row to the next. Of a cone row 0 is the source
+        and row 3 leads from it to the first pixel: the ray of pixel (row i, column j) starts at row 0 in the direction
+        row 3 + j · row 1 + i · row 2. Of a parallel beam row 0 is the first pixel and row 3 the unit direction of all
+        rays: that of a pixel runs through row 0 + j · row 1 + i · row 2.
+
+        Args:
+            views: Which views; by default all.
+        """
+        chosen = range(self.views) if views is None else [int(v) for v in views]
+        theta = np.deg2rad([self.angles[v] for v in chosen])
+        zero, one = np.zeros_like(theta), np.ones_like(theta)
+        towards = np.stack([np.cos(theta), np.sin(theta), zero], 1)  # from the axis to the source
+        columns, rows = np.stack([-np.sin(theta), np.cos(theta), zero], 1), np.stack([zero, zero, -one], 1)
+        (height, width), (row_step, column_step) = self.detector, self.spacing
+        first = (self.offset[0] - (height - 1) / 2 * row_step) * rows
+        first = first + (self.offset[1] - (width - 1) / 2 * column_step) * columns
+        center = np.asarray(self.center)
+        if self.kind == "parallel":
+            origin, last = center + first, -towards
+        else:
+            origin, last = center + self.source_object * towards, first - self.source_detector * towards
+        frames = np.stack([origin, column_step * columns, row_step * rows, last], 1)
+        return torch.from_numpy(np.ascontiguousarray(frames))
+
+    def chosen(self, views: Sequence[int]) -> XrayGeometry:
+        """The same with some of the views."""
+        return dataclasses.replace(self, angles=tuple(self.angles[v] for v in views))
+
+    def moved(self, offset: Sequence[float]) -> XrayGeometry:
+        """The same elsewhere: `offset` (x, y, z) is added to its centre."""
+        return dataclasses.replace(self, center=tuple(c + float(o) for c, o in zip(self.center, offset, strict=True)))
+
+    def header(self) -> dict[str, Any]:
+        """What geometry.json holds of it."""
+        (rows, columns), spacing, offset = self.detector, list(self.spacing), list(self.offset)
+        distances = {"source_object": self.source_object, "source_detector": self.source_detector}
+        return {
+            "geometry": self.kind,
+            **(distances if self.kind == "cone" else {}),
+            "detector": {"rows": rows, "columns": columns, "spacing": spacing, "offset": offset},
+            "angles": list(self.angles),
+            "center": list(self.center),
+        }
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, Any]) -> XrayGeometry:
+        """The reverse of `header`.
+
+        Raises:
+            ValueError: A key that is missing or unknown, or a value that is not as required.
+        """
+        known = {"geometry", "source_object", "source_detector", "detector", "angles", "center"}
+        detector = header.get("detector")
+        if not isinstance(detector, Mapping) or not {"rows", "columns", "spacing"} <= set(detector):
+            raise ValueError(f"detector must hold rows, columns and spacing, got {detector!r}")
+        _only(header, known, "")
+        _only(detector, {"rows", "columns", "spacing", "offset"}, "detector.")
+        if "geometry" not in header or "angles" not in header:
+            raise ValueError(f"geometry and angles must be given, got {', '.join(header)}")
+        try:
+            near, far = (
+                None if header.get(name) is None else float(header[name])
+                for name in ("source_object", "source_detector")
+            )
+            angles = tuple(float(a) for a in header["angles"])
+        except (TypeError, ValueError):
+            raise ValueError("angles and the distances of the source must be numbers") from None
+        spacing = detector["spacing"]
+        return cls(
+            header["geometry"],
+            (detector["rows"], detector["columns"]),
+            (spacing, spacing) if np.ndim(spacing) == 0 else spacing,
+            angles,
+            source_object=near,
+            source_detector=far,
+            offset=detector.get("offset", (0.0, 0.0)),
+            center=header.get("center", (0.0, 0.0, 0.0)),
+        )
+
+
+def _only(given: Mapping[str, Any], known: set[str], prefix: str) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(f"{prefix}{unknown[0]} is unknown: required {', '.join(sorted(known))} only")
+
+
+def circle(views: int, kind: str) -> tuple[float, ...]:
+    """Angles in degrees, evenly over the full circle of a cone or the half circle of a parallel beam."""
+    arc = 360.0 if kind == "cone" else 180.0
+    return tuple(arc * i / views for i in range(views))

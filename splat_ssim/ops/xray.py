@@ -1,0 +1,137 @@
+"""The X-ray projector as torch operators: splat_ssim::xray and its backward, in float32, on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import compiled
+
+_POINTERS = (ctypes.c_void_p,)
+_FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctypes.c_int)
+_BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, ctypes.c_int)
+
+
+def _numbers(frames: Tensor, detector: list[int], cone: bool) -> tuple[Tensor, ctypes.Array, int]:
+    """Frames and numbers as the kernels take them, and floats from row to row."""
+    constants = compiled.constants()
+    if tuple(frames.shape[1:]) != (4, 3) or frames.dtype != torch.float64 or len(detector) != 2:
+        raise ValueError(f"frames must be (V, 4, 3) float64, got {tuple(frames.shape)} {frames.dtype}")
+    stride = detector[1] + constants["xray_slack"]
+    numbers = (ctypes.c_int64 * constants["xray_numbers"])(len(frames), *detector, stride, cone)
+    return frames.detach().contiguous(), numbers, stride
+
+
+def _check(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor) -> list[Tensor]:
+    """The inputs as the kernels read them; they would read past tensors that do not fit."""
+    count = len(means)
+    for name, tensor, shape in (
+        ("means", means, (count, 3)),
+        ("quats", quats, (count, 4)),
+        ("scales", scales, (count, 3)),
+        ("values", values, (count, *values.shape[1:2])),
+    ):
+        if tuple(tensor.shape) != shape or tensor.ndim != 2 or tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be {shape} float32, got {tuple(tensor.shape)} {tensor.dtype}")
+    return [t.detach().contiguous() for t in (means, quats, scales, values)]
+
+
+@torch.library.custom_op("splat_ssim::xray", mutates_args=(), device_types="cpu")
+def xray(
+    means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
+) -> Tensor:
+    """P_c(ray) = sum of values_ic · ∫ exp(-q_i/2) over q_i ≤ 9 along the ray of each pixel.
+
+    Args:
+        means: (N, 3) float32, world x, y, z.
+        quats: (N, 4) float32, w, x, y, z, of any length above 0.
+        scales: (N, 3) float32, standard deviations.
+        values: (N, C) float32.
+        frames: (V, 4, 3) float64, see `XrayGeometry.frames`.
+        detector: Rows and columns.
+        cone: Whether rays start in one point.
+
+    Returns:
+        (V, C, rows, columns) float32.
+    """
+    inputs = _check(means, quats, scales, values)
+    frames, numbers, stride = _numbers(frames, detector, cone)
+    count, channels = values.shape
+    pictures = torch.empty((len(frames), channels, detector[0], stride), dtype=torch.float32)
+    if channels > 0 and len(frames) > 0:
+        status = compiled.kernel("xray_forward", _FORWARD)(
+            *[t.data_ptr() for t in inputs],
+            count,
+            channels,
+            frames.data_ptr(),
+            ctypes.addressof(numbers),
+            pictures.data_ptr(),
+            torch.get_num_threads(),
+        )
+        compiled.check(status, "xray", [(count, channels), tuple(pictures.shape)])
+    return pictures[..., : detector[1]].contiguous()
+
+
+@xray.register_fake
+def _(means, quats, scales, values, frames, detector, cone):
+    return means.new_empty((frames.shape[0], values.shape[1], *detector))
+
+
+@torch.library.custom_op("splat_ssim::xray_backward", mutates_args=(), device_types="cpu")
+def xray_backward(
+    gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    values: Tensor,
+    frames: Tensor,
+    detector: list[int],
+    cone: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `xray` by means, quats, scales and values, from dL/dP."""
+    inputs = _check(means, quats, scales, values)
+    frames, numbers, stride = _numbers(frames, detector, cone)
+    count, channels = values.shape
+    shape = (len(frames), channels, *detector)
+    if tuple(gradient.shape) != shape or gradient.dtype != torch.float32:
+        raise ValueError(f"gradient must be {shape} float32, got {tuple(gradient.shape)} {gradient.dtype}")
+    if channels == 0 or len(frames) == 0:
+        return tuple(torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
+    gradient = torch.nn.functional.pad(gradient.detach(), (0, stride - detector[1]))
+    outputs = tuple(torch.empty_like(t) for t in inputs)
+    status = compiled.kernel("xray_backward", _BACKWARD)(
+        *[t.data_ptr() for t in inputs],
+        count,
+        channels,
+        frames.data_ptr(),
+        ctypes.addressof(numbers),
+        gradient.contiguous().data_ptr(),
+        *[t.data_ptr() for t in outputs],
+        torch.get_num_threads(),
+    )
+    compiled.check(status, "xray_backward", [(count, channels), shape])
+    return outputs  # type: ignore[return-value]
+
+
+@xray_backward.register_fake
+def _(gradient, means, quats, scales, values, frames, detector, cone):
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (means, quats, scales, values))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.detector, ctx.cone = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, gradient):
+    return *xray_backward(gradient, *ctx.saved_tensors, ctx.detector, ctx.cone), None, None, None
+
+
+def _refuse(ctx, *gradients):
+    raise NotImplementedError("xray must be differentiated once only, got a request for second derivatives")
+
+
+xray.register_autograd(_differentiate, setup_context=_save)
+xray_backward.register_autograd(_refuse)
