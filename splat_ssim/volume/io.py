@@ -279,6 +279,32 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
     return np.where(bad, data.dtype.type(nonfinite), data)
 
 
+def load_stack(path: str | Path) -> np.ndarray:
+    """Reads pictures of one size, such as projections: (pictures, rows, columns) in the file's dtype.
+
+    The array is taken as it lies: npy and TIFF have their first axis first; NIfTI, NRRD and MetaImage name their fastest
+    axis first, which is the columns' here.
+
+    Raises:
+        FileNotFoundError: Nothing at the path.
+        ValueError: A file that does not read, has not three axes, or holds NaN or infinite numbers.
+        TypeError: No real numbers.
+        ImportError: The package that reads the format is not installed.
+    """
+    path = Path(path)
+    stored = _open(path)
+    data = _read(path, lambda: np.asarray(stored.array[...]))
+    if data.ndim != 3 or 0 in data.shape:
+        raise ValueError(f"{path} must hold (pictures, rows, columns), got shape {data.shape}")
+    if data.dtype.kind not in "biuf":
+        raise TypeError(f"{path} must hold real numbers, got {data.dtype}")
+    if volume_format(path) in ("nifti", "nrrd", "metaimage"):
+        data = data.transpose(2, 1, 0)
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        raise ValueError(f"{path} must hold finite numbers, got {int((~np.isfinite(data)).sum())} NaN or infinite ones")
+    return data
+
+
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine; returns the path.
 

@@ -1,0 +1,192 @@
+"""Projections of a volume of voxels, as a scanner would measure them: what a reconstruction is tested with.
+
+They are sums of the trilinearly interpolated voxels along each ray and know nothing of Gaussians, so that a fit of
+Gaussians to them is judged on data that it could not have made itself.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from ..errors import UserError, user_errors
+from ..volume.grid import VoxelGrid
+from ..volume.io import load_volume
+from .data import Projections, save_projections
+from .geometry import XrayGeometry, circle
+from .reference import rays
+
+#: Samples of a ray in a voxel's shortest edge, and samples taken at once.
+_SAMPLES, _CHUNK = 2, 1 << 22
+
+
+def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
+    """Integrals of a volume along the rays: trilinear between voxel centres, to 0 half a voxel past the outermost ones.
+
+    Args:
+        values: (n0, n1, n2), computed in float64.
+        grid: Its voxels, in mm.
+        geometry: The rays.
+
+    Returns:
+        (V, rows, columns) float64, in the values' unit times mm.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.ct import XrayGeometry
+        >>> from splat_ssim.ct.simulate import ray_sums
+        >>> from splat_ssim.volume import VoxelGrid
+        >>> grid = VoxelGrid.regular((9, 9, 9), origin=-4)
+        >>> sums = ray_sums(torch.ones(9, 9, 9), grid, XrayGeometry("parallel", (1, 1), (1, 1), (0,)))
+        >>> round(float(sums[0, 0, 0]), 2)
+        9.0
+    """
+    inverse = torch.from_numpy(np.linalg.inv(grid.rebased().matrix))
+    volume = F.pad(values.double(), (1,) * 6)[None, None]
+    sizes = torch.tensor(grid.shape, dtype=torch.float64)
+    pictures = []
+    for frame in geometry.frames():
+        origin, direction = rays(frame, geometry.detector, cone=geometry.kind == "cone")
+        length = direction.norm(dim=1)
+        # In indices of the padded volume, whose outermost voxels are 0.
+        start = origin @ inverse[:3, :3].T + inverse[:3, 3] + 1
+        step = direction @ inverse[:3, :3].T
+        start, step, length = (
+            t.expand(geometry.detector[0] * geometry.detector[1], *t.shape[1:]) for t in (start, step, length)
+        )
+        low, high = _crossing(start, step, sizes + 1)
+        picture = torch.zeros(len(start), dtype=torch.float64)
+        hit = (high > low).nonzero()[:, 0]
+        if len(hit):
+            span = (high - low)[hit]
+            count = max(1, math.ceil(float((span * length[hit]).max()) * _SAMPLES / min(grid.spacing)))
+            at = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+            for part in hit.split(max(1, _CHUNK // count)):
+                t = low[part, None] + (high - low)[part, None] * at
+                points = start[part, None] + t[..., None] * step[part, None]
+                places = (2 * points / (sizes + 1) - 1).flip(-1)[None, None]
+                samples = F.grid_sample(volume, places, align_corners=True, padding_mode="zeros")[0, 0, 0]
+                picture[part] = samples.mean(1) * (high - low)[part] * length[part]
+        pictures.append(picture.reshape(geometry.detector))
+    return torch.stack(pictures)
+
+
+def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Where lines start + t · step enter and leave the box from 0 to `size`: (M,) each, high below low for a miss."""
+    flat = step.abs() < 1e-12
+    safe = torch.where(flat, torch.ones_like(step), step)
+    first, second = -start / safe, (size - start) / safe
+    outside = flat & ((start < 0) | (start > size))
+    near = torch.where(flat, torch.full_like(first, -math.inf), torch.minimum(first, second)).amax(1)
+    far = torch.where(flat, torch.full_like(first, math.inf), torch.maximum(first, second)).amin(1)
+    return near, torch.where(outside.any(1), near - 1, far)
+
+
+def with_photon_noise(pictures: Tensor, *, photons: float, attenuation: float, seed: int) -> Tensor:
+    """Projections as counted photons give them.
+
+    Args:
+        pictures: Line integrals in any unit.
+        photons: Expected count of a ray that nothing attenuates.
+        attenuation: What the largest line integral stands for: so many photons' share exp(-attenuation) comes through.
+        seed: Of the counts.
+
+    Returns:
+        The same shape and unit; a ray without a photon counts as one with one.
+    """
+    unit = float(pictures.max()) / attenuation
+    expected = photons * torch.exp(-pictures / unit)
+    counts = torch.poisson(expected, generator=torch.Generator().manual_seed(seed))
+    return -torch.log(counts.clamp(min=1.0) / photons) * unit
+
+
+def fitting_detector(grid: VoxelGrid, kind: str, source_object: float, source_detector: float) -> tuple[int, float]:
+    """Pixels of a side and their distance: a voxel at the axis is a pixel, and the volume's corners are seen."""
+    corners = (np.asarray(grid.shape) * np.asarray(grid.spacing)) / 2
+    radius = float(np.linalg.norm(corners))
+    voxel = min(grid.spacing)
+    if kind == "parallel":
+        return 2 * math.ceil(radius / voxel), voxel
+    if radius >= source_object:
+        raise UserError(
+            f"source_object must be above {radius:.4g} mm, half the volume's diagonal, got {source_object:g}"
+        )
+    pixel = voxel * source_detector / source_object
+    shadow = source_detector * math.tan(math.asin(radius / source_object))
+    return 2 * math.ceil(shadow / pixel), pixel
+
+
+def simulate(
+    volume: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    *,
+    views: int = 50,
+    geometry: Literal["cone", "parallel"] = "cone",
+    source_object: float | None = None,
+    source_detector: float | None = None,
+    detector: tuple[int, int] | None = None,
+    spacing: float | None = None,
+    photons: float | None = None,
+    attenuation: float = 4.0,
+    seed: int = 0,
+) -> Path:
+    """Writes projections of a volume, to be reconstructed with configs/ct.yaml.
+
+    Args:
+        volume: Volume file with one channel, its voxels in mm.
+        output: Folder to write: geometry.json and projections.npy.
+        views: Evenly over 360 degrees for a cone, over 180 for a parallel beam.
+        geometry: Shape of the beam.
+        source_object: Distance from source to axis in mm; by default four times the volume's half diagonal.
+        source_detector: Distance from source to detector in mm; by default 1.5 times source_object.
+        detector: Rows and columns; by default as many as the volume's shadow needs.
+        spacing: Distance of pixels in mm; by default that of voxels at the axis, magnified.
+        photons: Expected count of a free ray; by default there is no noise.
+        attenuation: Of the ray with the largest integral, for the noise.
+        seed: Of the noise.
+
+    Returns:
+        The folder.
+    """
+    if views < 1 or (photons is not None and photons < 1) or not attenuation > 0:
+        raise UserError(
+            f"views and photons must be at least 1 and attenuation above 0, got {views}, {photons}, {attenuation}"
+        )
+    with user_errors():
+        loaded = load_volume(volume)
+        if len(loaded.data) != 1:
+            raise UserError(f"{volume} must have one channel, got {len(loaded.data)}")
+        grid = loaded.grid
+        diagonal = float(np.linalg.norm(np.asarray(grid.shape) * np.asarray(grid.spacing)))
+        near = source_object or 2 * diagonal
+        far = source_detector or 1.5 * near
+        side, pixel = fitting_detector(grid, geometry, near, far)
+        if geometry == "parallel" and (source_object or source_detector):
+            raise UserError("a parallel beam has no source: --source-object and --source-detector must be left out")
+        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
+        shape = XrayGeometry(
+            geometry,
+            detector or (side, side),
+            (spacing or pixel,) * 2,
+            circle(views, geometry),
+            source_object=near if geometry == "cone" else None,
+            source_detector=far if geometry == "cone" else None,
+            center=tuple(grid.to_world(middle).tolist()),
+        )
+        pictures = ray_sums(torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64)), grid, shape)
+        if photons is not None:
+            pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
+        folder = save_projections(output, Projections(pictures.float(), shape, grid))
+    for line in loaded.notes:
+        print(f"{volume}: {line}")
+    rows, columns = shape.detector
+    noise = "no noise" if photons is None else f"{photons:g} photons, seed {seed}"
+    print(f"{folder}: {views} {geometry} views of {rows} x {columns} pixels of {shape.spacing[0]:.4g} mm, {noise}")
+    return folder

@@ -1,0 +1,276 @@
+"""Reconstructing a volume from projections: what one step does, how the fit is evaluated and what it leaves."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, user_errors
+from ..functional import ssim
+from ..registry import get_loss
+from ..trainer.checkpoint import fingerprint
+from ..trainer.config import RunConfig
+from ..trainer.metrics import psnr, reported_psnr
+from ..trainer.pictures import ERROR_GAIN, save_image
+from ..trainer.profiling import stage
+from ..trainer.states import check_rows, load_generator, load_optimizer
+from ..trainer.task import Report
+from ..volume.crops import random_crop
+from ..volume.evaluation import evaluate_volume
+from ..volume.export import FieldSource, save_gaussians_ply
+from ..volume.gaussians import GaussianField, new_gaussians, voxel_size
+from ..volume.growth import CappedGrowth, growth_rounds, sort_gaussians
+from ..volume.io import Volume, load_volume, save_volume
+from ..volume.losses import tv3d
+from ..volume.optimizers import make_optimizer, set_learning_rates
+from ..volume.pictures import save_mip_video, save_slice_sheet
+from .config import CTConfig
+from .data import Projections, load_projections
+from .fdk import fdk
+from .project import project_field
+
+#: Steps between two Morton sorts.
+SORT_EVERY = 200
+#: The brightness that counts as 1 is this quantile of the filtered backprojection's voxels above half its maximum.
+_BRIGHT, _FAINT = 0.5, 0.02
+
+
+class CTTask:
+    """Gaussians whose X-ray pictures become the measured projections.
+
+    The field is fitted in units of `scale`, an estimate of the brightest voxels from the filtered backprojection.
+
+    Args:
+        config: Options; the projections are read from its data_dir.
+        projections: They themselves, where they are in memory already.
+
+    Raises:
+        UserError: Something in the config or on disk is not as required.
+    """
+
+    Config: ClassVar[type[RunConfig]] = CTConfig
+    VIEWS: ClassVar[Mapping[str, str]] = {"slices": "slices.png", "orbit": "mip.mp4", "projections": "projections.png"}
+
+    def __init__(self, config: CTConfig, projections: Projections | None = None) -> None:
+        self.config = config = config.resolved()
+        self.name = config.data_dir.name
+        if config.device == "cuda":
+            raise UserError("--device cuda requires a projector on CUDA, got none: this task trains on the CPU")
+        self.device = torch.device("cpu")
+        torch.manual_seed(config.seed)
+        with user_errors():
+            self.loss = get_loss(config.loss, **config.loss_kwargs)
+            self.data = load_projections(config.data_dir) if projections is None else projections
+            self.truth = self._truth()
+        pictures = self.data.pictures
+        self.bright = float(pictures.max())
+        if not self.bright > 0:
+            raise UserError(f"{config.data_dir}: projections must have values above 0, got at most {self.bright:g}")
+        own = "projections of shape " + "x".join(map(str, pictures.shape))
+        self.fingerprint = fingerprint(own, pictures.numpy())
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.grid = self.data.grid
+        first = fdk(pictures, self.data.geometry, self.grid)
+        self.scale = float(first[first > _BRIGHT * first.max()].median())
+        self.model = self._start(first / self.scale)
+        rounds: tuple[int, ...] = ()
+        if config.strategy.name == "residual":
+            rounds = growth_rounds(config.steps, config.strategy.stop, config.strategy.rounds)
+        strategy = config.strategy
+        self.growth = CappedGrowth(strategy.budget, rounds, recycle=strategy.recycle, sigma=strategy.sigma)
+        self.optimizer = self._optimizer()
+        self.last_loss: Tensor | float = math.nan
+
+    def _truth(self) -> Tensor | None:
+        """(1, n0, n1, n2) float32 of data.truth."""
+        path, grid = self.config.data.truth, self.data.grid
+        if path is None:
+            return None
+        volume = load_volume(path, **self.config.data.read)
+        if volume.data.shape != (1, *grid.shape):
+            raise ValueError(
+                f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
+            )
+        corners = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.shape]], dtype=torch.float64)
+        apart = float((grid.to_index(volume.grid.to_world(corners)) - corners).abs().max())
+        if apart > 0.1:
+            raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
+        for line in volume.notes:
+            print(f"{path}: {line}", file=sys.stderr)
+        return torch.from_numpy(volume.data.astype("float32"))
+
+    def _start(self, first: Tensor) -> GaussianField:
+        """The Gaussians of step 0, from the filtered backprojection in units of `scale`."""
+        config = self.config
+        share = config.model.start if config.strategy.name == "residual" else 1.0
+        count = max(1, round(config.strategy.budget * share))
+        if count > first.numel():
+            raise UserError(
+                f"a fit must start with at most as many Gaussians as voxels, {first.numel()}, got {count} of "
+                f"strategy.budget {config.strategy.budget}"
+            )
+        if config.model.start_from == "random":
+            chosen = torch.randperm(first.numel(), generator=self.generator)[:count].sort().values
+            sigma = config.model.spread * (first.numel() / count) ** (1 / 3)
+            faint = torch.full((1, *first.shape), _FAINT)
+            return GaussianField(new_gaussians(chosen, sigma, faint, self.grid, self.generator))
+        # Streaks of few views are faint next to what is there.
+        cleared = torch.where(first > _FAINT, first, torch.zeros_like(first))
+        field = GaussianField.from_volume(
+            cleared[None], self.grid, count, spread=config.model.spread, generator=self.generator
+        )
+        return field
+
+    def step(self, index: int) -> Report:
+        """Projects the field to some views, compares, steps the optimiser, and grows the field where that is due."""
+        config = self.config
+        views = self.views_of(index)
+        with stage("field"):
+            pred = self.project(views)
+        with stage("loss"):
+            result = self.loss(pred, self.data.pictures[views][:, None] / self.bright, mask=None)
+            loss, terms = result if isinstance(result, tuple) else (result, {})
+        if config.tv:
+            with stage("tv"):
+                loss = loss + config.tv * tv3d(self.model(self._block()))
+        self.optimizer.zero_grad(set_to_none=True)
+        with stage("backward"):
+            loss.backward()
+        with stage("optimiser"):
+            rates = config.optimizer
+            set_learning_rates(
+                self.optimizer, self._rates(), step=index, steps=config.steps, final=rates.final, warmup=rates.warmup
+            )
+            self.optimizer.step()
+            self.model.keep_size(config.model.min_sigma, self.grid)
+        self.last_loss = loss.detach()
+        with stage("growth"):
+            self._grow(index + 1)
+        return Report({"loss": self.last_loss, **terms, "gaussians": lambda: len(self.model)})
+
+    def views_of(self, index: int) -> list[int]:
+        """The views of a step: all of them in turn, in an order that is drawn for each round from the seed."""
+        count = self.data.geometry.views
+        size = min(self.config.views, count)
+        chosen = []
+        for place in range(index * size, (index + 1) * size):
+            turn, at = divmod(place, count)
+            seed = (self.config.seed * 1_000_003 + turn) % (1 << 63)
+            chosen.append(int(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[at]))
+        return chosen
+
+    def project(self, views: Sequence[int]) -> Tensor:
+        """(V, 1, rows, columns): the field's pictures, over the brightest of the measured ones."""
+        return project_field(self.model, self.data.geometry, views=views) * (self.scale / self.bright)
+
+    def _block(self):
+        size, shape = self.config.tv_block, self.grid.shape
+        if not size or size >= max(shape):
+            return self.grid
+        return random_crop(shape, size, halo=0, generator=self.generator).grid(self.grid)
+
+    def _grow(self, done: int) -> None:
+        grew = False
+        if done in self.growth.at_steps:
+            with torch.no_grad():
+                # What is missing in space: the residual of all views, filtered and projected back.
+                views = range(self.data.geometry.views)
+                missing = self.data.pictures / self.bright - self.project(views)[:, 0]
+                residual = fdk(missing, self.data.geometry, self.grid) * (self.bright / self.scale)
+                wanted = self.model(self.grid) + residual
+            grew = self.growth.step(done, self.model, self.optimizer, wanted, self.grid, self.generator)
+        if grew or done % SORT_EVERY == 0:
+            sort_gaussians(self.model, self.optimizer, self.grid)
+
+    @torch.no_grad()
+    def volume(self) -> Tensor:
+        """(1, n0, n1, n2): the reconstruction in the projections' unit, such as 1/mm."""
+        values = self.model(self.grid) * self.scale
+        return values.clamp(min=0) if self.config.model.nonnegative else values
+
+    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
+        """PSNR and SSIM of the projections, and of the volume where the truth is known; slices as a picture."""
+        with torch.no_grad():
+            drawn = self.project(range(self.data.geometry.views))
+        measured = self.data.pictures[:, None] / self.bright
+        result: dict[str, Any] = {
+            "psnr_projections": reported_psnr(psnr(drawn, measured)),
+            "ssim_projections": float(ssim(drawn, measured)),
+        }
+        if self.truth is not None:
+            span = float(self.truth.max() - self.truth.min())
+            result |= evaluate_volume(self.volume(), self.truth, data_range=span)
+        if pictures is not None and self.config.output.slices:
+            self.render("slices", pictures / self.VIEWS["slices"], 1)
+            self.render("projections", pictures / self.VIEWS["projections"], 1)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """The Gaussians, their optimiser and the generator of the draws."""
+        return {
+            "tensors": {name: tensor.detach() for name, tensor in self.model.tensors.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "last_loss": float(self.last_loss),
+            "draws": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        check_rows(state["tensors"], self.model.tensors, "tensors")
+        self.model = GaussianField(state["tensors"])
+        self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
+        if type(state["last_loss"]) not in (float, int):
+            raise ValueError(f"last_loss: required a number, got {type(state['last_loss']).__name__}")
+        self.last_loss = float(state["last_loss"])
+        load_generator(self.generator, state["draws"], "draws")
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """The reconstruction as a volume file, the Gaussians as PLY; their sizes."""
+        output = self.config.output
+        if output.format:
+            save_volume(folder / f"volume.{output.format}", Volume(self.volume().numpy(), self.grid, "mm"))
+        if output.ply:
+            source = FieldSource(self.grid, 0.0, self.scale, clip=False, unit="mm")
+            save_gaussians_ply(folder / "gaussians.ply", self.model, source)
+        return {
+            "num_gaussians": len(self.model),
+            "bytes": self.model.nbytes,
+            "final_loss": float(self.last_loss),
+            "scale": self.scale,
+        }
+
+    def render(self, views: str, output: Path, frames: int) -> None:
+        """Slices of the volume, its turning projection, or some of the views beside the measured ones."""
+        if views == "projections":
+            count = self.data.geometry.views
+            chosen = [count * i // min(5, count) for i in range(min(5, count))]
+            with torch.no_grad():
+                drawn = self.project(chosen)[:, 0]
+            measured = self.data.pictures[chosen] / self.bright
+            rows = [drawn, measured, (drawn - measured).abs() * ERROR_GAIN]
+            sheet = torch.cat([torch.cat(list(row), 1) for row in rows])
+            save_image(output, sheet.clamp(0, 1).expand(1, 3, *sheet.shape))
+            return
+        volume, truth, spacing = self.volume(), self.truth, self.grid.spacing
+        top = float((volume if truth is None else truth).max())
+        if views == "orbit":
+            axis, runs_down = self.grid.upright
+            shown = (volume / top).flip(1 + axis) if runs_down else volume / top
+            save_mip_video(output, shown, frames=frames, axis=axis, spacing=spacing)
+            return
+        save_slice_sheet(output, volume / top, None if truth is None else truth / top, spacing=spacing)
+
+    def _rates(self) -> dict[str, float]:
+        """Adam's rate of each parameter at the first step, in the parameter's own unit."""
+        units = {"means": voxel_size(self.grid)}
+        return {name: getattr(self.config.optimizer, name) * units.get(name, 1.0) for name in self.model.tensors}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        elements, beta2 = self.data.pictures[0].numel() * self.config.views, self.config.optimizer.beta2
+        return make_optimizer(dict(self.model.tensors), self._rates(), elements=elements, beta2=beta2)
