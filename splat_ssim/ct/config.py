@@ -56,8 +56,8 @@ class CTOptimizerConfig:
 class CTStrategyConfig:
     """Growth of the number of Gaussians."""
 
-    #: residual: from model.start to the budget in rounds, where the backprojected residual is; none: the budget from the
-    #: start.
+    #: residual: from model.start to the budget in rounds, where the backprojected residual is; none: the budget from
+    #: the start.
     name: Literal["residual", "none"] = "residual"
     #: Largest number of Gaussians.
     budget: int = 50_000

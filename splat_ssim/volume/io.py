@@ -282,8 +282,7 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
 def load_stack(path: str | Path) -> np.ndarray:
     """Reads pictures of one size, such as projections: (pictures, rows, columns) in the file's dtype.
 
-    The array is taken as it lies: npy and TIFF have their first axis first; NIfTI, NRRD and MetaImage name their fastest
-    axis first, which is the columns' here.
+    The array is taken as it lies: npy and TIFF have pictures first; NIfTI, NRRD and MetaImage name the columns first.
 
     Raises:
         FileNotFoundError: Nothing at the path.

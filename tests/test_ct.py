@@ -1,0 +1,316 @@
+"""Projections in folders, made of voxels, projected back, and reconstructed with Gaussians."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from splat_ssim.ct import Projections, XrayGeometry, circle, load_projections, project, save_projections
+from splat_ssim.ct.fdk import fdk
+from splat_ssim.ct.simulate import ray_sums, simulate, with_photon_noise
+from splat_ssim.errors import UserError
+from splat_ssim.trainer.cli import main
+from splat_ssim.trainer.loop import load
+from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume, voxelize
+
+GRID = VoxelGrid.regular((16, 18, 20), spacing=1.5, origin=(-14, -13, -11))
+CONE = {"source_object": 80.0, "source_detector": 120.0}
+GEOMETRY = XrayGeometry("cone", (24, 30), (2, 2), circle(12, "cone"), **CONE)
+
+
+def blobs():
+    """A smooth volume on GRID: three Gaussians, which vanish at its borders."""
+    means = torch.tensor([[0.0, 0, 0], [4, -3, 2], [-5, 2, -3]])
+    quats, scales = torch.eye(4)[:1].repeat(3, 1), torch.tensor([[2.0, 2.5, 2.2], [1.6, 1.8, 1.7], [1.8, 1.5, 2.0]])
+    return means, quats, scales, torch.tensor([1.0, 0.6, 0.8])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of projections, and the volume that they are of."""
+    place = tmp_path_factory.mktemp("ct")
+    truth = voxelize(*blobs(), GRID)
+    save_volume(place / "truth.npy", Volume(truth.numpy(), GRID, "mm"))
+    pictures = ray_sums(truth[0], GRID, GEOMETRY).float()
+    return save_projections(place / "projections", Projections(pictures, GEOMETRY, GRID))
+
+
+# --- projections of voxels
+
+
+@pytest.mark.parametrize("kind", ["cone", "parallel"])
+def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
+    """Both projectors, which share no formula, on a field that a fine grid resolves."""
+    grid = VoxelGrid.regular((48, 48, 48), spacing=0.6, origin=-14.1)
+    distances = CONE if kind == "cone" else {}
+    geometry = XrayGeometry(kind, (11, 13), (3, 3), (0, 33), **distances, center=(0.5, 0, -0.3))
+    sums = ray_sums(voxelize(*blobs(), grid)[0], grid, geometry)
+    exact = project(*(t.double() for t in blobs()), geometry)[:, 0]
+    assert (sums - exact).abs().max() < 0.01 * exact.max()
+
+
+def test_a_ray_through_a_slab_has_its_thickness():
+    # To 0 half a voxel past the outermost centres on either side: 9 voxels of 2 mm, at 60 degrees twice as long.
+    grid = VoxelGrid.regular((41, 41, 9), spacing=2.0, origin=(-8, -40, -40))
+    sums = ray_sums(torch.ones(grid.shape), grid, XrayGeometry("parallel", (1, 1), (1, 1), (0, 60)))
+    torch.testing.assert_close(sums.flatten(), torch.tensor([18.0, 36.0], dtype=torch.float64), rtol=2e-3, atol=0)
+
+
+def test_rays_that_miss_are_zero():
+    sums = ray_sums(torch.ones(GRID.shape), GRID, XrayGeometry("parallel", (3, 3), (200, 200), (0, 45)))
+    assert sums[:, 1, 1].min() > 0
+    assert torch.count_nonzero(sums) == 2
+
+
+def test_an_oblique_grid_is_projected_where_it_lies():
+    turned = np.eye(4)
+    turned[:3, :3] = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0] * 0.6
+    turned[:3, 3] = -turned[:3, :3] @ np.full(3, 24.5)
+    grid = VoxelGrid((50, 50, 50), turned.tolist())
+    sums = ray_sums(voxelize(*blobs(), grid)[0], grid, GEOMETRY)
+    exact = project(*(t.double() for t in blobs()), GEOMETRY)[:, 0]
+    assert (sums - exact).abs().max() < 0.02 * exact.max()
+
+
+def test_photon_noise_is_seeded_and_has_its_size():
+    pictures = torch.full((1, 200, 200), 3.0, dtype=torch.float64)
+    first, again, other = (with_photon_noise(pictures, photons=1e4, attenuation=2, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    # -log of counts N has the deviation 1/sqrt(N), here in units of 1.5.
+    assert abs(float(first.std()) - 1.5 / (1e4 * np.exp(-2)) ** 0.5) < 0.001
+    assert abs(float(first.mean()) - 3) < 0.002
+
+
+def test_filtered_backprojection_has_the_values_of_the_volume():
+    geometry = XrayGeometry("cone", (30, 36), (2, 2), circle(90, "cone"), **CONE)
+    truth = voxelize(*blobs(), GRID)[0]
+    found = fdk(ray_sums(truth, GRID, geometry).float(), geometry, GRID)
+    assert (found - truth).abs().mean() < 0.02
+    assert abs(float(found.sum() / truth.sum()) - 1) < 0.03
+    assert np.corrcoef(found.flatten(), truth.flatten())[0, 1] > 0.97
+
+
+# --- folders
+
+
+def test_a_folder_comes_back(folder):
+    data = load_projections(folder)
+    assert data.geometry == GEOMETRY and data.grid == GRID
+    assert data.pictures.shape == (12, 24, 30) and data.pictures.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["stack.tif", "stack.nii.gz", "stack.mha"])
+def test_other_formats_of_projections(folder, tmp_path, name):
+    pictures = np.load(folder / "projections.npy")
+    if name.endswith(".tif"):
+        import tifffile
+
+        tifffile.imwrite(tmp_path / name, pictures)
+    elif name.endswith(".mha"):
+        import SimpleITK as sitk
+
+        sitk.WriteImage(sitk.GetImageFromArray(pictures), str(tmp_path / name))
+    else:
+        import nibabel
+
+        nibabel.save(nibabel.Nifti1Image(pictures.transpose(2, 1, 0), np.eye(4)), tmp_path / name)
+    header = json.loads((folder / "geometry.json").read_text())
+    del header["projections"]
+    (tmp_path / "geometry.json").write_text(json.dumps(header))
+    assert torch.equal(load_projections(tmp_path).pictures, torch.from_numpy(pictures))
+
+
+def test_a_volume_as_a_box():
+    header = {"shape": [4, 6, 8], "low": [-8, -6, -4], "high": [8, 6, 4]}
+    from splat_ssim.ct.data import _grid
+
+    assert _grid(header) == VoxelGrid.regular((4, 6, 8), spacing=2.0, origin=(-7, -5, -3))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"geometry": "fan"}, "geometry must be one of cone, parallel, got 'fan'"),
+        ({"angles": [0, 1]}, r"must have shape \(2, 24, 30\).*got \(12, 24, 30\)"),
+        ({"angles": "many"}, "must be numbers"),
+        ({"detector": {"rows": 24, "columns": 31, "spacing": 2}}, r"must have shape \(12, 24, 31\)"),
+        ({"detector": {"rows": 24}}, "detector must hold rows, columns and spacing"),
+        ({"detector": None}, "detector must hold rows"),
+        ({"source_object": None}, "0 < source_object < source_detector"),
+        ({"source_object": 10}, "the source must turn outside the volume"),
+        ({"volume": {"shape": [4, 4]}}, "volume.shape must be three whole numbers"),
+        ({"volume": {"shape": [4, 4, 4], "low": [0, 0, 0]}}, "either affine or low and high"),
+        ({"volume": {"shape": [4, 4, 4], "low": [0, 0, 0], "high": [1, 0, 1]}}, "low must be below volume.high"),
+        ({"volume": {"shape": [4, 4, 4], "affine": [[1]]}}, "affine must be a finite 4x4 matrix"),
+        ({"volume": None}, "volume must hold shape"),
+        ({"unknown": 1}, "unknown is unknown"),
+        ({"projections": "projections.txt"}, "projections must name a .npy"),
+        ({"projections": "other.npy"}, "no volume at .*other.npy"),
+    ],
+)
+def test_folders_that_are_refused(folder, tmp_path, changes, message):
+    header = {**json.loads((folder / "geometry.json").read_text()), **changes}
+    (tmp_path / "geometry.json").write_text(json.dumps(header))
+    (tmp_path / "projections.npy").write_bytes((folder / "projections.npy").read_bytes())
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_projections(tmp_path)
+
+
+def test_damaged_files_are_refused(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"geometry\.json, got none"):
+        load_projections(tmp_path)
+    (tmp_path / "geometry.json").write_text("[1")
+    with pytest.raises(ValueError, match=r"geometry\.json"):
+        load_projections(tmp_path)
+    (tmp_path / "geometry.json").write_text("[]")
+    with pytest.raises(ValueError, match="a JSON object must be given, got list"):
+        load_projections(tmp_path)
+    header = json.loads((folder / "geometry.json").read_text())
+    del header["projections"]
+    (tmp_path / "geometry.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="must hold one file of projections"):
+        load_projections(tmp_path)
+    for damaged, message in (
+        (np.full((12, 24, 30), np.nan), "finite numbers, got 8640 NaN"),
+        (np.zeros((12, 24)), r"must hold \(pictures, rows, columns\)"),
+    ):
+        np.save(tmp_path / "projections.npy", damaged)
+        with pytest.raises(ValueError, match=message):
+            load_projections(tmp_path)
+    np.save(tmp_path / "projections.npy", np.zeros((12, 24, 30), complex))
+    with pytest.raises(TypeError, match="real numbers"):
+        load_projections(tmp_path)
+
+
+# --- scripts/project.py
+
+
+@pytest.mark.parametrize("kind", ["cone", "parallel"])
+def test_simulation_sees_the_whole_volume(folder, tmp_path, kind):
+    made = simulate(folder.parent / "truth.npy", tmp_path / "made", views=4, geometry=kind)
+    data = load_projections(made)
+    edges = torch.cat([data.pictures[:, 0], data.pictures[:, -1]], 1)
+    assert not edges.any() and data.grid == GRID
+    assert data.geometry.center == pytest.approx((0.25, -0.25, 0.25))
+    noisy = load_projections(
+        simulate(folder.parent / "truth.npy", tmp_path / "noisy", views=4, geometry=kind, photons=1e4)
+    )
+    assert 0 < (noisy.pictures - data.pictures).abs().max() < 0.5 * data.pictures.max()
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"views": 0}, "views and photons must be at least 1"),
+        ({"source_object": 5.0}, "source_object must be above"),
+        ({"geometry": "parallel", "source_object": 500.0}, "a parallel beam has no source"),
+        ({"source_object": 500.0, "source_detector": 400.0}, "source_object < source_detector"),
+    ],
+)
+def test_simulations_that_are_refused(folder, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        simulate(folder.parent / "truth.npy", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+# --- the task
+
+
+def fit(folder, result, *more):
+    arguments = ["--data-dir", str(folder), "--result-dir", str(result), "--output.no-progress"]
+    small = ["--steps", "60", "--strategy.budget", "150", "--tv-block", "10"]
+    return main(["--config", "configs/ct.yaml", *arguments, *small, *more])
+
+
+def test_a_reconstruction_beats_the_backprojection(folder, tmp_path):
+    truth = folder.parent / "truth.npy"
+    metrics = fit(folder, tmp_path / "run", "--data.truth", str(truth))
+    assert metrics["num_gaussians"] == 150
+    expected = load_volume(truth).data
+    written = load_volume(tmp_path / "run" / "volume.nii.gz")
+    span = expected.max() - expected.min()
+    error = np.square(written.data.transpose(0, 1, 2, 3) - expected).mean()
+    assert metrics["psnr3d"] == pytest.approx(10 * np.log10(span**2 / error), abs=1e-3)
+    data = load_projections(folder)
+    first = fdk(data.pictures, data.geometry, data.grid).clamp(min=0).numpy()
+    assert metrics["psnr3d"] > 10 * np.log10(span**2 / np.square(first - expected[0]).mean()) + 3
+    assert metrics["psnr3d"] > 30 and metrics["psnr_projections"] > 40
+    for name in ("pictures/slices.png", "pictures/projections.png", "gaussians.ply", "metrics.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 100
+
+
+def test_a_run_resumes_to_the_same_bits(folder, tmp_path, monkeypatch):
+    fit(folder, tmp_path / "whole", "--steps", "30", "--checkpoint-every", "10")
+    saved = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    from splat_ssim.ct.training import CTTask
+
+    step = CTTask.step
+
+    def interrupted(self, index):
+        if index == 17:
+            raise RuntimeError("power cut")
+        return step(self, index)
+
+    monkeypatch.setattr(CTTask, "step", interrupted)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(folder, tmp_path / "cut", "--steps", "30", "--checkpoint-every", "10")
+    monkeypatch.undo()
+    main(["--resume", str(tmp_path / "cut"), "--output.no-progress"])
+    again = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    for name, tensor in saved["tensors"].items():
+        assert torch.equal(tensor, again["tensors"][name]), name
+    task = load(tmp_path / "cut")
+    task.render("projections", tmp_path / "seen.png", 1)
+    assert (tmp_path / "seen.png").exists()
+
+
+def test_a_random_start_and_no_growth(folder, tmp_path):
+    metrics = fit(
+        folder, tmp_path / "run", "--model.start-from", "random", "--strategy.name", "none", "--output.format", ""
+    )
+    assert metrics["psnr_projections"] > 20 and "psnr3d" not in metrics
+    assert not (tmp_path / "run" / "volume.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        (["--device", "cuda"], "requires a projector on CUDA"),
+        (["--strategy.budget", "100000"], "at most as many Gaussians as voxels, 5760, got 50000"),
+        (["--data.truth", "nothing.npy"], "no volume at nothing.npy"),
+        (["--data.read", "{spacing: 2}"], "data.read"),
+        (["--strategy.name", "none", "--strategy.rounds", "3"], "strategy.rounds"),
+        (["--views", "0"], "views must be at least 1"),
+    ],
+)
+def test_options_that_are_refused(folder, tmp_path, more, message):
+    with pytest.raises(SystemExit, match=message):
+        fit(folder, tmp_path / "run", *more)
+
+
+def test_a_truth_elsewhere_is_refused(folder, tmp_path):
+    truth = load_volume(folder.parent / "truth.npy")
+    save_volume(tmp_path / "moved.npy", Volume(truth.data, GRID.moved((3, 0, 0))))
+    with pytest.raises(SystemExit, match="must lie where geometry.json puts the volume, got one 2 voxels away"):
+        fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "moved.npy"))
+    save_volume(tmp_path / "small.npy", Volume(truth.data[:, 1:], VoxelGrid.regular((15, 18, 20))))
+    with pytest.raises(SystemExit, match="must have shape"):
+        fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "small.npy"))
+
+
+def test_projections_of_nothing_are_refused(tmp_path):
+    save_projections(tmp_path / "dark", Projections(torch.zeros(12, 24, 30), GEOMETRY, GRID))
+    with pytest.raises(SystemExit, match="projections must have values above 0"):
+        fit(tmp_path / "dark", tmp_path / "run")
+
+
+def test_every_view_has_its_turn(folder, tmp_path):
+    from splat_ssim.ct.config import CTConfig
+    from splat_ssim.ct.training import CTTask
+
+    config = CTConfig(data_dir=folder, views=5)
+    config.strategy.budget = 50
+    task = CTTask(config)
+    drawn = [view for index in range(12) for view in task.views_of(index)]
+    assert all(sorted(drawn[i : i + 12]) == list(range(12)) for i in range(0, 60, 12))
