@@ -47,7 +47,7 @@ def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
     geometry = XrayGeometry(kind, (11, 13), (3, 3), (0, 33), **distances, center=(0.5, 0, -0.3))
     sums = ray_sums(voxelize(*blobs(), grid)[0], grid, geometry)
     exact = project(*(t.double() for t in blobs()), geometry)[:, 0]
-    assert (sums - exact).abs().max() < 0.01 * exact.max()
+    assert (sums - exact).abs().max() < 0.015 * exact.max()
 
 
 def test_a_ray_through_a_slab_has_its_thickness():

@@ -1,0 +1,229 @@
+"""CT of the brain MRI from few cone-beam views: Gaussians beside FDK, SART and total variation of RTK.
+
+    python benchmarks/ct.py [--size 128] [--views 50] [--steps N] [--photons N] [--only fdk sart tv gaussians direct]
+
+The MRI is resampled to size³ voxels, projected voxel by voxel in float64 (scripts/project.py), and reconstructed by each
+method; `direct` is the fit of as many Gaussians to the volume itself. PSNR and SSIM are of the whole volume over its
+span; negative values are cut off for every method. Rows of benchmarks/ct.csv are replaced by method and setting, and
+benchmarks/ct.md is drawn from it. RTK comes with `pip install "splat_ssim[ct-benchmark]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from splat_ssim._files import replacing  # noqa: E402
+from splat_ssim.ct.config import CTConfig  # noqa: E402
+from splat_ssim.ct.data import Projections, load_projections  # noqa: E402
+from splat_ssim.ct.simulate import simulate  # noqa: E402
+from splat_ssim.ct.training import CTTask  # noqa: E402
+from splat_ssim.trainer.cli import parse  # noqa: E402
+from splat_ssim.trainer.loop import Unkept  # noqa: E402
+from splat_ssim.volume import Volume, VoxelGrid, fit, load_volume, save_volume  # noqa: E402
+from splat_ssim.volume.evaluation import evaluate_volume  # noqa: E402
+
+METHODS = ("fdk", "sart", "tv", "gaussians", "direct")
+KEYS = ("method", "size", "views", "photons")
+FIELDS = (*KEYS, "psnr3d", "ssim3d", "processor_seconds", "seconds", "threads", "gaussians", "steps", "commit")
+
+
+def cube(size: int) -> Volume:
+    """The brain MRI, padded to a cube of 160 mm and resampled to size³ voxels along the world's axes, z first."""
+    source = torch.from_numpy(np.ascontiguousarray(load_volume(ROOT / "assets/brain_mri/T1.nii.gz").data[0])).float()
+    spacing = 160.0 / size
+    # Voxels of 1 mm; from twice the spacing on, a mean over them first.
+    reduce = max(1, int(spacing)) | 1
+    source = F.avg_pool3d(source[None], reduce, 1, reduce // 2)[0]
+    ticks = (torch.arange(size) - (size - 1) / 2) * spacing
+    # The file's array is x, y, z.
+    places = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).flip(-1)
+    middle = torch.tensor([(n - 1) / 2 for n in source.shape])
+    scaled = (2 * (places + middle) + 1) / torch.tensor(source.shape) - 1
+    values = F.grid_sample(source[None, None], scaled.flip(-1)[None], align_corners=False)[0]
+    grid = VoxelGrid.regular((size,) * 3, spacing=spacing, origin=-(size - 1) / 2 * spacing)
+    return Volume(values.numpy(), grid, "mm")
+
+
+class Rtk:
+    """RTK's reconstructions. Its source turns about y from z towards x: x, y, z there are our y, z, x."""
+
+    def __init__(self, data: Projections) -> None:
+        import itk
+        from itk import RTK
+
+        self.itk, self.rtk, self.data = itk, RTK, data
+        self.kind = itk.Image[itk.F, 3]
+        self.geometry = RTK.ThreeDCircularProjectionGeometry.New()
+        shape = data.geometry
+        for angle in shape.angles:
+            self.geometry.AddProjection(shape.source_object, shape.source_detector, angle)
+        # Our rows run down, RTK's up.
+        self.pictures = itk.image_from_array(np.ascontiguousarray(data.pictures.numpy()[:, ::-1]))
+        (rows, columns), (down, across) = shape.detector, shape.spacing
+        self.pictures.SetSpacing([across, down, 1.0])
+        self.pictures.SetOrigin([-(columns - 1) / 2 * across, -(rows - 1) / 2 * down, 0.0])
+
+    def start(self) -> Any:
+        """A volume of zeros."""
+        grid = self.data.grid
+        image = self.itk.image_from_array(np.zeros([grid.shape[i] for i in (2, 0, 1)], np.float32))
+        image.SetSpacing([grid.spacing[0]] * 3)
+        image.SetOrigin([grid.origin[0]] * 3)
+        return image
+
+    def reconstruct(self, name: str, **options: Any) -> Callable[[], np.ndarray]:
+        """The volume (n0, n1, n2) of one of RTK's filters, whose setters are named by the options."""
+        made = getattr(self.rtk, f"{name}ConeBeamReconstructionFilter")[self.kind].New()
+        made.SetInput(0, self.start())
+        made.SetInput(1, self.pictures)
+        made.SetGeometry(self.geometry)
+        if name == "FDK":
+            made.GetRampFilter().SetHannCutFrequency(options["hann"])
+        else:
+            made.SetForwardProjectionFilter(made.ForwardProjectionType_FP_JOSEPH)
+            made.SetBackProjectionFilter(made.BackProjectionType_BP_VOXELBASED)
+            for option, value in options.items():
+                getattr(made, f"Set{option}")(value)
+
+        def run() -> np.ndarray:
+            made.Update()
+            return self.itk.array_from_image(made.GetOutput()).transpose(1, 2, 0)
+
+        return run
+
+
+def peers(data: Projections, only: list[str]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Name and reconstruction of each of RTK's methods."""
+    if not {"fdk", "sart", "tv"} & set(only):
+        return
+    try:
+        rtk = Rtk(data)
+    except ImportError:
+        print(
+            'itk-rtk is not installed (pip install "splat_ssim[ct-benchmark]"): its rows are left out', file=sys.stderr
+        )
+        return
+    if "fdk" in only:
+        for hann in (0.0, 1.0):
+            yield f"RTK FDK, {f'Hann {hann:g}' if hann else 'ramp'}", rtk.reconstruct("FDK", hann=hann)
+    if "sart" in only:
+        for count in (10, 30):
+            options = {"NumberOfIterations": count, "Lambda": 0.3, "EnforcePositivity": True}
+            yield f"RTK SART, {count} iterations", rtk.reconstruct("SART", **options)
+    if "tv" in only:
+        bright = float(data.pictures.max())
+        for alpha in (1e-3, 1e-2):
+            options = {"Alpha": alpha * bright, "Beta": bright, "AL_iterations": 10, "CG_iterations": 4}
+            yield f"RTK ADMM-TV, alpha {alpha:g}", rtk.reconstruct("ADMMTotalVariation", **options)
+
+
+def gaussians(folder: Path, steps: int | None, budget: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Our reconstruction by configs/ct.yaml, and what its row says besides."""
+    _, config = parse(["--config", str(ROOT / "configs/ct.yaml"), "--data-dir", str(folder)])
+    assert isinstance(config, CTConfig)
+    config.checkpoint_every, config.output.progress = 0, False
+    config.steps = steps or config.steps
+    config.strategy.budget = budget or config.strategy.budget
+    task = CTTask(config)
+    Unkept(task).train()
+    return task.volume()[0].numpy(), {"gaussians": len(task.model), "steps": config.steps}
+
+
+def measured(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a function returns, and its seconds by the clock and of all processors."""
+    processor, clock = time.process_time(), time.perf_counter()
+    result = function()
+    seconds = {"processor_seconds": time.process_time() - processor, "seconds": time.perf_counter() - clock}
+    return result, {name: round(value, 1) for name, value in seconds.items()}
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each method, as it is done."""
+    volume = cube(options.size)
+    truth = torch.from_numpy(volume.data)
+    span = float(truth.max() - truth.min())
+
+    def row(name: str, result: np.ndarray, **more: Any) -> dict[str, Any]:
+        found = torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32)).clamp(min=0)[None]
+        scores = {name: round(value, 4) for name, value in evaluate_volume(found, truth, data_range=span).items()}
+        setting = {"size": options.size, "views": options.views, "photons": options.photons or ""}
+        return {"method": name, **setting, **scores, "threads": torch.get_num_threads(), **more}
+
+    with tempfile.TemporaryDirectory() as place:
+        file = save_volume(Path(place) / "truth.npy", volume)
+        folder = simulate(file, Path(place) / "projections", views=options.views, photons=options.photons)
+        for name, run in peers(load_projections(folder), options.only):
+            result, seconds = measured(run)
+            yield row(name, result, **seconds)
+        if "gaussians" in options.only:
+            (result, more), seconds = measured(lambda: gaussians(folder, options.steps, options.budget))
+            yield row("Gaussians from projections", result, **seconds, **more)
+        if "direct" in options.only:
+            budget, steps = options.budget or CTConfig().strategy.budget, options.steps or CTConfig().steps
+            field, seconds = measured(lambda: fit(file, budget=budget, steps=steps, device="cpu"))
+            more = {"gaussians": len(field), "steps": steps}
+            yield row("Gaussians fitted to the volume itself", field.render()[0].detach().numpy(), **seconds, **more)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--views", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="of the fits; by default those of configs/ct.yaml")
+    parser.add_argument("--budget", type=int, help="Gaussians; by default those of configs/ct.yaml")
+    parser.add_argument("--photons", type=float, help="expected count of a free ray; without it there is no noise")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "ct.csv")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9"]
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
+    for row in rows(options):
+        print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
+        keep(options.output, {**row, "commit": commit})
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Puts a row in the CSV in the place of the one of the same method and setting, and draws the table beside it."""
+    text = {key: str(row.get(key, "")) for key in FIELDS}
+    table: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            table = list(csv.DictReader(file))
+    table = [other for other in table if any(other[key] != text[key] for key in KEYS)] + [text]
+    table.sort(key=lambda other: (int(other["size"]), int(other["views"]), other["photons"]))
+    with replacing(path) as file:
+        lines = [",".join(FIELDS), *(",".join(f'"{r[k]}"' if "," in r[k] else r[k] for k in FIELDS) for r in table)]
+        file.write(("\n".join(lines) + "\n").encode())
+    head = "| method | size | views | photons | PSNR3D | SSIM3D | processor s | s | Gaussians | steps |"
+    body = [
+        f"| {r['method']} | {r['size']}³ | {r['views']} | {r['photons'] or 'no noise'} | {float(r['psnr3d']):.2f} | "
+        f"{float(r['ssim3d']):.3f} | {r['processor_seconds']} | {r['seconds']} | {r['gaussians']} | {r['steps']} |"
+        for r in table
+    ]
+    title = "# CT from few cone-beam views\n\nBy `benchmarks/ct.py`; the brain MRI in a cube of 160 mm.\n"
+    with replacing(path.with_suffix(".md")) as file:
+        file.write("\n".join([title, head, "|---" * 10 + "|", *body, ""]).encode())
+
+
+if __name__ == "__main__":
+    main()
