@@ -2,8 +2,9 @@
 
     python benchmarks/ct.py [--size 128] [--views 50] [--steps N] [--photons N] [--only fdk sart tv gaussians direct]
 
-The MRI is resampled to size³ voxels, projected voxel by voxel in float64 (scripts/project.py), and reconstructed by each
-method; `direct` is the fit of as many Gaussians to the volume itself. PSNR and SSIM are of the whole volume over its
+The MRI is projected from its own voxels in float64 (scripts/project.py) and reconstructed on size³ voxels of a cube of
+160 mm, so that no method knows the voxels that the projections were made of; the truth is the MRI interpolated there.
+`direct` is the fit of as many Gaussians to the truth itself. PSNR and SSIM are of the whole volume over its
 span; negative values are cut off for every method. Rows of benchmarks/ct.csv are replaced by method and setting, and
 benchmarks/ct.md is drawn from it. RTK comes with `pip install "splat_ssim[ct-benchmark]"`.
 """
@@ -23,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
@@ -35,29 +35,12 @@ from splat_ssim.ct.simulate import simulate  # noqa: E402
 from splat_ssim.ct.training import CTTask  # noqa: E402
 from splat_ssim.trainer.cli import parse  # noqa: E402
 from splat_ssim.trainer.loop import Unkept  # noqa: E402
-from splat_ssim.volume import Volume, VoxelGrid, fit, load_volume, save_volume  # noqa: E402
+from splat_ssim.volume import fit, load_volume  # noqa: E402
 from splat_ssim.volume.evaluation import evaluate_volume  # noqa: E402
 
 METHODS = ("fdk", "sart", "tv", "gaussians", "direct")
 KEYS = ("method", "size", "views", "photons")
 FIELDS = (*KEYS, "psnr3d", "ssim3d", "processor_seconds", "seconds", "threads", "gaussians", "steps", "commit")
-
-
-def cube(size: int) -> Volume:
-    """The brain MRI, padded to a cube of 160 mm and resampled to size³ voxels along the world's axes, z first."""
-    source = torch.from_numpy(np.ascontiguousarray(load_volume(ROOT / "assets/brain_mri/T1.nii.gz").data[0])).float()
-    spacing = 160.0 / size
-    # Voxels of 1 mm; from twice the spacing on, a mean over them first.
-    reduce = max(1, int(spacing)) | 1
-    source = F.avg_pool3d(source[None], reduce, 1, reduce // 2)[0]
-    ticks = (torch.arange(size) - (size - 1) / 2) * spacing
-    # The file's array is x, y, z.
-    places = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).flip(-1)
-    middle = torch.tensor([(n - 1) / 2 for n in source.shape])
-    scaled = (2 * (places + middle) + 1) / torch.tensor(source.shape) - 1
-    values = F.grid_sample(source[None, None], scaled.flip(-1)[None], align_corners=False)[0]
-    grid = VoxelGrid.regular((size,) * 3, spacing=spacing, origin=-(size - 1) / 2 * spacing)
-    return Volume(values.numpy(), grid, "mm")
 
 
 class Rtk:
@@ -84,7 +67,8 @@ class Rtk:
         grid = self.data.grid
         image = self.itk.image_from_array(np.zeros([grid.shape[i] for i in (2, 0, 1)], np.float32))
         image.SetSpacing([grid.spacing[0]] * 3)
-        image.SetOrigin([grid.origin[0]] * 3)
+        # The source turns about the middle of the cube.
+        image.SetOrigin([-(grid.shape[0] - 1) / 2 * grid.spacing[0]] * 3)
         return image
 
     def reconstruct(self, name: str, **options: Any) -> Callable[[], np.ndarray]:
@@ -153,32 +137,36 @@ def measured(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return result, {name: round(value, 1) for name, value in seconds.items()}
 
 
+def scored(
+    name: str, result: np.ndarray, truth: torch.Tensor, options: argparse.Namespace, **more: Any
+) -> dict[str, Any]:
+    """The row of a reconstruction (n0, n1, n2)."""
+    found = torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32)).clamp(min=0)[None]
+    span = float(truth.max() - truth.min())
+    scores = {name: round(value, 4) for name, value in evaluate_volume(found, truth, data_range=span).items()}
+    setting = {"size": options.size, "views": options.views, "photons": options.photons or ""}
+    return {"method": name, **setting, **scores, "threads": torch.get_num_threads(), **more}
+
+
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each method, as it is done."""
-    volume = cube(options.size)
-    truth = torch.from_numpy(volume.data)
-    span = float(truth.max() - truth.min())
-
-    def row(name: str, result: np.ndarray, **more: Any) -> dict[str, Any]:
-        found = torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32)).clamp(min=0)[None]
-        scores = {name: round(value, 4) for name, value in evaluate_volume(found, truth, data_range=span).items()}
-        setting = {"size": options.size, "views": options.views, "photons": options.photons or ""}
-        return {"method": name, **setting, **scores, "threads": torch.get_num_threads(), **more}
-
     with tempfile.TemporaryDirectory() as place:
-        file = save_volume(Path(place) / "truth.npy", volume)
-        folder = simulate(file, Path(place) / "projections", views=options.views, photons=options.photons)
+        source = ROOT / "assets/brain_mri/T1.nii.gz"
+        folder = simulate(source, Path(place), views=options.views, size=options.size, photons=options.photons)
+        file = folder / "truth.npz"
+        truth = torch.from_numpy(load_volume(file).data)
         for name, run in peers(load_projections(folder), options.only):
             result, seconds = measured(run)
-            yield row(name, result, **seconds)
+            yield scored(name, result, truth, options, **seconds)
         if "gaussians" in options.only:
             (result, more), seconds = measured(lambda: gaussians(folder, options.steps, options.budget))
-            yield row("Gaussians from projections", result, **seconds, **more)
+            yield scored("Gaussians from projections", result, truth, options, **seconds, **more)
         if "direct" in options.only:
             budget, steps = options.budget or CTConfig().strategy.budget, options.steps or CTConfig().steps
             field, seconds = measured(lambda: fit(file, budget=budget, steps=steps, device="cpu"))
             more = {"gaussians": len(field), "steps": steps}
-            yield row("Gaussians fitted to the volume itself", field.render()[0].detach().numpy(), **seconds, **more)
+            rendered = field.render()[0].detach().numpy()
+            yield scored("Gaussians fitted to the volume itself", rendered, truth, options, **seconds, **more)
 
 
 def main() -> None:

@@ -214,6 +214,20 @@ def test_simulations_that_are_refused(folder, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_simulation_on_other_voxels_has_the_truth_there(folder, tmp_path):
+    made = simulate(folder.parent / "truth.npy", tmp_path / "made", views=3, size=25)
+    own = load_projections(simulate(folder.parent / "truth.npy", tmp_path / "own", views=3, detector=(30, 30)))
+    data, truth = load_projections(made), load_volume(made / "truth.npz")
+    assert truth.grid == data.grid and data.grid.shape == (25, 25, 25)
+    assert data.grid.spacing == pytest.approx([1.2] * 3) and data.grid.origin == pytest.approx((-14.15, -14.65, -14.15))
+    exact = voxelize(*blobs(), data.grid)
+    error = (torch.from_numpy(truth.data) - exact).abs()
+    assert error.max() < 0.2 and error.mean() < 0.005
+    # What is projected is the file itself.
+    assert data.geometry.center == own.geometry.center
+    assert abs(float(data.pictures.max() / own.pictures.max()) - 1) < 0.02
+
+
 # --- the task
 
 
@@ -292,7 +306,7 @@ def test_options_that_are_refused(folder, tmp_path, more, message):
 def test_a_truth_elsewhere_is_refused(folder, tmp_path):
     truth = load_volume(folder.parent / "truth.npy")
     save_volume(tmp_path / "moved.npy", Volume(truth.data, GRID.moved((3, 0, 0))))
-    with pytest.raises(SystemExit, match="must lie where geometry.json puts the volume, got one 2 voxels away"):
+    with pytest.raises(SystemExit, match=r"must lie where geometry\.json puts the volume, got one 2 voxels away"):
         fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "moved.npy"))
     save_volume(tmp_path / "small.npy", Volume(truth.data[:, 1:], VoxelGrid.regular((15, 18, 20))))
     with pytest.raises(SystemExit, match="must have shape"):

@@ -33,7 +33,7 @@ class CTModelConfig:
     spread: float = 0.3
     #: No standard deviation falls below this many voxels.
     min_sigma: float = 0.45
-    #: Negative values of the volume are cut off.
+    #: Densities are kept at 0 or more, and so is the volume: nothing emits X-rays.
     nonnegative: bool = True
 
 

@@ -64,9 +64,9 @@ def load_projections(folder: str | Path) -> Projections:
     """Reads a folder of projections.
 
     geometry.json holds what `XrayGeometry.header` names, and "volume", the voxels to reconstruct: their shape with
-    either an affine (4x4, index to mm) or the corners "low" and "high" (x, y, z in mm) of their box, whose shape is then
-    (z, y, x). "projections" names an npy, TIFF, NIfTI or MetaImage file of (views, rows, columns), see `load_stack`; it
-    may be left out where the folder has one such file alone.
+    either an affine (4x4, index to mm) or the corners "low" and "high" (x, y, z in mm) of their box, for a shape in the
+    order z, y, x. "projections" names an npy, TIFF, NIfTI or MetaImage file of (views, rows, columns), see
+    `load_stack`; it may be left out where the folder has one such file alone.
 
     Raises:
         FileNotFoundError: No folder, geometry.json or projections.

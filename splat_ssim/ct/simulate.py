@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, user_errors
 from ..volume.grid import VoxelGrid
-from ..volume.io import load_volume
+from ..volume.io import Volume, load_volume, save_volume
 from .data import Projections, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
@@ -49,7 +49,7 @@ def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
         9.0
     """
     inverse = torch.from_numpy(np.linalg.inv(grid.rebased().matrix))
-    volume = F.pad(values.double(), (1,) * 6)[None, None]
+    volume = _padded(values)
     sizes = torch.tensor(grid.shape, dtype=torch.float64)
     pictures = []
     for frame in geometry.frames():
@@ -71,11 +71,36 @@ def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
             for part in hit.split(max(1, _CHUNK // count)):
                 t = low[part, None] + (high - low)[part, None] * at
                 points = start[part, None] + t[..., None] * step[part, None]
-                places = (2 * points / (sizes + 1) - 1).flip(-1)[None, None]
-                samples = F.grid_sample(volume, places, align_corners=True, padding_mode="zeros")[0, 0, 0]
+                samples = _at(volume, points)
                 picture[part] = samples.mean(1) * (high - low)[part] * length[part]
         pictures.append(picture.reshape(geometry.detector))
     return torch.stack(pictures)
+
+
+def _padded(values: Tensor) -> Tensor:
+    """(1, 1, n0 + 2, n1 + 2, n2 + 2) float64: zeros around a volume."""
+    return F.pad(values.double(), (1,) * 6)[None, None]
+
+
+def _at(padded: Tensor, points: Tensor) -> Tensor:
+    """Trilinear values (M, K) of what `_padded` gives at its indices (M, K, 3)."""
+    last = torch.tensor(padded.shape[2:], dtype=torch.float64) - 1
+    return F.grid_sample(padded, (2 * points / last - 1).flip(-1)[None, None], align_corners=True)[0, 0, 0]
+
+
+def interpolated(values: Tensor, grid: VoxelGrid, points: Tensor) -> Tensor:
+    """What `ray_sums` integrates, at points (..., 3) in mm: (...) float64."""
+    indices = grid.to_index(points.reshape(1, -1, 3)) + 1
+    return _at(_padded(values), indices).reshape(points.shape[:-1])
+
+
+def around(grid: VoxelGrid, size: int) -> VoxelGrid:
+    """A cube of size³ voxels along x, y and z (z first) around the middle of a grid, as wide as its longest side."""
+    if size < 2:
+        raise UserError(f"size must be at least 2, got {size}")
+    middle = grid.to_world(torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)).numpy()
+    spacing = max(n * s for n, s in zip(grid.shape, grid.spacing, strict=True)) / size
+    return VoxelGrid.regular((size,) * 3, spacing=spacing, origin=(middle - (size - 1) / 2 * spacing).tolist())
 
 
 def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +156,7 @@ def simulate(
     geometry: Literal["cone", "parallel"] = "cone",
     source_object: float | None = None,
     source_detector: float | None = None,
+    size: int | None = None,
     detector: tuple[int, int] | None = None,
     spacing: float | None = None,
     photons: float | None = None,
@@ -146,6 +172,9 @@ def simulate(
         geometry: Shape of the beam.
         source_object: Distance from source to axis in mm; by default four times the volume's half diagonal.
         source_detector: Distance from source to detector in mm; by default 1.5 times source_object.
+        size: The volume is asked for on a cube of so many voxels a side around it, along x, y and z, instead of on its
+            own voxels; truth.npz is the volume interpolated there, which is what the rays are summed over. So no method
+            is judged by the voxels that the projections were made of.
         detector: Rows and columns; by default as many as the volume's shadow needs.
         spacing: Distance of pixels in mm; by default that of voxels at the axis, magnified.
         photons: Expected count of a free ray; by default there is no noise.
@@ -163,7 +192,9 @@ def simulate(
         loaded = load_volume(volume)
         if len(loaded.data) != 1:
             raise UserError(f"{volume} must have one channel, got {len(loaded.data)}")
-        grid = loaded.grid
+        voxels = grid = loaded.grid
+        if size is not None:
+            grid = around(voxels, size)
         diagonal = float(np.linalg.norm(np.asarray(grid.shape) * np.asarray(grid.spacing)))
         near = source_object or 2 * diagonal
         far = source_detector or 1.5 * near
@@ -180,10 +211,14 @@ def simulate(
             source_detector=far if geometry == "cone" else None,
             center=tuple(grid.to_world(middle).tolist()),
         )
-        pictures = ray_sums(torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64)), grid, shape)
+        values = torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64))
+        pictures = ray_sums(values, voxels, shape)
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
         folder = save_projections(output, Projections(pictures.float(), shape, grid))
+        if size is not None:
+            truth = interpolated(values, voxels, grid.points(dtype=torch.float64))
+            save_volume(folder / "truth.npz", Volume(truth[None].float().numpy(), grid, "mm"))
     for line in loaded.notes:
         print(f"{volume}: {line}")
     rows, columns = shape.detector

@@ -148,11 +148,18 @@ class CTTask:
                 self.optimizer, self._rates(), step=index, steps=config.steps, final=rates.final, warmup=rates.warmup
             )
             self.optimizer.step()
-            self.model.keep_size(config.model.min_sigma, self.grid)
+            self._keep_bounds()
         self.last_loss = loss.detach()
         with stage("growth"):
             self._grow(index + 1)
         return Report({"loss": self.last_loss, **terms, "gaussians": lambda: len(self.model)})
+
+    @torch.no_grad()
+    def _keep_bounds(self) -> None:
+        """Keeps sizes above min_sigma and, if asked for, densities at 0 or more."""
+        self.model.keep_size(self.config.model.min_sigma, self.grid)
+        if self.config.model.nonnegative:
+            self.model.tensors["densities"].data.clamp_(min=0)
 
     def views_of(self, index: int) -> list[int]:
         """The views of a step: all of them in turn, in an order that is drawn for each round from the seed."""
