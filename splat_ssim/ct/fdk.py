@@ -61,16 +61,24 @@ def fdk(pictures: Tensor, geometry: XrayGeometry, grid: VoxelGrid) -> Tensor:
     """
     rows, columns = geometry.detector
     sharp = filtered(pictures, geometry)
-    points = grid.points(dtype=torch.float64).reshape(-1, 3)
-    result = torch.zeros(len(points))
+    result = torch.zeros(grid.shape)
     size = torch.tensor([columns, rows])
+    indices = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    matrix = torch.from_numpy(grid.rebased().matrix)
     for picture, frame in zip(sharp, geometry.frames(), strict=True):
-        inverse = torch.linalg.inv(frame[1:].T)  # space to columns, rows and depth
-        at = (points @ inverse.T - inverse @ frame[0]).float()
+        # From voxel indices to column, row and depth, each a sum over the axes.
+        inverse = torch.linalg.inv(frame[1:].T)
+        steps, start = inverse @ matrix[:3, :3], inverse @ (matrix[:3, 3] - frame[0])
+        along = [(steps[:, k, None] * indices[k]).float() for k in range(3)]
+        x, y, depth = (
+            along[0][k, :, None, None] + along[1][k, :, None] + (along[2][k] + start[k].float()) for k in range(3)
+        )
         weight = torch.ones(())
         if geometry.kind == "cone":
-            weight = (1 / (geometry.magnification * at[:, 2])) ** 2
-            at = at / at[:, 2:]
-        places = (2 * at[:, :2] + 1) / size - 1
-        result += weight * F.grid_sample(picture[None, None], places[None, None], align_corners=False)[0, 0, 0]
-    return (result * (math.pi / geometry.views)).reshape(grid.shape)
+            depth = depth.reciprocal_()
+            weight = (depth / geometry.magnification).square_()
+            x, y = x.mul_(depth), y.mul_(depth)
+        places = torch.stack([x, y], -1).mul_(2).add_(1).div_(size).sub_(1).reshape(1, 1, -1, 2)
+        values = F.grid_sample(picture[None, None], places, align_corners=False).reshape(grid.shape)
+        result += values.mul_(weight)
+    return result * (math.pi / geometry.views)

@@ -24,7 +24,7 @@ from .geometry import XrayGeometry, circle
 from .reference import rays
 
 #: Samples of a ray in a voxel's shortest edge, and samples taken at once.
-_SAMPLES, _CHUNK = 2, 1 << 22
+_SAMPLES, _CHUNK = 2, 1 << 17
 
 
 def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
