@@ -73,7 +73,8 @@ class Rtk:
 
     def reconstruct(self, name: str, **options: Any) -> Callable[[], np.ndarray]:
         """The volume (n0, n1, n2) of one of RTK's filters, whose setters are named by the options."""
-        made = getattr(self.rtk, f"{name}ConeBeamReconstructionFilter")[self.kind].New()
+        kinds = (self.kind, self.kind) if name == "SART" else self.kind
+        made = getattr(self.rtk, f"{name}ConeBeamReconstructionFilter")[kinds].New()
         made.SetInput(0, self.start())
         made.SetInput(1, self.pictures)
         made.SetGeometry(self.geometry)
