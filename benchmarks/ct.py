@@ -113,8 +113,8 @@ def peers(data: Projections, only: list[str]) -> Iterator[tuple[str, Callable[[]
             yield f"RTK SART, {count} iterations", rtk.reconstruct("SART", **options)
     if "tv" in only:
         bright = float(data.pictures.max())
-        for alpha in (1e-3, 1e-2):
-            options = {"Alpha": alpha * bright, "Beta": bright, "AL_iterations": 10, "CG_iterations": 4}
+        for alpha in (1e-2, 1e-1):
+            options = {"Alpha": alpha * bright, "Beta": bright, "AL_iterations": 20, "CG_iterations": 4}
             yield f"RTK ADMM-TV, alpha {alpha:g}", rtk.reconstruct("ADMMTotalVariation", **options)
 
 

@@ -88,12 +88,12 @@ class CTConfig(RunConfig):
     #: Folder with geometry.json and projections, as scripts/project.py writes it.
     data_dir: Path = Path("projections")
     #: Length of the run.
-    steps: int = 2000
+    steps: int = 4000
     task: tyro.conf.Suppress[str] = "ct"
     #: Views of a step, drawn in turn.
     views: int = 4
     #: Weight of the total variation of the volume, whose values are in units of the brightest voxels.
-    tv: float = 0.02
+    tv: float = 0.015
     #: Total variation is of a random block of so many voxels a side; 0: of the whole volume.
     tv_block: int = 40
     data: CTDataConfig = field(default_factory=CTDataConfig)
