@@ -135,7 +135,8 @@ class XrayGeometry:
 
     def moved(self, offset: Sequence[float]) -> XrayGeometry:
         """The same elsewhere: `offset` (x, y, z) is added to its centre."""
-        return dataclasses.replace(self, center=tuple(c + float(o) for c, o in zip(self.center, offset, strict=True)))
+        x, y, z = (c + float(o) for c, o in zip(self.center, offset, strict=True))
+        return dataclasses.replace(self, center=(x, y, z))
 
     def header(self) -> dict[str, Any]:
         """What geometry.json holds of it."""
