@@ -225,6 +225,14 @@ def test_every_instruction_set(isa, monkeypatch):
     assert errors.pop("value") < 1e-6 and max(errors.values()) < 1e-5
 
 
+def test_same_numbers_without_the_library(monkeypatch):
+    expected = run(sample(30, features=2), GEOMETRIES["near"])
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    pictures = run(sample(30, features=2), GEOMETRIES["near"])
+    assert pictures.dtype == torch.float32 and pictures.requires_grad
+    assert (pictures - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
 def test_operators():
     frames = GEOMETRIES["cone"].frames()
     tensors = [t.detach().requires_grad_() for t in sample(5, features=0)]

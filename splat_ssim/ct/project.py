@@ -72,8 +72,8 @@ def project(
         return _ops.xray(means, quats, scales, values, frames, list(geometry.detector), cone)
     if means.dtype == torch.float32:
         # Far sources take more digits than float32 has.
-        doubles = (t.double() for t in (means, quats, scales, values))
-        return project_reference(*doubles, frames, geometry.detector, cone=cone).float()
+        m, q, s, v = (t.double() for t in (means, quats, scales, values))
+        return project_reference(m, q, s, v, frames, geometry.detector, cone=cone).float()
     return project_reference(means, quats, scales, values, frames, geometry.detector, cone=cone)
 
 
