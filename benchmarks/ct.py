@@ -4,9 +4,9 @@
 
 The MRI is projected from its own voxels in float64 (scripts/project.py) and reconstructed on size³ voxels of a cube of
 160 mm, so that no method knows the voxels that the projections were made of; the truth is the MRI interpolated there.
-`direct` is the fit of as many Gaussians to the truth itself. PSNR and SSIM are of the whole volume over its
-span; negative values are cut off for every method. Rows of benchmarks/ct.csv are replaced by method and setting, and
-benchmarks/ct.md is drawn from it. RTK comes with `pip install "splat_ssim[ct-benchmark]"`.
+`direct` is the fit of as many Gaussians to the truth itself. PSNR and SSIM are of the whole volume over its span;
+negative values are cut off for every method. Rows of benchmarks/results/ct.csv are replaced by method and setting;
+ct.md beside it is drawn from it. RTK comes with `pip install "splat_ssim[ct-benchmark]"`.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--photons", type=float, help="expected count of a free ray; without it there is no noise")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "ct.csv")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ct.csv")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
