@@ -24,6 +24,7 @@ KNOWN = {
 EXTENDING = {
     "splat_ssim.compat._monai_metrics": "monai",
     "splat_ssim.compat._torchmetrics_modules": "torchmetrics",
+    "splat_ssim.compat.gsplat_rendering": "gsplat",
 }
 
 

@@ -7,6 +7,7 @@ functions and classes are replaced in every module of it, so that code holding t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, MutableMapping
 from types import ModuleType
@@ -27,20 +28,20 @@ _MODULES = {
 class _Part(NamedTuple):
     """What of an installed package is replaced: the names that a module of ours offers."""
 
-    #: Of `splat_ssim.compat`.
-    ours: str
+    #: Modules of `splat_ssim.compat`.
+    ours: tuple[str, ...]
     #: The modules in which names are replaced, with all below them that are imported.
     packages: tuple[str, ...]
 
 
 #: The packages of which only the names that ours offers are replaced.
 _PARTS = {
-    "kornia": _Part("kornia", ("kornia.losses", "kornia.metrics")),
-    "gsplat": _Part("gsplat", ("gsplat", "gsplat.losses")),
-    "monai": _Part("monai", ("monai.losses", "monai.metrics")),
-    "piq": _Part("piq", ("piq",)),
-    "skimage": _Part("skimage", ("skimage.metrics", "skimage.metrics._structural_similarity")),
-    "torchmetrics": _Part("torchmetrics", ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.image")),
+    "kornia": _Part(("kornia",), ("kornia.losses", "kornia.metrics")),
+    "gsplat": _Part(("gsplat_rendering", "gsplat"), ("gsplat", "gsplat.losses")),
+    "monai": _Part(("monai",), ("monai.losses", "monai.metrics")),
+    "piq": _Part(("piq",), ("piq",)),
+    "skimage": _Part(("skimage",), ("skimage.metrics", "skimage.metrics._structural_similarity")),
+    "torchmetrics": _Part(("torchmetrics",), ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.image")),
 }
 _NAMES = (*_MODULES, *_PARTS)
 
@@ -61,10 +62,11 @@ def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
     "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced whole, whether they are installed or not,
-    `pytorch_msssim.ssim` included. "gsplat" (from 1.6 on), "kornia", "monai", "piq", "skimage" and "torchmetrics" must
-    be installed: there the functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of
+    `pytorch_msssim.ssim` included. "gsplat", "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed:
+    there the functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of
     `splat_ssim.compat.kornia_0_8`) replace those of the same name, in modules such as `kornia.losses.ssim` too; all
-    else stays theirs.
+    else stays theirs. Of gsplat `rasterization` is replaced too, by `splat_ssim.compat.gsplat_rendering`: our renderer
+    for tensors on the CPU, gsplat's own for all others; its losses exist from 1.6 on.
 
     It works before and after the package is imported: `import package`, `package.function` and pickles of the
     original's modules then give ours. Only a name that other code has bound by `from package import name` before
@@ -150,22 +152,34 @@ def _plan_package(name: str) -> _Plan:
 
 
 def _plan_part(name: str) -> _Plan:
-    part = _PARTS[name]
+    part = _installed_part(name)
     for package in part.packages:
         importlib.import_module(package)
-    ours = importlib.import_module(f"splat_ssim.compat.{_kornia_module() if name == 'kornia' else part.ours}")
+    modules = [importlib.import_module(f"splat_ssim.compat.{own}") for own in part.ours]
     for package in part.packages:
         # Classes of ours that extend the package's are made while its own are still in their places; and a package that
         # imports its names on demand keeps its own, which can be put back.
-        for key in _definitions(ours):
-            getattr(sys.modules[package], key, None)
+        for ours in modules:
+            for key in _definitions(ours):
+                getattr(sys.modules[package], key, None)
 
     def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
-        found = [change for package in part.packages for change in _replacements_in(package, ours)]
+        found = [
+            change for package in part.packages for ours in modules for change in _replacements_in(package, ours)
+        ]
         # Once each: a package may lie in another that is listed too.
         return list({(id(entries), key): (entries, key, value) for entries, key, value in found}.values())
 
     return replacements
+
+
+def _installed_part(name: str) -> _Part:
+    """What is replaced of the version that is installed."""
+    if name == "kornia":
+        return _PARTS[name]._replace(ours=(_kornia_module(),))
+    if name == "gsplat" and importlib.util.find_spec("gsplat.losses") is None:
+        return _Part(("gsplat_rendering",), ("gsplat",))  # before 1.6
+    return _PARTS[name]
 
 
 def _kornia_module() -> str:

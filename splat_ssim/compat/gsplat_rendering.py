@@ -1,0 +1,150 @@
+"""gsplat's `rasterization` for tensors on the CPU, on our kernels; every other device stays gsplat's.
+
+`install("gsplat")` puts it in the place of gsplat's own, so that a script written for gsplat runs without a GPU. It
+binds its arguments as the installed gsplat does (1.5.3 and 1.6 differ in theirs), and means what that version means:
+alpha is clamped to 0.999 before 1.6 and to 0.99 from 1.6 on.
+
+Different from the original, on the CPU: an option that our renderer lacks raises `UnsupportedOptionError`, which names
+it; so does what this version does not know and is not at its default. Tensors have no batch axes before [N, 3] and
+[C, 4, 4], and one dtype, float32 or float64. The lists of tiles ("isect_ids" and others) are not in the returned `meta`:
+to read one is a KeyError that says so. From 1.6 on gsplat's "antialiased" scales no opacity by less than 0.005; ours
+goes to 0, which no pixel shows by more than 0.005.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import gsplat
+import gsplat.rendering
+from torch import Tensor
+
+from splat_ssim import render
+from splat_ssim.compat._errors import UnsupportedOptionError
+
+__all__ = ["rasterization", "rasterization_2dgs"]
+
+_theirs = gsplat.rendering.rasterization
+_theirs_2dgs = gsplat.rendering.rasterization_2dgs
+_SIGNATURE = inspect.signature(_theirs)
+
+
+def _version() -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", gsplat.__version__)
+    if numbers is None:
+        raise ImportError(f"gsplat.__version__ must start with two numbers, got {gsplat.__version__!r}")
+    return int(numbers[1]), int(numbers[2])
+
+
+#: The clamp of alpha that is compiled into gsplat.
+_MAX_ALPHA = 0.99 if _version() >= (1, 6) else 0.999
+
+#: What our renderer takes under the same name and with the same meaning.
+_TAKEN = inspect.signature(render.rasterization).parameters.keys() & _SIGNATURE.parameters.keys()
+
+#: What changes how gsplat's kernels compute an image, and not the image.
+_WITHOUT_EFFECT = {"channel_chunk", "segmented"}
+
+_LISTS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
+
+
+class MissingListError(KeyError, ValueError):
+    """One of gsplat's lists of tile intersections, which our renderer does not make."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Meta(dict[str, Any]):
+    """What `rasterization` returns third: a dictionary that says why gsplat's lists of tiles are not in it."""
+
+    def __missing__(self, key: str) -> Any:
+        if key in _LISTS:
+            raise MissingListError(f"meta[{key!r}] needs gsplat's lists of tiles, which exist on CUDA only")
+        raise KeyError(key)
+
+
+def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """gsplat's `rasterization`: on the CPU `splat_ssim.render.rasterization`, elsewhere gsplat's own.
+
+    Args:
+        *args: As for the installed gsplat's function, whose signature this one has.
+        **kwargs: Likewise. `channel_chunk` and `segmented` are without effect on the CPU; `tile_size` is chosen by the
+            image's size where it is not given, which changes no pixel.
+
+    Returns:
+        Images [C, H, W, D], alphas [C, H, W, 1] and `meta`, as in gsplat; see `splat_ssim.render.rasterization`.
+
+    Raises:
+        NotImplementedError: An option that our renderer lacks; a ValueError as well.
+        ValueError, TypeError: As for `splat_ssim.render.rasterization`, and as for a call with wrong arguments.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.gsplat_rendering import rasterization
+        >>> means, quats, scales = torch.randn(100, 3), torch.randn(100, 4), torch.rand(100, 3) * 0.1
+        >>> K = torch.tensor([[300.0, 0.0, 150.0], [0.0, 300.0, 100.0], [0.0, 0.0, 1.0]])
+        >>> colors, alphas, meta = rasterization(
+        ...     means, quats, scales, torch.rand(100), torch.rand(100, 3), torch.eye(4)[None], K[None], 300, 200)
+        >>> colors.shape, alphas.shape
+        (torch.Size([1, 200, 300, 3]), torch.Size([1, 200, 300, 1]))
+    """
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    means = bound.arguments["means"]
+    if isinstance(means, Tensor) and means.device.type != "cpu":
+        return _theirs(*args, **kwargs)
+    options = {name: value for name, value in bound.arguments.items() if name in _TAKEN}
+    bound.apply_defaults()
+    _check(bound.arguments)
+    options["packed"] = bound.arguments["packed"]
+    if options["colors"] is None and isinstance(means, Tensor):
+        if "RGB" in bound.arguments["render_mode"]:
+            raise ValueError(f"colors must be given for render_mode {bound.arguments['render_mode']!r}, got None")
+        # Depth alone: what is rendered is the depth, and colours are not looked at.
+        options["colors"] = means.new_zeros(len(means), 1)
+        options["sh_degree"] = None
+    images, alphas, info = render.rasterization(**options, max_alpha=_MAX_ALPHA)
+    return images, alphas, Meta(info)
+
+
+def rasterization_2dgs(*args: Any, **kwargs: Any) -> Any:
+    """gsplat's `rasterization_2dgs`, which has no part of ours: on the CPU it is refused.
+
+    Raises:
+        NotImplementedError: The tensors are on the CPU; a ValueError as well.
+
+    Example:
+        >>> import torch
+        >>> from splat_ssim.compat.gsplat_rendering import rasterization_2dgs
+        >>> try:
+        ...     rasterization_2dgs(torch.zeros(1, 3))
+        ... except NotImplementedError as error:
+        ...     print(error)
+        rasterization_2dgs must be given CUDA tensors: splat_ssim renders 3D Gaussians on the CPU, got tensors on cpu
+    """
+    means = kwargs["means"] if "means" in kwargs else next(iter(args), None)
+    if isinstance(means, Tensor) and means.device.type == "cpu":
+        raise UnsupportedOptionError(
+            "rasterization_2dgs must be given CUDA tensors: splat_ssim renders 3D Gaussians on the CPU, got tensors on cpu"
+        )
+    return _theirs_2dgs(*args, **kwargs)
+
+
+for _function, _original in ((rasterization, _theirs), (rasterization_2dgs, _theirs_2dgs)):
+    _function.__module__ = __name__
+    _function.__signature__ = inspect.signature(_original)  # type: ignore[attr-defined]
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    """Raises unless every argument that our renderer lacks is at gsplat's default."""
+    for name, value in arguments.items():
+        default = _SIGNATURE.parameters[name].default
+        if name in _TAKEN or name in _WITHOUT_EFFECT or value is default:
+            continue
+        if name == "sparse_grad" and not arguments["packed"]:
+            continue  # as in gsplat, where it counts in packed mode alone
+        if isinstance(value, Tensor) or value != default:
+            got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise UnsupportedOptionError(f"{name} must be {default!r}, gsplat's default, on the CPU, got {got}")
