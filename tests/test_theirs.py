@@ -361,19 +361,25 @@ def run(script, *arguments, loss="installed", path=(), folder):
 
 
 def assert_same_training(found, expected, steps):
-    """The first loss and gradient to float32; then Adam, which divides by the gradient's size, drives them apart."""
+    """The first loss and gradients to float32. Adam divides by a gradient's size, so that rounding grows in later ones."""
     assert len(found["losses"]) == len(expected["losses"]) == steps
     assert found["losses"][0] == pytest.approx(expected["losses"][0], rel=2e-6)
-    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-3)
-    assert len(found["gradients"]) == KEPT
-    for step, tolerance in ((0, 1e-4), (1, 1e-2)):
-        assert len(found["gradients"][step]) == len(expected["gradients"][step]) >= 5
-        for ours, theirs in zip(found["gradients"][step], expected["gradients"][step], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+    assert len(found["gradients"]) == len(expected["gradients"]) == KEPT
+    for step, tolerance in ((0, 1e-4), (1, 2e-2)):
+        pairs = list(zip(found["gradients"][step], expected["gradients"][step], strict=True))
+        largest = max(theirs.abs().max().item() for _, theirs in pairs)
+        sizes = [theirs.abs().max().item() for _, theirs in pairs]
+        assert len(pairs) >= 5 and sum(size > 1e-2 * largest for size in sizes) >= 4
+        for (ours, theirs), size in zip(pairs, sizes, strict=True):
+            # Gaussians begin round: the gradient of their rotations is 0, and what is there instead is rounding.
+            scale = size if size > 1e-4 * largest else largest
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale)
 
 
 def write_scene(folder):
     """400 Gaussians in a ball as a COLMAP scene: nine cameras of 64x48 pixels around, their centres as points."""
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap, of the extra prepare, is not installed")
     generator = torch.Generator().manual_seed(0)
     means = F.normalize(torch.randn(400, 3, generator=generator), dim=-1)
     colors = torch.rand(400, 3, generator=generator)
@@ -401,6 +407,9 @@ def write_scene(folder):
         for i in range(400)
     ]
     (model / "points3D.txt").write_text("\n".join(points) + "\n")
+    pycolmap.Reconstruction(model).write_binary(model)  # the reader of gsplat 1.5.3 is at home in Python 2's text
+    for path in model.glob("*.txt"):
+        path.unlink()
     return folder
 
 
