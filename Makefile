@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-fast docs gallery test-pythons fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
+.PHONY: train test test-fast docs gallery test-pythons theirs fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
   install-rounds pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
@@ -56,6 +56,20 @@ test-pythons:
 	  echo "Python $$version: $$python"; \
 	  $(MAKE) test PYTHON=$$python VENV=$(VENV)-$$version; \
 	done
+
+## theirs: our renderer and loss in gsplat's and nerfstudio's own code (docs/theirs.md): make theirs THEIRS=FOLDER
+theirs: $(VENV)/test.done
+	@# FOLDER holds copies, of which nothing enters this project:
+	@#   git clone -b v1.5.3 https://github.com/nerfstudio-project/gsplat FOLDER/gsplat-1.5.3
+	@#   git clone https://github.com/nerfstudio-project/gsplat FOLDER/gsplat-main && git -C FOLDER/gsplat-main checkout 90d7b4b
+	@#   git clone https://github.com/nerfstudio-project/nerfstudio FOLDER/nerfstudio && git -C FOLDER/nerfstudio checkout 50e0e3c
+	@#   git clone https://github.com/rmbrualla/pycolmap FOLDER/pycolmap && git -C FOLDER/pycolmap checkout cc7ea4b
+	@# The packages that they import are installed beside them, without dependencies; "old" is for gsplat 1.5.3 alone.
+	@test -d "$(THEIRS)/gsplat-1.5.3" || { echo "make theirs THEIRS=FOLDER: the Makefile says what FOLDER must hold" >&2; exit 1; }
+	test -d "$(THEIRS)/packages" || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps \
+	  --target "$(THEIRS)/packages" -r tests/theirs-requirements.txt
+	test -d "$(THEIRS)/old" || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target "$(THEIRS)/old" numpy==1.26.4
+	SPLAT_SSIM_THEIRS="$(abspath $(THEIRS))" $(BIN)/python -m pytest tests/test_theirs.py $(ARGS)
 
 ## fuzz: random calls against the tests' float64 oracle: make fuzz SECONDS=600 SEED=1 WORKERS=2 ARGS=--emulation
 fuzz: $(VENV)/test.done

@@ -4,7 +4,6 @@ The tests at the end run copies of that code, unedited but for one line. They ne
 holds the copies and the packages they import: `make theirs THEIRS=FOLDER`, and the Makefile says how it is filled.
 """
 
-import importlib.util
 import inspect
 import os
 import re
@@ -91,7 +90,11 @@ def test_the_signature_is_the_installed_one():
 def test_every_option_arrives():
     scene, options = example(200, 64, 48), {}
     options |= {"near_plane": 0.5, "far_plane": 3.0, "radius_clip": 2.0, "eps2d": 0.1, "packed": False}
-    options |= {"backgrounds": torch.tensor([[0.2, 0.4, 0.6]]), "render_mode": "RGB+ED", "rasterize_mode": "antialiased"}
+    options |= {
+        "backgrounds": torch.tensor([[0.2, 0.4, 0.6]]),
+        "render_mode": "RGB+ED",
+        "rasterize_mode": "antialiased",
+    }
     for tile_size in (16, 32):
         found = ours.rasterization(*scene, **options, tile_size=tile_size, segmented=True, channel_chunk=8)
         expected = render.rasterization(*scene, **options, tile_size=tile_size)
@@ -111,7 +114,9 @@ def test_gradients_reach_what_a_trainer_optimises(installed):
     values = {"means": means, "quats": quats, "scales": scales.log(), "opacities": opacities.logit(), "shs": shs}
     params = torch.nn.ParameterDict({name: torch.nn.Parameter(value) for name, value in values.items()})
     optimizers = {name: torch.optim.Adam([param], lr=1e-3) for name, param in params.items()}
-    strategy = gsplat.DefaultStrategy(refine_start_iter=0, refine_every=1, grow_grad2d=1e-6, reset_every=10, absgrad=True)
+    strategy = gsplat.DefaultStrategy(
+        refine_start_iter=0, refine_every=1, grow_grad2d=1e-6, reset_every=10, absgrad=True
+    )
     strategy.check_sanity(params, optimizers)
     state = strategy.initialize_state(scene_scale=1.0)
     viewmats.requires_grad_()  # as with simple_trainer's --pose-opt
@@ -227,12 +232,12 @@ def test_lists_of_tiles_are_missing_with_a_reason():
         with pytest.raises(KeyError) as error:
             meta[key]
         assert str(error.value) == f"meta[{key!r}] needs gsplat's lists of tiles, which exist on CUDA only"
-    with pytest.raises(KeyError, match="^'color'$"):
+    with pytest.raises(KeyError, match=r"^'color'$"):
         meta["color"]
 
 
 def test_alpha_is_clamped_as_in_the_installed_version(monkeypatch):
-    means, quats, scales, opacities, colors, *camera = example()
+    _, quats, _, _, colors, *camera = example()
     means = torch.tensor([[0.0, 0.0, 2.0]])
     wide = (means, quats[:1], torch.ones(1, 3), torch.ones(1), colors[:1], *camera)
     version = tuple(int(part) for part in gsplat.__version__.split(".")[:2])
@@ -259,7 +264,7 @@ def test_other_devices_stay_with_gsplat(monkeypatch):
 
 def test_2d_gaussians_are_refused_on_the_cpu(installed):
     for arguments, options in ((example(), {}), ((), {"means": torch.zeros(1, 3)})):
-        with pytest.raises(NotImplementedError, match="^rasterization_2dgs must be given CUDA tensors"):
+        with pytest.raises(NotImplementedError, match=r"^rasterization_2dgs must be given CUDA tensors"):
             gsplat.rasterization_2dgs(*arguments, **options)
 
 
@@ -329,7 +334,12 @@ def test_cuda_is_cpu():
     with cuda_is_cpu():
         device = torch.device("cuda:0")
         module = torch.nn.Linear(2, 3).to(device)
-        made = [torch.zeros(2, device=device), torch.ones(2, device="cuda"), torch.ones(2).cuda(), torch.ones(2).to("cuda")]
+        made = [
+            torch.zeros(2, device=device),
+            torch.ones(2, device="cuda"),
+            torch.ones(2).cuda(),
+            torch.ones(2).to("cuda"),
+        ]
         assert torch.cuda.is_available() and torch.cuda.device_count() == 1
         torch.cuda.synchronize()
         assert {tensor.device.type for tensor in [*made, *module.parameters()]} == {"cpu"}
@@ -361,7 +371,7 @@ def run(script, *arguments, loss="installed", path=(), folder):
 
 
 def assert_same_training(found, expected, steps):
-    """The first loss and gradients to float32. Adam divides by a gradient's size, so that rounding grows in later ones."""
+    """The first loss and gradients to float32; then Adam divides by a gradient's size, and rounding grows."""
     assert len(found["losses"]) == len(expected["losses"]) == steps
     assert found["losses"][0] == pytest.approx(expected["losses"][0], rel=2e-6)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
@@ -371,10 +381,10 @@ def assert_same_training(found, expected, steps):
         largest = max(theirs.abs().max().item() for _, theirs in pairs)
         sizes = [theirs.abs().max().item() for _, theirs in pairs]
         assert len(pairs) >= 5 and sum(size > 1e-2 * largest for size in sizes) >= 4
-        for (ours, theirs), size in zip(pairs, sizes, strict=True):
+        for (here, theirs), size in zip(pairs, sizes, strict=True):
             # Gaussians begin round: the gradient of their rotations is 0, and what is there instead is rounding.
             scale = size if size > 1e-4 * largest else largest
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale)
+            torch.testing.assert_close(here, theirs, rtol=0, atol=tolerance * scale)
 
 
 def write_scene(folder):
@@ -392,12 +402,17 @@ def write_scene(folder):
     rows = []
     seen = " ".join(f"{index} {index} {index + 1}" for index in range(400))
     for index in range(9):
-        camera = torch.from_numpy(camera_to_world(2 * np.pi * index / 9)) @ torch.diag(torch.tensor([1.0, -1, -1, 1])).double()
+        camera = (
+            torch.from_numpy(camera_to_world(2 * np.pi * index / 9))
+            @ torch.diag(torch.tensor([1.0, -1, -1, 1])).double()
+        )
         view = torch.linalg.inv(camera)
         scene = (means, quats, scales, opacities, colors, view.float()[None], K[None], 64, 48)
         pixels = (render.rasterization(*scene)[0][0].clamp(0, 1) * 255).byte().numpy()
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
-        rows.append(f"{index + 1} {quaternion(view)} {' '.join(map(str, view[:3, 3].tolist()))} 1 {index}.png\n{seen}\n")
+        rows.append(
+            f"{index + 1} {quaternion(view)} {' '.join(map(str, view[:3, 3].tolist()))} 1 {index}.png\n{seen}\n"
+        )
     (model / "cameras.txt").write_text("1 PINHOLE 64 48 60 60 32 24\n")
     (model / "images.txt").write_text("".join(rows))
     tracks = " ".join(f"{image + 1} {{0}}" for image in range(9))
@@ -414,7 +429,7 @@ def write_scene(folder):
 
 
 def quaternion(view):
-    """"w x y z" of a rotation without a half turn."""
+    """ "w x y z" of a rotation without a half turn."""
     w = (1 + view[:3, :3].trace()).sqrt() / 2
     skew = view[:3, :3] - view[:3, :3].T
     x, y, z = (skew[i, j] / (4 * w) for i, j in ((2, 1), (0, 2), (1, 0)))

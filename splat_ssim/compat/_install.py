@@ -164,9 +164,7 @@ def _plan_part(name: str) -> _Plan:
                 getattr(sys.modules[package], key, None)
 
     def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
-        found = [
-            change for package in part.packages for ours in modules for change in _replacements_in(package, ours)
-        ]
+        found = [change for package in part.packages for ours in modules for change in _replacements_in(package, ours)]
         # Once each: a package may lie in another that is listed too.
         return list({(id(entries), key): (entries, key, value) for entries, key, value in found}.values())
 

@@ -6,9 +6,9 @@ alpha is clamped to 0.999 before 1.6 and to 0.99 from 1.6 on.
 
 Different from the original, on the CPU: an option that our renderer lacks raises `UnsupportedOptionError`, which names
 it; so does what this version does not know and is not at its default. Tensors have no batch axes before [N, 3] and
-[C, 4, 4], and one dtype, float32 or float64. The lists of tiles ("isect_ids" and others) are not in the returned `meta`:
-to read one is a KeyError that says so. From 1.6 on gsplat's "antialiased" scales no opacity by less than 0.005; ours
-goes to 0, which no pixel shows by more than 0.005.
+[C, 4, 4], and one dtype, float32 or float64. The lists of tiles ("isect_ids" and others) are not in the returned
+`meta`: to read one is a KeyError that says so. From 1.6 on gsplat's "antialiased" scales no opacity by less than 0.005;
+ours goes to 0, which no pixel shows by more than 0.005.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Meta(dict[str, Any]):
 
 
 def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """gsplat's `rasterization`: on the CPU `splat_ssim.render.rasterization`, elsewhere gsplat's own.
+    """Gsplat's `rasterization`: on the CPU `splat_ssim.render.rasterization`, elsewhere gsplat's own.
 
     Args:
         *args: As for the installed gsplat's function, whose signature this one has.
@@ -110,7 +110,7 @@ def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, 
 
 
 def rasterization_2dgs(*args: Any, **kwargs: Any) -> Any:
-    """gsplat's `rasterization_2dgs`, which has no part of ours: on the CPU it is refused.
+    """Gsplat's `rasterization_2dgs`, which has no part of ours: on the CPU it is refused.
 
     Raises:
         NotImplementedError: The tensors are on the CPU; a ValueError as well.
@@ -127,14 +127,15 @@ def rasterization_2dgs(*args: Any, **kwargs: Any) -> Any:
     means = kwargs["means"] if "means" in kwargs else next(iter(args), None)
     if isinstance(means, Tensor) and means.device.type == "cpu":
         raise UnsupportedOptionError(
-            "rasterization_2dgs must be given CUDA tensors: splat_ssim renders 3D Gaussians on the CPU, got tensors on cpu"
+            "rasterization_2dgs must be given CUDA tensors: splat_ssim renders 3D Gaussians on the CPU, got "
+            "tensors on cpu"
         )
     return _theirs_2dgs(*args, **kwargs)
 
 
 for _function, _original in ((rasterization, _theirs), (rasterization_2dgs, _theirs_2dgs)):
     _function.__module__ = __name__
-    _function.__signature__ = inspect.signature(_original)  # type: ignore[attr-defined]
+    vars(_function)["__signature__"] = inspect.signature(_original)
 
 
 def _check(arguments: dict[str, Any]) -> None:
