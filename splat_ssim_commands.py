@@ -1,4 +1,4 @@
-"""The console commands: splat-train, -eval, -render, -export, -report, -viewer, -compare, -prepare and -voxelize.
+"""The console commands: splat-train, -eval, -render, -export, -report, -viewer, -compare, -prepare, -voxelize and others.
 
 This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
 """
@@ -16,6 +16,7 @@ EXTRAS = {
     **dict.fromkeys(("pycolmap", "tensorboard"), "train"),
     "viser": "viewer",
     **dict.fromkeys(("nibabel", "SimpleITK", "tifffile", "zarr", "h5py", "mrcfile", "dask"), "volume"),
+    "constriction": "codec",
 }
 
 
@@ -92,3 +93,13 @@ def prepare() -> None:
 def voxelize() -> None:
     """Rebuilds a volume from fitted Gaussians."""
     _call("splat-voxelize", "splat_ssim.volume.rebuild:rebuild")
+
+
+def compress() -> None:
+    """Writes a volume as a file of Gaussians."""
+    _call("splat-compress", "splat_ssim.volume.codec.commands:compress")
+
+
+def decompress() -> None:
+    """Writes the volume of a file of Gaussians."""
+    _call("splat-decompress", "splat_ssim.volume.codec.commands:decompress")

@@ -1,0 +1,120 @@
+"""splat-compress and splat-decompress."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ..._files import replacing
+from ...errors import UserError, user_errors
+from ...trainer.config import YamlMapping
+from ...trainer.device import available_memory
+from ...trainer.metrics import in_words
+from ..io import load_volume, save_volume, volume_format
+from ..memory import check_memory
+from .compress import Compressed, compress_volume
+from .container import load_packed
+
+#: Bytes that a voxel takes while a file is decoded.
+_DECODED = 32
+
+
+def compress(
+    volume: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    *,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    ratio: float | None = None,
+    read: YamlMapping = {},  # noqa: B006 - never changed
+    steps: int = 4000,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: bool = True,
+) -> Compressed:
+    """Writes a volume as a file of Gaussians, by exactly one of --bytes, --psnr and --ratio.
+
+    Args:
+        volume: Volume file of one channel.
+        output: File to write, .gsv.
+        bytes: The file is never larger.
+        psnr: The decoded volume has at least this PSNR in dB, or the command says that it has not.
+        ratio: The file is at least so many times smaller than the voxels in their own dtype.
+        read: Options of load_volume, such as '{channel: 0}'.
+        steps: Length of the fit; 4000 for good quality, 1000 for a quarter of the time.
+        seed: Of every draw.
+        device: auto, cpu or cuda.
+        progress: Shows progress bars.
+
+    Returns:
+        What was written, with its metrics.
+
+    Raises:
+        UserError: A volume or option that is not as required.
+    """
+    if output.suffix.lower() != ".gsv":
+        raise UserError(f"output must end in .gsv, got {output.name!r}")
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
+    options = list(inspect.signature(load_volume).parameters)[1:]
+    for name in read:
+        if name not in options:
+            raise UserError(f"read must hold {', '.join(options)} only, got {name!r}")
+    with user_errors():
+        # The package that codes is asked for before the fit, not after it.
+        from .entropy import library
+
+        library()
+        if (line := check_memory(volume, read)) is not None:
+            print(line, file=sys.stderr)
+        loaded = load_volume(volume, **read)
+        for note in loaded.notes:
+            print(f"{volume}: {note}", file=sys.stderr)
+        goal = {"bytes": bytes, "psnr": psnr, "ratio": ratio}
+        made = compress_volume(
+            loaded, **goal, steps=steps, seed=seed, device=device, progress=progress, name=str(volume)
+        )
+    with replacing(output) as file:
+        file.write(made.content)
+    print(f"{output}: {in_words(made.metrics)}")
+    if not made.reached:
+        print(
+            f"{output}: required a PSNR of {psnr:g} dB, which was not reached; it has {made.metrics['psnr3d']:.2f} dB",
+            file=sys.stderr,
+        )
+    return made
+
+
+def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Path]) -> Path:
+    """Writes the volume that a file of Gaussians stands for, in its own dtype and at its own place.
+
+    Args:
+        file: A file of splat-compress.
+        output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd, mha, h5, mrc or zarr.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: A file that does not read, or one that cannot be written.
+    """
+    if not file.is_file():
+        raise UserError(f"required a file of splat-compress, got no file {file}")
+    with user_errors():
+        volume_format(output)
+        packed = load_packed(file)
+        needed, room = _DECODED * math.prod(packed.source.grid.shape), available_memory()
+        if room is not None and needed > room:
+            raise UserError(
+                f"{file}: required {needed / 1e9:.1f} GB of memory for {packed.source.grid.shape} voxels, got "
+                f"{room / 1e9:.1f} GB"
+            )
+        volume = packed.volume()
+        save_volume(output, volume)
+    print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {packed.dtype}")
+    return output

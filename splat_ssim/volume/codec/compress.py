@@ -1,0 +1,249 @@
+"""A volume to a file of Gaussians of a given size or quality, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...trainer.loop import Unkept
+from ...trainer.metrics import psnr_of_mse
+from ..config import VolumeConfig
+from ..evaluation import evaluate_volume
+from ..export import FieldSource
+from ..gaussians import GaussianField
+from ..grid import VoxelGrid
+from ..io import Volume
+from ..target import Target, make_target
+from ..training import VolumeTask
+from .allocation import BITS, encoded_size, most_worthy, steps_for_size, suitable_steps
+from .container import DTYPES, Packed
+from .field import CodedField
+from .quantizer import Codes, Steps
+from .rounding import round_field
+
+#: dB that twice as many Gaussians gain, about, and that rounding costs.
+_DOUBLING, _ROUNDING = 2.7, 0.6
+#: Fits that a quality is sought by, at most.
+_TRIES = 4
+#: Steps of rounding for those of the fit.
+_ROUNDING_STEPS = 0.2
+#: Rounding changes the size a little: it is begun with so much less.
+_SPARE = 0.994
+#: No cell is asked to hold more Gaussians than this share of the voxels.
+_CROWDED = 0.25
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress_volume` has made.
+
+    Args:
+        content: Of the file.
+        metrics: bytes, num_gaussians, ratio (of the voxels' own bytes), psnr3d over the range that is fitted, ssim3d,
+            and max_error in the intensities of the volume, all of the decoded volume.
+        reached: Whether the quality that was asked for is there; bytes always are.
+    """
+
+    content: bytes
+    metrics: dict[str, Any]
+    reached: bool = True
+
+
+def compress_volume(
+    volume: Volume,
+    *,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    ratio: float | None = None,
+    steps: int = 4000,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: bool = False,
+    name: str = "volume",
+) -> Compressed:
+    """Fits Gaussians to a volume and codes them.
+
+    Args:
+        volume: One channel of any dtype of `DTYPES`.
+        bytes: The largest size of the file.
+        psnr: The PSNR in dB of the decoded volume, over the range from 0 (or the minimum, where it is negative) to the
+            maximum.
+        ratio: How many times smaller the file shall be than the voxels in their own dtype.
+        steps: Length of each fit.
+        seed: Of every draw.
+        device: Where the fit computes.
+        progress: Shows progress bars.
+        name: Of the volume, in messages.
+
+    Raises:
+        ValueError: Not exactly one of bytes, psnr and ratio, or one out of range; several channels.
+        Interrupted: SIGINT or SIGTERM came.
+
+    Example:
+        >>> import numpy as np
+        >>> from splat_ssim.volume import Volume, VoxelGrid
+        >>> from splat_ssim.volume.codec import Packed, compress_volume
+        >>> z, y, x = np.mgrid[-1:1:20j, -1:1:20j, -1:1:20j]
+        >>> ball = (1000 * np.exp(-3 * (x**2 + y**2 + z**2))).astype(np.int16)  # (20, 20, 20)
+        >>> made = compress_volume(Volume(ball[None], VoxelGrid.regular(ball.shape)), bytes=500, steps=50, device="cpu")
+        >>> len(made.content) <= 500, made.metrics["psnr3d"] > 30
+        (True, True)
+        >>> Packed.of_bytes(made.content).volume().data.dtype
+        dtype('int16')
+    """
+    size = _goal(volume, bytes, psnr, ratio, name)
+    source, low, high = volume.data, float(volume.data.min()), float(volume.data.max())
+    if low == high:
+        return _finished(volume, Packed(FieldSource(volume.grid, low, high), source.dtype.name, Steps(1.0), Codes.none()))
+    config = VolumeConfig(steps=steps, seed=seed, device=device, checkpoint_every=0, data_dir=Path(name))
+    config.loss = "splat_ssim.volume.codec.loss:cut_error"
+    config.output.progress = progress
+    target = make_target(volume, config.data, name=name)
+    maker = _Maker(volume, target, config)
+    return maker.of_size(size) if size is not None else maker.of_quality(float(psnr))  # type: ignore[arg-type]
+
+
+def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | None, name: str) -> int | None:
+    """The largest size of the file in bytes; None where a PSNR is asked for.
+
+    Raises:
+        ValueError: See `compress_volume`.
+    """
+    given = {key: value for key, value in (("bytes", size), ("psnr", psnr), ("ratio", ratio)) if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"exactly one of bytes, psnr and ratio must be given, got {', '.join(given) or 'none'}")
+    if len(volume.data) != 1:
+        raise ValueError(
+            f"{name}: required one channel, got {len(volume.data)}; --read '{{channel: 0}}' takes one of a file"
+        )
+    if volume.data.dtype.name not in DTYPES:
+        raise ValueError(f"{name}: required voxels of {', '.join(DTYPES)}, got {volume.data.dtype}")
+    for key, value in given.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{key} must be above 0, got {value}")
+    if psnr is not None:
+        return None
+    return int(size if size is not None else volume.data.nbytes / ratio)  # type: ignore[operator]
+
+
+def _finished(volume: Volume, packed: Packed, content: bytes | None = None, reached: bool = True) -> Compressed:
+    """A file with what it is worth."""
+    content = packed.to_bytes() if content is None else content
+    decoded, source = packed.volume().data.astype(np.float64), volume.data.astype(np.float64)
+    span = packed.source.high - packed.source.low or 1.0
+    scaled = [torch.from_numpy(((each - packed.source.low) / span).astype(np.float32)) for each in (decoded, source)]
+    metrics = {
+        "bytes": len(content),
+        "ratio": volume.data.nbytes / len(content),
+        "num_gaussians": len(packed.codes),
+        **evaluate_volume(scaled[0], scaled[1]),
+        "max_error": float(np.abs(decoded - source).max()),
+    }
+    return Compressed(content, metrics, reached)
+
+
+class _Maker:
+    """Makes files of one volume.
+
+    Args:
+        volume: What is compressed.
+        target: As it is fitted.
+        config: Of a fit; the number of Gaussians is set for each.
+    """
+
+    def __init__(self, volume: Volume, target: Target, config: VolumeConfig) -> None:
+        self.volume, self.target, self.config = volume, target, config
+        scale = target.normalization
+        self.source = FieldSource(target.grid, scale.low, scale.high, True, target.unit)
+        self.voxels = math.prod(volume.grid.shape)
+        self.most = max(1, int(_CROWDED * self.voxels))
+        self.overhead = len(self._packed(Steps(0.1), Codes.none()).to_bytes()) + 24
+
+    def of_size(self, size: int) -> Compressed:
+        """The file of at most `size` bytes."""
+        room = size - self.overhead
+        if room < 1:
+            raise ValueError(
+                f"bytes must be at least {self.overhead + 1} for the header of this volume and a Gaussian, got {size}"
+            )
+        field = self._fitted(int(min(self.most, max(1, room * 8 / BITS))))
+        steps = self._steps(field)
+        steps = steps_for_size(field, steps, int(room * _SPARE))
+        while len(field) > 1 and (excess := encoded_size(field, steps) / (room * _SPARE)) > 1:
+            field = field.taken(most_worthy(field, steps, max(1, min(len(field) - 1, int(len(field) / excess)))))
+        self._round(field, steps)
+        return self._within(field, steps, size)
+
+    def _within(self, field: CodedField, steps: Steps, size: int) -> Compressed:
+        """The file of a rounded field; what is worth least is left out until it fits."""
+        while True:
+            packed = self._packed(steps, field.codes(steps))
+            content = packed.to_bytes()
+            if len(content) <= size:
+                return _finished(self.volume, packed, content)
+            if len(field) <= 1:
+                raise ValueError(f"bytes must be at least {len(content)} for one Gaussian, got {size}")
+            excess = (len(content) - size) / (len(content) - self.overhead + 8)
+            count = max(1, len(field) - max(1, math.ceil(len(field) * excess)))
+            field = field.taken(most_worthy(field, steps, count))
+
+    def of_quality(self, psnr: float) -> Compressed:
+        """A small file whose volume has a PSNR in dB, or the best one found."""
+        best: Compressed | None = None
+        count = min(self.most, max(16, int(self.voxels / 150 * 2 ** ((psnr - 35.0) / _DOUBLING))))
+        for _ in range(_TRIES):
+            field = self._fitted(count)
+            spare = self._psnr(field) - psnr - _ROUNDING
+            if spare > 0.3:
+                # Fewer do.
+                count = max(1, int(count * 2 ** (-(spare - 0.1) / _DOUBLING)))
+                field = field.taken(most_worthy(field, self._steps(field), count))
+            steps = self._steps(field)
+            self._round(field, steps)
+            packed = self._packed(steps, field.codes(steps))
+            made = _finished(self.volume, packed)
+            if made.metrics["psnr3d"] is None or made.metrics["psnr3d"] >= psnr:
+                return made
+            if best is None or made.metrics["psnr3d"] > best.metrics["psnr3d"]:
+                best = made
+            if count >= self.most:
+                break
+            lacking = psnr - made.metrics["psnr3d"]
+            count = min(self.most, math.ceil(count * 2 ** ((lacking + 0.15) / _DOUBLING)) + 1)
+        assert best is not None
+        return Compressed(best.content, best.metrics, reached=False)
+
+    def _packed(self, steps: Steps, codes: Codes) -> Packed:
+        return Packed(self.source, self.volume.data.dtype.name, steps, codes)
+
+    def _fitted(self, count: int) -> CodedField:
+        """A fit of so many Gaussians, in voxels."""
+        self.config.strategy.budget = count
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            task = VolumeTask(self.config, self.target)
+            Unkept(task).train()
+        assert isinstance(task.model, GaussianField)
+        self.target = task.target
+        return CodedField.of_field(task.model, self.volume.grid.shape)
+
+    @torch.no_grad()
+    def _mse(self, field: CodedField) -> float:
+        values: Tensor = field(VoxelGrid(field.shape)).clamp_(0, 1) - self.target.values
+        return float(values.double().square().mean())
+
+    def _psnr(self, field: CodedField) -> float:
+        return psnr_of_mse(self._mse(field), 1.0)
+
+    def _steps(self, field: CodedField) -> Steps:
+        return suitable_steps(self._mse(field), self.voxels, len(field))
+
+    def _round(self, field: CodedField, steps: Steps) -> None:
+        length = max(1, round(_ROUNDING_STEPS * self.config.steps))
+        show = self.config.output.progress
+        round_field(field, self.target.values, steps, length=length, seed=self.config.seed, progress=show)

@@ -1,0 +1,165 @@
+"""Files of Gaussians, `.gsv`: a header that says where voxels lie and what they are, and the coded Gaussians.
+
+    8 bytes   "SPLATGSV"
+    1         version, 1
+    4         n, length of the header, little-endian as all that follows
+    4         CRC-32 of the rest of the file
+    n         the header: JSON compressed by zlib
+              the Gaussians, as `stream.encode` codes them
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..export import FieldSource
+from ..frames import transformed, world_offset
+from ..gaussians import GaussianField
+from ..grid import VoxelGrid
+from ..io import Volume
+from ..voxelize import morton_order
+from .quantizer import Codes, Steps, dequantize
+from .stream import decode, encode
+
+_MAGIC, _VERSION = b"SPLATGSV", 1
+_HEAD = struct.Struct("<BII")
+#: Bytes that a header may have once it is unpacked.
+_LONGEST = 1 << 20
+#: Dtypes that come back.
+DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+DTYPES += ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All that a file holds.
+
+    Args:
+        source: The voxels' grid, and the intensities that 0 and 1 stand for.
+        dtype: Of the volume, one of `DTYPES`.
+        steps: What the codes count.
+        codes: The Gaussians.
+    """
+
+    source: FieldSource
+    dtype: str
+    steps: Steps
+    codes: Codes
+
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        grid, steps = self.source.grid.rebased(), self.steps
+        header = {
+            "shape": grid.shape,
+            "affine": [v for row in grid.affine[:3] for v in row],
+            "unit": self.source.unit,
+            "dtype": self.dtype,
+            "range": [self.source.low, self.source.high],
+            "count": len(self.codes),
+            "steps": [steps.weight, steps.shape, steps.place, steps.cell],
+        }
+        head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+        body = encode(self.codes, steps, grid.shape) if len(self.codes) else b""
+        return _MAGIC + _HEAD.pack(_VERSION, len(head), zlib.crc32(head + body)) + head + body
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Packed:
+        """Reads the content of a file.
+
+        Raises:
+            ValueError: Another kind of file, one of a later version, or a damaged one.
+        """
+        if not content.startswith(_MAGIC):
+            raise ValueError(f"a file of Gaussians that starts with {_MAGIC!r}, got {content[:8]!r}")
+        at = len(_MAGIC) + _HEAD.size
+        if len(content) < at:
+            raise ValueError(f"at least {at} bytes, got {len(content)}")
+        version, length, checksum = _HEAD.unpack(content[len(_MAGIC) : at])
+        if version != _VERSION:
+            raise ValueError(f"version {_VERSION}, got {version}: a newer splat_ssim may read it")
+        if len(content) < at + length or zlib.crc32(content[at:]) != checksum:
+            raise ValueError("a complete file, got one that is cut short or damaged (its checksum differs)")
+        return _unpacked(cls, content[at : at + length], content[at + length :])
+
+    def gaussians(self) -> dict[str, np.ndarray]:
+        """The Gaussians in voxels, float32: the same bits on every machine. See `dequantize`."""
+        return dequantize(self.codes, self.steps)
+
+    @torch.no_grad()
+    def volume(self) -> Volume:
+        """The voxels, in their own dtype: the field cut to the range of the source, rounded where they are whole."""
+        grid = self.source.grid
+        if len(self.codes):
+            field = GaussianField({name: torch.from_numpy(array) for name, array in self.gaussians().items()})
+            lattice = VoxelGrid(grid.shape)
+            order = morton_order(field.tensors["means"], lattice)
+            values = GaussianField({name: tensor[order] for name, tensor in field.tensors.items()})(lattice)
+        else:
+            values = torch.zeros(1, *grid.shape)
+        return Volume(self._intensities(values.numpy()), grid, self.source.unit)
+
+    def _intensities(self, values: np.ndarray) -> np.ndarray:
+        """Values of the field as the source has them."""
+        low, high, dtype = self.source.low, self.source.high, np.dtype(self.dtype)
+        exact = np.clip(values, 0.0, 1.0).astype(np.float64) * (high - low) + low
+        # A float64 just above the largest int64 would wrap around.
+        return np.clip(np.rint(exact) if dtype.kind in "iub" else exact, low, high).astype(dtype)
+
+    def field(self) -> GaussianField:
+        """The Gaussians where they lie in the world, with their source."""
+        grid = self.source.grid
+        tensors = {name: torch.from_numpy(array) for name, array in self.gaussians().items()}
+        offset = world_offset(grid)
+        placed = grid.rebased().moved([-v for v in offset]).matrix
+        return GaussianField(transformed(tensors, placed), self.source, offset)
+
+
+def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
+    """The content of a file whose checksum is right.
+
+    Raises:
+        ValueError: The header does not say what it must.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        header: dict[str, Any] = json.loads(unpacker.decompress(head, _LONGEST))
+        shape = tuple(header["shape"])
+        affine = np.array([*header["affine"], 0, 0, 0, 1], np.float64).reshape(4, 4)
+        grid = VoxelGrid(shape, affine.tolist())
+        low, high = (float(v) for v in header["range"])
+        weight, fine, place, cell = header["steps"]
+        steps = Steps(float(weight), float(fine), float(place), cell)
+        count, dtype, unit = header["count"], header["dtype"], str(header["unit"])
+        whole = all(type(v) is int for v in (*shape, count, cell))
+        positive = all(math.isfinite(v) and v > 0 for v in (steps.weight, steps.shape, steps.place))
+        if not whole or not positive or not 1 <= cell <= 64 or not 0 <= count <= 8 * len(body):
+            raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
+        if dtype not in DTYPES or not low <= high or not math.isfinite(high - low):
+            raise ValueError(f"voxels of {dtype} from {low} to {high}")
+    except (zlib.error, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
+        raise ValueError(f"a header that says where voxels lie and what they are, got {error}") from error
+    codes = decode(body, steps, grid.shape, count) if count else Codes.none()
+    return cls(FieldSource(grid, low, high, True, unit), dtype, steps, codes)
+
+
+def load_packed(path: str | Path) -> Packed:
+    """Reads a file.
+
+    Raises:
+        FileNotFoundError: Nothing at the path.
+        ValueError: A file that is not a whole one of this kind; the message names it.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return Packed.of_bytes(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: required {error}") from error
