@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from .rounding import round_field
 #: dB that twice as many Gaussians gain, about, and that rounding costs.
 _DOUBLING, _ROUNDING = 2.7, 0.6
 #: Fits that a quality is sought by, at most.
-_TRIES = 4
+_TRIES = 6
 #: Steps of rounding for those of the fit.
 _ROUNDING_STEPS = 0.2
 #: Rounding changes the size a little: it is begun with so much less.
@@ -199,25 +200,43 @@ class _Maker:
         count = min(self.most, max(16, int(self.voxels / 150 * 2 ** ((psnr - 35.0) / _DOUBLING))))
         for _ in range(_TRIES):
             field = self._fitted(count)
-            spare = self._psnr(field) - psnr - _ROUNDING
-            if spare > 0.3:
-                # Fewer do.
-                count = max(1, int(count * 2 ** (-(spare - 0.1) / _DOUBLING)))
-                field = field.taken(most_worthy(field, self._steps(field), count))
-            steps = self._steps(field)
-            self._round(field, steps)
-            packed = self._packed(steps, field.codes(steps))
-            made = _finished(self.volume, packed)
-            if made.metrics["psnr3d"] is None or made.metrics["psnr3d"] >= psnr:
-                return made
-            if best is None or made.metrics["psnr3d"] > best.metrics["psnr3d"]:
-                best = made
+            spare = self._psnr(field) - psnr
+            # Where the fit itself is good enough, finer steps can do what more Gaussians would; where it is much too
+            # good, fewer may do.
+            for finer in self._finenesses(spare):
+                made = self._rounded(field, finer, spare)
+                reached = made.metrics["psnr3d"]
+                if reached is None or reached >= psnr:
+                    return made
+                if best is None or reached > best.metrics["psnr3d"]:
+                    best = made
             if count >= self.most:
                 break
-            lacking = psnr - made.metrics["psnr3d"]
-            count = min(self.most, math.ceil(count * 2 ** ((lacking + 0.15) / _DOUBLING)) + 1)
+            lacking = max(0.5, psnr - made.metrics["psnr3d"])
+            count = min(self.most, math.ceil(count * 2 ** (lacking / _DOUBLING)) + 1)
         assert best is not None
         return Compressed(best.content, best.metrics, reached=False)
+
+    @staticmethod
+    def _finenesses(spare: float) -> tuple[float, ...]:
+        """What steps are multiplied by, one after the other, for a fit that is so many dB above what is asked for."""
+        if spare < 0.05:
+            return (1.0,)
+        return (2.0, 1.0, 0.5, 0.25) if spare > 2 * _ROUNDING else (1.0, 0.5, 0.25)
+
+    def _rounded(self, field: CodedField, finer: float, spare: float) -> Compressed:
+        """The file of a fit whose steps are the suitable ones times `finer`; the fit is left as it is.
+
+        Coarse steps take fewer Gaussians too, for a fit that is `spare` dB better than it must be.
+        """
+        if finer > 1:
+            count = max(1, int(len(field) * max(0.75, 2 ** ((2 * _ROUNDING - spare) / _DOUBLING))))
+            field = field.taken(most_worthy(field, self._steps(field), count))
+        steps = self._steps(field)
+        steps = dataclasses.replace(steps, weight=float(np.float32(finer * steps.weight)))
+        rounded = CodedField({name: tensor.detach().clone() for name, tensor in field.tensors.items()}, field.shape)
+        self._round(rounded, steps)
+        return _finished(self.volume, self._packed(steps, rounded.codes(steps)))
 
     def _packed(self, steps: Steps, codes: Codes) -> Packed:
         return Packed(self.source, self.volume.data.dtype.name, steps, codes)
