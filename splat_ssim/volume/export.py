@@ -191,7 +191,8 @@ def load_field(path: str | Path) -> GaussianField:
     """Reads Gaussians and their source, to the CPU.
 
     Args:
-        path: A file of `GaussianField.save`, or the folder of a run, whose gaussians.ply is read.
+        path: A file of `GaussianField.save` or of splat-compress (.gsv), or the folder of a run, whose gaussians.ply is
+            read.
 
     Raises:
         FileNotFoundError: Nothing at the path.
@@ -201,6 +202,10 @@ def load_field(path: str | Path) -> GaussianField:
     path = path / "gaussians.ply" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no field at {path}")
+    if path.suffix.lower() == ".gsv":
+        from .codec.container import load_packed
+
+        return load_packed(path).field()
     field = load_gaussians_ply(path) if path.suffix.lower() == ".ply" else load_quantized(path)
     field.source = read_source(path)
     return field

@@ -46,7 +46,7 @@ class Compressed:
 
     Args:
         content: Of the file.
-        metrics: bytes, num_gaussians, ratio (of the voxels' own bytes), psnr3d over the range that is fitted, ssim3d,
+        metrics: bytes, num_gaussians, ratio (of the voxels' own bytes), psnr3d and ssim3d over the range of the volume,
             and max_error in the intensities of the volume, all of the decoded volume.
         reached: Whether the quality that was asked for is there; bytes always are.
     """
@@ -73,8 +73,7 @@ def compress_volume(
     Args:
         volume: One channel of any dtype of `DTYPES`.
         bytes: The largest size of the file.
-        psnr: The PSNR in dB of the decoded volume, over the range from 0 (or the minimum, where it is negative) to the
-            maximum.
+        psnr: The PSNR in dB of the decoded volume; its peak is the maximum of the volume less its minimum.
         ratio: How many times smaller the file shall be than the voxels in their own dtype.
         steps: Length of each fit.
         seed: Of every draw.
@@ -105,6 +104,7 @@ def compress_volume(
     config = VolumeConfig(steps=steps, seed=seed, device=device, checkpoint_every=0, data_dir=Path(name))
     config.loss = "splat_ssim.volume.codec.loss:cut_error"
     config.output.progress = progress
+    config.data.normalize = "minmax"
     target = make_target(volume, config.data, name=name)
     maker = _Maker(volume, target, config)
     return maker.of_size(size) if size is not None else maker.of_quality(float(psnr))  # type: ignore[arg-type]
@@ -159,8 +159,12 @@ class _Maker:
     """
 
     def __init__(self, volume: Volume, target: Target, config: VolumeConfig) -> None:
-        self.volume, self.target, self.config = volume, target, config
+        self.volume, self.config = volume, config
         scale = target.normalization
+        #: Half of the voxels lie below it: often it is the background, which then takes no Gaussian.
+        self.base = float(target.values.median())
+        self.target = dataclasses.replace(target, values=target.values - self.base)
+        config.loss_kwargs = {"low": -self.base}
         self.source = FieldSource(target.grid, scale.low, scale.high, True, target.unit)
         self.voxels = math.prod(volume.grid.shape)
         self.most = max(1, int(_CROWDED * self.voxels))
@@ -239,7 +243,7 @@ class _Maker:
         return _finished(self.volume, self._packed(steps, rounded.codes(steps)))
 
     def _packed(self, steps: Steps, codes: Codes) -> Packed:
-        return Packed(self.source, self.volume.data.dtype.name, steps, codes)
+        return Packed(self.source, self.volume.data.dtype.name, steps, codes, self.base)
 
     def _fitted(self, count: int) -> CodedField:
         """A fit of so many Gaussians, in voxels."""
@@ -253,7 +257,7 @@ class _Maker:
 
     @torch.no_grad()
     def _mse(self, field: CodedField) -> float:
-        values: Tensor = field(VoxelGrid(field.shape)).clamp_(0, 1) - self.target.values
+        values: Tensor = field(VoxelGrid(field.shape)).clamp_(-self.base, 1 - self.base) - self.target.values
         return float(values.double().square().mean())
 
     def _psnr(self, field: CodedField) -> float:
@@ -265,4 +269,6 @@ class _Maker:
     def _round(self, field: CodedField, steps: Steps) -> None:
         length = max(1, round(_ROUNDING_STEPS * self.config.steps))
         show = self.config.output.progress
-        round_field(field, self.target.values, steps, length=length, seed=self.config.seed, progress=show)
+        round_field(
+            field, self.target.values, steps, low=-self.base, length=length, seed=self.config.seed, progress=show
+        )

@@ -14,7 +14,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,18 @@ class Packed:
     """All that a file holds.
 
     Args:
-        source: The voxels' grid, and the intensities that 0 and 1 stand for.
+        source: The voxels' grid, and their least and largest intensity, which 0 and 1 stand for.
         dtype: Of the volume, one of `DTYPES`.
         steps: What the codes count.
         codes: The Gaussians.
+        base: Value of the field where no Gaussian is, from 0 to 1.
     """
 
     source: FieldSource
     dtype: str
     steps: Steps
     codes: Codes
+    base: float = 0.0
 
     def to_bytes(self) -> bytes:
         """The content of a file."""
@@ -64,6 +66,7 @@ class Packed:
             "unit": self.source.unit,
             "dtype": self.dtype,
             "range": [self.source.low, self.source.high],
+            "base": self.base,
             "count": len(self.codes),
             "steps": [steps.weight, steps.shape, steps.place, steps.cell],
         }
@@ -110,17 +113,20 @@ class Packed:
     def _intensities(self, values: np.ndarray) -> np.ndarray:
         """Values of the field as the source has them."""
         low, high, dtype = self.source.low, self.source.high, np.dtype(self.dtype)
-        exact = np.clip(values, 0.0, 1.0).astype(np.float64) * (high - low) + low
+        exact = np.clip(values + np.float32(self.base), 0.0, 1.0).astype(np.float64) * (high - low) + low
         # A float64 just above the largest int64 would wrap around.
         return np.clip(np.rint(exact) if dtype.kind in "iub" else exact, low, high).astype(dtype)
 
     def field(self) -> GaussianField:
-        """The Gaussians where they lie in the world, with their source."""
-        grid = self.source.grid
+        """The Gaussians where they lie in the world, with their source; with a base, its values are not cut."""
+        grid, source = self.source.grid, self.source
+        if self.base:
+            raised = self.base * (source.high - source.low)
+            source = replace(source, low=source.low + raised, high=source.high + raised, clip=False)
         tensors = {name: torch.from_numpy(array) for name, array in self.gaussians().items()}
         offset = world_offset(grid)
         placed = grid.rebased().moved([-v for v in offset]).matrix
-        return GaussianField(transformed(tensors, placed), self.source, offset)
+        return GaussianField(transformed(tensors, placed), source, offset)
 
 
 def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
@@ -138,17 +144,17 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
         low, high = (float(v) for v in header["range"])
         weight, fine, place, cell = header["steps"]
         steps = Steps(float(weight), float(fine), float(place), cell)
-        count, dtype, unit = header["count"], header["dtype"], str(header["unit"])
+        count, dtype, unit, base = header["count"], header["dtype"], str(header["unit"]), float(header["base"])
         whole = all(type(v) is int for v in (*shape, count, cell))
         positive = all(math.isfinite(v) and v > 0 for v in (steps.weight, steps.shape, steps.place))
         if not whole or not positive or not 1 <= cell <= 64 or not 0 <= count <= 8 * len(body):
             raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
-        if dtype not in DTYPES or not low <= high or not math.isfinite(high - low):
+        if dtype not in DTYPES or not low <= high or not math.isfinite(high - low) or not 0 <= base <= 1:
             raise ValueError(f"voxels of {dtype} from {low} to {high}")
     except (zlib.error, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"a header that says where voxels lie and what they are, got {error}") from error
     codes = decode(body, steps, grid.shape, count) if count else Codes.none()
-    return cls(FieldSource(grid, low, high, True, unit), dtype, steps, codes)
+    return cls(FieldSource(grid, low, high, True, unit), dtype, steps, codes, base)
 
 
 def load_packed(path: str | Path) -> Packed:

@@ -74,7 +74,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads what an `Encoder` has coded."""
+    """Reads what an `Encoder` has coded; its methods raise ValueError for bytes that no encoder writes."""
 
     def __init__(self, content: bytes) -> None:
         self._library = library()
@@ -85,15 +85,21 @@ class Decoder:
         """See `Coder`."""
         if not len(frequencies) or frequencies.shape[1] == 1:
             return np.zeros(len(frequencies), np.int64)
-        model = self._library.stream.model.Categorical(perfect=False)
-        return self._coder.decode(model, frequencies.astype(np.float32)).astype(np.int64)
+        return self._decoded(self._library.stream.model.Categorical(perfect=False), frequencies.astype(np.float32))
+
+    def _decoded(self, model: Any, parameters: np.ndarray) -> np.ndarray:
+        try:
+            return self._coder.decode(model, parameters).astype(np.int64)
+        except AssertionError as error:
+            raise ValueError(f"bytes that code Gaussians, got others: {error}") from error
 
     def uniform(self, symbols: np.ndarray | None, sizes: np.ndarray) -> np.ndarray:
         """See `Coder`."""
         found, several = np.zeros(len(sizes), np.int64), sizes > 1
+        if (sizes < 1).any():
+            raise ValueError("bytes that code Gaussians, got others: a number that none can be")
         if several.any():
-            model = self._library.stream.model.Uniform()
-            found[several] = self._coder.decode(model, sizes[several].astype(np.int32))
+            found[several] = self._decoded(self._library.stream.model.Uniform(), sizes[several].astype(np.int32))
         return found
 
 

@@ -115,4 +115,6 @@ def _split(
     first, after = -(-part * (n + 1) // _PARTS), -(-(part + 1) * (n + 1) // _PARTS)
     rest = None if lower is None else lower[large] - first
     found[large] = first + coder.uniform(rest, after - first)
+    if (found > inside).any():
+        raise ValueError("bytes that code Gaussians, got others: more in half a box than in the whole")
     return found

@@ -32,14 +32,15 @@ _FINAL, _STAGE_FINAL = 0.1, 0.3
 
 
 def round_field(
-    field: CodedField, target: Tensor, steps: Steps, *, length: int, seed: int = 0, progress: bool = False
+    field: CodedField, target: Tensor, steps: Steps, *, low: float = 0.0, length: int, seed: int = 0, progress: bool = False
 ) -> None:
     """Makes every number of a field one that its codes stand for, in place.
 
     Args:
         field: As it was fitted.
-        target: (1, n0, n1, n2) what it is fitted to, in [0, 1].
+        target: (1, n0, n1, n2) what it is fitted to, of any range about 1.
         steps: What the codes count.
+        low: The lowest value of the target: see `cut_error`.
         length: Steps of training; the last stage has none.
         seed: Of which numbers are rounded first.
         progress: Shows a progress bar.
@@ -66,7 +67,7 @@ def round_field(
                 for group in optimizer.param_groups:
                     group["lr"] = rates[group["name"]] * decay * min(1.0, (step + 1) / 5)
                 optimizer.zero_grad(set_to_none=True)
-                cut_error(field(grid), target).backward()
+                cut_error(field(grid), target, low=low).backward()
                 for each, tensor in field.tensors.items():
                     if tensor.grad is not None:
                         tensor.grad *= free[each]

@@ -1,0 +1,411 @@
+"""Files of Gaussians: what is coded comes back, bit for bit, and sizes and qualities that are asked for are met."""
+
+import hashlib
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("constriction")
+
+from splat_ssim.errors import UserError
+from splat_ssim.volume import GaussianField, Volume, VoxelGrid, load_field, load_volume, save_volume, voxelize
+from splat_ssim.volume.codec import Packed, compress_volume, load_packed
+from splat_ssim.volume.codec.commands import compress, decompress
+from splat_ssim.volume.codec.entropy import Adaptive, Decoder, Encoder
+from splat_ssim.volume.codec.exact import eigen, exp
+from splat_ssim.volume.codec.field import CodedField, shapes_of
+from splat_ssim.volume.codec.loss import cut_error
+from splat_ssim.volume.codec.occupancy import code_occupancy
+from splat_ssim.volume.codec.quantizer import Codes, Steps, coded_values, dequantize, place_levels, quantize, shape_values
+from splat_ssim.volume.codec.rounding import round_field
+from splat_ssim.volume.codec.stream import decode, encode
+from splat_ssim.volume.export import FieldSource
+from splat_ssim.volume.reference import rotation_matrices, voxelize_reference
+
+SHAPE = (24, 20, 26)
+GRID = VoxelGrid.regular(SHAPE, spacing=(0.7, 0.7, 2.5), origin=(-30, 4, 5.5), axes="xyz")
+
+
+def blob(low, high, dtype, shape=SHAPE):
+    """A ball with texture, whose intensities span low to high."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    values = np.exp(-4 * (x**2 + 1.5 * y**2 + z**2)) * (1 + 0.2 * np.sin(4 * x) * np.cos(3 * y))
+    return (low + (high - low) * (values - values.min()) / np.ptp(values)).astype(dtype)
+
+
+def drawn(count, shape=SHAPE, seed=0):
+    """Means, shapes and weights of random Gaussians, some of them outside, round, tiny, huge or of little weight."""
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(-2, np.array(shape) + 1, (count, 3))
+    shapes = np.concatenate([rng.normal(0.4, 0.5, (count, 3)), rng.normal(0, 0.3, (count, 3))], 1)
+    shapes[: count // 8, 3:] = 0
+    shapes[count // 8 : count // 6] = [5.5, -4, 3, 2, -2, 2]
+    return means, shapes, rng.laplace(0, 1, count)
+
+
+def rows(codes):
+    """The codes of each Gaussian, in an order that does not depend on theirs."""
+    table = np.concatenate([codes.cells, codes.weights[:, None], codes.shapes, codes.places], 1)
+    return table[np.lexsort(table.T)]
+
+
+def psnr(decoded, source):
+    low, high = float(source.min()), float(source.max())
+    error = np.square(decoded.astype(np.float64) - source).mean()
+    return 10 * np.log10((high - low) ** 2 / error)
+
+
+# --- arithmetic
+
+
+def test_eigenvalues_and_axes_are_those_of_the_matrix():
+    shapes = drawn(500)[1]
+    shapes[:5] = 0
+    shapes[5:10] = [1, 1, 1, 0, 0, 0]
+    shapes[10:15] = [1, 1, 2, 0.5, 0, 0]
+    values, quats = eigen(shapes)
+    R = rotation_matrices(torch.from_numpy(quats)).numpy()
+    expected = shapes[:, [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(-1, 3, 3)
+    assert np.abs(R @ (values[:, :, None] * R.transpose(0, 2, 1)) - expected).max() < 1e-14
+    assert np.abs(np.sort(values, 1) - np.linalg.eigvalsh(expected)).max() < 1e-13
+
+
+def test_exponential_is_accurate():
+    x = np.linspace(-50, 50, 10001)
+    assert np.abs(exp(x) / np.exp(x) - 1).max() < 1e-15
+
+
+def test_gradient_of_a_coded_field():
+    rng = np.random.default_rng(3)
+    means, shapes = rng.uniform(2, 6, (4, 3)), rng.normal(0.3, 0.3, (4, 6))
+    tensors = {"means": means, "shapes": shapes, "weights": rng.normal(size=4)}
+    names = list(tensors)
+    grid = VoxelGrid((8, 8, 8))
+    field = CodedField({name: torch.from_numpy(array) for name, array in tensors.items()}, grid.shape)
+
+    def total(*values):
+        given = {f"tensors.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(field, given, (grid,)).square().sum()
+
+    values = [torch.from_numpy(tensors[name]).requires_grad_() for name in names]
+    # The cut at three standard deviations is a step: differences across it are not small.
+    assert torch.autograd.gradcheck(total, values, eps=1e-6, atol=2e-2, rtol=1e-2)
+
+
+def test_field_of_gaussians_is_the_same_by_shapes_and_weights():
+    torch.manual_seed(0)
+    grid = VoxelGrid(SHAPE)
+    field = GaussianField.from_volume(torch.from_numpy(blob(0, 1, "float32"))[None], grid, 60)
+    coded = CodedField.of_field(field, SHAPE)
+    assert (coded(grid) - field(grid)).abs().max() < 1e-5
+    again = shapes_of(*(torch.from_numpy(a) for a in eigen(coded.tensors["shapes"].detach().double().numpy())))
+    assert (again - coded.tensors["shapes"]).abs().max() < 1e-6
+
+
+def test_error_below_an_empty_voxel_is_none():
+    pred = torch.tensor([-0.5, 0.25, -0.5, 0.75], requires_grad=True)
+    loss = cut_error(pred, torch.tensor([0.0, 0.0, 0.5, 0.5]))
+    loss.backward()
+    assert loss.item() == pytest.approx((0.25**2 + 1 + 0.25**2) / 4)
+    assert pred.grad.tolist() == pytest.approx([0, 0.125, -0.5, 0.125])
+    with pytest.raises(ValueError, match="cut_error takes no mask"):
+        cut_error(pred, pred, mask=pred)
+
+
+# --- codes
+
+
+@pytest.mark.parametrize("steps", [Steps(0.2), Steps(0.01, 0.4, 0.6, 4), Steps(3.0, 1.0, 2.0, 1)])
+def test_codes_are_within_half_a_step_and_stay_when_coded_again(steps):
+    means, shapes, weights = drawn(300)
+    codes = quantize(means, shapes, weights, steps, SHAPE)
+    values = coded_values(codes, steps)
+    inside = ((means > -0.5) & (means < np.array(SHAPE) - 0.5)).all(1)
+    levels = place_levels(codes.weights, values["shapes"], steps)
+    assert (np.abs(values["means"] - means) <= 0.5 * steps.cell / levels + 1e-5)[inside].all()
+    assert np.abs(values["shapes"] - shapes).max() <= 0.25 + 1e-9
+    large = np.abs(weights) > 0.5 * steps.weight
+    assert np.abs(values["weights"] - weights)[large].max() <= 0.5 * steps.weight + 1e-9
+    assert (codes.weights != 0).all()
+    # float32, as training keeps them.
+    kept = {name: value.astype(np.float32).astype(np.float64) for name, value in values.items()}
+    again = quantize(kept["means"], kept["shapes"], kept["weights"], steps, SHAPE)
+    assert (rows(again) == rows(codes)).all()
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1), (1, 7, 300), (65, 3, 2)])
+@pytest.mark.parametrize("count", [1, 2, 700])
+def test_codes_come_back_from_bytes(shape, count):
+    steps = Steps(0.15, cell=2)
+    codes = quantize(*drawn(count, shape), steps, shape)
+    content = encode(codes, steps, shape)
+    decoded = decode(content, steps, shape, count)
+    assert (rows(decoded) == rows(codes)).all()
+    assert encode(decoded, steps, shape) == content
+
+
+def test_crowded_cells_come_back():
+    counts = np.zeros((5, 6, 7), np.int64)
+    counts[2, 3, 4], counts[0, 0, 0], counts[4, 5, 6] = 3000, 17, 1
+    encoder = Encoder()
+    code_occupancy(encoder, counts, counts.shape, int(counts.sum()))
+    assert (code_occupancy(Decoder(encoder.finish()), None, counts.shape, int(counts.sum())) == counts).all()
+
+
+def test_model_comes_near_the_entropy():
+    rng = np.random.default_rng(0)
+    contexts = rng.integers(0, 3, 20000)
+    symbols = np.clip(np.rint(rng.normal(10 + 5 * contexts, 1 + contexts)), 0, 30).astype(np.int64)
+    encoder = Encoder()
+    Adaptive(3, 31).code(encoder, symbols, contexts)
+    bits = 0.0
+    for context in range(3):
+        counts = np.bincount(symbols[contexts == context], minlength=31)
+        bits -= (counts[counts > 0] * np.log2(counts[counts > 0] / counts.sum())).sum()
+    size = len(encoder.finish())
+    assert bits / 8 < size < 1.02 * bits / 8
+    decoded = Adaptive(3, 31).code(Decoder(encoder._coder.get_compressed().astype("<u4").tobytes()), None, contexts)
+    assert (decoded == symbols).all()
+
+
+def test_bytes_and_gaussians_have_the_same_bits_everywhere():
+    """Digests that must never change: old files would no longer read, or read as something else."""
+    steps = Steps(0.15)
+    rng = np.random.default_rng(5)
+    whole = {"cells": rng.integers(0, [12, 10, 13], (400, 3)), "weights": rng.integers(1, 90, 400) * rng.choice([-1, 1], 400)}
+    whole["shapes"] = rng.integers(-9, 10, (400, 6))
+    levels = place_levels(whole["weights"], shape_values(whole["weights"], whole["shapes"], steps), steps)
+    codes = Codes(**whole, places=rng.integers(0, levels))
+    packed = Packed(FieldSource(GRID, -1000, 936), "int16", steps, codes)
+    content = packed.to_bytes()
+    body = encode(codes, steps, SHAPE)
+    gaussians = Packed.of_bytes(content).gaussians()
+    digest = hashlib.sha256(b"".join(gaussians[name].astype("<f4").tobytes() for name in sorted(gaussians)))
+    assert hashlib.sha256(body).hexdigest()[:16] == BODY
+    assert digest.hexdigest()[:16] == GAUSSIANS
+
+
+BODY, GAUSSIANS = "", ""
+
+
+# --- rounding
+
+
+def test_rounding_by_parts_costs_less_than_rounding_at_once():
+    torch.manual_seed(0)
+    grid = VoxelGrid(SHAPE)
+    target = torch.from_numpy(blob(0, 1, "float32"))[None]
+    field = CodedField.of_field(GaussianField.from_volume(target, grid, 60), SHAPE)
+    optimizer = torch.optim.Adam(field.parameters(), lr=0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        cut_error(field(grid), target).backward()
+        optimizer.step()
+    steps = Steps(0.4)
+
+    def error(of):
+        tensors = {name: torch.from_numpy(a) for name, a in dequantize(of.codes(steps), steps).items()}
+        return float(cut_error(GaussianField(tensors)(grid), target))
+
+    at_once = error(field)
+    round_field(field, target, steps, length=90)
+    assert error(field) < 0.6 * at_once
+    assert float(cut_error(field(grid), target)) == pytest.approx(error(field), rel=1e-3)
+
+
+# --- files
+
+
+@pytest.fixture(scope="module")
+def made():
+    source = blob(-1000, 1500, "int16")
+    return source, compress_volume(Volume(source[None], GRID, "mm"), bytes=1500, steps=80, device="cpu")
+
+
+def test_file_has_everything(made):
+    source, compressed = made
+    packed = Packed.of_bytes(compressed.content)
+    volume = packed.volume()
+    assert len(compressed.content) == compressed.metrics["bytes"] <= 1500
+    assert volume.data.dtype == np.int16 and volume.data.shape == (1, *SHAPE)
+    assert np.allclose(volume.grid.matrix, GRID.matrix, atol=0) and volume.unit == "mm"
+    assert compressed.metrics["psnr3d"] == pytest.approx(psnr(volume.data[0], source), abs=1e-3)
+    assert psnr(volume.data[0], source) > 30
+    assert compressed.metrics["max_error"] == np.abs(volume.data[0].astype(int) - source).max()
+    # By the definition in float64, from the Gaussians alone.
+    g = {name: torch.from_numpy(a).double() for name, a in packed.gaussians().items()}
+    exact = voxelize_reference(g["means"], g["quats"], g["log_scales"].exp(), g["densities"][:, None], VoxelGrid(SHAPE))
+    expected = np.rint((exact + packed.base).clamp(0, 1).numpy() * 2500 - 1000)
+    assert np.abs(volume.data - expected).max() <= 1
+
+
+def test_same_seed_gives_the_same_file(made):
+    source, compressed = made
+    again = compress_volume(Volume(source[None], GRID, "mm"), bytes=1500, steps=80, device="cpu")
+    assert again.content == compressed.content
+
+
+def test_field_lies_in_the_world(made, tmp_path):
+    _, compressed = made
+    path = tmp_path / "scan.gsv"
+    path.write_bytes(compressed.content)
+    field = load_field(path)
+    # Values beyond those of the volume are cut in the file's volume alone.
+    rendered = field.render().detach().numpy().clip(-1000, 1500)
+    decoded = load_packed(path).volume().data
+    assert np.abs(rendered - decoded).max() <= 0.5 + 2500 * 4e-4
+    assert field.source.grid.shape == SHAPE
+
+
+def damages(content):
+    yield b"", "starts with"
+    yield b"PK\3\4 nothing of ours", "starts with"
+    yield content[:10], "at least"
+    yield content[:-1], "cut short or damaged"
+    yield content + b"x", "cut short or damaged"
+    yield content[:8] + b"\2" + content[9:], "version 1, got 2"
+    for at in (14, 40, len(content) // 2, len(content) - 2):
+        yield content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :], "cut short or damaged|at least|version"
+
+
+def test_damaged_files_are_refused_by_name(made, tmp_path):
+    for content, text in damages(made[1].content):
+        path = tmp_path / "bad.gsv"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"bad.gsv: required .*({text})"):
+            decompress(path, tmp_path / "out.nii.gz")
+        assert not (tmp_path / "out.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [24, 20]},
+        {"shape": [1 << 40, 1 << 40, 1 << 40]},
+        {"shape": [0, 4, 4]},
+        {"affine": [0.0] * 12},
+        {"affine": "no"},
+        {"dtype": "complex64"},
+        {"range": [5, 2]},
+        {"range": [0, 1e999]},
+        {"count": 1 << 50},
+        {"count": -1},
+        {"steps": [0.0, 1.0, 1.0, 2]},
+        {"steps": [1e-30, 1e-30, 1e-30, 2]},
+        {"steps": [0.1, 1.0, 1.0, 1 << 30]},
+    ],
+)
+def test_files_that_claim_nonsense_are_refused(made, tmp_path, change):
+    content = made[1].content
+    length = struct.unpack("<I", content[9:13])[0]
+    header = json.loads(zlib.decompress(content[17 : 17 + length])) | change
+    head = zlib.compress(json.dumps(header).encode())
+    rest = head + content[17 + length :]
+    path = tmp_path / "liar.gsv"
+    path.write_bytes(b"SPLATGSV" + struct.pack("<BII", 1, len(head), zlib.crc32(rest)) + rest)
+    with pytest.raises(UserError, match=r"liar\.gsv"):
+        decompress(path, tmp_path / "out.npy")
+
+
+def test_random_bodies_are_read_or_refused(made):
+    content = made[1].content
+    length = struct.unpack("<I", content[9:13])[0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        body = bytearray(content[17 + length :])
+        for at in rng.integers(0, len(body), 3):
+            body[at] = rng.integers(256)
+        rest = content[17 : 17 + length] + bytes(body)
+        forged = b"SPLATGSV" + struct.pack("<BII", 1, length, zlib.crc32(rest)) + rest
+        try:
+            assert np.isfinite(Packed.of_bytes(forged).volume().data).all()
+        except ValueError as error:
+            assert str(error)
+
+
+# --- goals, and kinds of volumes
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 250, "uint8"), (3, 60000, "uint16"), (-1024, 3071, "int16"), (-0.3, 1.7, "float32"), (0, 5e9, "float64")],
+)
+def test_ratio_is_kept_for_every_dtype(low, high, dtype):
+    source = blob(low, high, dtype)
+    made = compress_volume(Volume(source[None], GRID), ratio=20, steps=40, device="cpu")
+    assert len(made.content) <= source.nbytes / 20
+    decoded = Packed.of_bytes(made.content).volume().data[0]
+    assert decoded.dtype == source.dtype and decoded.min() >= source.min() and decoded.max() <= source.max()
+    assert psnr(decoded, source) > 25
+
+
+@pytest.mark.parametrize("size", [330, 700, 100_000])
+def test_bytes_are_never_exceeded(size):
+    made = compress_volume(Volume(blob(0, 250, "uint8")[None], GRID), bytes=size, steps=30, device="cpu")
+    assert len(made.content) <= size
+    assert made.metrics["num_gaussians"] >= 1
+
+
+def test_quality_is_reached(tmp_path, capsys):
+    scan = save_volume(tmp_path / "scan.nii.gz", Volume(blob(0, 250, "uint8")[None], GRID, "mm"))
+    made = compress(scan, tmp_path / "scan.gsv", psnr=32, steps=60, device="cpu", progress=False)
+    assert made.reached
+    decompress(tmp_path / "scan.gsv", tmp_path / "back.nii.gz")
+    source, back = load_volume(scan), load_volume(tmp_path / "back.nii.gz")
+    assert psnr(back.data[0], source.data[0]) >= 32
+    assert back.data.dtype == np.uint8 and np.allclose(back.grid.matrix, source.grid.matrix, atol=1e-4)
+    assert "required" not in capsys.readouterr().err
+
+
+def test_quality_out_of_reach_is_said_in_a_line(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 250, (8, 8, 8)).astype(np.uint8)
+    scan = save_volume(tmp_path / "scan.npy", Volume(noise[None], VoxelGrid.regular((8, 8, 8))))
+    made = compress(scan, tmp_path / "scan.gsv", psnr=90, steps=5, device="cpu", progress=False)
+    assert not made.reached and (tmp_path / "scan.gsv").exists()
+    assert "required a PSNR of 90 dB, which was not reached; it has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [0, 7, -3])
+def test_constant_volumes_come_back(value):
+    source = np.full((1, 5, 6, 7), value, np.int16)
+    made = compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7))), ratio=1.01)
+    assert (Packed.of_bytes(made.content).volume().data == source).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "exactly one of bytes, psnr and ratio must be given, got none"),
+        ({"bytes": 5000, "psnr": 30.0}, "got bytes, psnr"),
+        ({"bytes": 0}, "bytes must be above 0, got 0"),
+        ({"ratio": float("nan")}, "ratio must be above 0, got nan"),
+        ({"bytes": 20}, "bytes must be at least"),
+        ({"bytes": 500, "steps": 0}, "steps must be at least 1, got 0"),
+        ({"bytes": 500, "read": {"color": 1}}, "read must hold shape, .*, got 'color'"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, options, text):
+    scan = save_volume(tmp_path / "scan.npy", Volume(blob(0, 250, "uint8")[None], GRID))
+    with pytest.raises(UserError, match=text):
+        compress(scan, tmp_path / "scan.gsv", progress=False, **options)
+    assert not (tmp_path / "scan.gsv").exists()
+
+
+def test_other_suffixes_and_several_channels_are_refused(tmp_path):
+    several = Volume(np.stack([blob(0, 250, "uint8")] * 2), GRID)
+    scan = save_volume(tmp_path / "two.npy", several)
+    with pytest.raises(UserError, match=r"two\.npy: required one channel, got 2"):
+        compress(scan, tmp_path / "scan.gsv", bytes=500, progress=False)
+    with pytest.raises(UserError, match=r"output must end in \.gsv, got 'scan\.zip'"):
+        compress(scan, tmp_path / "scan.zip", bytes=500)
+    one = compress(scan, tmp_path / "one.gsv", bytes=600, steps=10, read={"channel": 1}, progress=False)
+    assert one.metrics["bytes"] <= 600
+
+
+def test_codes_of_no_gaussian_are_a_volume():
+    packed = Packed(FieldSource(GRID, 4.0, 4.0), "uint8", Steps(1.0), Codes.none())
+    assert (Packed.of_bytes(packed.to_bytes()).volume().data == 4).all()
