@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("constriction")
 
 from splat_ssim.errors import UserError
-from splat_ssim.volume import GaussianField, Volume, VoxelGrid, load_field, load_volume, save_volume, voxelize
+from splat_ssim.volume import GaussianField, Volume, VoxelGrid, load_field, load_volume, save_volume
 from splat_ssim.volume.codec import Packed, compress_volume, load_packed
 from splat_ssim.volume.codec.commands import compress, decompress
 from splat_ssim.volume.codec.entropy import Adaptive, Decoder, Encoder
@@ -20,7 +20,15 @@ from splat_ssim.volume.codec.exact import eigen, exp
 from splat_ssim.volume.codec.field import CodedField, shapes_of
 from splat_ssim.volume.codec.loss import cut_error
 from splat_ssim.volume.codec.occupancy import code_occupancy
-from splat_ssim.volume.codec.quantizer import Codes, Steps, coded_values, dequantize, place_levels, quantize, shape_values
+from splat_ssim.volume.codec.quantizer import (
+    Codes,
+    Steps,
+    coded_values,
+    dequantize,
+    place_levels,
+    quantize,
+    shape_values,
+)
 from splat_ssim.volume.codec.rounding import round_field
 from splat_ssim.volume.codec.stream import decode, encode
 from splat_ssim.volume.export import FieldSource
@@ -176,7 +184,10 @@ def test_bytes_and_gaussians_have_the_same_bits_everywhere():
     """Digests that must never change: old files would no longer read, or read as something else."""
     steps = Steps(0.15)
     rng = np.random.default_rng(5)
-    whole = {"cells": rng.integers(0, [12, 10, 13], (400, 3)), "weights": rng.integers(1, 90, 400) * rng.choice([-1, 1], 400)}
+    whole = {
+        "cells": rng.integers(0, [12, 10, 13], (400, 3)),
+        "weights": rng.integers(1, 90, 400) * rng.choice([-1, 1], 400),
+    }
     whole["shapes"] = rng.integers(-9, 10, (400, 6))
     levels = place_levels(whole["weights"], shape_values(whole["weights"], whole["shapes"], steps), steps)
     codes = Codes(**whole, places=rng.integers(0, levels))

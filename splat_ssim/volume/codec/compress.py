@@ -100,7 +100,9 @@ def compress_volume(
     size = _goal(volume, bytes, psnr, ratio, name)
     source, low, high = volume.data, float(volume.data.min()), float(volume.data.max())
     if low == high:
-        return _finished(volume, Packed(FieldSource(volume.grid, low, high), source.dtype.name, Steps(1.0), Codes.none()))
+        return _finished(
+            volume, Packed(FieldSource(volume.grid, low, high), source.dtype.name, Steps(1.0), Codes.none())
+        )
     config = VolumeConfig(steps=steps, seed=seed, device=device, checkpoint_every=0, data_dir=Path(name))
     config.loss = "splat_ssim.volume.codec.loss:cut_error"
     config.output.progress = progress

@@ -1,11 +1,13 @@
 """Files of Gaussians, `.gsv`: a header that says where voxels lie and what they are, and the coded Gaussians.
 
-    8 bytes   "SPLATGSV"
-    1         version, 1
-    4         n, length of the header, little-endian as all that follows
-    4         CRC-32 of the rest of the file
-    n         the header: JSON compressed by zlib
-              the Gaussians, as `stream.encode` codes them
+| bytes | what |
+|---|---|
+| 8 | SPLATGSV |
+| 1 | version, 1 |
+| 4 | n, the length of the header, little-endian |
+| 4 | CRC-32 of the rest of the file, little-endian |
+| n | the header: JSON compressed by zlib |
+| | the Gaussians, as `stream.encode` codes them |
 """
 
 from __future__ import annotations

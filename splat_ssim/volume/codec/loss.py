@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 #: Further than any value lies below any target but the lowest.
 _FAR = 1e9
 

@@ -1,7 +1,8 @@
 """Rounding a field to codes, a part at a time, while what is not rounded yet makes up for it.
 
-Rounded all at once, the numbers of a field leave errors that nothing corrects. Here some are rounded and kept, the others
-are trained on, then more are rounded: weights first, by which the steps of shapes and places go; then shapes; then places.
+Rounded all at once, the numbers of a field leave errors that nothing corrects. Here some are rounded and kept, the
+others are trained on, then more are rounded: weights first, by which the steps of shapes and places go; then shapes;
+then places.
 
 Source:
     A. Zhou et al., "Incremental Network Quantization", ICLR 2017, which rounds a network's weights in this way.
@@ -32,7 +33,14 @@ _FINAL, _STAGE_FINAL = 0.1, 0.3
 
 
 def round_field(
-    field: CodedField, target: Tensor, steps: Steps, *, low: float = 0.0, length: int, seed: int = 0, progress: bool = False
+    field: CodedField,
+    target: Tensor,
+    steps: Steps,
+    *,
+    low: float = 0.0,
+    length: int,
+    seed: int = 0,
+    progress: bool = False,
 ) -> None:
     """Makes every number of a field one that its codes stand for, in place.
 

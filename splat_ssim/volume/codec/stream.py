@@ -75,7 +75,9 @@ def _weights(coder: Coder, weights: np.ndarray | None, total: int) -> np.ndarray
     """Codes the weights: the class, the place in it, and the sign by the class."""
     starts = np.array([*CLASS_STARTS, MAX_WEIGHT + 1])
     size = None if weights is None else np.abs(weights)
-    kind = Adaptive(1, len(CLASS_STARTS)).code(coder, None if size is None else classes(size), np.zeros(total, np.int64))
+    kind = Adaptive(1, len(CLASS_STARTS)).code(
+        coder, None if size is None else classes(size), np.zeros(total, np.int64)
+    )
     room = (starts[1:] - starts[:-1])[kind]
     found = starts[kind] + coder.uniform(None if size is None else size - starts[kind], room)
     signs = Adaptive(len(CLASS_STARTS), 2)
