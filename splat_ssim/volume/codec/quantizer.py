@@ -1,13 +1,13 @@
 """Gaussians as whole numbers: steps that suit what each Gaussian contributes.
 
 A Gaussian's weight is a = density · sqrt(det Sigma)^(1/2) · pi^(3/4), the root of the integral of its square. Moved by
-a small part d of its standard deviation, or with its shape changed by d, it leaves an error of about |a| d. Equal errors
-for equal bits therefore ask for steps of weight that are all the same, and for steps of place and shape in proportion
-to 1 / |a|. So the weight is coded first, and the others' steps follow from its code.
+a small part d of its standard deviation, or with its shape changed by d, it leaves an error of about |a| d. Equal
+errors for equal bits therefore ask for steps of weight that are all the same, and for steps of place and shape in
+proportion to 1 / |a|. So the weight is coded first, and the others' steps follow from its code.
 
 The shape is the symmetric matrix L = log(Sigma)/2, whose eigenvalues are the logarithms of the standard deviations.
-Equal steps of its six numbers are about equal errors whatever the Gaussian's size and orientation, and a round one needs
-no rotation.
+Equal steps of its six numbers are about equal errors whatever the Gaussian's size and orientation, and a round one
+needs no rotation.
 """
 
 from __future__ import annotations
