@@ -166,7 +166,6 @@ class _Maker:
         #: Half of the voxels lie below it: often it is the background, which then takes no Gaussian.
         self.base = float(target.values.median())
         self.target = dataclasses.replace(target, values=target.values - self.base)
-        config.loss_kwargs = {"low": -self.base}
         self.source = FieldSource(target.grid, scale.low, scale.high, True, target.unit)
         self.voxels = math.prod(volume.grid.shape)
         self.most = max(1, int(_CROWDED * self.voxels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ class _CutError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pred: Tensor, target: Tensor, low: float) -> Tensor:
         difference = pred - target
-        # Where the target is the lowest value, what lies below is no error: there, and only there, the bound is 0.
-        torch.maximum(difference, (target - low).mul_(-_FAR), out=difference)
+        if low > -math.inf:
+            # Where the target is the lowest value, what lies below is no error: there, and only there, the bound is 0.
+            torch.maximum(difference, (target - low).mul_(-_FAR), out=difference)
         ctx.save_for_backward(difference)
         flat = difference.flatten()
         return torch.dot(flat, flat) / max(1, flat.numel())
@@ -29,7 +31,7 @@ class _CutError(torch.autograd.Function):
         return difference * (2.0 * upstream[0] / max(1, difference.numel())), None, None
 
 
-def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: float = 0.0) -> Tensor:
+def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: float = -math.inf) -> Tensor:
     """Mean squared error of values that will be cut to `low` and more, as targets are; differentiable by `pred`.
 
     Where the target is above `low`, values are compared as they are, so that every one of them has a gradient.
@@ -38,7 +40,7 @@ def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: 
         pred: Any shape, float32 or float64.
         target: The same shape, values of `low` and more.
         mask: Not taken.
-        low: The lowest value.
+        low: The lowest value; by default there is none.
 
     Raises:
         ValueError: A mask.
@@ -46,7 +48,7 @@ def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: 
     Example:
         >>> import torch
         >>> from splat_ssim.volume.codec.loss import cut_error
-        >>> cut_error(torch.tensor([-3.0, 0.5]), torch.tensor([0.0, 0.5]))
+        >>> cut_error(torch.tensor([-3.0, 0.5]), torch.tensor([0.0, 0.5]), low=0.0)
         tensor(0.)
     """
     if mask is not None:

@@ -10,6 +10,8 @@ Source:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -37,7 +39,7 @@ def round_field(
     target: Tensor,
     steps: Steps,
     *,
-    low: float = 0.0,
+    low: float = -math.inf,
     length: int,
     seed: int = 0,
     progress: bool = False,
