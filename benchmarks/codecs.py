@@ -36,6 +36,7 @@ from splat_ssim.volume import Volume, load_volume  # noqa: E402
 
 #: Sizes of a volume of 2,777,600 voxels, the MRI of the repository; those of others have as many bytes a voxel.
 SIZES, VOXELS = (23_000, 46_000, 109_000, 230_000, 552_000), 2_777_600
+OURS = "splat_ssim"
 FIELDS = ("volume", "size", "codec", "setting", "bytes", "psnr", "psnr_foreground", "ssim3d", "max_error", "seconds")
 
 
@@ -116,12 +117,12 @@ def row_of_ours(volume: Volume, name: str, size: int, steps: int, kept: Path | N
     packed = Packed.of_bytes(content)
     decoded = packed.volume().data[0]
     seconds += time.process_time() - start
-    found = {"codec": "splat_ssim", "setting": f"{len(packed.codes)} Gaussians, {steps} steps", "bytes": len(content)}
+    found = {"codec": OURS, "setting": f"{len(packed.codes)} Gaussians, {steps} steps", "bytes": len(content)}
     return {**found, **quality(decoded, volume.data[0]), "seconds": seconds}
 
 
-def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, *, ours: bool) -> Iterator[dict]:
-    """All rows of a volume."""
+def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, only: list[str]) -> Iterator[dict]:
+    """All rows of a volume, of the codecs whose names begin with one of `only`."""
     volume = load_volume(path)
     if len(volume.data) != 1:
         sys.exit(f"error: {path}: required one channel, got {len(volume.data)}")
@@ -130,15 +131,17 @@ def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, 
     values = np.ascontiguousarray(np.moveaxis(volume.data[0], axis, 0))
     name = path.name.split(".")[0]
     for label, encode, decode in lossless(values):
+        if not label.startswith(tuple(only)):
+            continue
         start = time.process_time()
         content = encode()
         decoded = unmosaic(decode(content), values.shape)
         seconds = time.process_time() - start
         row = {"codec": label, "setting": "", "bytes": len(content), **quality(decoded, values), "seconds": seconds}
         yield {"volume": name, "size": "", **row}
-    installed = list(codecs())
+    installed = [codec for codec in codecs() if codec.name.startswith(tuple(only))]
     for size in sizes or [round(each * values.size / VOXELS) for each in SIZES]:
-        if ours:
+        if OURS.startswith(tuple(only)):
             yield {"volume": name, "size": size, **row_of_ours(volume, name, size, steps, kept)}
         for codec in installed:
             row = row_of(codec, values, size)
@@ -151,10 +154,12 @@ def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, 
 def markdown(rows: list[dict]) -> str:
     """The rows as tables, one for each volume and size, best PSNR first."""
     lines = ["Made by `python -m benchmarks.codecs`. Seconds are of the processor, encoding and decoding.", ""]
-    for volume, size in dict.fromkeys((row["volume"], row["size"]) for row in rows):
+    for volume, size in sorted(
+        {(row["volume"], str(row["size"])) for row in rows}, key=lambda k: (k[0], int(k[1] or 0))
+    ):
         lines += [f"## {volume}, {f'at most {int(size):,} bytes' if size else 'lossless'}", ""]
         lines += ["| codec | bytes | PSNR | foreground | SSIM3D | max. error | s |", "|---|---|---|---|---|---|---|"]
-        part = [row for row in rows if (row["volume"], row["size"]) == (volume, size)]
+        part = [row for row in rows if (row["volume"], str(row["size"])) == (volume, size)]
         for row in sorted(part, key=lambda row: (-float(row["psnr"]), int(row["bytes"]))):
             told = [f"{float(row[key]):.2f}" for key in ("psnr", "psnr_foreground")]
             told += [f"{float(row['ssim3d']):.4f}", f"{float(row['max_error']):.4g}", f"{float(row['seconds']):.2f}"]
@@ -186,19 +191,27 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=Path, help="folder of our files, which are made only where they are not there yet"
     )
-    parser.add_argument("--no-ours", action="store_true", help="measure the others alone")
+    parser.add_argument("--only", nargs="+", default=[""], help="begins of the names of the codecs to measure")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "codecs.csv")
     arguments = parser.parse_args()
-    rows = []
+    # Rows that are there already stay, but for those measured again.
+    rows = {}
+    if arguments.csv.exists():
+        with arguments.csv.open(newline="") as file:
+            rows = {_key(row): row for row in csv.DictReader(file)}
     for path in arguments.volumes:
-        for row in rows_of(path, arguments.bytes, arguments.steps, arguments.kept, ours=not arguments.no_ours):
-            rows.append(row)
+        for row in rows_of(path, arguments.bytes, arguments.steps, arguments.kept, arguments.only):
+            rows[_key(row)] = row
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
     with arguments.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: row[key] for key in FIELDS} for row in rows)
-    arguments.csv.with_suffix(".md").write_text(f"{versions()}\n\n{markdown(rows)}")
+        writer.writerows({key: row[key] for key in FIELDS} for row in rows.values())
+    arguments.csv.with_suffix(".md").write_text(f"{versions()}\n\n{markdown(list(rows.values()))}")
+
+
+def _key(row: dict) -> tuple[str, ...]:
+    return str(row["volume"]), str(row["size"]), str(row["codec"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Files of Gaussians: what is coded comes back, bit for bit, and sizes and qualities that are asked for are met."""
 
+import doctest
 import hashlib
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -380,6 +382,12 @@ def test_quality_out_of_reach_is_said_in_a_line(tmp_path, capsys):
     made = compress(scan, tmp_path / "scan.gsv", psnr=90, steps=5, device="cpu", progress=False)
     assert not made.reached and (tmp_path / "scan.gsv").exists()
     assert "required a PSNR of 90 dB, which was not reached; it has" in capsys.readouterr().err
+
+
+def test_the_page_on_the_codec_runs():
+    page = Path(__file__).resolve().parent.parent / "docs" / "codec.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0 and tried > 8
 
 
 @pytest.mark.parametrize("value", [0, 7, -3])

@@ -32,6 +32,8 @@ PURPOSES = {
     "splat-compare": "Compares two images, two folders of images",
     "splat-prepare": "Makes a COLMAP scene of photographs",
     "splat-voxelize": "Writes the volume that fitted Gaussians stand for",
+    "splat-compress": "Writes a volume as a file of Gaussians",
+    "splat-decompress": "Writes the volume that a file of Gaussians stands for",
 }
 
 #: Runs command lines as their entry points do, one after the other in one process; writes what came of each.

@@ -30,6 +30,8 @@ from .rounding import round_field
 
 #: dB that twice as many Gaussians gain, about, and that rounding costs.
 _DOUBLING, _ROUNDING = 2.7, 0.6
+#: A quality may be better by so many dB.
+_GOOD = 0.4
 #: Fits that a quality is sought by, at most.
 _TRIES = 6
 #: Steps of rounding for those of the fit.
@@ -151,6 +153,11 @@ def _finished(volume: Volume, packed: Packed, content: bytes | None = None, reac
     return Compressed(content, metrics, reached)
 
 
+def _decibels(made: Compressed) -> float:
+    """The PSNR of a file; infinite where every voxel is the same."""
+    return math.inf if made.metrics["psnr3d"] is None else made.metrics["psnr3d"]
+
+
 class _Maker:
     """Makes files of one volume.
 
@@ -201,26 +208,40 @@ class _Maker:
 
     def of_quality(self, psnr: float) -> Compressed:
         """A small file whose volume has a PSNR in dB, or the best one found."""
-        best: Compressed | None = None
+        tried: list[tuple[int, Compressed]] = []
         count = min(self.most, max(16, int(self.voxels / 150 * 2 ** ((psnr - 35.0) / _DOUBLING))))
         for _ in range(_TRIES):
-            field = self._fitted(count)
-            spare = self._psnr(field) - psnr
-            # Where the fit itself is good enough, finer steps can do what more Gaussians would; where it is much too
-            # good, fewer may do.
-            for finer in self._finenesses(spare):
-                made = self._rounded(field, finer, spare)
-                reached = made.metrics["psnr3d"]
-                if reached is None or reached >= psnr:
-                    return made
-                if best is None or reached > best.metrics["psnr3d"]:
-                    best = made
-            if count >= self.most:
+            made = self._of_count(count, psnr)
+            tried.append((count, made))
+            spare = _decibels(made) - psnr
+            enough = min((n for n, one in tried if _decibels(one) >= psnr), default=self.most + 1)
+            lacking = max((n for n, one in tried if _decibels(one) < psnr), default=0)
+            if 0 <= spare <= _GOOD or enough <= lacking + max(1, lacking // 20) or lacking >= self.most:
                 break
-            lacking = max(0.5, psnr - made.metrics["psnr3d"])
-            count = min(self.most, math.ceil(count * 2 ** (lacking / _DOUBLING)) + 1)
-        assert best is not None
+            guess = count * 2 ** (-(spare - _GOOD / 2) / _DOUBLING)
+            count = int(min(max(guess, lacking + 1, 1.03 * lacking), enough - 1, 0.97 * enough))
+            count = max(1, lacking + 1, count)
+        reached = [made for _, made in tried if _decibels(made) >= psnr]
+        if reached:
+            return min(reached, key=lambda made: len(made.content))
+        best = max((made for _, made in tried), key=_decibels)
         return Compressed(best.content, best.metrics, reached=False)
+
+    def _of_count(self, count: int, psnr: float) -> Compressed:
+        """The smallest file of a fit of at most so many Gaussians that has a PSNR, or the best one."""
+        field = self._fitted(count)
+        spare = self._psnr(field) - psnr
+        best: Compressed | None = None
+        # Where the fit itself is good enough, finer steps can do what more Gaussians would; where it is much too good,
+        # fewer may do.
+        for finer in self._finenesses(spare):
+            made = self._rounded(field, finer, spare)
+            if best is None or _decibels(made) > _decibels(best):
+                best = made
+            if _decibels(made) >= psnr:
+                break
+        assert best is not None
+        return best
 
     @staticmethod
     def _finenesses(spare: float) -> tuple[float, ...]:
