@@ -75,9 +75,16 @@ def compress(
         loaded = load_volume(volume, **read)
         for note in loaded.notes:
             print(f"{volume}: {note}", file=sys.stderr)
-        goal = {"bytes": bytes, "psnr": psnr, "ratio": ratio}
         made = compress_volume(
-            loaded, **goal, steps=steps, seed=seed, device=device, progress=progress, name=str(volume)
+            loaded,
+            bytes=bytes,
+            psnr=psnr,
+            ratio=ratio,
+            steps=steps,
+            seed=seed,
+            device=device,
+            progress=progress,
+            name=str(volume),
         )
     with replacing(output) as file:
         file.write(made.content)

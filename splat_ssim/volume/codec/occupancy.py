@@ -64,7 +64,7 @@ def code_occupancy(coder: Coder, counts: np.ndarray | None, shape: tuple[int, ..
     """
     few = Adaptive((_EXACT + 1) * _BINS, _EXACT + 1)
     many = Adaptive(_SIZES * _BINS, _PARTS)
-    known = np.full((1, 1, 1), total, np.int64)
+    known: np.ndarray = np.full((1, 1, 1), total, np.int64)
     levels = list(_levels(shape))
     truth = [] if counts is None else _pyramid(counts, levels)
     for level, (axis, after) in enumerate(levels):

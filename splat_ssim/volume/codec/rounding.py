@@ -2,7 +2,7 @@
 
 Rounded all at once, the numbers of a field leave errors that nothing corrects. Here some are rounded and kept, the
 others are trained on, then more are rounded: weights first, by which the steps of shapes and places go; then shapes;
-then places.
+then places; then weights again, as far as the steps of the others stay what they are.
 
 Source:
     A. Zhou et al., "Incremental Network Quantization", ICLR 2017, which rounds a network's weights in this way.
@@ -20,13 +20,15 @@ from ...trainer.loop import Interrupted, Signals
 from ..grid import VoxelGrid
 from .field import CodedField
 from .loss import cut_error
-from .quantizer import Steps, coded_values
+from .quantizer import CLASS_STARTS, MAX_WEIGHT, Steps, classes, coded_values
 
-#: What is rounded at the beginning of each stage: a kind of numbers, and the share of them that then is.
+#: What is rounded at the beginning of each stage: a kind of numbers, and the share of them that then is. A share of 0
+#: frees them all again, within the class that the other numbers' steps go by.
 STAGES = (
     *(("weights", share) for share in (0.5, 1.0)),
     *(("shapes", share) for share in (0.25, 0.5, 0.7, 0.85, 1.0)),
     *(("means", share) for share in (0.4, 0.75, 1.0)),
+    *(("weights", share) for share in (0.0, 0.4, 0.75, 1.0)),
 )
 #: Adam's rates at the first step: voxels, logarithms of voxels, and shares of a step of weights.
 _RATES = {"means": 0.05, "shapes": 0.01, "weights": 0.08}
@@ -51,54 +53,83 @@ def round_field(
         target: (1, n0, n1, n2) what it is fitted to, of any range about 1.
         steps: What the codes count.
         low: The lowest value of the target: see `cut_error`.
-        length: Steps of training; the last stage has none.
+        length: Steps of training.
         seed: Of which numbers are rounded first.
         progress: Shows a progress bar.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device, grid = target.device, VoxelGrid(field.shape)
-    turns = {name: torch.rand(tensor.shape, generator=generator).to(device) for name, tensor in field.tensors.items()}
-    free = {name: torch.ones_like(tensor) for name, tensor in field.tensors.items()}
-    rates = {**_RATES, "weights": _RATES["weights"] * steps.weight}
-    groups = [{"params": [tensor], "lr": rates[name], "name": name} for name, tensor in field.tensors.items()]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-8 / target.numel(), fused=True)
-    trained = STAGES[:-1]
+    rounder, grid = _Rounder(field, steps, target, seed), VoxelGrid(field.shape)
+    # The last stage has nothing to train, nor has one whose successor frees what is to be trained.
+    trained = [k for k in range(len(STAGES) - 1) if STAGES[k + 1][1] > 0]
     bar = tqdm(total=length, unit="it", desc="rounding", disable=not progress, dynamic_ncols=True)
     with Signals() as signals, bar:
         done = 0
-        for index, (name, share) in enumerate(trained):
-            _round(field, steps, name, turns[name] < share, free, optimizer)
-            until = length * (index + 1) // len(trained)
+        for stage, (name, share) in enumerate(STAGES):
+            rounder.round(name, share)
+            if stage not in trained:
+                continue
+            until = length * (trained.index(stage) + 1) // len(trained)
             for step in range(until - done):
                 decay = _FINAL ** ((done + step) / length) * _STAGE_FINAL ** (step / (until - done))
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[group["name"]] * decay * min(1.0, (step + 1) / 5)
-                optimizer.zero_grad(set_to_none=True)
+                rounder.optimizer.zero_grad(set_to_none=True)
                 cut_error(field(grid), target, low=low).backward()
-                for each, tensor in field.tensors.items():
-                    if tensor.grad is not None:
-                        tensor.grad *= free[each]
-                optimizer.step()
+                rounder.step(decay * min(1.0, (step + 1) / 5))
                 bar.update()
                 if signals.caught:
                     raise Interrupted(signals.caught)
             done = until
-        _round(field, steps, STAGES[-1][0], torch.ones_like(turns[STAGES[-1][0]], dtype=torch.bool), free, optimizer)
 
 
-@torch.no_grad()
-def _round(
-    field: CodedField, steps: Steps, name: str, chosen: Tensor, free: dict[str, Tensor], optimizer: torch.optim.Adam
-) -> None:
-    """Rounds the chosen numbers that are still free, and keeps them from then on."""
-    tensor = field.tensors[name]
-    rounded = torch.from_numpy(coded_values(field.codes(steps), steps)[name]).to(tensor)
-    tensor.copy_(torch.where(chosen & (free[name] > 0), rounded, tensor))
-    free[name].masked_fill_(chosen, 0.0)
-    state = optimizer.state.get(tensor)
-    if state:
-        # No momentum moves them either.
-        state["exp_avg"].mul_(free[name])
+class _Rounder:
+    """Which numbers of a field are rounded, and an optimiser that leaves those alone."""
+
+    def __init__(self, field: CodedField, steps: Steps, target: Tensor, seed: int) -> None:
+        self.field, self.steps = field, steps
+        generator = torch.Generator().manual_seed(seed)
+        tensors = dict(field.tensors.items())
+        self._turns = {name: torch.rand(t.shape, generator=generator).to(target.device) for name, t in tensors.items()}
+        self._free = {name: torch.ones_like(tensor) for name, tensor in tensors.items()}
+        self._sizes: tuple[Tensor, Tensor] | None = None
+        self._rates = {**_RATES, "weights": _RATES["weights"] * steps.weight}
+        groups = [{"params": [tensor], "lr": 0.0, "name": name} for name, tensor in tensors.items()]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-8 / target.numel(), fused=True)
+
+    @torch.no_grad()
+    def round(self, name: str, share: float) -> None:
+        """Rounds numbers of a kind until a share of them is rounded; or frees them, for a share of 0."""
+        tensor, free = self.field.tensors[name], self._free[name]
+        if share == 0:
+            free.fill_(1.0)
+            self._sizes = self._bounds()
+            return
+        chosen = self._turns[name] < share if share < 1 else torch.ones_like(free, dtype=torch.bool)
+        rounded = torch.from_numpy(coded_values(self.field.codes(self.steps), self.steps)[name]).to(tensor)
+        tensor.copy_(torch.where(chosen & (free > 0), rounded, tensor))
+        free.masked_fill_(chosen, 0.0)
+        state = self.optimizer.state.get(tensor)
+        if state:
+            # No momentum moves them either.
+            state["exp_avg"].mul_(free)
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """Least and largest magnitude of each weight in its class."""
+        weights = self.field.tensors["weights"]
+        kind = torch.from_numpy(classes(self.field.codes(self.steps).weights)).to(weights.device)
+        edges = torch.tensor([*CLASS_STARTS, MAX_WEIGHT + 1], device=weights.device).to(weights)
+        return (edges[kind] - 0.49) * self.steps.weight, (edges[kind + 1] - 0.51) * self.steps.weight
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """A step of the optimiser on what is free, at a factor of its rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rates[group["name"]] * factor
+        for name, tensor in self.field.tensors.items():
+            if tensor.grad is not None:
+                tensor.grad *= self._free[name]
+        self.optimizer.step()
+        if self._sizes is not None:
+            weights = self.field.tensors["weights"]
+            size = torch.minimum(torch.maximum(weights.abs(), self._sizes[0]), self._sizes[1])
+            weights.copy_(torch.where(self._free["weights"] > 0, size.copysign(weights), weights))
