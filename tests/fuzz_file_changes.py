@@ -8,6 +8,7 @@ import math
 import random
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -271,3 +272,16 @@ def change_state(source: random.Random, state: dict[str, Any]) -> dict[str, Any]
             tree[key] = tensor(source, tree[key])
         return state
     return change_tree(source, state)
+
+
+def change_packed(source: random.Random, content: bytes) -> bytes:
+    """A .gsv file: changed bytes, or a header or body that is changed under a checksum that is right."""
+    if source.random() < 0.3:
+        return change_bytes(source, content)
+    size = int.from_bytes(content[9:13], "little")
+    head, body = content[17 : 17 + size], content[17 + size :]
+    if source.random() < 0.3:
+        body = change_bytes(source, body)
+    if source.random() < 0.8:
+        head = zlib.compress(to_json(source, change_tree(source, json.loads(zlib.decompress(head)))))
+    return content[:9] + struct.pack("<II", len(head), zlib.crc32(head + body)) + head + body

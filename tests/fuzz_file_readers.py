@@ -27,6 +27,9 @@ from splat_ssim.trainer.cli import main as train
 from splat_ssim.trainer.cli import parse
 from splat_ssim.trainer.folder import read_config
 from splat_ssim.trainer.loop import Run, reopen
+from splat_ssim.volume import load_volume
+from splat_ssim.volume.codec import compress_volume
+from splat_ssim.volume.codec.commands import decompress
 from splat_ssim.volume.rebuild import rebuild
 from tests import fuzz_file_changes as changes
 from tests.scenes import write_blender, write_colmap, write_nerfstudio
@@ -243,31 +246,21 @@ def _write_runs(folder: Path) -> None:
     plain = ["--steps", "30", "--output.no-progress"]
     scene = ["--data-dir", str(folder / "data" / "ball"), "--model.init-count", "20", "--output.no-video"]
     scene += ["--strategy.budget", "40", "--strategy.refine-start", "3", "--output.images", "0", "--output.no-ply"]
-    volume = [
-        "--config",
-        "configs/voxel_mri.yaml",
-        "--data-dir",
-        str(folder / "data" / "scan.npz"),
-        "--output.no-video",
-    ]
+    volume = ["--config", "configs/voxel_mri.yaml", "--data-dir", str(folder / "data" / "scan.npz")]
+    volume += ["--output.no-video"]
+    taming = ["--strategy.refine-every", "9"]
     image = ["--config", "configs/image.yaml", "--data-dir", str(folder / "data" / "a.png"), "--model.budget", "12"]
     for name, line in {
         "scene": [*scene, "--strategy.refine-every", "5"],
-        "taming": [
-            *scene,
-            "--strategy.name",
-            "taming",
-            "--optimizer.name",
-            "sparse_adam",
-            "--strategy.refine-every",
-            "9",
-        ],
+        "taming": [*scene, "--strategy.name", "taming", "--optimizer.name", "sparse_adam", *taming],
         "volume": [*volume, "--strategy.budget", "20"],
         "volume_capped": [*volume, "--strategy.budget", "20", "--strategy.name", "capped"],
         "grid": [*volume, "--model.name", "grid", "--strategy.budget", "20"],
         "image": image,
     }.items():
         train([*line, *plain, "--result-dir", str(folder / name)])
+    packed = compress_volume(load_volume(folder / "data" / "scan.npz"), bytes=700, steps=20, device="cpu")
+    (folder / "volume" / "scan.gsv").write_bytes(packed.content)
 
 
 _RUNS: dict[Path, Run] = {}
@@ -359,6 +352,13 @@ TARGETS = [
         ("runs/volume/gaussians.quantized", "runs/volume/gaussians.ply", "runs/image/gaussians.quantized"),
         _change_fitted,
         _read_fitted,
+    ),
+    Target(
+        "packed",
+        2,
+        ("runs/volume/scan.gsv",),
+        changes.change_packed,
+        lambda path, source: decompress(path, path.parent / "out.npy"),
     ),
     Target(
         "scene step",

@@ -153,6 +153,11 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
             raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
         if dtype not in DTYPES or not low <= high or not math.isfinite(high - low) or not 0 <= base <= 1:
             raise ValueError(f"voxels of {dtype} from {low} to {high}")
+        kind = np.dtype(dtype)
+        limits = (0, 1) if kind.kind == "b" else (np.iinfo if kind.kind in "iu" else np.finfo)(kind)
+        least, most = limits if isinstance(limits, tuple) else (limits.min, limits.max)
+        if not float(least) <= low <= high <= float(most):
+            raise ValueError(f"voxels of {dtype} from {low} to {high}")
     except (zlib.error, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"a header that says where voxels lie and what they are, got {error}") from error
     codes = decode(body, steps, grid.shape, count) if count else Codes.none()
