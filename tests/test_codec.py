@@ -3,6 +3,7 @@
 import doctest
 import hashlib
 import json
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 pytest.importorskip("constriction")
 
 from splat_ssim.errors import UserError
+from splat_ssim.trainer.loop import Interrupted
 from splat_ssim.volume import GaussianField, Volume, VoxelGrid, load_field, load_volume, save_volume
 from splat_ssim.volume.codec import Packed, compress_volume, load_packed
 from splat_ssim.volume.codec.commands import compress, decompress
@@ -426,6 +428,26 @@ def test_other_suffixes_and_several_channels_are_refused(tmp_path):
         compress(scan, tmp_path / "scan.zip", bytes=500)
     one = compress(scan, tmp_path / "one.gsv", bytes=600, steps=10, read={"channel": 1}, progress=False)
     assert one.metrics["bytes"] <= 600
+
+
+def test_voxels_that_are_no_numbers_are_refused():
+    source = blob(0, 1, "float32")
+    source[3, 4, 5] = np.nan
+    with pytest.raises(ValueError, match="required finite voxels, got NaN or infinities"):
+        compress_volume(Volume(source[None], GRID), bytes=500)
+
+
+def test_a_signal_ends_it_and_leaves_no_file(tmp_path, monkeypatch):
+    scan = save_volume(tmp_path / "scan.npy", Volume(blob(0, 250, "uint8")[None], GRID))
+
+    def stopped(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return cut_error(*args, **options)
+
+    monkeypatch.setattr("splat_ssim.volume.codec.rounding.cut_error", stopped)
+    with pytest.raises(Interrupted):
+        compress(scan, tmp_path / "scan.gsv", bytes=500, steps=20, device="cpu", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} <= {"scan.npy", "scan.npy.json", "scan.json"}
 
 
 def test_codes_of_no_gaussian_are_a_volume():

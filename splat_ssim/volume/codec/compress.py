@@ -29,7 +29,7 @@ from .quantizer import Codes, Steps
 from .rounding import round_field
 
 #: dB that twice as many Gaussians gain, about, and that rounding costs.
-_DOUBLING, _ROUNDING = 2.7, 0.6
+_DOUBLING, _ROUNDING = 4.0, 0.8
 #: A quality may be better by so many dB.
 _GOOD = 0.4
 #: Fits that a quality is sought by, at most.
@@ -84,7 +84,7 @@ def compress_volume(
         name: Of the volume, in messages.
 
     Raises:
-        ValueError: Not exactly one of bytes, psnr and ratio, or one out of range; several channels.
+        ValueError: Not exactly one of bytes, psnr and ratio, or one out of range; several channels; NaN or infinities.
         Interrupted: SIGINT or SIGTERM came.
 
     Example:
@@ -129,6 +129,10 @@ def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | N
         )
     if volume.data.dtype.name not in DTYPES:
         raise ValueError(f"{name}: required voxels of {', '.join(DTYPES)}, got {volume.data.dtype}")
+    if volume.data.dtype.kind == "f" and not np.isfinite(volume.data).all():
+        raise ValueError(
+            f"{name}: required finite voxels, got NaN or infinities; --read '{{nonfinite: 0}}' replaces them"
+        )
     for key, value in given.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{key} must be above 0, got {value}")
