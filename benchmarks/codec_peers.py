@@ -90,7 +90,7 @@ def video_codec(name: str, encoder: str, options: dict[str, str], container: str
     def encode(values: np.ndarray, setting: float) -> bytes:
         deep = values.dtype != np.uint8
         frames = scaled(values, 10 if deep else 8)
-        frames = np.pad(frames, [(0, 0), *((0, -n % 8 if n >= 64 else 64 - n) for n in frames.shape[1:])], "edge")
+        frames = np.pad(frames, [(0, 0), *((0, -n % 2 if n >= 64 else 64 - n) for n in frames.shape[1:])], "edge")
         file = io.BytesIO()
         with av.open(file, "w", format=container) as output:
             stream = output.add_stream(encoder, rate=25, options={**options, "crf": f"{setting:g}"})
@@ -149,7 +149,7 @@ def codecs() -> Iterator[Codec]:
         print("AV1, HEVC: required PyAV, got none (extra 'codecs')")
     else:
         for name, encoder, options, container, high in (
-            ("AV1 (SVT, preset 4)", "libsvtav1", {"preset": "4"}, "ivf", 63),
+            ("AV1 (SVT, preset 4)", "libsvtav1", {"preset": "4"}, "obu", 63),
             ("HEVC (x265, slow)", "libx265", {"preset": "slow", "x265-params": "log-level=none"}, "hevc", 51.0),
         ):
             if encoder in av.codecs_available:

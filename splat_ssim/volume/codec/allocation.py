@@ -16,7 +16,7 @@ from .stream import encode
 #: Bits that a Gaussian takes at the steps of `suitable_steps`, about; a fit is given as many as they pay for.
 BITS = 42.0
 #: The range of weights' steps, as multiples of the suitable one, that bytes are met by; beyond it Gaussians go.
-_FINEST, _COARSEST = 0.6, 1.6
+_FINEST, _COARSEST = 0.6, 3.0
 
 
 def suitable_steps(mse: float, voxels: int, count: int) -> Steps:
