@@ -35,8 +35,9 @@ from splat_ssim.volume.codec.quantizer import (
 )
 from splat_ssim.volume.codec.rounding import round_field
 from splat_ssim.volume.codec.stream import decode, encode
+from splat_ssim.volume.codec.ties import has_ties, without_ties
 from splat_ssim.volume.export import FieldSource
-from splat_ssim.volume.reference import rotation_matrices, voxelize_reference
+from splat_ssim.volume.reference import mahalanobis_squared, rotation_matrices, voxelize_reference
 
 SHAPE = (24, 20, 26)
 GRID = VoxelGrid.regular(SHAPE, spacing=(0.7, 0.7, 2.5), origin=(-30, 4, 5.5), axes="xyz")
@@ -233,6 +234,28 @@ def test_rounding_by_parts_costs_less_than_rounding_at_once():
     round_field(field, target, steps, length=90)
     assert error(field) < 0.6 * at_once
     assert cut_error(field(grid), target).item() == pytest.approx(error(field), rel=1e-3)
+
+
+def test_no_voxel_lies_on_a_cut_off():
+    steps = Steps(0.1)
+    shapes, weights = np.zeros((40, 6), np.int64), np.full(40, 9)
+    # Standard deviation 1 at the centre of voxels: the voxel three further on is on the cut-off exactly.
+    cells = np.stack([np.arange(40) % 10 + 1, np.arange(40) // 10 + 2, np.full(40, 5)], 1)
+    levels = place_levels(weights, shape_values(weights, shapes, steps), steps)
+    codes = Codes(cells, weights, shapes, levels // 4)
+    tied = has_ties(dequantize(codes, steps), SHAPE)
+    assert tied.any()
+    settled = without_ties(codes, steps, SHAPE)
+    gaussians = dequantize(settled, steps)
+    assert not has_ties(gaussians, SHAPE).any()
+    assert ((settled.places != codes.places).any(1) == tied).all()
+    g = {name: torch.from_numpy(a).double() for name, a in gaussians.items()}
+    points = VoxelGrid(SHAPE).points(dtype=torch.float64).reshape(-1, 3)
+    distances = mahalanobis_squared(g["means"], g["quats"], g["log_scales"].exp(), points)
+    assert float((distances - 9).abs().min()) > 2e-5
+    before = {name: torch.from_numpy(a).double() for name, a in dequantize(codes, steps).items()}
+    distances = mahalanobis_squared(before["means"], before["quats"], before["log_scales"].exp(), points)
+    assert (((distances - 9).abs() < 3e-5).any(1).numpy() == tied).all()
 
 
 # --- files

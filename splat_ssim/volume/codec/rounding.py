@@ -21,6 +21,7 @@ from ..grid import VoxelGrid
 from .field import CodedField
 from .loss import cut_error
 from .quantizer import CLASS_STARTS, MAX_WEIGHT, Steps, classes, coded_values
+from .ties import without_ties
 
 #: What is rounded at the beginning of each stage: a kind of numbers, and the share of them that then is. A share of 0
 #: frees them all again, within the class that the other numbers' steps go by.
@@ -105,7 +106,11 @@ class _Rounder:
             self._sizes = self._bounds()
             return
         chosen = self._turns[name] < share if share < 1 else torch.ones_like(free, dtype=torch.bool)
-        rounded = torch.from_numpy(coded_values(self.field.codes(self.steps), self.steps)[name]).to(tensor)
+        codes = self.field.codes(self.steps)
+        if name == "means" and share == 1:
+            # Where a Gaussian ends goes by nothing that changes from here on.
+            codes, free = without_ties(codes, self.steps, self.field.shape), free.fill_(1.0)
+        rounded = torch.from_numpy(coded_values(codes, self.steps)[name]).to(tensor)
         tensor.copy_(torch.where(chosen & (free > 0), rounded, tensor))
         free.masked_fill_(chosen, 0.0)
         state = self.optimizer.state.get(tensor)
