@@ -24,7 +24,9 @@ _TRIES = 18
 
 
 def without_ties(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> Codes:
-    """Codes none of whose Gaussians has a voxel on its cut-off; all but a few are as they were.
+    """Codes whose Gaussians have no voxel on their cut-off; all but a few are as they were.
+
+    A Gaussian of a weight so small that it has but one or two places along each axis may keep such a voxel.
 
     Args:
         codes: Of a volume's Gaussians.
