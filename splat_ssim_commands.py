@@ -1,4 +1,4 @@
-"""The console commands: splat-train, -eval, -render, -export, -report, -viewer, -compare, -prepare, -voxelize and others.
+"""The console commands: splat-train, -eval, -render, -export, -report, -viewer, -compare, -prepare and others.
 
 This file lies outside the package because importing the package loads torch, and `train` sets the environment first.
 """
