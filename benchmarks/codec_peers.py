@@ -217,9 +217,9 @@ def lossless(values: np.ndarray) -> Iterator[tuple[str, Callable[[], bytes], Cal
     if values.dtype not in (np.uint8, np.uint16):
         print(f"JPEG-LS, JPEG XL lossless: required voxels of uint8 or uint16, got {values.dtype}")
         return
-    yield "JPEG-LS, lossless (mosaic)", lambda: ic.jpegls_encode(mosaic(values)), ic.jpegls_decode
+    yield "JPEG-LS, lossless (mosaic)", lambda: bytes(ic.jpegls_encode(mosaic(values))), lambda b: ic.jpegls_decode(b)
     yield (
         "JPEG XL, lossless (mosaic)",
-        lambda: ic.jpegxl_encode(mosaic(values), lossless=True, effort=7),
-        ic.jpegxl_decode,
+        lambda: bytes(ic.jpegxl_encode(mosaic(values), lossless=True, effort=7)),
+        lambda b: ic.jpegxl_decode(b),
     )

@@ -144,11 +144,11 @@ def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, 
         if OURS.startswith(tuple(only)):
             yield {"volume": name, "size": size, **row_of_ours(volume, name, size, steps, kept)}
         for codec in installed:
-            row = row_of(codec, values, size)
-            if row is None:
+            made = row_of(codec, values, size)
+            if made is None:
                 print(f"{name}: {codec.name} makes no file of {size} bytes or less")
             else:
-                yield {"volume": name, "size": size, **row}
+                yield {"volume": name, "size": size, **made}
 
 
 def markdown(rows: list[dict]) -> str:
