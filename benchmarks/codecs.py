@@ -192,7 +192,7 @@ def main() -> None:
         "--kept", type=Path, help="folder of our files, which are made only where they are not there yet"
     )
     parser.add_argument("--only", nargs="+", default=[""], help="begins of the names of the codecs to measure")
-    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "codecs.csv")
+    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "codecs.csv")
     arguments = parser.parse_args()
     # Rows that are there already stay, but for those measured again.
     rows = {}
