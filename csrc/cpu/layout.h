@@ -104,8 +104,8 @@ constexpr int kVoxelMinWidth = 16;  // of a crop: kernels load and store whole v
 
 // --- X-rays ----------------------------------------------------------------------------------------------------------
 
-constexpr int kXrayFrame = 12;    // doubles of a view: origin, column step, row step and what leads to the first pixel
-constexpr int kXrayNumbers = 5;   // int64: views, rows, columns, floats from row to row, cone
-constexpr int kXraySlack = 15;    // floats past the columns of a row: kernels load and store whole vectors
+constexpr int kXrayFrame = 12;   // doubles of a view: origin, column step, row step and what leads to the first pixel
+constexpr int kXrayNumbers = 5;  // int64: views, rows, columns, floats from row to row, cone
+constexpr int kXraySlack = 15;   // floats past the columns of a row: kernels load and store whole vectors
 
 }  // namespace
