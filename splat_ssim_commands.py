@@ -103,3 +103,8 @@ def compress() -> None:
 def decompress() -> None:
     """Writes the volume of a file of Gaussians."""
     _call("splat-decompress", "splat_ssim.volume.codec.commands:decompress")
+
+
+def project() -> None:
+    """Writes X-ray projections of a volume."""
+    _call("splat-project", "splat_ssim.ct.simulate:simulate")

@@ -6,7 +6,7 @@ from pathlib import Path
 # The repository's own package where none is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from splat_ssim.trainer.cli import call
+from splat_ssim_commands import project
 
 if __name__ == "__main__":
-    call("splat_ssim.ct.simulate:simulate")
+    project()

@@ -34,6 +34,7 @@ PURPOSES = {
     "splat-voxelize": "Writes the volume that fitted Gaussians stand for",
     "splat-compress": "Writes a volume as a file of Gaussians",
     "splat-decompress": "Writes the volume that a file of Gaussians stands for",
+    "splat-project": "Writes projections of a volume",
 }
 
 #: Runs command lines as their entry points do, one after the other in one process; writes what came of each.

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from splat_ssim._files import CACHE_VARIABLE
 from splat_ssim.ops import _cuda_module, _nvrtc, compiled
 from splat_ssim.ops._cuda_kernels import SHARED, VOXELS, WINDOW_SIZES, kernel_names, kernel_units
 
@@ -36,7 +37,7 @@ def test_compiled_kernels_are_kept_on_disk(tmp_path, monkeypatch):
         calls.append((architecture, unit))
         return b"cubin of " + source
 
-    monkeypatch.setenv(_nvrtc.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(_nvrtc, "compile_kernels", compile_kernels)
     assert _nvrtc.cached_kernels(b"a", "sm_90", 11) == b"cubin of a"
     assert _nvrtc.cached_kernels(b"a", "sm_90", 11) == b"cubin of a"
@@ -53,7 +54,7 @@ def test_compiled_kernels_are_kept_on_disk(tmp_path, monkeypatch):
 
 def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(_nvrtc.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(_nvrtc, "compile_kernels", lambda source, architecture, unit: source)
     assert _nvrtc.cached_kernels(b"a", "sm_90", 11) == b"a"
 
@@ -79,7 +80,7 @@ def test_no_home_only_costs_time(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    for name in (_nvrtc.CACHE_VARIABLE, "XDG_CACHE_HOME"):
+    for name in (CACHE_VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(_nvrtc.Path, "home", no_home)
     monkeypatch.setattr(_nvrtc, "compile_kernels", lambda source, architecture, unit: source)

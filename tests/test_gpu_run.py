@@ -53,6 +53,7 @@ def machine(tmp_path):
     (peers / "fused_ssim.py").write_text(BROKEN_PEER)
     environment = {
         **os.environ,
+        "WORKERS": "0",  # the stand-in is of one process
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(peers),
         "PYTHON": str(programs / "python"),

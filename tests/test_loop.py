@@ -289,7 +289,7 @@ class NoTask:
 @pytest.mark.parametrize(
     "task,text",
     [
-        ("cooking", r"required one of scene, image, volume or package\.module:Class, got 'cooking'"),
+        ("cooking", r"required one of scene, ct, image, volume or package\.module:Class, got 'cooking'"),
         ("tests.test_loop:Nothing", r"got 'tests\.test_loop:Nothing': .*no attribute 'Nothing'"),
         ("nowhere.at:All", r"got 'nowhere\.at:All': No module named 'nowhere'"),
         ("tests.test_loop:NoTask", r"required a class with the interface of a task, got .* without VIEWS, step"),

@@ -152,7 +152,7 @@ def check_pip(words):
     for name in names:
         if name.startswith("dist/"):
             continue
-        extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", name)
+        extras = re.fullmatch(r"\.(?:\[([\w,-]+)\])?", name)
         assert extras, f"{name!r}: splat_ssim cannot be installed by name before there is a release"
         for extra in (extras[1] or "").split(","):
             assert not extra or extra in PROJECT["optional-dependencies"], extra

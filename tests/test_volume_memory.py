@@ -39,9 +39,7 @@ def test_a_fit_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypa
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": (2048,) * 3})
         file.truncate(file.tell() + 2 * 2048**3)
-    text = (
-        r"huge.npy: a fit of 2048x2048x2048 voxels requires about 327 GB of memory, got 10 GB; cut the volume or halve"
-    )
+    text = r"huge.npy: a fit of 2048x2048x2048 voxels requires about 327 GB of memory, got 10 GB; fit it brick by brick"
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000_000)
     with pytest.raises(ValueError, match=text):
         fit(path, device="cpu")
