@@ -67,6 +67,16 @@ def test_two_processes_write_the_checkpoint_of_one(tmp_path):
     assert all(torch.equal(splats[0][name], splats[1][name]) for name in splats[0])
 
 
+@pytest.mark.slow
+def test_three_processes_with_a_view_each_write_the_checkpoint_of_one(tmp_path):
+    scene = write_blender(tmp_path / "scene", train=7)
+    _, one = train(scene, tmp_path / "one", 1, "--batch-size", "3")
+    result, three = train(scene, tmp_path / "three", 3, "--batch-size", "3")
+    assert result.returncode == 0, result.stderr
+    splats = [torch.load(path, weights_only=True)["splats"] for path in (one, three)]
+    assert all(torch.equal(splats[0][name], splats[1][name]) for name in splats[0])
+
+
 def test_views_that_cannot_be_shared_evenly_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("splat_ssim.scene.training.launched", lambda: Ranks(0, 2))
     config = SceneConfig(data_dir=write_blender(tmp_path), batch_size=3, device="cpu")

@@ -32,10 +32,22 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over the ranks."""
-        if self.count > 1:
-            for tensor in tensors:
+        """Replaces each tensor by its sum over the ranks.
+
+        On the CPU it is added up in the order of the ranks, as one process adds the gradients of one view after the
+        other. An optimiser makes steps of full length of the smallest differences.
+        """
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            if tensor.is_cuda:
                 dist.all_reduce(tensor)
+                continue
+            parts = [torch.empty_like(tensor) for _ in range(self.count)]
+            dist.all_gather(parts, tensor.contiguous())
+            tensor.copy_(parts[0])
+            for part in parts[1:]:
+                tensor.add_(part)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, which have the same shape, one behind the other along the first axis."""
