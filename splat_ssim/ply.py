@@ -146,11 +146,7 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
         PlyError: The file is missing, is no PLY, is cut off, or is of another format for Gaussians, which is named.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as missing:
-        raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
-    header, body = _cut(path, data)
+    header, body = _opened(path)
     form, elements = _read_header(path, header)
     if any(name == "packed_position" for element in elements for name, _ in element.properties):
         raise PlyError(
@@ -197,11 +193,7 @@ def ply_elements(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
         PlyError: The file is missing, is no PLY, is cut off, is text, or has lists.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as missing:
-        raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
-    header, body = _cut(path, data)
+    header, body = _opened(path)
     form, elements = _read_header(path, header)
     if form == "ascii" or any(element.has_list for element in elements):
         raise PlyError(f"{path}: required a binary PLY without lists, got {'text' if form == 'ascii' else 'lists'}")
@@ -222,13 +214,32 @@ def ply_comments(path: str | Path) -> list[str]:
     Raises:
         PlyError: The file is missing, or is no PLY.
     """
+    lines = [line.strip() for line in _opened(Path(path))[0]]
+    return [line.removeprefix("comment").strip() for line in lines if line.startswith("comment")]
+
+
+def ply_count(path: str | Path) -> int:
+    """How many vertices the header of a PLY file promises; what follows the header is not looked at.
+
+    Raises:
+        PlyError: The file is missing, or is no PLY.
+    """
     path = Path(path)
+    _, elements = _read_header(path, _opened(path)[0])
+    return next(element.count for element in elements if element.name == "vertex")
+
+
+def _opened(path: Path) -> tuple[list[str], bytes]:
+    """The lines of a file's header and what follows it.
+
+    Raises:
+        PlyError: The file is missing, or is no PLY.
+    """
     try:
         data = path.read_bytes()
     except OSError as missing:
         raise PlyError(f"{path}: required a PLY file, got {missing.strerror}") from None
-    lines = [line.strip() for line in _cut(path, data)[0]]
-    return [line.removeprefix("comment").strip() for line in lines if line.startswith("comment")]
+    return _cut(path, data)
 
 
 #: How gzip begins, which SPZ files are.

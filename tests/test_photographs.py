@@ -11,6 +11,7 @@ from PIL import Image
 
 from splat_ssim.errors import UserError
 from splat_ssim.loss import photometric_loss
+from splat_ssim.ply import load_ply
 from splat_ssim.scene.batch import joined
 from splat_ssim.scene.cameras import camera_rows
 from splat_ssim.scene.config import SceneConfig
@@ -419,6 +420,21 @@ def test_a_start_from_more_gaussians_than_the_budget_is_refused(tmp_path):
         SceneTask(config_of(tmp_path / "scene", model=model, strategy=StrategyConfig(budget=10)))
     with pytest.raises(ConfigError, match=r"model\.init_ply and model.init ply go together"):
         config_of(tmp_path / "scene", model=ModelConfig(init="ply")).resolved()
+
+
+def test_an_offset_that_is_none_is_refused_and_a_true_one_is_undone(tmp_path):
+    write_blender(tmp_path / "scene")
+    run(SceneTask(config_of(tmp_path / "scene", result_dir=tmp_path / "first")))
+    whole = (tmp_path / "first" / "scene.ply").read_bytes()
+    moved_by = tmp_path / "moved.ply"
+    model = ModelConfig(init="ply", init_ply=moved_by)
+    means = load_ply(tmp_path / "first" / "scene.ply")["means"]
+    moved_by.write_bytes(whole.replace(b"element vertex", b"comment offset 0.25 0 -0.5\nelement vertex", 1))
+    task = SceneTask(config_of(tmp_path / "scene", model=model))
+    assert (task.splats["means"] - means - torch.tensor([0.25, 0.0, -0.5])).abs().max() < 1e-6
+    moved_by.write_bytes(whole.replace(b"element vertex", b"comment offset 0.25 0 east\nelement vertex", 1))
+    with pytest.raises(UserError, match="required three numbers after comment offset"):
+        SceneTask(config_of(tmp_path / "scene", model=model))
 
 
 # --- checkpoints

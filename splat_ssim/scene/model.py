@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim.ply import SH0, load_ply
+from splat_ssim.ply import SH0
 from splat_ssim.render import rasterization
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
@@ -24,13 +24,6 @@ Splats = torch.nn.ParameterDict
 FAR = 1e10
 #: How opacities may be stored, see `activated_opacities`.
 OPACITY_ACTIVATIONS = ("sigmoid", "absolute")
-
-
-def start_count(scene: Scene, config: ModelConfig) -> int:
-    """How many Gaussians `create_splats` starts with where nothing limits it."""
-    if config.init == "ply" and config.init_ply is not None:
-        return len(load_ply(config.init_ply)["means"])
-    return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
 
 
 def create_splats(

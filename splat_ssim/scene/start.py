@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim.ply import load_ply, ply_comments
+from splat_ssim.formats.compressed_ply import offset_of
+from splat_ssim.ply import load_ply, ply_comments, ply_count
 from splat_ssim.scene.data import Scene, SceneError, View
 from splat_ssim.scene.data.placement import looked_at, ordinary
 from splat_ssim.scene.options import ModelConfig
@@ -36,12 +36,19 @@ def starting_points(
     return scene.points, scene.colors
 
 
+def start_count(scene: Scene, config: ModelConfig) -> int:
+    """How many Gaussians a scene starts with where nothing limits it."""
+    if config.init == "ply" and config.init_ply is not None:
+        return ply_count(config.init_ply)
+    return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
+
+
 def start_words(scene: Scene, config: ModelConfig, count: int) -> str:
     """What `count` Gaussians of a scene start from, in words."""
     if config.init == "ply":
         return f"{count} Gaussians of {config.init_ply}"
+    available = start_count(scene, config)
     random = config.init == "random" or scene.points is None
-    available = config.init_count if random or scene.points is None else len(scene.points)
     what = f"{available} {'random points' if random else 'points of the scene'}"
     return what if count == available else f"{count} of {what}"
 
@@ -66,6 +73,7 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
 
     Raises:
         PlyError: The file does not read as Gaussians.
+        FormatError: Its comment of an offset has no three finite numbers.
         SceneError: It holds none, more than there may be, ones that are not finite, or none that a camera sees.
     """
     path = config.init_ply
@@ -78,7 +86,8 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
     for name, value in splats.items():
         if not np.isfinite(value).all():
             raise SceneError(f"{path}: required finite {name}, got others")
-    splats["means"] = (splats["means"].astype(np.float64) + _offset_of(path) - scene.offset).astype(np.float32)
+    offset = offset_of([line.split() for line in ply_comments(path)], path)
+    splats["means"] = (splats["means"].astype(np.float64) + offset - scene.offset).astype(np.float32)
     coefficients, held = (config.sh_degree + 1) ** 2 - 1, splats["shN"].shape[1]
     if held != coefficients:
         degree = int((held + 1) ** 0.5) - 1
@@ -89,18 +98,6 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
     splats["shN"] = kept
     check_visible(splats["means"], scene)
     return splats
-
-
-def _offset_of(path: Path) -> np.ndarray:
-    """(3,) float64 that a PLY's comment says to add to its coordinates, else 0."""
-    for line in ply_comments(path):
-        words = line.split()
-        if words[:1] == ["offset"] and len(words) == 4:
-            try:
-                return np.array([float(word) for word in words[1:]])
-            except ValueError:
-                break
-    return np.zeros(3)
 
 
 def boxed(scene: Scene, corners: Sequence[float]) -> Scene:

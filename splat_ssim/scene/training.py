@@ -31,7 +31,6 @@ from splat_ssim.scene.model import (
     penalty_of,
     render,
     standard_splats,
-    start_count,
 )
 from splat_ssim.scene.modes import MODES
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
@@ -40,7 +39,7 @@ from splat_ssim.scene.poses import RefinedPoses
 from splat_ssim.scene.presets import KINDS
 from splat_ssim.scene.reading import FIRST_ORIGIN, check_origin, in_box, read_scene, scene_fingerprint
 from splat_ssim.scene.scoring import score_views
-from splat_ssim.scene.start import keep_inside, start_words
+from splat_ssim.scene.start import keep_inside, start_count, start_words
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.scene.views import TrainingViews
 from splat_ssim.strategy.scoring import ViewStats
@@ -192,6 +191,8 @@ class SceneTask:
 
     def _step_views(self, index: int) -> None:
         """Steps what training views have for themselves: exposures and poses."""
+        if self.exposures is None and self.poses is None:
+            return
         progress, used = index / self.config.steps, self.views.indices(index)
         if self.exposures is not None:
             self.exposures.maps.share(used, self.ranks)
