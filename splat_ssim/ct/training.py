@@ -16,16 +16,17 @@ from ..functional import ssim
 from ..registry import get_loss
 from ..trainer.checkpoint import fingerprint
 from ..trainer.config import RunConfig
+from ..trainer.draws import drawn_in_turn
 from ..trainer.metrics import psnr, reported_psnr
 from ..trainer.pictures import ERROR_GAIN, save_image
 from ..trainer.profiling import stage
-from ..trainer.states import check_rows, load_generator, load_optimizer
+from ..trainer.states import check_rows, load_generator, load_optimizer, number_of
 from ..trainer.task import Report
 from ..volume.crops import random_crop
 from ..volume.evaluation import evaluate_volume
 from ..volume.export import FieldSource, save_gaussians_ply
 from ..volume.gaussians import GaussianField, new_gaussians, voxel_size
-from ..volume.growth import CappedGrowth, growth_rounds, sort_gaussians
+from ..volume.growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from ..volume.io import Volume, load_volume, save_volume
 from ..volume.losses import tv3d
 from ..volume.optimizers import make_optimizer, set_learning_rates
@@ -35,8 +36,6 @@ from .data import Projections, load_projections
 from .fdk import fdk
 from .project import project_field
 
-#: Steps between two Morton sorts.
-SORT_EVERY = 200
 #: The brightness that counts as 1 is this quantile of the filtered backprojection's voxels above half its maximum.
 _BRIGHT, _FAINT = 0.5, 0.02
 
@@ -165,12 +164,7 @@ class CTTask:
         """The views of a step: all of them in turn, in an order that is drawn for each round from the seed."""
         count = self.data.geometry.views
         size = min(self.config.views, count)
-        chosen = []
-        for place in range(index * size, (index + 1) * size):
-            turn, at = divmod(place, count)
-            seed = (self.config.seed * 1_000_003 + turn) % (1 << 63)
-            chosen.append(int(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[at]))
-        return chosen
+        return [drawn_in_turn(index * size + place, count, self.config.seed) for place in range(size)]
 
     def project(self, views: Sequence[int]) -> Tensor:
         """(V, 1, rows, columns): the field's pictures, over the brightest of the measured ones."""
@@ -232,9 +226,7 @@ class CTTask:
         check_rows(state["tensors"], self.model.tensors, "tensors")
         self.model = GaussianField(state["tensors"])
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
-        if type(state["last_loss"]) not in (float, int):
-            raise ValueError(f"last_loss: required a number, got {type(state['last_loss']).__name__}")
-        self.last_loss = float(state["last_loss"])
+        self.last_loss = number_of(state["last_loss"], "last_loss")
         load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from splat_ssim.errors import UserError
 from splat_ssim.scene.coarse import CoarseViews
 from splat_ssim.scene.config import SceneConfig, coarseness
 from splat_ssim.scene.data import Scene, View
+from splat_ssim.trainer.draws import drawn_in_turn, seeded
 from splat_ssim.trainer.ranks import ALONE, Ranks
 from splat_ssim.trainer.upload import Ahead
 
@@ -62,14 +63,7 @@ class TrainingViews:
     def indices(self, step: int) -> list[int]:
         """Which views a step has, those of other processes too."""
         size = self.config.batch_size
-        return [self._index_at(step * size + place) for place in range(size)]
-
-    def _index_at(self, position: int) -> int:
-        """The view at a place in the row of all passes."""
-        epoch, place = divmod(position, len(self.views))
-        # Torch takes seeds below 2^63.
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-        return int(torch.randperm(len(self.views), generator=generator)[place])
+        return [drawn_in_turn(step * size + place, len(self.views), self.config.seed) for place in range(size)]
 
     def _reduced(self, index: int, step: int) -> View:
         """A view at the resolution of a step."""
@@ -85,8 +79,7 @@ class TrainingViews:
         """A transparent view over the colour of its step, where those are asked for."""
         if not self.config.data.random_background or not view.is_transparent:
             return view
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
-        red, green, blue = torch.rand(3, generator=generator).tolist()
+        red, green, blue = torch.rand(3, generator=seeded(self.config.seed, step)).tolist()
         return replace(view, background=(red, green, blue))
 
 

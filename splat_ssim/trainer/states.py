@@ -139,6 +139,21 @@ def names_of(state: Any, name: str) -> list[str]:
     return list(state)
 
 
+def number_of(state: Any, name: str) -> float:
+    """A number that was read; it may be NaN.
+
+    Args:
+        state: As it was read.
+        name: For messages.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if type(state) not in (float, int):
+        raise ValueError(f"{name}: required a number, got {type(state).__name__}")
+    return float(state)
+
+
 #: Options that torch's Adam did not always have, and fills in where a state lacks them.
 _ADDED_SINCE = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError, user_errors
 from ..options import of_each
 from ..trainer.config import ConfigError, RunConfig, check_ranges
-from ..trainer.states import check_rows
+from ..trainer.states import check_rows, number_of
 from ..trainer.task import Report
 from .blocks import Block, BlockedVolume, blocks_of
 from .brick_layout import MARGIN, Stage, counted, region_of, shares
@@ -164,7 +164,7 @@ class BrickTask:
 
     def step(self, index: int) -> Report:
         """A step of the brick whose turn it is."""
-        stage = self.stages[bisect.bisect_right([s.first for s in self.stages], index) - 1]
+        stage = self.stages[bisect.bisect_right(self.stages, index, key=lambda stage: stage.first) - 1]
         if self.stage != stage:
             self._begin(stage)
         if self.fit is not None:
@@ -330,7 +330,7 @@ class BrickTask:
         if len(tensors["means"]):
             check_rows(tensors, self._none(), "tensors")
         self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self.last_loss = float(state["last_loss"])
+        self.last_loss = number_of(state["last_loss"], "last_loss")
         self.stage, self.fit = next((stage for stage in self.stages if stage.first == first), None), None
         self.begun = int(state["begun"])
         if self.stage is not None and state["fit"]:

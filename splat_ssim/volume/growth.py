@@ -12,6 +12,9 @@ from .gaussians import GaussianField, blur, sample_voxels
 from .grid import VoxelGrid
 from .voxelize import morton_order
 
+#: Steps between two Morton sorts.
+SORT_EVERY = 200
+
 
 def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
     """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""

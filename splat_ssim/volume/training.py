@@ -19,7 +19,7 @@ from ..trainer.config import RunConfig
 from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
-from ..trainer.states import check_rows, check_values, load_generator, load_optimizer
+from ..trainer.states import check_rows, check_values, load_generator, load_optimizer, number_of
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
@@ -29,7 +29,7 @@ from .frames import in_world
 from .gaussians import GAUSSIAN_FLOATS, GaussianField, voxel_size
 from .grid import VoxelGrid
 from .grid_model import GridField, grid_shape
-from .growth import CappedGrowth, growth_rounds, sort_gaussians
+from .growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from .io import Volume, save_volume
 from .losses import tv3d
 from .memory import check_memory
@@ -38,8 +38,8 @@ from .pictures import save_mip_video, save_slice_sheet
 from .strategies import StrategyGrowth, make_growth
 from .target import Target, read_target
 
-#: Steps between two Morton sorts, and between two looks at whether target_psnr is reached.
-SORT_EVERY, LOOK_EVERY = 200, 50
+#: Steps between two looks at whether target_psnr is reached.
+LOOK_EVERY = 50
 
 
 def pick_volume_device(config: VolumeConfig) -> torch.device:
@@ -328,9 +328,7 @@ class VolumeTask:
             self.model = GridField(tensors["nodes"], self.target.grid)
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
         # NaN before the first step.
-        if type(state["last_loss"]) not in (float, int):
-            raise ValueError(f"last_loss: required a number, got {type(state['last_loss']).__name__}")
-        self.last_loss = float(state["last_loss"])
+        self.last_loss = number_of(state["last_loss"], "last_loss")
         load_generator(self.generator, state["draws"], "draws")
         if isinstance(self.growth, StrategyGrowth):
             self.growth.state = state["strategy"]
