@@ -146,6 +146,7 @@ def test_a_volume_of_zarr_in_the_world_and_of_floats_is_fitted_where_it_lies(tmp
             lambda c: c.data.read.update(nonfinite=0.0),
             r"data\.read of a fit by bricks must hold key, channel, time",
         ),
+        (lambda c: setattr(c.data, "low", 5.0), r"a window must be given by both data\.low and data\.high"),
         (lambda c: setattr(c.data, "mask", c.data_dir), r"data\.mask requires a fit of the whole volume at once"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from ..trainer.config import OutputConfig, RunConfig, YamlMapping, check_ranges, without_meaning
+from ..volume.config import VolumeFormat, fit_ranges
 
 
 @dataclass
@@ -75,7 +76,7 @@ class CTOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: The volume in the projections' unit, float32, as volume.<format>; "" for none.
-    format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", "h5", "zarr"] = "nii.gz"
+    format: VolumeFormat = "nii.gz"
     ply: bool = True
     #: Slices of the volume (with truth and error if it is known) as pictures/slices.png, and of the projections.
     slices: bool = True
@@ -110,21 +111,12 @@ class CTConfig(RunConfig):
             ("views", self.views, 1, None),
             ("tv", self.tv, 0, None),
             ("tv_block", self.tv_block, 0, None),
-            ("model.start", self.model.start, 1e-6, 1),
-            ("model.spread", self.model.spread, 1e-6, None),
-            ("model.min_sigma", self.model.min_sigma, 0.05, None),
-            ("optimizer.final", self.optimizer.final, 1e-6, 1),
-            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
+            *fit_ranges(self.model, self.optimizer, self.strategy),
             *(
                 (f"optimizer.{name}", rate, 0, None)
                 for name, rate in optimizer.items()
                 if name not in ("final", "beta2")
             ),
-            ("strategy.budget", self.strategy.budget, 1, None),
-            ("strategy.rounds", self.strategy.rounds, 1, None),
-            ("strategy.stop", self.strategy.stop, 0, 1),
-            ("strategy.recycle", self.strategy.recycle, 0, 0.9),
-            ("strategy.sigma", self.strategy.sigma, 0.05, None),
         )
 
     def unused(self) -> dict[str, str]:

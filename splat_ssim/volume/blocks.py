@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .config import VolumeDataConfig
 from .io import LAZY, open_array, open_grid, volume_format
-from .normalization import Normalization, ValueRange, choose_normalization, describe_values
+from .normalization import Normalization, ValueRange, describe_values
+from .target import normalization_of
 
 #: Options of `load_volume` that an array which is read by blocks has.
 _OPTIONS = ("key", "channel", "time")
@@ -103,10 +104,5 @@ class BlockedVolume:
             samples.append(voxels.ravel()[::stride])
         # Nothing but the extremes and percentiles of a sample is asked for.
         values = np.concatenate([np.array([least, most]).astype(samples[0].dtype), *samples])
-        window = None if config.low is None or config.high is None else (config.low, config.high)
-        mode = "window" if config.normalize == "auto" and window is not None else config.normalize
-        percentiles = (config.low if config.low is not None else 0.5, config.high if config.high is not None else 99.5)
-        normalization = choose_normalization(
-            values, mode, window=window if mode == "window" else None, percentiles=percentiles
-        )
+        normalization = normalization_of(values, config)
         return normalization, describe_values(values, normalization), checksum

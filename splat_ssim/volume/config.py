@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from ..trainer.config import OutputConfig, RunConfig, YamlMapping, check_ranges, without_meaning
+
+#: How a run may write its volume, "" for not at all.
+VolumeFormat = Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", "h5", "zarr"]
 
 
 @dataclass
@@ -102,13 +105,29 @@ STRATEGY_OPTIONS = {
 }
 
 
+def fit_ranges(model: Any, optimizer: Any, strategy: Any) -> list[tuple[str, float, float, float | None]]:
+    """Rows of `check_ranges` for the options that every fit of Gaussians to a volume has."""
+    return [
+        ("model.start", model.start, 1e-6, 1),
+        ("model.spread", model.spread, 1e-6, None),
+        ("model.min_sigma", model.min_sigma, 0.05, None),
+        ("optimizer.final", optimizer.final, 1e-6, 1),
+        ("optimizer.beta2", optimizer.beta2, 0, 1 - 1e-9),
+        ("strategy.budget", strategy.budget, 1, None),
+        ("strategy.rounds", strategy.rounds, 1, None),
+        ("strategy.stop", strategy.stop, 0, 1),
+        ("strategy.recycle", strategy.recycle, 0, 0.9),
+        ("strategy.sigma", strategy.sigma, 0.05, None),
+    ]
+
+
 @dataclass
 class VolumeOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: The fitted field in the source's intensities, float32, as volume.<format> whatever the source's format; "" for
     #: none.
-    format: Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", "h5", "zarr"] = "nii.gz"
+    format: VolumeFormat = "nii.gz"
     ply: bool = True
     #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
     quantized: bool = True
@@ -149,18 +168,9 @@ class VolumeConfig(RunConfig):
             ("crop", self.crop, 0, None),
             *((("target_psnr", self.target_psnr, 0, None),) if self.target_psnr is not None else ()),
             ("tv", self.tv, 0, None),
-            ("model.start", self.model.start, 1e-6, 1),
-            ("model.spread", self.model.spread, 1e-6, None),
-            ("model.min_sigma", self.model.min_sigma, 0.05, None),
+            *fit_ranges(self.model, self.optimizer, self.strategy),
             ("model.grid_levels", self.model.grid_levels, 0, 8),
-            ("optimizer.final", self.optimizer.final, 1e-6, 1),
-            ("optimizer.beta2", self.optimizer.beta2, 0, 1 - 1e-9),
             *((f"optimizer.{name}", getattr(self.optimizer, name), 0, None) for name in LEARNING_RATES),
-            ("strategy.sigma", self.strategy.sigma, 0.05, None),
-            ("strategy.budget", self.strategy.budget, 1, None),
-            ("strategy.rounds", self.strategy.rounds, 1, None),
-            ("strategy.stop", self.strategy.stop, 0, 1),
-            ("strategy.recycle", self.strategy.recycle, 0, 0.9),
             ("strategy.prune_density", self.strategy.prune_density, 0, 1),
             ("strategy.grow_gradient", self.strategy.grow_gradient, 0, None),
             ("strategy.noise", self.strategy.noise, 0, None),

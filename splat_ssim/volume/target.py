@@ -99,7 +99,7 @@ def make_target(
     Raises:
         ValueError: A volume that spans no range, or a mask of another shape, of another place or without weights.
     """
-    normalization = _normalization(volume.data, config)
+    normalization = normalization_of(volume.data, config)
     intensities = describe_values(volume.data, normalization)
     weights: Tensor | None = None
     mask_lines: tuple[str, ...] = ()
@@ -130,8 +130,16 @@ def make_target(
     )
 
 
-def _normalization(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
-    """The map of the options normalize, low and high."""
+def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
+    """The map of the options normalize, low and high.
+
+    Args:
+        data: Voxels; of a volume that is read by blocks its extremes and a sample.
+        config: The options.
+
+    Raises:
+        ValueError: A window without both of its bounds, or voxels that span no range.
+    """
     mode, low, high = config.normalize, config.low, config.high
     if mode == "percentile":
         return choose_normalization(
