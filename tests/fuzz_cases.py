@@ -179,7 +179,22 @@ def literal(value: object) -> str:
 # Tensors
 # --------------------------------------------------------------------------------------------------------------------
 
-CONTENTS = ("near", "noise", "equal", "same", "flat", "constant", "patches", "ramp", "sparse", "opposite", "signed")
+CONTENTS = (
+    *(
+        "near",
+        "noise",
+        "equal",
+        "same",
+        "object",
+        "flat",
+        "constant",
+        "patches",
+        "ramp",
+        "sparse",
+        "opposite",
+        "signed",
+    ),
+)
 
 
 def _content(kind: str, shape: tuple[int, ...], random_: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -189,6 +204,12 @@ def _content(kind: str, shape: tuple[int, ...], random_: np.random.Generator) ->
         return x, random_.random(shape)
     if kind in ("equal", "same"):
         return x, x
+    if kind == "object":  # equal but for a box, as a render in front of a plain background is
+        starts, ends = np.sort(random_.integers(0, np.asarray(shape[2:]) + 1, (2, len(shape) - 2)), axis=0)
+        box = (..., *(slice(start, end) for start, end in zip(starts, ends, strict=True)))
+        y = x.copy()
+        y[box] = random_.random(y[box].shape)
+        return x, y
     if kind == "flat":
         return 0.9 + 1e-3 * x, 0.9 + 1e-3 * random_.random(shape)
     if kind == "constant":

@@ -2,7 +2,9 @@
 
 import ctypes
 import functools
+import math
 import os
+import random
 import subprocess
 import sys
 
@@ -63,6 +65,56 @@ def test_every_instruction_set(monkeypatch, shape, isa):
     target = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     same = target.float() / 255
     assert photometric(same, target, SSIMOptions(), l1_weight=1.0, dssim_weight=1.0)[0] == 0
+
+
+def objects(shape, boxes, seed=0):
+    """Two images that differ in boxes (rows, columns) alone."""
+    img1, other = pair(shape, seed)
+    img2 = img1.clone()
+    for rows, columns in boxes:
+        img2[..., rows, columns] = other[..., rows, columns]
+    return img1, img2
+
+
+@needs_library
+@pytest.mark.parametrize("isa", compiled.available_isas())
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("seed", range(6))
+def test_images_that_differ_in_a_part_only(monkeypatch, isa, padding, seed):
+    """What is equal is not computed: on either side, between parts, in the last lanes of a row, in whole rows."""
+    monkeypatch.setattr(compiled, "kernel", functools.partial(compiled.kernel, isa_name=isa))
+    random_ = random.Random(seed)
+    shape = (1, random_.choice([1, 3]), random_.randint(40, 160), random_.randint(60, 500))
+
+    def stretch(side):
+        start = random_.choice([0, side - 1, random_.randrange(side)])
+        return slice(start, start + random_.randint(1, 1 + side // 3))
+
+    boxes = [(stretch(shape[2]), stretch(shape[3])) for _ in range(random_.randint(1, 3))]
+    images = objects(shape, boxes, seed)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        check_all(*(image.contiguous(memory_format=layout) for image in images), options_for(shape, padding=padding))
+
+
+@needs_library
+def test_equal_images_lose_nothing_and_have_no_gradient():
+    image = pair((1, 3, 90, 130))[0]
+    loss, *gradients = differentiate(
+        lambda x, y: photometric(x, y, SSIMOptions(), l1_weight=0.8, dssim_weight=0.2)[0], image, image.clone()
+    )
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@needs_library
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_spoils_equal_images_too(value):
+    image = pair((1, 1, 60, 100))[0]
+    image[..., 30, 40] = value
+    found = ops.ssim_map(image, image.clone(), SSIMOptions())
+    spoilt = torch.zeros(1, 1, 60, 100, dtype=torch.bool)
+    spoilt[..., 25:36, 35:46] = True
+    assert torch.equal(~found.isfinite(), spoilt)
 
 
 @needs_library

@@ -3,7 +3,8 @@
 //   2. down the columns, then along the rows, they become the four moments; 1 - S and its partial derivatives follow;
 //   3. the rows of partials (a ring) are averaged down the columns, then along the rows, and give the gradient of rows
 //      `lag` behind: dx = w*mean + s (w*square_s) + d (w*square_d).
-// Scratch is a few rows of a strip for each thread; nothing of the size of an image is kept.
+// Scratch is a few rows of a strip for each thread; nothing of the size of an image is kept. Columns to the left and to
+// the right of all that differs, such as the background around an object, are read but not computed.
 #include "ssim_tile.h"
 
 namespace {
@@ -19,6 +20,8 @@ struct Tile2d : Tile {
 
   int64_t lag, first_row, next_input;
   Ring inputs, partials;  // rows of s and d; of partials
+  // Of the rows in the rings: the input columns where the images differ, the forward columns where partials are not 0.
+  Span differing[kMaxTaps + 2 * kRows], computed[kMaxTaps + 2 * kRows];
   float *averaged, *adjoint;
 
   bool prepare() {
@@ -50,11 +53,21 @@ struct Tile2d : Tile {
     for (; next_input < end; ++next_input) {
       float* row = inputs[next_input];
       load_row(0, next_input, row, row + pitch, true);
+      differing[inputs.slot(next_input)] = differing_columns(row + pitch);
     }
   }
 
+  // The least stretch that holds those of the rows [row, row + number).
+  static Span joined(const Span* spans, const Ring& ring, int64_t row, int64_t number) {
+    Span all = {0, 0};
+    for (int64_t t = 0; t < number; ++t) all = all.joined(spans[ring.slot(row + t)]);
+    return all;
+  }
+
   void clear_partials(int64_t row) {
-    if (gradient) std::memset(partials[row], 0, size_t(maps * pitch) * sizeof(float));
+    if (!gradient) return;
+    computed[partials.slot(row)] = {0, 0};
+    std::memset(partials[row], 0, size_t(maps * pitch) * sizeof(float));
   }
 
   // The forward rows [row, row + kRows).
@@ -62,22 +75,27 @@ struct Tile2d : Tile {
     load_rows(row + kRows + radius);
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
     inputs.list(row - radius, reads(kRowsDown), s);
-    for (int64_t t = 0; t < reads(kRowsDown); ++t) d[t] = s[t] + pitch;
-    const int64_t count = input_columns.count();
+    const Span stretch = reached(joined(differing, inputs, row - radius, reads(kRowsDown)));
+    for (int64_t t = 0; t < reads(kRowsDown); ++t) {
+      s[t] += stretch.begin;
+      d[t] = s[t] + pitch;
+    }
+    const int64_t count = stretch.empty() ? 0 : stretch.count() + 2 * border;
     const Axis& down = problem.axes[kRowsDown];
     const auto average = [&](const float* const* image_rows, float* out) {
       down.passes.column_moments(column_rows(image_rows, nullptr, row - radius, args.height, kRowsDown), down.taps,
                                  count, {out, out + 2 * pitch, out + 4 * pitch, kMoments * pitch});
     };
-    average(s, averaged);
-    average(d, averaged + pitch);
+    average(s, averaged + stretch.begin);
+    average(d, averaged + pitch + stretch.begin);
     for (int64_t r = 0; r < kRows; ++r) {
       if (!problem.rows.contains(row + r)) {
         clear_partials(row + r);
         continue;
       }
       float* out = gradient ? partials[row + r] : nullptr;
-      point_row(averaged + r * kMoments * pitch, out, pitch, 0, row + r + kRows + radius);
+      if (gradient) computed[partials.slot(row + r)] = stretch;
+      point_row(averaged + r * kMoments * pitch, out, pitch, stretch, 0, row + r + kRows + radius);
       finish_point_row(0, row + r, out, pitch);
     }
   }
@@ -87,14 +105,20 @@ struct Tile2d : Tile {
     const float* from[kMaxTaps + kRows];
     const Axis& down = problem.axes[kRowsDown];
     partials.list(row - radius, reads(kRowsDown), from);
+    const Span stretch = joined(computed, partials, row - radius, reads(kRowsDown));
+    const Span columns_back = problem.folds ? all_gradient() : reached_back(stretch);
+    // Wide enough that all which is read along the row is of this block: the partials outside the stretch are 0.
+    const Span wide = stretch.empty() ? stretch : stretch.widened(2 * border + kLanes);
+    const Span read = problem.folds ? all_forward() : wide.in_vectors(forward_columns.count());
+    for (int64_t t = 0; t < reads(kRowsDown); ++t) from[t] += read.begin;
     for (int m = 0; m < maps; ++m) {
-      down.passes.column_sums(from, down.taps, forward_columns.count(), adjoint + m * adjoint_pitch + lead,
+      down.passes.column_sums(from, down.taps, read.count(), adjoint + m * adjoint_pitch + lead + read.begin,
                               maps * adjoint_pitch);
       for (int64_t t = 0; t < reads(kRowsDown); ++t) from[t] += pitch;
     }
     for (int64_t r = 0; r < kRows && row + r < gradient_rows.end; ++r) {
       const float* s = inputs[row + r];
-      finish_gradient_row(0, row + r, adjoint + r * maps * adjoint_pitch + lead, s, s + pitch);
+      finish_gradient_row(0, row + r, adjoint + r * maps * adjoint_pitch + lead, columns_back, s, s + pitch);
     }
   }
 

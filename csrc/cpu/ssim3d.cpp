@@ -139,7 +139,7 @@ struct Tile3d : Tile {
         average_moments(around, row - radius, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           float* out = gradient ? slices_of_partials[z] + partial_offset(row + r) : nullptr;
-          point_row(averaged + r * kMoments * pitch, out, partial_pitch, slice + z + slice_radius,
+          point_row(averaged + r * kMoments * pitch, out, partial_pitch, all_forward(), slice + z + slice_radius,
                     row + r + kRows + radius);
           finish_point_row(slice + z, row + r, out, partial_pitch);
         }
@@ -202,7 +202,7 @@ struct Tile3d : Tile {
         average_adjoints(around, z);
         for (int64_t r = 0; r < kRows && row + r < mine.end; ++r) {
           load_row(slice + z, row + r, s, d, true);
-          finish_gradient_row(slice + z, row + r, adjoint + r * maps * adjoint_pitch + lead, s, d);
+          finish_gradient_row(slice + z, row + r, adjoint + r * maps * adjoint_pitch + lead, all_gradient(), s, d);
         }
       }
     }

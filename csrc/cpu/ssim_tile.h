@@ -22,6 +22,19 @@ struct Span {
   SPLAT_INLINE int64_t count() const { return end - begin; }
   SPLAT_INLINE Span widened(int64_t by) const { return {begin - by, end + by}; }
   SPLAT_INLINE Span within(Span other) const { return {most(begin, other.begin), least(end, other.end)}; }
+  SPLAT_INLINE Span shifted(int64_t by) const { return {begin + by, end + by}; }
+  SPLAT_INLINE bool empty() const { return begin >= end; }
+  // The least that holds both.
+  SPLAT_INLINE Span joined(Span other) const {
+    if (empty()) return other;
+    return other.empty() ? *this : Span{least(begin, other.begin), most(end, other.end)};
+  }
+  // What lies in [0, count), from a multiple of kLanes to one or to `count`.
+  SPLAT_INLINE Span in_vectors(int64_t count) const {
+    const Span inside = within({0, count});
+    if (inside.empty()) return {0, 0};
+    return {inside.begin / kLanes * kLanes, least(round_up(inside.end, kLanes), count)};
+  }
 };
 
 // The window along one axis, and the passes for its taps.
@@ -44,6 +57,7 @@ struct Problem {
   int64_t planes, bands, strips;
   Span slices, rows, columns;  // where the index is defined
   bool folds;                  // padding by copies: the gradient of the border is added to what was copied
+  bool skips;                  // where the images are equal, 1 - S and the gradient are 0 and are not computed
   Axis axes[kAxes];
   int partials;       // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
   float scale, sign;  // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
@@ -65,7 +79,8 @@ SPLAT_INLINE int64_t source_of(int64_t i, int64_t n, int64_t padding) {
 struct Ring {
   float* memory;
   int64_t first, count, size;  // `first`: the lowest index there is
-  SPLAT_INLINE float* operator[](int64_t i) const { return memory + (i - first) % count * size; }
+  SPLAT_INLINE int64_t slot(int64_t i) const { return (i - first) % count; }
+  SPLAT_INLINE float* operator[](int64_t i) const { return memory + slot(i) * size; }
   // Rows i, i + 1, … i + number - 1; a single division, which is dear.
   SPLAT_INLINE void list(int64_t i, int64_t number, const float** rows) const {
     int64_t slot = (i - first) % count;
@@ -325,28 +340,76 @@ struct Tile {
     return copied < 0 ? -1 : copied * stride + (e - pixel * stride);
   }
 
-  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials. The image row
-  // `next_row`, if there is one, is prefetched meanwhile: all at once it would be waited for.
-  void point_row(float* sums, float* out, int64_t out_pitch, int64_t slice, int64_t next_row) const {
+  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials, in a stretch of the
+  // forward columns; both are 0 outside it. The image row `next_row`, if there is one, is prefetched meanwhile: all at
+  // once it would be waited for.
+  void point_row(float* sums, float* out, int64_t out_pitch, Span stretch, int64_t slice, int64_t next_row) const {
+    zero_outside(stretch, dssim);
+    if (out)
+      for (int m = 0; m < maps; ++m) zero_outside(stretch, out + m * out_pitch);
+    if (stretch.empty()) return;
     PointRow work = {};
-    work.sums = sums;
+    work.sums = sums + stretch.begin;
     work.sums_pitch = pitch;
-    work.count = forward_columns.count();
+    work.count = stretch.count();
     work.stride = stride;
-    work.columns = shift.columns.from(border);
-    work.dssim = dssim;
+    work.columns = shift.columns.from(border + stretch.begin);
+    work.dssim = dssim + stretch.begin;
     work.ssim = args.similarities ? ssim : nullptr;
     work.contrast = args.similarities ? contrast : nullptr;
-    work.partials = out;
+    work.partials = out ? out + stretch.begin : nullptr;
     work.partials_pitch = out_pitch;
     if (next_row < args.height) {
-      const int64_t column = most(0, input_columns.begin);
+      const int64_t column = most(0, input_columns.begin + stretch.begin);
       work.next1 = at1(slice, next_row, column);
       work.next2 = at2(slice, next_row, column);
       work.bytes1 = problem.reader.bytes1;
       work.bytes2 = problem.reader.bytes2;
     }
     problem.axes[kAlong].passes.point_row(work, problem.axes[kAlong].taps, point);
+  }
+
+  // All columns of a row, counted from the first.
+  Span all_forward() const { return {0, forward_columns.count()}; }
+  Span all_gradient() const { return {0, gradient_columns.count()}; }
+
+  // Zeros into the columns of a forward row outside a stretch of it, and up to a whole vector.
+  void zero_outside(Span stretch, float* row) const {
+    const int64_t count = round_up(forward_columns.count(), kLanes);
+    std::memset(row, 0, size_t(stretch.begin) * sizeof(float));
+    if (stretch.end < forward_columns.count())
+      std::memset(row + stretch.end, 0, size_t(count - stretch.end) * sizeof(float));
+  }
+
+  // The input columns, counted from the first, from the first vector in which the images differ to the last. What is
+  // not finite differs.
+  Span differing_columns(const float* d) const {
+    const int64_t count = input_columns.count();
+    if (!problem.skips) return {0, count};
+    const auto differ = [&](int64_t j) {
+      return any((Ints)(load(d + j) + load(shift.columns.from(j).difference) != 0.0f));
+    };
+    const int64_t whole = count / kLanes * kLanes;
+    int64_t begin = 0, end = whole;
+    for (int64_t j = whole; j < count; ++j)
+      if (d[j] + shift.columns.from(j).difference[0] != 0.0f) end = count;
+    while (begin < whole && !differ(begin)) begin += kLanes;
+    if (end == whole)
+      while (end > begin && !differ(end - kLanes)) end -= kLanes;
+    return {begin, end};
+  }
+
+  // The forward columns whose windows reach into a stretch of the input columns.
+  Span reached(Span stretch) const {
+    if (stretch.empty()) return {0, 0};
+    return Span{stretch.begin - 2 * border, stretch.end}.in_vectors(forward_columns.count());
+  }
+
+  // The gradient's columns, counted from the first, whose windows reach into a stretch of the forward columns.
+  Span reached_back(Span stretch) const {
+    if (stretch.empty()) return {0, 0};
+    const int64_t apart = forward_columns.begin - gradient_columns.begin;
+    return stretch.shifted(apart).widened(border).in_vectors(gradient_columns.count());
   }
 
   // Weights, totals and the map; partials are 0 beyond the columns where the index is defined.
@@ -384,17 +447,19 @@ struct Tile {
   // The view of gradient `image` of those wanted.
   const View& gradient_view(int image) const { return image == 1 || !args.grad1.data ? args.grad2 : args.grad1; }
 
-  // One row of the gradient, given the partials averaged but along the row (zeros around
-  // them), and the row's s and d.
-  void finish_gradient_row(int64_t slice, int64_t row, const float* sums, const float* s, const float* d) {
+  // One row of the gradient in a stretch of its columns, given the partials averaged but along the row (zeros around
+  // them), and the row's s and d; it is 0 outside the stretch.
+  void finish_gradient_row(int64_t slice, int64_t row, const float* sums, Span stretch, const float* s,
+                           const float* d) {
+    const int64_t column = gradient_columns.begin + stretch.begin;
     GradientRow work = {};
-    work.sums = sums + gradient_columns.begin - border - forward_columns.begin;
+    work.sums = sums + column - border - forward_columns.begin;
     work.sums_pitch = adjoint_pitch;
-    work.count = gradient_columns.count();
+    work.count = stretch.count();
     work.stride = stride;
-    work.s = s + gradient_columns.begin - input_columns.begin;
-    work.d = d + gradient_columns.begin - input_columns.begin;
-    work.columns = shift.columns.from(gradient_columns.begin - input_columns.begin);
+    work.s = s + column - input_columns.begin;
+    work.d = d + column - input_columns.begin;
+    work.columns = shift.columns.from(column - input_columns.begin);
     if (problem.folds) {
       work.out1 = folded;
       work.out2 = folded + pitch;
@@ -402,11 +467,16 @@ struct Tile {
       fold_row(slice, row, d);
       return;
     }
+    for (int image = 0; image < images; ++image) {
+      float* out = output_of(gradient_view(image), slice, row) + columns.begin;
+      std::memset(out, 0, size_t(stretch.begin) * sizeof(float));
+      std::memset(out + stretch.end, 0, size_t(columns.count() - stretch.end) * sizeof(float));
+      (image == 0 ? work.out1 : work.out2) = out + stretch.begin;
+    }
+    if (stretch.empty()) return;
     work.slope = l1;
-    if (l1_weight) work.weights = weight_row(slice, row) + columns.begin;
-    work.out1 = output_of(gradient_view(0), slice, row) + columns.begin;
+    if (l1_weight) work.weights = weight_row(slice, row) + column;
     work.ahead1 = 4 * gradient_view(0).row;
-    if (images == 2) work.out2 = output_of(gradient_view(1), slice, row) + columns.begin;
     problem.axes[kAlong].passes.gradient_row(work, problem.axes[kAlong].taps);
   }
 
@@ -482,6 +552,9 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.c2_twice = static_cast<float>(2 * args.c2 * squared);
   problem.eps = static_cast<float>(4 * args.eps * squared * squared);
   problem.sign = args.grad1.data ? 1.0f : -1.0f;
+  // With eps, S of equal images is not 1; without C1 or C2 it is 0 / 0 where they are 0 or flat.
+  problem.skips = !volumes && !problem.folds && !args.similarities && problem.eps == 0 && problem.c1_twice > 0 &&
+                  problem.c2_twice > 0;
   return true;
 }
 
