@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from splat_ssim.errors import UserError
+from splat_ssim.formats import save_splats
 from splat_ssim.loss import photometric_loss
 from splat_ssim.ply import load_ply
 from splat_ssim.scene.batch import joined
@@ -410,6 +411,28 @@ def test_a_run_starts_from_the_gaussians_of_another(tmp_path):
     assert abs(task.evaluate(None)["psnr"] - trained) < 0.05
     assert len(task.splats["means"]) == 40 and task.splats["shN"].shape[1] == 15
     assert any("harmonics of degree 1, the model has degree 3" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("suffix", [".spz", ".compressed.ply", ".splat", ".glb"])
+def test_a_run_starts_from_any_file_that_export_writes(tmp_path, suffix):
+    write_blender(tmp_path / "scene")
+    first = SceneTask(config_of(tmp_path / "scene"))
+    path = tmp_path / f"scene{suffix}"
+    save_splats(path, first.splats, antialiased=True, offset=(0.0, 0.0, 0.0))
+    task = SceneTask(config_of(tmp_path / "scene", model=ModelConfig(init="ply", init_ply=path)))
+    assert len(task.splats["means"]) == 40
+    closest = torch.cdist(task.splats["means"], first.splats["means"]).min(1).values
+    assert closest.max() < 0.01 * first.extent
+
+
+def test_a_start_from_gaussians_of_another_blur_is_said(tmp_path):
+    write_blender(tmp_path / "scene")
+    path = tmp_path / "scene.ply"
+    save_splats(path, SceneTask(config_of(tmp_path / "scene")).splats, antialiased=True)
+    task = SceneTask(config_of(tmp_path / "scene", model=ModelConfig(init="ply", init_ply=path)))
+    assert any("trained with the compensation of blur, the model is rendered without it" in note for note in task.notes)
+    with pytest.raises(UserError, match=r"required a name that ends in \.ply"):
+        SceneTask(config_of(tmp_path / "scene", model=ModelConfig(init="ply", init_ply=tmp_path / "scene.obj")))
 
 
 def test_a_start_from_more_gaussians_than_the_budget_is_refused(tmp_path):

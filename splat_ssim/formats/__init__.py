@@ -14,9 +14,9 @@ from splat_ssim.formats import compressed_ply, glb, sog, splat, spz
 from splat_ssim.formats.cloud import Cloud as Cloud
 from splat_ssim.formats.cloud import FormatError as FormatError
 from splat_ssim.formats.cloud import check_finite, cloud_of
-from splat_ssim.ply import load_ply, ply_comments, save_ply
+from splat_ssim.ply import load_ply, ply_comments, ply_count, save_ply
 
-__all__ = ["FORMATS", "Cloud", "Format", "FormatError", "format_of", "read_splats", "save_splats"]
+__all__ = ["FORMATS", "Cloud", "Format", "FormatError", "count_splats", "format_of", "read_splats", "save_splats"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,15 @@ def save_splats(
     cloud = cloud_of(splats, antialiased=antialiased, offset=offset, source=path)
     kind.write(cloud, path)
     return cloud.notes
+
+
+def count_splats(path: str | Path) -> int:
+    """How many Gaussians a file holds; of a PLY only the header is read.
+
+    Raises:
+        PlyError, FormatError: It does not read as Gaussians.
+    """
+    return ply_count(path) if format_of(path).name == "ply" else len(read_splats(path))
 
 
 def read_splats(path: str | Path, *, format: str | None = None) -> Cloud:

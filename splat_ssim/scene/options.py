@@ -52,7 +52,7 @@ class ModelConfig:
     #: points: from the scene's point cloud; random: inside the silhouettes or the cameras' view; auto: points if any;
     #: ply: from the Gaussians in init_ply.
     init: Literal["auto", "points", "random", "ply"] = "auto"
-    #: A PLY file of Gaussians to go on from, such as the scene.ply of another run.
+    #: A file of Gaussians to go on from, such as the scene.ply of another run: a PLY, or any that export.py writes.
     init_ply: Path | None = None
     #: Number of Gaussians of a random start.
     init_count: int = 10_000

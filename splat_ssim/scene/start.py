@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim.formats.compressed_ply import offset_of
-from splat_ssim.ply import load_ply, ply_comments, ply_count
+from splat_ssim.formats import count_splats, read_splats
 from splat_ssim.scene.data import Scene, SceneError, View
 from splat_ssim.scene.data.placement import looked_at, ordinary
 from splat_ssim.scene.options import ModelConfig
@@ -39,7 +38,7 @@ def starting_points(
 def start_count(scene: Scene, config: ModelConfig) -> int:
     """How many Gaussians a scene starts with where nothing limits it."""
     if config.init == "ply" and config.init_ply is not None:
-        return ply_count(config.init_ply)
+        return count_splats(config.init_ply)
     return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
 
 
@@ -62,9 +61,10 @@ def keep_inside(means: Tensor, box: tuple[Sequence[float], Sequence[float]] | No
 
 
 def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> dict[str, np.ndarray]:
-    """The Gaussians of a PLY file as parameters of a scene, in its coordinates and of its degree.
+    """The Gaussians of a file as parameters of a scene, in its coordinates and of its degree.
 
-    Harmonics above the model's degree are cut off, missing ones are 0; a note of the scene says so.
+    Harmonics above the model's degree are cut off, missing ones are 0. Notes of the scene say so, as they say what the
+    format lost and whether the file was trained with another blur.
 
     Args:
         scene: Its offset is subtracted; notes are added to it.
@@ -72,13 +72,13 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
         max_count: How many Gaussians there may be.
 
     Raises:
-        PlyError: The file does not read as Gaussians.
-        FormatError: Its comment of an offset has no three finite numbers.
+        PlyError, FormatError: The file does not read as Gaussians, or its name ends in none of the formats.
         SceneError: It holds none, more than there may be, ones that are not finite, or none that a camera sees.
     """
     path = config.init_ply
     assert path is not None
-    splats = {name: value.numpy() for name, value in load_ply(path).items()}
+    cloud = read_splats(path)
+    splats = {name: value.numpy() for name, value in cloud.splats().items()}
     count = len(splats["means"])
     if count == 0 or (max_count is not None and count > max_count):
         most = "at least one Gaussian" if count == 0 else f"at most {max_count} Gaussians, the budget"
@@ -86,8 +86,14 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
     for name, value in splats.items():
         if not np.isfinite(value).all():
             raise SceneError(f"{path}: required finite {name}, got others")
-    offset = offset_of([line.split() for line in ply_comments(path)], path)
-    splats["means"] = (splats["means"].astype(np.float64) + offset - scene.offset).astype(np.float32)
+    scene.notes += [f"{path}: {note}" for note in cloud.notes]
+    if cloud.antialiased != config.antialiased:
+        named = ("without", "with")
+        scene.notes.append(
+            f"{path}: trained {named[cloud.antialiased]} the compensation of blur, the model is rendered "
+            f"{named[config.antialiased]} it (--model.antialiased)"
+        )
+    splats["means"] = (splats["means"].astype(np.float64) + cloud.offset - scene.offset).astype(np.float32)
     coefficients, held = (config.sh_degree + 1) ** 2 - 1, splats["shN"].shape[1]
     if held != coefficients:
         degree = int((held + 1) ** 0.5) - 1
