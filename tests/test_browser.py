@@ -5,6 +5,9 @@ names another. The scene in the page needs the viewer's package: `python scripts
 """
 
 import base64
+import functools
+import http.server
+import json
 import os
 import shutil
 import threading
@@ -14,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from splat_ssim.formats import save_splats
 from splat_ssim.ply import SH0
+from splat_ssim.scene import report
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.modes import draw
 from splat_ssim.trainer import load
@@ -122,26 +127,87 @@ def test_the_scene_in_the_page_is_what_we_render(trained, page):
     page.on("request", lambda request: requests.append(request.url.split(":")[0]))
     page.goto((trained / "report.html").as_uri())
     page.wait_for_selector("#scene-viewer[data-loaded]")
+    seen, field = captured(page, "document.getElementById('scene-viewer').viewer")
+    assert set(requests) <= {"file", "data", "blob"} and 10 < field < 120
+    first, second = likenesses(task, seen, field)
+    # Two renderers agree to 47 dB; the next picture of the orbit is 15 degrees on.
+    assert first > 40 and second < 30, (first, second)
+
+
+def captured(page, viewer):
+    """(192, 192, 3) picture that the viewer shows at the start of its orbit, and its angle of view in degrees."""
     field = page.evaluate(
-        """() => { const viewer = document.getElementById('scene-viewer').viewer;
-        viewer.state.animationPaused = true; viewer.seek(0);
-        return viewer.app.root.findByName('camera').camera.fov; }"""
+        f"() => {{ const viewer = {viewer}; viewer.state.animationPaused = true; viewer.seek(0);"
+        "return viewer.app.root.findByName('camera').camera.fov; }"
     )
     time.sleep(1)
-    result = page.evaluate(
-        "document.getElementById('scene-viewer').viewer.captureFrame({ width: 192, height: 192 }).then((f) => f.data)"
-    )
-    seen = np.frombuffer(base64.b64decode(result), np.uint8).reshape(192, 192, 4)[..., :3] / 255.0
-    assert set(requests) <= {"file", "data", "blob"} and 10 < field < 120
-    # The same camera in our renderer, with the page's angle of view; and the next one of the orbit, 15 degrees on.
-    focal, likeness = 96 / np.tan(np.radians(field) / 2), []
+    data = page.evaluate(f"{viewer}.captureFrame({{ width: 192, height: 192 }}).then((frame) => frame.data)")
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(192, 192, 4)[..., :3] / 255.0, field
+
+
+def likenesses(task, seen, field):
+    """PSNR of a viewer's picture against our renderer's first two of the orbit, with that angle of view."""
+    focal = 96 / np.tan(np.radians(field) / 2)
     for view in orbit(task.scene.train, 24)[:2]:
         view.image = torch.zeros(192, 192, 3, dtype=torch.uint8)
         view.K = torch.tensor([[focal, 0, 96], [0, focal, 96], [0, 0, 1]], dtype=torch.float32)
         ours = draw(task, view)[0].permute(1, 2, 0).numpy()
-        likeness.append(-10 * np.log10(((seen - ours) ** 2).mean()))
-    # Two renderers agree to 47 dB.
-    assert likeness[0] > 40 and likeness[1] < 30, likeness
+        yield -10 * np.log10(((seen - ours) ** 2).mean())
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Address of a web server of `tmp_path`."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+#: The viewer's own way to open a file by its address; the node of a scene is turned as the report page turns it.
+VIEWER_PAGE = """<!doctype html><div id=box style="width:400px;height:400px"></div><script type=module>
+import { createViewer } from "./index.js";
+const told = await (await fetch("told.json")).json();
+const viewer = await createViewer({
+  container: document.getElementById("box"), settings: told.settings, contentUrl: told.file, renderer: "webgl" });
+viewer.app.root.on("childinsert", (node) => { if (node.name === "gsplat") node.setLocalRotation(...told.rotation); });
+window.viewer = viewer;
+viewer.events.on("loaded:changed", () => { document.body.dataset.loaded = "true"; });
+</script>"""
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".compressed.ply", ".sog"])
+def test_an_exported_file_opens_in_an_independent_viewer(trained, page, served, tmp_path, suffix):
+    """supersplat-viewer fetches the file by its address and shows what we render."""
+    package = find_viewer()
+    if package is None:
+        pytest.skip("the viewer's package is not installed: python scripts/report.py --install-viewer")
+    task = load(trained)
+    task.splats = blobs()
+    up, frames = report._up_and_orbit(task)
+    rotation = report._upright(up)
+    save_splats(tmp_path / f"scene{suffix}", task.splats)
+    told = {
+        "file": f"scene{suffix}",
+        "settings": report._settings(task, frames, rotation),
+        "rotation": report._quaternion(rotation),
+    }
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    (tmp_path / "index.js").write_bytes(package.script)
+    (tmp_path / "index.html").write_text(VIEWER_PAGE)
+    (tmp_path / "favicon.ico").write_bytes(b"")
+    page.goto(f"{served}/index.html")
+    page.wait_for_selector("body[data-loaded]")
+    first, second = likenesses(task, *captured(page, "window.viewer"))
+    assert first > 35 and second < 30, (first, second)
 
 
 def test_the_viewer_follows_a_training(page, tmp_path):
