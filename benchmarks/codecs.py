@@ -13,11 +13,9 @@ Seconds are of the processor, all threads, encoding and decoding once; a search'
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,18 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-# The repository's own package where none is installed.
-sys.path.append(str(ROOT))
-
-from benchmarks.codec_peers import Codec, codecs, lossless, unmosaic  # noqa: E402
-from splat_ssim.functional import ssim3d  # noqa: E402
-from splat_ssim.volume import Volume, load_volume  # noqa: E402
+from benchmarks import measure
+from benchmarks.codec_peers import Codec, codecs, lossless, unmosaic
+from benchmarks.measure import add_output, commit, output_folder, read, update
+from splat_ssim.functional import ssim3d
+from splat_ssim.volume import Volume, load_volume
 
 #: Sizes of a volume of 2,777,600 voxels, the MRI of the repository; those of others have as many bytes a voxel.
 SIZES, VOXELS = (23_000, 46_000, 109_000, 230_000, 552_000), 2_777_600
 OURS = "splat_ssim"
-FIELDS = ("volume", "size", "codec", "setting", "bytes", "psnr", "psnr_foreground", "ssim3d", "max_error", "seconds")
+#: What identifies a row; measuring again replaces it.
+KEYS = ("volume", "size", "codec")
 
 
 # --- measuring
@@ -154,6 +151,8 @@ def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, 
 def markdown(rows: list[dict]) -> str:
     """The rows as tables, one for each volume and size, best PSNR first."""
     lines = ["Made by `python -m benchmarks.codecs`. Seconds are of the processor, encoding and decoding.", ""]
+    for made in sorted({f"Commit {row['commit']}: {row['with']}." for row in rows}):
+        lines += [made, ""]
     for volume, size in sorted(
         {(row["volume"], str(row["size"])) for row in rows}, key=lambda k: (k[0], int(k[1] or 0))
     ):
@@ -171,8 +170,7 @@ def markdown(rows: list[dict]) -> str:
 def versions() -> str:
     """What was measured, on a line."""
     names = [f"{name} {importlib.metadata.version(name)}" for name in ("imagecodecs", "av") if _has(name)]
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return ", ".join([f"commit {done.stdout.strip() or 'unknown'}", f"torch {torch.__version__}", *names])
+    return ", ".join([f"torch {torch.__version__}", *names])
 
 
 def _has(name: str) -> bool:
@@ -192,27 +190,16 @@ def main() -> None:
         "--kept", type=Path, help="folder of our files, which are made only where they are not there yet"
     )
     parser.add_argument("--only", nargs="+", default=[""], help="begins of the names of the codecs to measure")
-    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "codecs.csv")
+    add_output(parser)
     arguments = parser.parse_args()
-    # Rows that are there already stay, but for those measured again.
-    rows = {}
-    if arguments.csv.exists():
-        with arguments.csv.open(newline="") as file:
-            rows = {_key(row): row for row in csv.DictReader(file)}
+    folder = output_folder(arguments.output, arguments.dirty_ok)
+    made_with = {"commit": commit(), "with": versions()}
     for path in arguments.volumes:
         for row in rows_of(path, arguments.bytes, arguments.steps, arguments.kept, arguments.only):
-            rows[_key(row)] = row
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
-    with arguments.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: row[key] for key in FIELDS} for row in rows.values())
-    arguments.csv.with_suffix(".md").write_text(f"{versions()}\n\n{markdown(list(rows.values()))}")
-
-
-def _key(row: dict) -> tuple[str, ...]:
-    return str(row["volume"]), str(row["size"]), str(row["codec"])
+            update(folder / "codecs.csv", [{**row, **made_with}], KEYS)
+    (folder / "codecs.md").write_text(markdown(read(folder / "codecs.csv")))
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

@@ -1,6 +1,6 @@
 """CT of the brain MRI from few cone-beam views: Gaussians beside FDK, SART and total variation of RTK.
 
-    python benchmarks/ct.py [--size 128] [--views 50] [--steps N] [--photons N] [--only fdk sart tv gaussians direct]
+    python -m benchmarks.ct [--size 128] [--views 50] [--steps N] [--photons N] [--only fdk sart tv gaussians direct]
 
 The MRI is projected from its own voxels in float64 (scripts/project.py) and reconstructed on size³ voxels of a cube of
 160 mm, so that no method knows the voxels that the projections were made of; the truth is the MRI interpolated there.
@@ -12,9 +12,7 @@ ct.md beside it is drawn from it. RTK comes with `pip install "splat_ssim[ct-ben
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,18 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
-
-from splat_ssim._files import replacing  # noqa: E402
-from splat_ssim.ct.config import CTConfig  # noqa: E402
-from splat_ssim.ct.data import Projections, load_projections  # noqa: E402
-from splat_ssim.ct.simulate import simulate  # noqa: E402
-from splat_ssim.ct.training import CTTask  # noqa: E402
-from splat_ssim.trainer.cli import parse  # noqa: E402
-from splat_ssim.trainer.loop import Unkept  # noqa: E402
-from splat_ssim.volume import fit, load_volume  # noqa: E402
-from splat_ssim.volume.evaluation import evaluate_volume  # noqa: E402
+from benchmarks import measure
+from benchmarks.measure import ROOT, add_output, commit, output_folder, read, update
+from benchmarks.runs import markdown_table
+from splat_ssim.ct.config import CTConfig
+from splat_ssim.ct.data import Projections, load_projections
+from splat_ssim.ct.simulate import simulate
+from splat_ssim.ct.training import CTTask
+from splat_ssim.trainer.cli import parse
+from splat_ssim.trainer.loop import Unkept
+from splat_ssim.volume import fit, load_volume
+from splat_ssim.volume.evaluation import evaluate_volume
 
 METHODS = ("fdk", "sart", "tv", "gaussians", "direct")
 KEYS = ("method", "size", "views", "photons")
@@ -180,39 +177,38 @@ def main() -> None:
     parser.add_argument("--photons", type=float, help="expected count of a free ray; without it there is no noise")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ct.csv")
+    add_output(parser)
     options = parser.parse_args()
+    folder = output_folder(options.output, options.dirty_ok)
     torch.set_num_threads(options.threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9"]
-    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
     for row in rows(options):
         print(", ".join(f"{key} {value}" for key, value in row.items() if value != ""), flush=True)
-        keep(options.output, {**row, "commit": commit})
+        update(folder / "ct.csv", [{**dict.fromkeys(FIELDS, ""), **row, "commit": commit()}], KEYS)
+    (folder / "ct.md").write_text(table(read(folder / "ct.csv")))
 
 
-def keep(path: Path, row: dict[str, Any]) -> None:
-    """Puts a row in the CSV in the place of the one of the same method and setting, and draws the table beside it."""
-    text = {key: str(row.get(key, "")) for key in FIELDS}
-    table: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            table = list(csv.DictReader(file))
-    table = [other for other in table if any(other[key] != text[key] for key in KEYS)] + [text]
-    table.sort(key=lambda other: (int(other["size"]), int(other["views"]), other["photons"]))
-    with replacing(path) as file:
-        lines = [",".join(FIELDS), *(",".join(f'"{r[k]}"' if "," in r[k] else r[k] for k in FIELDS) for r in table)]
-        file.write(("\n".join(lines) + "\n").encode())
-    head = "| method | size | views | photons | PSNR3D | SSIM3D | processor s | s | Gaussians | steps |"
-    body = [
-        f"| {r['method']} | {r['size']}³ | {r['views']} | {r['photons'] or 'no noise'} | {float(r['psnr3d']):.2f} | "
-        f"{float(r['ssim3d']):.3f} | {r['processor_seconds']} | {r['seconds']} | {r['gaussians']} | {r['steps']} |"
-        for r in table
+def table(found: list[dict[str, str]]) -> str:
+    """The rows of the CSV as a page."""
+    found = sorted(found, key=lambda row: (int(row["size"]), int(row["views"]), row["photons"]))
+    lines = [
+        {
+            "method": row["method"],
+            "size": f"{row['size']}³",
+            "views": row["views"],
+            "photons": row["photons"] or "no noise",
+            "PSNR3D": f"{float(row['psnr3d']):.2f}",
+            "SSIM3D": f"{float(row['ssim3d']):.3f}",
+            "processor s": row["processor_seconds"],
+            "s": row["seconds"],
+            "Gaussians": row["gaussians"],
+            "steps": row["steps"],
+        }
+        for row in found
     ]
-    title = "# CT from few cone-beam views\n\nBy `benchmarks/ct.py`; the brain MRI in a cube of 160 mm.\n"
-    with replacing(path.with_suffix(".md")) as file:
-        file.write("\n".join([title, head, "|---" * 10 + "|", *body, ""]).encode())
+    head = "# CT from few cone-beam views\n\nBy `python -m benchmarks.ct`; the brain MRI in a cube of 160 mm.\n\n"
+    return head + "\n".join([*markdown_table(list(lines[0]), lines), ""])
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)
