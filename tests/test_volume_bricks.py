@@ -9,9 +9,12 @@ from splat_ssim.trainer.config import ConfigError
 from splat_ssim.trainer.loop import load, run
 from splat_ssim.volume.blocks import BlockedVolume, blocks_of
 from splat_ssim.volume.brick_layout import counted, shares
+from splat_ssim.volume.brick_scale import averaged, into, out_of, wholly_counted
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeDataConfig
 from splat_ssim.volume.evaluation import evaluate_volume
+from splat_ssim.volume.gaussians import GaussianField
+from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.io import load_volume
 from splat_ssim.volume.rebuild import rebuild
 
@@ -89,11 +92,13 @@ def test_blocks_are_evaluated_as_the_whole_volume_is(tmp_path, volume):
     assert found["psnr3d"] > 30 and border < 2.5 * error.mean()
 
 
-def test_a_fit_by_bricks_resumes_to_the_byte_from_within_a_brick_of_either_pass(tmp_path, volume):
-    config = config_of(tmp_path)
-    config.output.save_steps = (47, 250)
+@pytest.mark.parametrize(("coarse_factor", "steps"), [(None, (47, 250)), (2, (17, 100))])
+def test_a_fit_by_bricks_resumes_to_the_byte_from_within_a_brick_of_either_pass(tmp_path, volume, coarse_factor, steps):
+    config = config_of(tmp_path, coarse_factor=coarse_factor)
+    config.output.save_steps = steps
     metrics = run(BrickTask(config))
-    assert metrics["num_gaussians"] == 120 and metrics["step"] == config_steps(tmp_path)
+    assert metrics["num_gaussians"] == 120
+    assert metrics["step"] == BrickTask(config_of(tmp_path, "other", coarse_factor=coarse_factor)).config.steps
     final = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["tensors"]
     for step in config.output.save_steps:
         kept = tmp_path / "run" / "steps" / f"{step:07d}"
@@ -103,9 +108,46 @@ def test_a_fit_by_bricks_resumes_to_the_byte_from_within_a_brick_of_either_pass(
         assert all(torch.equal(final[name], resumed[name]) for name in final)
 
 
-def config_steps(tmp_path):
-    """Steps of the whole run: those of 8 bricks, and half as many of each of the second pass."""
-    return BrickTask(config_of(tmp_path, "other")).config.steps
+def test_a_first_pass_at_half_the_resolution_ends_where_one_at_all_of_it_does(tmp_path, volume):
+    found = {}
+    for factor in (1, 2):
+        task = BrickTask(config_of(tmp_path, coarse_factor=factor))
+        for step in range(task.config.steps):
+            task.step(step)
+        found[factor] = task.evaluate(None)["psnr3d"]
+        assert len(task) == 120
+    assert task.config.steps < 400 and found[2] > found[1] - 0.5, found
+
+
+def test_gaussians_in_blocks_of_voxels_are_those_of_the_volume():
+    task_field, start, factor = torch.Generator().manual_seed(0), (4, 6, 2), 2
+    means = torch.rand(20, 3, generator=task_field) * 16 + 5
+    tensors = {
+        "means": means,
+        "log_scales": torch.rand(20, 3, generator=task_field) + 0.5,
+        "quats": torch.randn(20, 4, generator=task_field),
+        "densities": torch.rand(20, generator=task_field),
+    }
+    coarse = into(tensors, start, factor)
+    back = out_of(coarse, start, factor)
+    assert all(torch.allclose(back[name], tensors[name], atol=1e-5) for name in tensors)
+    # The middles of the blocks, in voxels of the volume.
+    middles = VoxelGrid((9, 8, 10)).points() * factor + (factor - 1) / 2 + torch.tensor(start)
+    expected = GaussianField(tensors).sample(middles)
+    assert torch.allclose(GaussianField(coarse)(VoxelGrid((9, 8, 10))), expected, atol=2e-5)
+
+
+def test_blocks_at_the_far_border_are_means_of_what_there_is_and_count_only_whole():
+    values = torch.arange(5.0).expand(1, 2, 2, 5)
+    assert averaged(values, 2).flatten().tolist() == [0.5, 2.5, 4.0]
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).expand(2, 2, 5)
+    assert wholly_counted(weights, 2).flatten().tolist() == [1.0, 0.0, 1.0]
+
+
+def test_blocks_that_are_larger_than_the_volume_are_refused(tmp_path):
+    np.save(tmp_path / "volume.npy", np.random.default_rng(0).integers(0, 255, (3, 40, 40), np.uint8))
+    with pytest.raises(UserError, match="coarse_factor must be at most 3, the volume's shortest side, got 4"):
+        BrickTask(config_of(tmp_path, coarse_factor=4))
 
 
 def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):

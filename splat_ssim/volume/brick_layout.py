@@ -67,8 +67,10 @@ def counted(region: Block, done: Sequence[Block], reach: int, whole: Sequence[in
     return weights
 
 
-def shares(weights: Sequence[float], total: int, cores: Sequence[Block]) -> list[int]:
+def shares(weights: Sequence[float], total: int, cores: Sequence[Block], factor: int = 1) -> list[int]:
     """Whole numbers in proportion to the weights, whose sum is the total; at most an eighth of a brick's voxels.
+
+    A voxel is a block of `factor` along each axis.
 
     Example:
         >>> from splat_ssim.volume.brick_layout import shares
@@ -82,5 +84,5 @@ def shares(weights: Sequence[float], total: int, cores: Sequence[Block]) -> list
     parts = np.floor(exact).astype(int)
     for place in np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]:
         parts[place] += 1
-    most = [max(1, int(np.prod(core[1])) // 8) for core in cores]
+    most = [max(1, int(np.prod(core[1])) // (8 * factor**3)) for core in cores]
     return [int(part) for part in np.minimum(parts, most)]

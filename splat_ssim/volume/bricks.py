@@ -23,6 +23,7 @@ from ..trainer.task import Report
 from .blocks import Block, BlockedVolume, blocks_of
 from .brick_layout import MARGIN, Stage, counted, region_of, shares
 from .brick_results import evaluate_blocks, save_middle_slices, write_npy
+from .brick_scale import averaged, blocks_along, coarse_factor_for, into, out_of, wholly_counted
 from .config import VolumeConfig, VolumeOutputConfig
 from .crops import loss_reach
 from .export import FieldSource, save_gaussians_ply, save_quantized
@@ -48,12 +49,17 @@ class BrickConfig(VolumeConfig):
     brick: int = 128
     #: Steps of each brick in the first pass. In the second, over bricks shifted by half an edge, it is half as many.
     brick_steps: int = 150
+    #: The first pass sees means of blocks of so many voxels along each axis, in bricks that are as many times larger;
+    #: by default 2 from 512 voxels a Gaussian on, else 1.
+    coarse_factor: int | None = None
     output: VolumeOutputConfig = field(default_factory=lambda: VolumeOutputConfig(format="", video=False))
 
     def check(self) -> None:
         """Raises ConfigError for the first value that is out of its range."""
         super().check()
         check_ranges(("brick", self.brick, 16, None), ("brick_steps", self.brick_steps, 2, None))
+        if self.coarse_factor is not None:
+            check_ranges(("coarse_factor", self.coarse_factor, 1, 8))
         if self.brick % 2:
             raise ConfigError(f"brick must be even, for half of it is a step of the second pass, got {self.brick}")
 
@@ -67,16 +73,16 @@ class BrickConfig(VolumeConfig):
     def settled(self) -> dict[str, str]:
         """Options that a resumed run keeps: dotted name -> what has been done with them already."""
         why = "the bricks were made by it"
-        return {**super().settled(), **dict.fromkeys(("brick", "brick_steps", "strategy.budget"), why)}
+        return {**super().settled(), **dict.fromkeys(("brick", "brick_steps", "coarse_factor", "strategy.budget"), why)}
 
 
 class BrickTask:
     """Gaussians that become a volume, brick by brick.
 
-    In the first pass each brick is fitted beside the Gaussians of those before it, which stay as they are; what these
-    add to the brick is subtracted, and the new ones are held to what is fitted already beyond its border. The second
-    pass has bricks shifted by half an edge, so that the borders of the first lie inside: there the Gaussians of a brick
-    go on together.
+    In the first pass, at a part of the resolution where Gaussians are few, each brick is fitted beside the Gaussians of
+    those before it, which stay as they are. What these add to the brick is subtracted, and the new ones are held to
+    what is fitted already beyond its border. The second pass has bricks shifted by half an edge, so that the borders of
+    the first lie inside: there the Gaussians of a brick go on together, at the volume's resolution.
 
     Args:
         config: Options; the volume is read from its data_dir.
@@ -111,15 +117,21 @@ class BrickTask:
             )
         shape = "x".join(map(str, (self.volume.channels, *self.volume.shape)))
         self.fingerprint = f"voxels of shape {shape} (checksum {self.volume.checksum:08x})"
-        self.lattice = VoxelGrid(self.volume.shape)
-        self.halo = max(of_each(loss_reach(config.loss_kwargs), 3)) + MARGIN
-        self.cores = [list(blocks_of(self.volume.shape, config.brick))]
+        #: Voxels along an edge of what the first pass takes for a voxel.
+        self.coarse = config.coarse_factor or coarse_factor_for(self.volume.shape, config.strategy.budget)
+        shortest = min(self.volume.shape)
+        if shortest < self.coarse:
+            raise UserError(f"coarse_factor must be at most {shortest}, the volume's shortest side, got {self.coarse}")
+        self.reach = max(of_each(loss_reach(config.loss_kwargs), 3))
+        self.cores = [list(blocks_of(self.volume.shape, config.brick * self.coarse))]
         self.cores.append(list(blocks_of(self.volume.shape, config.brick, shift=config.brick // 2)))
-        self.budgets = shares(self._weights(), config.strategy.budget, self.cores[0])
+        self.budgets = shares(self._weights(), config.strategy.budget, self.cores[0], self.coarse)
         self.stages = self._stages()
         config.steps = self.stages[-1].first + self.stages[-1].steps
         self.notes.append(
-            f"{len(self.cores[0])} bricks of up to {config.brick} voxels a side, {config.steps} steps in all"
+            f"{len(self.cores[0])} bricks of up to {config.brick * self.coarse} voxels a side"
+            f"{f', at 1/{self.coarse} of the resolution' if self.coarse > 1 else ''}, then {len(self.cores[1])} of up "
+            f"to {config.brick}; {config.steps} steps in all"
         )
         #: Gaussians that are fitted, in voxels of the whole volume.
         self.tensors = self._none()
@@ -189,21 +201,20 @@ class BrickTask:
 
     def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
         """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
-        region = self._region(stage.core)
+        region = self._region(stage)
         start, shape = region
+        factor = self._factor(stage)
         config = self._brick_config(stage)
-        values = self.volume.read(region).to(self.device)
         target = Target(
-            values,
-            VoxelGrid(shape),
+            averaged(self.volume.read(region), factor).to(self.device),
+            VoxelGrid(blocks_along(shape, factor)),
             self.volume.normalization,
-            self._counted(stage)[None, None].to(self.device),
+            wholly_counted(self._counted(stage), factor)[None, None].to(self.device),
             "",
             self.volume.intensities,
         )
-        base = self._field(self.tensors, region)
-        shift = torch.tensor(start, dtype=torch.float32, device=self.device)
-        given = {**own, "means": own["means"] - shift} if stage.second else None
+        base = self._field(self.tensors, region, factor)
+        given = into(own, start, factor) if stage.second else None
         return VolumeTask(config, target, base=base, tensors=given)
 
     def _brick_config(self, stage: Stage) -> VolumeConfig:
@@ -230,14 +241,18 @@ class BrickTask:
 
     # --- space
 
-    def _region(self, core: Block) -> Block:
-        return region_of(core, self.halo, self.volume.shape)
+    def _factor(self, stage: Stage) -> int:
+        """Voxels along an edge of what a stage takes for a voxel."""
+        return 1 if stage.second else self.coarse
+
+    def _region(self, stage: Stage) -> Block:
+        return region_of(stage.core, (self.reach + MARGIN) * self._factor(stage), self.volume.shape)
 
     def _counted(self, stage: Stage) -> Tensor:
         """Weights of the voxels of a region: those of its core, and those beyond that are fitted already."""
         everything: list[Block] = [((0, 0, 0), self.volume.shape)]
         done = everything if stage.second else self.cores[0][: stage.place + 1]
-        return counted(self._region(stage.core), done, self.halo - MARGIN, self.volume.shape)
+        return counted(self._region(stage), done, self.reach * self._factor(stage), self.volume.shape)
 
     def _inside(self, block: Block) -> Tensor:
         """(N,) bool: the Gaussians whose centres lie in a block; at the volume's border, also those beyond it."""
@@ -251,25 +266,24 @@ class BrickTask:
         return ((means >= means.new_tensor(low) - 0.5) & (means < means.new_tensor(high) - 0.5)).all(1)
 
     @torch.no_grad()
-    def _field(self, tensors: Mapping[str, Tensor], region: Block) -> Tensor:
-        """The field of Gaussians in a region."""
+    def _field(self, tensors: Mapping[str, Tensor], region: Block, factor: int = 1) -> Tensor:
+        """The field of Gaussians in a region, at the middles of blocks of `factor` voxels."""
         start, shape = region
         means, reach = tensors["means"], 3 * tensors["log_scales"].exp().amax(1, keepdim=True)
-        low = means.new_tensor(start)
+        low, blocks = means.new_tensor(start), blocks_along(shape, factor)
         near = ((means + reach >= low) & (means - reach <= low + means.new_tensor(shape))).all(1)
         if not near.any():
-            return torch.zeros(self.volume.channels, *shape, device=self.device)
+            return torch.zeros(self.volume.channels, *blocks, device=self.device)
         chosen = {name: tensor[near] for name, tensor in tensors.items()}
-        return GaussianField(chosen)(self.lattice.crop(start, shape))
+        return GaussianField(into(chosen, start, factor))(VoxelGrid(blocks))
 
     @torch.no_grad()
     def whole(self) -> dict[str, Tensor]:
         """All Gaussians, those of the present brick too, in voxels of the volume."""
         if self.fit is None or self.stage is None:
             return dict(self.tensors)
-        start = torch.tensor(self._region(self.stage.core)[0], dtype=torch.float32, device=self.device)
         own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
-        own["means"] = own["means"] + start
+        own = out_of(own, self._region(self.stage)[0], self._factor(self.stage))
         return {name: torch.cat([tensor, own[name]]) for name, tensor in self.tensors.items()}
 
     # --- what the loop asks for
