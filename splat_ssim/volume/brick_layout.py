@@ -9,10 +9,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import Block
+from .blocks import Block, blocks_of
 
 #: Beyond a brick's core, voxels that its Gaussians reach into, whose values count where they are fitted already.
 MARGIN = 6
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bricks that are fitted one after the other.
+
+    Attributes:
+        cores: First voxel and size of each.
+        factor: What a pass takes for a voxel is the mean of a block of so many voxels along each axis.
+        steps: Of each brick.
+    """
+
+    cores: list[Block]
+    factor: int
+    steps: int
+
+
+def passes_of(shape: Sequence[int], brick: int, factor: int, steps: int) -> list[Pass]:
+    """The passes over a volume.
+
+    Bricks of the second are shifted by half an edge and have half as many steps. If the first two see a part of the
+    resolution, a third with a sixth of the steps sees all of it.
+
+    Args:
+        shape: Of the volume, in voxels.
+        brick: Edge of a brick in what its pass takes for voxels.
+        factor: Of the first two passes.
+        steps: Of a brick of the first pass.
+    """
+    edge = brick * factor
+    passes = [
+        Pass(list(blocks_of(shape, edge)), factor, steps),
+        Pass(list(blocks_of(shape, edge, shift=edge // 2)), factor, max(1, steps // 2)),
+    ]
+    if factor > 1:
+        passes.append(Pass(list(blocks_of(shape, brick)), 1, max(1, steps // 6)))
+    return passes
 
 
 @dataclass(frozen=True)
@@ -20,14 +57,14 @@ class Stage:
     """The steps of one brick.
 
     Attributes:
-        second: Whether it belongs to the second pass.
+        turn: Which pass it belongs to: 0 for the first one.
         place: Which brick of its pass.
         core: First voxel and size of the brick.
         first: Its first step of the run.
         steps: How many.
     """
 
-    second: bool
+    turn: int
     place: int
     core: Block
     first: int

@@ -20,8 +20,8 @@ from ..options import of_each
 from ..trainer.config import ConfigError, RunConfig, check_ranges
 from ..trainer.states import check_rows, number_of
 from ..trainer.task import Report
-from .blocks import Block, BlockedVolume, blocks_of
-from .brick_layout import MARGIN, Stage, counted, region_of, shares
+from .blocks import Block, BlockedVolume
+from .brick_layout import MARGIN, Stage, counted, passes_of, region_of, shares
 from .brick_results import evaluate_blocks, save_middle_slices, write_npy
 from .brick_scale import averaged, blocks_along, coarse_factor_for, into, out_of, wholly_counted
 from .config import VolumeConfig, VolumeOutputConfig
@@ -49,8 +49,9 @@ class BrickConfig(VolumeConfig):
     brick: int = 128
     #: Steps of each brick in the first pass. In the second, over bricks shifted by half an edge, it is half as many.
     brick_steps: int = 150
-    #: The first pass sees means of blocks of so many voxels along each axis, in bricks that are as many times larger;
-    #: by default 2 from 512 voxels a Gaussian on, else 1.
+    #: The first two passes see means of blocks of so many voxels along each axis, in bricks that are as many times
+    #: larger, and a third one with a sixth of the steps sees the voxels; by default 2 from 512 voxels a Gaussian on,
+    #: else 1, which leaves the third one out.
     coarse_factor: int | None = None
     output: VolumeOutputConfig = field(default_factory=lambda: VolumeOutputConfig(format="", video=False))
 
@@ -79,10 +80,10 @@ class BrickConfig(VolumeConfig):
 class BrickTask:
     """Gaussians that become a volume, brick by brick.
 
-    In the first pass, at a part of the resolution where Gaussians are few, each brick is fitted beside the Gaussians of
-    those before it, which stay as they are. What these add to the brick is subtracted, and the new ones are held to
-    what is fitted already beyond its border. The second pass has bricks shifted by half an edge, so that the borders of
-    the first lie inside: there the Gaussians of a brick go on together, at the volume's resolution.
+    In the first pass each brick is fitted beside the Gaussians of those before it, which stay as they are. What these
+    add to the brick is subtracted, and the new ones are held to what is fitted already beyond its border. The second
+    pass has bricks shifted by half an edge, so that the borders of the first lie inside: there the Gaussians of a brick
+    go on together. Where Gaussians are few, both see a part of the resolution, and a third pass all of it.
 
     Args:
         config: Options; the volume is read from its data_dir.
@@ -123,21 +124,21 @@ class BrickTask:
         if shortest < self.coarse:
             raise UserError(f"coarse_factor must be at most {shortest}, the volume's shortest side, got {self.coarse}")
         self.reach = max(of_each(loss_reach(config.loss_kwargs), 3))
-        self.cores = [list(blocks_of(self.volume.shape, config.brick * self.coarse))]
-        self.cores.append(list(blocks_of(self.volume.shape, config.brick, shift=config.brick // 2)))
-        self.budgets = shares(self._weights(), config.strategy.budget, self.cores[0], self.coarse)
+        self.passes = passes_of(self.volume.shape, config.brick, self.coarse, config.brick_steps)
+        self.budgets = shares(self._weights(), config.strategy.budget, self.passes[0].cores, self.coarse)
         self.stages = self._stages()
         config.steps = self.stages[-1].first + self.stages[-1].steps
-        self.notes.append(
-            f"{len(self.cores[0])} bricks of up to {config.brick * self.coarse} voxels a side"
-            f"{f', at 1/{self.coarse} of the resolution' if self.coarse > 1 else ''}, then {len(self.cores[1])} of up "
-            f"to {config.brick}; {config.steps} steps in all"
-        )
+        told = [
+            f"{len(each.cores)} of up to {config.brick * each.factor} voxels a side"
+            f"{f' at 1/{each.factor} of the resolution' if each.factor > 1 else ''}"
+            for each in self.passes
+        ]
+        self.notes.append(f"bricks: {', then '.join(told)}; {config.steps} steps in all")
         #: Gaussians that are fitted, in voxels of the whole volume.
         self.tensors = self._none()
         self.stage: Stage | None = None
         self.fit: VolumeTask | None = None
-        #: Gaussians that the present brick of the second pass began with.
+        #: Gaussians that the present brick of a later pass began with.
         self.begun = 0
         self.last_loss = float("nan")
 
@@ -146,7 +147,7 @@ class BrickTask:
     def _weights(self) -> list[float]:
         """What there is to fit in each brick: slopes, and a little of the values, as Gaussians are drawn by."""
         weights = []
-        for core in self.cores[0]:
+        for core in self.passes[0].cores:
             values = self.volume.read(core)[0] / self.volume.data_range
             axes = [axis for axis in range(3) if values.shape[axis] > 1]
             slopes = (
@@ -158,12 +159,11 @@ class BrickTask:
     def _stages(self) -> list[Stage]:
         """All steps of the run, in order; a brick of nothing has none."""
         stages, first = [], 0
-        for second, cores in enumerate(self.cores):
-            steps = max(1, self.config.brick_steps // 2) if second else self.config.brick_steps
-            for place, core in enumerate(cores):
-                if second or self.budgets[place]:
-                    stages.append(Stage(bool(second), place, core, first, steps))
-                    first += steps
+        for turn, each in enumerate(self.passes):
+            for place, core in enumerate(each.cores):
+                if turn or self.budgets[place]:
+                    stages.append(Stage(turn, place, core, first, each.steps))
+                    first += each.steps
         return stages
 
     def _none(self) -> dict[str, Tensor]:
@@ -192,12 +192,12 @@ class BrickTask:
     def _begin(self, stage: Stage) -> None:
         """Makes the fit of a brick, and takes the Gaussians that it changes out of those that stay."""
         self.stage = stage
-        inside = self._inside(stage.core) if stage.second else torch.zeros(len(self.tensors["means"]), dtype=torch.bool)
+        inside = self._inside(stage.core) if stage.turn else torch.zeros(len(self.tensors["means"]), dtype=torch.bool)
         own = {name: tensor[inside] for name, tensor in self.tensors.items()}
         self.tensors = {name: tensor[~inside] for name, tensor in self.tensors.items()}
         self.begun = len(own["means"])
-        # The steps of a brick of the second pass without Gaussians pass.
-        self.fit = None if stage.second and not self.begun else self._fit(stage, own)
+        # The steps of a brick of a later pass without Gaussians pass.
+        self.fit = None if stage.turn and not self.begun else self._fit(stage, own)
 
     def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
         """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
@@ -214,7 +214,7 @@ class BrickTask:
             self.volume.intensities,
         )
         base = self._field(self.tensors, region, factor)
-        given = into(own, start, factor) if stage.second else None
+        given = into(own, start, factor) if stage.turn else None
         return VolumeTask(config, target, base=base, tensors=given)
 
     def _brick_config(self, stage: Stage) -> VolumeConfig:
@@ -228,10 +228,12 @@ class BrickTask:
         own.strategy = copy.copy(config.strategy)
         own.output = VolumeOutputConfig(format="", ply=False, quantized=False, slices=False, video=False)
         own.output.progress = False
-        if not stage.second:
+        if stage.turn == 0:
             own.strategy.budget = self.budgets[stage.place]
             return own
         own.strategy.budget, own.strategy.rounds = self.begun, min(_SECOND_ROUNDS, config.strategy.rounds)
+        if stage.turn > 1:
+            own.strategy.name = "none"
         return own
 
     def _end(self) -> None:
@@ -243,7 +245,7 @@ class BrickTask:
 
     def _factor(self, stage: Stage) -> int:
         """Voxels along an edge of what a stage takes for a voxel."""
-        return 1 if stage.second else self.coarse
+        return self.passes[stage.turn].factor
 
     def _region(self, stage: Stage) -> Block:
         return region_of(stage.core, (self.reach + MARGIN) * self._factor(stage), self.volume.shape)
@@ -251,7 +253,7 @@ class BrickTask:
     def _counted(self, stage: Stage) -> Tensor:
         """Weights of the voxels of a region: those of its core, and those beyond that are fitted already."""
         everything: list[Block] = [((0, 0, 0), self.volume.shape)]
-        done = everything if stage.second else self.cores[0][: stage.place + 1]
+        done = everything if stage.turn else self.passes[0].cores[: stage.place + 1]
         return counted(self._region(stage), done, self.reach * self._factor(stage), self.volume.shape)
 
     def _inside(self, block: Block) -> Tensor:
