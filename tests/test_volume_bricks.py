@@ -8,7 +8,7 @@ from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import ConfigError
 from splat_ssim.trainer.loop import load, run
 from splat_ssim.volume.blocks import BlockedVolume, blocks_of
-from splat_ssim.volume.brick_layout import counted, shares
+from splat_ssim.volume.brick_layout import counted, passes_of, shares
 from splat_ssim.volume.brick_scale import averaged, into, out_of, wholly_counted
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeDataConfig
@@ -55,6 +55,16 @@ def test_blocks_cover_a_volume_once_at_any_shift():
             seen[tuple(slice(f, f + c) for f, c in zip(first, count, strict=True))] += 1
             assert max(count) <= edge
         assert (seen == 1).all()
+
+
+def test_passes_cover_a_volume_and_their_bricks_begin_at_whole_blocks():
+    for factor in (1, 2, 3):
+        passes = passes_of((70, 41, 128), 16, factor, 60)
+        assert [each.steps for each in passes] == [60, 30, 10][: len(passes)]
+        assert [each.factor for each in passes] == ([1, 1] if factor == 1 else [factor, factor, 1])
+        for each in passes:
+            assert sum(int(np.prod(shape)) for _, shape in each.cores) == 70 * 41 * 128
+            assert all(first % each.factor == 0 for start, _ in each.cores for first in start)
 
 
 def test_a_share_is_in_proportion_and_all_of_it_is_given():
