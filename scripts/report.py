@@ -1,4 +1,4 @@
-"""Writes the page about a run of a scene: `python scripts/report.py RUN_FOLDER` (--install-viewer once)."""
+"""Writes the page about a run of a scene or a volume: `python scripts/report.py RUN_FOLDER` (--install-viewer once)."""
 
 import sys
 from pathlib import Path

@@ -9,6 +9,7 @@ import re
 import tarfile
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,10 +20,15 @@ from splat_ssim.ply import load_ply
 from splat_ssim.scene import report as scene_report
 from splat_ssim.trainer import load, viewer_package
 from splat_ssim.trainer.cli import main, report_run
+from splat_ssim.trainer.loop import run as run_task
 from splat_ssim.trainer.report import embedded, table
+from splat_ssim.volume import Volume, VoxelGrid, save_volume
+from splat_ssim.volume import report as volume_report
+from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from tests.scenes import write_blender
 from tests.test_loop import LineTask, config
 from tests.test_loop import run as run_line
+from tests.volumes import GRID, ball
 
 VOID = {"meta", "img", "input", "br"}
 SCRIPT, STYLE, LICENSE = b"export const createViewer = 1; // </script>", b".sse{}", b"MIT -- of somebody"
@@ -86,6 +92,15 @@ def packed(page, name):
     return gzip.decompress(base64.b64decode(page.scripts[name]))
 
 
+def frames_of(page, name):
+    """Frames and labels of a slider."""
+    return json.loads(page.scripts[f"frames-{name}"])
+
+
+def pixels_of(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
 def test_a_run_leaves_a_page_that_needs_nothing_else(trained):
     text = (trained / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -94,7 +109,7 @@ def test_a_run_leaves_a_page_that_needs_nothing_else(trained):
     assert len(page.sources) == 1 + 5 * 3
     shown = Image.open(io.BytesIO(base64.b64decode(page.sources[1].partition(",")[2])))
     assert shown.size == (24, 24)
-    assert len(json.loads(page.scripts["turntable-data"])) == scene_report.FRAMES
+    assert len(frames_of(page, "orbit-around-the-scene")["frames"]) == scene_report.FRAMES
     assert "<b>&.png" not in text and "&lt;b&gt;&amp;.png" in text
 
 
@@ -134,7 +149,7 @@ def test_without_the_viewer_the_page_says_how_to_get_it(trained, capsys):
     told = capsys.readouterr().err
     text = (trained / "report.html").read_text(encoding="utf-8")
     assert "report.py --install-viewer" in told and "report.py --install-viewer" in text
-    assert "scene-viewer" not in text and "turntable-data" in Page(text).scripts
+    assert "scene-viewer" not in text and "frames-orbit-around-the-scene" in Page(text).scripts
 
 
 def test_a_run_without_a_page_writes_none(trained, tmp_path):
@@ -241,3 +256,79 @@ def test_embedded_json_cannot_end_its_script():
     assert text.count("</script>") == 1
     assert json.loads(Page(text).scripts["a"]) == {"name": "</script><b>", "value": None}
     assert "<td>&lt;i&gt;</td>" in table(["x"], [["<i>"]])
+
+
+# --- volumes
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A run of a ball of unequal spacing."""
+    place = tmp_path_factory.mktemp("volume")
+    save_volume(place / "ball.nii.gz", Volume(ball(0, 200, np.uint8)[None], GRID, "mm"))
+    line = f"--config configs/voxel_mri.yaml --data-dir {place / 'ball.nii.gz'} --result-dir {place / 'run'} --steps 60"
+    main(
+        [
+            *line.split(),
+            "--strategy.budget",
+            "150",
+            "--output.eval-every",
+            "30",
+            "--output.no-progress",
+            "--output.no-video",
+        ]
+    )
+    return place / "run"
+
+
+def test_a_volume_leaves_a_page_with_slices_across_each_axis(fitted):
+    text = (fitted / "report.html").read_text(encoding="utf-8")
+    page, task = Page(text), load(fitted)
+    assert page.loaded == [] and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    fit, volume = task.target.shown(task.field()), task.target.shown(task.target.values)
+    for axis, count in enumerate(task.target.grid.shape):
+        told = frames_of(page, f"slices-{axis}")
+        assert len(told["frames"]) == 12 and told["labels"][0].startswith(f"Slice 1 of {count}, 0 mm from the first")
+    # The pictures are the slices: fit, volume and error, the second remaining axis upwards.
+    last = pixels_of(frames_of(page, "slices-2")["frames"][-1]).astype(float) / 255
+    index = round((12 - 0.5) * 16 / 12 - 0.5)
+    sides = [(fit[0, :, :, index], 0), (volume[0, :, :, index], 1)]
+    width = (last.shape[1] - 8) // 3
+    for plane, place in sides:
+        shown = last[:, place * (width + 4) : place * (width + 4) + width, 0]
+        expected = torch.nn.functional.interpolate(plane[None, None], (width, last.shape[0]), mode="bilinear")[0, 0]
+        assert np.abs(shown - expected.T.flip(0).clamp(0, 1).numpy()).mean() < 0.03
+    assert len(frames_of(page, "turn")["frames"]) == volume_report.FRAMES
+    metrics = json.loads((fitted / "metrics.json").read_text())
+    assert f"{metrics['psnr3d']:.2f} dB" in text
+    charts = {chart["name"]: chart for chart in json.loads(page.scripts["curve-data"])}
+    assert [point[0] for point in charts["PSNR3D, dB"]["test"]] == [30, 60]
+
+
+def test_a_page_of_a_volume_is_written_again_with_other_slices(fitted):
+    report_run(fitted, views=3)
+    page = Page((fitted / "report.html").read_text(encoding="utf-8"))
+    assert frames_of(page, "slices-0")["labels"][1].startswith("Slice 7 of 14, 3 mm from the first")
+    with pytest.raises(UserError, match="--views must be at least 1, got 0"):
+        report_run(fitted, views=0)
+
+
+@pytest.mark.parametrize(("channels", "sliders"), [(2, 6), (3, 3), (6, 12)])
+def test_every_channel_of_a_volume_is_shown(tmp_path, channels, sliders):
+    values = np.random.default_rng(0).random((channels, 9, 8, 7), np.float32)
+    field = torch.from_numpy(values)
+    shown = volume_report.Shown(
+        lambda axis, index: (field.select(1 + axis, index), None), VoxelGrid((9, 8, 7)), channels
+    )
+    html = volume_report._slices(shown, 4, ["a <note>"])
+    assert html.count("<figure") == sliders and "a &lt;note&gt;" in html
+    assert ("The first 4 of 6 channels" in html) == (channels == 6)
+
+
+def test_a_fit_by_bricks_leaves_a_page_without_reading_the_volume_whole(tmp_path):
+    np.save(tmp_path / "volume.npy", ball(0, 200, np.uint8))
+    config = BrickConfig(data_dir=tmp_path / "volume.npy", result_dir=tmp_path / "run", brick=16, brick_steps=4)
+    config.strategy.budget, config.output.progress = 20, False
+    run_task(BrickTask(config))
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert len(frames_of(page, "slices-1")["frames"]) == 12 and "frames-turn" not in page.scripts

@@ -16,10 +16,11 @@ from splat_ssim.trainer import checkpoint, loop
 from splat_ssim.trainer._old import Fitting
 from splat_ssim.trainer.cli import main
 from splat_ssim.volume import VoxelGrid, load_volume, morton_order, save_volume, voxelize
+from splat_ssim.volume import device as device_of_volumes
 from splat_ssim.volume import training as fitting
 from splat_ssim.volume.config import VolumeConfig, VolumeOutputConfig
+from splat_ssim.volume.device import pick_volume_device
 from splat_ssim.volume.io import Volume
-from splat_ssim.volume.training import pick_volume_device
 from tests.devices import needs_gpu
 from tests.pretend_device import DEVICE, pretend_device
 from tests.test_volume_fitting import GRID, SHAPE, fit_until, phantom
@@ -153,7 +154,7 @@ def test_gaussians_are_not_fitted_without_their_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     seen = []
-    monkeypatch.setattr(fitting, "has_kernels", lambda device: bool(seen.append(device)))
+    monkeypatch.setattr(device_of_volumes, "has_kernels", lambda device: bool(seen.append(device)))
     config = make_config(tmp_path)
     assert pick_volume_device(config).type == "cpu" and seen == [torch.device("cuda", 0)]
     config.device = "cuda"
@@ -162,7 +163,7 @@ def test_gaussians_are_not_fitted_without_their_kernels(tmp_path, monkeypatch):
     config.model.name = "grid"
     assert pick_volume_device(config).type == "cuda"
     config.model.name = "gaussians"
-    monkeypatch.setattr(fitting, "has_kernels", lambda device: True)
+    monkeypatch.setattr(device_of_volumes, "has_kernels", lambda device: True)
     assert pick_volume_device(config).type == "cuda"
 
 

@@ -25,7 +25,7 @@ from splat_ssim.scene.data.placement import nearest_point
 from splat_ssim.scene.model import standard_splats
 from splat_ssim.trainer.colormap import colored
 from splat_ssim.trainer.pictures import to_bytes
-from splat_ssim.trainer.report import Section, embedded, page_part, picture, read_metrics, table
+from splat_ssim.trainer.report import Section, embedded, page_part, picture, read_metrics, table, turntable
 from splat_ssim.trainer.report import write_report as write_page
 from splat_ssim.trainer.viewer_package import ViewerPackage, find_viewer, how_to_install
 
@@ -126,19 +126,16 @@ def _scene_section(task: SceneTask, folder: Path, viewer_package: Path | None) -
     """The scene in the viewer, if it is installed and the scene is not too large, else as pictures."""
     package = find_viewer(viewer_package)
     file, told = (None, how_to_install()) if package is None else scene_file(task)
-    frames = embedded("turntable-data", [picture(pixels, longest=FRAME_SIDE) for pixels in _turntable(task)])
-    pictures = (
-        '<div class=turntable><img alt="orbit around the scene">'
-        '<input type=range min=0 value=0 aria-label="angle"></div>'
-    )
+    frames = [picture(pixels, longest=FRAME_SIDE) for pixels in _turntable(task)]
+    pictures = turntable("orbit around the scene", frames, wide=False)
     if package is None or file is None:
         print(f"{folder / 'report.html'}: the scene is shown in pictures; {told}", file=sys.stderr)
-        return Section("Scene", f"<p class=note>{escape(told)}</p>{pictures}{frames}")
+        return Section("Scene", f"<p class=note>{escape(told)}</p>{pictures}")
     with_file = _viewer(task, file, package)
     html = (
         f"<p class=note id=scene-note>{escape(told)} Drag to turn, wheel to zoom, right button to move. Shown by "
         f"{escape(package.source)} (MIT).</p>"
-        f"<div class=scene id=scene-viewer></div><div id=scene-orbit hidden>{pictures}</div>{frames}{with_file}"
+        f"<div class=scene id=scene-viewer></div><div id=scene-orbit hidden>{pictures}</div>{with_file}"
     )
     return Section("Scene", html)
 

@@ -26,7 +26,7 @@ _PAGE = Path(__file__).parent / "page"
 #: Points of a curve: more are thinned evenly.
 _POINTS = 600
 #: The first charts; the others follow as they were reported.
-_CHARTS = ("loss", "psnr", "ssim")
+_CHARTS = ("loss", "psnr", "psnr3d", "ssim", "ssim3d")
 #: Longest side of a picture in a page, and its quality as JPEG.
 LONGEST, QUALITY = 800, 90
 
@@ -121,6 +121,29 @@ def picture(pixels: np.ndarray, *, longest: int = LONGEST) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def turntable(
+    name: str, frames: Sequence[str], *, labels: Sequence[str] = (), start: int = 0, told: str = "", wide: bool = True
+) -> str:
+    """Pictures of which a slider shows one.
+
+    Args:
+        name: Different for each of a page.
+        frames: Data URIs, see `picture`.
+        labels: What is said of each; none by default.
+        start: The first one shown.
+        told: What they are, for the caption and for who cannot see them.
+        wide: Whether it may take the whole width of the page.
+    """
+    identifier = "frames-" + "".join(letter if letter.isalnum() else "-" for letter in name)
+    caption = f"<figcaption>{escape(told)}. <output></output></figcaption>" if told or labels else ""
+    return (
+        f'<figure class="turntable{" wide" if wide else ""}" data-frames="{identifier}">'
+        f'<img alt="{escape(told or name)}"><input type=range min=0 max={len(frames) - 1} value={start} '
+        f'aria-label="{escape(told or name)}">{caption}</figure>'
+        f"{embedded(identifier, {'frames': list(frames), 'labels': list(labels)})}"
+    )
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table; columns of numbers are aligned by their digits."""
     rows = [list(row) for row in rows]
@@ -152,7 +175,9 @@ def in_text(value: Any) -> str:
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures at the top: name, value."""
     cards = []
-    for key, name, unit in (("psnr", "PSNR", " dB"), ("ssim", "SSIM", ""), ("lpips", "LPIPS", "")):
+    names = {"psnr": "PSNR", "psnr3d": "PSNR3D", "ssim": "SSIM", "ssim3d": "SSIM3D", "lpips": "LPIPS"}
+    for key, name in names.items():
+        unit = " dB" if key.startswith("psnr") else ""
         if isinstance(metrics.get(key), int | float):
             cards.append((name, f"{metrics[key]:.2f}{unit}" if unit else f"{metrics[key]:.4f}"))
     cards += [
@@ -183,14 +208,12 @@ def _curves(folder: Path) -> str:
         train = [[row["step"], row["seconds"], row[key]] for row in history if _number(row.get(key))]
         test = [[row["step"], row["train_seconds"], row[key]] for row in tests if _number(row.get(key))]
         counts = all(isinstance(point[2], int) for point in train)
-        name = {"psnr": "PSNR, dB", "ssim": "SSIM"}.get(key, key)
+        name = {"psnr": "PSNR, dB", "ssim": "SSIM", "psnr3d": "PSNR3D, dB", "ssim3d": "SSIM3D"}.get(key, key)
         charts.append({"name": name, "train": _thinned(train), "test": _thinned(test), "noisy": not counts})
     if not any(chart["train"] or chart["test"] for chart in charts):
         return "<p>The folder has no history of this run: it is of an older version, or of a few steps.</p>"
-    legend = (
-        '<span class=legend><i style="background:var(--accent)"></i>the training view of a step, and its moving mean'
-    )
-    legend += '<i style="background:var(--second)"></i>mean over the test views</span>'
+    legend = '<span class=legend><i style="background:var(--accent)"></i>training, and its moving mean'
+    legend += '<i style="background:var(--second)"></i>evaluation</span>'
     switch = "<span class=switch><button data-axis=0>steps</button><button data-axis=1>seconds</button></span>"
     charts = [chart for chart in charts if chart["train"] or chart["test"]]
     return f"<p>{switch}{legend}</p><div class=charts id=curves></div>{embedded('curve-data', charts)}"

@@ -17,11 +17,12 @@ from ..errors import user_errors
 from ..trainer.folder import check_folder
 from ..trainer.loop import Run, Unkept, run
 from .config import VolumeConfig
+from .device import pick_volume_device
 from .gaussians import GaussianField
 from .io import Volume, array_volume, load_volume, save_volume
 from .memory import check_memory
 from .target import Target, make_target
-from .training import VolumeTask, pick_volume_device
+from .training import VolumeTask
 
 #: Voxels for each Gaussian of the default budget.
 _VOXELS_A_GAUSSIAN = 20

@@ -56,19 +56,25 @@ def evaluate_blocks(volume: BlockedVolume, field: Field, edge: int) -> dict[str,
 
 
 @torch.no_grad()
+def shown_planes(volume: BlockedVolume, field: Field, axis: int, index: int) -> tuple[Tensor, Tensor]:
+    """A slice of the fit and the volume's, (C, …) each, in [0, 1] as they are shown."""
+    first, shape = [0, 0, 0], list(volume.shape)
+    first[axis], shape[axis] = index, 1
+    region = ((first[0], first[1], first[2]), (shape[0], shape[1], shape[2]))
+    low = 0.0 if volume.normalization.clip else volume.intensities.source_low
+    fit, own = (
+        (each.cpu().select(1 + axis, 0) - low) / volume.data_range for each in (field(region), volume.read(region))
+    )
+    return fit, own
+
+
 def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> None:
     """slice_0.png to slice_2.png: the slice through the middle across each axis, field | volume | error."""
     folder.mkdir(parents=True, exist_ok=True)
     for axis in range(3):
-        first, shape = [0, 0, 0], list(volume.shape)
-        first[axis], shape[axis] = volume.shape[axis] // 2, 1
-        region = (tuple(first), tuple(shape))
-        planes = []
-        for values in (field(region).cpu(), volume.read(region)):
-            shown = values[:3] if volume.channels >= 3 else values[:1].expand(3, *values.shape[1:])
-            low = 0.0 if volume.normalization.clip else volume.intensities.source_low
-            planes.append(((shown.select(1 + axis, 0) - low) / volume.data_range)[None])
-        save_comparison(folder / f"slice_{axis}.png", *planes)
+        planes = shown_planes(volume, field, axis, volume.shape[axis] // 2)
+        colours = [plane[:3] if volume.channels >= 3 else plane[:1].expand(3, *plane.shape[1:]) for plane in planes]
+        save_comparison(folder / f"slice_{axis}.png", *(plane[None] for plane in colours))
 
 
 @torch.no_grad()

@@ -22,16 +22,17 @@ from ..trainer.states import check_rows, number_of
 from ..trainer.task import Report
 from .blocks import Block, BlockedVolume
 from .brick_layout import MARGIN, Stage, counted, passes_of, region_of, shares
-from .brick_results import evaluate_blocks, save_middle_slices, write_npy
+from .brick_results import evaluate_blocks, save_middle_slices, shown_planes, write_npy
 from .brick_scale import averaged, blocks_along, coarse_factor_for, into, out_of, wholly_counted
 from .config import VolumeConfig, VolumeOutputConfig
 from .crops import loss_reach
+from .device import pick_volume_device
 from .export import FieldSource, save_gaussians_ply, save_quantized
 from .frames import in_world
 from .gaussians import GAUSSIAN_FLOATS, GaussianField
 from .grid import VoxelGrid
 from .target import Target
-from .training import VolumeTask, pick_volume_device
+from .training import VolumeTask
 
 #: Rounds of the second pass that put Gaussians elsewhere; it has fewer steps for new ones to settle.
 _SECOND_ROUNDS = 2
@@ -324,6 +325,14 @@ class BrickTask:
         scale = self.volume.normalization
         source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, "")
         return GaussianField(*in_world(self.whole(), self.volume.grid, source))
+
+    def report(self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, **_: Any) -> Path:
+        """Writes report.html; see `volume.report.write_volume_report`. Only the slices that it shows are read."""
+        from .report import Shown, write_volume_report
+
+        volume = self.volume
+        shown = Shown(lambda axis, index: shown_planes(volume, self.field, axis, index), volume.grid, volume.channels)
+        return write_volume_report(self, folder, evaluation, shown, views=views, notes=self.notes)
 
     def render(self, views: str, output: Path, frames: int) -> None:
         """Slices through the middle of the volume, beside it and with the error."""

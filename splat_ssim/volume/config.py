@@ -135,6 +135,8 @@ class VolumeOutputConfig(OutputConfig):
     slices: bool = True
     #: A turning maximum-intensity projection as pictures/mip.mp4.
     video: bool = True
+    #: A page about the run at the end, report.html, with slices across each axis.
+    report: bool = True
 
 
 @dataclass

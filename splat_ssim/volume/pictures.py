@@ -27,7 +27,7 @@ def _grey_or_colour(plane: Tensor) -> np.ndarray:
     return (plane.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _exposed(volume: Tensor, like: Tensor) -> Tensor:
+def exposed(volume: Tensor, like: Tensor) -> Tensor:
     """Four channels with colours as bright as the eye wants them: all but the brightest hundredth of `like`'s below 1.
 
     Densities add up where Gaussians overlap, so that the largest is far above what most voxels have.
@@ -56,6 +56,20 @@ def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(plane[None], size, mode="bilinear", align_corners=False)[0]
 
 
+def shown_size(shape: Sequence[int], spacing: Sequence[float] | None, axis: int) -> tuple[int, int]:
+    """Pixels of a slice across an axis along its first and second remaining axis, see `slice_sheet`."""
+    pixels = _pixels(shape, spacing)
+    return pixels[1 if axis == 0 else 0], pixels[1 if axis == 2 else 2]
+
+
+def plane_picture(plane: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A slice (C, a, b) in [0, 1] as a picture, (b, a, 3) uint8 of `size` (a, b): its first axis runs to the right.
+
+    The second runs up.
+    """
+    return _grey_or_colour(_resized(plane, size)).transpose(1, 0, 2)[::-1]
+
+
 def slice_sheet(
     field: Tensor, target: Tensor | None = None, *, count: int = 5, spacing: Sequence[float] | None = None
 ) -> np.ndarray:
@@ -69,21 +83,20 @@ def slice_sheet(
 
     Returns:
         For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
-        slice runs up. Colours weighted by density are shown brighter, see `_exposed`.
+        slice runs up. Colours weighted by density are shown brighter, see `exposed`.
     """
     field = field.cpu()
     target = None if target is None else target.cpu()
     exposure = field if target is None else target
-    field = _exposed(field, exposure)
-    target = None if target is None else _exposed(target, exposure)
+    field = exposed(field, exposure)
+    target = None if target is None else exposed(target, exposure)
     volumes = [field] if target is None else [field, target, (field - target).abs() * ERROR_GAIN]
-    rows, pixels = [], _pixels(field.shape[1:], spacing)
+    rows = []
     for axis in range(3):
-        size = (pixels[1 if axis == 0 else 0], pixels[1 if axis == 2 else 2])
+        size = shown_size(field.shape[1:], spacing, axis)
         at = [round((i + 0.5) * field.shape[1 + axis] / count - 0.5) for i in range(count)]
         for volume in volumes:
-            shown = [_resized(volume.select(1 + axis, index), size) for index in at]
-            planes = [_grey_or_colour(plane).transpose(1, 0, 2)[::-1] for plane in shown]
+            planes = [plane_picture(volume.select(1 + axis, index), size) for index in at]
             rows.append(np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=40) for p in planes], 1))
     width = max(row.shape[1] for row in rows)
     return np.concatenate([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), constant_values=40) for r in rows])
@@ -116,7 +129,7 @@ def mip_frames(
     Returns:
         uint8 pictures (H, W, 3) with even sides, as video codecs want them.
     """
-    volume = torch.movedim(_exposed(field.cpu(), field.cpu()), 1 + axis, 1)  # [C, up, a, b]
+    volume = torch.movedim(exposed(field.cpu(), field.cpu()), 1 + axis, 1)  # [C, up, a, b]
     channels, height, a, b = volume.shape
     pixels = list(_pixels(field.shape[1:], spacing))
     tall = pixels.pop(axis)

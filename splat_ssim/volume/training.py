@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, user_errors
-from ..ops.voxelize_cuda import has_kernels
 from ..registry import get_loss, l1_loss
 from ..trainer.config import RunConfig
-from ..trainer.device import pick_device
 from ..trainer.pictures import said_without_video
 from ..trainer.profiling import stage
 from ..trainer.states import check_rows, check_values, load_generator, load_optimizer, number_of
 from ..trainer.task import Report
 from .config import VolumeConfig
 from .crops import loss_reach, make_crop, random_crop
+from .device import pick_volume_device
 from .evaluation import evaluate_volume, source_psnr, weighted_psnr
 from .export import FieldSource, load_quantized, save_gaussians_ply, save_quantized
 from .frames import in_world
@@ -35,28 +34,12 @@ from .losses import tv3d
 from .memory import check_memory
 from .optimizers import make_optimizer, set_learning_rates
 from .pictures import save_mip_video, save_slice_sheet
+from .report import report_fit
 from .strategies import StrategyGrowth, make_growth
 from .target import Target, read_target
 
 #: Steps between two looks at whether target_psnr is reached.
 LOOK_EVERY = 50
-
-
-def pick_volume_device(config: VolumeConfig) -> torch.device:
-    """Returns the device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
-
-    Raises:
-        UserError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
-    """
-    device = pick_device(config.device)
-    if device.type != "cuda" or config.model.name != "gaussians":
-        return device
-    # By the definition in plain torch, on whatever device, every Gaussian meets every voxel.
-    if has_kernels(torch.device("cuda", torch.cuda.current_device())):
-        return device
-    if config.device == "cuda":
-        raise UserError("--device cuda requires this package's CUDA kernels to fit Gaussians, got none (see above)")
-    return torch.device("cpu")
 
 
 class VolumeTask:
@@ -292,6 +275,10 @@ class VolumeTask:
         shown = self.target.shown(volume)
         upwards = shown.flip(1 + axis) if runs_down else shown
         save_mip_video(output, upwards, frames=frames, axis=axis, spacing=grid.spacing)
+
+    def report(self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, **_: Any) -> Path:
+        """Writes report.html; see `volume.report.write_volume_report`."""
+        return report_fit(self.field(), self.target, self, folder, evaluation, views)
 
     def _save_slices(self, path: Path, volume: Tensor) -> None:
         target = self.target

@@ -95,8 +95,12 @@ for (const slider of document.querySelectorAll(".slider")) {
 }
 
 for (const table of document.querySelectorAll(".turntable")) {
-  const frames = read("turntable-data"), image = table.querySelector("img"), input = table.querySelector("input");
-  input.max = frames.length - 1;
-  input.addEventListener("input", () => { image.src = frames[input.value]; });
-  image.src = frames[0];
+  const { frames, labels } = read(table.dataset.frames);
+  const image = table.querySelector("img"), input = table.querySelector("input"), told = table.querySelector("output");
+  const show = () => {
+    image.src = frames[input.value];
+    if (told && labels.length) told.textContent = labels[input.value];
+  };
+  input.addEventListener("input", show);
+  show();
 }

@@ -1,0 +1,27 @@
+"""The device that volumes are fitted on."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import UserError
+from ..ops.voxelize_cuda import has_kernels
+from ..trainer.device import pick_device
+from .config import VolumeConfig
+
+
+def pick_volume_device(config: VolumeConfig) -> torch.device:
+    """Returns the device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
+
+    Raises:
+        UserError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
+    """
+    device = pick_device(config.device)
+    if device.type != "cuda" or config.model.name != "gaussians":
+        return device
+    # By the definition in plain torch, on whatever device, every Gaussian meets every voxel.
+    if has_kernels(torch.device("cuda", torch.cuda.current_device())):
+        return device
+    if config.device == "cuda":
+        raise UserError("--device cuda requires this package's CUDA kernels to fit Gaussians, got none (see above)")
+    return torch.device("cpu")
