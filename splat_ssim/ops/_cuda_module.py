@@ -53,7 +53,8 @@ def embedded_image() -> int | None:
     if library is None:
         return None
     library.splat_ssim_cuda_image.restype = ctypes.c_void_p
-    return library.splat_ssim_cuda_image()
+    image: int | None = library.splat_ssim_cuda_image()
+    return image
 
 
 def source() -> bytes:
@@ -62,7 +63,8 @@ def source() -> bytes:
     if library is None:
         raise RuntimeError("the compiled library is missing")
     library.splat_ssim_cuda_source.restype = ctypes.c_char_p
-    return library.splat_ssim_cuda_source()
+    source: bytes = library.splat_ssim_cuda_source()
+    return source
 
 
 class _Module(ctypes.Structure):

@@ -144,7 +144,7 @@ class Recording:
         pointer = ctypes.c_void_p
         self._function.argtypes = [pointer, pointer, pointer, ctypes.c_int, pointer]
 
-    def replay(self, kernels: Kernels, stream: int, slots: ctypes.Array) -> None:
+    def replay(self, kernels: Kernels, stream: int, slots: ctypes.Array[Any]) -> None:
         """Starts the kernels with the tensors at these addresses.
 
         Raises:

@@ -18,7 +18,7 @@ def call(name: str, argtypes: tuple[type, ...], *arguments: object) -> None:
     compiled.check(compiled.kernel(name, argtypes)(*arguments), name)
 
 
-def int_array(*values: int) -> ctypes.Array:
+def int_array(*values: int) -> ctypes.Array[ctypes.c_int64]:
     """Numbers as an array of int64."""
     return (ctypes.c_int64 * len(values))(*values)
 
@@ -28,7 +28,7 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     """The addresses of tensors as an array."""
     return (P * len(tensors))(*map(pointer, tensors))
 
@@ -41,7 +41,8 @@ def dense(tensor: Tensor | None) -> Tensor | None:
 def below_autograd(operator: torch._ops.OpOverload, inputs: Sequence[object]) -> tuple[Tensor, ...]:
     """The result of an operator without a record of its derivative."""
     with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
+        outputs: tuple[Tensor, ...] = operator(*inputs)
+    return outputs
 
 
 def differentiable(name: str, function: type[torch.autograd.Function]) -> None:

@@ -9,10 +9,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from splat_ssim._version import __version__
+
+if TYPE_CHECKING:
+    from _ctypes import CFuncPtr
 
 #: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
 ABI_VERSION = 8
@@ -154,7 +158,9 @@ def isa() -> str | None:
 
 
 @functools.cache
-def kernel(name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.c_int, isa_name: str | None = None):
+def kernel(
+    name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.c_int, isa_name: str | None = None
+) -> CFuncPtr:
     """The C function splat_ssim_<name>_<isa> with its argument types set.
 
     Args:

@@ -69,7 +69,7 @@ def define(name: str, schema: str, check: Callable[..., None], fake: Callable[..
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         _checks[name](*arguments)
         return function(*arguments)
 
@@ -95,12 +95,12 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *arguments):
+        def forward(ctx: Any, *arguments: Any) -> Any:
             output = below_autograd(name, *arguments)
             setup_context(ctx, arguments, output)
             return output
 
-    Eager.backward = staticmethod(backward)  # type: ignore[method-assign, assignment]
+    Eager.backward = staticmethod(backward)  # type: ignore[method-assign]
     _eager[name] = Eager.apply
     torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_library)
 
@@ -108,10 +108,10 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
 def refuse_second_derivative(name: str) -> None:
     """Makes the derivative of a backward operator an error."""
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Any) -> None:
         raise NotImplementedError("splat_ssim is differentiable once: the second derivative of SSIM is not implemented")
 
     torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_library)
@@ -138,7 +138,7 @@ def _is_transformed(*images: Tensor) -> bool:
     return tangents and any(forward_ad.unpack_dual(image).tangent is not None for image in images)
 
 
-def call(name: str, *arguments):
+def call(name: str, *arguments: Any) -> Any:
     """An operator of the images `arguments[:2]`."""
     if torch.compiler.is_compiling() or _tracing_state() is not None:
         return getattr(torch.ops.splat_ssim, name)(*arguments)
@@ -147,14 +147,14 @@ def call(name: str, *arguments):
     return below_autograd(name, *arguments)
 
 
-def call_backward(name: str, *arguments):
+def call_backward(name: str, *arguments: Any) -> Any:
     """A backward operator; one that is to be differentiated goes where the second derivative is refused."""
     if torch.is_grad_enabled():
         return getattr(torch.ops.splat_ssim, name)(*arguments)
     return below_autograd(name, *arguments)
 
 
-def below_autograd(name: str, *arguments):
+def below_autograd(name: str, *arguments: Any) -> Any:
     """An operator without a record of its derivative."""
     if _nobody_watches(arguments):
         return DEVICES["cpu" if arguments[0].is_cpu else "cuda"].implementations[name](*arguments)

@@ -9,20 +9,32 @@ derivative multiplies the gradients that the forward pass made.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _maps, reference
+from .._maps import channels_first
 from ..options import SSIMOptions
 from . import dispatch, prepared
 from .dispatch import call, has_kernel
-from .layout import channels_first, new_gradients
+from .layout import new_gradients
 from .schemas import IMAGES, NEEDS, OPTIONS, check_images, check_shape, require
 
 
-def _check_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _check_photometric(
+    img1: Tensor,
+    img2: Tensor,
+    weight: Tensor | None,
+    background: Tensor | None,
+    l1_weight: float,
+    dssim_weight: float,
+    offset: float,
+    per_image: bool,
+    *arguments: Any,
+) -> None:
     options = SSIMOptions.of(*arguments[:-2])
     if background is None:
         check_images(img1, img2, options)
@@ -44,13 +56,23 @@ def _check_photometric(img1, img2, weight, background, l1_weight, dssim_weight, 
         check_shape("weight", got, (batch, 1 if got.ndim == img1.ndim and got.shape[1] == 1 else channels, *sides))
 
 
-def _fake_photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _fake_photometric(
+    img1: Tensor,
+    img2: Tensor,
+    weight: Tensor | None,
+    background: Tensor | None,
+    l1_weight: float,
+    dssim_weight: float,
+    offset: float,
+    per_image: bool,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
     shape = (img1.shape[0],) if per_image else ()
     means = [img1.new_empty(shape, dtype=_maps.compute_dtype(img1, img2)) for _ in range(3)]
     return (*means, *new_gradients(img1, img2, SSIMOptions.of(*arguments[:-2]), *arguments[-2:]))
 
 
-def _keep_gradients(ctx, inputs, output):
+def _keep_gradients(ctx: Any, inputs: Any, output: Any) -> None:
     _loss, l1, dssim, *grads = output
     ctx.mark_non_differentiable(l1, dssim, *grads)
     ctx.set_materialize_grads(False)
@@ -59,11 +81,11 @@ def _keep_gradients(ctx, inputs, output):
     ctx.grads = grads
 
 
-def _photometric_backward(ctx, upstream, *unused):
+def _photometric_backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     return *_gradients(ctx, upstream), *(None,) * (len(ctx.options) + 2)
 
 
-def _gradients(ctx, upstream) -> list[Tensor | None]:
+def _gradients(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
     """Those of both images, None where not needed, from what `_keep_gradients` and `_Prepared` keep."""
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
@@ -89,7 +111,7 @@ class _Prepared(torch.autograd.Function):
     """The operator by a prepared loss, in an eager call that nobody watches."""
 
     @staticmethod
-    def forward(ctx, img1, img2, background, loss):
+    def forward(ctx: Any, img1: Tensor, img2: Tensor, background: Tensor | None, loss: prepared.Prepared) -> Any:
         value, l1, dssim, *ctx.grads = loss.run(img1, img2, background)
         ctx.loss = loss
         ctx.save_for_backward(img1, img2, None, background)
@@ -100,7 +122,7 @@ class _Prepared(torch.autograd.Function):
         return value, l1, dssim
 
     @staticmethod
-    def backward(ctx, upstream, *unused):
+    def backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tuple[Any, ...]:
         if upstream is not None and ctx.grads is not None and dispatch.may_change_in_place(upstream):
             grads, ctx.grads = ctx.grads, None
             needed = zip(grads, ctx.loss.dtypes, ctx.needs_input_grad, strict=False)
@@ -110,13 +132,16 @@ class _Prepared(torch.autograd.Function):
         return *_gradients(ctx, upstream), None, None
 
 
+_apply_prepared: Callable[..., Any] = _Prepared.apply
+
+
 def call_prepared(
     loss: prepared.Prepared, img1: Tensor, img2: Tensor, background: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(loss, l1, dssim); the terms are None where they were not asked for."""
     if not loss.needs:
         return loss.run(img1, img2, background)[:3]
-    found = _Prepared.apply(img1, img2, background, loss)
+    found = _apply_prepared(img1, img2, background, loss)
     return found if loss.terms else (found, None, None)
 
 
@@ -138,7 +163,8 @@ def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor | None = N
 def _scale(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
     if dispatch.is_batched(upstream):
         return _scaled_gradient(gradient, upstream, image)  # Operators of torch's, which can be batched.
-    return torch.ops.splat_ssim.scaled_gradient(gradient, upstream, image)
+    scaled: Tensor = torch.ops.splat_ssim.scaled_gradient(gradient, upstream, image)
+    return scaled
 
 
 def _per_image(upstream: Tensor, gradient: Tensor) -> Tensor:
@@ -146,7 +172,7 @@ def _per_image(upstream: Tensor, gradient: Tensor) -> Tensor:
     return upstream.view(-1, *(1,) * (gradient.ndim - 1)) if upstream.ndim else upstream
 
 
-def _scaled_gradient(gradient, upstream, image):
+def _scaled_gradient(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
     return gradient * _per_image(upstream, gradient)
 
 

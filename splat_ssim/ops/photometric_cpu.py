@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +29,25 @@ _Means = ctypes.c_float * 3
 _EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
-def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _photometric(
+    img1: Tensor,
+    img2: Tensor,
+    weight: Tensor | None,
+    background: Tensor | None,
+    l1_weight: float,
+    dssim_weight: float,
+    offset: float,
+    per_image: bool,
+    *arguments: Any,
+) -> tuple[Tensor | None, ...]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     call = KernelCall(img1, img2, options, background=background)
     if weight is None and not per_image:
         run = _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms=True)
-        *means, grad1, grad2 = run(call.first, call.second, background)
+        loss, l1, dssim, grad1, grad2 = run(call.first, call.second, background)
         # No output of an operator is another one's memory.
-        return *means, grad1 if need1 else grad1.clone(), grad2 if need2 else grad2.clone()
+        return loss, l1, dssim, grad1 if need1 else grad1.clone(), grad2 if need2 else grad2.clone()
     grads = new_gradients(img1, img2, options, need1, need2)
     counts, weight = _counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
     coefficients = zeros(call.batch, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,17 @@ from .layout import new_gradients, wanted
 from .prepared import Results
 
 
-def _photometric(img1, img2, weight, background, l1_weight, dssim_weight, offset, per_image, *arguments):
+def _photometric(
+    img1: Tensor,
+    img2: Tensor,
+    weight: Tensor | None,
+    background: Tensor | None,
+    l1_weight: float,
+    dssim_weight: float,
+    offset: float,
+    per_image: bool,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
@@ -85,7 +96,9 @@ class _Loss:
         self._recording.replay(kernels, stream, _Slots(*addresses, None, None, *rest))
         return loss, None, None, grad1, grad2
 
-    def _empty(self, shape, stride=None, dtype=torch.float32) -> Tensor:
+    def _empty(
+        self, shape: tuple[int, ...], stride: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         if stride is None:
             return torch.empty(shape, dtype=dtype, device=self._device)
         return torch.empty_strided(shape, stride, dtype=dtype, device=self._device)

@@ -8,6 +8,7 @@ prepares (`dispatch.Device.prepare`); `photometric` stores, since it alone knows
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,9 @@ class Prepared:
 
     __slots__ = ("arguments", "dtypes", "needs", "run", "terms")
 
-    def __init__(self, run: Run, arguments: tuple, terms: bool, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    def __init__(
+        self, run: Run, arguments: tuple[Any, ...], terms: bool, dtypes: tuple[torch.dtype, torch.dtype]
+    ) -> None:
         self.run, self.arguments, self.terms, self.dtypes = run, arguments, terms, dtypes
         self.needs = any(arguments[-2:])
 
@@ -47,7 +50,7 @@ class Prepared:
 _prepared: dict[Hashable, Prepared] = {}
 
 
-def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tuple) -> Hashable | None:
+def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Hashable | None:
     """What names a call of the public function `name` with these images and options.
 
     Returns:
@@ -100,7 +103,9 @@ def forget() -> None:
     _prepared.clear()
 
 
-def prepare(img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tuple, terms: bool) -> Prepared | None:
+def prepare(
+    img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tuple[Any, ...], terms: bool
+) -> Prepared | None:
     """Prepares the operator `photometric` without a weight for these images, if their device does that.
 
     The device is asked by `Device.prepare(img1, img2, background, weights, per_image, options, needs, terms)`, which

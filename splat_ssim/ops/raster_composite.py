@@ -8,6 +8,7 @@ layout.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,20 @@ def _composite(
 
 
 @torch.library.register_fake("splat_ssim::raster_composite")
-def _(means2d, conics, opacities, colors, radii, depths, backgrounds, width, height, tile_size, max_alpha, absgrad):
+def _(
+    means2d: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    backgrounds: Tensor | None,
+    width: int,
+    height: int,
+    tile_size: int,
+    max_alpha: float,
+    absgrad: bool,
+) -> tuple[Tensor, ...]:
     cameras, n, channels = colors.shape
     length = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -160,7 +174,19 @@ def _composite_gradients_like(conics: Tensor, opacities: Tensor, images: Tensor,
 
 
 @torch.library.register_fake("splat_ssim::raster_composite_backward")
-def _(conics, opacities, records, lists, images, alphas, v_images, v_alphas, tile_size, max_alpha, absgrad):
+def _(
+    conics: Tensor,
+    opacities: Tensor,
+    records: Tensor,
+    lists: Tensor,
+    images: Tensor,
+    alphas: Tensor,
+    v_images: Tensor,
+    v_alphas: Tensor,
+    tile_size: int,
+    max_alpha: float,
+    absgrad: bool,
+) -> tuple[Tensor, ...]:
     return _composite_gradients_like(conics, opacities, images, absgrad)
 
 
@@ -168,7 +194,7 @@ class _Composite(torch.autograd.Function):
     """The gradient of raster_composite."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         images, alphas, records, lists = below_autograd(torch.ops.splat_ssim.raster_composite.default, inputs)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(records, lists)
@@ -177,7 +203,7 @@ class _Composite(torch.autograd.Function):
         return images, alphas, records, lists
 
     @staticmethod
-    def backward(ctx, v_images, v_alphas, _records, _lists):
+    def backward(ctx: Any, v_images: Tensor, v_alphas: Tensor, _records: Any, _lists: Any) -> tuple[Tensor | None, ...]:
         means2d, *saved = ctx.saved_tensors
         v_means2d, v_conics, v_colors, v_opacities, absolute = torch.ops.splat_ssim.raster_composite_backward.default(
             *saved, v_images, v_alphas, *ctx.options
@@ -211,5 +237,7 @@ def _accumulate(
 
 
 @torch.library.register_fake("splat_ssim::raster_accumulate")
-def _(opacities, records, lists, pixel_weights, tile_size, max_alpha):
+def _(
+    opacities: Tensor, records: Tensor, lists: Tensor, pixel_weights: Tensor, tile_size: int, max_alpha: float
+) -> Tensor:
     return opacities.new_empty((4, *opacities.shape))

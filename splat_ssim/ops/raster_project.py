@@ -6,7 +6,7 @@ It has a fake kernel and a gradient, so that eager mode, torch.compile and opche
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class _Scene(NamedTuple):
 _SCENE_LENGTH = len(_Scene._fields)
 
 
-def _project_options(scene: _Scene) -> tuple[ctypes.Array, ctypes.Array, list[Tensor | None]]:
+def _project_options(scene: _Scene) -> tuple[ctypes.Array[Any], ctypes.Array[Any], list[Tensor | None]]:
     """The kernels' sizes and planes, and the tensors, dense, that they read."""
     *tensors, width, height, near_plane, far_plane, radius_clip, eps2d, degree, antialiased, raw = scene
     sizes = int_array(
@@ -88,7 +88,7 @@ def _projected_like(scene: _Scene) -> tuple[Tensor, ...]:
 
 
 @torch.library.impl("splat_ssim::raster_project", "CPU")
-def _project(*arguments) -> tuple[Tensor, ...]:
+def _project(*arguments: Any) -> tuple[Tensor, ...]:
     scene = _Scene(*arguments)
     outputs = _projected_like(scene)
     sizes, planes, tensors = _project_options(scene)
@@ -97,7 +97,7 @@ def _project(*arguments) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("splat_ssim::raster_project")
-def _(*arguments):
+def _(*arguments: Any) -> tuple[Tensor, ...]:
     return _projected_like(_Scene(*arguments))
 
 
@@ -117,7 +117,7 @@ def _project_gradients_like(scene: _Scene, v_colors: Tensor | None, pose: bool) 
 
 
 @torch.library.impl("splat_ssim::raster_project_backward", "CPU")
-def _project_backward(*arguments) -> tuple[Tensor, ...]:
+def _project_backward(*arguments: Any) -> tuple[Tensor, ...]:
     scene, (radii, colors, *v_outputs, pose) = _Scene(*arguments[:_SCENE_LENGTH]), arguments[_SCENE_LENGTH:]
     means, viewmats = scene.means, scene.viewmats
     sizes, planes, tensors = _project_options(scene)
@@ -152,11 +152,12 @@ def _viewmat_gradient(sums: Tensor, viewmats: Tensor) -> Tensor:
     position = torch.zeros_like(gradient)
     position[:, :3, 3] = sums[:, 12:]
     inverse = torch.linalg.inv(viewmats).mT
-    return gradient - inverse @ position @ inverse
+    total: Tensor = gradient - inverse @ position @ inverse
+    return total
 
 
 @torch.library.register_fake("splat_ssim::raster_project_backward")
-def _(*arguments):
+def _(*arguments: Any) -> tuple[Tensor, ...]:
     scene, (_radii, _colors, *v_outputs, pose) = _Scene(*arguments[:_SCENE_LENGTH]), arguments[_SCENE_LENGTH:]
     return tuple(_project_gradients_like(scene, v_outputs[4], pose))
 
@@ -165,7 +166,7 @@ class _Project(torch.autograd.Function):
     """The gradient of raster_project."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         outputs = below_autograd(torch.ops.splat_ssim.raster_project.default, inputs)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(outputs[5])
@@ -174,7 +175,9 @@ class _Project(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx, v_means2d, v_depths, v_conics, v_opacities, v_colors, _radii):
+    def backward(
+        ctx: Any, v_means2d: Any, v_depths: Any, v_conics: Any, v_opacities: Any, v_colors: Any, _radii: Any
+    ) -> tuple[Tensor | None, ...]:
         *scene, radii, colors = ctx.saved_tensors
         needs = ctx.needs_input_grad
         v_outputs = (v_means2d, v_depths, v_conics, v_opacities, v_colors)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._maps import channels_first
 from ..options import SSIMOptions, one_or_each
 from ..reference import PADDINGS
-from .layout import channels_first
 
 IMAGES = "Tensor img1, Tensor img2"
 #: Window and sigma are lists of three, one for each axis of volumes; torch takes a number for all three.

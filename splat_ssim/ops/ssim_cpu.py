@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._maps import as_float, compute_dtype
+from .._maps import as_float, channels_first, compute_dtype
 from ..options import Sigma, SSIMOptions, WindowSize, of_each
 from ..reference import PADDINGS, gaussian_taps
 from . import compiled
-from .layout import channels_first, is_interleaved, map_shape, new_gradients, new_like, wanted
+from .layout import is_interleaved, map_shape, new_gradients, new_like, wanted
 
 # The library's numbers, asked once: torch.compile could not trace the loader. Without the library there are none.
 _NUMBERS = compiled.constants()
@@ -45,7 +45,7 @@ _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _window(window_size: WindowSize, sigma: Sigma) -> ctypes.Array:
+def _window(window_size: WindowSize, sigma: Sigma) -> ctypes.Array[ctypes.c_double]:
     """The taps of three axes, one after the other."""
     sizes, sigmas = of_each(window_size, 3), of_each(sigma, 3)
     taps = [tap for axis in zip(sizes, sigmas, strict=True) for tap in gaussian_taps(*axis)]
@@ -181,14 +181,14 @@ class KernelCall:
 
     def run(
         self,
-        coefficients: Tensor | ctypes.Array,
+        coefficients: Tensor | ctypes.Array[ctypes.c_double],
         weight: Tensor | None = None,
         weight_insets: Sequence[int] | None = None,
         map_: Tensor | None = None,
         grad1: Tensor | None = None,
         grad2: Tensor | None = None,
         similarities: bool = False,
-    ) -> ctypes.Array:
+    ) -> ctypes.Array[ctypes.c_double]:
         """Runs the kernel; returns the totals."""
         for output in (map_, grad1, grad2):
             if output is not None:
@@ -208,7 +208,7 @@ class KernelCall:
         compiled.check(status, name, (self.first.shape, self.second.shape))
 
 
-def rows(totals: ctypes.Array) -> Tensor:
+def rows(totals: ctypes.Array[ctypes.c_double]) -> Tensor:
     """The totals of `KernelCall.run` as a tensor, (planes, 3)."""
     return torch.frombuffer(totals, dtype=torch.float64).view(-1, 3)
 
@@ -226,7 +226,7 @@ def positions(options: SSIMOptions, shape: torch.Size) -> int:
     return count
 
 
-def _ssim_map(img1, img2, *arguments):
+def _ssim_map(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)
     result = new_like(img1, map_shape(img1, options), compute_dtype(img1, img2), options.channels_last)
     call = KernelCall(img1, img2, options)
@@ -234,7 +234,7 @@ def _ssim_map(img1, img2, *arguments):
     return result
 
 
-def _ssim_map_backward(grad_map, img1, img2, *arguments):
+def _ssim_map_backward(grad_map: Tensor, img1: Tensor, img2: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
@@ -245,7 +245,7 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     return grads
 
 
-def _ssim_channel_means(img1, img2, *arguments):
+def _ssim_channel_means(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)._replace(eps=0.0)
     call = KernelCall(img1, img2, options, planar=True)
     totals = rows(call.run(zeros(call.planes, 3), similarities=True))
@@ -253,7 +253,9 @@ def _ssim_channel_means(img1, img2, *arguments):
     return means.float().view(call.batch, call.channels, 2)
 
 
-def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
+def _ssim_channel_means_backward(
+    grad_means: Tensor, img1: Tensor, img2: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
@@ -294,14 +296,16 @@ def _run_pyramid(
     call.call("ms_ssim", packed)
 
 
-def _ms_ssim(img1, img2, weights, *arguments):
+def _ms_ssim(img1: Tensor, img2: Tensor, weights: Sequence[float], *arguments: Any) -> tuple[Tensor, Tensor]:
     call = _pyramid_call(img1, img2, SSIMOptions.of(*arguments))
     terms, values = zeros(call.batch, call.channels, len(weights)), zeros(call.batch, call.channels)
     _run_pyramid(call, weights, terms, values)
     return values.float(), terms
 
 
-def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+def _ms_ssim_backward(
+    grad_values: Tensor, img1: Tensor, img2: Tensor, terms: Tensor, weights: Sequence[float], *arguments: Any
+) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)

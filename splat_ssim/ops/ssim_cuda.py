@@ -8,18 +8,19 @@ Nothing synchronises or reads device memory on the host; sums have a fixed order
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _maps
+from .._maps import channels_first
 from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import _cuda_module
 from ._cuda_kernels import AXES, LONGEST_AXIS_WINDOW, SHARED, WINDOW_SIZES, Kernels
-from .layout import channels_first, map_shape, new_gradients, new_like, wanted
+from .layout import map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
 #: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
@@ -81,14 +82,14 @@ _current_stream: Callable[[int], int] = getattr(
 )
 
 
-def _ssim_map(img1, img2, *arguments):
+def _ssim_map(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
     launch.fill_map(*target(img1, unit_of(options)), img1, img2, options, found)
     return found
 
 
-def _ssim_map_backward(grad_map, img1, img2, *arguments):
+def _ssim_map_backward(grad_map: Tensor, img1: Tensor, img2: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
@@ -97,12 +98,14 @@ def _ssim_map_backward(grad_map, img1, img2, *arguments):
     return grads
 
 
-def _ssim_channel_means(img1, img2, *arguments):
+def _ssim_channel_means(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)._replace(eps=0.0)
     return launch.channel_means(*target(img1, unit_of(options)), img1, img2, options)
 
 
-def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
+def _ssim_channel_means_backward(
+    grad_means: Tensor, img1: Tensor, img2: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
@@ -111,7 +114,7 @@ def _ssim_channel_means_backward(grad_means, img1, img2, *arguments):
     return grads
 
 
-def _ms_ssim(img1, img2, weights, *arguments):
+def _ms_ssim(img1: Tensor, img2: Tensor, weights: Sequence[float], *arguments: Any) -> tuple[Tensor, Tensor]:
     options = SSIMOptions.of(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
@@ -120,16 +123,18 @@ def _ms_ssim(img1, img2, weights, *arguments):
     return _maps.combine_terms(terms, weights).float(), terms
 
 
-def _ms_ssim_backward(grad_values, img1, img2, terms, weights, *arguments):
+def _ms_ssim_backward(
+    grad_values: Tensor, img1: Tensor, img2: Tensor, terms: Tensor, weights: Sequence[float], *arguments: Any
+) -> tuple[Tensor, Tensor]:
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     grad_terms = _maps.term_gradients(grad_values.double(), terms, weights)
-    finest = [
+    fine1, fine2 = (
         channels_first(_maps.as_float(image, torch.float32, options.data_range), options.channels_last)
         for image in (img1, img2)
-    ]
-    pairs = _maps.pyramid(*finest, len(weights), options.data_range, channels_last=False)
+    )
+    pairs = _maps.pyramid(fine1, fine2, len(weights), options.data_range, channels_last=False)
     coarser: tuple[Tensor, Tensor] | None = None
     for scale, pair in reversed(list(enumerate(pairs))):
         grad_means = torch.zeros(*terms.shape[:2], 2, dtype=torch.float32, device=terms.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def lattice_numbers(affine: list[float]) -> list[float]:
     return [*to_world.flatten().tolist(), *torch.linalg.inv(to_world).flatten().tolist(), *matrix[:3, 3].tolist()]
 
 
-def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array, ctypes.Array, list[int]]:
+def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array[Any], ctypes.Array[Any], list[int]]:
     """Matrices and window in the kernels' axis order, and the shape that is rendered."""
     numbers = lattice_numbers(affine)
     constants = compiled.constants()
@@ -107,20 +108,28 @@ def voxelize_backward(
 
 
 @voxelize_backward.register_fake
-def _(gradient, means, quats, scales, values, affine, window):
+def _(
+    gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    values: Tensor,
+    affine: list[float],
+    window: list[int],
+) -> tuple[Tensor, ...]:
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (means, quats, scales, values))
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, ctx.affine, ctx.window = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, gradient):
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return *voxelize_backward(gradient, *ctx.saved_tensors, ctx.affine, ctx.window), None, None
 
 
-def _refuse(ctx, *gradients):
+def _refuse(ctx: Any, *gradients: Any) -> None:
     raise NotImplementedError("voxelize must be differentiated once only, got a request for second derivatives")
 
 

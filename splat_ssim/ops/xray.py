@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ _FORWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 3, ctyp
 _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, ctypes.c_int)
 
 
-def _numbers(frames: Tensor, detector: list[int], cone: bool) -> tuple[Tensor, ctypes.Array, int]:
+def _numbers(frames: Tensor, detector: list[int], cone: bool) -> tuple[Tensor, ctypes.Array[ctypes.c_int64], int]:
     """Frames and numbers as the kernels take them, and floats from row to row."""
     constants = compiled.constants()
     if tuple(frames.shape[1:]) != (4, 3) or frames.dtype != torch.float64 or len(detector) != 2:
@@ -75,7 +76,9 @@ def xray(
 
 
 @xray.register_fake
-def _(means, quats, scales, values, frames, detector, cone):
+def _(
+    means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
+) -> Tensor:
     return means.new_empty((frames.shape[0], values.shape[1], *detector))
 
 
@@ -116,20 +119,29 @@ def xray_backward(
 
 
 @xray_backward.register_fake
-def _(gradient, means, quats, scales, values, frames, detector, cone):
+def _(
+    gradient: Tensor,
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    values: Tensor,
+    frames: Tensor,
+    detector: list[int],
+    cone: bool,
+) -> tuple[Tensor, ...]:
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (means, quats, scales, values))
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, ctx.detector, ctx.cone = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, gradient):
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return *xray_backward(gradient, *ctx.saved_tensors, ctx.detector, ctx.cone), None, None, None
 
 
-def _refuse(ctx, *gradients):
+def _refuse(ctx: Any, *gradients: Any) -> None:
     raise NotImplementedError("xray must be differentiated once only, got a request for second derivatives")
 
 
