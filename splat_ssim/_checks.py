@@ -51,7 +51,7 @@ def _described(value: object) -> str:
 
 def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, closed: bool = False) -> float:
     """`value` as a float, which is finite and above `low`, or with `closed` in [low, high]."""
-    number = _plain_number(name, value)
+    number: float = _plain_number(name, value)
     inside = low <= number <= high if closed else low < number < high
     if not inside:
         required = f"in [{low:g}, {high:g}]" if closed else f"a finite number above {low:g}"
@@ -101,7 +101,10 @@ def check_windows(value: Any, spatial_dims: int = 3) -> int | tuple[int, ...]:
 def check_sigmas(value: Any, spatial_dims: int = 3) -> float | tuple[float, ...]:
     """`value` as the standard deviation of the window, likewise."""
     if isinstance(value, (tuple, list)):
-        return one_or_each([check_number("sigma", sigma) for sigma in _each_axis("sigma", value, spatial_dims)])
+        sigmas: float | tuple[float, ...] = one_or_each(
+            [check_number("sigma", sigma) for sigma in _each_axis("sigma", value, spatial_dims)]
+        )
+        return sigmas
     return check_number("sigma", value)
 
 

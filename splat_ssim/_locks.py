@@ -17,7 +17,7 @@ except ImportError:
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 
 
-def take_lock(file: IO) -> bool:
+def take_lock(file: IO[Any]) -> bool:
     """Takes the lock of an open file, held until the file is closed, if nobody else has it.
 
     A file system without locks gives it to everybody.

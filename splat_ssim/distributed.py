@@ -6,6 +6,7 @@ Both are exact: blocks see the halo their windows reach into, so values and grad
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,14 +187,14 @@ class _WithHalo(torch.autograd.Function):
     """Our planes between `radius` planes of each neighbour; backward sends their gradients home."""
 
     @staticmethod
-    def forward(ctx, planes: Tensor, radius: int, group: Any) -> Tensor:
+    def forward(ctx: Any, planes: Tensor, radius: int, group: Any) -> Tensor:
         ctx.radius, ctx.group, ctx.depth = radius, group, planes.shape[2]
         below, above = _exchange(planes[:, :, :radius].contiguous(), planes[:, :, -radius:].contiguous(), group)
         ctx.start = 0 if below is None else radius
         return torch.cat([part for part in (below, planes, above) if part is not None], dim=2)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         radius, start, stop = ctx.radius, ctx.start, ctx.start + ctx.depth
         own = gradient[:, :, start:stop].clone()
         # At the ends of the volume there is nobody to send to; the shapes stay those of a halo.
@@ -212,13 +213,13 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum of every rank's number. Each rank differentiates the same total, so a part has the gradient 1."""
 
     @staticmethod
-    def forward(ctx, part: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
         total = part.detach().clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -282,9 +283,11 @@ def photometric_loss(
     total = weights.sum(dtype=torch.float64)
     part = total.clone()
     dist.all_reduce(total, group=group)
+    with_halo: Callable[..., Tensor] = _WithHalo.apply
+    sum_over_ranks: Callable[..., Tensor] = _SumOverRanks.apply
     loss: Any = _local_loss(
-        _WithHalo.apply(pred, radius, group),
-        _WithHalo.apply(target, radius, group),
+        with_halo(pred, radius, group),
+        with_halo(target, radius, group),
         mask=weights,
         lambda_dssim=lambda_dssim,
         window_size=window_size,
@@ -293,4 +296,4 @@ def photometric_loss(
         k1=k1,
         k2=k2,
     )
-    return _SumOverRanks.apply(loss * float(part / total) if total > 0 else loss * 0.0, group)
+    return sum_over_ranks(loss * float(part / total) if total > 0 else loss * 0.0, group)

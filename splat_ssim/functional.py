@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -220,7 +221,7 @@ def _ssim(
     spatial_dims: int,
     img1: Tensor,
     img2: Tensor,
-    given: tuple,
+    given: tuple[Any, ...],
     reduction: str,
     mask: Tensor | None,
     mask_mode: str,

@@ -174,7 +174,8 @@ class ImageField(GaussianField):
     @torch.no_grad()
     def mass(self) -> Tensor:
         """(N,) largest |colour| times area: how much each Gaussian contributes."""
-        return self.tensors["colors"].abs().amax(1) * self.tensors["log_scales"].sum(1).exp()
+        mass: Tensor = self.tensors["colors"].abs().amax(1) * self.tensors["log_scales"].sum(1).exp()
+        return mass
 
     @torch.no_grad()
     def spawn(
@@ -228,7 +229,8 @@ def _about_z(turns: Tensor) -> Tensor:
 def _coverage(tensors: dict[str, Tensor], grid: VoxelGrid) -> Tensor:
     """(H·W,) sum of the Gaussians as if each had the amplitude 1."""
     field = ImageField({**tensors, "colors": torch.ones_like(tensors["colors"])})
-    return field(grid)[0].flatten()
+    volume: Tensor = field(grid)
+    return volume[0].flatten()
 
 
 def new_gaussians(
@@ -328,7 +330,7 @@ class Task:
     @torch.no_grad()
     def image(self, field: GaussianField | None = None) -> Tensor:
         """(1, 3, H, W) in [0, 1]: the fit, or another field's image."""
-        drawn = self.model(self.grid) if field is None else field(self.grid)[1:]
+        drawn: Tensor = self.model(self.grid) if field is None else field(self.grid)[1:]
         return drawn[:, :, 0][None].clamp(0, 1)
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Only the signatures of public functions spell the options out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 #: Taps of the window and its standard deviation: for every axis, or of volumes for each, in the order (D, H, W).
 WindowSize = int | Sequence[int]
@@ -83,7 +83,7 @@ class SSIMOptions(NamedTuple):
 
     def keywords(self) -> MapKeywords:
         """The options as keyword arguments of `splat_ssim.reference`."""
-        return MapKeywords(**self._asdict())  # type: ignore[typeddict-item]
+        return cast(MapKeywords, self._asdict())
 
 
 def one_or_each(value: Any) -> Any:

@@ -163,9 +163,10 @@ def _imported(name: str, kwargs: dict[str, object]) -> Callable[..., loss.LossRe
     if not isinstance(found, type):
         return functools.partial(found, **kwargs)
     try:
-        return found(**kwargs)
+        made: Callable[..., loss.LossResult] = found(**kwargs)
     except TypeError as error:
         raise ValueError(f"the loss {name!r} must take the options {kwargs}, got: {error}") from error
+    return made
 
 
 def _with_mask(name: str, function: Callable[..., loss.LossResult]) -> Loss:

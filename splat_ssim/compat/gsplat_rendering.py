@@ -94,7 +94,8 @@ def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, 
     bound = _SIGNATURE.bind(*args, **kwargs)
     means = bound.arguments["means"]
     if isinstance(means, Tensor) and means.device.type != "cpu":
-        return _theirs(*args, **kwargs)
+        rendered: tuple[Tensor, Tensor, dict[str, Any]] = _theirs(*args, **kwargs)
+        return rendered
     options = {name: value for name, value in bound.arguments.items() if name in _TAKEN}
     bound.apply_defaults()
     _check(bound.arguments)

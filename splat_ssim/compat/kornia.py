@@ -19,7 +19,7 @@ torch, which gives the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,8 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which does not tell its sigmas."""
-        super().__setstate__(state)
+        restore: Callable[[dict[str, Any]], None] = super().__setstate__
+        restore(state)
         if "_mask_sigmas" not in state:
             self._mask_sigmas = sigmas_of(self._g_masks)
 

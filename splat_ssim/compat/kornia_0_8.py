@@ -10,6 +10,8 @@ variation along an axis of one pixel. It truncates the window of integer images.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -153,7 +155,7 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
         self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)))
         self._mask_sigmas = tuple(windows)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._mask_sigmas = sigmas_of(self._g_masks)
 

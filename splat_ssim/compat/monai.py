@@ -16,7 +16,7 @@ longer windows take plain torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -202,7 +202,8 @@ class SSIMLoss(_Loss):
         if "_data_range" in state:
             state["data_range"] = state.pop("_data_range")
         state.pop("ssim_metric", None)
-        super().__setstate__(state)
+        restore: Callable[[dict[str, Any]], None] = super().__setstate__
+        restore(state)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """() or (B, 1), float32, differentiable in both images."""
@@ -251,9 +252,10 @@ def _images(y_pred: Tensor, y: Tensor, spatial_dims: int) -> tuple[Tensor, Tenso
 def _plain(image: Any) -> Tensor:
     """A tensor without the metadata that MONAI's own subclass carries through every operation."""
     if type(image) in (Tensor, torch.nn.Parameter):
-        return image
-    found: Tensor = torch.as_tensor(image)
-    return found.as_subclass(Tensor)  # type: ignore[arg-type]
+        plain: Tensor = image
+        return plain
+    found = torch.as_tensor(image)
+    return found.as_subclass(Tensor)
 
 
 def _window(

@@ -15,7 +15,7 @@ images of different dtypes are a TypeError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -266,7 +266,8 @@ class _WithWindow(nn.Module):
         """Takes the state of the original's module too, which has neither the sigma nor the number of channels."""
         state = dict(state)
         win = state.pop("win", None)
-        super().__setstate__(state)
+        restore: Callable[[dict[str, Any]], None] = super().__setstate__
+        restore(state)
         if win is not None:
             self.channel, self.spatial_dims, self.win = win.shape[0], win.ndim - 2, win
 

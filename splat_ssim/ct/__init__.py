@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Imports the task on first use: the projector needs none of the trainer's packages."""
     if name == "Task":
         from .training import CTTask

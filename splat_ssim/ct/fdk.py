@@ -29,7 +29,8 @@ def filtered(pictures: Tensor, geometry: XrayGeometry) -> Tensor:
     response = torch.fft.rfft(kernel).real
     response = response * (0.5 + 0.5 * torch.cos(math.pi * torch.linspace(0, 1, len(response), dtype=torch.float64)))
     spectrum = torch.fft.rfft(pictures, length) * response.to(pictures)
-    return torch.fft.irfft(spectrum, length)[..., :columns] / step
+    weighted: Tensor = torch.fft.irfft(spectrum, length)[..., :columns] / step
+    return weighted
 
 
 @torch.no_grad()

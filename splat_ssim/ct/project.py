@@ -69,7 +69,8 @@ def project(
         values = torch.cat([values, values * features], dim=1)  # [N, 1 + F]
     frames, cone = geometry.frames(views), geometry.kind == "cone"
     if means.dtype == torch.float32 and means.device.type == "cpu" and compiled.library() is not None:
-        return _ops.xray(means, quats, scales, values, frames, list(geometry.detector), cone)
+        pictures: Tensor = _ops.xray(means, quats, scales, values, frames, list(geometry.detector), cone)
+        return pictures
     if means.dtype == torch.float32:
         # Far sources take more digits than float32 has.
         m, q, s, v = (t.double() for t in (means, quats, scales, values))

@@ -84,7 +84,8 @@ def _integrals(means: Tensor, W: Tensor, origin: Tensor, direction: Tensor) -> T
     rest = torch.where(inside, rest, torch.ones_like(rest))
     through = torch.exp(rest - CUTOFF / 2) * torch.erf(rest.sqrt())
     length = direction.norm(dim=-1) / bb.sqrt()
-    return math.sqrt(2 * math.pi) * length * torch.where(inside, through, torch.zeros_like(through))
+    integrals: Tensor = math.sqrt(2 * math.pi) * length * torch.where(inside, through, torch.zeros_like(through))
+    return integrals
 
 
 @torch.no_grad()
@@ -97,4 +98,5 @@ def _before_source(means: Tensor, W: Tensor, frame: Tensor) -> Tensor:
     extent = CUTOFF**0.5 * torch.linalg.solve(W.transpose(1, 2), normal[:, None].expand(len(W), 3, 1))[..., 0].norm(
         dim=1
     )
-    return (means - origin) @ normal > extent
+    before: Tensor = (means - origin) @ normal > extent
+    return before

@@ -26,6 +26,7 @@ from ..volume.crops import random_crop
 from ..volume.evaluation import evaluate_volume
 from ..volume.export import FieldSource, save_gaussians_ply
 from ..volume.gaussians import GaussianField, new_gaussians, voxel_size
+from ..volume.grid import VoxelGrid
 from ..volume.growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from ..volume.io import Volume, load_volume, save_volume
 from ..volume.losses import tv3d
@@ -170,7 +171,7 @@ class CTTask:
         """(V, 1, rows, columns): the field's pictures, over the brightest of the measured ones."""
         return project_field(self.model, self.data.geometry, views=views) * (self.scale / self.bright)
 
-    def _block(self):
+    def _block(self) -> VoxelGrid:
         size, shape = self.config.tv_block, self.grid.shape
         if not size or size >= max(shape):
             return self.grid
@@ -193,7 +194,8 @@ class CTTask:
     def volume(self) -> Tensor:
         """(1, n0, n1, n2): the reconstruction in the projections' unit, such as 1/mm."""
         values = self.model(self.grid) * self.scale
-        return values.clamp(min=0) if self.config.model.nonnegative else values
+        densities: Tensor = values.clamp(min=0) if self.config.model.nonnegative else values
+        return densities
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """PSNR and SSIM of the projections, and of the volume where the truth is known; slices as a picture."""

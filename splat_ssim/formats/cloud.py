@@ -185,7 +185,8 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
     quats = np.empty((len(others), 4))
     quats[np.arange(4)[None] != largest[:, None]] = others.reshape(-1)
     quats[np.arange(len(others)), largest] = np.sqrt(np.maximum(0, 1 - np.square(others).sum(1)))
-    return (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32)
+    unit: np.ndarray = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def morton_order(means: np.ndarray) -> np.ndarray:
@@ -199,7 +200,8 @@ def morton_order(means: np.ndarray) -> np.ndarray:
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
     """Uint8 of values in [0, 255], rounded and cut."""
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def require(condition: bool, path: Path, required: str, got: str) -> None:

@@ -134,7 +134,8 @@ def decode(path: Path) -> Cloud:
 
 def _unpacked(packed: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     fractions = [(packed >> shift & (2**bits - 1)) / (2**bits - 1) for shift, bits in _BITS]
-    return (bounds[:, :3] + np.stack(fractions, 1) * (bounds[:, 3:] - bounds[:, :3])).astype(np.float32)
+    unpacked: np.ndarray = (bounds[:, :3] + np.stack(fractions, 1) * (bounds[:, 3:] - bounds[:, :3])).astype(np.float32)
+    return unpacked
 
 
 def _harmonics(columns: dict[str, np.ndarray], count: int, path: Path) -> np.ndarray:
@@ -149,7 +150,8 @@ def _harmonics(columns: dict[str, np.ndarray], count: int, path: Path) -> np.nda
     # The ends of the range are kept, between them a byte stands for the middle of its step.
     fractions = np.where(steps == 0, 0, np.where(steps == 255, 1, (steps + 0.5) / 256))
     values = (fractions - 0.5) * 2 * _MAX_HARMONIC
-    return values.reshape(count, 3, width // 3).transpose(0, 2, 1).astype(np.float32)
+    harmonics: np.ndarray = values.reshape(count, 3, width // 3).transpose(0, 2, 1).astype(np.float32)
+    return harmonics
 
 
 def offset_of(comments: list[list[str]], path: Path) -> tuple[float, float, float]:

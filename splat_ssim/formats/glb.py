@@ -185,4 +185,5 @@ def _accessor(content: dict[str, Any], index: int, body: bytes, path: Path) -> n
     require(end <= len(body), path, f"a buffer of {end} bytes", f"{len(body)}")
     values = np.ndarray((count, width), np.dtype(kind), body, start, (stride, np.dtype(kind).itemsize))
     normalized = accessor.get("normalized", False)
-    return (np.maximum(values / unit, -1) if normalized else values).astype(np.float32)
+    numbers: np.ndarray = (np.maximum(values / unit, -1) if normalized else values).astype(np.float32)
+    return numbers

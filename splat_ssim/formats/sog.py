@@ -178,7 +178,8 @@ def _harmonics(meta: dict[str, Any], pictures: _Pictures, count: int, path: Path
     require(int(labels.max()) < rows, path, f"indices into a palette of {rows} rows", f"{labels.max()}")
     entries = pictures.pixels(meta["files"][0], coefficients * rows, _ACROSS * coefficients)[:, :3]
     values = _numbers(meta["codebook"], 256, path)[entries].reshape(rows, coefficients, 3)
-    return values[labels].astype(np.float32)
+    harmonics: np.ndarray = values[labels].astype(np.float32)
+    return harmonics
 
 
 def _numbers(values: Any, count: int, path: Path) -> np.ndarray:

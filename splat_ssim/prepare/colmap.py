@@ -82,7 +82,8 @@ def run_job(
         process.stdout.close()
     kind, _, text = end.partition(" ")
     if kind == "result":
-        return json.loads(text)
+        answer: dict[str, Any] = json.loads(text)
+        return answer
     if kind == "error":
         raise UserError(text)
     if kind == "defect":
@@ -98,7 +99,7 @@ def _forward(stream: Any, lines: queue.SimpleQueue[str]) -> None:
 
 
 def _watch(
-    process: subprocess.Popen,
+    process: subprocess.Popen[str],
     lines: queue.SimpleQueue[str],
     log: Path,
     bar: tqdm,
@@ -155,7 +156,8 @@ def rows(database: Path, table: str) -> int:
         return 0
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
-            return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            count: int = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            return count
     except sqlite3.Error:
         return 0
 

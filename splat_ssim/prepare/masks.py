@@ -87,4 +87,5 @@ def read_mask(path: Path, *, stored: tuple[int, int], shown: tuple[int, int], tu
             f"of {shown[0]}x{shown[1]}"
         )
     rows, columns = np.arange(shown[1]) * height // shown[1], np.arange(shown[0]) * width // shown[0]
-    return counts[rows[:, None], columns]
+    resized: np.ndarray = counts[rows[:, None], columns]
+    return resized

@@ -25,7 +25,7 @@ from splat_ssim.prepare.photos import Found, find_photos, write_all
 from splat_ssim.prepare.reduced import finish_images
 from splat_ssim.prepare.report import make_report, table
 from splat_ssim.prepare.workspace import OUTPUTS, REPORT, STAGES, Workspace, fingerprint
-from splat_ssim.trainer.loop import Signals
+from splat_ssim.trainer.signals import Signals
 
 #: Raised whenever a stage comes to do something else, so that scenes begun before do it again.
 VERSION = 1

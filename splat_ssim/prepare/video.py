@@ -65,7 +65,8 @@ def count_frames(path: Path) -> int:
     import imageio_ffmpeg
 
     with _video_errors(path):
-        return imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+        count: int = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+        return count
 
 
 def write_sharpest(

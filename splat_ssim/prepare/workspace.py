@@ -115,7 +115,8 @@ class Workspace:
 
     def info(self, stage: str) -> dict[str, Any]:
         """What a finished stage found."""
-        return self.state["stages"][stage]["info"]
+        recorded: dict[str, Any] = self.state["stages"][stage]["info"]
+        return recorded
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the stages that are done."""

@@ -6,6 +6,7 @@ It is written to be read and to be differentiated by autograd, not to be fast. C
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,8 @@ def rotations(quats: Tensor) -> Tensor:
         2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    matrices: Tensor = torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return matrices
 
 
 def harmonics_basis(degree: int, directions: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ def project(
     )
 
 
-def _tiles(width: int, height: int):
+def _tiles(width: int, height: int) -> Iterator[tuple[slice, slice]]:
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             yield slice(top, min(top + _TILE, height)), slice(left, min(left + _TILE, width))
@@ -272,7 +274,8 @@ def absolute_gradient(means2d: Tensor) -> Tensor:
     attributes = vars(means2d)
     if attributes.get("absgrad") is None:
         attributes["absgrad"] = torch.zeros_like(means2d)
-    return attributes["absgrad"]
+    sums: Tensor = attributes["absgrad"]
+    return sums
 
 
 def _sum_absolute(means2d: Tensor, camera: int, ids: Tensor, offsets: Tensor) -> None:

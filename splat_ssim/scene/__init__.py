@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["Task", "TrainedScene", "train"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Imports what trains on first use: reading a scene needs no renderer."""
     if name in ("TrainedScene", "train"):
         from splat_ssim.scene import api

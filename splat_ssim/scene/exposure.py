@@ -169,7 +169,8 @@ def color_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) ->
     # A view of one colour leaves the map open: the smallest change of it is taken, so it stays near the identity.
     change = torch.linalg.lstsq(_with_identity(chosen), torch.cat([truth - chosen[:, :3], truth.new_zeros(4, 3)]))
     corrected = values + rows @ change.solution
-    return corrected.clamp(0, 1).permute(2, 0, 1)[None].to(pred.dtype)
+    batch: Tensor = corrected.clamp(0, 1).permute(2, 0, 1)[None].to(pred.dtype)
+    return batch
 
 
 def _with_identity(rows: Tensor) -> Tensor:

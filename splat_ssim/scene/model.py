@@ -85,7 +85,8 @@ def neighbour_distance(points: np.ndarray, unit: float = 1.0) -> np.ndarray:
         return np.full(len(points), 0.1 * unit)
     neighbours = min(3, len(points) - 1)
     distances, _ = KDTree(points).query(points, k=range(2, 2 + neighbours), workers=-1)
-    return np.maximum(distances.mean(1), 1e-6 * unit)
+    kept: np.ndarray = np.maximum(distances.mean(1), 1e-6 * unit)
+    return kept
 
 
 def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) -> Tensor:
@@ -131,7 +132,7 @@ def render(
     render_mode: str = "RGB",
     pixel_weights: Tensor | None = None,
     absgrad: bool = False,
-) -> tuple[Tensor, Tensor, dict]:
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """One view of the Gaussians; see `splat_ssim.render.rasterization`.
 
     Args:

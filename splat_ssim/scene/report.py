@@ -217,7 +217,8 @@ def _quaternion(rotation: Tensor) -> list[float]:
     """Xyzw of a rotation matrix."""
     from scipy.spatial.transform import Rotation
 
-    return Rotation.from_matrix(rotation.numpy()).as_quat().tolist()
+    quaternion: list[float] = Rotation.from_matrix(rotation.numpy()).as_quat().tolist()
+    return quaternion
 
 
 def _settings(task: SceneTask, frames: Sequence[View], rotation: Tensor) -> dict[str, Any]:

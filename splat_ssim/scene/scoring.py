@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from splat_ssim.scene.data import View
 from splat_ssim.strategy.scoring import ViewStats, pixel_weights
 
 #: Renders a view: (view, pixel_weights=None or [1, H, W]) -> colours (1, H, W, 3), alphas, info.
-RenderView = Callable[..., tuple[Tensor, Tensor, dict]]
+RenderView = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
 
 @torch.no_grad()

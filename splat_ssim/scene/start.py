@@ -178,7 +178,8 @@ def random_points(
     corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3)
     cell = (high - low) / CARVE_CELLS
     chosen = generator.choice(np.flatnonzero(kept), count)
-    return (corners[chosen] * cell + low + generator.uniform(size=(count, 3)) * cell).astype(np.float32)
+    points: np.ndarray = (corners[chosen] * cell + low + generator.uniform(size=(count, 3)) * cell).astype(np.float32)
+    return points
 
 
 def _box(scene: Scene, half_edge: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -219,7 +219,7 @@ class SceneTask:
         sh_degree: int | None = None,
         pixel_weights: Tensor | None = None,
         render_mode: str = "RGB",
-    ) -> tuple[Tensor, Tensor, dict]:
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree.
 
         A training view is seen from its refined pose and with its own exposure, any other camera without them.
@@ -257,7 +257,8 @@ class SceneTask:
     @property
     def opacity_activation(self) -> str:
         """How opacities are stored at present, which a strategy may change: see `activated_opacities`."""
-        return self.strategy_state.get("opacity_activation", "sigmoid")
+        activation: str = self.strategy_state.get("opacity_activation", "sigmoid")
+        return activation
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Means over the test views, or over the training views where there are none, which the result then says."""

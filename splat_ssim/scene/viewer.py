@@ -255,10 +255,10 @@ class SceneViewer:
     def _connected(self, client: Any) -> None:
         eye = _Eye(client)
 
-        @client.camera.on_update
-        def _(_: Any) -> None:
+        def moved(_: Any) -> None:
             eye.moved, eye.dirty = time.monotonic(), True
 
+        client.camera.on_update(moved)
         self._go(client, self.task.scene.train[0])
         # From a little behind it, so that it is seen too.
         client.camera.position = client.camera.position - 0.4 * self.task.extent * self._ahead

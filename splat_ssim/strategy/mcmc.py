@@ -28,7 +28,8 @@ class MCMCStrategy(gsplat.MCMCStrategy):
     @property
     def max_start(self) -> int:
         """The largest number of Gaussians to start with: the cap, which this strategy only grows to."""
-        return self.cap_max
+        cap: int = self.cap_max
+        return cap
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
         """The running state: this strategy keeps none."""

@@ -18,7 +18,7 @@ __all__ = ["Report", "Task", "load", "run"]
 _moved.install()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Imports the loop on first use: metrics and files alone need none of its packages."""
     if name in __all__:
         from splat_ssim.trainer import loop

@@ -16,11 +16,11 @@ from splat_ssim._importing import imported
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, overlaid, read_values
 from splat_ssim.trainer.folder import CONFIG, check_folder, default_folder
-from splat_ssim.trainer.loop import Interrupted, reopen, run
+from splat_ssim.trainer.loop import reopen, run
 from splat_ssim.trainer.metrics import in_words
 from splat_ssim.trainer.places import check_example, find_config, find_example, program
 from splat_ssim.trainer.ranks import launched
-from splat_ssim.trainer.signals import Signals
+from splat_ssim.trainer.signals import Interrupted, Signals
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, Viewer, find_task
 from splat_ssim.trainer.viewer_package import install_viewer as fetch_viewer
 

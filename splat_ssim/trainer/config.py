@@ -14,14 +14,14 @@ import tyro
 import yaml
 
 from splat_ssim import _moved
-from splat_ssim.trainer.mappings import (  # noqa: F401 - the names of configs are found here
-    ConfigError,
-    from_mapping,
-    overlaid,
-    read_values,
-    read_yaml,
-    write_yaml,
-)
+
+# Reading and writing of configs is imported from here, whichever module does it.
+from splat_ssim.trainer.mappings import ConfigError as ConfigError
+from splat_ssim.trainer.mappings import from_mapping as from_mapping
+from splat_ssim.trainer.mappings import overlaid as overlaid
+from splat_ssim.trainer.mappings import read_values as read_values
+from splat_ssim.trainer.mappings import read_yaml as read_yaml
+from splat_ssim.trainer.mappings import write_yaml as write_yaml
 
 
 def _yaml_mapping(text: str) -> dict[str, Any]:

@@ -264,7 +264,7 @@ class Run:
         result = self.evaluate(self.folder / "pictures")
         with open_writer(self) as writer:
             add_pictures(writer, self.task, self.step)
-        metrics = {
+        found = {
             **scalars(result),
             **self.task.export(self.folder),
             "train_seconds": round(self.train_seconds, 3),
@@ -273,7 +273,7 @@ class Run:
             "device": self.task.device.type,
             "loss": self.config.loss,
         }
-        metrics = without_infinities(metrics)
+        metrics: dict[str, Any] = without_infinities(found)
         write_versions(self.folder)
         write_json(self.folder / METRICS, metrics)
         told = {key: value for key, value in metrics.items() if key.startswith(TOLD)}

@@ -78,7 +78,8 @@ def _bytes_of_wide(path: Path, file: Image.Image) -> np.ndarray:
     values = np.asarray(file).astype(np.float64) * (255.0 / (2**bits - 1))
     if tags.get(_PHOTOMETRIC) == 0:
         values = 255.0 - values
-    return values.round().clip(0, 255).astype(np.uint8)
+    rounded: np.ndarray = values.round().clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 def over_background(image: Tensor, background: tuple[float, float, float]) -> Tensor:

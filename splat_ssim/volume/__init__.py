@@ -34,7 +34,7 @@ __all__ = [
 _moved.install()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Imports the task and `fit` on first use: the voxeliser needs none of the trainer's packages."""
     if name == "fit":
         from .api import fit

@@ -278,7 +278,8 @@ class BrickTask:
         if not near.any():
             return torch.zeros(self.volume.channels, *blocks, device=self.device)
         chosen = {name: tensor[near] for name, tensor in tensors.items()}
-        return GaussianField(into(chosen, start, factor))(VoxelGrid(blocks))
+        values: Tensor = GaussianField(into(chosen, start, factor))(VoxelGrid(blocks))
+        return values
 
     @torch.no_grad()
     def whole(self) -> dict[str, Tensor]:

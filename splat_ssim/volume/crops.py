@@ -21,7 +21,8 @@ def loss_reach(options: Mapping[str, Any]) -> int | tuple[int, ...]:
     Args:
         options: Of the loss, `--loss-kwargs`; a window_size is a number or three, one for each axis, and 11 without.
     """
-    return one_or_each([int(size) // 2 for size in of_each(options.get("window_size", 11), 3)])
+    reach: int | tuple[int, ...] = one_or_each([int(size) // 2 for size in of_each(options.get("window_size", 11), 3)])
+    return reach
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ def _bytes(codes: np.ndarray) -> bytes:
 
 def _codes(data: bytes, count: int, columns: int) -> np.ndarray:
     planes = np.frombuffer(data, np.uint8).reshape(2, columns, count).astype(np.uint16)
-    return (planes[0] | planes[1] << 8).T
+    codes: np.ndarray = (planes[0] | planes[1] << 8).T
+    return codes
 
 
 def save_quantized(
@@ -260,7 +261,7 @@ def save_quantized(
     if any(not 2 <= b <= 16 for b in bits.values()):
         raise ValueError(f"bits must be from 2 to 16, got {bits}")
     order = morton_order(field.tensors["means"], field.local(grid), cell=1.0)
-    header: dict = {"count": len(field), "fields": {}}
+    header: dict[str, Any] = {"count": len(field), "fields": {}}
     stored = {name: tensor.detach() for name, tensor in field.tensors.items()}
     if source is not None:
         header.update({"source": source.header(), "coordinates": _LATTICE})

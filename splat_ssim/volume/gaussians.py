@@ -170,12 +170,16 @@ class GaussianField(nn.Module):
     def positions(self) -> Tensor:
         """(N, 3) world x, y, z of the Gaussians, float64 where they have an offset."""
         means = self.tensors["means"]
-        return means.double() + means.new_tensor(self.offset, dtype=torch.float64) if any(self.offset) else means
+        moved: Tensor = (
+            means.double() + means.new_tensor(self.offset, dtype=torch.float64) if any(self.offset) else means
+        )
+        return moved
 
     @torch.no_grad()
     def mass(self) -> Tensor:
         """(N,) |density| times volume: how much each Gaussian contributes."""
-        return self.tensors["densities"].abs() * self.tensors["log_scales"].sum(1).exp()
+        mass: Tensor = self.tensors["densities"].abs() * self.tensors["log_scales"].sum(1).exp()
+        return mass
 
     @torch.no_grad()
     def spawn(
@@ -319,4 +323,5 @@ def lattice_frame(grid: VoxelGrid) -> np.ndarray:
 def voxel_size(grid: VoxelGrid) -> float:
     """Edge of a cube of a voxel's volume, in world units."""
     a, b, c = grid.spacing
-    return (a * b * c) ** (1 / 3)
+    edge: float = (a * b * c) ** (1 / 3)
+    return edge

@@ -53,7 +53,8 @@ class GridField(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""
-        return self.tensors["nodes"].numel() * self.tensors["nodes"].element_size()
+        count: int = self.tensors["nodes"].numel() * self.tensors["nodes"].element_size()
+        return count
 
     def forward(self, grid: VoxelGrid) -> Tensor:
         """The volume (C, *grid.shape) on the voxels the field spans, or on a crop of them.
@@ -63,7 +64,7 @@ class GridField(nn.Module):
         """
         if grid.affine != self.grid.affine:
             raise ValueError(f"a GridField is read on the lattice it spans, got affine {grid.affine}")
-        volume = self.tensors["nodes"]
+        volume: Tensor = self.tensors["nodes"]
         for axis in range(3):
             start = grid.start[axis] - self.grid.start[axis]
             # Made where it is needed: an upload would wait for the device.

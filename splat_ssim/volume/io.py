@@ -234,7 +234,7 @@ def _open(
         raise FileNotFoundError(f"no volume at {path}")
     key = None if key is None else str(key)
     if kind == "raw":
-        stored = _read(path, lambda: read_raw(path, shape, dtype))
+        stored: Stored = _read(path, lambda: read_raw(path, shape, dtype))
     elif kind == "npy":
         stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
     else:
@@ -292,7 +292,7 @@ def load_stack(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     stored = _open(path)
-    data = _read(path, lambda: np.asarray(stored.array[...]))
+    data: np.ndarray = _read(path, lambda: np.asarray(stored.array[...]))
     if data.ndim != 3 or 0 in data.shape:
         raise ValueError(f"{path} must hold (pictures, rows, columns), got shape {data.shape}")
     if data.dtype.kind not in "biuf":
@@ -377,4 +377,5 @@ def stored_shape(
         return tuple(int(n) for n in array.shape), int(array.dtype.itemsize)
     if kind not in HEADERS or not path.is_file():
         return None
-    return _read(path, lambda: HEADERS[kind](path, key))
+    header: tuple[tuple[int, ...], int] | None = _read(path, lambda: HEADERS[kind](path, key))
+    return header

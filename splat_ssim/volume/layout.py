@@ -48,7 +48,8 @@ class Arranged:
         block = block.reshape([n for n, pick in zip(block.shape, self.picks, strict=True) if pick is None])
         block = block.transpose(self._order)
         dropped = tuple(axis for axis, part in enumerate(index) if isinstance(part, int | np.integer))
-        return block.squeeze(dropped) if dropped else block
+        kept: np.ndarray = block.squeeze(dropped) if dropped else block
+        return kept
 
 
 def arrange(

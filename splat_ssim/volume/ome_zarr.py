@@ -95,7 +95,7 @@ def _arrays(root: Any) -> list[str]:
 def _multiscale(group: Any) -> dict[str, Any] | None:
     """The first multiscale image of a group's attributes: OME-Zarr 0.5 has them under "ome"."""
     attributes = dict(group.attrs)
-    images = attributes.get("ome", attributes).get("multiscales") or [None]
+    images: list[dict[str, Any] | None] = attributes.get("ome", attributes).get("multiscales") or [None]
     return images[0]
 
 

@@ -74,7 +74,8 @@ def _contributions(
 @torch.no_grad()
 def extents(rotations: Tensor, scales: Tensor) -> Tensor:
     """(N, 3) half edges of the boxes along x, y, z around where Gaussians are not zero."""
-    return CUTOFF**0.5 * (rotations * scales[:, None]).norm(dim=2)
+    sides: Tensor = CUTOFF**0.5 * (rotations * scales[:, None]).norm(dim=2)
+    return sides
 
 
 @torch.no_grad()

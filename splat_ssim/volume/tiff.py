@@ -80,7 +80,8 @@ def tiff_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
 
 def _pixels(path: Path, read: Any) -> np.ndarray:
     try:
-        return read()
+        pixels: np.ndarray = read()
+        return pixels
     except (ValueError, ImportError) as error:
         if "imagecodecs" not in str(error):
             raise
@@ -195,7 +196,8 @@ def _ome(text: str) -> dict[str, Any]:
     """OME-XML as nested dictionaries, numbers parsed."""
     import tifffile
 
-    return tifffile.xml2dict(text)["OME"]
+    ome: dict[str, Any] = tifffile.xml2dict(text)["OME"]
+    return ome
 
 
 def _listed(node: Any) -> list[Any]:

@@ -83,7 +83,8 @@ def voxelize(
         values = torch.cat([values, values * features], dim=1)  # [N, 1 + F]
     if means.dtype == torch.float32 and _has_kernels(means.device):
         affine = [v for row in grid.affine for v in row]
-        return _ops.voxelize(means, quats, scales, values, affine, [*grid.start, *grid.shape])
+        volume: Tensor = _ops.voxelize(means, quats, scales, values, affine, [*grid.start, *grid.shape])
+        return volume
     return voxelize_reference(means, quats, scales, values, grid)
 
 

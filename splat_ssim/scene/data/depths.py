@@ -60,7 +60,7 @@ def _read(path: Path) -> np.ndarray:
     """(H, W) numbers of a depth file."""
     if path.suffix.lower() == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
+            values: np.ndarray = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as broken:
             raise SceneError(f"{path}: required an array of depths, got one that does not read: {broken}") from None
     else:

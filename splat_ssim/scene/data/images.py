@@ -101,7 +101,8 @@ def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
         )
     rows = np.arange(size[0]) * mask.shape[0] // size[0]
     columns = np.arange(size[1]) * mask.shape[1] // size[1]
-    return mask[rows[:, None], columns]
+    resized: np.ndarray = mask[rows[:, None], columns]
+    return resized
 
 
 def make_view(

@@ -88,7 +88,7 @@ def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
         raise SceneError(f"{where}: required axes at right angles, got a cosine of {skew:.2g} between two of them")
     if np.abs(lengths - 1).max() <= _ROUNDING:
         return matrix
-    unscaled = matrix.copy()
+    unscaled: np.ndarray = matrix.copy()
     unscaled[:3, :3] = directions
     return unscaled
 

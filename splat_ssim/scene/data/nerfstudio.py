@@ -94,7 +94,8 @@ def _read_reduced(file: Path, factor: int) -> np.ndarray:
             f"{image.shape[1]}x{image.shape[0]}"
         )
     image = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
-    return image.mean((1, 3)).round().astype(np.uint8)
+    reduced: np.ndarray = image.mean((1, 3)).round().astype(np.uint8)
+    return reduced
 
 
 def _reduced(file: Path, folder: Path, factor: int) -> tuple[Path | None, int]:

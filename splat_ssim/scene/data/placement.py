@@ -33,7 +33,8 @@ def ordinary(centers: Tensor) -> Tensor:
     """
     distances = (centers - torch.quantile(centers, 0.5, dim=0)).norm(dim=1)
     reach = float(torch.quantile(distances, 0.75, interpolation="lower"))
-    return (distances <= _OUTLIER * reach) | (len(centers) < 4) | (reach == 0)
+    near: Tensor = (distances <= _OUTLIER * reach) | (len(centers) < 4) | (reach == 0)
+    return near
 
 
 def extent_of(centers: Tensor) -> float:
@@ -70,7 +71,8 @@ def nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
     projections = torch.eye(3, dtype=centers.dtype) - directions[:, :, None] * directions[:, None]
     system = projections.sum(0) + 1e-6 * len(centers) * torch.eye(3, dtype=centers.dtype)
     right = (projections @ centers[..., None]).sum(0) + 1e-6 * centers.sum(0)[:, None]
-    return torch.linalg.solve(system, right).squeeze(-1)
+    point: Tensor = torch.linalg.solve(system, right).squeeze(-1)
+    return point
 
 
 def looked_at(views: Sequence[View]) -> tuple[np.ndarray, float] | None:

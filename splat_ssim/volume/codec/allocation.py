@@ -68,7 +68,8 @@ def worth(codes: Codes, steps: Steps) -> np.ndarray:
     levels = place_levels(codes.weights, shape_values(codes.weights, codes.shapes, steps), steps)
     # About 5 bits for the cell and 4 for the class, the sign and the like; a shape's numbers spread over a unit or so.
     bits = 9.0 + np.log2(levels).sum(1) + 6 * np.log2(2.0 / steps.of_class()[kind, 0]) + np.maximum(0, kind - 3) / 2
-    return np.square(codes.weights * steps.weight) / bits
+    per_bit: np.ndarray = np.square(codes.weights * steps.weight) / bits
+    return per_bit
 
 
 def most_worthy(field: CodedField, steps: Steps, count: int) -> Tensor:

@@ -117,7 +117,8 @@ class Packed:
         low, high, dtype = self.source.low, self.source.high, np.dtype(self.dtype)
         exact = np.clip(values + np.float32(self.base), 0.0, 1.0).astype(np.float64) * (high - low) + low
         # A float64 just above the largest int64 would wrap around.
-        return np.clip(np.rint(exact) if dtype.kind in "iub" else exact, low, high).astype(dtype)
+        intensities: np.ndarray = np.clip(np.rint(exact) if dtype.kind in "iub" else exact, low, high).astype(dtype)
+        return intensities
 
     def field(self) -> GaussianField:
         """The Gaussians where they lie in the world, with their source; with a base, its values are not cut."""

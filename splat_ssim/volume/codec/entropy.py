@@ -70,7 +70,8 @@ class Encoder:
 
     def finish(self) -> bytes:
         """All that was coded."""
-        return self._coder.get_compressed().astype("<u4").tobytes()
+        data: bytes = self._coder.get_compressed().astype("<u4").tobytes()
+        return data
 
 
 class Decoder:
@@ -89,7 +90,8 @@ class Decoder:
 
     def _decoded(self, model: Any, parameters: np.ndarray) -> np.ndarray:
         try:
-            return self._coder.decode(model, parameters).astype(np.int64)
+            symbols: np.ndarray = self._coder.decode(model, parameters).astype(np.int64)
+            return symbols
         except AssertionError as error:
             raise ValueError(f"bytes that code Gaussians, got others: {error}") from error
 
@@ -144,4 +146,5 @@ def _shares(weights: np.ndarray, total: int) -> np.ndarray:
     sums = weights.sum(1, keepdims=True)
     # Weights times total must stay within 63 bits.
     shift = np.maximum(0, np.frexp(sums.astype(np.float64))[1].astype(np.int64) - 41)
-    return 1 + (weights >> shift) * total // np.maximum(sums >> shift, 1)
+    shares: np.ndarray = 1 + (weights >> shift) * total // np.maximum(sums >> shift, 1)
+    return shares

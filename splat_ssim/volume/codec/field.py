@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,8 @@ class CodedField(nn.Module):
     def forward(self, grid: VoxelGrid) -> Tensor:
         """The volume (1, *grid.shape), before anything is rounded; differentiable."""
         tensors = self.tensors
-        log_scales, quats = _Eigen.apply(tensors["shapes"])
+        eigen: Callable[[Tensor], tuple[Tensor, Tensor]] = _Eigen.apply
+        log_scales, quats = eigen(tensors["shapes"])
         densities = tensors["weights"] / UNIT_WEIGHT * (-0.5 * tensors["shapes"][:, :3].sum(1)).exp()
         return voxelize(tensors["means"], quats, log_scales.exp(), densities, grid)
 

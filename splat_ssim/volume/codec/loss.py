@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,4 +54,5 @@ def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: 
     """
     if mask is not None:
         raise ValueError("cut_error takes no mask, got one")
-    return _CutError.apply(pred, target, low)
+    apply: Callable[[Tensor, Tensor, float], Tensor] = _CutError.apply
+    return apply(pred, target, low)

@@ -47,7 +47,8 @@ def _bins(counts: np.ndarray, axis: int) -> np.ndarray:
     below, above = (2 * _shifted(counts, axis, by) + _shifted(wide, axis, by) for by in (1, -1))
     # 16 times the share of the lower side, rounded, then classes about the middle.
     share = (16 * below + 8) // (below + above + 1)
-    return np.searchsorted(np.array([2, 4, 6, 8, 9, 11, 13, 15]), share, side="right")
+    bins: np.ndarray = np.searchsorted(np.array([2, 4, 6, 8, 9, 11, 13, 15]), share, side="right")
+    return bins
 
 
 def code_occupancy(coder: Coder, counts: np.ndarray | None, shape: tuple[int, ...], total: int) -> np.ndarray:

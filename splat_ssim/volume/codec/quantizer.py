@@ -49,7 +49,10 @@ class Steps:
     def of_class(self) -> np.ndarray:
         """(classes, 2) float64: the steps of shape and place."""
         fine = np.array([1.0, *((1.0 if c % 2 else 0.7071067811865476) / 2.0 ** ((c + 1) // 2) for c in range(1, 16))])
-        return np.minimum(fine[:, None] * np.array([self.shape, self.place]), np.array([MAX_STEP, 2.0 * MAX_STEP]))
+        steps: np.ndarray = np.minimum(
+            fine[:, None] * np.array([self.shape, self.place]), np.array([MAX_STEP, 2.0 * MAX_STEP])
+        )
+        return steps
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,14 @@ class Codes:
 
 def classes(weights: np.ndarray) -> np.ndarray:
     """(N,) the class of each weight's code."""
-    return np.searchsorted(np.array(CLASS_STARTS), np.abs(weights), side="right") - 1
+    found: np.ndarray = np.searchsorted(np.array(CLASS_STARTS), np.abs(weights), side="right") - 1
+    return found
 
 
 def shape_values(weights: np.ndarray, shapes: np.ndarray, steps: Steps) -> np.ndarray:
     """(N, 6) float64: the shapes that codes stand for."""
-    return shapes * steps.of_class()[classes(weights), 0][:, None]
+    values: np.ndarray = shapes * steps.of_class()[classes(weights), 0][:, None]
+    return values
 
 
 def place_levels(weights: np.ndarray, values: np.ndarray, steps: Steps) -> np.ndarray:
@@ -109,7 +114,8 @@ def place_levels(weights: np.ndarray, values: np.ndarray, steps: Steps) -> np.nd
     narrow = [row[0] * row[0] * a + row[1] * row[1] * b + row[2] * row[2] * c for row in rows]
     fine = steps.of_class()[classes(weights), 1]
     levels = [steps.cell * np.sqrt(precision) / fine for precision in narrow]
-    return np.clip(np.rint(np.stack(levels, 1)), 1, MAX_LEVELS).astype(np.int64)
+    clipped: np.ndarray = np.clip(np.rint(np.stack(levels, 1)), 1, MAX_LEVELS).astype(np.int64)
+    return clipped
 
 
 def quantize(means: np.ndarray, shapes: np.ndarray, weights: np.ndarray, steps: Steps, shape: tuple[int, ...]) -> Codes:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...trainer.loop import Interrupted, Signals
+from ...trainer.signals import Interrupted, Signals
 from ..grid import VoxelGrid
 from .field import CodedField
 from .loss import cut_error

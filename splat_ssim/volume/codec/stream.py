@@ -82,7 +82,8 @@ def _weights(coder: Coder, weights: np.ndarray | None, total: int) -> np.ndarray
     found = starts[kind] + coder.uniform(None if size is None else size - starts[kind], room)
     signs = Adaptive(len(CLASS_STARTS), 2)
     negative = signs.code(coder, None if weights is None else (weights < 0).astype(np.int64), kind)
-    return np.where(negative > 0, -found, found)
+    signed: np.ndarray = np.where(negative > 0, -found, found)
+    return signed
 
 
 def _shapes(coder: Coder, shapes: np.ndarray | None, weights: np.ndarray, steps: Steps) -> np.ndarray:
