@@ -33,14 +33,16 @@ def _scikit_image(x: Tensor, y: Tensor, data_range: float) -> Tensor:
 def _scikit_image_uniform(x: Pixels, y: Pixels, data_range: float) -> float:
     from skimage.metrics import structural_similarity
 
-    return structural_similarity(x, y, channel_axis=2, data_range=data_range)
+    value: float = structural_similarity(x, y, channel_axis=2, data_range=data_range)
+    return value
 
 
 def _ours_uniform(x: Pixels, y: Pixels, data_range: float, padding: str) -> float:
     """Our drop-in for scikit-image's defaults; its windows lie inside."""
     from splat_ssim.compat.skimage import structural_similarity
 
-    return structural_similarity(x, y, channel_axis=2, data_range=data_range)
+    value: float = structural_similarity(x, y, channel_axis=2, data_range=data_range)
+    return value
 
 
 # --- Fast-SSIM
@@ -49,7 +51,8 @@ def _ours_uniform(x: Pixels, y: Pixels, data_range: float, padding: str) -> floa
 def _fast_ssim(x: Pixels, y: Pixels, data_range: float) -> float:
     import fast_ssim
 
-    return fast_ssim.ssim(x, y, data_range=int(data_range))
+    value: float = fast_ssim.ssim(x, y, data_range=int(data_range))
+    return value
 
 
 # --- OpenCV
@@ -59,7 +62,8 @@ def _opencv(x: Pixels, y: Pixels, data_range: float) -> float:
     import cv2
 
     means, _ = cv2.quality.QualitySSIM_compute(x, y)
-    return sum(means[: x.shape[2]]) / x.shape[2]
+    mean: float = sum(means[: x.shape[2]]) / x.shape[2]
+    return mean
 
 
 def _opencv_threads(count: int) -> None:
@@ -75,7 +79,8 @@ def _opencv_version() -> str:
 
     if not hasattr(cv2, "quality"):
         raise ImportError(f"OpenCV {cv2.__version__} was built without its module quality (opencv-contrib has it)")
-    return cv2.__version__
+    version: str = cv2.__version__
+    return version
 
 
 # --- rmgr::ssim, a C++ library with a C interface
@@ -124,7 +129,8 @@ def _rmgr() -> ctypes.CDLL:
 def _rmgr_version() -> str:
     version = _Version()
     _rmgr().rmgr_ssim_get_version(version)
-    return version.text.decode()
+    decoded: str = version.text.decode()
+    return decoded
 
 
 def _rmgr_ssim(x: Pixels, y: Pixels, data_range: float) -> float:

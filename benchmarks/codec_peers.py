@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def scaled(values: np.ndarray, bits: int) -> np.ndarray:
         return values
     low, high = float(values.min()), float(values.max())
     codes = np.rint((values.astype(np.float64) - low) * ((2**bits - 1) / (high - low)))
-    return codes.astype(np.uint8 if bits == 8 else np.uint16)
+    scaled_codes: np.ndarray = codes.astype(np.uint8 if bits == 8 else np.uint16)
+    return scaled_codes
 
 
 def unscaled(codes: np.ndarray, like: np.ndarray, bits: int) -> np.ndarray:
@@ -48,7 +50,8 @@ def unscaled(codes: np.ndarray, like: np.ndarray, bits: int) -> np.ndarray:
     if like.dtype == np.uint8 and bits == 8:
         return codes
     low, high = float(like.min()), float(like.max())
-    return codes.astype(np.float64) * ((high - low) / (2**bits - 1)) + low
+    values: np.ndarray = codes.astype(np.float64) * ((high - low) / (2**bits - 1)) + low
+    return values
 
 
 def mosaic(frames: np.ndarray) -> np.ndarray:
@@ -65,10 +68,13 @@ def unmosaic(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The reverse of `mosaic`."""
     n, h, w = shape
     tiles = picture.reshape(picture.shape[0] // h, h, picture.shape[1] // w, w).transpose(0, 2, 1, 3)
-    return tiles.reshape(-1, h, w)[:n]
+    slices: np.ndarray = tiles.reshape(-1, h, w)[:n]
+    return slices
 
 
-def image_codec(name: str, encode: Callable, decode: Callable, low: float, high: float) -> Codec:
+def image_codec(
+    name: str, encode: Callable[..., bytes], decode: Callable[..., np.ndarray], low: float, high: float
+) -> Codec:
     """A codec of pictures, on a mosaic."""
 
     def bits(values: np.ndarray) -> int:
@@ -112,7 +118,7 @@ def video_codec(name: str, encoder: str, options: dict[str, str], container: str
     return Codec(name, encode, decode, 1, high, whole=isinstance(high, int))
 
 
-def _picture(av, luma: np.ndarray, deep: bool):
+def _picture(av: Any, luma: np.ndarray, deep: bool) -> Any:
     """A frame whose luma is the slice and whose colour is grey, full range."""
     height, width = luma.shape
     grey = np.full((height // 2, width), 512 if deep else 128, luma.dtype)
@@ -126,10 +132,11 @@ def _picture(av, luma: np.ndarray, deep: bool):
     return frame
 
 
-def _luma(frame, deep: bool) -> np.ndarray:
+def _luma(frame: Any, deep: bool) -> np.ndarray:
     plane = frame.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-    return rows[:, : plane.width * (2 if deep else 1)].copy().view(np.uint16 if deep else np.uint8)
+    luma: np.ndarray = rows[:, : plane.width * (2 if deep else 1)].copy().view(np.uint16 if deep else np.uint8)
+    return luma
 
 
 # --- the codecs
@@ -159,7 +166,7 @@ def codecs() -> Iterator[Codec]:
     print("TTHRESH: not installable by pip, so it is left out")
 
 
-def _of_imagecodecs(ic) -> Iterator[Codec]:
+def _of_imagecodecs(ic: Any) -> Iterator[Codec]:
     def floats(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,9 @@ def row_of_ours(volume: Volume, name: str, size: int, steps: int, kept: Path | N
     return {**found, **quality(decoded, volume.data[0]), "seconds": seconds}
 
 
-def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, only: list[str]) -> Iterator[dict]:
+def rows_of(
+    path: Path, sizes: list[int] | None, steps: int, kept: Path | None, only: list[str]
+) -> Iterator[dict[str, Any]]:
     """All rows of a volume, of the codecs whose names begin with one of `only`."""
     volume = load_volume(path)
     if len(volume.data) != 1:
@@ -148,7 +151,7 @@ def rows_of(path: Path, sizes: list[int] | None, steps: int, kept: Path | None, 
                 yield {"volume": name, "size": size, **made}
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as tables, one for each volume and size, best PSNR first."""
     lines = ["Made by `python -m benchmarks.codecs`. Seconds are of the processor, encoding and decoding.", ""]
     for made in sorted({f"Commit {row['commit']}: {row['with']}." for row in rows}):

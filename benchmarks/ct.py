@@ -85,7 +85,8 @@ class Rtk:
 
         def run() -> np.ndarray:
             made.Update()
-            return self.itk.array_from_image(made.GetOutput()).transpose(1, 2, 0)
+            volume: np.ndarray = self.itk.array_from_image(made.GetOutput()).transpose(1, 2, 0)
+            return volume
 
         return run
 

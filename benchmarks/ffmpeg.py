@@ -36,7 +36,8 @@ def _program() -> str:
         import imageio_ffmpeg
     except ImportError:
         raise ImportError(f"no ffmpeg on the path, in {FFMPEG} or in the package imageio-ffmpeg") from None
-    return imageio_ffmpeg.get_ffmpeg_exe()
+    path: str = imageio_ffmpeg.get_ffmpeg_exe()
+    return path
 
 
 @functools.cache

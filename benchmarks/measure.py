@@ -50,7 +50,8 @@ class Machine:
     def time(self, function: Call, repeats: int = 1) -> float:
         """Seconds for one call, the mean of `repeats`; of a call with a clock of its own, `seconds`, what that says."""
         if (seconds := getattr(function, "seconds", None)) is not None:
-            return statistics.mean(seconds() for _ in range(repeats))
+            mean: float = statistics.mean(seconds() for _ in range(repeats))
+            return mean
         if self.device == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -58,7 +59,8 @@ class Machine:
                 function()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1000 / repeats
+            milliseconds: float = start.elapsed_time(end)
+            return milliseconds / 1000 / repeats
         begin = time.perf_counter()
         for _ in range(repeats):
             function()
@@ -73,7 +75,8 @@ class Machine:
         kernel = compiled.kernel("peak_fma", (ctypes.c_int64, ctypes.c_int, ctypes.c_void_p), ctypes.c_int64)
         sums = torch.zeros(self.threads)
         work = self.threads * kernel(1_000_000, self.threads, sums.data_ptr())
-        return work / min(self.time(lambda: kernel(1_000_000, self.threads, sums.data_ptr())) for _ in range(30))
+        rate: float = work / min(self.time(lambda: kernel(1_000_000, self.threads, sums.data_ptr())) for _ in range(30))
+        return rate
 
     def copy_peak(self) -> float:
         """Bytes a second read and written by a copy much larger than the caches."""

@@ -23,7 +23,7 @@ from splat_ssim.loss import photometric_loss
 
 
 def _ours_loss(x: Tensor, y: Tensor, data_range: float) -> Tensor:
-    return photometric_loss(x, y, data_range=data_range)  # type: ignore[return-value]
+    return photometric_loss(x, y, data_range=data_range)
 
 
 def _window(dims: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -58,7 +58,8 @@ def _grouped_convolution(x: Tensor, y: Tensor, data_range: float, separable: boo
 def _pytorch_msssim(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     import pytorch_msssim
 
-    return pytorch_msssim.ssim(x, y, data_range=data_range)
+    value: Tensor = pytorch_msssim.ssim(x, y, data_range=data_range)
+    return value
 
 
 def _kornia(x: Tensor, y: Tensor, data_range: float) -> Tensor:
@@ -85,7 +86,8 @@ def _monai(x: Tensor, y: Tensor, data_range: float) -> Tensor:
 def _piq(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     from piq.ssim import ssim
 
-    return ssim(x, y, data_range=data_range, downsample=False)
+    value: Tensor = ssim(x, y, data_range=data_range, downsample=False)
+    return value
 
 
 @functools.cache
@@ -108,13 +110,15 @@ def _piq_version() -> str:
 def _fused_ssim(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     import fused_ssim
 
-    return fused_ssim.fused_ssim(x, y)
+    value: Tensor = fused_ssim.fused_ssim(x, y)
+    return value
 
 
 def _fused_ssim3d(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     import fused_ssim3d
 
-    return fused_ssim3d.fused_ssim3d(x, y)
+    value: Tensor = fused_ssim3d.fused_ssim3d(x, y)
+    return value
 
 
 def _forms(

@@ -36,7 +36,9 @@ SIZES = (
 FILLED = 1 << 20
 
 
-def times_of(machine: Machine, size: str, mode: str, batch: int, arguments: argparse.Namespace) -> dict[int, list]:
+def times_of(
+    machine: Machine, size: str, mode: str, batch: int, arguments: argparse.Namespace
+) -> dict[int, list[float]]:
     """Seconds of a call by window, by turns."""
     calls = {}
     for window in arguments.windows:
@@ -45,7 +47,7 @@ def times_of(machine: Machine, size: str, mode: str, batch: int, arguments: argp
         function = functools.partial(function, window_size=window, sigma=window * 1.5 / 11)
         call = call_of(function, img1.detach().requires_grad_(mode != "forward"), img2, mode)
         calls[window] = call, repeats_for(machine, call)
-    times: dict[int, list] = {window: [] for window in calls}
+    times: dict[int, list[float]] = {window: [] for window in calls}
     begin = time.perf_counter()
     while len(times[arguments.windows[0]]) < 3 or time.perf_counter() - begin < arguments.seconds:
         show(f"sweep {size} {mode}: round {len(times[arguments.windows[0]]) + 1}")

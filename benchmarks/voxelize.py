@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,7 +154,7 @@ def make_call(name: str, case: str, mode: str) -> Callable[[], object]:
 
         def forward() -> Tensor:
             if name == "splat_ssim":
-                return photometric_loss(inputs[0], target)  # type: ignore[return-value]
+                return photometric_loss(inputs[0], target)
             return splat_ssim.reference.photometric_loss(inputs[0], target)[0]
 
         upstream = torch.tensor(1.0)
@@ -199,10 +200,12 @@ def peak_here(name: str, case: str, mode: str) -> int:
     return peak_beyond(call)
 
 
-def measure(case: str, mode: str, arguments: argparse.Namespace, machine: Machine, about: dict) -> list[dict]:
+def measure(
+    case: str, mode: str, arguments: argparse.Namespace, machine: Machine, about: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A row for ours and one for plain torch."""
     count, slots, moved = least_work(case, mode)
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for name in ("splat_ssim", *(("plain torch",) if arguments.plain else ())):
         repeat = arguments.repeat if name == "splat_ssim" else arguments.plain_repeat
         ms = median_ms(machine, make_call(name, case, mode), repeat)
