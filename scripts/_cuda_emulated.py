@@ -63,7 +63,7 @@ class _CountingKernels(_cuda_kernels.Kernels):
     def prepare(
         self, problem: _cuda_kernels.KernelProblem, options: _cuda_kernels.KernelOptions, operation: int
     ) -> int:
-        blocks = super().prepare(problem, options, operation)
+        blocks: int = super().prepare(problem, options, operation)
         if blocks == 0:
             return 0
         blocks //= problem.segments

@@ -35,7 +35,10 @@ def _pe(data: bytes) -> list[str]:
     sections = [struct.unpack_from("<8xIIII", data, header + 24 + optional + 40 * i) for i in range(count)]
 
     def offset(address: int) -> int:
-        return next(place + address - start for _, start, size, place in sections if start <= address < start + size)
+        place_in_file: int = next(
+            place + address - start for _, start, size, place in sections if start <= address < start + size
+        )
+        return place_in_file
 
     directory = struct.unpack_from("<I", data, header + 24 + 112)[0]
     if directory == 0:

@@ -156,7 +156,7 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[s
             continue
         pairs = [(row, full[row["seed"]]) for row in members if row["seed"] in full and name != FULL]
 
-        def difference(key: str, digits: int, pairs: Sequence[tuple[dict, dict]] = pairs) -> str:
+        def difference(key: str, digits: int, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]] = pairs) -> str:
             return spread([row[key] - base[key] for row, base in pairs], digits, signed=True) if pairs else ""
 
         lines.append(

@@ -59,7 +59,8 @@ def noise(seed: int) -> np.ndarray:
     frequencies = np.meshgrid(np.fft.fftfreq(TILE), np.fft.fftfreq(TILE), np.fft.rfftfreq(TILE), indexing="ij")
     spectrum[sum(f**2 for f in frequencies) > (1 / 8) ** 2] = 0
     values = np.fft.irfftn(spectrum, (TILE,) * 3, axes=(0, 1, 2))
-    return (values / values.std()).astype(np.float32)
+    unit: np.ndarray = (values / values.std()).astype(np.float32)
+    return unit
 
 
 def write(path: Path, options: Options) -> None:

@@ -76,8 +76,8 @@ def main() -> None:
         parser.error("required a wheel or --here, got neither")
     with tempfile.TemporaryDirectory() as folder:
         installed = Path(folder) / "installed"
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", installed]
-        subprocess.run([*pip, arguments.wheel.resolve()], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+        subprocess.run([*pip, "--target", installed, arguments.wheel.resolve()], check=True)
         environment = {**os.environ, "PYTHONPATH": str(installed)}
 
         def run(*command: object) -> None:

@@ -100,7 +100,8 @@ def job(name: str, seed: int, budget: int | None, options: Options) -> Job:
 def count_is_curve(metrics: dict[str, Any]) -> bool:
     """Whether the number of Gaussians was the curve's at every event, and the budget at the last and in the end."""
     counts, curve, budget = metrics["budget_counts"], metrics["budget_curve"], metrics["budget"]
-    return counts == curve and curve[-1] == budget == metrics["num_gaussians"]
+    is_curve: bool = counts == curve and curve[-1] == budget == metrics["num_gaussians"]
+    return is_curve
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -145,9 +145,9 @@ def compile_kernels(architecture: str, folder: Path) -> tuple[Path, dict[str, di
     }
     report = {}
     for entry in done.stderr.split("Compiling entry function")[1:]:
-        name = re.search(r"'(\w+)'", entry)
+        name = entry.split("'")[1]
         found = {key: re.search(pattern, entry) for key, pattern in patterns.items()}
-        report[name[1]] = {key: int(match[1]) if match else 0 for key, match in found.items()}
+        report[name] = {key: int(match[1]) if match else 0 for key, match in found.items()}
     return cubin, report
 
 
@@ -190,7 +190,7 @@ def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
     if found is None:
         raise SystemExit("pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm: they were not found")
     environment = {**os.environ, "PATH": f"{found}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [found / "cuobjdump", "-sass", cubin]
+    command: list[str | Path] = [found / "cuobjdump", "-sass", cubin]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     kernels: dict[str, tuple[Code, list[Code]]] = {}
     for function in text.split("Function : ")[1:]:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -86,13 +87,13 @@ class Bare(torch.autograd.Function):
     """Allocates a gradient and a loss."""
 
     @staticmethod
-    def forward(ctx, x, y):
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         """Nothing but the outputs."""
         ctx.gradient = torch.empty_like(x)
         return torch.empty(())
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """The gradient as it is."""
         return ctx.gradient, None
 
@@ -114,8 +115,9 @@ def calls_of(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
     mask = torch.rand(x.shape[0], 1, *x.shape[2:])
     rgba = torch.randint(256, (x.shape[0], 4, *x.shape[2:]), dtype=torch.uint8)
     rgba = rgba.contiguous(memory_format=torch.channels_last)
+    bare: Callable[[Tensor, Tensor], Tensor] = Bare.apply
     functions: dict[str, Callable[[], Tensor]] = {
-        "bare": lambda: Bare.apply(x, y),
+        "bare": lambda: bare(x, y),
         "photometric_loss": lambda: photometric_loss(x, y),
         "photometric_loss, RGBA": lambda: photometric_loss(x, rgba, background=1.0),
         "photometric_loss, mask": lambda: photometric_loss(x, y, mask=mask),
@@ -171,8 +173,11 @@ def _rows(device: str, times: dict[str, float], kernel: float) -> Iterator[dict[
         if function != "bare":
             above = found - times[f"bare: {direction}"] - kernel
             figures = {"microseconds": found, "bare": times[f"bare: {direction}"], "kernel": kernel, "above": above}
-            yield {"device": device, "function": function, "direction": direction} | {
-                key: f"{value:.1f}" for key, value in figures.items()
+            yield {
+                "device": device,
+                "function": function,
+                "direction": direction,
+                **{key: f"{value:.1f}" for key, value in figures.items()},
             }
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,7 +125,7 @@ class Rounds:
         venv = self.bases / f"torch-{python}"
         if not (venv / "torch.done").exists():
             subprocess.run([find_python(python), "-m", "venv", "--clear", venv], check=True)
-            pip = [venv / "bin" / "pip", "install", "-q", self.torches[python], "numpy"]
+            pip: list[str | Path] = [venv / "bin" / "pip", "install", "-q", self.torches[python], "numpy"]
             subprocess.run(pip, check=True)
             (venv / "torch.done").touch()
         return venv
@@ -172,7 +172,7 @@ class Rounds:
         yield f"  {self.command(venv, around)}"
 
     @staticmethod
-    def judge(one: Round, found: dict, source: Path, inside: bool) -> str:
+    def judge(one: Round, found: dict[str, Any], source: Path, inside: bool) -> str:
         """What was computed, as a line."""
         wrong = []
         if inside or one.way == "editable":
@@ -195,7 +195,7 @@ class Rounds:
 
     def command(self, venv: Path, around: dict[str, str]) -> str:
         """What splat-train says, which the loss alone does not run."""
-        line = [venv / "bin" / "splat-train", "--help"]
+        line: list[str | Path] = [venv / "bin" / "splat-train", "--help"]
         done = subprocess.run(line, cwd=self.work / "elsewhere", env=around, capture_output=True, text=True)
         # Warnings of torch come before.
         said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]

@@ -154,7 +154,7 @@ def mean_row(dataset: str, mode: str, rows: Sequence[dict[str, Any]]) -> dict[st
     members = [line for line in rows if line["dataset"] == dataset]
     if len(members) != sum(scene.dataset == dataset for scene in SCENES.values()):
         return None
-    means = {
+    means: dict[str, Any] = {
         key: None if any(line[key] is None for line in members) else sum(line[key] for line in members) / len(members)
         for key in ("psnr", "ssim", "lpips", "num_gaussians", "train_seconds", "peak_memory_bytes")
     }

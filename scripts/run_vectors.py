@@ -18,7 +18,11 @@ import sys
 from pathlib import Path
 
 import cross_build
-from cross_build import ROOT, native, toolchain
+from cross_build import ROOT
+
+# Modules of csrc/, which cross_build puts on the path.
+import build as native
+import toolchain
 
 VECTORS = ROOT / "tests" / "data" / "vectors.bin"
 #: Target -> what runs its programs here.
@@ -48,9 +52,10 @@ def run(target: str | None, library: Path | None = None) -> int:
         library = library or native.build(ROOT / "splat_ssim" / chain.library_name, ROOT / "build" / "csrc")
         return subprocess.run([build_driver(chain, ROOT / "build" / "vectors"), library, VECTORS]).returncode
     runner = RUNNERS[target]
-    program, chain = next(iter(cross_build.compilers(target)))
-    if isinstance(chain, str):
-        sys.exit(f"error: {target}: {chain}")
+    program, found = next(iter(cross_build.compilers(target)))
+    if isinstance(found, str):
+        sys.exit(f"error: {target}: {found}")
+    chain = found
     if shutil.which(runner[0]) is None:
         sys.exit(f"error: {target}: required {runner[0]} to run its programs, got none")
     library = library or cross_build.build(target, program, chain)

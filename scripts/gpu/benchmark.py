@@ -14,7 +14,7 @@ import argparse
 import csv
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -190,12 +190,16 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
     tensors, grid = voxelizer_case(count, edge, DEVICE)
     upstream = torch.rand(1, *grid.shape, device=DEVICE)
 
+    def volume_of(tensors: Sequence[Tensor], grid: VoxelGrid) -> Tensor:
+        means, quats, scales, densities = tensors
+        return voxelize(means, quats, scales, densities, grid)
+
     def both() -> None:
-        torch.autograd.grad(voxelize(*tensors, grid), tensors, upstream)
+        torch.autograd.grad(volume_of(tensors, grid), tensors, upstream)
 
     def value() -> None:
         with torch.no_grad():
-            voxelize(*tensors, grid)
+            volume_of(tensors, grid)
 
     both()
     eager, host = clock.eager_and_host(both, 5)
@@ -204,8 +208,9 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
     row |= {"peak_images": clock.peak_bytes(both) / (4 * upstream.numel()), "state": clock.state()}
     tensors, grid = voxelizer_case(min(count, 300), min(edge, 24), DEVICE)
     exact = [tensor.detach().double().cpu().requires_grad_() for tensor in tensors]
-    volume = voxelize(*tensors, grid)
-    truth = voxelize_reference(*exact[:3], exact[3][:, None], grid)
+    volume = volume_of(tensors, grid)
+    means, quats, scales, densities = exact
+    truth = voxelize_reference(means, quats, scales, densities[:, None], grid)
     weight = torch.rand(volume.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((volume * weight.to(volume.device)).sum(), tensors[:1])
     (wanted,) = torch.autograd.grad((truth * weight.double()).sum(), exact[:1])
