@@ -1,6 +1,7 @@
-"""SSIM of volumes larger than memory (dask), and the training loss on a volume cut over ranks (torch.distributed).
+"""SSIM of volumes larger than memory (dask), and the training loss of a volume split over ranks (torch.distributed).
 
-Both are exact: blocks see the halo their windows reach into, so values and gradients are those of the whole volume.
+Both are exact: each block includes the halo that its windows reach into, so values and gradients are those of the
+whole volume.
 """
 
 from __future__ import annotations
@@ -81,31 +82,33 @@ def ssim3d(
     reduction: str = "mean",
     block: int = BLOCK,
 ) -> Any:
-    """`splat_ssim.ssim3d` of volumes that need not fit into memory, block by block, on one machine or a dask cluster.
+    """`splat_ssim.ssim3d` of volumes that may be larger than memory, block by block, on one machine or a dask cluster.
 
-    Zarr and memory-mapped arrays are read with the halo each block needs; dask arrays go through `map_overlap`. Blocks
-    carry a halo of window_size // 2 voxels, so the result is that of the whole volumes up to the rounding of a float32
-    map whose mean is taken in float64.
+    Each block is read with a halo of window_size // 2 voxels, so the result is that of the whole volumes. Only rounding
+    differs: the map is float32, and its mean is taken in float64.
 
     Args:
         volume1: (n0, n1, n2) or (C, n0, n1, n2): a dask, zarr, numpy or memory-mapped array. uint8 means
             value / 255 · data_range, as in `splat_ssim.ssim3d`; other integers are taken as they are.
-        volume2: The same shape.
-        window_size: As for `splat_ssim.ssim3d`, and so are sigma, data_range, k1 and k2.
+        volume2: Same shape as `volume1`.
+        window_size: Width of the window in voxels, odd, the same along all axes.
         sigma: Standard deviation of the window in voxels.
-        data_range: Difference of the largest and the smallest possible value.
-        k1: Constant of the luminance term.
-        k2: Constant of the contrast-structure term.
+        data_range: Difference between the largest and the smallest possible value.
+        k1: Constant of the luminance term, as for `splat_ssim.ssim3d`.
+        k2: Constant of the contrast-structure term, as for `splat_ssim.ssim3d`.
         padding: "same" or "valid".
-        reduction: "mean", computed with dask's current scheduler; "none": the map as a dask array, nothing computed.
-        block: Edge of a block in voxels; at least the window's.
+        reduction: "mean" computes with dask's current scheduler; "none" returns the map as a dask array, not yet
+            computed.
+        block: Edge of a block in voxels, at least window_size.
 
     Returns:
-        A float, NaN where a voxel is, or a dask array (C, n0, n1, n2), for "valid" smaller by window_size - 1.
+        A float, which is NaN if any voxel is NaN; or a dask array (C, n0, n1, n2), smaller by window_size - 1 along
+        each spatial axis for "valid".
 
     Raises:
-        TypeError: Voxels that are no real numbers, such as complex ones.
-        ValueError: Shapes that differ, an unknown padding or reduction, an even window, a block smaller than it.
+        TypeError: The voxels are not real numbers.
+        ValueError: The shapes differ, the padding or reduction is unknown, the window is even, or a block is smaller
+            than the window.
         ImportError: dask is not installed.
 
     Example:
@@ -236,30 +239,30 @@ def photometric_loss(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Tensor:
-    """`splat_ssim.loss.photometric_loss` of a volume whose planes are cut over the ranks of a process group.
+    """`splat_ssim.loss.photometric_loss` of a volume whose planes are split over the ranks of a process group.
 
-    Every rank calls it with its own planes, in the order of ranks, and gets the loss of the whole volume; `backward`,
-    which every rank has to call too, gives each rank the gradient by its planes, the part through its neighbours'
-    windows included. Padding is "same".
+    Every rank calls it with its own planes, in the order of ranks, and gets the loss of the whole volume. Every rank
+    must call `backward` too. It gives each rank the gradient with respect to its own planes, including what reaches
+    them through windows on neighbouring ranks. Padding is "same".
 
     Args:
-        pred: (B, C, d, H, W) float, this rank's d planes; the ranks' d may differ.
-        target: The same shape; no gradient flows to it unless it requires one.
-        mask: (B, 1 or C, d, H, W) weights of 0 or more, on all ranks or on none.
+        pred: (B, C, d, H, W) float: this rank's d planes. d may differ between ranks.
+        target: Same shape as `pred`. It gets a gradient only if it requires one.
+        mask: (B, 1 or C, d, H, W) weights of 0 or more, given on all ranks or on none.
         group: The process group; by default all ranks.
-        lambda_dssim: Weight of 1 - SSIM; the rest is L1's.
-        window_size: As for `splat_ssim.ssim3d`, odd, and so are sigma, data_range, k1 and k2.
+        lambda_dssim: Weight of 1 - SSIM, in [0, 1]. L1 has the rest.
+        window_size: Width of the window in voxels, odd, the same along all axes.
         sigma: Standard deviation of the window in voxels.
-        data_range: Difference of the largest and the smallest possible value.
-        k1: Constant of the luminance term.
-        k2: Constant of the contrast-structure term.
+        data_range: Difference between the largest and the smallest possible value.
+        k1: Constant of the luminance term, as for `splat_ssim.ssim3d`.
+        k2: Constant of the contrast-structure term, as for `splat_ssim.ssim3d`.
 
     Returns:
         The scalar loss, the same on every rank.
 
     Raises:
-        ValueError: Tensors that are no volumes or differ in shape, an even window, or fewer planes on a rank than the
-            window reaches.
+        ValueError: The tensors are not volumes or differ in shape, the window is even, or a rank has fewer planes than
+            window_size // 2.
         RuntimeError: torch.distributed has not been initialised.
     """
     if not dist.is_initialized():

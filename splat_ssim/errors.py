@@ -10,12 +10,12 @@ _LONGEST = 1000
 
 
 class UserError(ValueError):
-    r"""Something in a command, config or file is not as required; the message says what was required and what came.
+    r"""Something in a command, config or file is wrong. The message says what was required and what was found.
 
-    The scripts print its message as one sentence. Every other exception is a defect and keeps its traceback.
+    The scripts print the message as one sentence. Every other exception is a defect of ours and keeps its traceback.
 
-    Messages quote files, which may hold anything: as text an error is one line of printable characters, of readable
-    length.
+    Messages quote files, which may contain anything, so the text of an error is reduced to one line of printable
+    characters and cut to a readable length.
 
     Example:
         >>> from splat_ssim.errors import UserError
@@ -34,15 +34,14 @@ class UserError(ValueError):
 
 
 class WriteError(UserError, OSError):
-    """A file could not be written, such as on a full disk; the message names it. What was there before is whole."""
+    """A file could not be written, such as on a full disk. The message names the file, whose old content is kept."""
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns the errors of reading a user's files and options into `UserError`.
 
-    Wrap it around such calls only: a ValueError that escapes from anywhere else is a defect and must show its
-    traceback.
+    Use it around such calls only: a ValueError from anywhere else is a defect and must keep its traceback.
 
     Example:
         >>> from splat_ssim.errors import UserError, user_errors

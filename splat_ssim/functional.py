@@ -1,4 +1,4 @@
-"""SSIM of images and volumes, and MS-SSIM: arguments are checked here, the operators below only compute."""
+"""SSIM of images and volumes, and MS-SSIM. Arguments are checked here; the operators only compute."""
 
 from __future__ import annotations
 
@@ -44,37 +44,38 @@ def ssim(
 ) -> Tensor:
     """Structural similarity of two batches of images: 1 for equal images, smaller for others.
 
-    Differentiable once, by whichever image requires a gradient; a second derivative raises NotImplementedError. Under
-    autocast, and for half precision, everything is computed in float32.
+    The result is differentiable once, with respect to every image that requires a gradient; a second derivative raises
+    NotImplementedError. Half precision is computed in float32, and so is everything under autocast.
 
     Args:
-        img1: (B, C, H, W), or (B, H, W, C) with `channels_last`; float32, float64, float16, bfloat16 or uint8, any
-            strides; values in [0, data_range], uint8 means value / 255 · data_range.
-        img2: The same shape and device; the dtype may be another of these.
-        window_size: Taps of the Gaussian window for each axis, odd, 3 to 33.
-        sigma: Standard deviation of the window in pixels.
-        data_range: Difference of the largest and the smallest possible value.
-        k1: Constant of the luminance term, C1 = (k1 · data_range)².
-        k2: Constant of the contrast-structure term, C2 = (k2 · data_range)².
-        padding: What windows see outside the images: "same" zeros, in all moments; "reflect" or "replicate" the image
-            continued; "valid" keeps only the windows that lie inside.
-        reduction: "mean" over everything; "sum"; "none", the map in the layout of the images, smaller for "valid";
-            "image", the mean of each image, (B,).
-        mask: (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C); bool, or float weights of
-            0 or more. With "valid" the map reads it at the centres of the windows.
-        mask_mode: "weight": the map times the mask, and a mean is divided by the sum of the weights; where that is 0
-            the mean is 1. "zero": both images are multiplied by the mask, the mean is over everything. "normalize":
-            windows see only valid pixels, in proportion to the mask (normalised convolution; with "same" nothing
-            outside the image is valid), then as "weight"; what is masked out may be NaN.
-        channels_last: Whether the channels are the last axis; such images are read in place.
+        img1: (B, C, H, W), or (B, H, W, C) with `channels_last`; float32, float64, float16, bfloat16 or uint8; any
+            strides. Values lie in [0, data_range]; a uint8 value v stands for v / 255 · data_range.
+        img2: Same shape and device as `img1`. Its dtype may be another of these.
+        window_size: Width of the Gaussian window in pixels, along each axis: odd, from 3 to 33; 11 by default.
+        sigma: Standard deviation of the window in pixels; 1.5 by default.
+        data_range: Difference between the largest and the smallest possible value; 1 by default.
+        k1: Constant of the luminance term, C1 = (k1 · data_range)²; 0.01 by default.
+        k2: Constant of the contrast-structure term, C2 = (k2 · data_range)²; 0.03 by default.
+        padding: What windows see outside the images. "same", the default: zeros, in every moment. "reflect" and
+            "replicate": the image continued that way. "valid": only windows that lie inside the images count.
+        reduction: "mean", the default, over the whole batch; "sum" over it; "image", the mean of each image, (B,);
+            "none", the map itself, in the layout of the images. The map is smaller than the images for "valid".
+        mask: Weights of the pixels, (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C):
+            bool, or float of 0 or more. "valid" reads it at the centres of the windows. None, the default: all count.
+        mask_mode: "weight", the default: the map is multiplied by the mask, and a mean is divided by the sum of the
+            weights; it is 1 where that sum is 0. "zero": both images are multiplied by the mask, and the mean is over
+            all pixels. "normalize": windows see pixels in proportion to the mask (normalised convolution), then as for
+            "weight"; masked pixels may be NaN. With "same", nothing outside the image is seen in that mode.
+        channels_last: Whether the channels are the last axis; False by default. Either layout is read in place.
 
     Returns:
-        float32, or float64 where an image is float64: () for "mean" and "sum", (B,) for "image", else the map.
+        A tensor of shape () for "mean" and "sum", (B,) for "image", or the map. Its dtype is float64 if either image
+        is float64, otherwise float32.
 
     Raises:
-        TypeError: An argument is of a wrong type or dtype.
-        ValueError: Shapes or devices do not fit, an option is unknown or out of range, or the images are too small for
-            the window and the padding.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices differ, an option is unknown or out of range, or the images are too small for the
+            window and the padding.
 
     Source: Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, "Image quality assessment: from error visibility to
     structural similarity", IEEE TIP 13(4), 2004, eq. 13.
@@ -105,18 +106,18 @@ def ssim3d(
     mask_mode: str = "weight",
     channels_last: bool = False,
 ) -> Tensor:
-    """Structural similarity of two batches of volumes, the window having three axes; all else is as for `ssim`.
+    """Structural similarity of two batches of volumes, with a window of three axes. Otherwise it is `ssim`.
 
     Args:
         img1: (B, C, D, H, W), or (B, D, H, W, C) with `channels_last`.
-        img2: The same shape and device.
-        window_size: Taps of the window for each axis, odd, 3 to 33, or three numbers, one for each axis in the order of
-            the tensor, (D, H, W): odd, 1 to 33, not 1 for all. 1 compares along the other axes alone.
-        sigma: Standard deviation of the window in voxels, or three, one for each axis in the same order.
+        img2: Same shape and device as `img1`.
+        window_size: Width of the window in voxels: one odd number from 3 to 33 for all axes, 11 by default; or three
+            odd numbers from 1 to 33 in the order (D, H, W). An axis of width 1 is not filtered; not all three may be 1.
+        sigma: Standard deviation of the window in voxels, 1.5 by default; or three, in the order (D, H, W).
         data_range: As for `ssim`.
         k1: As for `ssim`.
         k2: As for `ssim`.
-        padding: As for `ssim`; along each axis by half of its own window.
+        padding: As for `ssim`. Each axis is padded, or cropped by "valid", by half the width of its own window.
         reduction: As for `ssim`.
         mask: (B, 1, D, H, W) or (B, C, D, H, W), or the same with the channels last.
         mask_mode: As for `ssim`.
@@ -161,29 +162,30 @@ def ms_ssim(
 ) -> Tensor:
     """Multi-scale structural similarity of images (4 axes) or volumes (5 axes).
 
-    For each image and channel, the product over scales of the mean contrast-structure term, and on the coarsest scale
-    of the mean SSIM, each to the power of its weight. Scales are means of blocks of 2, an odd side padded by a zero;
-    windows lie inside ("valid"). Where a term is 0 or less the product and its gradient are 0. Differentiable once.
+    For each image and channel it is a product over scales: of the mean contrast-structure term, or on the coarsest
+    scale the mean SSIM, each raised to its weight. A scale averages blocks of 2 pixels along each axis of the one
+    before; an odd side is first padded by a zero. Windows lie inside the images ("valid"). Where a term is 0 or less,
+    the product and its gradient are 0. The result is differentiable once.
 
     Args:
-        img1: (B, C, H, W) or (B, C, D, H, W), or the channels last; dtypes and values as for `ssim`.
-        img2: The same shape and device.
-        window_size: As for `ssim`, and for volumes as for `ssim3d`.
-        sigma: Likewise.
+        img1: (B, C, H, W) or (B, C, D, H, W), or with the channels last; dtypes and values as for `ssim`.
+        img2: Same shape and device as `img1`.
+        window_size: As for `ssim`; for volumes as for `ssim3d`.
+        sigma: As for `ssim`; for volumes as for `ssim3d`.
         data_range: As for `ssim`.
         k1: As for `ssim`.
         k2: As for `ssim`.
-        weights: One exponent a scale, fine to coarse; by default Wang's five.
-        reduction: "mean", "sum", "image" for (B,), "none" for (B, C).
+        weights: One exponent for each scale, from fine to coarse; by default the five of Wang et al.
+        reduction: "mean", the default; "sum"; "image", the mean over channels, (B,); or "none", (B, C).
         channels_last: As for `ssim`.
 
     Returns:
-        float32, or float64 where an image is float64.
+        A tensor of the shape that `reduction` names: float64 if either image is float64, otherwise float32.
 
     Raises:
         TypeError: As for `ssim`.
-        ValueError: As for `ssim`; or a side is too small: it must exceed (window_size - 1) · 2^(scales - 1), 160 by
-            default, with the window of its own axis.
+        ValueError: As for `ssim`; or a side is too small. Along each axis it must be larger than
+            (window_size - 1) · 2^(scales - 1), which is 160 pixels by default.
 
     Source: Z. Wang, E. P. Simoncelli, A. C. Bovik, "Multiscale structural similarity for image quality assessment",
     Asilomar 2003, eq. 7.

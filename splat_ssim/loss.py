@@ -82,33 +82,34 @@ def photometric_loss(
 ) -> LossResult:
     """`(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)` of images (4 axes) or volumes (5 axes).
 
-    The value and the gradient come from a single pass over the images, and backward is one multiplication (but for the
-    mask mode "normalize", which runs in plain torch). Differentiable once, by whichever argument requires a gradient.
+    One pass over the images computes both the value and the gradient, so backward is a single multiplication; only the
+    mask mode "normalize" runs in plain torch. The loss is differentiable once, with respect to `pred` and `target`.
 
     Args:
         pred: (B, C, H, W) or (B, C, D, H, W), with `channels_last` (B, H, W, C) or (B, D, H, W, C); dtypes and values
             as for `splat_ssim.ssim`.
-        target: The same shape and device; commonly uint8 or float32. With a `background`, uint8 RGBA, (B, 4, H, W) or
-            with `channels_last` (B, H, W, 4), alpha not multiplied in: `pred`, of 3 channels, is compared with
-            colour · alpha + background · (1 - alpha).
-        lambda_dssim: Share of 1 - SSIM, in [0, 1].
-        window_size: As for `splat_ssim.ssim`; for volumes also three, one for each axis, as for `splat_ssim.ssim3d`.
-        sigma: Likewise.
-        data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
+        target: Same shape and device as `pred`; commonly uint8 or float32. With a `background` it is uint8 RGBA with
+            straight alpha, (B, 4, H, W), or (B, H, W, 4) with `channels_last`: `pred`, which then has 3 channels, is
+            compared with colour · alpha + background · (1 - alpha).
+        lambda_dssim: Weight of 1 - SSIM, in [0, 1]; 0.2 by default. L1 has the rest.
+        window_size: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
+        sigma: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
+        data_range: As for `splat_ssim.ssim`. L1 is not divided by it.
         k1: As for `splat_ssim.ssim`.
         k2: As for `splat_ssim.ssim`.
-        padding: As for `splat_ssim.ssim`. L1 is over the whole image whatever the padding.
-        reduction: "mean", or "image" for a loss of each image, (B,).
-        mask: As for `splat_ssim.ssim`.
-        mask_mode: As for `splat_ssim.ssim`; "weight" and "normalize" weigh L1 by the mask, "zero" zeroes both images.
-            Where no pixel has weight the loss is 0. "alpha" is that of an RGBA target, in [0, 1].
+        padding: As for `splat_ssim.ssim`. L1 always covers the whole image.
+        reduction: "mean", the default, or "image" for the loss of each image, (B,).
+        mask: As for `splat_ssim.ssim`, or "alpha": the alpha of an RGBA target, in [0, 1].
+        mask_mode: As for `splat_ssim.ssim`. "weight" and "normalize" also weight L1 by the mask; "zero" multiplies
+            both images by it. If no pixel has weight, the loss is 0.
         channels_last: As for `splat_ssim.ssim`.
-        return_terms: Also return {"l1": …, "ssim": …}, detached, from the same pass.
-        background: What an RGBA target is composited over where it is read, in [0, data_range]: a number, three, or a
-            tensor (3,) or (B, 3), a colour for each image. It is not differentiated.
+        return_terms: Whether to return the terms too; False by default. They cost no further pass.
+        background: Colour that an RGBA target is composited over, in [0, data_range]: one number, three numbers, or a
+            tensor of shape (3,) or (B, 3). It gets no gradient. None, the default: the target has no alpha.
 
     Returns:
-        The loss, () or (B,); with `return_terms` the loss and its terms. float32, or float64 where an input is.
+        The loss, () or (B,): float64 if either image is float64, otherwise float32. With `return_terms`, a pair of the
+        loss and {"l1": mean |pred - target|, "ssim": SSIM}, which carry no gradient.
 
     Raises:
         TypeError: As for `splat_ssim.ssim`.
@@ -124,7 +125,7 @@ def photometric_loss(
         >>> loss, terms = photometric_loss(pred, torch.rand(1, 3, 64, 64), return_terms=True)
         >>> loss.backward()
 
-        The truth of a Blender scene, over white:
+        An RGBA image of a Blender scene, composited over white:
 
         >>> rgba = torch.randint(256, (1, 4, 64, 64), dtype=torch.uint8)
         >>> loss = photometric_loss(pred, rgba, background=1.0)
@@ -221,7 +222,7 @@ class _LossOptions(SSIMKeywords, total=False):
 
 
 class PhotometricLoss(_WithOptions):
-    """`photometric_loss` as a module: the options are those of the function, the forward takes images and a mask.
+    """`photometric_loss` as a module: the constructor takes the options, `forward` the images and a mask.
 
     Example:
         >>> import torch
@@ -306,21 +307,21 @@ def ms_ssim_l1_loss(
     channels_last: bool = False,
     return_terms: bool = False,
 ) -> LossResult:
-    """`(1 - lambda_ms_ssim)·L1 + lambda_ms_ssim·(1 - MS-SSIM)` of images or volumes, both means over everything.
+    """`(1 - lambda_ms_ssim)·L1 + lambda_ms_ssim·(1 - MS-SSIM)`, both averaged over the whole batch.
 
     Args:
         pred: As for `splat_ssim.ms_ssim`.
-        target: The same shape and device.
-        lambda_ms_ssim: Share of 1 - MS-SSIM, in [0, 1].
-        window_size: As for `splat_ssim.ssim`; for volumes also three, one for each axis, as for `splat_ssim.ssim3d`.
-        sigma: Likewise.
-        data_range: As for `splat_ssim.ssim`; L1 is not divided by it.
+        target: Same shape and device as `pred`.
+        lambda_ms_ssim: Weight of 1 - MS-SSIM, in [0, 1]; 0.84 by default. L1 has the rest.
+        window_size: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
+        sigma: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
+        data_range: As for `splat_ssim.ssim`. L1 is not divided by it.
         k1: As for `splat_ssim.ssim`.
         k2: As for `splat_ssim.ssim`.
         weights: As for `splat_ssim.ms_ssim`.
-        mask: As for `splat_ssim.ssim`; both images are multiplied by it.
+        mask: As for `splat_ssim.ssim`. Both images are multiplied by it.
         channels_last: As for `splat_ssim.ssim`.
-        return_terms: Also return {"l1": …, "ms_ssim": …}, detached.
+        return_terms: Whether to return {"l1": …, "ms_ssim": …} too, without gradients; False by default.
 
     Returns:
         The loss, (); with `return_terms` the loss and its terms.

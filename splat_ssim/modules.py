@@ -40,7 +40,7 @@ class _WithOptions(nn.Module):
 
 
 class SSIM(_WithOptions):
-    """`splat_ssim.ssim` as a module: the options are those of the function, the forward takes the images and a mask.
+    """`splat_ssim.ssim` as a module: the constructor takes the options, `forward` the images and a mask.
 
     Example:
         >>> import torch
@@ -89,7 +89,7 @@ class SSIM(_WithOptions):
 
 
 class SSIM3D(SSIM):
-    """`splat_ssim.ssim3d` as a module; the options are those of `SSIM`, window and sigma also one for each axis.
+    """`splat_ssim.ssim3d` as a module. It has the options of `SSIM`; window_size and sigma may be three numbers.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Losses by name, for `--loss NAME` and for any codebase's own function as `--loss package.module:function`.
+"""Losses by name: ours as `--loss NAME`, any function of yours as `--loss package.module:function`.
 
 The signature of a loss, the same for images and volumes:
 
@@ -7,8 +7,8 @@ The signature of a loss, the same for images and volumes:
         return scalar                      # smaller is better, differentiable by pred
         return scalar, {"name": scalar}    # the same with terms to be logged
 
-A function without a `mask` argument serves as long as no mask is given. Options (`--loss-kwargs`) are passed to the
-function by keyword; a class, such as an nn.Module, is constructed with them.
+A function without a `mask` argument works as long as there is no mask. Options (`--loss-kwargs`) are passed to the
+function by keyword. A class, such as an nn.Module, is constructed with them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def ssim_loss(
     mask_mode: str = "weight",
     channels_last: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The number of `splat_ssim.loss.photometric_loss` computed in plain torch, to compare with.
+    """The value of `splat_ssim.loss.photometric_loss`, computed in plain torch for comparison.
 
     Example:
         >>> import torch
@@ -120,19 +120,19 @@ LOSSES: dict[str, Callable[..., loss.LossResult]] = {
 
 
 def get_loss(name: str, **kwargs: object) -> Loss:
-    """The loss of this name.
+    """Returns the loss of this name.
 
     Args:
-        name: "l1", "l2"; "fused_ssim", L1 + DSSIM fused; "ssim", the same formula in plain torch; "ms_ssim",
-            L1 + MS-SSIM; or "package.module:function", imported.
+        name: "l1"; "l2"; "fused_ssim", L1 + DSSIM in one pass; "ssim", the same formula in plain torch; "ms_ssim",
+            L1 + MS-SSIM; or "package.module:function", which is imported.
         **kwargs: The options of that loss.
 
     Returns:
         A callable `(pred, target, *, mask=None)` -> scalar or (scalar, terms).
 
     Raises:
-        ValueError: The name is unknown or cannot be imported; the options are not those of the loss; or, tried on a
-            probe pair, the loss fails, returns no scalar, or grows with likeness: a similarity, not a loss.
+        ValueError: The name is unknown or cannot be imported, or the loss does not take these options. The loss is also
+            tried on two small images: it must return a scalar, and a worse copy must cost more than a better one.
 
     Example:
         >>> import torch
