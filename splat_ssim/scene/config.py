@@ -27,23 +27,25 @@ from splat_ssim.trainer.config import ConfigError, RunConfig, check_ranges, give
 
 @dataclass
 class SceneConfig(RunConfig):
-    """Trains a Gaussian scene. Without arguments: the chair in assets/, written to results/chair_200/<time>."""
+    """Trains a Gaussian scene. Without arguments it trains the chair in assets/ and writes to results/chair_200/<time>."""
 
     #: Scene folder.
     data_dir: Path = Path("assets/chair_200")
-    #: Length of the run.
+    #: Number of training steps.
     steps: int = 6_500
     task: tyro.conf.Suppress[str] = "scene"
-    #: What suits the data, below what a config file and the command line say: object is one thing in front of nothing,
-    #: photos what a camera saw, whole; auto goes by what is there, but is none where a config file names no preset.
+    #: Defaults that suit a kind of data. object: one object in front of nothing. photos: photographs of a whole scene.
+    #: auto: chosen by the data, or none if a config file names no preset. Config files and the command line override
+    #: them.
     preset: Literal["auto", "object", "photos", "none"] = "auto"
-    #: Of the preset: how long it trains, and with how many Gaussians.
+    #: Quality of the preset: how long it trains, and with how many Gaussians.
     quality: Literal["fast", "default", "quality"] = "default"
-    #: Training views of a step; the loss is their mean. Learning rates grow by its square root, as in gsplat's trainer.
+    #: Number of training views in a step; the loss is their mean. Learning rates grow by its square root, as in
+    #: gsplat's trainer.
     batch_size: int = 1
-    #: Mean opacity times this is added to the loss.
+    #: Weight of the mean opacity in the loss.
     opacity_penalty: float = 0.0
-    #: Mean scale times this is added to the loss.
+    #: Weight of the mean scale in the loss.
     scale_penalty: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

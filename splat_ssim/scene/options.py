@@ -13,31 +13,37 @@ from splat_ssim.trainer.config import OutputConfig
 class DataConfig:
     """How the scene is read."""
 
-    #: auto, blender, colmap or nerfstudio.
+    #: Format of the scene: auto (recognised by its files), blender, colmap or nerfstudio.
     format: str = "auto"
-    #: Images at 1/factor of their size, from images_{factor} where there is one.
+    #: Divides width and height of the images. A folder images_{factor} is read where there is one.
     factor: int = 1
-    #: Without a split in the files, every such view by file name is a test view; 0: all views train.
+    #: Every such view, in the order of file names, is a test view, unless the files have a split of their own. 0 trains
+    #: on all views.
     test_every: int = 8
-    #: Behind images with an alpha channel.
+    #: Colour behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
-    #: Each step at full size draws a colour to put behind transparent training images, so that no Gaussian paints it.
+    #: Put a random colour behind transparent training images at each step of full size, so that no Gaussian can paint
+    #: the background.
     random_background: bool = False
-    #: What a mask means to the loss: weight: masked pixels do not count; normalize: nor do they enter the windows of
-    #: SSIM; zero: both images are black there.
+    #: How the loss treats masked pixels. weight: they do not count. normalize: the windows of SSIM do not see them
+    #: either. zero: both images are black there.
     mask_mode: Literal["weight", "normalize", "zero"] = "weight"
-    #: Gaussians whose centre is nearer to a camera are not rendered, in the scene's unit; by default 0.01, or less in a
-    #: small scene.
+    #: Gaussians whose centre is nearer to a camera than this are not rendered, in units of the scene. By default 0.01,
+    #: or less in a small scene.
     near: float | None = None
-    #: Gaussians whose centre is farther from a camera are not rendered, in the scene's unit; by default none.
+    #: Gaussians whose centre is farther from a camera than this are not rendered, in units of the scene. By default
+    #: there is no limit.
     far: float | None = None
-    #: Gaussians stay inside this box: x y z of one corner and x y z of the opposite one, in the scene's coordinates.
+    #: Box that Gaussians stay inside: x y z of one corner, then x y z of the opposite one, in the scene's coordinates.
+    #: By default there is none.
     box: tuple[float, float, float, float, float, float] | None = None
-    #: Folder of decoded images, where they take more than half of the free memory; by default .cache in the scene's.
+    #: Folder for decoded images, used where they would take more than half of the free memory. By default .cache in the
+    #: scene folder.
     cache: Path | None = None
-    #: Training starts on images reduced by this power of 2, which halves at equal intervals; 1: full size throughout.
+    #: Training starts with images reduced by this power of 2, which is halved at equal intervals until coarse_stop. 1
+    #: trains at full size throughout.
     coarse_factor: int = 1
-    #: From this step on images are of full size; by default from 0.3 of the run on.
+    #: Step from which images have their full size. By default at 0.3 of the run.
     coarse_stop: int | None = None
 
 
@@ -45,45 +51,53 @@ class DataConfig:
 class ModelConfig:
     """The Gaussians and how they are rendered."""
 
-    #: Highest degree of the spherical harmonics.
+    #: Highest degree of the spherical harmonics, 0 to 3.
     sh_degree: int = 3
-    #: Steps from one degree to the next; by default a tenth of the run.
+    #: Number of steps between one degree and the next. By default a tenth of the run, or 1 with init ply.
     sh_degree_interval: int | None = None
-    #: points: from the scene's point cloud; random: inside the silhouettes or the cameras' view; auto: points if any;
-    #: ply: from the Gaussians in init_ply.
+    #: Where the Gaussians start. points: at the scene's point cloud. random: inside the silhouettes, or in view of the
+    #: cameras. ply: as the Gaussians in init_ply. auto: points if the scene has any, otherwise random.
     init: Literal["auto", "points", "random", "ply"] = "auto"
-    #: A file of Gaussians to go on from, such as the scene.ply of another run: a PLY, or any that export.py writes.
+    #: File of Gaussians to start from, such as the scene.ply of another run, in any format that export.py writes.
     init_ply: Path | None = None
     #: Number of Gaussians of a random start.
     init_count: int = 10_000
-    #: Half the edge of the cube, about what the cameras look at, of a random start; by default the format's box.
+    #: Half the edge of the cube, in units of the scene, that a random start fills around what the cameras look at. By
+    #: default it depends on the format.
     init_box: float | None = None
-    #: Opacity of a Gaussian at the start.
+    #: Initial opacity of a Gaussian, between 0 and 1.
     init_opacity: float = 0.1
-    #: Mip-Splatting's compensation of the screen-space blur.
+    #: Compensate for the blur on the screen, as Mip-Splatting does.
     antialiased: bool = False
 
 
 @dataclass
 class OptimizerConfig:
-    """Adam and its learning rates. Positions decay log-linearly over the run, the others over its last part."""
+    """Adam and its learning rates. That of positions decays log-linearly over the run, the others over its last part."""
 
-    #: adam: compiled on the CPU; torch_adam: torch's own; sparse_adam: compiled, changes only the Gaussians in view.
+    #: adam: compiled on the CPU. torch_adam: torch's own. sparse_adam: compiled, and changes only the Gaussians in
+    #: view.
     name: Literal["adam", "torch_adam", "sparse_adam"] = "adam"
-    #: shN takes a step each so many steps, on the sum of the gradients (Taming 3DGS: 16); steps_scaler leaves it alone.
+    #: shN is updated once in so many steps, by the sum of their gradients; Taming 3DGS has 16. steps_scaler does not
+    #: scale it.
     sh_every: int = 1
-    #: Initial learning rate of positions, in units of the scene's extent; 0: they stay where they start.
+    #: Initial learning rate of positions, in units of the scene's extent. 0 keeps them where they start.
     means: float = 5e-4
-    #: Final learning rate of positions, in the same units.
+    #: Final learning rate of positions, in units of the scene's extent.
     means_final: float = 5e-6
+    #: Initial learning rate of the logarithms of the scales.
     scales: float = 5e-3
+    #: Initial learning rate of the quaternions.
     quats: float = 1e-3
+    #: Initial learning rate of the logits of the opacities.
     opacities: float = 2.5e-2
+    #: Initial learning rate of the colours, spherical harmonics of degree 0.
     sh0: float = 2.5e-3
+    #: Initial learning rate of the spherical harmonics of higher degrees.
     shN: float = 1.25e-4
-    #: From this step on the rates other than the positions' decay log-linearly; by default at 0.7 of the run.
+    #: Step from which the learning rates other than that of positions decay log-linearly. By default at 0.7 of the run.
     decay_start: int | None = None
-    #: Final learning rate of these as a fraction of the initial one.
+    #: Their final value as a fraction of the initial one.
     final_factor: float = 0.1
 
 
@@ -93,41 +107,46 @@ LEARNING_RATES = ("means", "means_final", "scales", "quats", "opacities", "sh0",
 
 @dataclass
 class StrategyConfig:
-    """Densification. An option that the chosen strategy lacks is refused, see STRATEGY_OPTIONS."""
+    """Densification. An option that the chosen strategy does not have is refused."""
 
-    #: capped, default (gsplat's), mcmc or taming.
+    #: Densification strategy: capped, default (gsplat's), mcmc or taming.
     name: str = "capped"
     #: Largest number of Gaussians (capped, mcmc, taming).
     budget: int = 30_000
-    #: Where given, the budget is this multiple of the Gaussians at the start.
+    #: Sets the budget to this multiple of the number of Gaussians at the start (capped, mcmc, taming).
     budget_multiplier: float | None = None
-    #: Densification happens after refine_start, every refine_every steps, before refine_stop (default 0.6 of the run).
+    #: Densification happens only after this step.
     refine_start: int = 100
+    #: Number of steps between densification events.
     refine_every: int = 100
+    #: Densification happens only before this step. By default at 0.6 of the run.
     refine_stop: int | None = None
-    #: Opacities are reset every so many steps (default strategy); by default a tenth of the run.
+    #: Number of steps between resets of the opacities (default, taming). By default a tenth of the run.
     reset_every: int | None = None
-    #: Share of the Gaussians added at most at each event (capped); by default 0.05, or more where only that reaches the
-    #: budget before refine_stop, up to 0.5.
+    #: Largest number of Gaussians that an event adds, as a fraction of the current number (capped). By default 0.05, or
+    #: as much up to 0.5 as it takes to reach the budget before refine_stop.
     growth: float | None = None
-    #: Share of the Gaussians removed when densification ends: those that training views see least of (capped).
+    #: Fraction of the Gaussians removed when densification ends: those that contribute least to training views
+    #: (capped).
     final_prune: float = 0.0
-    #: Gaussians less opaque than this are removed or put to use elsewhere.
+    #: Gaussians with a lower opacity are removed or recycled.
     prune_opacity: float = 0.005
-    #: Image-plane gradient, in half images, above which a Gaussian is cloned or split (default, taming); by default
-    #: 2e-4, and 8e-4 with absgrad.
+    #: Gaussians with a larger image-plane gradient, in half images, are cloned or split (default, taming). By default
+    #: 2e-4, or 8e-4 with absgrad.
     grow_gradient: float | None = None
-    #: Sum the absolute gradients of the pixels, which opposite ones do not cancel, as AbsGS does (default strategy).
+    #: Sum absolute gradients over pixels, so that opposite ones do not cancel, as AbsGS does (default).
     absgrad: bool = False
-    #: Up to this share of the scene's extent a Gaussian is cloned, a larger one is split (default, taming).
+    #: Gaussians up to this fraction of the scene's extent are cloned, larger ones are split (default, taming).
     grow_scale: float = 0.01
     #: Learning rate of the positional noise (mcmc).
     noise: float = 5e5
-    #: Training views scored at each event (taming); 0: no score, growth and pruning are drawn evenly.
+    #: Number of training views scored at each event (taming), or before final_prune (capped). 0 (taming): no scores,
+    #: growth and pruning are drawn uniformly.
     score_views: int = 10
-    #: Opacities may pass 1 late in the run (taming): intended: and are optimised; released: frozen, as published.
+    #: Whether opacities may exceed 1 late in the run (taming). intended: they may, and are optimised. released: they
+    #: may, but stay frozen, as in the published code.
     high_opacity: Literal["off", "intended", "released"] = "off"
-    #: From this step on; by default from refine_stop on.
+    #: Step from which opacities may exceed 1. By default refine_stop.
     high_opacity_start: int | None = None
 
 
@@ -174,17 +193,19 @@ STRATEGY_OPTIONS: dict[str, dict[str, str | None]] = {
 
 @dataclass
 class ExposureConfig:
-    """Colours of each photograph, which exposure and white balance change. Test views are rendered without them."""
+    """Corrects colours for the exposure and white balance of each training image. Test views are rendered without it."""
 
-    #: affine: a 3x4 matrix for each training image; bilateral: a grid of such matrices over place and brightness.
+    #: affine: a 3x4 colour matrix for each training image. bilateral: a grid of such matrices over position and
+    #: brightness.
     name: Literal["none", "affine", "bilateral"] = "none"
-    #: Initial learning rate, which decays log-linearly to a tenth; by default 0.01 (affine) or 0.002 (bilateral).
+    #: Initial learning rate; it decays log-linearly to a tenth. By default 0.01 (affine) or 0.002 (bilateral).
     rate: float | None = None
-    #: Images keep their colours before this step, until the Gaussians have theirs; by default a tenth of the run.
+    #: Images keep their colours before this step, so that the Gaussians find theirs first. By default a tenth of the
+    #: run.
     start: int | None = None
     #: Cells of a bilateral grid: horizontal, vertical, brightness.
     grid: tuple[int, int, int] = (16, 16, 8)
-    #: Times the total variation of a view's bilateral grid, added to the loss.
+    #: Weight of the total variation of a view's bilateral grid in the loss.
     smoothness: float = 10.0
 
 
@@ -198,25 +219,26 @@ EXPOSURE_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class PoseConfig:
-    """Refinement of the training cameras' poses, which photographs give only nearly."""
+    """Refinement of the training cameras' poses, which are only approximate for photographs."""
 
-    #: Move and turn the training cameras too. What is common to all of them is taken out again.
+    #: Optimise the poses of the training cameras too. Motion common to all cameras is removed again.
     refine: bool = False
-    #: Initial learning rate of turning, in radians, and of moving, in units of the scene's extent, which decays
-    #: log-linearly to a hundredth; by default one by which a camera may turn by 0.3 degrees over the run.
+    #: Initial learning rate of rotations, in radians, and of translations, in units of the scene's extent; it decays
+    #: log-linearly to a hundredth. By default such that a camera can turn by 0.3 degrees over the run.
     rate: float | None = None
-    #: Poses stay as they are before this step; by default a twentieth of the run.
+    #: Step from which poses are optimised. By default at a twentieth of the run.
     start: int | None = None
 
 
 @dataclass
 class DepthConfig:
-    """Supervision by depths: those of the scene's files, or of the points that COLMAP has seen in an image."""
+    """Supervision by depths: of the scene's depth files, or of the points that COLMAP found in each image."""
 
-    #: Times the mean difference of the inverse depths, in units of the scene's extent, added to the loss; 0: depths are
-    #: not read. gsplat's trainer has 0.01.
+    #: Weight in the loss of the mean difference of inverse depths, in units of the scene's extent. 0 does not read
+    #: depths; gsplat's trainer has 0.01.
     weight: float = 0.0
-    #: Units of the scene for each unit of a depth file (depth_file_path of nerfstudio); 0.001: millimetres.
+    #: Size of one unit of a depth file (nerfstudio's depth_file_path) in units of the scene; 0.001 for millimetres in a
+    #: scene in metres.
     unit: float = 1e-3
 
 
@@ -224,19 +246,20 @@ class DepthConfig:
 class SceneOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: Padding of the SSIM that evaluation reports: same, valid, reflect or replicate.
+    #: Padding of the SSIM that evaluation reports.
     ssim_padding: Literal["same", "valid", "reflect", "replicate"] = "same"
-    #: Also report cc_psnr and cc_ssim, of renders whose colours were fitted to each test view's by an affine map. With
-    #: exposures they are reported in any case.
+    #: Also report cc_psnr and cc_ssim, of renders whose colours are first fitted to each test view by an affine map.
+    #: They are always reported with exposures.
     color_corrected: bool = False
-    #: Test views written as render | truth | error at the end.
+    #: Number of test views written at the end as render | truth | error.
     images: int = 25
-    #: The Gaussians as scene.ply, which splat viewers open.
+    #: Write the Gaussians as scene.ply, which viewers of splats open.
     ply: bool = True
-    #: An orbit around the scene as MP4 at the end.
+    #: Write an orbit around the scene as MP4 at the end.
     video: bool = False
+    #: Number of frames of the orbit.
     video_frames: int = 120
-    #: A page about the run at the end, report.html.
+    #: Write a page about the run, report.html, at the end.
     report: bool = True
-    #: Evaluate LPIPS too, by this network (extra [lpips]).
+    #: Also report LPIPS, by this network (extra [lpips]).
     lpips: Literal["off", "alex", "vgg", "squeeze"] = "off"
