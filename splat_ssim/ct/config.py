@@ -14,9 +14,10 @@ from ..volume.config import VolumeFormat, fit_ranges
 
 @dataclass
 class CTDataConfig:
-    """What is known besides the projections."""
+    """Data besides the projections."""
 
-    #: A volume file of the truth, on the voxels of geometry.json: the metrics compare with it.
+    #: Volume file with the true volume, on the voxels of geometry.json, that the metrics compare with. By default it is
+    #: unknown.
     truth: Path | None = None
     #: Options of splat_ssim.volume.load_volume for the truth.
     read: YamlMapping = field(default_factory=dict)
@@ -26,30 +27,36 @@ class CTDataConfig:
 class CTModelConfig:
     """The Gaussians and where they start."""
 
-    #: fdk: where the filtered backprojection has edges and mass; random: anywhere in the volume, faint.
+    #: Where the Gaussians start. fdk: where the filtered backprojection has edges and mass. random: anywhere in the
+    #: volume, with small densities.
     start_from: Literal["fdk", "random"] = "fdk"
-    #: Gaussians at the start: this share of the strategy's budget.
+    #: Number of Gaussians at the start, as a fraction of the strategy's budget.
     start: float = 0.5
-    #: Their standard deviation over their distance at the start.
+    #: Initial standard deviation of a Gaussian, as a fraction of the distance between Gaussians.
     spread: float = 0.3
-    #: No standard deviation falls below this many voxels.
+    #: Smallest standard deviation of a Gaussian, in voxels.
     min_sigma: float = 0.45
-    #: Densities are kept at 0 or more, and so is the volume: nothing emits X-rays.
+    #: Keep densities, and the volume, at 0 or more: matter absorbs X-rays and emits none.
     nonnegative: bool = True
 
 
 @dataclass
 class CTOptimizerConfig:
-    """Adam's rates at the first step, which decay exponentially to `final` of it at the last."""
+    """Adam and its learning rates, which decay exponentially over the run."""
 
-    #: In voxels.
+    #: Initial learning rate of positions, in voxels.
     means: float = 0.2
+    #: Initial learning rate of the logarithms of the scales.
     log_scales: float = 0.04
+    #: Initial learning rate of the quaternions.
     quats: float = 0.04
-    #: In units of the brightest voxels.
+    #: Initial learning rate of the densities, in units of the brightest voxels.
     densities: float = 0.02
+    #: Learning rates at the last step, as a fraction of those at the first.
     final: float = 0.05
+    #: Number of steps over which the learning rates rise from 0 to their initial values.
     warmup: int = 10
+    #: Decay of Adam's second moment.
     beta2: float = 0.99
 
 
@@ -57,17 +64,18 @@ class CTOptimizerConfig:
 class CTStrategyConfig:
     """Growth of the number of Gaussians."""
 
-    #: residual: from model.start to the budget in rounds, where the backprojected residual is; none: the budget from
-    #: the start.
+    #: How the number of Gaussians grows. residual: in rounds, from model.start to the budget, where the backprojected
+    #: residual is largest. none: the whole budget is there from the start.
     name: Literal["residual", "none"] = "residual"
     #: Largest number of Gaussians.
     budget: int = 50_000
+    #: Number of rounds of growth.
     rounds: int = 5
-    #: The last round is after this share of the steps.
+    #: The last round comes after this fraction of the steps.
     stop: float = 0.5
-    #: Share of the Gaussians, those of least mass, that a round puts elsewhere (residual).
+    #: Fraction of the Gaussians, those of least mass, that a round moves elsewhere (residual).
     recycle: float = 0.05
-    #: Standard deviation of new Gaussians in voxels (residual).
+    #: Standard deviation of new Gaussians, in voxels (residual).
     sigma: float = 1.2
 
 
@@ -75,10 +83,12 @@ class CTStrategyConfig:
 class CTOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: The volume in the projections' unit, float32, as volume.<format>; "" for none.
+    #: Format of the volume, written as volume.<format> in float32 and in the projections' unit. "" writes none.
     format: VolumeFormat = "nii.gz"
+    #: Write the Gaussians as PLY.
     ply: bool = True
-    #: Slices of the volume (with truth and error if it is known) as pictures/slices.png, and of the projections.
+    #: Write slices of the volume (with truth and error, if the truth is known) as pictures/slices.png, and the
+    #: projections.
     slices: bool = True
 
 
@@ -86,16 +96,16 @@ class CTOutputConfig(OutputConfig):
 class CTConfig(RunConfig):
     """Reconstructs a volume from X-ray projections with Gaussians."""
 
-    #: Folder with geometry.json and projections, as scripts/project.py writes it.
+    #: Folder with geometry.json and the projections, as scripts/project.py writes it.
     data_dir: Path = Path("projections")
-    #: Length of the run.
+    #: Number of training steps.
     steps: int = 4000
     task: tyro.conf.Suppress[str] = "ct"
-    #: Views of a step, drawn in turn.
+    #: Number of projections in a step, drawn in turn.
     views: int = 4
-    #: Weight of the total variation of the volume, whose values are in units of the brightest voxels.
+    #: Weight of the total variation of the volume in the loss, with values in units of the brightest voxels.
     tv: float = 0.015
-    #: Total variation is of a random block of so many voxels a side; 0: of the whole volume.
+    #: Edge in voxels of the random block whose total variation a step takes. 0 takes the whole volume.
     tv_block: int = 40
     data: CTDataConfig = field(default_factory=CTDataConfig)
     model: CTModelConfig = field(default_factory=CTModelConfig)

@@ -27,7 +27,7 @@ from splat_ssim.trainer.config import ConfigError, RunConfig, check_ranges, give
 
 @dataclass
 class SceneConfig(RunConfig):
-    """Trains a Gaussian scene. Without arguments it trains the chair in assets/ and writes to results/chair_200/<time>."""
+    """Trains a Gaussian scene. By default the scene is the chair in assets/, written to results/chair_200/<time>."""
 
     #: Scene folder.
     data_dir: Path = Path("assets/chair_200")

@@ -73,7 +73,7 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam and its learning rates. That of positions decays log-linearly over the run, the others over its last part."""
+    """Adam and its learning rates. Positions decay log-linearly over the whole run, the others over its last part."""
 
     #: adam: compiled on the CPU. torch_adam: torch's own. sparse_adam: compiled, and changes only the Gaussians in
     #: view.
@@ -193,7 +193,7 @@ STRATEGY_OPTIONS: dict[str, dict[str, str | None]] = {
 
 @dataclass
 class ExposureConfig:
-    """Corrects colours for the exposure and white balance of each training image. Test views are rendered without it."""
+    """Corrects for exposure and white balance of each training image. Test views are rendered without it."""
 
     #: affine: a 3x4 colour matrix for each training image. bilateral: a grid of such matrices over position and
     #: brightness.

@@ -1,4 +1,4 @@
-"""From a command line to a run: config file, then command line, then the task the config names."""
+"""From a command line to a run: reads the config file, then the command line, and runs the task that they name."""
 
 from __future__ import annotations
 
@@ -181,12 +181,12 @@ def evaluate_run(
     """Evaluates a run folder's last checkpoint.
 
     Args:
-        folder: Run folder, of whatever kind of training.
+        folder: Run folder of any kind of training.
         device: auto, cpu or cuda.
-        data_dir: The data, if they have moved.
+        data_dir: Where the data are now. By default where the run read them.
 
     Returns:
-        What eval/<step>.json holds.
+        The metrics, as eval/<step>.json holds them.
     """
     one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
     result = one.evaluate()
@@ -209,18 +209,18 @@ def render_run(
     """Draws a run folder's last checkpoint.
 
     Args:
-        folder: Run folder, of whatever kind of training.
-        views: What to draw. Of a scene: orbit (an MP4), train or test (a folder of PNG). Of a volume: orbit (a turning
-            projection) or slices. Of an image: picture. By default the first.
+        folder: Run folder of any kind of training.
+        views: What to draw. For a scene: orbit (an MP4), train or test (a folder of PNG files). For a volume: orbit (a
+            turning projection, an MP4) or slices. For an image: picture. By default the first of these.
         frames: Number of frames of an orbit.
-        mode: Of a scene: rgb, depth (its scale is printed), normal (of the depths, in the world) or alpha.
-        path: Of a scene: a camera path to draw in place of views: nerfstudio's camera_path.json or a transforms.json,
-            in the coordinates of the scene's files. Size and frames a second are the file's. Written as an MP4 or,
-            to an output without that suffix, as a folder of PNG.
+        mode: How to draw a scene: rgb, depth (prints its scale), normal (from the depths, in world axes) or alpha.
+        path: Camera path to draw instead of views, for a scene: nerfstudio's camera_path.json or a transforms.json, in
+            the coordinates of the scene's files. The file gives the size and the frame rate. The output is an MP4, or
+            a folder of PNG files where its name has another suffix.
         transform: nerfstudio's dataparser_transforms.json, for a path in nerfstudio's own coordinates.
-        output: File or folder to write; by default in the run folder.
+        output: File or folder to write. By default it lies in the run folder.
         device: auto, cpu or cuda.
-        data_dir: The data, if they have moved.
+        data_dir: Where the data are now. By default where the run read them.
 
     Returns:
         What was written.
@@ -264,12 +264,12 @@ def report_run(
 
     Args:
         folder: Run folder.
-        views: Most views to show; a photograph of 800x800 takes up to 0.6 MB of the page.
-        install_viewer: First fetch the viewer that the page shows the scene in from the npm registry, 3 MB; alone,
-            without a run folder, do only that.
-        viewer_package: That package: its tarball, or its folder in node_modules. By default the installed one.
+        views: Largest number of views to show. A photograph of 800x800 pixels adds up to 0.6 MB to the page.
+        install_viewer: First download the viewer that shows the scene in the page, 3 MB, from the npm registry.
+            Without a run folder, only that is done.
+        viewer_package: The viewer's tarball, or its folder in node_modules. By default the installed one.
         device: auto, cpu or cuda.
-        data_dir: The data, if they have moved.
+        data_dir: Where the data are now. By default where the run read them.
 
     Returns:
         What was written.
@@ -297,9 +297,9 @@ def view_run(
 
     Args:
         folder: Run folder.
-        port: Where: http://localhost:<port>; 0: any free port.
+        port: Port of http://localhost:<port>. 0 takes any free port.
         device: auto, cpu or cuda.
-        data_dir: The data, if they have moved.
+        data_dir: Where the data are now. By default where the run read them.
     """
     one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
     viewer = _viewer(one.task, port)

@@ -1,4 +1,4 @@
-"""Options that every kind of training has; as files they are mappings, see `trainer.mappings`."""
+"""Options that every kind of training has. `trainer.mappings` reads and writes them as files."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ R = TypeVar("R", bound="RunConfig")
 class OutputConfig:
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: Evaluate every so many steps; 0: only at the end.
+    #: Number of steps between evaluations. 0 evaluates only at the end.
     eval_every: int = 0
-    #: After each of these steps the run is kept as it is, checkpoint and files, in steps/<step> of its folder, which is
-    #: a run folder of its own.
+    #: After each of these steps a copy of the run, with checkpoint and exports, is kept in steps/<step> of its folder.
+    #: The copy is a run folder of its own.
     save_steps: tuple[int, ...] = ()
-    #: Write scalars for TensorBoard.
+    #: Write scalars and pictures for TensorBoard.
     tensorboard: bool = False
     #: Show the progress bar.
     progress: bool = True
@@ -66,37 +66,40 @@ class OutputConfig:
 
 @dataclass
 class RunConfig:
-    """Options of a training run, whatever it trains. Each kind of training adds its own in a subclass."""
+    """Options of any training run. Each kind of training adds its own in a subclass."""
 
-    #: A YAML file that states what differs from the defaults; the command line overrides it.
+    #: YAML file with the options that differ from the defaults. The command line overrides it.
     config: Path | None = None
-    #: What is trained on.
+    #: Data to train on.
     data_dir: Path = Path()
-    #: Where the run writes; by default results/<data>/<time>.
+    #: Folder that the run writes. By default results/<data>/<time>.
     result_dir: Path | None = None
-    #: l1, l2, ssim, fused_ssim or package.module:function.
+    #: Loss: l1, l2, ssim, fused_ssim, ms_ssim, or package.module:function.
     loss: str = "fused_ssim"
-    #: Options of the loss, a YAML mapping. For volumes window_size and sigma may be three, in the order of the array.
+    #: Options of the loss as a YAML mapping. For volumes, window_size and sigma may be three numbers in the order of
+    #: the array's axes.
     loss_kwargs: YamlMapping = field(default_factory=dict)
-    #: Length of the run.
+    #: Number of training steps.
     steps: int = 1000
-    #: Multiplies the length and every schedule that is stated in steps.
+    #: Multiplies steps and every option that is a number of steps.
     steps_scaler: float = 1.0
+    #: Where to compute: cpu, cuda, or auto, which is cuda where there is one.
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: Seed of every random draw.
     seed: int = 0
-    #: A run folder: goes on from its last checkpoint, with its config.
+    #: Run folder to go on with, from its last checkpoint and with its config.
     resume: Path | None = None
-    #: Write a checkpoint every so many steps; 0: only at the end.
+    #: Number of steps between checkpoints. 0 writes one only at the end.
     checkpoint_every: int = 1000
-    #: Print the mean milliseconds of each stage of a step.
+    #: Print the mean time of each stage of a step, in milliseconds.
     profile: bool = False
-    #: Read the data, say what the run would do and the memory that it would take, and end.
+    #: Read the data, print what the run would do and how much memory it would take, and end.
     dry_run: bool = False
-    #: Show the training in a browser (extra [viewer]); nothing is drawn while nobody looks.
+    #: Show the training in a browser (extra [viewer]). Nothing is drawn while nobody looks.
     viewer: bool = False
-    #: Where the viewer is opened: http://localhost:<port>; 0: any free port.
+    #: Port of the viewer, http://localhost:<port>. 0 takes any free port.
     viewer_port: int = 8080
-    #: What kind of training this is: a short name or package.module:Class, which is imported.
+    #: Kind of training: a short name such as scene, or package.module:Class, which is imported.
     task: tyro.conf.Suppress[str] = ""
     output: OutputConfig = field(default_factory=OutputConfig)
 

@@ -18,17 +18,20 @@ VolumeFormat = Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", 
 class VolumeDataConfig:
     """How the volume is read and scaled."""
 
-    #: What becomes 0 and 1. auto: 0 and the maximum, or minimum and maximum if there are negative values, or low and
-    #: high if given; minmax: minimum and maximum; max: 0 and the maximum, negative values are cut off; window,
-    #: percentile: low and high; none: the values are fitted as they are.
+    #: Which intensities are fitted as 0 and 1. minmax: minimum and maximum. max: 0 and the maximum; negative values are
+    #: cut off. window: low and high. percentile: the percentiles low and high. none: intensities are fitted as they
+    #: are. auto: low and high if given, otherwise 0 and the maximum, or minimum and maximum if there are negative
+    #: values.
     normalize: Literal["auto", "minmax", "max", "window", "percentile", "none"] = "auto"
-    #: Intensities (auto, window) or percent (percentile, 0.5 and 99.5 by default) that become 0 and 1; values outside
-    #: are cut off.
+    #: Intensity (auto, window) or percentile (percentile, 0.5 by default) that is fitted as 0; lower values are cut
+    #: off.
     low: float | None = None
+    #: Intensity (auto, window) or percentile (percentile, 99.5 by default) that is fitted as 1; higher values are cut
+    #: off.
     high: float | None = None
-    #: Options of splat_ssim.volume.load_volume, such as shape, dtype, spacing, key, nonfinite.
+    #: Options of splat_ssim.volume.load_volume, such as shape, dtype, spacing, key or nonfinite.
     read: YamlMapping = field(default_factory=dict)
-    #: A volume file of weights: the loss counts voxels by them.
+    #: Volume file with the weight of each voxel in the loss, 0 or more.
     mask: Path | None = None
 
 
@@ -36,34 +39,41 @@ class VolumeDataConfig:
 class VolumeModelConfig:
     """What is fitted."""
 
-    #: gaussians, or grid: a dense voxel grid read trilinearly.
+    #: What is fitted: gaussians, or grid, a dense grid that is read by trilinear interpolation.
     name: Literal["gaussians", "grid"] = "gaussians"
-    #: Gaussians at the start: this share of the strategy's budget.
+    #: Number of Gaussians at the start, as a fraction of the strategy's budget.
     start: float = 0.5
-    #: Their standard deviation over their distance at the start.
+    #: Initial standard deviation of a Gaussian, as a fraction of the distance between Gaussians.
     spread: float = 0.3
-    #: No standard deviation falls below this many voxels, counted along its own direction.
+    #: Smallest standard deviation of a Gaussian, in voxels along its own axes.
     min_sigma: float = 0.45
-    #: Numbers in the grid; by default as many as the budget of Gaussians would have.
+    #: Number of values in the grid. By default as many as a full budget of Gaussians has.
     grid_parameters: int | None = None
-    #: The grid starts with nodes 2^levels times sparser and doubles them on the way.
+    #: The grid starts 2^grid_levels times coarser along each axis and is refined by 2 until it has its full size.
     grid_levels: int = 1
 
 
 @dataclass
 class VolumeOptimizerConfig:
-    """Adam's rates at the first step, which decay exponentially to `final` of it at the last."""
+    """Adam and its learning rates, which decay exponentially over the run."""
 
-    #: In voxels.
+    #: Initial learning rate of positions, in voxels.
     means: float = 0.5
+    #: Initial learning rate of the logarithms of the scales.
     log_scales: float = 0.1
+    #: Initial learning rate of the quaternions.
     quats: float = 0.1
+    #: Initial learning rate of the densities.
     densities: float = 0.05
+    #: Initial learning rate of the features, the channels of a Gaussian beyond the first.
     features: float = 0.05
-    #: Of the grid's values.
+    #: Initial learning rate of the grid's values.
     nodes: float = 0.02
+    #: Learning rates at the last step, as a fraction of those at the first.
     final: float = 0.05
+    #: Number of steps over which the learning rates rise from 0 to their initial values.
     warmup: int = 10
+    #: Decay of Adam's second moment.
     beta2: float = 0.95
 
 
@@ -75,23 +85,28 @@ LEARNING_RATES = ("means", "log_scales", "quats", "densities", "features", "node
 class VolumeStrategyConfig:
     """Growth of the number of Gaussians."""
 
-    #: residual: from model.start to the budget in rounds, where the residual is; none: the budget from the start;
-    #: capped, default (gsplat's), mcmc: the trainer's strategies by volumetric gradients.
+    #: How the number of Gaussians grows. residual: in rounds, from model.start to the budget, where the residual is
+    #: largest. none: the whole budget is there from the start. capped, default (gsplat's), mcmc: as in training a
+    #: scene, by volumetric gradients.
     name: str = "residual"
     #: Largest number of Gaussians.
     budget: int = 50_000
+    #: Number of rounds of growth.
     rounds: int = 8
-    #: The last round is after this share of the steps.
+    #: The last round comes after this fraction of the steps.
     stop: float = 0.4
-    #: Share of the Gaussians, those of least mass, that a round puts elsewhere (residual).
+    #: Fraction of the Gaussians, those of least mass, that a round moves elsewhere (residual).
     recycle: float = 0.05
-    #: Standard deviation of new Gaussians in voxels (residual); up to it they are cloned, above it split (default).
+    #: Standard deviation of new Gaussians, in voxels (residual). Gaussians up to this size are cloned, larger ones are
+    #: split (default).
     sigma: float = 1.2
-    #: Gaussians of a smaller |density| are removed or put to use elsewhere (capped, default, mcmc).
+    #: Gaussians with a smaller absolute density are removed or recycled (capped, default, mcmc).
     prune_density: float = 0.005
-    #: Gradient of the loss, summed over the voxels, by a mean in voxels, below which no Gaussian grows (default).
+    #: A Gaussian grows only if the gradient of the loss, summed over voxels, with respect to its position in voxels is
+    #: larger than this (default).
     grow_gradient: float = 0.0
-    #: Positional noise of Gaussians of next to no density, in their own variance times their learning rate (mcmc).
+    #: Positional noise of Gaussians of almost no density, in units of their own variance times their learning rate
+    #: (mcmc).
     noise: float = 1.0
 
 
@@ -125,15 +140,16 @@ def fit_ranges(model: Any, optimizer: Any, strategy: Any) -> list[tuple[str, flo
 class VolumeOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: The fitted field in the source's intensities, float32, as volume.<format> whatever the source's format; "" for
+    #: Format of the fitted volume, written as volume.<format> in float32 and in the source's intensities. "" writes
     #: none.
     format: VolumeFormat = "nii.gz"
+    #: Write the Gaussians as PLY.
     ply: bool = True
-    #: The Gaussians in some 15 bytes each, and what that costs in PSNR and SSIM.
+    #: Write the Gaussians in about 15 bytes each, and report what that costs in PSNR and SSIM.
     quantized: bool = True
-    #: Slices of field, volume and error as pictures/slices.png.
+    #: Write slices of fit, volume and error as pictures/slices.png.
     slices: bool = True
-    #: A turning maximum-intensity projection as pictures/mip.mp4.
+    #: Write a turning maximum-intensity projection as pictures/mip.mp4.
     video: bool = True
     #: A page about the run at the end, report.html, with slices across each axis.
     report: bool = True
@@ -141,20 +157,22 @@ class VolumeOutputConfig(OutputConfig):
 
 @dataclass
 class VolumeConfig(RunConfig):
-    """Fits Gaussians or a grid to a volume. Without arguments: the brain MRI in assets/."""
+    """Fits Gaussians or a grid to a volume. By default the volume is the brain MRI in assets/."""
 
-    #: Volume file: NIfTI, NRRD, MetaImage, TIFF, MRC, HDF5, zarr, npy, npz or raw, or a folder of DICOM or TIFF slices.
+    #: Volume file: NIfTI, NRRD, MetaImage, TIFF, MRC, HDF5, zarr, npy, npz or raw; or a folder of DICOM or TIFF slices.
     data_dir: Path = Path("assets/brain_mri/T1.nii.gz")
-    #: Length of the run.
+    #: Number of training steps.
     steps: int = 4000
     task: tyro.conf.Suppress[str] = "volume"
-    #: Ends the run once psnr3d (psnr3d_masked with a mask) is this high, looked at every 50 steps.
+    #: End the run once psnr3d in dB (with a mask psnr3d_masked) reaches this, checked every 50 steps. By default the
+    #: run has its full length.
     target_psnr: float | None = None
-    #: The loss is taken on every so many steps, plain L1 on the others.
+    #: Number of steps between steps with the full loss; those between them use plain L1. 1 always uses the full loss.
     loss_every: int = 1
-    #: Weight of the total variation of the field.
+    #: Weight of the total variation of the fit in the loss.
     tv: float = 0.0
-    #: Steps see a random crop of so many voxels a side, with the halo SSIM needs; 0: the whole volume.
+    #: Edge in voxels of the random crop that a step fits, without the halo that SSIM adds. 0 fits the whole volume in
+    #: every step.
     crop: int = 0
     data: VolumeDataConfig = field(default_factory=VolumeDataConfig)
     model: VolumeModelConfig = field(default_factory=VolumeModelConfig)
