@@ -42,31 +42,31 @@ def compare(
 ) -> dict[str, Any]:
     """Compares two images, two folders of images with the same names, or two volumes.
 
-    Volumes are read block by block where the format allows (zarr, npy, raw) and may be larger than memory. They are
-    compared voxel by voxel: spacing and orientation are not looked at, and a map has those of `a`. SSIM is not the same
-    for shifted intensities: the figures in metrics.json of a fit are those with --window LOW HIGH of its low and high.
+    Volumes in zarr, npy and raw files are read block by block and may be larger than memory. They are compared voxel by
+    voxel: spacing and orientation are ignored, and a map gets those of `a`. SSIM depends on the offset of intensities:
+    --window LOW HIGH, with the low and high of a fit, gives the figures in its metrics.json.
 
     Args:
         a: Image, folder or volume file.
         b: The same kind and shape.
-        map: Where to write S for every position: a picture, a folder for folders, or a volume file.
-        data_range: Largest minus smallest possible value; by default 1 for images (8 bits mean value / 255), and for
-            volumes 255 for uint8 or what both volumes together span.
-        window: Of volumes: intensities LOW and HIGH that become 0 and 1, the range; what lies outside is cut off.
-        key: Of volumes: the array in a zarr group or npz file, or the series of a TIFF file, in both `a` and `b`.
-        key_b: The same for `b` where it is another.
-        padding: same: zeros beyond the borders, as metrics.json has it; valid: only windows that lie inside, as
-            scikit-image and most others have it, which is larger for noisy pairs.
+        map: File to write the map of SSIM to: a picture, a folder for folders, or a volume file.
+        data_range: Difference between the largest and the smallest possible value. By default 1 for images, where 8-bit
+            values are divided by 255; for volumes 255 if they are uint8, otherwise the range that both span together.
+        window: Intensities LOW and HIGH of volumes that become 0 and 1; values outside are cut off.
+        key: The array in a zarr group or npz file, or the series of a TIFF file, for volumes in both `a` and `b`.
+        key_b: The same for `b`, if it differs.
+        padding: same: zeros outside the borders, as for metrics.json. valid: only windows that lie inside, as in
+            scikit-image and most others; the result is larger for noisy pairs.
         block: Edge of a block of a volume in voxels.
-        output: A JSON file for the result.
+        output: JSON file to write the result to.
 
     Returns:
-        psnr, mse, ssim, ms_ssim (None where a side is too short for its five scales, or a volume too large) and
-        data_range; for folders also `images`, one entry for each pair. PSNR is at most 100 dB, which equal images have:
-        the mean squared error goes on below that.
+        psnr, mse, ssim, ms_ssim and data_range; for folders also `images`, one entry for each pair. ms_ssim is None if
+        a side is too short for five scales or a volume is too large. PSNR is capped at 100 dB, which equal images have;
+        the mean squared error is not.
 
     Raises:
-        UserError: The two are not of one kind or shape, or do not read.
+        UserError: The two differ in kind or shape, or do not read.
     """
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:

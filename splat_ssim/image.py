@@ -46,9 +46,9 @@ SORT_EVERY = 200  # steps between two Morton sorts
 class ImageDataConfig:
     """How the image is read."""
 
-    #: Images whose longer side has more pixels are reduced to it; 0: as they are.
+    #: Images are reduced until their longer side has at most this many pixels. 0 keeps their size.
     max_side: int = 0
-    #: Behind images with an alpha channel.
+    #: Colour behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
 
 
@@ -58,26 +58,26 @@ class ImageModelConfig:
 
     #: Largest number of Gaussians.
     budget: int = 10_000
-    #: Gaussians at the start: this share of the budget.
+    #: Number of Gaussians at the start, as a fraction of the budget.
     start: float = 0.5
-    #: Their standard deviation over their distance at the start.
+    #: Initial standard deviation of a Gaussian, as a fraction of the distance between Gaussians.
     spread: float = 0.5
-    #: No standard deviation falls below this many pixels.
+    #: Smallest standard deviation of a Gaussian, in pixels.
     min_sigma: float = 0.4
-    #: Rounds of growth, evenly over the first `stop` of the run.
+    #: Number of rounds of growth, spread evenly over the first `stop` of the run.
     rounds: int = 8
     stop: float = 0.4
-    #: Share of the Gaussians, those of least mass, that a round puts elsewhere.
+    #: Fraction of the Gaussians, those of least mass, that a round moves elsewhere.
     recycle: float = 0.05
-    #: Standard deviation of new Gaussians in pixels.
+    #: Standard deviation of new Gaussians, in pixels.
     sigma: float = 1.5
 
 
 @dataclass
 class ImageOptimizerConfig:
-    """Adam's rates at the first step, which decay exponentially to `final` of it at the last."""
+    """Adam and its learning rates, which decay exponentially to `final` of their first value."""
 
-    #: In pixels.
+    #: Initial learning rate of positions, in pixels.
     means: float = 0.3
     log_scales: float = 0.03
     turns: float = 0.03
@@ -91,10 +91,10 @@ class ImageOptimizerConfig:
 class ImageOutputConfig(OutputConfig):
     """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: The fit as render.png, and render | truth | error as pictures/comparison.png.
+    #: Write the fit as render.png, and render | truth | error as pictures/comparison.png.
     picture: bool = True
     ply: bool = True
-    #: The Gaussians in some ten bytes each, and what that costs in PSNR.
+    #: Write the Gaussians in about ten bytes each, and report what that costs in PSNR.
     quantized: bool = True
 
 
@@ -104,7 +104,7 @@ class ImageConfig(RunConfig):
 
     #: Image file.
     data_dir: Path = Path("assets/lund/images/01.jpg")
-    #: Length of the run.
+    #: Number of training steps.
     steps: int = 1000
     task: tyro.conf.Suppress[str] = "image"
     data: ImageDataConfig = field(default_factory=ImageDataConfig)

@@ -168,18 +168,18 @@ def simulate(
     Args:
         volume: Volume file with one channel, its voxels in mm.
         output: Folder to write: geometry.json and projections.npy.
-        views: Evenly over 360 degrees for a cone, over 180 for a parallel beam.
+        views: Number of views, spread evenly over 360 degrees for a cone beam and over 180 for a parallel one.
         geometry: Shape of the beam.
-        source_object: Distance from source to axis in mm; by default four times the volume's half diagonal.
-        source_detector: Distance from source to detector in mm; by default 1.5 times source_object.
-        size: The volume is asked for on a cube of so many voxels a side around it, along x, y and z, instead of on its
-            own voxels; truth.npz is the volume interpolated there, which is what the rays are summed over. So no method
-            is judged by the voxels that the projections were made of.
-        detector: Rows and columns; by default as many as the volume's shadow needs.
-        spacing: Distance of pixels in mm; by default that of voxels at the axis, magnified.
-        photons: Expected count of a free ray; by default there is no noise.
-        attenuation: Of the ray with the largest integral, for the noise.
-        seed: Of the noise.
+        source_object: Distance from source to axis in mm. By default four times half the diagonal of the volume.
+        source_detector: Distance from source to detector in mm. By default 1.5 times source_object.
+        size: Reconstruct on a cube of this many voxels a side, along x, y and z, instead of on the volume's own voxels.
+            truth.npz holds the volume interpolated there. Since rays are summed over that interpolation, no method is
+            judged on the voxels that the projections were made from.
+        detector: Rows and columns of the detector. By default as many as it takes to see the whole volume.
+        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis.
+        photons: Expected number of photons of an unattenuated ray. By default there is no noise.
+        attenuation: Attenuation, in natural logarithms, of the ray with the largest integral; it scales the noise.
+        seed: Seed of the noise.
 
     Returns:
         The folder.

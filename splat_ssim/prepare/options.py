@@ -27,37 +27,38 @@ CameraModel = Literal[
 class Options:
     """How photographs become a scene."""
 
-    #: Folder of masks; by default `masks` in the folder of photographs or beside it. Black pixels do not count.
+    #: Folder of masks. By default `masks` in the folder of photographs or beside it. Black pixels do not count.
     masks: Path | None = None
-    #: Photographs in subfolders are taken too.
+    #: Use photographs in subfolders too.
     recursive: bool = False
-    #: Number of frames taken of a video: the sharpest of as many equal stretches.
+    #: Number of frames to use from a video: the sharpest one of each of so many stretches of equal length.
     frames: int = 120
-    #: Photographs whose longer side has more pixels are reduced to it; 0: as they are.
+    #: Photographs are reduced until their longer side has at most this many pixels. 0 keeps their size.
     max_size: int = 0
     #: Lens model. Photographs of the same size and EXIF focal length share one camera.
     camera: CameraModel = "OPENCV"
-    #: Features are found at this length of the longer side, in pixels.
+    #: Features are found in photographs reduced to this many pixels along the longer side.
     feature_size: int = 1600
-    #: Largest number of features of a photograph.
+    #: Largest number of features in a photograph.
     features: int = 8192
     #: Which photographs are compared: all pairs (exhaustive), those that follow by name and, every few, similar ones
     #: elsewhere (sequential), or similar ones (retrieval). auto is sequential for videos, exhaustive for up to
     #: --exhaustive-limit photographs, and retrieval for more.
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
-    #: The most photographs of which auto compares all pairs.
+    #: Largest number of photographs for which auto compares all pairs.
     exhaustive_limit: int = 200
-    #: Number of following photographs that sequential matching compares each one with; and those 2, 4, 8, … later.
+    #: Number of following photographs that sequential matching compares each one with, besides those 2, 4, 8, … places
+    #: later.
     overlap: int = 10
     #: Number of the most similar photographs that retrieval compares each one with.
     similar: int = 40
-    #: Seed of what COLMAP draws at random. With --threads 1 the same seed gives the same scene.
+    #: Seed of COLMAP's random draws. With --threads 1 the same seed gives the same scene.
     seed: int = 0
-    #: Number of threads; 0: as many as there are processors.
+    #: Number of threads. 0 uses all processors.
     threads: int = 0
-    #: COLMAP is stopped after so many minutes without any progress; 0: never.
+    #: Stop COLMAP after this many minutes without progress. 0 never stops it.
     stall_minutes: float = 60.0
-    #: Progress bars.
+    #: Show progress bars.
     progress: bool = True
 
     def check(self) -> None:

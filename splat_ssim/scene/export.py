@@ -38,20 +38,20 @@ def export(
 ) -> list[Path]:
     """Writes a trained scene in the formats that viewers open.
 
-    Each file is read back: a line says its bytes and its number of bytes for a Gaussian, with --views also what the
-    format costs in dB; further lines say what was cut or left out. docs/export.md has a table of the formats.
+    Each file is read back. A line gives its size, and the bytes for each Gaussian; with --views it also gives what the
+    format costs in dB. Further lines say what was cut or left out. docs/export.md compares the formats.
 
     Args:
         source: Run folder of scripts/train.py, or a file of Gaussians in any of the formats, such as a scene.ply.
         output: File to write, whose name says the format; or a folder, for the formats named by --formats or --all.
             By default the run folder, or the folder of the file.
-        formats: What to write into a folder, as scene.ply, scene.spz and so on: one or more of ply, compressed-ply,
-            splat, spz, sog, glb. Of one format, also a file of another name.
-        all: All formats.
-        views: Of a run: renders as many test views of what was written, read back, and compares them with the
+        formats: Formats to write into a folder, as scene.ply, scene.spz and so on: one or more of ply, compressed-ply,
+            splat, spz, sog and glb. A single format may also go to a file of any name.
+        all: Write all formats.
+        views: Number of test views of a run to render from each file that was written. They are compared with the
             photographs and with renders of the run's own Gaussians.
-        device: auto, cpu or cuda; where views are rendered.
-        data_dir: The photographs, if they have moved; needed for --views alone.
+        device: Where views are rendered: auto, cpu or cuda.
+        data_dir: Where the photographs are now, for --views. By default where the run read them.
 
     Returns:
         The files written.

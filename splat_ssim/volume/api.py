@@ -56,34 +56,34 @@ def fit(
         volume: A file or folder that `load_volume` reads; an array or tensor (n0, n1, n2), or (C, n0, n1, n2) with few
             channels, of any real dtype and on any device; or a `Volume`.
         mask: Weights of the voxels, 0 or more: a file, a (n0, n1, n2) array on the voxels of `volume`, or a `Volume`.
-            They steer where Gaussians start and grow, the loss and the metrics.
-        spacing: Distance of voxel centres along the world's x, y, z, or one for all; 1 for an array, what the file says
-            for a file.
-        origin: World x, y, z of voxel (0, 0, 0); likewise, 0 for an array.
-        axes: Which world axis each axis of the array follows; "zyx" for an array, also with channels: "czyx".
+            They apply to where Gaussians start and grow, to the loss and to the metrics.
+        spacing: Distance between voxel centres along the world's x, y, z: three numbers, or one for all. By default 1
+            for an array, and what the file says for a file.
+        origin: World x, y, z of voxel (0, 0, 0). By default 0 for an array, and what the file says for a file.
+        axes: The world axis that each axis of the array follows. By default "zyx" for an array, "czyx" with channels.
         read: Further options of `load_volume` for a file, such as {"key": "raw"}.
-        budget: Largest number of Gaussians; by default the config's 50,000, but at most one for 20 voxels.
-        steps: Length of the fit; by default the config's 4000.
-        target_psnr: Ends the fit once its PSNR in dB (inside the mask, if there is one) is this high, looked at every
-            50 steps. Where it never is, the fit warns.
-        normalize: What is fitted as 0 and as 1, see `choose_normalization`. By default nothing is cut off.
-        low: Intensity that is fitted as 0, with `high`; values outside are cut off.
-        high: Intensity that is fitted as 1.
-        seed: Of every draw: the same on the same machine gives the same field.
+        budget: Largest number of Gaussians. By default the config's 50,000, but at most one for every 20 voxels.
+        steps: Number of steps of the fit. By default the config's 4000.
+        target_psnr: Ends the fit once its PSNR in dB (inside the mask, if there is one) reaches this, checked every 50
+            steps. A warning says that it was not reached. By default the fit has its full length.
+        normalize: Which intensities are fitted as 0 and 1, see `choose_normalization`. By default nothing is cut off.
+        low: Intensity that is fitted as 0; lower values are cut off. Given together with `high`.
+        high: Intensity that is fitted as 1; higher values are cut off.
+        seed: Seed of every random draw. The same seed on the same machine gives the same field.
         device: auto, cpu or cuda.
-        progress: Shows a progress bar and what was read; without it what was assumed is a warning.
-        folder: Keeps the run there, with checkpoints, exports and metrics.json, as scripts/train.py leaves it; a volume
-            in memory is saved there too. By default nothing is written.
-        config: All other options; those above replace its own.
+        progress: Whether to show a progress bar and what was read. Otherwise, assumptions are issued as warnings.
+        folder: Folder that keeps the run, with checkpoints, exports and metrics.json, as scripts/train.py leaves it. A
+            volume in memory is saved there too. By default nothing is written.
+        config: All other options. Those above override it.
 
     Returns:
         The field, on the device of the fit, with `source` (the grid and the intensities), `metrics` (those of
         metrics.json) and `notes` (what was read, cut off and assumed).
 
     Raises:
-        ValueError: A volume, mask or option that is not as required.
-        FileNotFoundError: Nothing at a path.
-        TypeError: Voxels that are no real numbers.
+        ValueError: The volume, the mask or an option is not as required.
+        FileNotFoundError: There is nothing at a path.
+        TypeError: The voxels are not real numbers.
 
     Example:
         >>> import numpy as np

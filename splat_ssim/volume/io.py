@@ -73,17 +73,17 @@ LAZY = ("npy", "raw", "zarr", "hdf5")
 
 @dataclass
 class Volume:
-    """An array of voxels and where they lie.
+    """An array of voxels and their position in the world.
 
     Args:
         data: (C, n0, n1, n2), any real dtype.
-        grid: Its voxels; `grid.shape` is (n0, n1, n2).
-        unit: Of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty where no one says.
-        notes: What was assumed in reading it, a sentence each.
+        grid: Position of the voxels; `grid.shape` is (n0, n1, n2).
+        unit: Unit of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty if unknown.
+        notes: What was assumed when it was read, one sentence each.
 
     Raises:
-        ValueError: Shapes that do not fit each other.
-        TypeError: A dtype that is not real.
+        ValueError: The shapes of data and grid differ.
+        TypeError: The dtype is not real.
     """
 
     data: np.ndarray
@@ -139,28 +139,27 @@ def load_volume(
     Args:
         path: A file, a zarr folder or a path inside it, a folder of TIFF slices in the order of their numbers, or a
             folder of DICOM files.
-        shape: Of a raw file: (n0, n1, n2) or (C, n0, n1, n2), unless a JSON file beside it says.
-        dtype: Of a raw file, such as "uint8" or ">i2", unless a JSON file beside it says.
-        spacing: Replaces what the file says: distance of voxel centres along the world's x, y, z. The file's directions
-            stay; where it has none, the axes are those of `axes`.
-        origin: Replaces what the file says: world x, y, z of voxel (0, 0, 0).
-        axes: Replaces what the file says: which world axis each axis of its array follows, with c for channels and t
-            for time, such as "zyx", "tczyx" or "xyzc". By default what the file says; else "xyz" for NIfTI and NRRD,
-            "zyx" for all others.
-        key: Which array of an npz or HDF5 file or a zarr group (a path inside it), or which series of a TIFF file or a
+        shape: Shape of a raw file, (n0, n1, n2) or (C, n0, n1, n2). A JSON file beside it may give it instead.
+        dtype: Dtype of a raw file, such as "uint8" or ">i2". A JSON file beside it may give it instead.
+        spacing: Distance between voxel centres along the world's x, y, z, instead of the file's. The directions of the
+            axes remain the file's, or follow `axes` if it has none.
+        origin: World x, y, z of voxel (0, 0, 0), instead of the file's.
+        axes: The world axis that each axis of the array follows, with c for channels and t for time, such as "zyx",
+            "tczyx" or "xyzc". By default as the file says; if it does not, "xyz" for NIfTI and NRRD, otherwise "zyx".
+        key: The array in an npz or HDF5 file or a zarr group (a path inside it), or the series of a TIFF file or a
             DICOM folder (its number, name or UID).
-        channel: Takes one channel alone; by default all of them.
-        time: Takes one time point; by default all, as channels, where the file has no channels besides.
-        nonfinite: What NaN and infinite voxels become; None refuses them.
+        channel: Index of the only channel to read. By default all channels are read.
+        time: Index of the only time point to read. By default all are read, as channels, if the file has no channels.
+        nonfinite: Number that replaces NaN and infinite voxels. None, the default, refuses them.
 
     Returns:
-        The volume, channels first. Axes of length 1 are dropped. Its grid has the file's affine, or spacing 1 where it
-        has none; its notes say what was assumed.
+        The volume, channels first. Axes of length 1 are dropped. Its grid has the file's affine, or spacing 1 if the
+        file has none. Its notes say what was assumed.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: An unknown suffix, a damaged or truncated file, a wrong shape, NaN or infinite voxels, or too little
-            memory.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The suffix is unknown, the file is damaged or truncated, the shape is wrong, voxels are NaN or
+            infinite, or there is too little memory.
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
@@ -183,15 +182,15 @@ def array_volume(
 
     Args:
         array: (n0, n1, n2), or with channels; real numbers.
-        spacing: Distance of voxel centres along the world's x, y, z.
-        origin: World x, y, z of voxel (0, 0, 0).
-        axes: Which world axis each axis of the array follows, "zyx" by default.
-        nonfinite: What NaN and infinite voxels become; None refuses them.
-        name: Of the array, for messages.
+        spacing: Distance between voxel centres along the world's x, y, z; 1 by default.
+        origin: World x, y, z of voxel (0, 0, 0); 0 by default.
+        axes: The world axis that each axis of the array follows, "zyx" by default.
+        nonfinite: Number that replaces NaN and infinite voxels. None, the default, refuses them.
+        name: Name of the array in messages.
 
     Raises:
-        ValueError: A shape that is no volume's, NaN or infinite voxels.
-        TypeError: No real numbers.
+        ValueError: The shape is not that of a volume, or voxels are NaN or infinite.
+        TypeError: The array does not hold real numbers.
     """
     options = {"axes": axes, "spacing": spacing, "origin": origin, "nonfinite": nonfinite}
     return _arranged(Stored(np.asarray(array)), Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
@@ -282,12 +281,12 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
 def load_stack(path: str | Path) -> np.ndarray:
     """Reads pictures of one size, such as projections: (pictures, rows, columns) in the file's dtype.
 
-    The array is taken as it lies: npy and TIFF have pictures first; NIfTI, NRRD and MetaImage name the columns first.
+    The order of the axes in memory is kept: npy and TIFF list pictures first, NIfTI, NRRD and MetaImage columns first.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: A file that does not read, has not three axes, or holds NaN or infinite numbers.
-        TypeError: No real numbers.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The file does not read, does not have three axes, or holds NaN or infinite numbers.
+        TypeError: The file does not hold real numbers.
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
@@ -335,7 +334,7 @@ def open_array(
     channel: int | None = None,
     time: int | None = None,
 ) -> Any:
-    """The voxels of a file as an array that is read piece by piece where the format allows: npy, raw, zarr and HDF5.
+    """The voxels of a file as an array that is read piece by piece if the format allows it: npy, raw, zarr and HDF5.
 
     The options are those of `load_volume`.
 

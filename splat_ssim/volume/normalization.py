@@ -15,12 +15,12 @@ _SAMPLE = 1 << 22
 
 @dataclass(frozen=True)
 class Normalization:
-    """The linear map between a file's intensities and the unit range that is fitted, whose data range is 1.
+    """The linear map from a file's intensities to the range [0, 1] that is fitted.
 
     Args:
         low: Intensity that becomes 0.
         high: Intensity that becomes 1.
-        clip: Whether values outside are cut off.
+        clip: Whether values outside the range are cut off.
     """
 
     low: float
@@ -44,20 +44,20 @@ def choose_normalization(
     window: Sequence[float] | None = None,
     percentiles: Sequence[float] = (0.5, 99.5),
 ) -> Normalization:
-    """Which intensities become 0 and 1.
+    """Chooses the intensities that become 0 and 1.
 
     Args:
-        data: Intensities, any shape, finite.
-        mode: "auto": 0 and the maximum, or the minimum and the maximum of data with negative values, so that nothing is
-            cut off. "minmax": the minimum and the maximum. "max": 0 and the maximum; what is negative is cut off.
-            "window": the two numbers of `window`. "percentile": those percentiles of the data. "none": 0 and 1, and
+        data: Intensities, of any shape, finite.
+        mode: "auto": 0 and the maximum, or the minimum and the maximum if there are negative values, so that nothing is
+            cut off. "minmax": the minimum and the maximum. "max": 0 and the maximum; negative values are cut off.
+            "window": the two numbers of `window`. "percentile": the two `percentiles` of the data. "none": 0 and 1;
             nothing is cut off.
-        window: (low, high) intensities, for mode "window", such as a CT window.
-        percentiles: (low, high) in percent, for mode "percentile".
+        window: (low, high) intensities for mode "window", such as a CT window.
+        percentiles: (low, high) in percent for mode "percentile".
 
     Raises:
-        ValueError: An unknown mode, a missing or empty window, or data that span no range: a constant volume has to be
-            given a window.
+        ValueError: The mode is unknown, the window is missing or empty, or the data are constant, in which case a
+            window must be given.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")

@@ -48,21 +48,21 @@ def rebuild(
     low: float | None = None,
     high: float | None = None,
 ) -> Path:
-    """Writes the volume that fitted Gaussians stand for, in the intensities and at the place of their source.
+    """Writes the volume that fitted Gaussians stand for, with the intensities and the position of the original.
 
     Args:
         gaussians: gaussians.quantized or gaussians.ply of a run.
         output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd, mha, h5, mrc or zarr.
-        spacing: Distance of voxels along x, y, z; by default the source's.
-        like: A volume file whose grid is taken; needed for files that do not hold one.
-        low: Intensity that 0 stands for; by default the source's.
-        high: Intensity that 1 stands for; by default the source's.
+        spacing: Distance between voxel centres along x, y, z, in the unit of the original. By default its own.
+        like: Volume file whose grid is used. It is needed if the file of Gaussians has none.
+        low: Intensity that the fitted value 0 stands for. By default as in the original.
+        high: Intensity that the fitted value 1 stands for. By default as in the original.
 
     Returns:
         The file written.
 
     Raises:
-        UserError: A file that does not read, or does not hold the grid and the intensities while none are given.
+        UserError: The file does not read, or it has no grid or no intensities and none are given.
     """
     if not gaussians.is_file():
         raise UserError(f"required gaussians.quantized or gaussians.ply of a run, got no file {gaussians}")

@@ -46,25 +46,25 @@ def voxelize(
 ) -> Tensor:
     """The field of 3D Gaussians on a voxel grid: V(x) = Σ rho_i exp(-½ (x - mu_i)ᵀ Sigma_i⁻¹ (x - mu_i)).
 
-    A Gaussian is zero beyond Mahalanobis distance 3. Differentiable once, for every tensor; gradients and values do not
-    depend on the number of threads. Gaussians that are near in space should be near in memory (`morton_order`): the
-    result is the same up to the order of additions, and it comes faster.
+    A Gaussian is zero beyond Mahalanobis distance 3. The result is differentiable once, with respect to every tensor.
+    Neither values nor gradients depend on the number of threads. It is faster if Gaussians that are near in space are
+    near in memory (`morton_order`); only the order of additions then differs.
 
     Args:
         means: (N, 3) float32 or float64, world x, y, z.
         quats: (N, 4), rotations as w, x, y, z of any length above 0.
         scales: (N, 3), standard deviations along the rotated axes in world units, above 0.
         densities: (N,), rho; may be negative.
-        grid: The voxels to render; `grid.crop` renders a part without the rest, bit for bit the same.
-        features: (N, F), for example colours: F more channels Σ rho_i f_i exp(…), weighted by density.
+        grid: The voxels to render. `grid.crop` renders a part of them alone, bit for bit the same.
+        features: (N, F), such as colours: they add F channels Σ rho_i f_i exp(…), weighted by density.
 
     Returns:
-        (1 + F, *grid.shape), density first. float64, and devices other than the CPU and CUDA, take the plain torch
-        definition, which is slow.
+        (1 + F, *grid.shape), density first. float64, and devices other than the CPU and CUDA, use the definition in
+        plain torch, which is slow.
 
     Raises:
-        ValueError: Shapes that do not fit, tensors on different devices.
-        TypeError: A dtype other than float32 and float64, or mixed ones.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is neither float32 nor float64, or the dtypes differ.
 
     Source:
         The additive field of R²-Gaussian (Zha et al., NeurIPS 2024), eq. 2, with a cut-off.

@@ -37,17 +37,17 @@ def compress(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     progress: bool = True,
 ) -> Compressed:
-    """Writes a volume as a file of Gaussians, by exactly one of --bytes, --psnr and --ratio.
+    """Writes a volume as a file of Gaussians. Exactly one of --bytes, --psnr and --ratio sets its size.
 
     Args:
         volume: Volume file of one channel.
-        output: File to write, .gsv.
-        bytes: The file is never larger.
-        psnr: The decoded volume has at least this PSNR in dB, or the command says that it has not.
-        ratio: The file is at least so many times smaller than the voxels in their own dtype.
-        read: Options of load_volume, such as '{channel: 0}'.
-        steps: Length of the fit; 4000 for good quality, 1000 for a quarter of the time.
-        seed: Of every draw.
+        output: File to write; its name ends in .gsv.
+        bytes: Largest size of the file in bytes.
+        psnr: Lowest PSNR of the decoded volume in dB. The command says so if it could not be reached.
+        ratio: Lowest ratio of the size of the voxels, in their own dtype, to that of the file.
+        read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
+        steps: Number of steps of the fit. 4000 give good quality, 1000 take a quarter of the time.
+        seed: Seed of every random draw.
         device: auto, cpu or cuda.
         progress: Shows progress bars.
 
@@ -55,7 +55,7 @@ def compress(
         What was written, with its metrics.
 
     Raises:
-        UserError: A volume or option that is not as required.
+        UserError: The volume or an option is not as required.
     """
     if output.suffix.lower() != ".gsv":
         raise UserError(f"output must end in .gsv, got {output.name!r}")
@@ -98,7 +98,7 @@ def compress(
 
 
 def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Path]) -> Path:
-    """Writes the volume that a file of Gaussians stands for, in its own dtype and at its own place.
+    """Writes the volume that a file of Gaussians stands for, with the dtype and the position of the original.
 
     Args:
         file: A file of splat-compress.
@@ -108,7 +108,7 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
         The file written.
 
     Raises:
-        UserError: A file that does not read, or one that cannot be written.
+        UserError: The file does not read, or the output cannot be written.
     """
     if not file.is_file():
         raise UserError(f"required a file of splat-compress, got no file {file}")
