@@ -120,11 +120,11 @@ def with_photon_noise(pictures: Tensor, *, photons: float, attenuation: float, s
     Args:
         pictures: Line integrals in any unit.
         photons: Expected count of a ray that nothing attenuates.
-        attenuation: What the largest line integral stands for: so many photons' share exp(-attenuation) comes through.
-        seed: Of the counts.
+        attenuation: A fraction exp(-attenuation) of the photons passes where the line integral is largest.
+        seed: Seed of the random counts.
 
     Returns:
-        The same shape and unit; a ray without a photon counts as one with one.
+        Same shape and unit as `pictures`. A ray from which no photon arrives counts as if one had arrived.
     """
     unit = float(pictures.max()) / attenuation
     expected = photons * torch.exp(-pictures / unit)
@@ -178,7 +178,7 @@ def simulate(
         detector: Rows and columns of the detector. By default as many as it takes to see the whole volume.
         spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
-        attenuation: Attenuation, in natural logarithms, of the ray with the largest integral; it scales the noise.
+        attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
         seed: Seed of the noise.
 
     Returns:

@@ -43,37 +43,37 @@ def rasterization(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders Gaussians to the images of C cameras, differentiably.
 
-    The meaning is gsplat 1.5.3's: a Gaussian counts in a pixel where its alpha reaches 1/255, in the order of depth,
-    until one would bring the transmittance to 1e-4 or below. Differentiable by means, quats, scales, opacities, colors,
-    backgrounds and `info["means2d"]`.
+    The result is that of gsplat 1.5.3. Gaussians are composited in the order of depth. One counts in a pixel if its
+    alpha is at least 1/255, until the next would bring the transmittance to 1e-4 or below. Differentiable with respect
+    to means, quats, scales, opacities, colors, backgrounds and `info["means2d"]`.
 
     Args:
         means: [N, 3] centres in world coordinates.
-        quats: [N, 4] rotations as quaternions wxyz; normalised here.
+        quats: [N, 4] rotations as quaternions wxyz, which need not be normalised.
         scales: [N, 3] standard deviations along the Gaussian's own axes.
-        opacities: [N], values in [0, 1] (more is allowed: `max_alpha` bounds what a pixel sees).
-        colors: [N, D] or [C, N, D] any number of channels; or, with `sh_degree`, spherical harmonics [N, K, 3] or
-            [C, N, K, 3], or a pair of [N, 1, 3] and [N, K - 1, 3], which saves joining what trainers keep apart.
+        opacities: [N], values in [0, 1]. Larger ones are allowed, since `max_alpha` bounds alpha in a pixel.
+        colors: [N, D] or [C, N, D], any number of channels. With `sh_degree`, spherical harmonics [N, K, 3] or
+            [C, N, K, 3]; or a pair of [N, 1, 3] and [N, K - 1, 3], as trainers keep them, which avoids joining them.
         viewmats: [C, 4, 4] world to camera, OpenCV axes.
         Ks: [C, 3, 3] intrinsics in pixels, without skew; the centre of the first pixel is (0.5, 0.5).
         width: Width of the images in pixels.
         height: Height of the images in pixels.
-        near_plane: Gaussians whose centre is nearer are left out.
-        far_plane: Gaussians whose centre is farther are left out.
-        radius_clip: Gaussians no larger than this many pixels are left out.
+        near_plane: Gaussians whose centre is nearer than this, in world units, are left out.
+        far_plane: Gaussians whose centre is farther than this, in world units, are left out.
+        radius_clip: Gaussians whose radius is at most this many pixels are left out.
         eps2d: Added to the variances of the projected Gaussians, in square pixels.
-        sh_degree: Degree of the spherical harmonics in use, 0 to 3; None where `colors` are colours.
-        packed: `info` has one row for each visible Gaussian of each camera instead of C×N.
-        tile_size: 16 or 32 pixels, on the CPU; by default chosen by the size of the image. It changes no pixel.
+        sh_degree: Degree of the spherical harmonics to use, 0 to 3. None: `colors` are colours.
+        packed: Whether `info` has one row for each visible Gaussian of each camera instead of C×N.
+        tile_size: 16 or 32 pixels, on the CPU. By default the size of the image decides. It changes no pixel.
         backgrounds: [C, D] colours behind everything; by default black.
         render_mode: "RGB", "D" (Σ weight·depth), "ED" (D divided by alpha), "RGB+D" or "RGB+ED" (depth comes last).
-        absgrad: The backward pass leaves Σ|gradient| over pixels in `info["means2d"].absgrad`.
-        rasterize_mode: "classic", or "antialiased": opacities are scaled by what `eps2d` adds to the area.
-        max_alpha: Alpha is clamped to this, and the gradient stops there, in forward and backward.
-        raw: `scales` are logarithms and `opacities` logits, as trainers keep them; exp and sigmoid are applied here.
-        pixel_weights: [C, H, W]; where given, `info["accumulators"]` has for each Gaussian, over the pixels it
-            contributes to: `count`, `weight` (Σ pixel weight), `opacity` (Σ transmittance·alpha), `distance` (Σ pixels
-            from its centre). Without gradient.
+        absgrad: Whether the backward pass stores Σ|gradient| over pixels in `info["means2d"].absgrad`.
+        rasterize_mode: "classic" or "antialiased", which reduces opacities by as much as `eps2d` adds to the area.
+        max_alpha: Upper bound of alpha. Alpha is clamped to it, and a clamped alpha has no gradient.
+        raw: Whether `scales` are logarithms and `opacities` logits, as trainers keep them.
+        pixel_weights: [C, H, W]. If given, `info["accumulators"]` has sums for each Gaussian over the pixels that it
+            contributes to: `count`, `weight` (Σ pixel weight), `opacity` (Σ transmittance·alpha) and `distance` (Σ
+            distance from its centre in pixels). They have no gradient.
 
     Returns:
         Images [C, H, W, D] (or D + 1, or 1, see `render_mode`), alphas [C, H, W, 1], and `info` with gsplat's keys:
@@ -82,7 +82,7 @@ def rasterization(
         intersections are not among them on the CPU.
 
     Raises:
-        ValueError, TypeError: Shapes, dtypes, devices or options that do not fit; the message has what was got.
+        ValueError, TypeError: Shapes, dtypes, devices or options do not fit. The message says what was got.
 
     Source: B. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023; gsplat's conventions.
 

@@ -27,7 +27,7 @@ class TrainedScene:
     Attributes:
         task: The Gaussians, the scene and how they were trained.
         metrics: What metrics.json holds: psnr, ssim, num_gaussians, train_seconds and others.
-        notes: What was read, left out and assumed, a line each.
+        notes: What was read, left out and assumed, one line each.
     """
 
     task: SceneTask
@@ -44,16 +44,16 @@ class TrainedScene:
         return self.task.picture(view)[0].clamp(0, 1)
 
     def save(self, path: str | Path) -> list[str]:
-        """Writes the Gaussians in a format that viewers open, by the end of the name.
+        """Writes the Gaussians in the format that the suffix names.
 
         Args:
             path: File to write: .ply, .compressed.ply, .splat, .spz, .sog or .glb.
 
         Returns:
-            What was cut or left out, a line each; docs/export.md says what each format keeps.
+            What was cut or left out, one line each. docs/export.md says what each format keeps.
 
         Raises:
-            UserError: The name ends otherwise, or the format has no room for these Gaussians.
+            UserError: The suffix is another one, or the format cannot hold these Gaussians.
         """
         return save_trained(path, self.task)
 
@@ -71,26 +71,26 @@ def train(
     folder: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> TrainedScene:
-    """Trains Gaussians by the images of a scene, as `scripts/train.py` does, and returns them.
+    """Trains Gaussians on the images of a scene, as `scripts/train.py` does, and returns them.
 
     Args:
         scene: A scene folder (Blender, COLMAP, nerfstudio), or what `splat_ssim.scene.data.load_scene` returned.
-        preset: What suits the data: "object", "photos", "auto" by what is there, "none" for the plain defaults.
-        quality: Of the preset: how long it trains, and with how many Gaussians.
-        steps: Length of the training; by default the preset's.
-        budget: Largest number of Gaussians; by default the preset's.
-        seed: Of every draw: the same on the same machine gives the same Gaussians.
+        preset: Defaults that suit a kind of data: "object", "photos", "auto" (chosen by the data) or "none".
+        quality: Quality of the preset: how long it trains, and with how many Gaussians.
+        steps: Number of training steps. By default the preset's.
+        budget: Largest number of Gaussians. By default the preset's.
+        seed: Seed of every random draw. The same seed on the same machine gives the same Gaussians.
         device: auto, cpu or cuda.
-        progress: Shows a progress bar and what was read.
-        folder: Keeps the run there, with checkpoints, pictures, scene.ply and metrics.json, as scripts/train.py leaves
-            it. By default nothing is written.
-        options: Any other options, as a config file would name them: {"data": {"factor": 2}, "loss": "l1"}.
+        progress: Whether to show a progress bar and what was read.
+        folder: Folder that keeps the run, with checkpoints, pictures, scene.ply and metrics.json, as scripts/train.py
+            leaves it. By default nothing is written.
+        options: All other options, as in a config file: {"data": {"factor": 2}, "loss": "l1"}.
 
     Returns:
         The trained scene.
 
     Raises:
-        ValueError: Something in the options or on disk is not as required; the message names it.
+        ValueError: An option or a file is not as required. The message names it.
 
     Example:
         >>> from splat_ssim.scene import train

@@ -1,7 +1,7 @@
-"""What suits a kind of data: values below those of config files and command lines.
+"""Presets: defaults that suit a kind of data. Config files and the command line override them.
 
-`object` is one thing in front of nothing, such as a Blender scene or photographs with silhouettes; `photos` is what a
-camera saw, whole. Each comes in three qualities. docs/presets.md has what every value is worth.
+`object` is one object in front of nothing, such as a Blender scene or photographs with silhouettes. `photos` are
+photographs of a whole scene. Each has three qualities. docs/presets.md says what every value gains.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def kind_of(folder: Path, format: str = "auto") -> str:
     """The kind of data in a scene folder, by its format and the first of its images.
 
     Raises:
-        SceneError: The folder is none of a scene.
+        SceneError: The folder does not hold a scene.
     """
     format = detect_format(folder) if format == "auto" else format
     if format == "blender":
@@ -84,17 +84,17 @@ def _is_transparent(images: Path) -> bool:
 
 
 def preset_values(kind: str, quality: str, folder: Path, format: str = "auto") -> dict[str, Any]:
-    """What a preset says, as a config file would, with the kind that "auto" stands for.
+    """Returns the options of a preset, as a config file would hold them. "auto" is replaced by the kind of the data.
 
     Args:
         kind: "auto", "none", or one of KINDS.
         quality: One of QUALITIES.
-        folder: Of the scene.
-        format: As of `load_scene`.
+        folder: Scene folder.
+        format: Format of the scene, as for `load_scene`.
 
     Raises:
         UserError: A name is unknown.
-        SceneError: The folder is none of a scene.
+        SceneError: The folder does not hold a scene.
     """
     if kind == "none":
         return {"preset": "none"}

@@ -2,7 +2,7 @@
 
 A strategy has `check_sanity(params, optimizers)`, `initialize_state(scene_scale=)`, `step_pre_backward(params,
 optimizers, state, step, info)` and `step_post_backward(params, optimizers, state, step, info, packed=False)`. Beyond
-gsplat's interface each has `max_start`, the largest number of Gaussians a run may start with, None for any number.
+gsplat's interface each has `max_start`, the largest number of Gaussians that a run may start with, or None.
 """
 
 from __future__ import annotations

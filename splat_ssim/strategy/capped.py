@@ -1,4 +1,4 @@
-"""Densification under a hard cap: split where the image asks for more, out of what has become transparent."""
+"""Densification under a hard cap: Gaussians are split where gradients are large, and transparent ones recycled."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from splat_ssim.strategy.scoring import ViewStats
 class CappedStrategy(Strategy):
     """Splits the Gaussians with the largest summed image-plane gradients, never beyond a fixed number of Gaussians.
 
-    Every `refine_every` steps, transparent Gaussians are recycled and at most `growth` of the current number is added.
-    Each new one comes from a split: parent and child move apart by half a standard deviation along the longest axis,
-    which shrinks by 1.6, and share the opacity so that together they cover about what the parent did. Only the number
-    of Gaussians changes, never their order, and there are no opacity resets: quality rises steadily, which is what a
-    short run needs.
+    Every `refine_every` steps, transparent Gaussians are recycled, and the number grows by at most the share `growth`.
+    Each new Gaussian comes from a split. Parent and child move apart by half a standard deviation along the longest
+    axis, which is divided by 1.6. They share the opacity, so that together they cover about what the parent did. The
+    order of Gaussians never changes. Opacities are never reset, so quality rises steadily, as a short run needs.
 
     Attributes:
         budget: Largest number of Gaussians.
-        refine_start_iter: Events happen after this step.
-        refine_stop_iter: Events happen before this step.
-        refine_every: Steps between events.
-        growth: Share of the current number, at least one unless it is 0, that an event adds at most, recycled ones not
-            counted.
-        prune_opa: Gaussians less opaque than this are recycled.
+        refine_start_iter: Events happen only after this step.
+        refine_stop_iter: Events happen only before this step.
+        refine_every: Number of steps between events.
+        growth: Largest number of Gaussians that an event adds, as a fraction of the current number. Unless it is 0, an
+            event may add at least one. Recycled Gaussians do not count.
+        prune_opa: Gaussians with a lower opacity are recycled.
         split_shrink: The longest axis of a split Gaussian is divided by this.
-        final_prune: Share of the Gaussians that is removed at `refine_stop_iter`: those of the least sum of
-            transmittance times alpha over the pixels of a few training views, which are redundant where others cover
-            them.
-        score_views: Called with a number; yields a `ViewStats` for each of that many training views. For `final_prune`.
-        num_views: How many views it asks for.
+        final_prune: Fraction of the Gaussians that is removed at `refine_stop_iter`: those with the smallest sum of
+            transmittance times alpha over the pixels of a few training views, since others cover them.
+        score_views: Function that takes a number and yields a `ViewStats` for each of that many training views.
+            `final_prune` needs it.
+        num_views: Number of views that it is asked for.
 
     Example:
         >>> from splat_ssim.strategy import CappedStrategy

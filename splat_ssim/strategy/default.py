@@ -1,4 +1,4 @@
-"""gsplat's DefaultStrategy with its opacity resets, which gsplat 1.5.3 never does."""
+"""gsplat's DefaultStrategy with its opacity resets, which gsplat 1.5.3 never performs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from splat_ssim.strategy.operations import Optimizers, Params
 
 
 class DefaultStrategy(gsplat.DefaultStrategy):
-    """gsplat's strategy of the same name; where gsplat has the defect, opacities are reset here instead.
+    """gsplat's strategy of the same name. It resets opacities itself where the installed gsplat fails to.
 
-    gsplat 1.5.3 asks `step % self.reset_every == 0 & step > 0`, a chained comparison that is always false.
+    gsplat 1.5.3 tests `step % self.reset_every == 0 & step > 0`, a chained comparison that is always false.
     """
 
     @property

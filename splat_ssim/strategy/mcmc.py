@@ -1,4 +1,4 @@
-"""3DGS-MCMC on every device: gsplat's strategy needs CUDA for the relocation formula and for its noise."""
+"""3DGS-MCMC on every device. gsplat's strategy needs CUDA for relocation and for noise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from splat_ssim.strategy.operations import Optimizers, Params, replace_parameter
 class MCMCStrategy(gsplat.MCMCStrategy):
     """gsplat's strategy of the same name in plain torch, with the hooks of every other strategy.
 
-    The learning rate that scales the noise is read from the positions' optimiser, so that a training loop need not
-    know this strategy. Options: those of `gsplat.MCMCStrategy`.
+    It reads the learning rate that scales the noise from the optimiser of the positions, so that the training loop does
+    not have to pass it. It has the options of `gsplat.MCMCStrategy`.
 
     Source: Kheradmand et al., 3D Gaussian Splatting as Markov Chain Monte Carlo, NeurIPS 2024.
 
@@ -92,7 +92,7 @@ def relocation(opacities: Tensor, scales: Tensor, copies: Tensor, max_copies: in
     Args:
         opacities: (N,) in (0, 1).
         scales: (N, 3) standard deviations.
-        copies: (N,) integers n ≥ 1; more than `max_copies` count as that many.
+        copies: (N,) integers n ≥ 1; larger ones than `max_copies` count as `max_copies`.
         max_copies: Largest n.
 
     Returns:

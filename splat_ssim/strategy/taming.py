@@ -20,35 +20,35 @@ from splat_ssim.strategy.scoring import ViewStats, budget_curve, view_score
 
 @dataclass
 class TamingStrategy(Strategy):
-    """Densification to an exact budget, by the score of Taming 3DGS; drives any loop written for gsplat's strategies.
+    """Densification to an exact budget by the score of Taming 3DGS, for any loop written for gsplat's strategies.
 
-    At each event the Gaussians are scored over a few training views, transparent and oversized ones are pruned at
-    random with low scores more likely, and clones and splits, drawn by score, fill up to the count of the budget curve.
-    The count after event i is `state["budget_curve"][i]` exactly, the last is the budget. `state["num_gaussians"]`
-    records the count after each event.
+    At each event the Gaussians are scored over a few training views. Transparent and oversized ones are pruned at
+    random, those of low score more likely. Clones and splits, drawn by score, then raise the number to the curve.
+    After event i there are exactly `state["budget_curve"][i]` Gaussians; the last entry is the budget.
+    `state["num_gaussians"]` records the number after each event.
 
     Attributes:
         budget: Number of Gaussians after the last event.
-        score_views: Called with a number of views; yields a `ViewStats` for each of that many training views, drawn
-            without replacement (all of them where there are fewer). It is the caller's, because a strategy's hooks
-            carry neither renderer nor data.
-        num_views: Views scored at an event.
-        refine_start_iter: Events happen after this step.
-        refine_stop_iter: Events happen before this step.
-        refine_every: Steps between events: 500 in the paper's "budget" runs, 100 in its "big" ones.
+        score_views: Function that takes a number and yields a `ViewStats` for each of that many training views, drawn
+            without replacement, or for all of them if there are fewer. The caller provides it, because a strategy has
+            neither renderer nor data.
+        num_views: Number of views scored at an event.
+        refine_start_iter: Events happen only after this step.
+        refine_stop_iter: Events happen only before this step.
+        refine_every: Number of steps between events: 500 in the paper's "budget" runs, 100 in its "big" ones.
         grow_grad2d: Gaussians with a larger mean image-plane gradient are the first candidates to clone and split.
-        grow_scale3d: Up to this share of the scene's extent a Gaussian is cloned, above it is split.
-        prune_opa: Opacity below which a Gaussian is a candidate for pruning.
-        prune_scale3d: Share of the scene's extent above which it is one, once `reset_every` steps have passed.
-        prune_fraction: Share of the number of candidates that is drawn for pruning.
-        reset_every: Steps between opacity resets, within the densification phase.
-        reset_opacity: Opacity is cut to this value at a reset.
-        high_opacity: Whether opacities may pass 1 from `high_opacity_start` on: their activation turns from sigmoid to
-            the absolute value, at which the renderer's clamp of alpha makes them Gaussians with a flat top.
-            "intended": the values go on being optimised, with fresh moments. "released": as in the published code,
-            whose new tensor never reaches the optimiser, they stay as they are to the end. The loop must render with
-            `state["opacity_activation"]`, "sigmoid" or "absolute".
-        high_opacity_start: The turn comes after this step, by default after `refine_stop_iter`, and never earlier.
+        grow_scale3d: Gaussians up to this fraction of the scene's extent are cloned, larger ones are split.
+        prune_opa: Gaussians with a lower opacity are candidates for pruning.
+        prune_scale3d: So are those above this fraction of the scene's extent, once `reset_every` steps have passed.
+        prune_fraction: Fraction of the number of candidates that is drawn for pruning.
+        reset_every: Number of steps between opacity resets, while densification lasts.
+        reset_opacity: Largest opacity after a reset.
+        high_opacity: Whether opacities may exceed 1 after `high_opacity_start`. Their activation then changes from the
+            sigmoid to the absolute value. The renderer clamps alpha, so such Gaussians have a flat top. "intended": the
+            values are optimised on, with fresh moments. "released": they stay frozen, as in the published code,
+            whose new tensor never reaches the optimiser. The loop must render with `state["opacity_activation"]`,
+            which is "sigmoid" or "absolute".
+        high_opacity_start: Step after which opacities may exceed 1; by default `refine_stop_iter`, and never earlier.
 
     Example:
         >>> from splat_ssim.strategy import TamingStrategy
@@ -271,9 +271,9 @@ def _draw(weights: Tensor, count: int, among: Tensor | None = None) -> Tensor:
 
     Args:
         weights: (N,) non-negative.
-        count: How many; at most the number of elements `among` allows.
-        among: (N,) bool, the elements that may be drawn, whatever their weight; all where None. Those of weight zero
-            are drawn only after all others.
+        count: Number of elements to draw, at most as many as `among` allows.
+        among: (N,) bool, the elements that may be drawn; all of them if None. Elements of weight zero are drawn only
+            after all others.
 
     Returns:
         (N,) bool with exactly `count` true.
