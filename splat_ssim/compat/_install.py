@@ -1,7 +1,7 @@
-"""`install` and `uninstall`: our modules, functions and classes in the place of another package's.
+"""`install` and `uninstall`: put our modules, functions and classes in the place of another package's.
 
-A package that is not imported yet is replaced by modules of ours in `sys.modules`. In a package that is imported the
-functions and classes are replaced in every module of it, so that code holding those modules gets ours too.
+A package that has not been imported is replaced by our modules in `sys.modules`. If it has been imported, its functions
+and classes are replaced in each of its modules, so that code that holds such a module gets ours too.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ _installed: dict[str, list[_Change]] = {}
 def install(*names: str) -> None:
     """Puts ours in the place of each package named.
 
-    "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced whole, whether they are installed or not,
-    `pytorch_msssim.ssim` included. "gsplat", "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed:
-    there the functions and classes of `splat_ssim.compat.<name>` (for kornia 0.8 and earlier of
-    `splat_ssim.compat.kornia_0_8`) replace those of the same name, in modules such as `kornia.losses.ssim` too; all
-    else stays theirs. Of gsplat `rasterization` is replaced too, by `splat_ssim.compat.gsplat_rendering`: our renderer
-    for tensors on the CPU, gsplat's own for all others; its losses exist from 1.6 on.
+    "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced as a whole, and need not be installed.
+    "gsplat", "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed. The functions and classes of
+    `splat_ssim.compat.<name>` replace those of the same name, also in modules such as `kornia.losses.ssim`; everything
+    else stays theirs. For kornia 0.8 and earlier they are those of `splat_ssim.compat.kornia_0_8`. gsplat's
+    `rasterization` is replaced by that of `splat_ssim.compat.gsplat_rendering`: our renderer for tensors on the CPU,
+    gsplat's own for all others. gsplat has losses from 1.6 on.
 
     It works before and after the package is imported: `import package`, `package.function` and pickles of the
-    original's modules then give ours. Only a name that other code has bound by `from package import name` before
-    cannot change. Installing again also covers modules of the package that were imported since.
+    original's modules then give ours. Only a name that other code has already bound by `from package import name`
+    does not change. Installing again covers modules of the package that have been imported since.
 
     Raises:
-        ValueError: There is no name, or one is none of these; nothing is installed then.
-        ImportError: A package that must be installed is not, or kornia's version cannot be read; nothing is installed
-            then.
+        ValueError: No name is given, or a name is unknown. Nothing is installed.
+        ImportError: A package that must be installed is missing, or kornia's version cannot be read. Nothing is
+            installed.
 
     Example:
         >>> from splat_ssim import compat
@@ -98,12 +98,12 @@ def install(*names: str) -> None:
 
 
 def uninstall(*names: str) -> None:
-    """Puts back what `install` has replaced; without names, for every package.
+    """Restores what `install` has replaced, in the packages named, or in all of them without names.
 
-    A package that is not installed is left as it is, and so is an entry that other code has changed since.
+    A package that was not replaced is left as it is, and so is an entry that other code has changed since.
 
     Raises:
-        ValueError: A name is none of those of `install`; nothing is changed then.
+        ValueError: A name is not one that `install` takes. Nothing is changed.
 
     Example:
         >>> from splat_ssim import compat

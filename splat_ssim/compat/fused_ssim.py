@@ -1,8 +1,8 @@
 """The interface of the `fused_ssim` package: mean SSIM and its map, window 11, sigma 1.5, data range 1.
 
-Differences from the original: it runs on a CPU too, in 3D too; the second image gets its true gradient when it asks
-for one, where the original silently gives none; the value never exceeds 1; and images smaller than the window in
-"valid" are a ValueError, where the original returns NaN.
+Different from the original: it also runs on a CPU, in 2D and 3D; the second image gets its gradient if it requires one,
+where the original silently gives none; the value never exceeds 1; and images smaller than the window raise a ValueError
+in "valid", where the original returns NaN.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
     Args:
         img1: (B, C, H, W), values in [0, 1]; dtypes and strides as for `splat_ssim.ssim`.
         img2: The same shape and device.
-        padding: "same", zeros, or "valid", only the windows inside.
-        train: Whether a gradient is needed; without one only the value is computed.
+        padding: "same", zeros outside the images, or "valid", only windows inside.
+        train: Whether a gradient is needed. If not, only the value is computed.
 
     Returns:
         A scalar, float32 or float64.

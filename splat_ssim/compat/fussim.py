@@ -1,11 +1,12 @@
 """The interface of the `fussim` package (0.3): fused_ssim with three windows, and `ssim`, `SSIM` as pytorch-msssim's.
 
-Kept from the original, to know about: windows have 7, 9 or 11 taps and sigma 1.5; images only, no volumes; `ssim` is
+As in the original: windows have 7, 9 or 11 taps and sigma 1.5; images only, no volumes; `ssim` is
 "valid" and `nonnegative_ssim` clamps each pixel, where pytorch-msssim clamps the mean of each channel.
 
-Differences from the original: it runs on a CPU too; the second image gets its true gradient when it asks for one;
-images of any dtype that `splat_ssim.ssim` reads, float64 in float64; under autocast everything is computed in float32,
-where the original rounds the images to float16; images smaller than the window in "valid" are a ValueError.
+Different from the original: it also runs on a CPU; the second image gets its gradient if it requires one; images may
+have any dtype that `splat_ssim.ssim` reads, and float64 is computed in float64; under autocast everything is computed
+in float32, where the original rounds the images to float16; images smaller than the window raise a ValueError in
+"valid".
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
     Args:
         img1: (B, C, H, W), values in [0, 1]; dtypes and strides as for `splat_ssim.ssim`.
         img2: The same shape and device.
-        padding: "same", zeros, or "valid", only the windows inside.
-        train: Whether a gradient is needed; without one only the value is computed.
+        padding: "same", zeros outside the images, or "valid", only windows inside.
+        train: Whether a gradient is needed. If not, only the value is computed.
         window_size: Taps of the Gaussian window: 7, 9 or 11.
 
     Returns:
@@ -143,13 +144,13 @@ def ssim(
     Args:
         X: (B, C, H, W), values in [0, data_range]; dtypes as for `splat_ssim.ssim`.
         Y: The same shape and device.
-        data_range: Difference of the largest and the smallest possible value.
+        data_range: Difference between the largest and the smallest possible value.
         size_average: Whether to average over the batch; otherwise (B,).
         win_size: Taps of the Gaussian window: 7, 9 or 11.
         win_sigma: 1.5.
         win: None.
         K: (k1, k2), each between 0 and 1.
-        nonnegative_ssim: Whether a pixel's negative S counts as 0.
+        nonnegative_ssim: Whether negative values of pixels count as 0.
 
     Returns:
         () or (B,), float32 or float64.
@@ -226,7 +227,7 @@ class SSIM(nn.Module):
 
 
 def get_build_info() -> dict[str, Any]:
-    """What the original tells of its wheel: here nothing was built for a torch or CUDA version.
+    """What the original reports about its wheel. Here nothing was built for a certain version of torch or CUDA.
 
     Example:
         >>> from splat_ssim.compat.fussim import get_build_info
@@ -245,7 +246,7 @@ def get_build_info() -> dict[str, Any]:
 
 
 def check_compatibility(warn: bool = True) -> tuple[bool, list[str]]:
-    """Whether the package fits torch and CUDA, and what does not: always (True, []), since nothing depends on them.
+    """Whether the package fits torch and CUDA, and the problems if not: always (True, []), as it depends on neither.
 
     Example:
         >>> from splat_ssim.compat.fussim import check_compatibility

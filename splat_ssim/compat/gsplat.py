@@ -1,19 +1,18 @@
 """The interface of gsplat's SSIM losses (`gsplat.losses` of gsplat 1.6): `ssim_loss` and `masked_ssim`.
 
-gsplat's `ssim_loss` has two values. Where the package fused_ssim can be imported, the images are not on the CPU, the
-window has 11 taps and the second image requires no gradient, windows lie inside ("valid"); else the images are padded
-by zeros ("same"). Here `padding` chooses: "valid", "same", or "auto", gsplat's own rule, which is the default.
-`install("gsplat")` puts "auto" in the place of gsplat's.
+gsplat's `ssim_loss` pads in two ways. It uses "valid" (windows lie inside) if fused_ssim can be imported, the images are
+not on the CPU, the window has 11 taps and the second image requires no gradient. Otherwise it uses "same" (the images
+are padded by zeros). Here `padding` chooses: "valid", "same", or "auto", the default, which is gsplat's own
+rule and what `install("gsplat")` installs.
 
-Kept from the original, to know about: the window is a Gaussian of sigma 1.5 and the data range is 1; an even window is
+As in the original: the window is a Gaussian of sigma 1.5 and the data range is 1; an even window is
 centred at its sample size // 2, and its map larger than the images by 1; `masked_ssim` averages over all pixels; with
 GSPLAT_ENFORCE_CONTRACTS=1 values outside [0, 1] are an error.
 
 Different from the original: "valid" gives the second image its gradient and takes any window; images smaller than the
-window are an error there, where fused_ssim returns NaN; half precision is computed in float32 and rounded once.
+window are an error in "valid", where fused_ssim returns NaN; half precision is computed in float32 and rounded once.
 
-Odd windows of 3 to 33 taps run on the kernels for float32 and half precision. What else `gsplat.losses` has stays
-gsplat's.
+Odd windows of 3 to 33 taps use the kernels for float32 and half precision. The rest of `gsplat.losses` stays gsplat's.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def ssim_loss(img1: Tensor, img2: Tensor, window_size: int = 11, padding: str = 
         img1: (B, C, H, W), float, values in [0, 1].
         img2: The same shape, dtype and device.
         window_size: Taps of the Gaussian window.
-        padding: "same", zeros; "valid", only the windows inside; "auto", whichever gsplat would take.
+        padding: "same", zeros; "valid", only windows inside; "auto", the one that gsplat would use.
 
     Returns:
         A scalar in the dtype of the images, differentiable in both.
@@ -82,7 +81,7 @@ def masked_ssim(pred: Tensor, gt: Tensor, mask: Tensor, padding: str = "auto") -
     Args:
         pred: (B, C, H, W), float, values in [0, 1].
         gt: The same shape, dtype and device.
-        mask: What both can be multiplied by, such as (B, 1, H, W).
+        mask: Mask that both images are multiplied by, such as (B, 1, H, W).
         padding: As for `ssim_loss`.
 
     Returns:

@@ -2,17 +2,17 @@
 
 kornia 0.8 and earlier compute SSIM of volumes and `MS_SSIMLoss` differently: see `splat_ssim.compat.kornia_0_8`.
 
-Kept from the original, to know about: "same" is reflect padding; `ssim` and `ssim3d` give the map; `eps` is added to
+As in the original: "same" is reflect padding; `ssim` and `ssim3d` give the map; `eps` is added to
 the denominator, so that equal black images give 0.99999; `total_variation` averages each axis over its own number of
 differences; `psnr_loss` of equal images is -inf. What kornia scripts by torch.jit.script can be scripted here.
 
 Different from the original: windows of even size work, shifted by half a pixel (kornia 0.9 refuses them); half
 precision is computed in float32 and rounded once; the robust losses refuse uint8, int8 and int16, where kornia wraps
-round; a window larger than the image is a ValueError; options may be numpy scalars and tensors of one element. What
-kornia raises as its own BaseError is a ValueError or a TypeError, an unknown reduction also a NotImplementedError.
+around; a window larger than the image is a ValueError; options may be numpy scalars and tensors of one element. Where
+kornia raises its BaseError, a ValueError or a TypeError is raised; an unknown reduction is a NotImplementedError too.
 
-SSIM and `MS_SSIMLoss` run on the kernels for images of float32, half precision and integers and odd windows up to 33.
-float64 images, even windows, options that carry a gradient, torch.jit.trace and forward-mode differentiation take plain
+SSIM and `MS_SSIMLoss` use the kernels for float32, half precision and integer images and odd windows up to 33 taps.
+float64 images, even windows, options that carry a gradient, torch.jit.trace and forward-mode differentiation use plain
 torch, which gives the same numbers.
 """
 
@@ -88,7 +88,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     Args:
         sigmas: Standard deviations of the windows, each of 2 · int(2 · last sigma) + 1 taps.
-        data_range: Difference of the largest and the smallest possible value.
+        data_range: Difference between the largest and the smallest possible value.
         K: (k1, k2), as for `splat_ssim.ssim`.
         alpha: Share of the SSIM term.
         compensation: Factor of the whole loss.

@@ -1,17 +1,16 @@
 """The interface of MONAI's SSIM and MS-SSIM (1.6), of images and volumes.
 
-Kept from the original, to know about: windows lie inside; the window has `win_size` taps whatever its sigma, even ones
+As in the original: windows lie inside; the window has `win_size` taps whatever its sigma, even ones
 too; everything is computed and returned in float32, float64 and integers too; MS-SSIM averages over channels before it
 multiplies scales, and demands (taps - 1) · (scales - 1)² of each side.
 
-Different from the original: where a term of MS-SSIM is 0 or less its gradient is 0 rather than NaN; no weights, a sigma
-of 0 and an unknown kernel are a ValueError; what the original raises as a RuntimeError of torch is one as well.
+Different from the original: where a term of MS-SSIM is 0 or less, its gradient is 0 rather than NaN; no weights, a
+sigma of 0 and an unknown kernel raise a ValueError. Where the original raises a RuntimeError of torch, so does this.
 
-The functions and `SSIMLoss` need torch alone. The metrics are MONAI's own classes, which keep their buffers, with our
-numbers: they need MONAI.
+The functions and `SSIMLoss` need only torch. The metrics are MONAI's own classes with our numbers, so they need MONAI.
 
-Odd windows up to 33 taps run on the kernels, uniform ones too; `compute_ssim_and_cs`, which returns two maps, even and
-longer windows take plain torch.
+Odd windows up to 33 taps, also uniform ones, use the kernels. Even and longer windows, and `compute_ssim_and_cs`, which
+returns two maps, use plain torch.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def compute_ssim_and_cs(
         spatial_dims: 2 or 3; with a uniform window 1 too.
         kernel_size: Taps of the window, one number for each spatial axis.
         kernel_sigma: Standard deviation of the Gaussian, likewise.
-        data_range: Difference of the largest and the smallest possible value.
+        data_range: Difference between the largest and the smallest possible value.
         kernel_type: "gaussian" or "uniform".
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
@@ -104,7 +103,7 @@ def compute_ms_ssim(
         kernel_sigma: Likewise.
         k1: Likewise.
         k2: Likewise.
-        weights: One exponent a scale, fine to coarse.
+        weights: One exponent for each scale, from fine to coarse.
 
     Returns:
         (B, 1), float32, differentiable in both images.
@@ -153,7 +152,7 @@ class SSIMLoss(_Loss):
 
     Args:
         spatial_dims: 2 for (B, C, H, W), 3 for (B, C, D, H, W); any real dtype.
-        data_range: Difference of the largest and the smallest possible value.
+        data_range: Difference between the largest and the smallest possible value.
         kernel_type: "gaussian" or "uniform".
         win_size: Taps of the window, one number or one for each spatial axis.
         kernel_sigma: Standard deviation of the Gaussian, likewise.

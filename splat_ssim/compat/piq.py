@@ -1,16 +1,16 @@
 """The interface of piq's SSIM and MS-SSIM (0.8), of images (B, C, H, W) and complex images (B, C, H, W, 2).
 
-Kept from the original, to know about: windows lie inside; images whose smaller side is 384 or more are reduced first,
+As in the original: windows lie inside; images whose smaller side is 384 or more are reduced first,
 by means over blocks of about side / 256, unless `downsample` is off; values outside [0, data_range] are an error, which
 waits for the device; MS-SSIM repeats the first row and column where a side is odd, normalises the weights that it is
 given, and averages the products of the channels; of complex images the two parts of the covariance are exchanged.
 
-Different from the original: where a term of MS-SSIM is 0 or less its gradient is 0 rather than NaN; half precision is
-computed in float32 and rounded once; complex images of other than two parts, of which the original takes the first
-two, are an error. What the original asserts is a ValueError as well.
+Different from the original: where a term of MS-SSIM is 0 or less, its gradient is 0 rather than NaN; half precision is
+computed in float32 and rounded once; complex images must have exactly two parts, where the original uses the first two
+of more. An AssertionError of the original is a ValueError as well.
 
-Windows up to 33 taps run on the kernels for float32 and half precision; MS-SSIM in one call where the sides are even on
-all scales. float64 and complex images take plain torch.
+Windows up to 33 taps use the kernels for float32 and half precision; MS-SSIM is a single call if the sides are even on
+all scales. float64 and complex images use plain torch.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The interface of the `pytorch_msssim` package (1.0): `ssim`, `ms_ssim`, `SSIM`, `MS_SSIM` on 4-D and 5-D tensors.
 
 Options may be numbers, numpy scalars or tensors, such as a `data_range` taken from the data; a gradient reaches a
-`data_range`, `K`, `win_sigma` or `win` that requires one. A window that is a Gaussian runs on the kernels also when it
-is given as `win`.
+`data_range`, `K`, `win_sigma` or `win` that requires one. A Gaussian window uses the kernels even if it is given as
+`win`.
 
-Kept from the original, to know about: spatial axes of size 1 are squeezed; an axis shorter than the window is not
+As in the original: spatial axes of size 1 are squeezed; an axis shorter than the window is not
 smoothed, with a warning; windows are rounded to float32 even for float64 images; `ms_ssim` checks the two last axes
 only, not the depth of a volume, and for 160 pixels however many scales it has; `data_range` is 255 by default.
 
-Different from the original: where a term of `ms_ssim` is 0 or less its gradient is 0 rather than NaN; half precision is
-computed in float32 and rounded once; integer images, which the original compares to 1 whatever they hold, and two
-images of different dtypes are a TypeError.
+Different from the original: where a term of `ms_ssim` is 0 or less, its gradient is 0 rather than NaN; half precision is
+computed in float32 and rounded once; integer images, for which the original always gives 1, and images of different
+dtypes raise a TypeError.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def ssim(
     Args:
         X: (B, C, H, W) or (B, C, D, H, W), float, values in [0, data_range].
         Y: The same shape and dtype.
-        data_range: Difference of the largest and the smallest possible value.
+        data_range: Difference between the largest and the smallest possible value.
         size_average: Whether to average over the batch; otherwise (B,).
         win_size: Taps of the Gaussian window, odd.
         win_sigma: Its standard deviation.

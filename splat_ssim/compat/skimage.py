@@ -1,12 +1,12 @@
 """The interface of scikit-image's `structural_similarity` (0.26), of numpy arrays.
 
-Kept from the original, to know about: the window is uniform, 7 taps, and covariances are those of a sample unless said
+As in the original: the window is uniform, 7 taps, and covariances are those of a sample unless said
 otherwise; the mean leaves out a border of half the window; with `gaussian_weights` the window has
 int(3.5 · sigma + 0.5) · 2 + 1 taps whatever `win_size`, which sets that border alone; `gradient` leaves out the factor
 of a sample's covariance; keywords that it does not know are ignored.
 
-Different from the original: a numpy scalar as `data_range` counts as a plain number, which leaves the dtype of the maps
-and the last digits of the constants alone.
+Different from the original: a numpy scalar as `data_range` counts as a plain number, so that it changes neither the
+dtype of the maps nor the last digits of the constants.
 
 Fast, on the kernels and in float32: images and volumes of float32, float16, bool and integers of 8 or 16 bits, with
 windows up to 33 taps, for the mean and with `full`. The mean is within 1e-6 of the original, which computes integers in
@@ -72,7 +72,7 @@ def structural_similarity(
         im2: The same shape.
         win_size: Taps of the uniform window, odd; 7 by default.
         gradient: Whether to return the gradient of the mean by `im2` too.
-        data_range: Difference of the largest and the smallest possible value; by default that of an integer dtype.
+        data_range: Difference between the largest and the smallest possible value; by default that of an integer dtype.
         channel_axis: The axis of the channels, whose values are averaged; None, there is none.
         gaussian_weights: Whether the window is a Gaussian.
         full: Whether to return the map of S, as large as the images, too.

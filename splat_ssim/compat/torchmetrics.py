@@ -1,18 +1,17 @@
 """The interface of torchmetrics' SSIM and MS-SSIM (1.9): two functions and two metrics.
 
-Kept from the original, to know about: images are continued by reflection, and SSIM is the mean over the full map; a
+As in the original: images are continued by reflection, and SSIM is the mean over the full map; a
 Gaussian window has int(3.5 · sigma + 0.5) · 2 + 1 taps, `kernel_size` is that of uniform windows alone, but also what
 the last axis of volumes is padded by and what MS-SSIM demands of the sides; `data_range=None` is the larger of the two
 images' ranges and carries a gradient (torchmetrics after 1.9 cuts it off); a contrast-structure mean over no window is
 NaN; MS-SSIM averages over channels before it multiplies scales, rounds `betas` to float32, and with `normalize=None` is
 NaN where a term is negative.
 
-Different from the original: with `normalize="relu"` the gradient where a term is 0 or less is 0 rather than NaN; half
-precision is computed in float32 and rounded once; integer images are a TypeError. What the original raises as a
-RuntimeError is a ValueError as well.
+Different from the original: with `normalize="relu"`, the gradient is 0 rather than NaN where a term is 0 or less; half
+precision is computed in float32 and rounded once; integer images raise a TypeError. Where the original raises a
+RuntimeError, the error is a ValueError as well.
 
-The functions need torch alone. The metrics are torchmetrics' own classes, which keep their states, with our numbers:
-they need torchmetrics.
+The functions need only torch. The metrics are torchmetrics' own classes with our numbers, so they need torchmetrics.
 
 Windows up to 33 taps run on the kernels, uniform ones too, for float32 and half precision; float64 takes plain torch.
 """
@@ -71,7 +70,7 @@ def structural_similarity_index_measure(
         sigma: Standard deviation of the Gaussian, or one for each spatial axis.
         kernel_size: Taps of the uniform window, odd, or one number for each spatial axis.
         reduction: "elementwise_mean" or "sum" over the images; "none" or None, (B,).
-        data_range: Difference of the largest and the smallest possible value; (low, high), to which images are clamped;
+        data_range: Difference between the largest and the smallest possible value; (low, high), which clamps images;
             None, the larger range of the two batches.
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
@@ -126,7 +125,7 @@ def multiscale_structural_similarity_index_measure(
         data_range: Likewise; (low, high) and None are applied at each scale.
         k1: Likewise.
         k2: Likewise.
-        betas: One exponent a scale, fine to coarse, floats in a tuple.
+        betas: One exponent for each scale, from fine to coarse, floats in a tuple.
         normalize: "relu", negative terms count as 0; "simple", terms are (1 + term) / 2; or None.
 
     Returns:
