@@ -82,9 +82,9 @@ def _check_axis_window(value: Any) -> int:
 def _each_axis(name: str, value: Sequence[Any], spatial_dims: int) -> Sequence[Any]:
     """`value`, which is no number, has one for each axis of volumes."""
     if spatial_dims != 3:
-        raise TypeError(f"{name} must be one number for images, only volumes take one for each axis, got {value}")
+        raise TypeError(f"{name} must be one number for images; only volumes take three, got {value}")
     if len(value) != 3:
-        raise ValueError(f"{name} must be a number or three, one for each axis (D, H, W), got {value}")
+        raise ValueError(f"{name} must be one number, or three for the axes (D, H, W), got {value}")
     return value
 
 

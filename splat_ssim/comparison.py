@@ -146,7 +146,7 @@ def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float,
     names = _pictures(a)
     if names != _pictures(b):
         different = sorted(set(names) ^ set(_pictures(b)))
-        raise UserError(f"{a} and {b} must hold images of the same names, got {different} in one only")
+        raise UserError(f"{a} and {b} must hold images of the same names, got {different} in only one of them")
     rows = [
         {
             "name": name,
@@ -199,7 +199,7 @@ def _compare_volumes(
         raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
-        raise UserError(f"volumes that are constant and alike have no range, give --data-range; got {float(low):g}")
+        raise UserError(f"two equal constant volumes require --data-range, got the value {float(low):g}")
     # Read by slices where they may be: as floats only bytes that mean no 255ths of the range.
     floats = [first, second] if data_range != 255 and np.uint8 in (sources[0].dtype, sources[1].dtype) else sources
     options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}

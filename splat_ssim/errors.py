@@ -57,6 +57,6 @@ def user_errors() -> Iterator[None]:
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"required less memory than the data take, got {error or 'none left'}") from error
+        raise UserError(f"the data require more memory than there is, got {error or 'none left'}") from error
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(str(error)) from error

@@ -285,7 +285,7 @@ class Task:
         model = config.model
         count = max(1, round(model.budget * model.start))
         if model.budget > height * width:
-            raise UserError(f"model.budget must be at most the {height * width} pixels, got {model.budget}")
+            raise UserError(f"model.budget must be at most {height * width}, the number of pixels, got {model.budget}")
         self.model = ImageField.from_image(self.slice, self.grid, count, spread=model.spread, generator=self.generator)
         rounds = growth_rounds(config.steps, model.stop, model.rounds)
         self.growth = CappedGrowth(model.budget, rounds, recycle=model.recycle, sigma=model.sigma)

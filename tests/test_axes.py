@@ -234,7 +234,7 @@ def test_modules_and_the_plain_definition():
     assert splat_ssim.MSSSIM(window_size=(1, 5, 3)).options["window_size"] == (1, 5, 3)
 
 
-IMAGES = r"must be one number for images, only volumes take one for each axis, got \(3, 5\)"
+IMAGES = r"must be one number for images; only volumes take three, got \(3, 5\)"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ IMAGES = r"must be one number for images, only volumes take one for each axis, g
         (lambda v, i: splat_ssim.ms_ssim(*i, window_size=(3, 5)), TypeError, "window_size " + IMAGES),
         (lambda v, i: splat_ssim.SSIM(window_size=(3, 5)), TypeError, "window_size " + IMAGES),
         (lambda v, i: PhotometricLoss(window_size=(3, 5, 5))(*i), TypeError, "one number for images"),
-        (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, 5)), ValueError, r"three, one for each axis \(D, H, W\)"),
+        (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, 5)), ValueError, r"three for the axes \(D, H, W\)"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, 4, 5)), ValueError, "along one axis from 1 to 33, got 4"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(3, -1, 5)), ValueError, "along one axis from 1 to 33, got -1"),
         (lambda v, i: splat_ssim.ssim3d(*v, window_size=(1, 1, 1)), ValueError, "odd, from 3 to 33, got 1"),

@@ -133,7 +133,7 @@ def test_rotated_gaussians_are_drawn_as_they_are_meant():
     [
         (["--data-dir", "nowhere.png"], r"nowhere\.png: required an image, got nothing there"),
         (["--data-dir", "README.md"], r"README\.md: required an image that decodes"),
-        (["--model.budget", "5000"], "model.budget must be at most the 1536 pixels, got 5000"),
+        (["--model.budget", "5000"], "model.budget must be at most 1536, the number of pixels, got 5000"),
         (["--loss", "nonsense"], "a loss must be one of"),
         (["--model.start", "2"], r"model\.start must be from 1e-06 to 1, got 2"),
     ],

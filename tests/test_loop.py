@@ -142,7 +142,7 @@ def test_a_resumed_run_goes_on(tmp_path):
     again = Run(resumed)
     assert again.step == 30 and torch.equal(again.task.value, part.task.value)
     again.train()
-    with pytest.raises(ConfigError, match=r"a resumed run goes on in its own folder .*run, got result_dir"):
+    with pytest.raises(ConfigError, match=r"a resumed run must write to its own folder .*run, got result_dir"):
         LineTask(LineConfig(resume=tmp_path / "run", result_dir=tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"config\.yaml: required a YAML file, got No such file"):
         LineTask(LineConfig(resume=tmp_path / "nothing"))

@@ -123,5 +123,5 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
 
 def test_a_viewer_is_refused_where_there_is_none_to_open(tmp_path):
     (tmp_path / "line.yaml").write_text(f"task: tests.test_loop:LineTask\nresult_dir: {tmp_path / 'run'}\n")
-    with pytest.raises(SystemExit, match=r"^error: a viewer requires a kind of training that has one"):
+    with pytest.raises(SystemExit, match=r"^error: a viewer requires a task that has one"):
         main(["--config", str(tmp_path / "line.yaml"), "--viewer"])

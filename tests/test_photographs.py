@@ -365,7 +365,7 @@ def test_near_and_far_leave_gaussians_out(tmp_path):
     ("data", "message"),
     [
         ({"near": 2.0, "far": 1.0}, "data.far must be greater than data.near 2.0, got 1.0"),
-        ({"box": (0.0, 0.0, 0.0, 1.0, 0.0, 1.0)}, "data.box must be a low corner x y z and a high one"),
+        ({"box": (0.0, 0.0, 0.0, 1.0, 0.0, 1.0)}, "data.box must be the low corner x y z, then the high one"),
         ({"near": -1.0}, "data.near must be at least 0"),
     ],
 )
@@ -441,7 +441,7 @@ def test_a_start_from_more_gaussians_than_the_budget_is_refused(tmp_path):
     model = ModelConfig(init="ply", init_ply=tmp_path / "first" / "scene.ply")
     with pytest.raises(UserError, match="required at most 10 Gaussians, the budget, got 40"):
         SceneTask(config_of(tmp_path / "scene", model=model, strategy=StrategyConfig(budget=10)))
-    with pytest.raises(ConfigError, match=r"model\.init_ply and model.init ply go together"):
+    with pytest.raises(ConfigError, match=r"model\.init_ply requires model.init ply, and the reverse"):
         config_of(tmp_path / "scene", model=ModelConfig(init="ply")).resolved()
 
 

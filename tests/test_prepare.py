@@ -260,7 +260,7 @@ def test_photographs_inside_the_scene_folder(tmp_path):
     (scene / "masks").mkdir()
     assert find_photos(source, recursive=False, masks=None, scene=scene).notes == []
     assert "masks for 0 of 3 photographs" in find_photos(source, recursive=False, masks=None).notes[0]
-    with pytest.raises(UserError, match="images: required photographs outside of what is written to"):
+    with pytest.raises(UserError, match="images: required photographs outside the folders written in"):
         prepare(corner(scene / "images", 3), scene, Options(**QUICK))
 
 

@@ -245,7 +245,7 @@ def test_what_is_no_viewer_is_refused(tmp_path, monkeypatch):
 
 def test_a_kind_of_training_without_a_page_is_refused(tmp_path):
     run_line(LineTask(config(tmp_path / "run")))
-    with pytest.raises(UserError, match="a page requires a kind of training that has one"):
+    with pytest.raises(UserError, match="a report requires a task that has one"):
         report_run(tmp_path / "run")
     with pytest.raises(UserError, match="required a run folder to report on, got none"):
         report_run()

@@ -80,7 +80,7 @@ def test_wrong_yaml_is_refused_by_name(tmp_path, text, message):
 def test_missing_config_and_contradicting_options(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: required a YAML file, got No such file"):
         parse(["--config", str(tmp_path / "none.yaml")])
-    with pytest.raises(ConfigError, match="got --config besides"):
+    with pytest.raises(ConfigError, match="excludes --config, got both"):
         parse(["--config", "a.yaml", "--resume", "b"])
 
 

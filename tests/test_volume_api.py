@@ -153,8 +153,8 @@ def test_what_was_assumed_is_a_warning():
         ({"spacing": 0}, "spacing must not be 0"),
         ({"normalize": "minmax", "low": 3.0}, "low has no meaning: normalize minmax takes no bounds"),
         ({"low": 3.0}, "a window must be given by both"),
-        ({"read": {"key": "a"}}, "read is for files"),
-        ({"config": VolumeConfig(resume="x")}, "config must be of a new fit"),
+        ({"read": {"key": "a"}}, "read applies to files only"),
+        ({"config": VolumeConfig(resume="x")}, "config must be for a new fit"),
     ],
 )
 def test_mistakes_are_one_sentence(options, text):

@@ -202,7 +202,10 @@ def test_a_mask_says_what_counts(tmp_path, scan):
     "change,text",
     [
         (["--loss", "nonsense"], "a loss must be one of"),
-        (["--loss-kwargs", "{window_size: [3, 11]}"], r"on volumes ValueError: window_size must be a number or three"),
+        (
+            ["--loss-kwargs", "{window_size: [3, 11]}"],
+            r"on volumes ValueError: window_size must be one number, or three",
+        ),
         (["--strategy.budget", "0"], "strategy.budget must be at least 1"),
         (["--strategy.name", "taming"], "must not be taming for a volume: its score is over training views"),
         (

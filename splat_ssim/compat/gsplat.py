@@ -1,8 +1,8 @@
 """The interface of gsplat's SSIM losses (`gsplat.losses` of gsplat 1.6): `ssim_loss` and `masked_ssim`.
 
-gsplat's `ssim_loss` pads in two ways. It uses "valid" (windows lie inside) if fused_ssim can be imported, the images are
-not on the CPU, the window has 11 taps and the second image requires no gradient. Otherwise it uses "same" (the images
-are padded by zeros). Here `padding` chooses: "valid", "same", or "auto", the default, which is gsplat's own
+gsplat's `ssim_loss` pads in two ways. It uses "valid" (windows lie inside) if fused_ssim can be imported, the images
+are not on the CPU, the window has 11 taps and the second image requires no gradient. Otherwise it uses "same" (the
+images are padded by zeros). Here `padding` chooses: "valid", "same", or "auto", the default, which is gsplat's own
 rule and what `install("gsplat")` installs.
 
 As in the original: the window is a Gaussian of sigma 1.5 and the data range is 1; an even window is

@@ -8,8 +8,8 @@ As in the original: spatial axes of size 1 are squeezed; an axis shorter than th
 smoothed, with a warning; windows are rounded to float32 even for float64 images; `ms_ssim` checks the two last axes
 only, not the depth of a volume, and for 160 pixels however many scales it has; `data_range` is 255 by default.
 
-Different from the original: where a term of `ms_ssim` is 0 or less, its gradient is 0 rather than NaN; half precision is
-computed in float32 and rounded once; integer images, for which the original always gives 1, and images of different
+Different from the original: where a term of `ms_ssim` is 0 or less, its gradient is 0 rather than NaN; half precision
+is computed in float32 and rounded once; integer images, for which the original always gives 1, and images of different
 dtypes raise a TypeError.
 """
 

@@ -130,7 +130,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 def _refuse(ctx: Any, *gradients: Any) -> None:
-    raise NotImplementedError("voxelize must be differentiated once only, got a request for second derivatives")
+    raise NotImplementedError("voxelize is differentiable only once, got a request for a second derivative")
 
 
 voxelize.register_autograd(_differentiate, setup_context=_save)

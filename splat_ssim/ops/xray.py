@@ -142,7 +142,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 def _refuse(ctx: Any, *gradients: Any) -> None:
-    raise NotImplementedError("xray must be differentiated once only, got a request for second derivatives")
+    raise NotImplementedError("xray is differentiable only once, got a request for a second derivative")
 
 
 xray.register_autograd(_differentiate, setup_context=_save)

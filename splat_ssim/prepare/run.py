@@ -63,7 +63,7 @@ def prepare(
     if inside == outside or (outside.is_dir() and outside in inside.parents and options.recursive):
         raise UserError(f"{scene}: required a scene folder outside the photographs, got one inside {source}")
     if any(outside == inside / name or inside / name in outside.parents for name in (*OUTPUTS, "prepare")):
-        raise UserError(f"{source}: required photographs outside of what is written to {scene}, got some inside")
+        raise UserError(f"{source}: required photographs outside the folders written in {scene}, got some inside")
     work = Workspace(scene, source)
     try:
         with Signals(at_once=True), _resumable(work):

@@ -146,7 +146,7 @@ class SceneConfig(RunConfig):
         self._check_space()
         if (model.init == "ply") != (model.init_ply is not None):
             raise ConfigError(
-                f"model.init_ply and model.init ply go together, got model.init {model.init} and {model.init_ply}"
+                f"model.init_ply requires model.init ply, and the reverse, got {model.init} and {model.init_ply}"
             )
         if self.depth.unit <= 0:
             raise ConfigError(f"depth.unit must be positive, got {self.depth.unit}")
@@ -159,7 +159,9 @@ class SceneConfig(RunConfig):
         if far is not None and far <= (near or 0):
             raise ConfigError(f"data.far must be greater than data.near {near or 0}, got {far}")
         if box is not None and not all(low < high for low, high in zip(box[:3], box[3:], strict=True)):
-            raise ConfigError(f"data.box must be a low corner x y z and a high one, got {' '.join(map(str, box))}")
+            raise ConfigError(
+                f"data.box must be the low corner x y z, then the high one, got {' '.join(map(str, box))}"
+            )
 
     def loss_options(self) -> dict[str, Any]:
         """The options of the loss, with the meaning of masks where it is not the loss's own."""

@@ -76,7 +76,7 @@ def export(
         print(f"{source}: {note}")
     for path, _ in targets:
         if path.exists() and source.is_file() and path.samefile(source):
-            raise UserError(f"{path}: required another file to write than the one that is read, got the same")
+            raise UserError(f"{path}: required an output other than the input, got the same file")
     for path, kind in targets:
         written = replace(cloud, notes=[])
         kind.write(written, path)

@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     first.add_argument("--resume", type=Path)
     named, _ = first.parse_known_args(arguments)
     if named.config is not None and named.resume is not None:
-        raise ConfigError("--resume takes the config of its run folder, got --config besides")
+        raise ConfigError("--resume uses the config of its run folder and excludes --config, got both")
     path = named.resume / CONFIG if named.resume is not None else named.config and find_config(named.config)
     values = read_values(path) if path is not None else {}
     if named.resume is not None:
@@ -146,7 +146,7 @@ def _viewer(task: Task, port: int) -> Viewer:
     """
     opened = getattr(task, "viewer", None)
     if opened is None:
-        raise UserError(f"a viewer requires a kind of training that has one, got {task.config.task or task.name}")
+        raise UserError(f"a viewer requires a task that has one, got {task.config.task or task.name}")
     viewer: Viewer = opened(port)
     print(f"viewer: {viewer.url}", flush=True)
     return viewer
@@ -232,7 +232,7 @@ def render_run(
     drawn = {} if mode == "rgb" else {"mode": mode}
     if path is not None:
         if views is not None:
-            raise UserError(f"--path is drawn in place of --views, got {views!r} besides")
+            raise UserError(f"--path replaces --views and excludes it, got --views {views}")
         if not hasattr(task, "render_path"):
             raise UserError(f"--path requires a run with cameras, got {folder}")
         output = output or folder / f"{path.stem}.mp4"
@@ -240,7 +240,7 @@ def render_run(
         print(output)
         return output
     if transform is not None:
-        raise UserError("--transform says how --path is meant, got no --path")
+        raise UserError("--transform applies to --path and requires it, got no --path")
     views = views or next(iter(task.VIEWS))
     if views not in task.VIEWS:
         raise UserError(f"--views must be one of {', '.join(task.VIEWS)} for this run, got {views!r}")
@@ -284,7 +284,7 @@ def report_run(
     one = reopen(folder, device=device, data_dir=data_dir, with_loss=False)
     report = getattr(one.task, "report", None)
     if report is None:
-        raise UserError(f"{folder}: a page requires a kind of training that has one, got {one.config.task}")
+        raise UserError(f"{folder}: a report requires a task that has one, got {one.config.task}")
     written: Path = report(folder, one.dated(one.evaluate()), views=views, viewer_package=viewer_package)
     print(written)
     return written

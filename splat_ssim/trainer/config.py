@@ -190,7 +190,7 @@ def of_resumed_run(config: R) -> tuple[R, R]:
     folder = config.resume
     assert folder is not None
     if config.result_dir is not None and config.result_dir.resolve() != folder.resolve():
-        raise ConfigError(f"a resumed run goes on in its own folder {folder}, got result_dir {config.result_dir}")
+        raise ConfigError(f"a resumed run must write to its own folder {folder}, got result_dir {config.result_dir}")
     values = read_values(folder / "config.yaml")
     values.pop("task", None)
     saved = from_mapping(type(config), values, str(folder / "config.yaml"))

@@ -133,7 +133,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
         raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
     if _size(values, {}) > _MOST_VALUES:
-        raise ConfigError(f"{path}: required at most {_MOST_VALUES} values, got aliases that stand for more")
+        raise ConfigError(f"{path}: required at most {_MOST_VALUES} values, got aliases that expand to more")
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -105,7 +105,7 @@ def fit(
         loaded = load_volume(chosen.data_dir, **chosen.data.read)
         placed = not {"spacing", "origin", "axes"}.isdisjoint(chosen.data.read)
     elif read:
-        raise ValueError(f"read is for files, got {dict(read)} for a volume in memory")
+        raise ValueError(f"read applies to files only, got {dict(read)} for a volume in memory")
     else:
         chosen.data_dir, placed = Path(_NAME), True
         loaded = _in_memory(volume, options)
@@ -136,7 +136,8 @@ def _config(config: VolumeConfig | None, given: Mapping[str, Any]) -> VolumeConf
     chosen = copy.deepcopy(config) if config is not None else VolumeConfig()
     if chosen.resume is not None or chosen.model.name != "gaussians":
         raise ValueError(
-            f"config must be of a new fit of Gaussians, got resume={chosen.resume} and model.name={chosen.model.name!r}"
+            "config must be for a new fit of Gaussians, "
+            f"got resume={chosen.resume} and model.name={chosen.model.name!r}"
         )
     for part, names in (
         (chosen, ("steps", "target_psnr", "seed", "device")),

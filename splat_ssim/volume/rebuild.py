@@ -75,7 +75,7 @@ def rebuild(
         elif source is not None:
             grid = source.grid
         else:
-            raise UserError(f"{gaussians} must hold its grid, got a file of before grids were kept; give --like VOLUME")
+            raise UserError(f"{gaussians} must hold its grid, got an older file without one; give --like VOLUME")
         grid = grid if spacing is None else respaced(grid, spacing)
     low = source.low if low is None and source is not None else low
     high = source.high if high is None and source is not None else high
@@ -84,7 +84,7 @@ def rebuild(
     needed, room = 12 * (1 + len(field.tensors)) * math.prod(grid.shape), available_memory()
     if room is not None and needed > room:
         raise UserError(
-            f"{gaussians}: required a grid that {room / 1e9:.1f} GB of memory hold, got one of {grid.shape} voxels"
+            f"{gaussians}: required a grid that fits into {room / 1e9:.1f} GB of memory, got {grid.shape} voxels"
         )
     order = morton_order(field.positions(), grid)
     field = GaussianField({name: parameter[order] for name, parameter in field.tensors.items()}, offset=field.offset)
