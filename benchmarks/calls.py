@@ -114,7 +114,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--sizes", nargs="+", help="HxW (3 channels) or DxHxW (1 channel)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--peers", nargs="+", help="starts of candidates' names; all by default")
+    parser.add_argument("--peers", nargs="+", help="first letters of the candidates to measure; all by default")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each candidate")
     parser.add_argument("--min-rounds", type=int, default=3, help="rounds for each candidate, however slow it is")
     parser.add_argument("--windows", nargs="+", type=int, default=SWEEP_WINDOWS, help="window sizes of the sweep")

@@ -187,12 +187,14 @@ def main() -> None:
     """Reads the command line, measures, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", type=Path)
-    parser.add_argument("--bytes", nargs="+", type=int, help="sizes; by default 23 to 552 kB for the MRI's 2.8M voxels")
-    parser.add_argument("--steps", type=int, default=4000, help="length of our fits")
     parser.add_argument(
-        "--kept", type=Path, help="folder of our files, which are made only where they are not there yet"
+        "--bytes", nargs="+", type=int, help="sizes of the files; by default 23 to 552 kB for the MRI's 2.8M voxels"
     )
-    parser.add_argument("--only", nargs="+", default=[""], help="begins of the names of the codecs to measure")
+    parser.add_argument("--steps", type=int, default=4000, help="number of steps of our fits")
+    parser.add_argument("--kept", type=Path, help="folder of our files; those that exist are not made again")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="measure only codecs whose names start with one of these"
+    )
     add_output(parser)
     arguments = parser.parse_args()
     folder = output_folder(arguments.output, arguments.dirty_ok)

@@ -173,9 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--views", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="of the fits; by default those of configs/ct.yaml")
-    parser.add_argument("--budget", type=int, help="Gaussians; by default those of configs/ct.yaml")
-    parser.add_argument("--photons", type=float, help="expected count of a free ray; without it there is no noise")
+    parser.add_argument("--steps", type=int, help="number of steps of the fits; by default that of configs/ct.yaml")
+    parser.add_argument("--budget", type=int, help="number of Gaussians; by default that of configs/ct.yaml")
+    parser.add_argument(
+        "--photons", type=float, help="expected photons of an unattenuated ray; by default there is no noise"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     add_output(parser)

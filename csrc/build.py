@@ -183,7 +183,9 @@ def main() -> None:
     parser.add_argument(
         "--debug", action="store_true", help="build with the address and undefined-behaviour sanitizers"
     )
-    parser.add_argument("--isa", choices=["baseline", "avx2", "avx512"], help="of the build with sanitizers")
+    parser.add_argument(
+        "--isa", choices=["baseline", "avx2", "avx512"], help="instruction set of the build with sanitizers"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
     try:

@@ -1,11 +1,11 @@
-"""What each ingredient of a recipe is worth: the recipe, the recipe without each, and without all, on any scene.
+"""Measures what each ingredient of a recipe gains: trains the recipe, the recipe without each one, and without all.
 
     python scripts/ablate.py --recipe taming                       # configs/taming_chair.yaml on the chair
     python scripts/ablate.py --recipe fast --seeds 0 1 2
     python scripts/ablate.py --data-dir SCENE --config OWN.yaml --steps 30000
 
-Runs that are done are passed over, interrupted ones go on, and one that fails does not stop the others. After each run
-the tables are written anew: results.csv (a row a run), results.md (a row a variant) and results.png.
+Finished runs are skipped, interrupted ones are resumed, and a failed run does not stop the others. After each run the
+tables are rewritten: results.csv (one row for each run), results.md (one row for each variant) and results.png.
 """
 
 from __future__ import annotations
@@ -95,19 +95,21 @@ SUMMARY = ("variant", "PSNR", "Î”PSNR", "SSIM", "Gaussians", "train seconds", "Î
 class Options:
     """Trains a recipe with and without each of its ingredients and writes one table."""
 
+    #: Recipe whose ingredients are taken out.
     recipe: Literal["taming", "fast", "photos"] = "taming"
-    #: What every run starts from; by default the recipe's on the chair.
+    #: Config that every run starts from. By default the recipe's, on the chair.
     config: Path | None = None
-    #: Scene folder; by default the config's.
+    #: Scene folder. By default the config's.
     data_dir: Path | None = None
-    #: Length of a run; the config's schedules are scaled with it. By default the config's.
+    #: Number of steps of a run; the config's schedules are scaled with it. By default the config's.
     steps: int | None = None
+    #: Seeds; every variant is trained with each of them.
     seeds: tuple[int, ...] = (0,)
-    #: Which variants: full, no-<ingredient>, none; by default all.
+    #: Variants to train: full, no-<ingredient> or none. By default all.
     variants: tuple[str, ...] = ()
-    #: Most Gaussians; by default the config's.
+    #: Largest number of Gaussians. By default the config's.
     budget: int | None = None
-    #: Runs and tables go here; by default results/ablation_<recipe>.
+    #: Folder of runs and tables. By default results/ablation_<recipe>.
     result_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     #: Only print the commands.

@@ -1,12 +1,12 @@
-"""A fit brick by brick of a volume that is larger than the memory it may take, beside a fit of a piece of it in memory.
+"""Fits a volume that is larger than the memory allowed, brick by brick, and a piece of it in memory for comparison.
 
     python scripts/check_bricks.py --size 1024 --budget 500000
 
-Writes size³ uint8 voxels of seeded ellipsoids and band-limited noise as zarr, block by block. Fits them by
-configs/bricks.yaml in a fresh process. Fits the piece of --piece³ voxels in the middle in memory, with as many
-Gaussians as the first fit has there and as many steps. Prints a JSON line: PSNR and SSIM3D of both over the piece and
-of the first over the whole, its seconds and its peak memory. Fails where the peak exceeds --limit-mb, or the first fit
-is more than 0.3 dB below the second.
+Writes size³ uint8 voxels of seeded ellipsoids and band-limited noise as zarr, block by block. Fits them with
+configs/bricks.yaml in a fresh process. Then fits the piece of --piece³ voxels in the middle in memory, with as many
+Gaussians as the first fit has there and as many steps. Prints a line of JSON: PSNR and SSIM3D of both fits over the
+piece and of the first over the whole volume, its seconds and its peak memory. Fails if the peak exceeds --limit-mb, or
+if the first fit is more than 0.3 dB below the second.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Options:
     piece: int = 256
     seed: int = 0
     limit_mb: float = 2000.0
-    #: Where the volume and the run are written; by default a temporary folder. What is there already is used.
+    #: Folder that the volume and the run are written to. By default a temporary one. What it already holds is used
+    #: again.
     folder: Path | None = None
 
 

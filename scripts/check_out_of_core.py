@@ -1,11 +1,11 @@
-"""SSIM3D of two zarr volumes through dask: equal to the value in memory, in how much memory and time.
+"""Checks that SSIM3D of two zarr volumes by dask equals the value in memory, and measures its memory and time.
 
     python scripts/check_out_of_core.py --size 512
 
-Writes two volumes of size³ float32 voxels plane by plane, takes their SSIM3D in a fresh process by
-`splat_ssim.distributed.ssim3d` and in another with both volumes whole in memory, and prints a JSON line of both values,
-their difference, and each process's peak resident memory (interpreter and libraries included). Fails where the values
-differ by more than 1e-7, or the first process's peak exceeds --limit-mb.
+Writes two volumes of size³ float32 voxels plane by plane. Computes their SSIM3D with `splat_ssim.distributed.ssim3d`
+in a fresh process, and in another one with both volumes in memory. Prints a line of JSON: both values, the difference
+and the peak resident memory of each process, interpreter and libraries included. Fails if the values differ by more
+than 1e-7, or if the peak of the first process exceeds --limit-mb.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m build --wheel                                      # or make wheel
     /some/venv/bin/python scripts/check_wheel.py dist/splat_ssim-*.whl
 
-The wheel is unpacked into a temporary folder, the environment stays as it is. Needs torch and numpy, and pip for the
-interpreter; with pytest and scikit-image a part of the test suite runs too. --here checks the package that is installed
-in this environment instead.
+The wheel is installed into a temporary folder, so the environment does not change. It needs torch, numpy and pip. With
+pytest and scikit-image, a part of the test suite runs too. --here checks the package that is installed in this
+environment instead.
 """
 
 from __future__ import annotations

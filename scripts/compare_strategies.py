@@ -1,4 +1,4 @@
-"""TamingStrategy against DefaultStrategy at equal and at half the number of Gaussians, on any scene, over seeds.
+"""Compares TamingStrategy with DefaultStrategy at the same and at half the number of Gaussians, over several seeds.
 
     python scripts/compare_strategies.py --seeds 0 1 2
 
@@ -7,8 +7,8 @@ of N, with the same schedule, optimiser (plain Adam) and seed. All three are the
 optimiser ("recipe-default", "recipe-half", "recipe-equal"): sparse Adam and the lazy SH step, with which TamingStrategy
 is the whole recipe of Taming 3DGS. Each is compared with the DefaultStrategy of its own optimiser and seed, so that a
 difference is the strategy's alone. The number of Gaussians is held to the budget curve at every event.
-Runs that are done are passed over, interrupted ones go on, and one that fails does not stop the others. After each run
-the tables are written anew: results.csv (a row a run), results.md (means over the seeds) and results.png.
+Finished runs are skipped, interrupted ones are resumed, and a failed run does not stop the others. After each run the
+tables are rewritten: results.csv (one row for each run), results.md (means over the seeds) and results.png.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Options:
 
     #: The schedule all have in common.
     config: Path = ROOT / "configs" / "taming_chair.yaml"
-    #: Scene folder; by default the config's.
+    #: Scene folder. By default the config's.
     data_dir: Path | None = None
-    #: Length of a run; the config's schedules are scaled with it. By default the config's.
+    #: Number of steps of a run; the config's schedules are scaled with it. By default the config's.
     steps: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     result_dir: Path = Path("results/compare_strategies")

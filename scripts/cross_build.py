@@ -1,10 +1,10 @@
-"""Compiles the library for every system that it can be compiled for here, and lists what it exports.
+"""Compiles the library for every system that this machine has a compiler for, and checks what it exports.
 
     python scripts/cross_build.py [--targets linux-aarch64 windows-x86_64]
 
 Each target is built with each of its compilers that is installed: Debian's cross compilers, clang++, and zig, which
-compiles for all of them (the program `zig` or the package `ziglang`). Warnings are errors. What could not be built is
-said at the end. The libraries stay in build/cross; nothing but the compilers is needed, neither torch nor numpy.
+compiles for all of them (the program `zig` or the package `ziglang`). Warnings are errors. The end of the output lists
+what could not be built. The libraries stay in build/cross. Only the compilers are needed, neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -113,7 +113,13 @@ def build(target: str, program: str, chain: toolchain.Toolchain) -> Path:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="by default all")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        choices=list(TARGETS),
+        default=list(TARGETS),
+        help="systems to compile for; all by default",
+    )
     arguments = parser.parse_args()
     built, left_out, failed = [], [], []
     for target in arguments.targets:

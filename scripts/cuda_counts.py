@@ -1,15 +1,15 @@
-"""Holds the CUDA kernels to their bars on a machine without a GPU, and writes benchmarks/results/cuda_static.csv.
+"""Checks the CUDA kernels against their limits without a GPU, and writes benchmarks/results/cuda_static.csv.
 
     python scripts/cuda_counts.py                             # needs nvcc, cuobjdump and nvdisasm
     pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm    # the last two, where only nvcc is installed
 
-The bars hold for nvcc 13.0: another one may schedule otherwise.
+The limits are for nvcc 13.0; another version may schedule instructions differently.
 
-Two counts that check each other. The compiled one: registers, stack, spills and shared memory as ptxas reports them,
+Two counts check each other. The compiled one has registers, stack, spills and shared memory as ptxas reports them,
 and the machine instructions as cuobjdump shows them, of the whole kernel and of the marching loop's body. The emulated
 one (_cuda_emulated.py): the host emulation runs the same kernels and counts floating-point operations, global bytes and
 shared-memory wavefronts. Where both count the same thing, floating-point instructions an output of the plain marching
-kernels, they must agree within 2%, or 2 of few instructions. Static counts: nothing here was measured on a GPU.
+kernels, they must agree within 2%, or within 2 instructions. These are static counts: nothing was measured on a GPU.
 """
 
 from __future__ import annotations

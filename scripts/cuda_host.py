@@ -1,4 +1,4 @@
-"""What of the CUDA losses can be measured without a GPU: the time Python takes, and how blocks cover images.
+"""Measures what can be measured of the CUDA losses without a GPU: the time of Python, and how blocks cover images.
 
     python scripts/cuda_host.py     # writes benchmarks/results/cuda_host.csv and benchmarks/results/cuda_lanes.csv
 
@@ -222,7 +222,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_output(parser)
-    parser.add_argument("--rounds", type=int, default=400, help="of ten calls each")
+    parser.add_argument("--rounds", type=int, default=400, help="rounds of ten calls each")
     arguments = parser.parse_args()
     output = output_folder(arguments.output, arguments.dirty_ok)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Draws the rooms of the package and what they import, from the import statements: `python scripts/draw_layout.py`.
+"""Draws the parts of the package and what they import, from the import statements: `python scripts/draw_layout.py`.
 
 Writes docs/layout.svg, the same bytes for the same imports. `--check` only compares, and ends with status 1 if the
 picture is out of date.
@@ -169,7 +169,9 @@ def draw() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Writes the picture, or compares it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="write nothing; end with status 1 if it is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if the picture is out of date"
+    )
     options = parser.parse_args(arguments)
     text = draw()
     if options.check:

@@ -1,11 +1,11 @@
-"""Installs the package in fresh environments, in every way there is, and looks at what it computes there.
+"""Installs the package into fresh environments in every supported way, and checks what it computes there.
 
     python scripts/install_rounds.py [--pythons 3.10=torch==2.4.1 3.13=torch]      # or make install-rounds
 
 A round is a Python and torch, a way to install (the sdist, a folder, an editable folder) and a PATH with or without a
-C++ compiler; it is looked at from the source folder and from another. Loss and gradient must agree with float64,
-by the kernels where there was a compiler, else in plain torch with one warning; and a command that needs more packages
-must say so in one line. torch is downloaded once for each Python, which takes gigabytes. Standard library only.
+C++ compiler. It is checked from the source folder and from another one. Loss and gradient must agree with float64: by
+the kernels if there was a compiler, otherwise in plain torch with one warning. A command that needs more packages must
+say so in one line. torch, which takes gigabytes, is downloaded once for each Python. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -207,10 +207,15 @@ class Rounds:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pythons", nargs="+", default=["3.10=torch==2.4.1", "3.13=torch"], help="PYTHON=TORCH")
+    parser.add_argument(
+        "--pythons",
+        nargs="+",
+        default=["3.10=torch==2.4.1", "3.13=torch"],
+        help="each a Python and its requirement of torch, such as 3.13=torch",
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "install-rounds", help="folder to work in")
-    parser.add_argument("--bases", type=Path, help="folder of the environments with torch; by default the same")
+    parser.add_argument("--bases", type=Path, help="folder of the environments with torch; by default that of --work")
     arguments = parser.parse_args()
     torches = {name: torch for name, _, torch in (text.partition("=") for text in arguments.pythons)}
     work = arguments.work.resolve()

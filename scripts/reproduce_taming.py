@@ -1,12 +1,12 @@
-"""Trains every scene of Taming 3DGS's tables and sets the results beside the published ones.
+"""Trains every scene of Taming 3DGS's tables and lists the results beside the published ones.
 
     python scripts/reproduce_taming.py --dataset-root DATA --mode budget
 
-DATA holds one folder a scene, in COLMAP layout, as Mip-NeRF 360, Tanks & Temples and Deep Blending are distributed:
-DATA/bicycle/{sparse,images_4}, DATA/room/{sparse,images_2}, DATA/truck/{sparse,images}, … A scene that is missing is
-passed over with a message; one that fails does not stop the others; one that is done is not trained again, and one that
-was interrupted goes on from its checkpoint. The table is written anew after each scene: results.csv, results.md and
-results.png in the result folder.
+DATA holds one folder for each scene in COLMAP layout, as Mip-NeRF 360, Tanks & Temples and Deep Blending have them:
+DATA/bicycle/{sparse,images_4}, DATA/room/{sparse,images_2}, DATA/truck/{sparse,images}, … A missing scene is
+skipped with a message, a finished one is not trained again, an interrupted one resumes from its checkpoint, and one
+that fails does not stop the others. The table is rewritten after each scene: results.csv, results.md and results.png
+in the result folder.
 
 Source of the scenes, budgets and published figures: S. S. Mallick et al., "Taming 3DGS: High-Quality Radiance Fields
 with Limited Resources", SIGGRAPH Asia 2024, tables 1 to 3 and the supplement.
@@ -86,13 +86,13 @@ COLUMNS = (
 class Options:
     """Trains the scenes of Taming 3DGS's tables and writes them beside the published figures."""
 
-    #: Folder that holds the scenes' folders.
+    #: Folder that holds the folders of the scenes.
     dataset_root: Path
     #: budget: a multiple of the starting points, 28 events; big: the published count, 144 events.
     mode: Literal["budget", "big"] = "budget"
-    #: Which scenes; by default all.
+    #: Scenes to train. By default all.
     scenes: tuple[str, ...] = field(default_factory=lambda: tuple(SCENES))
-    #: Runs and tables go here; by default results/taming_<mode>.
+    #: Folder of runs and tables. By default results/taming_<mode>.
     result_dir: Path | None = None
     #: Multiplies the length of the runs and every schedule, for machines that cannot bear 30,000 steps.
     steps_scaler: float = 1.0

@@ -1,4 +1,4 @@
-"""Holds the CPU library to the float64 values of tests/data/vectors.bin, natively, under qemu or under wine.
+"""Checks the CPU library against the float64 values of tests/data/vectors.bin, natively, under qemu or under wine.
 
     python scripts/run_vectors.py                         # this machine's library
     python scripts/run_vectors.py --target linux-aarch64  # the NEON kernels, by Debian's cross compiler and qemu-user
@@ -70,8 +70,8 @@ def run(target: str | None, library: Path | None = None) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=list(RUNNERS), help="another system; by default this machine")
-    parser.add_argument("--library", type=Path, help="a library that is built already")
+    parser.add_argument("--target", choices=list(RUNNERS), help="system to check; this machine by default")
+    parser.add_argument("--library", type=Path, help="library to check; built first by default")
     arguments = parser.parse_args()
     os.environ.setdefault("SPLAT_SSIM_CUDA", "0")
     sys.exit(run(arguments.target, arguments.library and arguments.library.resolve()))

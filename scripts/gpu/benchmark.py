@@ -251,12 +251,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, default=Path("results/gpu/benchmark.csv"), help="file to add rows to")
-    parser.add_argument("--losses", action="store_true", help="the losses and every peer")
-    parser.add_argument("--only", default="", help="of the losses, those whose name holds this")
-    parser.add_argument("--voxelizer", action="store_true", help="the voxeliser")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile of the definition, at two shapes")
-    parser.add_argument("--one", action="store_true", help="an image and a volume, once, for a profiler")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--losses", action="store_true", help="measure the losses and every peer")
+    parser.add_argument("--only", default="", help="measure only the losses whose names contain this")
+    parser.add_argument("--voxelizer", action="store_true", help="measure the voxeliser")
+    parser.add_argument(
+        "--compiled", action="store_true", help="measure torch.compile of the definition, at two shapes"
+    )
+    parser.add_argument("--one", action="store_true", help="run one image and one volume once, for a profiler")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, to test that it runs")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "a CUDA device is required, and PyTorch reaches none\n")
