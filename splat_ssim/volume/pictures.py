@@ -67,7 +67,8 @@ def plane_picture(plane: Tensor, size: tuple[int, int]) -> np.ndarray:
 
     The second runs up.
     """
-    return _grey_or_colour(_resized(plane, size)).transpose(1, 0, 2)[::-1]
+    picture: np.ndarray = _grey_or_colour(_resized(plane, size)).transpose(1, 0, 2)[::-1]
+    return picture
 
 
 def slice_sheet(
