@@ -44,11 +44,11 @@ def read_path(path: Path, scene: Scene, transform: Path | None = None) -> Camera
 
     Args:
         path: nerfstudio's camera_path.json (camera_path with camera_to_world and fov, render_width, render_height, fps
-            or seconds), or a transforms.json, whose frames are taken in their order with the file's lens. Poses are
-            OpenGL's, in the coordinates of the scene's files.
-        scene: Its offset is subtracted.
-        transform: nerfstudio's dataparser_transforms.json (transform, scale), where the path was made in coordinates
-            that nerfstudio chose: it is undone.
+            or seconds), or a transforms.json, whose frames are used in their order with the file's lens. Poses have
+            OpenGL's axes and the coordinates of the scene's files.
+        scene: Scene whose offset is subtracted.
+        transform: nerfstudio's dataparser_transforms.json (transform, scale). It is undone, for a path in coordinates
+            that nerfstudio chose.
 
     Raises:
         SceneError: A file is not as required; the message names it.

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def render_views(task: SceneTask, views: str, output: Path, frames: int, mode: str = "rgb") -> None:
-    """An orbit as a video, or without a suffix as a folder of PNG; the training or test views as a folder of PNG.
+    """Draws an orbit, as a video or, to an output without a suffix, as PNG files; or the training or test views as PNG.
 
     Args:
-        task: With the scene's model.
+        task: Task with the scene and its model.
         views: orbit, train or test.
-        output: File or folder.
-        frames: Of the orbit.
+        output: File or folder to write.
+        frames: Number of frames of the orbit.
         mode: See `scene.modes.draw`.
 
     Raises:
@@ -45,12 +45,12 @@ def render_views(task: SceneTask, views: str, output: Path, frames: int, mode: s
 
 
 def render_path(task: SceneTask, path: Path, output: Path, mode: str = "rgb", transform: Path | None = None) -> None:
-    """The pictures of a camera path, as a video, or without a suffix as a folder of PNG.
+    """Draws the pictures of a camera path, as a video or, to an output without a suffix, as a folder of PNG files.
 
     Args:
-        task: With the scene's model.
+        task: Task with the scene and its model.
         path: See `scene.camera_path.read_path`.
-        output: File or folder.
+        output: File or folder to write.
         mode: See `scene.modes.draw`.
         transform: See `scene.camera_path.read_path`.
 

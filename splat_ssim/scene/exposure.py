@@ -1,4 +1,4 @@
-"""Colours of each training image: exposure and white balance, which a camera changes from photograph to photograph."""
+"""Correction of the exposure and white balance of each training image, which a camera changes between photographs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _RATES = {"affine": 0.01, "bilateral": 0.002}
 
 
 class Exposures:
-    """An affine map of colours for each training image, the same all over the image or in cells of a bilateral grid.
+    """An affine map of colours for each training image: one for the whole image, or a bilateral grid of them.
 
-    What is common to all images is none of theirs: their maps average to the identity, so that a view without a map of
-    its own, such as a test view, has the colours of the average photograph.
+    The maps of all images average to the identity. A view without a map of its own, such as a test view, therefore has
+    the colours of the average photograph.
 
     Args:
-        config: affine or bilateral.
+        config: Options; their name is affine or bilateral.
         count: Number of training views.
-        device: Where the maps live.
+        device: Device of the maps.
 
     Source: affine: B. Kerbl et al., "A Hierarchical 3D Gaussian Representation", 2024; bilateral: Y. Wang et al.,
     "Bilateral Guided Radiance Field Processing", 2024, on J. Chen et al., "Real-time edge-aware image processing with
@@ -51,14 +51,14 @@ class Exposures:
         return self.maps[index] - self.common + self.identity
 
     def apply(self, colors: Tensor, index: int, behind: Tensor | None = None, alphas: Tensor | None = None) -> Tensor:
-        """Rendered colours as the photograph of a training view has them.
+        """Maps rendered colours to those of the photograph of a training view.
 
         Args:
-            colors: (1, H, W, 3) of a render.
-            index: Of the view.
-            behind: (3,), what was put behind a transparent photograph. The camera has not seen it, so it stays as it
-                is. None: the whole picture is the camera's.
-            alphas: (1, H, W, 1) of the render, where there is such a colour.
+            colors: (1, H, W, 3), the rendered colours.
+            index: Index of the view.
+            behind: (3,) colour behind a transparent photograph. The camera has not seen it, so it is not mapped. None:
+                the photograph is opaque.
+            alphas: (1, H, W, 1) of the render, needed with `behind`.
 
         Returns:
             (1, H, W, 3).
@@ -90,9 +90,9 @@ class Exposures:
         """One step of the maps of the views that were rendered; the mean follows.
 
         Args:
-            used: The views.
-            progress: Share of the run that is done.
-            learning: Whether maps change already; else their gradients are dropped.
+            used: Indices of the views.
+            progress: Fraction of the run that is done.
+            learning: Whether the maps are optimised yet. If not, their gradients are dropped.
         """
         if not learning:
             self.maps.optimizer.zero_grad(set_to_none=True)
@@ -139,10 +139,10 @@ def _sliced(grid: Tensor, colors: Tensor) -> Tensor:
 
 
 def color_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A render with the affine map of colours that brings it nearest to the truth, in least squares.
+    """Applies to a render the affine map of colours that brings it nearest to the truth, in least squares.
 
-    It takes out what a test view's unknown exposure does. The map has twelve numbers; other trainers fit a quadratic
-    one, which helps a render more.
+    This removes the effect of a test view's unknown exposure. The map has twelve numbers. Other trainers fit a
+    quadratic map, which gives higher figures.
 
     Args:
         pred: (1, 3, H, W) in [0, 1].

@@ -29,21 +29,22 @@ OPACITY_ACTIVATIONS = ("sigmoid", "absolute")
 def create_splats(
     scene: Scene, config: ModelConfig, *, seed: int, device: torch.device, max_count: int | None = None
 ) -> Splats:
-    """Gaussians to start from: means, scales (logarithms), quats, opacities (logits), sh0, shN.
+    """Creates the Gaussians that a run starts from.
 
     Args:
-        scene: Its points, or else its silhouettes or cameras, say where Gaussians start.
-        config: Start and highest degree of spherical harmonics.
-        seed: Of random positions and rotations.
-        device: Where the parameters live.
-        max_count: How many Gaussians there may be: of more points, as many are drawn.
+        scene: Its points, or otherwise its silhouettes or cameras, determine where Gaussians start.
+        config: How they start, and the highest degree of the spherical harmonics.
+        seed: Seed of random positions and rotations.
+        device: Device of the parameters.
+        max_count: Largest number of Gaussians. If there are more points, as many of them are drawn.
 
     Returns:
-        means (N, 3), scales (N, 3), quats (N, 4) wxyz, opacities (N,), sh0 (N, 1, 3), shN (N, (degree+1)² - 1, 3),
-        float32. Scales: the mean distance to the three nearest neighbours, in every direction.
+        float32 parameters: means (N, 3), scales (N, 3) as logarithms, quats (N, 4) wxyz, opacities (N,) as logits,
+        sh0 (N, 1, 3) and shN (N, (degree+1)² - 1, 3). The initial scale, in every direction, is the mean distance to
+        the three nearest neighbours.
 
     Raises:
-        SceneError: None of them would be in view of a training camera.
+        SceneError: No training camera would see any of them.
     """
     if config.init == "ply":
         return _on_device(trained_splats(scene, config, max_count), device)
@@ -138,15 +139,15 @@ def render(
     Args:
         splats: As of `create_splats`.
         view: The camera; its image is not used.
-        sh_degree: Highest degree of spherical harmonics that takes part.
-        background: (3,) float32.
+        sh_degree: Highest degree of spherical harmonics to use.
+        background: (3,) float32 colour behind the Gaussians.
         near: Gaussians whose centre is nearer to the camera are left out.
         far: Gaussians whose centre is farther from the camera are left out.
-        antialiased: Mip-Splatting's opacity compensation.
+        antialiased: Whether to compensate opacities for the blur on the screen, as Mip-Splatting does.
         opacity_activation: See `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
-        pixel_weights: [1, H, W] or None; where given, info has each Gaussian's sums over its pixels.
-        absgrad: Sums of absolute gradients are left in info["means2d"].absgrad.
+        pixel_weights: [1, H, W] or None. If given, info has sums over pixels for each Gaussian.
+        absgrad: Whether to store sums of absolute gradients in info["means2d"].absgrad.
 
     Returns:
         colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.

@@ -63,17 +63,17 @@ def keep_inside(means: Tensor, box: tuple[Sequence[float], Sequence[float]] | No
 def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> dict[str, np.ndarray]:
     """The Gaussians of a file as parameters of a scene, in its coordinates and of its degree.
 
-    Harmonics above the model's degree are cut off, missing ones are 0. Notes of the scene say so, as they say what the
-    format lost and whether the file was trained with another blur.
+    Harmonics above the model's degree are cut off, and missing ones are 0. Notes of the scene say so, and
+    also what the format lost and whether the file was trained with another blur.
 
     Args:
-        scene: Its offset is subtracted; notes are added to it.
+        scene: Scene whose offset is subtracted, and that notes are added to.
         config: init_ply names the file.
-        max_count: How many Gaussians there may be.
+        max_count: Largest number of Gaussians.
 
     Raises:
         PlyError, FormatError: The file does not read as Gaussians, or its name ends in none of the formats.
-        SceneError: It holds none, more than there may be, ones that are not finite, or none that a camera sees.
+        SceneError: The file holds no Gaussians or too many, they are not finite, or no camera sees any.
     """
     path = config.init_ply
     assert path is not None
@@ -107,10 +107,10 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
 
 
 def boxed(scene: Scene, corners: Sequence[float]) -> Scene:
-    """A scene of which only what is inside a box is modelled: its points there, and the box for a random start.
+    """Limits a scene to a box: keeps the points inside, and starts random Gaussians there.
 
     Args:
-        scene: As it was read.
+        scene: The scene as it was read.
         corners: x y z of the low corner and x y z of the high one, in the coordinates of the files.
 
     Raises:
@@ -148,13 +148,13 @@ def random_points(
 ) -> np.ndarray:
     """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them.
 
-    A box that does not hold what cameras look at is replaced by one that does, with a note in the scene.
+    If the box does not contain what the cameras look at, another one is used, and a note of the scene says so.
 
     Args:
         scene: The scene.
-        count: How many positions.
-        generator: Of their randomness.
-        half_edge: Of a cube about what the cameras look at, instead of the scene's box.
+        count: Number of positions.
+        generator: Source of the random numbers.
+        half_edge: Half the edge of a cube around what the cameras look at, to be used instead of the scene's box.
     """
     low, high, kept = _carved(scene, *_box(scene, half_edge))
     if half_edge is None and scene.box is not None and not scene.box_is_given:

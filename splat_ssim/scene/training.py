@@ -1,4 +1,4 @@
-"""Training a Gaussian scene by images: what one step does, how a scene is evaluated and what it leaves."""
+"""Training a Gaussian scene on images: its steps, its evaluation and its exports."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class SceneTask:
     """Gaussians that are rendered and compared with photographs: scene, model, loss, strategy and optimisers.
 
     Args:
-        config: Its data_dir names the scene.
-        scene: In its place, a scene that was read already.
+        config: Options of the run. Its data_dir names the scene.
+        scene: A scene that has already been read, instead of the one in data_dir.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -119,7 +119,7 @@ class SceneTask:
             self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device, updates)
 
     def plan(self) -> list[str]:
-        """What the run would do and take, in words."""
+        """What the run would do and how much memory it would take, in words."""
         return plan_lines(self.scene, self.config, self.strategy, len(self.splats["means"]))
 
     def step(self, index: int) -> Report:

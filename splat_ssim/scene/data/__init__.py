@@ -1,4 +1,4 @@
-"""Scenes from disk: Blender, COLMAP and nerfstudio folders, read whole and checked before training starts."""
+"""Scenes from disk: Blender, COLMAP and nerfstudio folders, which are read and checked before training starts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FORMATS: dict[str, Callable[..., Scene]] = {
 
 
 def detect_format(folder: Path) -> str:
-    """The format of a scene folder, by the files in it.
+    """Recognises the format of a scene folder by its files.
 
     Raises:
-        SceneError: The folder is missing, or holds none of the files that name a format.
+        SceneError: The folder is missing, or its files are those of no known format.
     """
     if not exists(folder) or not folder.is_dir():
         found = "a file" if is_file(folder) else "nothing there"
@@ -65,22 +65,21 @@ def load_scene(
     Args:
         folder: Scene folder, or the transforms file in it.
         format: "auto", or a key of FORMATS.
-        factor: Images are read at 1/factor of their size: from `images_{factor}` where there is one, else reduced by
-            a box filter.
-        test_every: Without a split in the files, every such view by file name, starting with the first, is a test view;
-            0: all are training views.
-        background: RGB in [0, 1] under images with an alpha channel.
-        cache: Folder where images that take more than half of the free memory are kept decoded; by default `.cache` in
-            the scene's folder.
-        depth_unit: Units of the scene for each unit of a depth file, where depths are to be read; by default they are
-            not.
-        origin: `Scene.origin` of an earlier reading, for the same coordinates; by default they are chosen.
+        factor: Divides width and height of the images. They are read from `images_{factor}` if there is such a folder,
+            otherwise reduced by a box filter.
+        test_every: Every such view in the order of file names, starting with the first, is a test view, unless the
+            files have a split. 0: all are training views.
+        background: RGB in [0, 1] behind images with an alpha channel.
+        cache: Folder for decoded images, used if they take more than half of the free memory. By default `.cache` in
+            the scene folder.
+        depth_unit: Size of one unit of a depth file in units of the scene. By default depths are not read.
+        origin: `Scene.origin` of an earlier reading, to get the same coordinates. By default they are chosen.
 
     Returns:
         The scene.
 
     Raises:
-        SceneError: A file is missing or not what it should be; the message names it and what was expected.
+        SceneError: A file is missing or wrong. The message names it and says what was expected.
 
     Example:
         >>> from splat_ssim.scene.data import load_scene

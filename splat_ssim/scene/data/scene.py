@@ -20,7 +20,7 @@ NEAR, NEAR_EXTENT = 0.01, 0.002
 
 
 class SceneError(UserError):
-    """A scene on disk is not what its format asks for; the message names the file and what was expected."""
+    """A scene on disk does not conform to its format. The message names the file and says what was expected."""
 
 
 @dataclass
