@@ -1,4 +1,4 @@
-"""Fitting Gaussians to a volume beyond memory: brick by brick, each beside the Gaussians that are there already."""
+"""Fits Gaussians to a volume larger than memory, brick by brick, each together with the Gaussians already there."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class BrickConfig(VolumeConfig):
 class BrickTask:
     """Gaussians that become a volume, brick by brick.
 
-    In the first pass each brick is fitted beside the Gaussians of those before it, which stay as they are. What these
-    add to the brick is subtracted, and the new ones are held to what is fitted already beyond its border. The second
-    pass has bricks shifted by half an edge, so that the borders of the first lie inside: there the Gaussians of a brick
-    go on together. Where Gaussians are few, both see a part of the resolution, and a third pass all of it.
+    In the first pass, the Gaussians of earlier bricks stay fixed. What they add to a brick is subtracted from it, and
+    its new Gaussians must also keep to what has been fitted beyond its border. The bricks of the second pass are
+    shifted by half an edge, so that borders of the first pass lie inside them; all Gaussians of a brick are optimised
+    again. If Gaussians are few, both passes work at a reduced resolution, and a third pass at all of it.
 
     Args:
         config: Options; the volume is read from its data_dir.

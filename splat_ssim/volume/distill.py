@@ -1,4 +1,4 @@
-"""A trained scene as a volume: density and colour on a voxel grid, to be fitted, sliced or exported."""
+"""Turns a trained scene into a volume: density and colour on a voxel grid, to be fitted, sliced or exported."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: fl
         splats: means (N, 3), scales (N, 3) logarithms, quats (N, 4), opacities (N,) logits, sh0 (N, 1, 3), as
             `splat_ssim.load_ply` reads them.
         grid: The voxels.
-        min_sigma: Gaussians thinner than this many voxels are widened to it, and as much less dense, so that a surface
-            thinner than a voxel is not lost between voxels.
+        min_sigma: Gaussians thinner than this many voxels are widened to it, and their density is reduced as much, so
+            that a surface thinner than a voxel is not lost between voxels.
 
     Returns:
-        (4, *grid.shape): Σ opacity · g, and the same times red, green and blue (seen from no direction in particular:
-        the constant spherical harmonic). The sum of opacities is an additive density, not what alpha compositing of the
-        overlapping Gaussians gives.
+        (4, *grid.shape): the density Σ opacity · g, and the same times red, green and blue of the constant spherical
+        harmonic. This density is additive; alpha compositing of overlapping Gaussians would give other values.
     """
     order = morton_order(splats["means"], grid)
     floor = min_sigma * min(grid.spacing)
@@ -52,8 +51,8 @@ def distill(
     Args:
         scene: scene.ply of a run, or any PLY of 3D Gaussian splatting.
         output: Volume file to write: npz, npy, nii.gz, tif, nrrd, mha, h5, mrc or zarr.
-        size: Voxels along the longest side.
-        outliers: Share of the Gaussians that may lie outside, at each end of each axis.
+        size: Number of voxels along the longest side.
+        outliers: Fraction of the Gaussians that may lie outside the volume, at each end of each axis.
 
     Returns:
         The file written.

@@ -21,10 +21,10 @@ def evaluate_volume(
 
     Args:
         pred: (C, n0, n1, n2).
-        target: The same.
-        data_range: Largest minus smallest possible value.
-        mask: (1, 1, n0, n1, n2) weights of 0 or more: the result also has `psnr3d_masked` and `ssim3d_masked`, whose
-            means count voxels by them.
+        target: Same shape as `pred`.
+        data_range: Difference between the largest and the smallest possible value.
+        mask: (1, 1, n0, n1, n2) weights of 0 or more. If given, the result also has `psnr3d_masked` and
+            `ssim3d_masked`, whose means are weighted by them.
     """
     result = {
         "psnr3d": reported_psnr(psnr(pred, target, data_range=data_range)),
@@ -38,13 +38,13 @@ def evaluate_volume(
 
 @torch.no_grad()
 def weighted_psnr(pred: Tensor, target: Tensor, weights: Tensor | None, *, data_range: float = 1.0) -> float:
-    """PSNR in dB that counts voxels by their weights.
+    """PSNR in dB of the weighted mean squared error.
 
     Args:
         pred: (C, n0, n1, n2).
-        target: The same.
-        weights: (n0, n1, n2), 0 or more; None for all alike.
-        data_range: Largest minus smallest possible value.
+        target: Same shape as `pred`.
+        weights: (n0, n1, n2), 0 or more. None weights all voxels equally.
+        data_range: Difference between the largest and the smallest possible value.
     """
     if weights is None:
         return psnr(pred, target, data_range=data_range)
@@ -58,7 +58,7 @@ def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> flo
     Args:
         intensities: (C, n0, n1, n2), the fit in the file's intensities.
         source: The same shape, any real dtype.
-        span: Largest minus least intensity of the file.
+        span: Difference between the largest and the smallest intensity of the file.
     """
     # Channel by channel: float64 copies of a large volume are dear.
     sums = [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(intensities, source, strict=True)]

@@ -1,4 +1,4 @@
-"""Fitted Gaussians as files: PLY, and a quantised form of some 15 bytes a Gaussian."""
+"""Fitted Gaussians as files: PLY, and a quantised form of about 15 bytes for each Gaussian."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LATTICE = "lattice"
 
 @dataclass(frozen=True)
 class FieldSource:
-    """What turns the Gaussians back into the volume they were fitted to: its grid and its intensities.
+    """The grid and the intensities of the volume that Gaussians were fitted to, with which it can be rebuilt.
 
     Args:
         grid: The voxels.
         low: Intensity that is fitted as 0.
         high: Intensity that is fitted as 1.
-        clip: Whether the field is cut to [0, 1] first.
-        unit: Of the grid's world.
+        clip: Whether the field is first cut to [0, 1].
+        unit: Unit of the grid's world.
     """
 
     grid: VoxelGrid
@@ -195,8 +195,8 @@ def load_field(path: str | Path) -> GaussianField:
             read.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: A file that does not read.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The file does not read.
     """
     path = Path(path)
     path = path / "gaussians.ply" if path.is_dir() else path
@@ -240,22 +240,22 @@ def save_quantized(
     bits: dict[str, int] | None = None,
     source: FieldSource | None = None,
 ) -> Path:
-    """Writes the Gaussians with few bits each, along a Morton curve, compressed by LZMA; returns the path.
+    """Writes the Gaussians with few bits each, along a Morton curve, compressed by LZMA. Returns the path.
 
-    Uniform codes: means over their bounding box, log scales, densities and features over their ranges; of a quaternion
-    the three smaller numbers, and which is the largest. Means are stored as differences along the curve. With a source
-    all of this is in its voxels, so that few bits do for any spacing and place. The size of the file is the honest
-    price of the field: nothing is left out.
+    Codes are uniform: of means over their bounding box; of log scales, densities and features over their ranges; of a
+    quaternion the three smaller numbers, and which one is the largest. Means are stored as differences along the curve.
+    With a source, lengths are in its voxels, so that few bits serve any spacing and position. The file holds everything
+    that `load_quantized` needs, so its size is the true cost of the field.
 
     Args:
-        path: Where to write.
+        path: File to write.
         field: The Gaussians.
-        grid: Voxels, for the order.
-        bits: Bits of means (14), log_scales (8), quats (8), densities (10), features (8), at most 16.
-        source: Goes into the header, so that `rebuild` needs nothing else.
+        grid: Voxels that determine the order.
+        bits: Bits of means (14 by default), log_scales (8), quats (8), densities (10) and features (8), each 2 to 16.
+        source: Source to write to the header, so that `rebuild` needs nothing else.
 
     Raises:
-        ValueError: Bits outside 2 to 16.
+        ValueError: A number of bits is not from 2 to 16.
     """
     bits = {"means": 14, "log_scales": 8, "quats": 8, "densities": 10, "features": 8, **(bits or {})}
     if any(not 2 <= b <= 16 for b in bits.values()):

@@ -26,18 +26,18 @@ GAUSSIAN_FLOATS = 11
 
 
 class GaussianField(nn.Module):
-    """Gaussians as parameters: `field(grid)` is their volume, `render` and `sample` have its source's intensities.
+    """Gaussians as parameters: `field(grid)` is their volume; `render` and `sample` give the source's intensities.
 
     Args:
         tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
             densities (N,), of any sign; and, for more channels, features (N, F), see `voxelize`.
-        source: The grid and the intensities of the volume they were fitted to; None where nobody knows.
-        offset: World x, y, z that the means are counted from, so that float32 holds them far from the world's origin.
+        source: The grid and the intensities of the volume that they were fitted to, or None if unknown.
+        offset: World x, y, z that the means are relative to, so that float32 is precise far from the world's origin.
 
     Attributes:
         source, offset: As given.
-        metrics: Of the fit, as `VolumeTask.evaluate` has them; empty for a field that was loaded.
-        notes: What was read, cut off or assumed in the fit, a sentence each.
+        metrics: Metrics of the fit, as `VolumeTask.evaluate` returns them. A loaded field has none.
+        notes: What was read, cut off or assumed in the fit, one sentence each.
 
     Example:
         >>> import torch
@@ -89,13 +89,13 @@ class GaussianField(nn.Module):
         """The field on a grid, in the intensities of its source; differentiable.
 
         Args:
-            grid: Any voxels, of whatever spacing and direction; by default those of the source.
+            grid: Voxels of any spacing and direction. By default those of the source.
 
         Returns:
-            (C, *grid.shape) float32. Cut to the range that was fitted, as a run's export is, unless all was kept.
+            (C, *grid.shape) float32. Values are cut to the range that was fitted, if values outside were cut off.
 
         Raises:
-            ValueError: No grid, and a field without a source.
+            ValueError: There is no grid and the field has no source.
         """
         if grid is None and self.source is None:
             raise ValueError("render must be given a grid, as the field has no source, got None")
@@ -110,11 +110,11 @@ class GaussianField(nn.Module):
             points: (..., 3) world x, y, z, on the field's device. float64 points are computed in float64.
 
         Returns:
-            (C, ...), in the points' dtype; differentiable by the points and the Gaussians.
+            (C, ...) in the dtype of the points, differentiable with respect to the points and the Gaussians.
 
         Raises:
-            ValueError: Points of another shape or on another device.
-            TypeError: Points that are not float32 or float64.
+            ValueError: The points have another shape or are on another device.
+            TypeError: The points are neither float32 nor float64.
         """
         tensors = self.tensors
         values = tensors["densities"][:, None]
@@ -133,23 +133,23 @@ class GaussianField(nn.Module):
 
     @torch.no_grad()
     def crop(self, box: Sequence[Sequence[float]]) -> GaussianField:
-        """The Gaussians that reach into a box, and the part of the source's grid there; the field inside is the same.
+        """The Gaussians that reach into a box, with the source's grid cut to it. The field inside does not change.
 
         Args:
-            box: Least and largest world x, y, z, such as ((0, 0, 0), (10, 10, 5)).
+            box: Smallest and largest world x, y, z, such as ((0, 0, 0), (10, 10, 5)).
 
         Raises:
-            ValueError: No box, one that nothing reaches, or one beside the source's grid.
+            ValueError: The box is not a box, no Gaussian reaches it, or it lies outside the source's grid.
         """
         from .sampling import crop_field
 
         return crop_field(self, box)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the field with its source: .ply in full precision, .quantized in some 15 bytes a Gaussian.
+        """Writes the field with its source: .ply in full precision, .quantized in about 15 bytes for each Gaussian.
 
         Raises:
-            ValueError: Another suffix, or a quantised field without a source.
+            ValueError: The suffix is another one, or a field to be quantised has no source.
         """
         from .export import save_field
 
@@ -212,21 +212,21 @@ class GaussianField(nn.Module):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> GaussianField:
-        """Gaussians where a volume has edges and mass, small where they are dense, as bright as it takes.
+        """Places Gaussians where a volume has edges and mass, small where they are dense, with fitted densities.
 
         Args:
-            target: (C, n0, n1, n2), what the field is to become.
+            target: (C, n0, n1, n2), the volume to be fitted.
             grid: Its voxels.
-            count: How many Gaussians; at most the number of voxels, and of those in the mask.
-            spread: Standard deviation over the local distance of Gaussians.
-            mask: (n0, n1, n2) weights of 0 or more: Gaussians are drawn in proportion to them too, none where it is 0.
+            count: Number of Gaussians, at most that of the voxels, or of the voxels in the mask.
+            spread: Standard deviation as a fraction of the local distance between Gaussians.
+            mask: (n0, n1, n2) weights of 0 or more. Gaussians are drawn in proportion to them, none where they are 0.
             generator: Source of the random positions, on the CPU.
 
         Returns:
-            The field, on the target's device; draws are made on the CPU, the same for every device.
+            The field, on the target's device. Since draws are made on the CPU, they are the same for every device.
 
         Raises:
-            ValueError: A count that does not fit.
+            ValueError: The count does not fit.
         """
         voxels = target[0].numel() if mask is None else int((mask > 0).sum())
         if not 1 <= count <= voxels:

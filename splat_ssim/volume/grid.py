@@ -24,16 +24,16 @@ def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """Where the voxels of an array lie in the world.
+    """Positions in the world of the voxels of an array.
 
     Args:
-        shape: Voxels along the three axes of the array.
+        shape: Number of voxels along the three axes of the array.
         affine: 4x4, row by row: maps an index (i0, i1, i2) of the array to the centre of that voxel, in world x, y, z.
             Its columns carry spacing, orientation and axis order, as a NIfTI header's do. Identity by default.
         start: Index of the array's first voxel on the lattice the affine describes; not zero for a crop.
 
     Raises:
-        ValueError: A size below 1, or an affine that is not finite and invertible.
+        ValueError: A size is below 1, or the affine is not finite and invertible.
 
     Example:
         >>> from splat_ssim.volume import VoxelGrid
@@ -73,13 +73,13 @@ class VoxelGrid:
         """A grid along the world's axes.
 
         Args:
-            shape: Voxels along the three axes of the array.
-            spacing: Distance of voxel centres along x, y, z (negative: the axis runs backwards), or one for all.
+            shape: Number of voxels along the three axes of the array.
+            spacing: Distance between voxel centres along x, y, z, or one for all. A negative one reverses the axis.
             origin: World x, y, z of the centre of voxel (0, 0, 0).
-            axes: Which world axis each array axis follows: "zyx" for (depth, height, width) arrays, "xyz" for NIfTI.
+            axes: The world axis that each array axis follows: "zyx" for (depth, height, width) arrays, "xyz" for NIfTI.
 
         Raises:
-            ValueError: Axes that are no permutation of "xyz", or a zero or infinite spacing.
+            ValueError: The axes are not a permutation of "xyz", or a spacing is zero or infinite.
         """
         if sorted(axes) != ["x", "y", "z"]:
             raise ValueError(f'axes must be a permutation of "xyz", got {axes!r}')

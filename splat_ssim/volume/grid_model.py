@@ -1,4 +1,4 @@
-"""A dense voxel grid read trilinearly: the baseline, and what a radiance field is distilled to."""
+"""A dense voxel grid with trilinear interpolation: the baseline, and the target of distilling a radiance field."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def interpolation_matrix(
 
 
 class GridField(nn.Module):
-    """Values on the nodes of a coarse grid that spans a volume, read trilinearly: `field(grid)` is the volume.
+    """A volume interpolated trilinearly from the nodes of a coarser grid: `field(grid)` is the volume.
 
     Args:
         nodes: (C, m0, m1, m2), their values.
-        grid: The voxels it spans: first node on first voxel centre, last on last.
+        grid: The voxels that it spans. The first and last nodes lie on the first and last voxel centres.
 
     Example:
         >>> import torch

@@ -11,7 +11,7 @@ def tv3d(volume: Tensor) -> Tensor:
         volume: (C, n0, n1, n2), differentiable.
 
     Returns:
-        A scalar; an axis of one voxel adds nothing.
+        A scalar. An axis of one voxel adds nothing.
 
     Example:
         >>> import torch

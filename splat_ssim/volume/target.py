@@ -1,4 +1,4 @@
-"""What is fitted: a volume of a file, normalised, with its mask."""
+"""The target of a fit: the volume of a file, normalised, with its mask."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABELS, _SAMPLE = 12, 1 << 12
 
 @dataclass
 class Target:
-    """What is fitted: normalised values, their grid, how they came from the file, and weights.
+    """The target of a fit: normalised values, their grid, how they follow from the file, and weights.
 
     `source` is the file's voxels (C, n0, n1, n2) where some of their values are cut off, else None.
     """
@@ -65,7 +65,7 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     """Reads the volume of a file, normalised, with its mask.
 
     Raises:
-        UserError: A volume that does not read, spans no range, or has another shape than its mask.
+        UserError: The volume does not read, is constant, or differs from its mask in shape.
     """
     options = list(inspect.signature(load_volume).parameters)[1:]
     for name in config.read:
@@ -86,18 +86,18 @@ def make_target(
     mask_name: str = "mask",
     placed: bool = False,
 ) -> Target:
-    """A volume as it is fitted.
+    """Makes a volume the target of a fit.
 
     Args:
-        volume: What is fitted.
-        config: How it is scaled; its mask is not read.
+        volume: The volume to fit.
+        config: How it is scaled. Its mask is not read.
         mask: Weights of the voxels.
-        name: Of the volume, for messages.
-        mask_name: Of the mask.
-        placed: Whether the config, and not the file, says where the volume lies.
+        name: Name of the volume in messages.
+        mask_name: Name of the mask in messages.
+        placed: Whether the config, not the file, gives the position of the volume.
 
     Raises:
-        ValueError: A volume that spans no range, or a mask of another shape, of another place or without weights.
+        ValueError: The volume is constant; or the mask has another shape, lies elsewhere or has no weights.
     """
     normalization = normalization_of(volume.data, config)
     intensities = describe_values(volume.data, normalization)
