@@ -1,4 +1,4 @@
-"""Adam as splatting trainers use it: compiled on the CPU, and a form that leaves unseen Gaussians alone."""
+"""Adam for splatting: compiled on the CPU, and a variant that does not change Gaussians out of view."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _start_state(state: dict[str, Any], parameter: Tensor) -> None:
 def hold_gradient(optimizer: torch.optim.Optimizer, visibility: Tensor | None = None) -> None:
     """Adds the gradient to a sum in the optimiser's state and clears it: the step comes later, with `release_gradient`.
 
-    The sum lies beside the moments. Checkpoints take it along, and densification, which carries moments over when it
-    appends, splits or removes Gaussians, does the same with it: a new Gaussian's sum is zero, an old one's is kept.
+    The sum is stored beside the moments. Checkpoints include it. Densification, which carries moments over when it
+    appends, splits or removes Gaussians, treats it alike: a new Gaussian's sum is zero, an old one's is kept.
 
     Args:
         optimizer: Adam or SelectiveAdam of one parameter, as gsplat's strategies ask for.
@@ -90,8 +90,8 @@ class Adam(torch.optim.Adam):
     """torch.optim.Adam with a compiled, multi-threaded step for float32 parameters on the CPU.
 
     Arguments, parameter groups, `state` and `state_dict` are those of torch.optim.Adam, so strategies and checkpoints
-    go back and forth. Where a parameter is elsewhere or of another dtype, or an option such as weight decay is in use,
-    torch's own step runs: the numbers agree to rounding.
+    work with either. For a parameter on another device or of another dtype, and with options such as weight decay,
+    torch's own step runs. The results agree up to rounding.
 
     Source: D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.
 
@@ -182,7 +182,7 @@ class SelectiveAdam(torch.optim.Optimizer):
     """Adam without bias correction that changes only the rows (Gaussians) that were visible.
 
     m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g², p -= lr·m / (sqrt(v) + eps), on visible rows; the others keep
-    parameter and moments. Runs compiled for float32 on the CPU, in torch elsewhere; `state` is laid out as in
+    parameter and moments. It is compiled for float32 on the CPU, and runs in torch otherwise. `state` has the layout of
     torch.optim.Adam.
 
     Args:

@@ -30,7 +30,7 @@ class PlyError(UserError):
 
 
 def save_ply(path: str | Path, splats: Mapping[str, Tensor], *, comments: Sequence[str] = ()) -> None:
-    """Writes Gaussians as a binary little-endian PLY, all at once (a temporary file is renamed).
+    """Writes Gaussians atomically as a binary little-endian PLY.
 
     Properties in order: x y z nx ny nz f_dc_0…2 f_rest_0…(3(K-1)-1) opacity scale_0…2 rot_0…3. f_rest counts
     coefficients fastest, channels slowest; scales are logarithms, opacities logits, rotations unit quaternions wxyz.
@@ -97,7 +97,7 @@ def _columns(splats: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def load_ply(path: str | Path) -> dict[str, Tensor]:
-    """Reads Gaussians from a PLY of the standard layout; other properties (normals) are passed over.
+    """Reads Gaussians from a PLY of the standard layout. Other properties, such as normals, are ignored.
 
     Args:
         path: File to read, binary or text.
@@ -107,7 +107,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
         sh0 (N, 1, 3), shN (N, K-1, 3), with K = 1, 4, 9 or 16 by what the file holds.
 
     Raises:
-        PlyError: The file is missing, is no PLY, is cut off, or lacks a property of a Gaussian.
+        PlyError: The file is missing, is not a PLY, is truncated, or lacks a property of a Gaussian.
 
     Example: see `save_ply`.
     """

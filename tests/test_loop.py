@@ -374,5 +374,5 @@ def test_help_names_the_options(line, capsys):
         parse(line)
     text = capsys.readouterr().out
     assert done.value.code == 0
-    assert "--checkpoint-every" in text and "Print the mean milliseconds of each stage" in text
+    assert "--checkpoint-every" in text and "Print the mean time of each stage" in text
     assert "--task" not in text and "Largest number of Gaussians" in text

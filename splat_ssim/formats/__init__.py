@@ -74,10 +74,10 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: str | Path) -> Format:
-    """The format of a file by the end of its name.
+    """The format that the suffix of a file names.
 
     Raises:
-        FormatError: It ends in none of them.
+        FormatError: No format has this suffix.
 
     Example:
         >>> from splat_ssim.formats import format_of
@@ -100,23 +100,23 @@ def save_splats(
     antialiased: bool = False,
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> list[str]:
-    """Writes Gaussians in a format that viewers open, all at once (a temporary file is renamed).
+    """Writes Gaussians atomically in a format that viewers open.
 
     Args:
         path: File to write.
         splats: As `splat_ssim.save_ply` takes them: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz,
             opacities (N,) logits, sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device. The axes are those
             of PLY files, which viewers take as right, down, front: SPZ and glTF are written in their own.
-        format: ply, compressed-ply, splat, spz, sog or glb; by default by the end of the name.
-        antialiased: Whether they were trained with Mip-Splatting's compensation, which some formats can say.
-        offset: What was subtracted from the coordinates of the world, which some formats can say.
+        format: ply, compressed-ply, splat, spz, sog or glb. By default the suffix decides.
+        antialiased: Whether they were trained with Mip-Splatting's compensation, which some formats record.
+        offset: Offset that was subtracted from the world's coordinates, which some formats record.
 
     Returns:
-        What was cut, left out or rounded more than usual, a line each.
+        What was cut, left out or rounded more than usual, one line each.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
-        FormatError: There is no Gaussian, one with NaN, or one that the format has no room for.
+        FormatError: There are no Gaussians, a number is NaN, or the format cannot hold them.
 
     Example:
         >>> import tempfile, torch

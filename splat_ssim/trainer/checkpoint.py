@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, written all at once or not at all."""
+"""Checkpoints: everything that a run needs to go on as if it had never stopped, written atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CheckpointError(UserError):
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Writes `state` and the random number generators' to folder/checkpoint.pt.
 
-    Whenever the process dies, there is either the previous checkpoint or the new one.
+    If the process dies, the folder holds either the previous checkpoint or the new one.
     """
     generators: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
-    """What data are, in words, and a checksum of them: equal only for equal data, as good as.
+    """Describes data in words and by a checksum, which practically differs for different data.
 
     Example:
         >>> import torch
@@ -63,8 +63,8 @@ def saved_value(folder: Path, key: str, default: Any = None) -> Any:
 
     Args:
         folder: Run folder.
-        key: Of the value.
-        default: Where the checkpoint has no such key.
+        key: Key of the value.
+        default: Value to return if the checkpoint has no such key.
     """
     try:
         return torch.load(folder / NAME, map_location="cpu", mmap=True, weights_only=True).get(key, default)
@@ -75,15 +75,15 @@ def saved_value(folder: Path, key: str, default: Any = None) -> Any:
 def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: bool = True) -> dict[str, Any]:
     """Reads the state of folder/checkpoint.pt to a device and, for a run that goes on, sets the generators to theirs.
 
-    Nothing in the folder is changed: a run may be looked at while it trains.
+    Nothing in the folder is changed, so a run can be inspected while it trains.
 
     Args:
         folder: Run folder.
-        device: Where tensors go.
-        restore_generators: Whether to set torch's generators; not for a run that is only looked at.
+        device: Device of the tensors.
+        restore_generators: Whether to set torch's generators, as a resumed run needs.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it is no file of `save_checkpoint`.
+        CheckpointError: There is no checkpoint, or it was not written by `save_checkpoint`.
     """
     path = folder / NAME
     if not path.is_file():

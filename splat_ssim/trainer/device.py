@@ -1,4 +1,4 @@
-"""Where a run computes, when that is done, and how much memory it has taken."""
+"""The device of a run: choosing it, waiting for it, and the memory it has used."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from splat_ssim.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device of `--device`: auto is CUDA where torch reaches one, else the CPU.
+    """Returns the device of `--device`: auto is CUDA if torch can use it, otherwise the CPU.
 
     Raises:
-        UserError: cuda was asked for and is not reached.
+        UserError: cuda was asked for, but torch cannot use it.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda requires a CUDA device and a CUDA build of torch, got none")

@@ -1,9 +1,9 @@
-"""Run folders: what a run writes where, and configs read back from them.
+"""Run folders: the files that a run writes, and configs read back from them.
 
 config.yaml is the resolved config with the import path of its task, checkpoint.pt the last checkpoint, history.jsonl
-what steps reported, eval/<step>.json what each evaluation found, versions.json what it was trained with, pictures/ and
-the task's own exports what the last step looks like, and metrics.json, written last, says that the run is over. The
-report page that a task may have follows.
+what steps reported, eval/<step>.json the result of each evaluation, and versions.json the software it was trained with.
+pictures/ and the task's own exports show the last step. metrics.json is written last and marks the run as finished. A
+report page, if the task has one, follows.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
 def default_folder(name: str) -> Path:
-    """Where a run of these data writes unless it is told otherwise."""
+    """Default folder of a run on these data."""
     return Path("results") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def check_folder(folder: Path) -> None:
     """Checks, before anything is read or trained, that a new run may write to a folder; makes nothing.
 
-    A run that died before its second checkpoint has nothing to lose: a new one takes its place.
+    A run that died before its second checkpoint has nothing to lose, so a new run may replace it.
 
     Raises:
-        UserError: The folder holds a run, is no folder, or cannot be made or written to.
+        UserError: The folder holds a run, is not a folder, or cannot be created or written to.
     """
     if (folder / METRICS).exists():
         raise UserError(f"{folder}: required a new folder for a new run, got one with {METRICS} (--result-dir)")
@@ -56,8 +56,8 @@ def open_folder(config: RunConfig, name: str) -> Path:
     """Returns the folder of a run: a new one with the config in it, or the one to resume, left as it is.
 
     Args:
-        config: Resolved.
-        name: Of the data, for the folder's default name.
+        config: Resolved config.
+        name: Name of the data, used in the default folder.
 
     Raises:
         UserError: The folder of a new run holds a run, or cannot be written to.
@@ -90,14 +90,14 @@ def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
 
     Args:
         folder: Run folder.
-        config: Of the run that goes on, resolved.
-        step: Steps done.
+        config: Resolved config of the resumed run.
+        step: Number of steps done.
 
     Returns:
         What the resume changes, one line each, for the user.
 
     Raises:
-        UserError: The run has more steps behind it than it shall have.
+        UserError: The run has already done more steps than the config asks for.
     """
     saved = read_config(folder)[1].resolved()
     if config.steps < step:

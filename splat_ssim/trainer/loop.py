@@ -41,17 +41,17 @@ STEPS = "steps"
 
 
 def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
-    """Trains or resumes a task, evaluates it, exports it; returns what metrics.json holds.
+    """Trains or resumes a task, evaluates and exports it. Returns the metrics, as metrics.json holds them.
 
     Args:
-        task: What is trained.
-        observers: Those that look at it between steps, such as a viewer.
+        task: The task to train.
+        observers: Observers that look at it between steps, such as a viewer.
 
     Raises:
-        UserError: Something on disk is not as required; nothing has been trained yet.
-        WriteError: A file could not be written, as on a full disk; the last checkpoint is whole.
-        NotFiniteError: The loss or the model is no number any more; the checkpoint is the last good one.
-        Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last whole step.
+        UserError: Something on disk is not as required. Nothing has been trained.
+        WriteError: A file could not be written, such as on a full disk. The last checkpoint is intact.
+        NotFiniteError: The loss or the model has become NaN or infinite. The checkpoint is the last good one.
+        Interrupted: SIGINT or SIGTERM came. The checkpoint is that of the last completed step.
     """
     ranks = launched()
     if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
@@ -69,12 +69,12 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
     """Returns the task of a run folder, with the model of its last checkpoint.
 
     Args:
-        folder: Run folder, of whatever kind of training.
+        folder: Run folder of any kind of training.
         device: auto, cpu or cuda.
-        data_dir: The data, if they are no longer where the run found them.
+        data_dir: Where the data are now. By default where the run read them.
 
     Raises:
-        UserError: The folder is no run folder, or its data do not read.
+        UserError: The folder is not a run folder, or its data do not read.
     """
     return reopen(folder, device=device, data_dir=data_dir).task
 
@@ -100,9 +100,9 @@ def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, 
 
 
 class Run:
-    """A run of a task: at which step it is, the seconds it has trained, and its folder.
+    """A run of a task: its step, the seconds that it has trained, and its folder.
 
-    A new run writes its config and a first checkpoint at once, so that one killed early resumes like any other.
+    A new run writes its config and a first checkpoint at once, so that it can be resumed even if killed early.
     """
 
     def __init__(self, task: Task, observers: Sequence[Observer] = ()) -> None:
@@ -127,8 +127,8 @@ class Run:
         """Trains from the current step to the last.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came: the step was finished and the checkpoint saved.
-            NotFiniteError: The loss is no number: on the CPU that of the last step, elsewhere one of the last 25.
+            Interrupted: SIGINT or SIGTERM came. The step was completed and the checkpoint saved.
+            NotFiniteError: The loss is NaN or infinite: on the CPU in the last step, elsewhere in one of the last 25.
         """
         bar = tqdm(
             total=self.config.steps,
@@ -214,7 +214,7 @@ class Run:
         """Writes the run as it is to a folder of its own, which eval, render and --resume take for a run's.
 
         Raises:
-            NotFiniteError: A loss until now, or the state, is no number.
+            NotFiniteError: A loss so far, or the state, is NaN or infinite.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, dataclasses.replace(self.config, result_dir=folder))
@@ -286,7 +286,7 @@ class Run:
         """Writes a checkpoint from which the run goes on exactly.
 
         Raises:
-            NotFiniteError: A loss until now, or the state, is no number; the last checkpoint stays.
+            NotFiniteError: A loss so far, or the state, is NaN or infinite; the last checkpoint stays.
         """
         state = self._state()
         # Before the checkpoint: what a history has beyond it is left out when the run goes on.
@@ -348,7 +348,7 @@ class Run:
 
 
 class Unkept(Run):
-    """A run in memory alone, without a folder: nothing is written, and there is nothing to resume.
+    """A run in memory only, without a folder. Nothing is written, and there is nothing to resume.
 
     `train` is that of any run. A signal ends it after a step as `Interrupted`, and what was trained is the task's.
     """
@@ -361,7 +361,7 @@ class Unkept(Run):
         """Checks what a checkpoint would hold, and writes none.
 
         Raises:
-            NotFiniteError: A loss until now, or the state, is no number.
+            NotFiniteError: A loss so far, or the state, is NaN or infinite.
         """
         self._state()
 

@@ -18,17 +18,17 @@ MAX_PSNR = 100.0
 def psnr(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, data_range: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB, 10·log10(data_range² / MSE), computed in float64.
 
-    The mean of the squares is over everything: batch, channels and positions. For a mean over views, call it once a
-    view, as the evaluation of scenes does. What is written to files goes through `reported_psnr`.
+    The mean squared error is taken over batch, channels and positions together. For a mean over views, call it for each
+    view, as the evaluation of scenes does. Figures that are written to files pass through `reported_psnr`.
 
     Args:
         pred: Any shape, such as (1, 3, H, W) or (C, D, H, W).
-        target: The same shape.
-        mask: bool, over the last axes, such as (H, W): only positions where it is true count.
-        data_range: Largest minus smallest possible value.
+        target: Same shape as `pred`.
+        mask: bool, over the last axes, such as (H, W). Only positions where it is true count.
+        data_range: Difference between the largest and the smallest possible value.
 
     Returns:
-        The ratio; infinite for equal tensors, NaN where the mask leaves nothing.
+        The ratio in dB: infinite for equal tensors, NaN if the mask is false everywhere.
 
     Example:
         >>> import torch

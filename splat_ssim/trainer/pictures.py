@@ -1,4 +1,4 @@
-"""Pictures and videos from tensors, and pictures read."""
+"""Writes pictures and videos of tensors, and reads pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ERROR_GAIN = 5.0
 
 
 class PictureError(UserError):
-    """A picture is missing or does not decode; the message names it."""
+    """A picture is missing or does not decode. The message names it."""
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the loop asks of a kind of training, and how a config names one."""
+"""The interface of a kind of training, and how a config names one."""
 
 from __future__ import annotations
 
