@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from splat_ssim.ops import compiled
+from splat_ssim.ops import compiled, xray
 from splat_ssim.ops import voxelize as ops
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize
 from splat_ssim.volume.reference import mahalanobis_squared, voxelize_reference
@@ -249,3 +249,10 @@ def test_grid_maps_there_and_back():
     assert grid.rebased().start == (0, 0, 0)
     torch.testing.assert_close(grid.rebased().points(), grid.points())
     assert grid.origin == pytest.approx(grid.to_world(indices)[0].tolist())
+
+
+@pytest.mark.parametrize("operator", [ops.voxelize, ops.voxelize_backward, xray.xray, xray.xray_backward])
+@pytest.mark.skipif(not hasattr(torch.library, "infer_schema"), reason="torch before 2.5 does not infer schemas")
+def test_written_schemas_are_those_of_the_annotations(operator):
+    inferred = torch.library.infer_schema(operator._init_fn, mutates_args=())
+    assert str(operator._opoverload._schema) == operator._qualname + inferred

@@ -32,7 +32,14 @@ def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array[Any]
     return (ctypes.c_double * constants["voxel_geometry"])(*numbers), crop, shape
 
 
-@torch.library.custom_op("splat_ssim::voxelize", mutates_args=(), device_types="cpu")
+# Schemas are written out, since torch 2.4 cannot infer one from annotations that are strings.
+_GAUSSIANS = "Tensor means, Tensor quats, Tensor scales, Tensor values"
+_LATTICE = "float[] affine, SymInt[] window"
+
+
+@torch.library.custom_op(
+    "splat_ssim::voxelize", mutates_args=(), device_types="cpu", schema=f"({_GAUSSIANS}, {_LATTICE}) -> Tensor"
+)
 def voxelize(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, affine: list[float], window: list[int]
 ) -> Tensor:
@@ -72,7 +79,12 @@ def _(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, affine: list
     return means.new_empty((values.shape[1], *window[3:]))
 
 
-@torch.library.custom_op("splat_ssim::voxelize_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "splat_ssim::voxelize_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor gradient, {_GAUSSIANS}, {_LATTICE}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def voxelize_backward(
     gradient: Tensor,
     means: Tensor,

@@ -39,7 +39,11 @@ def _check(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor) -> list
     return [t.detach().contiguous() for t in (means, quats, scales, values)]
 
 
-@torch.library.custom_op("splat_ssim::xray", mutates_args=(), device_types="cpu")
+# Written out, as in voxelize.py.
+_SCHEMA = "Tensor means, Tensor quats, Tensor scales, Tensor values, Tensor frames, SymInt[] detector, bool cone"
+
+
+@torch.library.custom_op("splat_ssim::xray", mutates_args=(), device_types="cpu", schema=f"({_SCHEMA}) -> Tensor")
 def xray(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
 ) -> Tensor:
@@ -82,7 +86,12 @@ def _(
     return means.new_empty((frames.shape[0], values.shape[1], *detector))
 
 
-@torch.library.custom_op("splat_ssim::xray_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "splat_ssim::xray_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor gradient, {_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def xray_backward(
     gradient: Tensor,
     means: Tensor,
