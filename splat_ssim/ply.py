@@ -140,7 +140,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:
-    """The scalar vertex properties of a PLY file, name -> (N,) array; other elements are passed over.
+    """The scalar vertex properties of a PLY file, name -> (N,) array; other elements are ignored.
 
     Raises:
         PlyError: The file is missing, is no PLY, is cut off, or is of another format for Gaussians, which is named.

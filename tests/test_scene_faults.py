@@ -471,7 +471,7 @@ def test_a_test_split_without_images_is_passed_over(tmp_path):
         path.unlink()
     scene = load_scene(tmp_path)
     assert (len(scene.train), len(scene.test)) == (6, 0)
-    assert scene.notes == ["transforms_test.json is passed over: of its 2 images none is there"]
+    assert scene.notes == ["transforms_test.json is skipped: none of its 2 images is there"]
 
 
 @pytest.mark.parametrize("write", [write_blender, write_nerfstudio])

@@ -46,7 +46,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     cloud.note_cut(np.abs(cloud.scales) > _MAX_SCALE, "scales were cut to e^-20 to e^20")
     cloud.note_cut(np.abs(cloud.shN) > _MAX_HARMONIC, "harmonics were cut to [-4, 4]")
     if cloud.antialiased:
-        cloud.notes.append("that the scene is antialiased is kept as a comment, which viewers pass over")
+        cloud.notes.append("that the scene is antialiased is kept as a comment, which viewers ignore")
     cloud = cloud.ordered(morton_order(cloud.means))
     position, position_bounds = _packed(cloud.means)
     scale, scale_bounds = _packed(cloud.scales.clip(-_MAX_SCALE, _MAX_SCALE))

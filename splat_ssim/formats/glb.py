@@ -38,7 +38,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     sizes = np.exp(np.minimum(turned.scales, 88.0).astype(np.float64))
     cloud.note_cut(turned.scales > 88, "scales were cut to e^88")
     if cloud.antialiased:
-        cloud.notes.append(f"that the scene is antialiased is kept as an extra, which viewers pass over: {_NAME}")
+        cloud.notes.append(f"that the scene is antialiased is kept as an extra, which viewers ignore: {_NAME}")
     attributes: dict[str, np.ndarray] = {
         "POSITION": turned.means,
         # What viewers without the extension show: a cloud of coloured points.
@@ -160,7 +160,7 @@ def _decode(content: dict[str, Any], body: bytes, path: Path) -> Cloud:
         offset=(float(offset[0]), float(offset[1]), float(offset[2])),
     ).flipped("xy")
     if len(found) > 1:
-        cloud.notes.append(f"the first of {len(found)} primitives was read, the others were passed over")
+        cloud.notes.append(f"the first of {len(found)} primitives was read, the others were ignored")
     return cloud
 
 

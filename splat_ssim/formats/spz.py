@@ -125,7 +125,7 @@ def decode(data: bytes, path: Path) -> Cloud:
         antialiased=bool(flags & _ANTIALIASED),
     ).flipped("yz")
     if flags & _EXTENDED:
-        cloud.notes.append("its extensions are passed over: axes are taken as right, up, back")
+        cloud.notes.append("its extensions are ignored: axes are taken as right, up, back")
     return cloud
 
 

@@ -55,7 +55,7 @@ def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list
     named = [file if file.suffix or not file.name else file.with_suffix(".png") for file in named]
     found = [find_image(file) for file in named]
     if split != "train" and not any(found):
-        notes.append(f"{path.name} is passed over: of its {len(frames)} images none is there")
+        notes.append(f"{path.name} is skipped: none of its {len(frames)} images is there")
         return []
     check_found(named, found, path.name, notes)
     files = [file for file in found if file is not None]
