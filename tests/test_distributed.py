@@ -227,7 +227,7 @@ def test_compare_refuses(tmp_path):
         compare(flat, tmp_path / "small.npy")
     with pytest.raises(ValueError, match="finite voxels"):
         compare(flat, tmp_path / "nan.npy")
-    with pytest.raises(ValueError, match="give --data-range"):
+    with pytest.raises(ValueError, match="require --data-range"):
         compare(flat, flat)
     assert compare(flat, flat, data_range=1.0)["ssim"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="got nothing at"):
