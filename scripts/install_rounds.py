@@ -29,6 +29,7 @@ import json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, splat_ssim
+    import splat_ssim.ops.voxelize, splat_ssim.ops.xray  # operators that the oldest torch has to register too
     from splat_ssim import reference
     from splat_ssim.loss import photometric_loss
     from splat_ssim.ops import compiled
