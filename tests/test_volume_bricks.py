@@ -188,6 +188,27 @@ def test_a_region_is_averaged_and_weighed_without_being_read_whole(tmp_path, mon
     assert len(sizes) > 1 and channels * max(map(np.prod, sizes)) <= 20_000 + 2 * channels * 38 * 37
 
 
+@pytest.mark.parametrize("lost", ["a chunk", "a voxel"])
+def test_a_volume_that_changes_while_it_is_fitted_is_refused(tmp_path, lost):
+    zarr = pytest.importorskip("zarr")
+    place = tmp_path / "volume.zarr"
+    array = zarr.open_array(str(place), mode="w", shape=(24, 20, 22), chunks=(8, 8, 8), dtype="u1")
+    array[...] = smooth_volume((24, 20, 22)) // 2 + 20
+    config = config_of(tmp_path, brick=16)
+    config.data_dir = place
+    task = BrickTask(config)
+    task.step(0)
+    before = task.evaluate(None)["psnr3d"]
+    if lost == "a voxel":
+        array[23, 19, 21] += 1
+    else:
+        # zarr gives zeros for it, without a word.
+        next(p for p in place.rglob("*") if p.is_file() and p.stat().st_size and "1" in p.name[:1]).unlink()
+    with pytest.raises(UserError, match=rf"{place} must stay as it is while it is fitted, got other voxels .*checksum"):
+        task.evaluate(None)
+    assert before > 0
+
+
 def test_blocks_that_are_larger_than_the_volume_are_refused(tmp_path):
     np.save(tmp_path / "volume.npy", np.random.default_rng(0).integers(0, 255, (3, 40, 40), np.uint8))
     with pytest.raises(UserError, match="coarse_factor must be at most 3, the volume's shortest side, got 4"):

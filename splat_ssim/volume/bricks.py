@@ -22,7 +22,7 @@ from ..trainer.states import check_rows, number_of
 from ..trainer.task import Report
 from .blocks import Block, BlockedVolume
 from .brick_layout import MARGIN, Stage, counted, passes_of, region_of, shares
-from .brick_results import evaluate_blocks, save_middle_slices, shown_planes, write_npy
+from .brick_results import Projections, evaluate_blocks, save_middle_slices, shown_planes, write_npy
 from .brick_scale import blocks_along, coarse_factor_for, in_blocks, into, out_of, read_averaged, weight_of
 from .config import VolumeConfig, VolumeOutputConfig
 from .crops import loss_reach
@@ -142,6 +142,8 @@ class BrickTask:
         #: Gaussians that the present brick of a later pass began with.
         self.begun = 0
         self.last_loss = float("nan")
+        #: Of the last evaluation.
+        self.projections: Projections | None = None
 
     # --- how the work is divided
 
@@ -293,7 +295,8 @@ class BrickTask:
         """PSNR and SSIM of the whole volume, block by block; slices through its middle as pictures."""
         if pictures is not None and self.config.output.slices:
             save_middle_slices(pictures, self.volume, self.field)
-        return evaluate_blocks(self.volume, self.field, self.config.brick)
+        found, self.projections = evaluate_blocks(self.volume, self.field)
+        return found
 
     def export(self, folder: Path) -> dict[str, Any]:
         """The Gaussians as PLY and quantised, and the field as npy if asked for; their sizes."""
@@ -324,7 +327,15 @@ class BrickTask:
         from .report import Shown, write_volume_report
 
         volume = self.volume
-        shown = Shown(lambda axis, index: shown_planes(volume, self.field, axis, index), volume.grid, volume.channels)
+        if self.projections is None:
+            self.evaluate()
+        assert self.projections is not None
+        shown = Shown(
+            lambda axis, index: shown_planes(volume, self.field, axis, index),
+            volume.grid,
+            volume.channels,
+            projections=self.projections.planes,
+        )
         return write_volume_report(self, folder, evaluation, shown, views=views, notes=self.notes)
 
     def render(self, views: str, output: Path, frames: int) -> None:
