@@ -24,7 +24,10 @@ from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.modes import draw
 from splat_ssim.trainer import load
 from splat_ssim.trainer.cli import main, report_run
+from splat_ssim.trainer.loop import run
 from splat_ssim.trainer.viewer_package import find_viewer
+from splat_ssim.volume.config import VolumeConfig
+from splat_ssim.volume.training import VolumeTask
 from tests.scenes import write_blender
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra [browser])")
@@ -99,6 +102,31 @@ def test_the_report_page_in_a_browser(trained, page, monkeypatch, tmp_path):
     first = turntable.locator("img").get_attribute("src")
     turntable.locator("input").evaluate("i => { i.value = 12; i.dispatchEvent(new Event('input')); }")
     assert turntable.locator("img").get_attribute("src") != first
+    assert set(requests) <= {"file", "data", "blob"}
+
+
+def test_the_page_about_a_volume_in_a_browser(page, tmp_path):
+    values = np.indices((24, 20, 16)).sum(0)
+    np.save(tmp_path / "volume.npy", ((values % 15) * 12 + 20).astype(np.uint8))
+    config = VolumeConfig(data_dir=tmp_path / "volume.npy", result_dir=tmp_path / "run", steps=50, device="cpu")
+    config.strategy.budget, config.output.progress, config.output.video = 60, False, False
+    config.output.eval_every = 25
+    run(VolumeTask(config))
+    requests = []
+    page.on("request", lambda request: requests.append(request.url.split(":")[0]))
+    page.goto((tmp_path / "run" / "report.html").as_uri())
+    assert page.locator("#curves svg path.train").count() > 0 and page.locator("#curves circle").count() > 0
+    sliders = page.locator(".turntable")
+    assert sliders.count() == 4
+    for place in range(4):
+        image, told = sliders.nth(place).locator("img"), sliders.nth(place).locator("output")
+        assert image.evaluate("i => i.decode().then(() => i.naturalWidth)") > 16
+        before = image.get_attribute("src"), told.inner_text()
+        sliders.nth(place).locator("input").focus()
+        page.keyboard.press("ArrowRight")
+        assert image.get_attribute("src") != before[0]
+        if place < 3:
+            assert told.inner_text() != before[1] and told.inner_text().startswith("Slice ")
     assert set(requests) <= {"file", "data", "blob"}
 
 

@@ -25,6 +25,7 @@ from splat_ssim.trainer.report import embedded, table
 from splat_ssim.volume import Volume, VoxelGrid, save_volume
 from splat_ssim.volume import report as volume_report
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
+from splat_ssim.volume.pictures import plane_picture
 from tests.scenes import write_blender
 from tests.test_loop import LineTask, config
 from tests.test_loop import run as run_line
@@ -332,3 +333,45 @@ def test_a_fit_by_bricks_leaves_a_page_without_reading_the_volume_whole(tmp_path
     run_task(BrickTask(config))
     page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert len(frames_of(page, "slices-1")["frames"]) == 12 and "frames-turn" not in page.scripts
+    # The maxima of the volume's voxels, put together from eight blocks; beside them those of the fit.
+    task = load(tmp_path / "run")
+    task.evaluate()
+    values = ball(0, 200, np.uint8) / 200
+    fit = task.field(((0, 0, 0), values.shape))[0]
+    told = frames_of(page, "projections")
+    assert told["labels"] == ["Along axis 0", "Along axis 1", "Along axis 2"]
+    for axis, frame in enumerate(told["frames"]):
+        of_fit, of_volume = (plane[0] for plane in task.projections.planes[axis])
+        assert np.abs(of_volume.numpy() - values.max(axis)).max() < 1e-6
+        assert torch.allclose(of_fit, fit.amax(axis), atol=1e-5)
+        width = (pixels_of(frame).shape[1] - 8) // 3
+        shown = pixels_of(frame)[:, width + 4 : 2 * width + 4, 0] / 255
+        assert np.abs(shown - values.max(axis).T[::-1]).mean() < 0.03
+
+
+@pytest.mark.parametrize("views", [5, 40])
+def test_a_page_of_a_volume_stays_below_its_size_and_says_what_it_leaves_out(monkeypatch, views):
+    # Noise is what JPEG is largest for.
+    values = torch.from_numpy(np.random.default_rng(0).random((3, 40, 400, 24), np.float32))
+    shown = volume_report.Shown(
+        lambda axis, index: (values.select(1 + axis, index), values.select(1 + axis, index) / 2),
+        VoxelGrid((40, 400, 24)),
+        3,
+    )
+    monkeypatch.setattr(volume_report, "MOST_BYTES", 900_000)
+    html = volume_report._slices(shown, views, [])
+    assert "Slices of up to 400 pixels a side are shown at 320, each a mean." in html
+    sliders = [json.loads(text) for name, text in Page(html).scripts.items() if name.startswith("frames-")]
+    assert len(sliders) == 3 and sum(len(frame) for told in sliders for frame in told["frames"]) <= 900_000
+    counts = {len(told["frames"]) for told in sliders}
+    assert (views == 5 and counts == {5} and "instead of" not in html) or f"{max(counts)} instead of 40 slices" in html
+    # What is left is spread evenly.
+    places = [int(label.split()[1]) for label in sliders[1]["labels"]]
+    assert len(places) == 1 or max(np.diff(places)) <= 2 * min(np.diff(places)) + 1
+
+
+def test_a_slice_that_is_shown_smaller_is_averaged():
+    fine = torch.zeros(1, 64, 64)
+    fine[:, ::4] = 1.0
+    small = plane_picture(fine, (16, 16))
+    assert abs(small[2:-2, 2:-2].mean() - 255 / 4) < 3 and small[2:-2, 2:-2].std() < 3

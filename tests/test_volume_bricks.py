@@ -7,9 +7,10 @@ import torch
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import ConfigError
 from splat_ssim.trainer.loop import load, run
+from splat_ssim.volume import brick_scale
 from splat_ssim.volume.blocks import BlockedVolume, blocks_of
 from splat_ssim.volume.brick_layout import counted, passes_of, shares
-from splat_ssim.volume.brick_scale import averaged, into, out_of, wholly_counted
+from splat_ssim.volume.brick_scale import averaged, in_blocks, into, out_of, read_averaged, weight_of
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeDataConfig
 from splat_ssim.volume.evaluation import evaluate_volume
@@ -147,11 +148,65 @@ def test_gaussians_in_blocks_of_voxels_are_those_of_the_volume():
     assert torch.allclose(GaussianField(coarse)(VoxelGrid((9, 8, 10))), expected, atol=2e-5)
 
 
-def test_blocks_at_the_far_border_are_means_of_what_there_is_and_count_only_whole():
-    values = torch.arange(5.0).expand(1, 2, 2, 5)
-    assert averaged(values, 2).flatten().tolist() == [0.5, 2.5, 4.0]
-    weights = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]).expand(2, 2, 5)
-    assert wholly_counted(weights, 2).flatten().tolist() == [1.0, 0.0, 1.0]
+def test_blocks_at_the_far_border_are_means_of_what_there_is():
+    assert averaged(torch.arange(5.0).expand(1, 2, 2, 5), 2).flatten().tolist() == [0.5, 2.5, 4.0]
+
+
+def test_a_block_of_voxels_counts_where_all_of_it_does(tmp_path):
+    np.save(tmp_path / "volume.npy", smooth_volume((71, 41, 38)))
+    task = BrickTask(config_of(tmp_path, brick=16, coarse_factor=2, loss_kwargs={"window_size": 5}))
+    everything = [((0, 0, 0), task.volume.shape)]
+    for stage in task.stages:
+        if stage.turn == 2:
+            break
+        done = everything if stage.turn else task.passes[0].cores[: stage.place + 1]
+        region = task._region(stage)
+        assert in_blocks(region, 2)[0] == tuple(first / 2 for first in region[0])
+        voxels = counted(region, done, 2 * task.reach, task.volume.shape)
+        assert torch.equal(task._counted(stage), (averaged(voxels[None], 2)[0] == 1).float())
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_region_is_averaged_and_weighed_without_being_read_whole(tmp_path, monkeypatch, channels):
+    values = np.stack([smooth_volume((71, 41, 38), seed) for seed in range(channels)])
+    np.save(tmp_path / "volume.npy", values)
+    volume, region = BlockedVolume(tmp_path / "volume.npy", VolumeDataConfig(), 20), ((6, 3, 0), (65, 38, 37))
+    whole = volume.read(region)
+    expected = [averaged(whole, factor) for factor in (1, 2, 3, 8)]
+    slopes = torch.gradient(whole[0], dim=[0, 1, 2])
+    weight = float(sum(each.abs().double().sum() for each in slopes) + 0.05 * whole[0].abs().double().sum())
+    read, sizes = BlockedVolume.read, []
+    monkeypatch.setattr(brick_scale, "_AT_ONCE", 20_000)
+    monkeypatch.setattr(BlockedVolume, "read", lambda self, block: sizes.append(block[1]) or read(self, block))
+    for factor, means in zip((1, 2, 3, 8), expected, strict=True):
+        sizes.clear()
+        assert torch.equal(read_averaged(volume, region, factor), means)
+        most = max(20_000, channels * factor * 38 * 37)  # A row of blocks at least.
+        assert factor == 1 or (len(sizes) > 1 and channels * max(map(np.prod, sizes)) <= most)
+    sizes.clear()
+    assert weight_of(volume, region) == pytest.approx(weight, rel=1e-9)
+    assert len(sizes) > 1 and channels * max(map(np.prod, sizes)) <= 20_000 + 2 * channels * 38 * 37
+
+
+@pytest.mark.parametrize("lost", ["a chunk", "a voxel"])
+def test_a_volume_that_changes_while_it_is_fitted_is_refused(tmp_path, lost):
+    zarr = pytest.importorskip("zarr")
+    place = tmp_path / "volume.zarr"
+    array = zarr.open_array(str(place), mode="w", shape=(24, 20, 22), chunks=(8, 8, 8), dtype="u1")
+    array[...] = smooth_volume((24, 20, 22)) // 2 + 20
+    config = config_of(tmp_path, brick=16)
+    config.data_dir = place
+    task = BrickTask(config)
+    task.step(0)
+    before = task.evaluate(None)["psnr3d"]
+    if lost == "a voxel":
+        array[23, 19, 21] += 1
+    else:
+        # zarr gives zeros for it, without a word.
+        next(p for p in place.rglob("*") if p.is_file() and p.stat().st_size and "1" in p.name[:1]).unlink()
+    with pytest.raises(UserError, match=rf"{place} must stay as it is while it is fitted, got other voxels .*checksum"):
+        task.evaluate(None)
+    assert before > 0
 
 
 def test_blocks_that_are_larger_than_the_volume_are_refused(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .config import VolumeDataConfig
 from .io import LAZY, open_array, open_grid, volume_format
 from .normalization import Normalization, ValueRange, describe_values
@@ -46,6 +47,11 @@ def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Bl
                 yield (a[0], b[0], c[0]), (a[1], b[1], c[1])
 
 
+def checked(voxels: np.ndarray, checksum: int = 0) -> int:
+    """A checksum (CRC-32) that goes on with more voxels."""
+    return zlib.crc32(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data, checksum)
+
+
 class BlockedVolume:
     """The voxels of a file as they are fitted, read as they are asked for.
 
@@ -73,7 +79,8 @@ class BlockedVolume:
         if len(self.array.shape) not in (3, 4) or tuple(self.array.shape[-3:]) != self.shape:
             raise ValueError(f"{path}: required an array (n0, n1, n2) or (C, n0, n1, n2), got {self.array.shape}")
         self.channels = 1 if len(self.array.shape) == 3 else int(self.array.shape[0])
-        self.normalization, self.intensities, self.checksum = self._look(config, edge)
+        self.edge = edge
+        self.normalization, self.intensities, self.checksum = self._look(config)
 
     def raw(self, block: Block) -> np.ndarray:
         """(C, …) voxels of a block in the file's own dtype."""
@@ -91,16 +98,33 @@ class BlockedVolume:
         """Largest minus least value that is fitted."""
         return 1.0 if self.normalization.clip else self.intensities.span
 
-    def _look(self, config: VolumeDataConfig, edge: int) -> tuple[Normalization, ValueRange, int]:
+    def check_unchanged(self, checksum: int) -> None:
+        """Refuses voxels that are no longer those of the first look.
+
+        A chunk that zarr does not find counts as zeros: a volume that is deleted meanwhile would go unnoticed.
+
+        Args:
+            checksum: `checked` of all blocks of `edge` voxels, in their order.
+
+        Raises:
+            UserError: They have another checksum.
+        """
+        if checksum != self.checksum:
+            raise UserError(
+                f"{self.path} must stay as it is while it is fitted, got other voxels than at first "
+                f"(checksum {checksum:08x}, at first {self.checksum:08x})"
+            )
+
+    def _look(self, config: VolumeDataConfig) -> tuple[Normalization, ValueRange, int]:
         """Normalisation, range and checksum of all voxels."""
         least, most, checksum, samples = np.inf, -np.inf, 0, []
         stride = max(1, self.channels * int(np.prod(self.shape)) // _SAMPLE)
-        for block in blocks_of(self.shape, edge):
+        for block in blocks_of(self.shape, self.edge):
             voxels = self.raw(block)
             if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
                 raise ValueError(f"{self.path} must hold finite voxels, got others in the block from {block[0]} on")
             least, most = min(least, voxels.min()), max(most, voxels.max())
-            checksum = zlib.crc32(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data, checksum)
+            checksum = checked(voxels, checksum)
             samples.append(voxels.ravel()[::stride])
         # Nothing but the extremes and percentiles of a sample is asked for.
         values = np.concatenate([np.array([least, most]).astype(samples[0].dtype), *samples])

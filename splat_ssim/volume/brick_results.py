@@ -1,4 +1,4 @@
-"""What is found of a fit by bricks: PSNR and SSIM, pictures and the field itself, block by block."""
+"""What is found of a fit by bricks: PSNR and SSIM, projections, pictures and the field itself, block by block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._files import replacing_path
 from ..functional import ssim3d
 from ..trainer.metrics import psnr_of_mse, reported_psnr
 from ..trainer.pictures import save_comparison
-from .blocks import Block, BlockedVolume, blocks_of
+from .blocks import Block, BlockedVolume, blocks_of, checked
 from .crops import make_crop
 
 #: Region -> (C, …) field there.
@@ -24,18 +24,48 @@ Field = Callable[[Block], Tensor]
 _RADIUS = 5
 
 
+class Projections:
+    """Maxima along each axis of a fit and of its volume, which are put together from blocks.
+
+    Attributes:
+        planes: For each axis (C, …) of the fit and of the volume, in [0, 1] as they are shown.
+    """
+
+    def __init__(self, volume: BlockedVolume) -> None:
+        sides = [[n for other, n in enumerate(volume.shape) if other != axis] for axis in range(3)]
+        self.planes = [(torch.zeros(volume.channels, *two), torch.zeros(volume.channels, *two)) for two in sides]
+
+    def add(self, first: tuple[int, ...], fit: Tensor, own: Tensor) -> None:
+        """Takes a block of both in, (C, n0, n1, n2), whose first voxel is given."""
+        for axis, planes in enumerate(self.planes):
+            for plane, values in zip(planes, (fit, own), strict=True):
+                most = values.amax(1 + axis)
+                a, b = (start for other, start in enumerate(first) if other != axis)
+                part = plane[:, a : a + most.shape[1], b : b + most.shape[2]]
+                torch.maximum(part, most, out=part)
+
+
+def _as_shown(volume: BlockedVolume, values: Tensor) -> Tensor:
+    """Values that are fitted, or compared, in [0, 1]."""
+    low = 0.0 if volume.normalization.clip else volume.intensities.source_low
+    return (values - low) / volume.data_range
+
+
 @torch.no_grad()
-def evaluate_blocks(volume: BlockedVolume, field: Field, edge: int) -> dict[str, Any]:
-    """psnr3d, ssim3d and psnr3d_source as a fit in memory reports them, and the range of the values.
+def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any], Projections]:
+    """psnr3d, ssim3d and psnr3d_source as a fit in memory reports them, the range of the values, and projections.
 
     Args:
         volume: What was fitted.
         field: The fit.
-        edge: Voxels along each axis of a block.
+
+    Raises:
+        UserError: The volume's voxels are no longer those that were fitted.
     """
     squares = source_squares = similarity = 0.0
+    checksum, projections = 0, Projections(volume)
     scale, count = volume.normalization, volume.channels * int(np.prod(volume.shape))
-    for first, shape in blocks_of(volume.shape, edge):
+    for first, shape in blocks_of(volume.shape, volume.edge):
         crop = make_crop(volume.shape, first, shape, halo=_RADIUS)
         region = (crop.start, crop.shape)
         raw = volume.raw(region)
@@ -43,16 +73,20 @@ def evaluate_blocks(volume: BlockedVolume, field: Field, edge: int) -> dict[str,
         pred = pred.to(truth.device)
         own, expected = crop.core(pred), crop.core(truth)
         squares += float((own.double() - expected.double()).square().sum())
-        fitted, source = scale.invert(own.numpy()), crop.core(torch.from_numpy(raw.astype(np.float64))).numpy()
-        source_squares += float(np.square(fitted - source).sum())
+        inside = tuple(slice(a, a + n) for a, n in zip(crop.core_start, crop.core_shape, strict=True))
+        source = raw[(slice(None), *inside)]
+        checksum = checked(source, checksum)
+        source_squares += float(np.square(scale.invert(own.numpy()) - source.astype(np.float64)).sum())
+        projections.add(first, _as_shown(volume, own), _as_shown(volume, expected))
         maps = ssim3d(pred[None], truth[None], data_range=volume.data_range, reduction="none")
         similarity += float(crop.core(maps).double().sum())
+    volume.check_unchanged(checksum)
     return {
         "psnr3d": reported_psnr(psnr_of_mse(squares / count, volume.data_range)),
         "ssim3d": similarity / count,
         "psnr3d_source": reported_psnr(psnr_of_mse(source_squares / count, volume.intensities.span)),
         **dataclasses.asdict(volume.intensities),
-    }
+    }, projections
 
 
 @torch.no_grad()
@@ -61,10 +95,7 @@ def shown_planes(volume: BlockedVolume, field: Field, axis: int, index: int) -> 
     first, shape = [0, 0, 0], list(volume.shape)
     first[axis], shape[axis] = index, 1
     region = ((first[0], first[1], first[2]), (shape[0], shape[1], shape[2]))
-    low = 0.0 if volume.normalization.clip else volume.intensities.source_low
-    fit, own = (
-        (each.cpu().select(1 + axis, 0) - low) / volume.data_range for each in (field(region), volume.read(region))
-    )
+    fit, own = (_as_shown(volume, each.cpu().select(1 + axis, 0)) for each in (field(region), volume.read(region)))
     return fit, own
 
 

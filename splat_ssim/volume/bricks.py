@@ -22,8 +22,8 @@ from ..trainer.states import check_rows, number_of
 from ..trainer.task import Report
 from .blocks import Block, BlockedVolume
 from .brick_layout import MARGIN, Stage, counted, passes_of, region_of, shares
-from .brick_results import evaluate_blocks, save_middle_slices, shown_planes, write_npy
-from .brick_scale import averaged, blocks_along, coarse_factor_for, into, out_of, wholly_counted
+from .brick_results import Projections, evaluate_blocks, save_middle_slices, shown_planes, write_npy
+from .brick_scale import blocks_along, coarse_factor_for, in_blocks, into, out_of, read_averaged, weight_of
 from .config import VolumeConfig, VolumeOutputConfig
 from .crops import loss_reach
 from .device import pick_volume_device
@@ -142,20 +142,14 @@ class BrickTask:
         #: Gaussians that the present brick of a later pass began with.
         self.begun = 0
         self.last_loss = float("nan")
+        #: Of the last evaluation.
+        self.projections: Projections | None = None
 
     # --- how the work is divided
 
     def _weights(self) -> list[float]:
         """What there is to fit in each brick: slopes, and a little of the values, as Gaussians are drawn by."""
-        weights = []
-        for core in self.passes[0].cores:
-            values = self.volume.read(core)[0] / self.volume.data_range
-            axes = [axis for axis in range(3) if values.shape[axis] > 1]
-            slopes = (
-                [slope.abs().sum(dtype=torch.float64) for slope in torch.gradient(values, dim=axes)] if axes else []
-            )
-            weights.append(float(sum(slopes) + 0.05 * values.abs().sum(dtype=torch.float64)))
-        return weights
+        return [weight_of(self.volume, core) for core in self.passes[0].cores]
 
     def _stages(self) -> list[Stage]:
         """All steps of the run, in order; a brick of nothing has none."""
@@ -207,10 +201,10 @@ class BrickTask:
         factor = self._factor(stage)
         config = self._brick_config(stage)
         target = Target(
-            averaged(self.volume.read(region), factor).to(self.device),
+            read_averaged(self.volume, region, factor).to(self.device),
             VoxelGrid(blocks_along(shape, factor)),
             self.volume.normalization,
-            wholly_counted(self._counted(stage), factor)[None, None].to(self.device),
+            self._counted(stage)[None, None].to(self.device),
             "",
             self.volume.intensities,
         )
@@ -252,10 +246,11 @@ class BrickTask:
         return region_of(stage.core, (self.reach + MARGIN) * self._factor(stage), self.volume.shape)
 
     def _counted(self, stage: Stage) -> Tensor:
-        """Weights of the voxels of a region: those of its core, and those beyond that are fitted already."""
-        everything: list[Block] = [((0, 0, 0), self.volume.shape)]
-        done = everything if stage.turn else self.passes[0].cores[: stage.place + 1]
-        return counted(self._region(stage), done, self.reach * self._factor(stage), self.volume.shape)
+        """Weights of what a stage takes for voxels: those of its core, and those beyond that are fitted already."""
+        factor, whole = self._factor(stage), ((0, 0, 0), self.volume.shape)
+        done = [whole] if stage.turn else self.passes[0].cores[: stage.place + 1]
+        region, *done = (in_blocks(block, factor) for block in (self._region(stage), *done))
+        return counted(region, done, self.reach, blocks_along(self.volume.shape, factor))
 
     def _inside(self, block: Block) -> Tensor:
         """(N,) bool: the Gaussians whose centres lie in a block; at the volume's border, also those beyond it."""
@@ -301,7 +296,8 @@ class BrickTask:
         """PSNR and SSIM of the whole volume, block by block; slices through its middle as pictures."""
         if pictures is not None and self.config.output.slices:
             save_middle_slices(pictures, self.volume, self.field)
-        return evaluate_blocks(self.volume, self.field, self.config.brick)
+        found, self.projections = evaluate_blocks(self.volume, self.field)
+        return found
 
     def export(self, folder: Path) -> dict[str, Any]:
         """The Gaussians as PLY and quantised, and the field as npy if asked for; their sizes."""
@@ -332,7 +328,15 @@ class BrickTask:
         from .report import Shown, write_volume_report
 
         volume = self.volume
-        shown = Shown(lambda axis, index: shown_planes(volume, self.field, axis, index), volume.grid, volume.channels)
+        if self.projections is None:
+            self.evaluate()
+        assert self.projections is not None
+        shown = Shown(
+            lambda axis, index: shown_planes(volume, self.field, axis, index),
+            volume.grid,
+            volume.channels,
+            projections=self.projections.planes,
+        )
         return write_volume_report(self, folder, evaluation, shown, views=views, notes=self.notes)
 
     def render(self, views: str, output: Path, frames: int) -> None:

@@ -50,10 +50,10 @@ def _pixels(shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[int,
 
 
 def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) with another number of pixels for the same extent."""
+    """(C, H, W) with another number of pixels for the same extent; fewer are means of what lies in each."""
     if tuple(plane.shape[1:]) == size:
         return plane
-    return F.interpolate(plane[None], size, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(plane[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def shown_size(shape: Sequence[int], spacing: Sequence[float] | None, axis: int) -> tuple[int, int]:

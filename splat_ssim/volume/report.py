@@ -24,8 +24,12 @@ from .target import Target
 SLICE_SIDE, TURNING_SIDE = 320, 128
 #: Pictures of a turn.
 FRAMES = 24
+#: Most bytes of all slices of a page: where there are more, slices are left out.
+MOST_BYTES = 6 << 20
 #: Channels of a volume that is neither grey nor coloured which a page shows.
 MOST_CHANNELS = 4
+
+_BESIDE = f"fit, volume, their difference times {ERROR_GAIN:g}"
 
 #: Axis and index of a slice -> (C, …) of the fit and of the volume, None where there is none; both in [0, 1] as shown.
 Planes = Callable[[int, int], tuple[Tensor, Tensor | None]]
@@ -41,6 +45,7 @@ class Shown:
         channels: Of a voxel.
         unit: Of the grid's spacing, such as mm; empty where it has none.
         whole: (C, n0, n1, n2) of fit and volume, which turn in the page, or None where they are beyond memory.
+        projections: For each axis the maxima along it of both, (C, …); they are shown where nothing turns.
     """
 
     planes: Planes
@@ -48,6 +53,7 @@ class Shown:
     channels: int
     unit: str = ""
     whole: tuple[Tensor, Tensor | None] | None = None
+    projections: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 @torch.no_grad()
@@ -56,8 +62,8 @@ def write_volume_report(
 ) -> Path:
     """Writes report.html of a run.
 
-    A page holds `views` slices an axis, each of up to 320 pixels a side beside the volume's own and the error (60 kB at
-    most), and 24 pictures of a turn.
+    A page holds `views` slices an axis, each of up to 320 pixels a side beside the volume's own and the error, and 24
+    pictures of a turn. All slices together take 6 MiB at most: it says where there are fewer for that.
 
     Args:
         task: With the config, the name and the device of the run.
@@ -78,6 +84,8 @@ def write_volume_report(
     own = [Section("Slices", _slices(shown, views, notes))]
     if shown.whole is not None:
         own.append(Section("Maximum intensity", _turning(shown.whole, shown.grid)))
+    elif shown.projections:
+        own.append(Section("Maximum intensity", _projections(shown)))
     done = evaluation["step"]
     title = task.name if done >= task.config.steps else f"{task.name}, step {done:,} of {task.config.steps:,}"
     return write_report(folder, task.config, title=title, metrics=metrics, own=own)
@@ -101,31 +109,74 @@ def _groups(channels: int) -> list[tuple[str, slice]]:
     return [(f", channel {index}", slice(index, index + 1)) for index in range(min(channels, MOST_CHANNELS))]
 
 
+@dataclass
+class _Slider:
+    """Slices across an axis, one of which is shown."""
+
+    name: str
+    told: str
+    frames: list[str]
+    labels: list[str]
+
+    def at_most(self, count: int) -> _Slider:
+        """So many of them, evenly spaced."""
+        chosen = _evenly(len(self.frames), count)
+        return _Slider(self.name, self.told, [self.frames[i] for i in chosen], [self.labels[i] for i in chosen])
+
+
+def _evenly(places: int, count: int) -> list[int]:
+    """So many of the places between two borders."""
+    count = min(count, places)
+    return [round((i + 0.5) * places / count - 0.5) for i in range(count)]
+
+
 def _slices(shown: Shown, views: int, notes: Sequence[str]) -> str:
     """A slider through the slices across each axis."""
-    shape, spacing = shown.grid.shape, shown.grid.spacing
-    html = "".join(f"<p class=note>{escape(line)}</p>" for line in notes)
-    groups = _groups(shown.channels)
+    grid, groups = shown.grid, _groups(shown.channels)
+    told = list(notes)
     if len(groups) < shown.channels and shown.channels not in (3, 4):
-        html += f"<p class=note>The first {len(groups)} of {shown.channels} channels.</p>"
-    beside = ""
-    for axis in range(3):
-        count = min(views, shape[axis])
-        places = [round((i + 0.5) * shape[axis] / count - 0.5) for i in range(count)]
-        size = _at_most(shown_size(shape, spacing, axis), SLICE_SIDE)
-        pictures: list[list[str]] = [[] for _ in groups]
-        for place in places:
-            planes = shown.planes(axis, place)
-            for frames, (_, channels) in zip(pictures, groups, strict=True):
-                frames.append(_beside(*planes, channels, size))
-            beside = "fit, volume, their difference times 5" if planes[1] is not None else "fit"
-        unit = f" {shown.unit}" if shown.unit else ""
-        labels = [
-            f"Slice {place + 1} of {shape[axis]}, {place * spacing[axis]:.4g}{unit} from the first" for place in places
-        ]
-        for (name, _), frames in zip(groups, pictures, strict=True):
-            told = f"Across axis {axis}{name}: {beside}"
-            html += turntable(f"slices-{axis}{name}", frames, labels=labels, start=count // 2, told=told)
+        told.append(f"The first {len(groups)} of {shown.channels} channels.")
+    longest = max(max(shown_size(grid.shape, grid.spacing, axis)) for axis in range(3))
+    if longest > SLICE_SIDE:
+        told.append(f"Slices of up to {longest} pixels a side are shown at {SLICE_SIDE}, each a mean.")
+    sliders = every = [slider for axis in range(3) for slider in _sliders(shown, axis, views)]
+    count = most = max(len(slider.frames) for slider in every)
+    while count > 1 and sum(len(frame) for slider in sliders for frame in slider.frames) > MOST_BYTES:
+        count -= 1
+        sliders = [slider.at_most(count) for slider in every]
+    if count < most:
+        told.append(f"{count} instead of {most} slices an axis: all together may take {MOST_BYTES / 2**20:.3g} MiB.")
+    html = "".join(f"<p class=note>{escape(line)}</p>" for line in told)
+    return html + "".join(
+        turntable(each.name, each.frames, labels=each.labels, start=len(each.frames) // 2, told=each.told)
+        for each in sliders
+    )
+
+
+def _sliders(shown: Shown, axis: int, views: int) -> list[_Slider]:
+    """The slices across an axis, of the channels that are shown together."""
+    shape, spacing, groups = shown.grid.shape, shown.grid.spacing, _groups(shown.channels)
+    size, unit = _size(shown.grid, axis), f" {shown.unit}" if shown.unit else ""
+    sliders = [_Slider(f"slices-{axis}{name}", f"Across axis {axis}{name}: ", [], []) for name, _ in groups]
+    for place in _evenly(shape[axis], views):
+        planes = shown.planes(axis, place)
+        for slider, (_, channels) in zip(sliders, groups, strict=True):
+            slider.frames.append(_beside(*planes, channels, size))
+            slider.labels.append(
+                f"Slice {place + 1} of {shape[axis]}, {place * spacing[axis]:.4g}{unit} from the first"
+            )
+    for slider in sliders:
+        slider.told += _BESIDE if planes[1] is not None else "fit"
+    return sliders
+
+
+def _projections(shown: Shown) -> str:
+    """The maxima along each axis."""
+    html = ""
+    for name, channels in _groups(shown.channels):
+        frames = [_beside(*planes, channels, _size(shown.grid, axis)) for axis, planes in enumerate(shown.projections)]
+        labels = [f"Along axis {axis}" for axis in range(3)]
+        html += turntable(f"projections{name}", frames, labels=labels, told=f"Maxima{name}: {_BESIDE}")
     return html
 
 
@@ -164,7 +215,8 @@ def _turning(whole: tuple[Tensor, Tensor | None], grid: VoxelGrid) -> str:
     return turntable("turn", [picture(pixels) for pixels in frames], told=told)
 
 
-def _at_most(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Rows and columns of a picture whose longest side is at most so long."""
-    scale = min(1.0, side / max(size))
+def _size(grid: VoxelGrid, axis: int) -> tuple[int, int]:
+    """Rows and columns of a slice across an axis, whose longest side is at most that of a page's slices."""
+    size = shown_size(grid.shape, grid.spacing, axis)
+    scale = min(1.0, SLICE_SIDE / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
