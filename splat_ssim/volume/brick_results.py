@@ -73,8 +73,8 @@ def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any]
         pred = pred.to(truth.device)
         own, expected = crop.core(pred), crop.core(truth)
         squares += float((own.double() - expected.double()).square().sum())
-        inside = tuple(slice(a, a + n) for a, n in zip(crop.core_start, crop.core_shape, strict=True))
-        source = raw[(slice(None), *inside)]
+        inside = (slice(None), *(slice(a, a + n) for a, n in zip(crop.core_start, crop.core_shape, strict=True)))
+        source = raw[inside]
         checksum = checked(source, checksum)
         source_squares += float(np.square(scale.invert(own.numpy()) - source.astype(np.float64)).sum())
         projections.add(first, _as_shown(volume, own), _as_shown(volume, expected))
