@@ -192,7 +192,7 @@ def test_second_derivatives_are_refused():
     grid = VoxelGrid.regular((6, 7, 18))
     tensors = sample(grid, 3)
     (gradient,) = torch.autograd.grad(run(tensors, grid).square().sum(), tensors[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="differentiated once"):
+    with pytest.raises(NotImplementedError, match="differentiable only once"):
         gradient.sum().backward()
 
 
