@@ -25,7 +25,7 @@ from splat_ssim.scene.data.placement import nearest_point
 from splat_ssim.scene.model import standard_splats
 from splat_ssim.trainer.colormap import colored
 from splat_ssim.trainer.pictures import to_bytes
-from splat_ssim.trainer.report import Section, embedded, page_part, picture, read_metrics, table, turntable
+from splat_ssim.trainer.report import Section, embedded, page_part, picture, read_metrics, table, title_of, turntable
 from splat_ssim.trainer.report import write_report as write_page
 from splat_ssim.trainer.viewer_package import ViewerPackage, find_viewer, how_to_install
 
@@ -73,9 +73,7 @@ def write_report(
         Section("Views", _views(task, rows, views, "evaluated_on" in evaluation)),
         Section("All views, worst first", _table(rows)),
     ]
-    done = evaluation["step"]
-    title = task.name if done >= task.config.steps else f"{task.name}, step {done:,} of {task.config.steps:,}"
-    return write_page(folder, task.config, title=title, metrics=metrics, own=own)
+    return write_page(folder, task.config, title=title_of(task, evaluation["step"]), metrics=metrics, own=own)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

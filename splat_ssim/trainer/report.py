@@ -19,6 +19,7 @@ from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import RunConfig, differences
 from splat_ssim.trainer.folder import CONFIG, METRICS
 from splat_ssim.trainer.history import read_rows
+from splat_ssim.trainer.task import Task
 from splat_ssim.trainer.versions import NAME as VERSIONS
 
 NAME = "report.html"
@@ -27,6 +28,8 @@ _PAGE = Path(__file__).parent / "page"
 _POINTS = 600
 #: The first charts; the others follow as they were reported.
 _CHARTS = ("loss", "psnr", "psnr3d", "ssim", "ssim3d")
+#: Metrics as they are written.
+_NAMES = {"psnr": "PSNR", "psnr3d": "PSNR3D", "ssim": "SSIM", "ssim3d": "SSIM3D", "lpips": "LPIPS"}
 #: Longest side of a picture in a page, and its quality as JPEG.
 LONGEST, QUALITY = 800, 90
 
@@ -72,6 +75,12 @@ def write_report(
     )
     write_text(folder / NAME, text)
     return folder / NAME
+
+
+def title_of(task: Task, step: int) -> str:
+    """The title of a page: the data's name, and how far a run is that is not over."""
+    steps = task.config.steps
+    return task.name if step >= steps else f"{task.name}, step {step:,} of {steps:,}"
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -175,8 +184,7 @@ def in_text(value: Any) -> str:
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures at the top: name, value."""
     cards = []
-    names = {"psnr": "PSNR", "psnr3d": "PSNR3D", "ssim": "SSIM", "ssim3d": "SSIM3D", "lpips": "LPIPS"}
-    for key, name in names.items():
+    for key, name in _NAMES.items():
         unit = " dB" if key.startswith("psnr") else ""
         if isinstance(metrics.get(key), int | float):
             cards.append((name, f"{metrics[key]:.2f}{unit}" if unit else f"{metrics[key]:.4f}"))
@@ -208,7 +216,7 @@ def _curves(folder: Path) -> str:
         train = [[row["step"], row["seconds"], row[key]] for row in history if _number(row.get(key))]
         test = [[row["step"], row["train_seconds"], row[key]] for row in tests if _number(row.get(key))]
         counts = all(isinstance(point[2], int) for point in train)
-        name = {"psnr": "PSNR, dB", "ssim": "SSIM", "psnr3d": "PSNR3D, dB", "ssim3d": "SSIM3D"}.get(key, key)
+        name = _NAMES.get(key, key) + (", dB" if key in ("psnr", "psnr3d") else "")
         charts.append({"name": name, "train": _thinned(train), "test": _thinned(test), "noisy": not counts})
     if not any(chart["train"] or chart["test"] for chart in charts):
         return "<p>The folder has no history of this run: it is of an older version, or of a few steps.</p>"

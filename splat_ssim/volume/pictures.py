@@ -62,6 +62,11 @@ def shown_size(shape: Sequence[int], spacing: Sequence[float] | None, axis: int)
     return pixels[1 if axis == 0 else 0], pixels[1 if axis == 2 else 2]
 
 
+def evenly(places: int, count: int) -> list[int]:
+    """So many of the places between two borders, evenly spaced; some more than once where there are fewer places."""
+    return [round((i + 0.5) * places / count - 0.5) for i in range(count)]
+
+
 def plane_picture(plane: Tensor, size: tuple[int, int]) -> np.ndarray:
     """A slice (C, a, b) in [0, 1] as a picture, (b, a, 3) uint8 of `size` (a, b): its first axis runs to the right.
 
@@ -95,7 +100,7 @@ def slice_sheet(
     rows = []
     for axis in range(3):
         size = shown_size(field.shape[1:], spacing, axis)
-        at = [round((i + 0.5) * field.shape[1 + axis] / count - 0.5) for i in range(count)]
+        at = evenly(field.shape[1 + axis], count)
         for volume in volumes:
             planes = [plane_picture(volume.select(1 + axis, index), size) for index in at]
             rows.append(np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=40) for p in planes], 1))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..trainer.pictures import ERROR_GAIN
-from ..trainer.report import Section, picture, read_metrics, turntable, write_report
+from ..trainer.report import Section, picture, read_metrics, title_of, turntable, write_report
 from .grid import VoxelGrid
-from .pictures import exposed, mip_frames, plane_picture, shown_size
+from .pictures import evenly, exposed, mip_frames, plane_picture, shown_size
 from .target import Target
 
 #: Longest side of a slice in a page, and of the volume that turns there: more is averaged, or its maximum taken.
@@ -86,9 +86,7 @@ def write_volume_report(
         own.append(Section("Maximum intensity", _turning(shown.whole, shown.grid)))
     elif shown.projections:
         own.append(Section("Maximum intensity", _projections(shown)))
-    done = evaluation["step"]
-    title = task.name if done >= task.config.steps else f"{task.name}, step {done:,} of {task.config.steps:,}"
-    return write_report(folder, task.config, title=title, metrics=metrics, own=own)
+    return write_report(folder, task.config, title=title_of(task, evaluation["step"]), metrics=metrics, own=own)
 
 
 def report_fit(fit: Tensor, target: Target, task: Any, folder: Path, evaluation: Mapping[str, Any], views: int) -> Path:
@@ -120,14 +118,8 @@ class _Slider:
 
     def at_most(self, count: int) -> _Slider:
         """So many of them, evenly spaced."""
-        chosen = _evenly(len(self.frames), count)
+        chosen = evenly(len(self.frames), min(count, len(self.frames)))
         return _Slider(self.name, self.told, [self.frames[i] for i in chosen], [self.labels[i] for i in chosen])
-
-
-def _evenly(places: int, count: int) -> list[int]:
-    """So many of the places between two borders."""
-    count = min(count, places)
-    return [round((i + 0.5) * places / count - 0.5) for i in range(count)]
 
 
 def _slices(shown: Shown, views: int, notes: Sequence[str]) -> str:
@@ -158,7 +150,7 @@ def _sliders(shown: Shown, axis: int, views: int) -> list[_Slider]:
     shape, spacing, groups = shown.grid.shape, shown.grid.spacing, _groups(shown.channels)
     size, unit = _size(shown.grid, axis), f" {shown.unit}" if shown.unit else ""
     sliders = [_Slider(f"slices-{axis}{name}", f"Across axis {axis}{name}: ", [], []) for name, _ in groups]
-    for place in _evenly(shape[axis], views):
+    for place in evenly(shape[axis], min(views, shape[axis])):
         planes = shown.planes(axis, place)
         for slider, (_, channels) in zip(sliders, groups, strict=True):
             slider.frames.append(_beside(*planes, channels, size))
