@@ -10,6 +10,7 @@ from PIL import Image
 from splat_ssim.scene.data import SceneError, load_scene
 from splat_ssim.scene.data.images import make_view
 from splat_ssim.scene.data.scene import split_views
+from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.model import random_points
 from tests.scenes import write_blender, write_colmap, write_nerfstudio
 
@@ -54,6 +55,27 @@ def test_random_points_lie_inside_the_silhouettes(tmp_path):
         camera = points @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
         assert (camera[:, :2].norm(dim=1) / camera[:, 2] * 4).max() < 0.95
     assert points.std(0).min() > 0.2
+
+
+def test_test_images_stay_in_their_files(tmp_path):
+    root = write_blender(tmp_path)
+    first, again = load_scene(root), load_scene(root)
+    assert [view.nbytes for view in first.test] == [0] * len(first.test)
+    assert all(view.nbytes == view.image.nbytes > 0 for view in first.train)
+    assert f"MB, without {len(first.test)} that every evaluation decodes anew; " in summary(first, "")[2]
+    view, other = first.test[0], again.test[0]
+    assert view.image is not view.image and torch.equal(view.image, other.image)
+    assert (view.height, view.width, 4) == view.shape == tuple(view.image.shape)
+    # What is made of such a view has its pixels.
+    moved = view.to(torch.device("cpu"))
+    assert moved.nbytes == view.image.nbytes and torch.equal(moved.image, view.image)
+    file = root / "test" / view.name.rsplit("/")[-1]
+    assert file.is_file()
+    Image.new("RGBA", (view.width, view.height)).save(file)
+    for change in (lambda: None, file.unlink):
+        change()
+        with pytest.raises(SceneError, match=f"{file.name}: required image and mask as they were when the scene was"):
+            view.pixels()
 
 
 def test_the_chair_is_complete():

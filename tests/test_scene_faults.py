@@ -780,7 +780,7 @@ def test_three_lines_say_what_was_read(tmp_path, capsys):
     assert lines[:3] == [
         "ball (blender): 6 training and 2 test views of 32x32 pixels, split by transforms_test.json",
         "masks: none; transparent images: 8 of 8, over white; start: 50 random points",
-        "memory of the images: 0.0 MB; extent: 4.053; near plane: 0.0081",
+        "memory of the images: 0.0 MB, without 2 that every evaluation decodes anew; extent: 4.053; near plane: 0.0081",
     ]
     folder = masked(tmp_path / "masked", {1: ("1.png", MASKS["1.png"]), 2: ("2.png", np.zeros((32, 32), np.uint8))})
     lines = lines_of(capsys, tmp_path / "b", folder, "--data.test-every", "0", "--model.init-count", "50")

@@ -31,7 +31,7 @@ def load_blender(
     notes: list[str] = []
     train = read_views(_read_split(folder, "train", factor, notes), background, cache, notes)
     if (folder / "transforms_test.json").exists():
-        test = read_views(_read_split(folder, "test", factor, notes), background, cache, notes)
+        test = read_views(_read_split(folder, "test", factor, notes), background, cache, notes, late=True)
         split = "split by transforms_test.json"
     else:
         (train, test), split = split_views(train, test_every), split_words(test_every)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splat_ssim._files import replacing
+from splat_ssim._files import is_file, replacing
 from splat_ssim.scene.data.images import image_size, make_view, mask_of_size, read_image
-from splat_ssim.scene.data.scene import View
+from splat_ssim.scene.data.scene import LateImage, SceneError, View
 from splat_ssim.trainer.device import available_memory
 
 #: Images beyond this share of the memory that is free are kept on disk.
@@ -86,19 +86,28 @@ class Photo:
 
 
 def read_views(
-    photos: Sequence[Photo], background: tuple[float, float, float], cache: Path | None, notes: list[str]
+    photos: Sequence[Photo],
+    background: tuple[float, float, float],
+    cache: Path | None,
+    notes: list[str],
+    *,
+    late: bool = False,
 ) -> list[View]:
     """The views of photographs, decoded in parallel; the first error in their order is raised.
 
     They stay in memory where they take less than `MEMORY_SHARE` of what is free. Otherwise each is written to `cache`
-    once, as it is after its lens distortion is undone, and the system reads what a step needs.
+    once, as it is after its lens distortion is undone, and the system reads what a step needs. Views that are asked for
+    seldom need not stay anywhere: all are decoded once to find errors, and then anew each time.
 
     Args:
         photos: What to read.
         background: RGB under transparent images.
         cache: Folder of the images on disk, made where it is needed; None: all stay in memory.
         notes: A line is added where images are kept on disk.
+        late: No image stays in memory or in the cache.
     """
+    if late:
+        return _in_parallel(lambda photo: _late(photo, background), photos)
     total = sum(photo.nbytes for photo in photos)
     free = available_memory()
     store = cache if free is not None and total > MEMORY_SHARE * free else None
@@ -106,14 +115,33 @@ def read_views(
     def read(photo: Photo) -> View:
         return photo.view(background) if store is None else _stored(photo, background, store)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        views = list(pool.map(read, photos))
+    views = _in_parallel(read, photos)
     if store is not None:
         notes.append(
             f"images of {total / 1e9:.1f} GB are more than {MEMORY_SHARE:.0%} of the free memory: they are read from "
             f"{store} as they are needed, where they are kept decoded"
         )
     return views
+
+
+def _in_parallel(read: Callable[[Photo], View], photos: Sequence[Photo]) -> list[View]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(read, photos))
+
+
+def _late(photo: Photo, background: tuple[float, float, float]) -> View:
+    """The view, whose image is read from its file when it is asked for."""
+    view, key = photo.view(background), photo.key()
+
+    def decode() -> Tensor:
+        files = [file for file in (photo.file, photo.mask) if file is not None]
+        if not all(map(is_file, files)) or photo.key() != key:
+            raise SceneError(f"{photo.file}: required image and mask as they were when the scene was read, got others")
+        return photo.view(background).image
+
+    height, width, channels = view.shape
+    view.image = LateImage((height, width, channels), decode)
+    return view
 
 
 def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -> View:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,32 @@ class SceneError(UserError):
     """A scene on disk does not conform to its format. The message names the file and says what was expected."""
 
 
+@dataclass(frozen=True)
+class LateImage:
+    """An image that stays in its file, decoded anew whenever its pixels are asked for.
+
+    Attributes:
+        shape: (H, W, 3 or 4), known without decoding.
+        decode: Returns the uint8 image.
+    """
+
+    shape: tuple[int, int, int]
+    decode: Callable[[], Tensor]
+
+
+class _Image:
+    """The attribute `image` of a view: a tensor, also where a `LateImage` was assigned."""
+
+    def __get__(self, view: View | None, owner: type[View]) -> Tensor:
+        if view is None:  # dataclass asks the class whether the field has a default
+            raise AttributeError("image")
+        stored: Tensor | LateImage = vars(view)["stored_image"]
+        return stored.decode() if isinstance(stored, LateImage) else stored
+
+    def __set__(self, view: View, value: Tensor | LateImage) -> None:
+        vars(view)["stored_image"] = value
+
+
 @dataclass
 class View:
     """One photograph and the camera that took it."""
@@ -33,8 +59,8 @@ class View:
     #: (3, 3) float32, in pixels; pixel centres at +0.5.
     K: Tensor
     #: (H, W, 3) uint8 [0, 255] or float32 [0, 1]; or (H, W, 4) uint8 with straight alpha, which the background shows
-    #: through.
-    image: Tensor
+    #: through. A `LateImage` assigned here is read as the tensor it decodes to.
+    image: _Image = _Image()
     #: (H, W) bool, true where the image counts, or None.
     mask: Tensor | None = None
     #: RGB in [0, 1] behind a transparent image.
@@ -49,7 +75,7 @@ class View:
     @property
     def is_transparent(self) -> bool:
         """Whether the image has an alpha channel."""
-        return self.image.shape[2] == 4
+        return self.shape[2] == 4
 
     @property
     def alpha(self) -> Tensor | None:
@@ -57,20 +83,31 @@ class View:
         return self.image[..., 3].float() / 255.0 if self.is_transparent else None
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, channels) of the image, which is not decoded for it."""
+        stored: Tensor | LateImage = vars(self)["stored_image"]
+        return tuple(stored.shape)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the image stays in its file."""
+        return isinstance(vars(self)["stored_image"], LateImage)
+
+    @property
     def height(self) -> int:
         """Pixels downwards."""
-        return self.image.shape[0]
+        return self.shape[0]
 
     @property
     def width(self) -> int:
         """Pixels to the right."""
-        return self.image.shape[1]
+        return self.shape[1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of image, mask and depths."""
-        parts = (self.image, self.mask, self.depth, self.sparse_depth)
-        return sum(part.nbytes for part in parts if part is not None)
+        """Bytes of image, mask and depths; none of an image that stays in its file."""
+        parts = (vars(self)["stored_image"], self.mask, self.depth, self.sparse_depth)
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     @property
     def center(self) -> Tensor:
@@ -87,7 +124,8 @@ class View:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> View:
         """The same view with a function applied to each of its tensors."""
-        moved: dict[str, Any] = {key: function(value) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved: dict[str, Any] = {key: function(value) for key, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def reduced(self, factor: int) -> View:

@@ -17,13 +17,14 @@ def summary(scene: Scene, start: str) -> list[str]:
     views = [*scene.train, *scene.test]
     masks, transparent = sum(v.mask is not None for v in views), sum(v.is_transparent for v in views)
     over = f", over {_color(scene.background)}" if transparent else ""
-    size = sum(view.nbytes for view in views)
+    size, late = sum(view.nbytes for view in views), sum(view.is_late for view in views)
+    unkept = f", without {late} that every evaluation decodes anew" if late else ""
     return [
         f"{scene.name} ({scene.format}): {len(scene.train)} training and {len(scene.test)} test views of "
         f"{_sizes(views)} pixels, {scene.split}",
         f"masks: {_count(masks, len(views))}; transparent images: {_count(transparent, len(views))}{over}; "
         f"start: {start}",
-        f"memory of the images: {size / 1e6:.1f} MB; extent: {scene.extent:.4g}; near plane: {scene.near:.2g}",
+        f"memory of the images: {size / 1e6:.1f} MB{unkept}; extent: {scene.extent:.4g}; near plane: {scene.near:.2g}",
     ]
 
 
