@@ -13,13 +13,13 @@ FORWARD, BACKWARD, FUSED = 0, 1, 2
 #: Kinds of block sums.
 DSSIM, L1, CONTRAST = 0, 1, 2
 
-#: Windows the kernels take; others take the torch definition.
+#: Window sizes that have kernels. Other sizes run the definition in plain torch.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
 
-#: Units of compilation, csrc/cuda/problem.h, besides the windows, whose units are their sizes: the kernels that every
-#: window needs, and the voxeliser's.
+#: Units of compilation, see csrc/cuda/problem.h: the kernels that every window needs, and the voxeliser's. Kernels of
+#: one window size have that size as their unit.
 SHARED, VOXELS = 1, 2
-#: The unit of windows that differ along the axes, which may have up to so many taps along each.
+#: The unit of windows that differ between axes, and the largest number of taps of such a window along an axis.
 AXES, LONGEST_AXIS_WINDOW = 4, 15
 
 # Field for field the structures of csrc/cuda/problem.h; `Kernels` compares their sizes with the library's.
@@ -135,7 +135,7 @@ class KernelScaling(ctypes.Structure):
     )
 
 
-#: How a launcher's status other than 0 reads.
+#: Meanings of a launcher's status other than 0.
 _STATUS = {2: "rejected its arguments", 3: "could not be started"}
 
 
@@ -178,7 +178,7 @@ class Kernels:
             raise ImportError(f"the library's structures must have {expected} bytes, got {list(sizes)}: reinstall")
         self.library = library
         self._prepare = library.splat_ssim_cuda_prepare
-        #: Of all kernels, in the order of a module's table: `names[problem.kernel]` runs once it is prepared.
+        #: Names of all kernels in the order of a module's table. A prepared problem runs `names[problem.kernel]`.
         self.names = kernel_names(library)
         self._launchers = {}
         for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
@@ -200,7 +200,7 @@ class Kernels:
             self.check(status, name)
 
     def check(self, status: int, name: str) -> None:
-        """Raises what a launcher's status means."""
+        """Raises RuntimeError if a launcher's status is not 0."""
         if status:
             cause = f"CUDA error {status >> 8}" if status >> 8 else f"status {status}"
             raise RuntimeError(f"CUDA kernel {name!r} {_STATUS.get(status & 255, 'failed')} ({cause})")
@@ -210,9 +210,10 @@ class Kernels:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
     def arrivals(self, stream: int, device: torch.device) -> Tensor:
-        """A counter that is 0, for kernels that start on the stream one after the other.
+        """A counter of finished blocks, 0 between kernels, for all kernels of a stream: they run one after the other.
 
-        While a graph is captured it is the graph's own: its kernels may run beside those of the stream.
+        During the capture of a CUDA graph it is a new counter, because the graph's kernels may run at the same time as
+        the stream's.
         """
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return torch.zeros(1, dtype=torch.int32, device=device)
@@ -222,7 +223,7 @@ class Kernels:
         return found
 
     def prepare(self, problem: KernelProblem, options: KernelOptions, operation: int) -> int:
-        """Completes `problem` and chooses the kernel. Returns its number of blocks: 0 where none is fused."""
+        """Completes `problem` and chooses its kernel. Returns the number of blocks, 0 if there is no fused kernel."""
         blocks = ctypes.c_longlong()
         status = self._prepare(ctypes.byref(problem), ctypes.byref(options), operation, ctypes.byref(blocks))
         if status:

@@ -1,4 +1,4 @@
-"""Calls the launchers of the CUDA kernels: the device's through the driver, or the host emulation's on CPU tensors."""
+"""Launches the CUDA kernels: on a device through the driver, or on CPU tensors through the host emulation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ._cuda_kernels import (
 from ._cuda_means import FEW_GROUPS, Means, reduction_of
 from ._cuda_recording import Recorder
 
-#: Who starts the kernels, or takes down what they are given.
+#: Either starts the kernels (`Kernels`) or records their launches (`Recorder`).
 Launcher = Kernels | Recorder
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-#: Of bytes that are composited over a background.
+#: The type of RGBA bytes, which are composited over a background.
 _RGBA = 4
 
 
@@ -52,10 +52,10 @@ def _radii(options: SSIMOptions, spatial_dims: int) -> list[int]:
 
 
 class _Call:
-    """One call: images as (B, C, D, H, W) views, copied to padded ones where the padding asks for it.
+    """One call. Holds the images as (B, C, D, H, W) views, or as padded copies for padding "reflect" or "replicate".
 
-    Where only the second image's gradient is wanted the images change places: SSIM and |x - y| are symmetric. So
-    `grads[0]` is wanted wherever a gradient is.
+    If only the second image needs a gradient, the images are swapped, since SSIM and |x - y| are symmetric. So
+    `grads[0]` is given whenever a gradient is needed.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class _Call:
         return target
 
     def _fold(self, place: int, padded_grad: Tensor, grad: Tensor, l1_scale: float, l1_weight: Tensor | None) -> None:
-        """Fills `grad`, of image `place`, from the gradient of the padded image."""
+        """Fills `grad`, the gradient of image `place`, from the gradient of the padded image."""
         order = self.originals if place == 0 else self.originals[::-1]
         argument = self._padding(order, l1_weight)
         argument.target = _describe(padded_grad, self.options)
@@ -115,7 +115,7 @@ class _Call:
         self.kernels.launch("fold", argument, self.stream)
 
     def sum_l1(self, weight: Tensor | None) -> Tensor:
-        """Block sums of |x - y| by a kernel of its own: (B, blocks of an image)."""
+        """Block sums of |x - y|, (B, blocks of an image), from a separate kernel."""
         argument = self._padding(self.originals, weight)
         voxels = self.originals[0][0].numel()
         argument.blocks = max(1, min(4 * self.kernels.multiprocessors, voxels // 2048))
@@ -127,7 +127,7 @@ class _Call:
     def problem(
         self, dssim_scale: float = 0.0, weight: Tensor | None = None, plane_weight: Tensor | None = None
     ) -> KernelProblem:
-        """A problem on the (padded) images with weights of the map or of the planes."""
+        """The SSIM kernels' argument for the (padded) images, with a weight for each voxel of the map or each plane."""
         problem = KernelProblem()
         for place, image in enumerate(self.images):
             problem.image[place] = _describe(image, self.options)
@@ -147,7 +147,7 @@ class _Call:
         both: bool = False,
         similarities: bool = False,
     ) -> int:
-        """Completes `problem` by the options; returns the number of blocks of the kernel that will run."""
+        """Completes `problem` and chooses its kernel; returns the number of blocks, 0 if there is no fused kernel."""
         o = self.options
         options = KernelOptions(
             (ctypes.c_double * 3)(*o.sigmas(3)),
@@ -166,7 +166,10 @@ class _Call:
         return self.kernels.prepare(problem, options, operation)
 
     def start(self, problem: KernelProblem, blocks: int, means: Means | None = None) -> Tensor:
-        """Starts the prepared kernel, whose last block fills `means`; its block sums (3, B · C, blocks of a plane)."""
+        """Starts the prepared kernel; returns its block sums, (3, B · C, blocks of a plane).
+
+        If `means` is given, the kernel's last block fills it.
+        """
         planes = self.batch * self.channels
         sums = self.empty(3, planes, blocks // planes)
         problem.block_sums = sums.data_ptr()
@@ -183,10 +186,11 @@ class _Call:
         l1_weight: Tensor | None = None,
         means: Means | None = None,
     ) -> tuple[Tensor, Tensor] | None:
-        """Fills the wanted gradients.
+        """Fills the needed gradients.
 
         Returns:
-            Block sums with the kind DSSIM, and with L1 (not for padded images); None where `means` are filled too.
+            Block sums that hold the kind DSSIM, and block sums that hold the kind L1 (not for padded images). None if
+            the kernel has filled `means` as well.
         """
         targets = self.grads
         if self.padded:
@@ -206,7 +210,7 @@ class _Call:
         return sums
 
     def _run_gradient(self, problem: KernelProblem, both: bool, means: Means | None) -> tuple[Tensor, Tensor] | None:
-        """One kernel where there is one for it (images, one gradient, windows up to 11, no eps), else two."""
+        """Runs the fused kernel (images, one gradient, windows up to 11, no eps), else a forward and a backward one."""
         blocks = self.prepare(problem, FUSED, True, both)
         if blocks:
             if means is None or means.groups > FEW_GROUPS:
@@ -227,7 +231,7 @@ class _Call:
 
 
 def fill_map(kernels: Launcher, stream: int, img1: Tensor, img2: Tensor, options: SSIMOptions, out: Tensor) -> None:
-    """S of every position of the window into `out`, in the layout of the images."""
+    """Fills `out`, in the layout of the images, with S for every position of the window."""
     call = _Call(kernels, stream, img1, img2, options)
     problem = call.problem()
     problem.map = _describe(_volume(out, options), options)
@@ -243,7 +247,7 @@ def fill_map_gradients(
     options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Gradients of the wanted images from that of the map."""
+    """Fills the needed gradients of the images from the gradient of the map."""
     call = _Call(kernels, stream, img1, img2, options, grads)
     upstream = _volume(grad_map.detach().float(), options)  # weights are float32
     call.differentiate(call.problem(-1.0, upstream))
@@ -264,9 +268,9 @@ def photometric(
     means: Sequence[Tensor] | None = None,
     background: Tensor | None = None,
 ) -> Sequence[Tensor]:
-    """(loss, l1, dssim), each () or (B,), in `means` where given; fills the wanted gradients of the loss.
+    """Returns (loss, l1, dssim), each () or (B,), in `means` if given, and fills the needed gradients of the loss.
 
-    With a background, float32 (1 or B, 3), `img2` is RGBA, and the gradient by `img1` is wanted alone.
+    With a background, float32 (1 or B, 3), `img2` is RGBA and only `img1` has a gradient.
     """
     call = _Call(kernels, stream, img1, img2, options, grads)
     if means is None:
@@ -299,7 +303,10 @@ def photometric(
 
 
 def _shares(call: _Call, weight: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
-    """Weights divided by their sum, of the images' voxels and of the map's: float32 (B, C, D, H, W), maybe expanded."""
+    """The weights of the images' voxels and those of the map's voxels, each divided by their sum.
+
+    Both are float32 (B, C, D, H, W), expanded along the channels.
+    """
     weight = _volume(weight.detach(), call.options).float()
     repeats = call.channels // weight.shape[1]
 
@@ -337,7 +344,7 @@ def fill_channel_mean_gradients(
     options: SSIMOptions,
     grads: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Gradients of the wanted images from those of `channel_means`, (B, C, 2)."""
+    """Fills the needed gradients of the images from the gradient of `channel_means`, (B, C, 2)."""
     call = _Call(kernels, stream, img1, img2, options, grads)
     voxels = call.map_shape[0] * call.map_shape[1] * call.map_shape[2]
     plane_weight = (grad_means.detach().float() * (-1 / voxels)).contiguous()
@@ -345,10 +352,11 @@ def fill_channel_mean_gradients(
 
 
 def scale(kernels: Launcher, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
-    """Multiplies `gradient`, float32, in place by `upstream`, () or one value for each image; reads it on the device.
+    """Multiplies `gradient`, float32, in place by `upstream`, () or a value for each image. The host does not read it.
 
     Returns:
-        False, and nothing is done, where the images do not follow one another in memory.
+        False if nothing was done: `gradient` is not dense, its images do not follow one another in memory, or
+        `upstream` is not float32.
     """
     groups = upstream.numel()
     count = gradient.numel() // groups
@@ -357,7 +365,8 @@ def scale(kernels: Launcher, stream: int, gradient: Tensor, upstream: Tensor) ->
         return False
     stride = upstream.stride(0) if upstream.ndim else 0
     argument = KernelScaling(gradient.data_ptr(), upstream.data_ptr(), count, stride, groups)
-    # Runs of 1,024 elements; enough blocks to fill the device, few enough to end at once where upstream is 1.
+    # A block walks over runs of 1,024 elements. The blocks fill the device, but are few, so that a kernel that finds an
+    # upstream of 1 ends at once.
     argument.blocks = max(1, min(-(-count // 1024), 4 * kernels.multiprocessors // groups))
     kernels.launch("scale", argument, stream)
     return True

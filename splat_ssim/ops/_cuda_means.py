@@ -1,4 +1,4 @@
-"""What the CUDA kernels make of block sums: the loss and its terms."""
+"""Arguments of the CUDA kernels' reduction, which turns block sums into the loss and its terms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ._cuda_kernels import KernelReduction
 
-#: So many means are left to the last block of a fused kernel; more are a kernel's work.
+#: Up to this many means, the last block of a fused kernel computes them; for more, a separate kernel does.
 FEW_GROUPS = 8
 
 
 def reduction_of(sums: Sequence[Tensor], results: Sequence[Tensor], scale: Sequence[float]) -> KernelReduction:
-    """What fills each of `results` with the scaled sums of as many groups as it has elements."""
+    """The argument of a reduction: each of `sums` fills one of `results`, whose elements are scaled sums of a group."""
     groups = results[0].numel()
     argument = KernelReduction(result_stride=results[0].stride(-1) if results[0].ndim else 1, groups=groups)
     argument.kinds = len(sums)
@@ -27,7 +27,7 @@ def reduction_of(sums: Sequence[Tensor], results: Sequence[Tensor], scale: Seque
 
 
 class Means(NamedTuple):
-    """The loss and its terms, () or (B,), and what makes them of block sums of |x - y| and 1 - S."""
+    """Tensors for the loss and its terms, () or (B,), and how they follow from block sums of |x - y| and 1 - S."""
 
     results: Sequence[Tensor]
     scale: tuple[float, float]
@@ -39,7 +39,7 @@ class Means(NamedTuple):
         return self.results[0].numel()
 
     def reduction(self, l1: Tensor, dssim: Tensor) -> KernelReduction:
-        """The argument of the kernel, or of the last block of a fused one."""
+        """The argument of the reduction, for a kernel of its own or for the last block of a fused one."""
         argument = reduction_of([l1, dssim], self.results[1:], self.scale)
         argument.combine[:2] = self.weights
         argument.offset = self.offset

@@ -1,8 +1,8 @@
 """Loads the CUDA kernels on a device through the CUDA driver.
 
-The library carries them compiled where it was built with nvcc, and always as source. What the driver does not take (an
-image for other architectures, or of a newer toolkit) is compiled by NVRTC instead, one unit at its first use: the
-kernels of a window, or those that all windows share. Nothing here runs without a GPU.
+The library always contains their source, and a compiled image too if it was built with nvcc. If the driver rejects the
+image (it is for other architectures, or from a newer toolkit), NVRTC compiles the source instead. It compiles one unit
+at its first use: the kernels of a window, or those that all windows share. Nothing here runs without a GPU.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ._cuda_kernels import SHARED, Kernels, kernel_names, kernel_units
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
-#: Seconds after a failure to load kernels before they are asked for again; each further failure doubles them.
+#: Seconds between a failure to load kernels and the next attempt. Each further failure doubles them.
 _FIRST_PAUSE = 1.0
 
 
 class _Driver:
-    """The functions of libcuda that are used, raising RuntimeError with the driver's words."""
+    """Calls functions of libcuda and raises their errors as RuntimeError with the driver's message."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libcuda.so.1")
@@ -58,7 +58,7 @@ def embedded_image() -> int | None:
 
 
 def source() -> bytes:
-    """The kernels in one text."""
+    """The source text of all kernels."""
     library = compiled.library()
     if library is None:
         raise RuntimeError("the compiled library is missing")
@@ -79,7 +79,7 @@ class _Module(ctypes.Structure):
 
 
 class _Device:
-    """The kernels on one CUDA device of torch: a table of functions, null until their unit is loaded."""
+    """The kernels on one CUDA device of torch: a table of functions. Each is null until its unit is loaded."""
 
     def __init__(self, index: int) -> None:
         library = compiled.library()
@@ -106,7 +106,7 @@ class _Device:
         self.kernels = Kernels(library, ctypes.addressof(self._table), properties.multi_processor_count)
 
     def load(self, unit: int) -> None:
-        """Loads the kernels of a unit; with them all others where the library carries them compiled.
+        """Loads the kernels of a unit. If the library's compiled image fits the device, it loads all units at once.
 
         Raises:
             RuntimeError: Neither the compiled image nor NVRTC gives kernels for the device.
@@ -116,7 +116,7 @@ class _Device:
         previous, mode = ctypes.c_void_p(), ctypes.c_int(_RELAXED)
         self._driver.call("cuCtxGetCurrent", ctypes.byref(previous))
         self._driver.call("cuCtxSetCurrent", self._context)
-        # Else the driver refuses to load a module while a CUDA graph is captured, and ends the capture.
+        # Without this the driver refuses to load a module while a CUDA graph is captured, and ends the capture.
         self._driver.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         try:
             self._load_or_compile(unit)
@@ -151,12 +151,12 @@ class _Device:
         self._loaded |= units
 
 
-#: By index. Kernels are never unloaded: the tables live as long as the process.
+#: Index of a device -> its kernels. They are never unloaded: the tables live as long as the process.
 _devices: dict[int, _Device] = {}
 
 
 def load(index: int, unit: int) -> Kernels:
-    """The kernels on CUDA device `index` of torch, those of the unit and of `SHARED` ready to start.
+    """The kernels on CUDA device `index` of torch. Those of the unit and of `SHARED` are loaded.
 
     Raises:
         RuntimeError: Neither the compiled image nor NVRTC gives kernels for it.
@@ -172,14 +172,15 @@ def load(index: int, unit: int) -> Kernels:
 
 #: (device, unit) -> its kernels.
 _ready: dict[tuple[int, int], Kernels] = {}
-#: Device -> when its kernels are asked for again, and the pause after that.
+#: Device -> time of the next attempt to load its kernels, and the pause if that attempt fails too.
 _paused: dict[int, tuple[float, float]] = {}
 
 
 def kernels(index: int, unit: int) -> Kernels | None:
-    """`load`, remembered for each device and unit; None, with one warning, where there are no kernels for it now.
+    """`load` with its result kept for each device and unit. Returns None, after one warning, if loading fails.
 
-    A failure may pass: memory was short, or another process held the cache. So it is remembered for a while only.
+    A failure may be temporary, if memory was short or another process held the cache. Loading is therefore tried again
+    after a pause.
     """
     found = _ready.get((index, unit))
     if found is not None:
@@ -192,7 +193,7 @@ def kernels(index: int, unit: int) -> Kernels | None:
         return found
     except (RuntimeError, OSError) as error:
         _paused[index] = (time.monotonic() + pause, 2 * pause)
-        if again:  # It has been told.
+        if again:  # The warning has been given.
             return None
         warnings.warn(
             f"splat_ssim has no CUDA kernels for {torch.cuda.get_device_name(index)}: every function gives the same "

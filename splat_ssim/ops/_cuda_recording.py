@@ -1,7 +1,7 @@
-"""Records what the launchers are given for one kind of call, and starts the same kernels for other tensors.
+"""Records the kernel launches of one kind of call and replays them for other tensors.
 
-A `Recorder` stands in the place of `Kernels` while `_cuda_launch` works a call out. It keeps the arguments, and of each
-pointer in them in which tensor it points where. `Recording.replay` is one call of csrc/cuda/replay.cpp.
+A `Recorder` takes the place of `Kernels` while `_cuda_launch` prepares a call. It keeps the arguments and, for each
+pointer in them, which tensor it points into and at what offset. `Recording.replay` is one call of csrc/cuda/replay.cpp.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._cuda_kernels import KernelOptions, KernelProblem, Kernels
 
 #: The launchers that can be recorded, in the order of `RecordedLauncher` of csrc/cuda/recording.h.
 LAUNCHERS = ("ssim", "pad", "fold", "l1", "reduce", "scale")
-#: Workspaces begin at multiples of so many bytes.
+#: Alignment of workspaces, in bytes.
 _ALIGNMENT = 256
 
 
@@ -36,7 +36,7 @@ class _Launch(ctypes.Structure):
 
 
 def _pointer_places(kind: Any, start: int = 0) -> Iterator[int]:
-    """Where a structure has pointers, in bytes."""
+    """Offsets in bytes of all pointers in a structure."""
     if kind is ctypes.c_void_p:
         yield start
     elif issubclass(kind, ctypes.Array):
@@ -48,19 +48,19 @@ def _pointer_places(kind: Any, start: int = 0) -> Iterator[int]:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First address of a tensor's elements, and the one behind the last."""
+    """The address of a tensor's first element, and the address behind its last one."""
     first = tensor.data_ptr()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first, first + (last + 1) * tensor.element_size() if tensor.numel() else first
 
 
 class Recorder:
-    """Takes down launches in the place of `Kernels`.
+    """Takes the place of `Kernels` and records the launches instead of starting kernels.
 
     Args:
-        kernels: Who works the problems out.
-        tensors: What the launches read and write, slot by slot; None where a slot is not used. Two slots follow: the
-            workspace, and the counter of `Kernels.arrivals`.
+        kernels: Prepares the problems.
+        tensors: The tensors that the launches read and write, one for each slot, None for an unused one. Two more
+            slots follow: the workspace, and the counter of `Kernels.arrivals`.
     """
 
     def __init__(self, kernels: Kernels, tensors: Sequence[Tensor | None]) -> None:
@@ -68,7 +68,7 @@ class Recorder:
         self.multiprocessors = kernels.multiprocessors
         self._workspace_slot = len(tensors)
         self._size = 0
-        #: First address, the one behind the last, slot, and where in the slot the first is.
+        #: Of each known tensor: its first address, the address behind its last byte, its slot and its offset there.
         self._ranges = [(*_extent(t), slot, 0) for slot, t in enumerate(tensors) if t is not None]
         self._kept: list[Tensor] = []
         self._launches: list[tuple[int, bytes, list[tuple[int, int, int]]]] = []
@@ -93,7 +93,7 @@ class Recorder:
         return made
 
     def launch(self, name: str, argument: ctypes.Structure, stream: int) -> None:
-        """Takes a launch down."""
+        """Records a launch."""
         pointers = []
         for place in _pointer_places(type(argument)):
             address = ctypes.c_void_p.from_buffer(argument, place).value
@@ -109,7 +109,7 @@ class Recorder:
         raise AssertionError("a kernel was given an address of none of the tensors")
 
     def finish(self) -> Recording:
-        """What was taken down."""
+        """The recorded launches."""
         return Recording(self._kernels, self._launches, self._size)
 
 
@@ -145,10 +145,10 @@ class Recording:
         self._function.argtypes = [pointer, pointer, pointer, ctypes.c_int, pointer]
 
     def replay(self, kernels: Kernels, stream: int, slots: ctypes.Array[Any]) -> None:
-        """Starts the kernels with the tensors at these addresses.
+        """Starts the kernels again, with the tensors at the addresses in `slots`.
 
         Raises:
-            RuntimeError: One did not start.
+            RuntimeError: A kernel did not start.
         """
         status = self._function(kernels.module, stream, self._address, self._count, slots)
         if status:

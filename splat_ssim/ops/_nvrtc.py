@@ -17,7 +17,7 @@ _OPTIONS = ("--std=c++17",)
 
 
 def _candidates() -> list[str]:
-    """Where an NVRTC may be: NVIDIA's wheels and PyTorch's own libraries on the path, then the system's."""
+    """Where NVRTC may be: in NVIDIA's wheels and PyTorch's own libraries on sys.path, then in the system."""
     found: list[str] = []
     for entry in map(Path, sys.path):
         for pattern in ("nvidia/*/lib/libnvrtc.so.*", "torch/lib/libnvrtc*.so*"):
@@ -43,7 +43,7 @@ def _check(nvrtc: ctypes.CDLL, result: int, what: str) -> None:
 
 
 def _text(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, kind: str) -> bytes:
-    """What nvrtcGet<kind> gives, through nvrtcGet<kind>Size."""
+    """The output of nvrtcGet<kind>, of the size that nvrtcGet<kind>Size gives."""
     size = ctypes.c_size_t()
     _check(nvrtc, nvrtc[f"nvrtcGet{kind}Size"](program, ctypes.byref(size)), f"size the {kind}")
     buffer = ctypes.create_string_buffer(size.value)
@@ -59,7 +59,10 @@ def version(nvrtc: ctypes.CDLL) -> tuple[int, int]:
 
 
 def _target(nvrtc: ctypes.CDLL, architecture: str) -> tuple[str, str]:
-    """What to compile for a device such as "sm_90", and the kind of the result: CUBIN, or PTX where it is unknown."""
+    """The architecture to compile for a device such as "sm_90", and the kind of the result.
+
+    The kind is CUBIN, or PTX if NVRTC does not know the device's architecture.
+    """
     count = ctypes.c_int()
     _check(nvrtc, nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)), "count its architectures")
     known = (ctypes.c_int * count.value)()
@@ -75,13 +78,13 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
     """Compiles one unit of the kernels for one architecture.
 
     Args:
-        source: The kernels in one text.
+        source: Source text of all kernels.
         architecture: Such as "sm_90".
-        unit: Of csrc/cuda/problem.h: the size of a window, `_cuda_launch.SHARED` or `_cuda_launch.VOXELS`.
+        unit: Unit of csrc/cuda/problem.h: the size of a window, or `SHARED`, `AXES` or `VOXELS` of _cuda_kernels.py.
 
     Returns:
-        A cubin; or where NVRTC is older than the device, PTX of the newest architecture that it knows: the driver
-        compiles that.
+        A cubin. If NVRTC is older than the device: PTX of the newest architecture that it knows, which the driver
+        compiles.
 
     Raises:
         RuntimeError: There is no NVRTC, or it does not compile the source; the message has its log.
@@ -104,9 +107,9 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
 
 
 def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:
-    """`compile_kernels` through the disk: a few seconds once for each unit, architecture, source and NVRTC.
+    """`compile_kernels` with a cache on disk: compiles once for each unit, architecture, source and version of NVRTC.
 
-    A cache that cannot be read or written only costs the compilation.
+    Compiling takes a few seconds. If the cache cannot be read or written, it is done every time.
     """
     nvrtc, folder = library(), cache_folder()
     if folder is None:
@@ -114,7 +117,7 @@ def cached_kernels(source: bytes, architecture: str, unit: int) -> bytes:
     key = repr((source, architecture, unit, _OPTIONS, version(nvrtc) if nvrtc is not None else None))
     path = folder / f"kernels-{architecture}-{unit}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
     with contextlib.suppress(OSError):
-        # The digest in front tells a damaged file from a good one.
+        # The digest at the start of the file shows whether the rest is damaged.
         kept = path.read_bytes()
         if hashlib.sha256(kept[32:]).digest() == kept[:32]:
             return kept[32:]

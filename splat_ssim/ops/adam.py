@@ -33,7 +33,7 @@ class Update(NamedTuple):
 
 
 def supported(*tensors: Tensor) -> bool:
-    """Whether the compiled step can run on these: dense float32 on the CPU, and the library is there."""
+    """Whether the compiled step can run: the tensors are dense float32 on the CPU and the library is there."""
     for tensor in tensors:
         if not (tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()):
             return False

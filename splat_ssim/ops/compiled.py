@@ -18,10 +18,11 @@ from splat_ssim._version import __version__
 if TYPE_CHECKING:
     from _ctypes import CFuncPtr
 
-#: The ABI this package speaks; csrc/cpu/library.cpp states the library's.
+#: The ABI version that this package needs. csrc/cpu/library.cpp states the version that a library has.
 ABI_VERSION = 8
 
-#: Bytes of the structures that Python packs or allocates, as this package has them; see csrc/cpu/layout.h.
+#: Sizes in bytes of the structures in csrc/cpu/layout.h that Python packs or allocates. Loading compares them with the
+#: library's.
 SIZES = {
     "sizeof_arguments": 58 * 8,
     "sizeof_loss_arguments": 64 * 8,
@@ -48,7 +49,7 @@ _BUILT = _PACKAGE / library_name()
 
 
 def _find_library() -> Path:
-    """The library to load, or where it is missing."""
+    """The path of the library to load. If there is none, the path where a build puts it."""
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:
         return Path(named)
@@ -58,9 +59,10 @@ def _find_library() -> Path:
 def _find_installed_library() -> Path | None:
     """The library of the installed package, if this one is the source folder of the same version.
 
-    Python that starts in the source folder imports it from there, also after `pip install .`, which builds elsewhere.
+    Python that starts in the source folder imports the package from there. After `pip install .` it has no library
+    there, because pip builds elsewhere.
     """
-    from importlib import metadata  # it takes long to import, and a library is seldom missing
+    from importlib import metadata  # slow to import, and seldom needed
 
     for installed in metadata.distributions(name="splat_ssim"):
         if installed.version == __version__:
@@ -78,7 +80,7 @@ ISA_VARIABLE = "SPLAT_SSIM_CPU"
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None, with one warning, where there is none.
+    """The compiled library. Returns None, after one warning, if there is none.
 
     Raises:
         ImportError: The library is of another ABI version than this package, or a structure has another size, or this
@@ -178,12 +180,12 @@ def kernel(
     return function
 
 
-#: From this size on glibc maps fresh memory for every tensor: writing it takes longer for page faults than for kernels.
+#: From this size in bytes, glibc maps fresh memory for every tensor, and page faults take longer than the kernels.
 FRESH_BYTES = 32 << 20
 
 
 def prefer_huge_pages(output: torch.Tensor) -> None:
-    """Asks the system to back a CPU output that is to be written with huge pages, where it is large."""
+    """Asks the system to use huge pages for a large CPU output that is about to be written."""
     loaded = library()
     size = output.numel() * output.element_size()
     if size >= FRESH_BYTES and loaded is not None:
@@ -191,7 +193,7 @@ def prefer_huge_pages(output: torch.Tensor) -> None:
 
 
 def check(status: int, name: str, shapes: Sequence[object] = ()) -> None:
-    """Raises what a kernel's status means: a lack of memory or a defect, never a user error."""
+    """Raises if a kernel's status is not 0. It means a lack of memory or a defect, never a user error."""
     if status == 0:
         return
     if status == constants()["status_out_of_memory"]:

@@ -1,7 +1,8 @@
-"""How an operator is called: by an implementation itself where nobody watches, else by torch's dispatcher.
+"""Calls operators: straight through the device's implementation where that is safe, else through torch's dispatcher.
 
-The dispatcher takes as long as a small image. Devices register their implementations here (`register_device`), and
-`ops/ssim.py` its schemas (`define`) and derivatives (`register_autograd`).
+The dispatcher takes as long as the loss of a small image. It is bypassed if nothing traces, transforms, profiles or
+batches the call (`is_watched`). Devices register their implementations here (`register_device`), and `ops/ssim.py`
+its schemas (`define`) and derivatives (`register_autograd`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 
 from ..options import SSIMOptions
 
-# Looked up once: a call of a small image takes as long as some of these attributes.
+# Looked up once: for a small image, some of these lookups take as long as the call itself.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch.autograd._profiler_enabled
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -25,20 +26,20 @@ _tracing_state = torch._C._get_tracing_state
 
 _library = torch.library.Library("splat_ssim", "FRAGMENT")
 
-#: At most so many tensors are the first arguments of an operator.
+#: All tensors that an operator takes are among its first arguments, at most this many.
 _TENSORS = 4
 
 
 class Device(NamedTuple):
-    """What a type of device does for the operators.
+    """The operators on one type of device.
 
     Attributes:
         implementations: Operator -> its implementation.
-        supports: Whether the kernels take (img1, img2, options).
-        scale: Function (gradient, upstream) that multiplies in place while the host does not read `upstream`; it
-            returns False where it does not take them. None: torch multiplies.
+        supports: Function (img1, img2, options) that says whether the kernels accept them.
+        scale: Function (gradient, upstream) that multiplies the gradient in place without the host reading `upstream`.
+            It returns False if it does not accept them; then torch multiplies, as it does without such a function.
         prepare: Prepares the operator `photometric` without a weight, see `prepared.prepare`.
-        composites: Whether that operator takes a background, for (img1, options, needs of img1).
+        composites: Function (img1, options, need1) that says whether that operator accepts a background.
     """
 
     implementations: dict[str, Callable[..., Any]]
@@ -48,11 +49,11 @@ class Device(NamedTuple):
     composites: Callable[[Tensor, SSIMOptions, bool], bool] | None = None
 
 
-#: By the type of torch's device.
+#: Type of torch's device, "cpu" or "cuda" -> its operators.
 DEVICES: dict[str, Device] = {}
 #: Operator -> the check of its arguments, for calls that do not come from the public functions.
 _checks: dict[str, Callable[..., None]] = {}
-#: Operator -> the apply of an autograd.Function for eager calls: torch.library's own takes 0.3 ms a call.
+#: Operator -> `apply` of its autograd.Function, for eager calls. The one that torch.library makes costs 0.3 ms a call.
 _eager: dict[str, Callable[..., Any]] = {}
 
 
@@ -62,7 +63,7 @@ _eager: dict[str, Callable[..., Any]] = {}
 
 
 def define(name: str, schema: str, check: Callable[..., None], fake: Callable[..., Any]) -> None:
-    """Defines an operator `splat_ssim::name`; its fake kernel, and every device's, checks the arguments first."""
+    """Defines an operator `splat_ssim::name`. Its fake kernel and every device's kernel check the arguments first."""
     _library.define(name + schema)
     _checks[name] = check
     torch.library.register_fake("splat_ssim::" + name, _checked(name, fake), lib=_library)
@@ -77,21 +78,21 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def define_for_all_devices(name: str, schema: str, function: Callable[..., Any]) -> None:
-    """Defines an operator that torch's own operators compute."""
+    """Defines an operator that is made of torch's own operators and so runs on every device."""
     _library.define(name + schema)
     torch.library.register_fake("splat_ssim::" + name, function, lib=_library)
     _library.impl(name, function, "CompositeExplicitAutograd")
 
 
 def register_device(device_type: str, device: Device) -> None:
-    """Makes a device's kernels known: to the dispatcher with checks, to eager calls without."""
+    """Registers a device's kernels. The dispatcher checks their arguments; direct calls do not."""
     for name, function in device.implementations.items():
         _library.impl(name, _checked(name, function), device_type.upper())
     DEVICES[device_type] = device
 
 
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """The derivative of an operator, for the dispatcher and for eager calls."""
+    """Registers the derivative of an operator, for the dispatcher and for direct calls."""
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -106,7 +107,7 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
 
 
 def refuse_second_derivative(name: str) -> None:
-    """Makes the derivative of a backward operator an error."""
+    """Registers a derivative of a backward operator that raises NotImplementedError."""
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
@@ -123,7 +124,7 @@ def refuse_second_derivative(name: str) -> None:
 
 
 def has_kernel(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
-    """Whether the operators can run; where not, splat_ssim.reference gives the same numbers."""
+    """Whether the operators can run on these images. If not, splat_ssim.reference gives the same numbers."""
     device = DEVICES.get(img1.device.type)
     if device is None or not device.supports(img1, img2, options):
         return False
@@ -131,7 +132,7 @@ def has_kernel(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
 
 
 def _is_transformed(*images: Tensor) -> bool:
-    """Whether torch.func transforms the call or an image carries a tangent: the definition's operators know how."""
+    """Whether torch.func transforms the call or an image carries a tangent. Only torch's own operators support that."""
     if _transforms_active():
         return True
     tangents = forward_ad._current_level >= 0
@@ -139,7 +140,7 @@ def _is_transformed(*images: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """An operator of the images `arguments[:2]`."""
+    """Calls an operator whose first two arguments are the images, and records its derivative if one requires grad."""
     if torch.compiler.is_compiling() or _tracing_state() is not None:
         return getattr(torch.ops.splat_ssim, name)(*arguments)
     if torch.is_grad_enabled() and (arguments[0].requires_grad or arguments[1].requires_grad):
@@ -148,14 +149,14 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def call_backward(name: str, *arguments: Any) -> Any:
-    """A backward operator; one that is to be differentiated goes where the second derivative is refused."""
+    """Calls a backward operator. If it may be differentiated, the dispatcher is used, which refuses that."""
     if torch.is_grad_enabled():
         return getattr(torch.ops.splat_ssim, name)(*arguments)
     return below_autograd(name, *arguments)
 
 
 def below_autograd(name: str, *arguments: Any) -> Any:
-    """An operator without a record of its derivative."""
+    """Calls an operator without recording its derivative."""
     if _nobody_watches(arguments):
         return DEVICES["cpu" if arguments[0].is_cpu else "cuda"].implementations[name](*arguments)
     with torch._C._AutoDispatchBelowAutograd():
@@ -163,7 +164,7 @@ def below_autograd(name: str, *arguments: Any) -> Any:
 
 
 def _nobody_watches(arguments: Sequence[Any]) -> bool:
-    """Tensors of no subclass, all on the CPU or all on CUDA, and nothing that `is_watched` sees."""
+    """Whether the tensors are of no subclass, all on the CPU or all on CUDA, and not watched (`is_watched`)."""
     tensors = [a for a in arguments[:_TENSORS] if isinstance(a, Tensor)]
     on_cpu = tensors[0].is_cpu
     for tensor in tensors:
@@ -176,9 +177,10 @@ def _nobody_watches(arguments: Sequence[Any]) -> bool:
 
 
 def is_watched(*tensors: Tensor) -> bool:
-    """Whether an eager call must not go past the dispatcher: somebody traces, transforms, profiles or batches it.
+    """Whether an eager call must use the dispatcher, because something traces, transforms, profiles or batches it.
 
-    Nor may it where a tensor is negated lazily, as the imaginary part of a conjugate is: its memory holds another sign.
+    The dispatcher is also needed for a tensor that is negated lazily, such as the imaginary part of a conjugate: its
+    memory holds the opposite sign.
     """
     return (
         _dispatch_modes() > 0
@@ -191,12 +193,12 @@ def is_watched(*tensors: Tensor) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether torch.vmap, or the vmap of is_grads_batched, hands the tensor in."""
+    """Whether the tensor comes from torch.vmap, or from the vmap that is_grads_batched uses."""
     return _is_wrapped(tensor) or _is_legacy_batched(tensor)
 
 
 def may_change_in_place(*tensors: Tensor) -> bool:
-    """Whether nobody differentiates, traces or batches what is done to the tensors."""
+    """Whether the tensors may be changed in place, since nothing differentiates, traces or batches the change."""
     return (
         not torch.is_grad_enabled()
         and _dispatch_modes() == 0

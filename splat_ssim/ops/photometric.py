@@ -1,10 +1,11 @@
-"""The operator of the losses: L1 and 1 - S in one pass over the images, which makes the gradient of the loss as well.
+"""The operator of the losses: one pass over the images computes L1, 1 - S and the gradient of the loss.
 
-With a background the second image is RGBA in bytes, whose colours the kernels composite over it where they read them.
+With a background, the second image is RGBA in bytes. The kernels composite its colours over the background as they
+read them.
 
 loss = offset + l1_weight · l1 + dssim_weight · dssim, with l1 and dssim the means of |x - y| and of 1 - S: over the
 batch, or (B,) with `per_image`. The gradients are empty where they are not needed. Only the loss is differentiable: its
-derivative multiplies the gradients that the forward pass made.
+derivative multiplies the gradients that the forward pass computed.
 """
 
 from __future__ import annotations
@@ -86,18 +87,18 @@ def _photometric_backward(ctx: Any, upstream: Tensor | None, *unused: Any) -> tu
 
 
 def _gradients(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
-    """Those of both images, None where not needed, from what `_keep_gradients` and `_Prepared` keep."""
+    """The gradients of both images, None where not needed, from what `_keep_gradients` or `_Prepared` saved."""
     found: list[Tensor | None] = [None, None]
     if upstream is not None:
         needs, saved = ctx.needs_input_grad, ctx.saved_tensors
         grads = ctx.grads
         if grads is None or _lacks(grads[0], needs[0]) or _lacks(grads[1], needs[1]):
-            # A second backward through a retained graph, since the first one gave the gradients away; or a traced call
-            # whose example needed no gradient.
+            # The gradients are missing in a second backward through a retained graph, because the first one gave them
+            # away, and in a traced call whose example needed none.
             with torch.no_grad():
                 *_, grad1, grad2 = torch.ops.splat_ssim.photometric(*saved, *ctx.options[:-2], *needs[:2])
             grads = [grad1, grad2]
-        # In place, so that no second image is needed.
+        # In place where possible, which saves the memory of another image.
         scale = _scale
         if dispatch.may_change_in_place(grads[0], upstream):
             ctx.grads, scale = None, _scale_in_place
@@ -108,7 +109,7 @@ def _gradients(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
 
 
 class _Prepared(torch.autograd.Function):
-    """The operator by a prepared loss, in an eager call that nobody watches."""
+    """The operator through a prepared loss, in an eager call that is not watched (`dispatch.is_watched`)."""
 
     @staticmethod
     def forward(ctx: Any, img1: Tensor, img2: Tensor, background: Tensor | None, loss: prepared.Prepared) -> Any:
@@ -138,7 +139,7 @@ _apply_prepared: Callable[..., Any] = _Prepared.apply
 def call_prepared(
     loss: prepared.Prepared, img1: Tensor, img2: Tensor, background: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(loss, l1, dssim); the terms are None where they were not asked for."""
+    """Returns (loss, l1, dssim). The last two are None if they were not asked for."""
     if not loss.needs:
         return loss.run(img1, img2, background)[:3]
     found = _apply_prepared(img1, img2, background, loss)
@@ -162,7 +163,7 @@ def _scale_in_place(gradient: Tensor, upstream: Tensor, image: Tensor | None = N
 
 def _scale(gradient: Tensor, upstream: Tensor, image: Tensor) -> Tensor:
     if dispatch.is_batched(upstream):
-        return _scaled_gradient(gradient, upstream, image)  # Operators of torch's, which can be batched.
+        return _scaled_gradient(gradient, upstream, image)  # torch's own operators can be batched.
     scaled: Tensor = torch.ops.splat_ssim.scaled_gradient(gradient, upstream, image)
     return scaled
 
@@ -183,7 +184,8 @@ dispatch.define(
     _check_photometric,
     _fake_photometric,
 )
-# A gradient of `photometric` times the upstream one, () or (B,). The image only says what it is the gradient by.
+# A gradient of `photometric` times the upstream one, () or (B,). The image is an argument only so that autograd sees
+# that the result depends on it, and a second derivative is refused.
 dispatch.define_for_all_devices(
     "scaled_gradient", "(Tensor gradient, Tensor upstream, Tensor image) -> Tensor", _scaled_gradient
 )
@@ -214,12 +216,12 @@ def photometric(
         l1_weight: Weight of the mean of |img1 - img2|.
         dssim_weight: Weight of the mean of 1 - S.
         weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
-            and are 0 where nothing has weight. "valid" crops them for 1 - S.
+            and are 0 if all weights are 0. With padding "valid", the weights are cropped for 1 - S.
         per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
-        offset: Added to the loss: 1 and a `dssim_weight` of -1 make it SSIM.
-        background: (1 or B, 3), in the dtype that is computed in: `img2` is RGBA in bytes, which is composited over it.
-        terms: Whether the terms are wanted; without, they may be None.
-        key: Of ops/prepared.py, for the same call later.
+        offset: Added to the loss. With 1 and a `dssim_weight` of -1, the loss is SSIM.
+        background: (1 or B, 3), in the dtype of the computation. `img2` is then RGBA in bytes and composited over it.
+        terms: Whether the terms are wanted. If not, they may be None.
+        key: Key of ops/prepared.py under which the prepared loss is kept for later calls.
 
     Returns:
         The loss, differentiable in both images, and its two terms, which carry no gradient.
@@ -228,7 +230,7 @@ def photometric(
     needs = (recording and img1.requires_grad, recording and img2.requires_grad)
     if background is not None and not _composites(img1, img2, options, needs[0]):
         img2 = _maps.composited(img2, background, _maps.compute_dtype(img1), options.data_range, options.channels_last)
-        background = key = None  # The key names the call with RGBA.
+        background = key = None  # The key belongs to the call with RGBA.
     if has_kernel(img1, img2, options):
         scalars = (l1_weight, dssim_weight, offset, per_image)
         if key is not None and weight is None:
@@ -259,7 +261,7 @@ def photometric_definition(
     per_image: bool = False,
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`photometric` in plain torch, whatever kernels there are."""
+    """`photometric` in plain torch, even where there are kernels."""
     reduction, channels_last = "image" if per_image else "mean", options.channels_last
     img1, img2 = _maps.in_one_dtype(img1, img2, options.data_range)
     dssim_map = reference.dssim_map(img1, img2, **options.keywords())

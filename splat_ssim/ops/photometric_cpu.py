@@ -1,7 +1,7 @@
 """The operator of the losses on the CPU.
 
-Without weights and over the whole batch it is one call of the library, prepared for the shapes and layouts of its
-images (csrc/cpu/loss.cpp); weighted or for each image torch divides what the kernel of SSIM sums.
+Without weights and over the whole batch, it is one call of the library, prepared for the shapes and layouts of its
+images (csrc/cpu/loss.cpp). With weights, or for each image, the SSIM kernel sums and torch divides the sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .ssim_cpu import KernelCall, positions, rows, zeros
 _LOSS = struct.Struct("=q5d")
 
 _Means = ctypes.c_float * 3
-#: In the place of a gradient that is not needed.
+#: Takes the place of a gradient that is not needed.
 _EMPTY = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
@@ -46,7 +46,7 @@ def _photometric(
     if weight is None and not per_image:
         run = _Loss(call, img1, img2, options, (l1_weight, dssim_weight, offset), (need1, need2), terms=True)
         loss, l1, dssim, grad1, grad2 = run(call.first, call.second, background)
-        # No output of an operator is another one's memory.
+        # Outputs of an operator must not share memory.
         return loss, l1, dssim, grad1 if need1 else grad1.clone(), grad2 if need2 else grad2.clone()
     grads = new_gradients(img1, img2, options, need1, need2)
     counts, weight = _counts(call, weight, per_image)  # [B or 1, 2]: of 1 - S, of |x - y|
@@ -65,7 +65,7 @@ def _photometric(
 
 
 def _counts(call: KernelCall, weight: Tensor | None, per_image: bool) -> tuple[Tensor, Tensor | None]:
-    """What the sums of 1 - S and of |x - y| are divided by, (B or 1, 2), and the weight as the kernel reads it."""
+    """The divisors of the sums of 1 - S and of |x - y|, (B or 1, 2), and the weight as the kernel reads it."""
     options, shape = call.options, call.first.shape
     images = 1 if per_image else call.batch
     if weight is None:
@@ -94,16 +94,16 @@ class _Loss:
         terms: bool,
     ) -> None:
         self._terms = terms
-        # Without memory: to free as much again would change where glibc takes large tensors from.
+        # Meta tensors have no memory. Freeing memory of this size would change how glibc allocates large tensors.
         grads = new_gradients(_without_memory(img1), _without_memory(img2), options, *needs)
         name = f"ssim{call.first.ndim - 2}d"
         kernel = ctypes.cast(compiled.kernel(name, (ctypes.c_char_p,)), ctypes.c_void_p).value
         count = call.batch * call.channels * positions(options, call.first.shape)
         packed = call.pack(0, 0, None, None, None, *wanted(grads, *needs))
         self._packed = packed + _LOSS.pack(kernel, *weights, count, call.first.numel())
-        self._window = call.window  # its address is in what was packed
+        self._window = call.window  # keeps the packed address valid
         self._layouts = [(grad.shape, grad.stride()) if need else None for grad, need in zip(grads, needs, strict=True)]
-        self._large = 4 * img1.numel() >= compiled.FRESH_BYTES  # asked once: small images are called the most
+        self._large = 4 * img1.numel() >= compiled.FRESH_BYTES  # computed once, to keep calls of small images fast
         self._function = _function()
 
     def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
@@ -152,7 +152,7 @@ def _prepare(
     needs: tuple[bool, bool],
     terms: bool,
 ) -> Run | None:
-    """The loss prepared, unless it is of each image, or the kernel reads copies of the images."""
+    """Prepares the loss. Returns None for a loss of each image, or if the kernel would have to copy the images."""
     if per_image:
         return None
     call = KernelCall(img1, img2, options, background=background)

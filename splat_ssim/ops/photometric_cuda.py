@@ -1,4 +1,4 @@
-"""The operator of the losses on CUDA. Without weights its launches are recorded once for each kind of call."""
+"""The operator of the losses on CUDA. Without weights, its launches are recorded once for each kind of call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _photometric(
     return *means, *grads
 
 
-#: Has kernels that other windows do without.
+#: The window size that has more kernels than others, such as the one that composites.
 _DEFAULT_WINDOW = 11
 
 #: What the launches read and write: images, gradients, loss, l1, dssim, background, workspace, counter.
@@ -105,12 +105,12 @@ class _Loss:
 
 
 def _overlap(img1: Tensor, img2: Tensor) -> bool:
-    """Whether the images share a storage, so that an address may be of both."""
+    """Whether the images share a storage. The recorder then could not tell to which of them an address belongs."""
     return img1.untyped_storage().data_ptr() == img2.untyped_storage().data_ptr()
 
 
 def _composites(img1: Tensor, options: SSIMOptions, need1: bool) -> bool:
-    """Whether there is a kernel that composites: of the default window, for a gradient."""
+    """Whether a kernel composites RGBA: only the gradient of 3 channels with the default window has one."""
     plain = options.window_size == _DEFAULT_WINDOW and options.eps == 0.0
     return need1 and plain and options.padding in ("same", "valid") and img1.shape[_channel(options)] == 3
 

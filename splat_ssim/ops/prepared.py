@@ -1,8 +1,9 @@
-"""Prepared losses: what follows from shapes, layouts and options is worked out at the first call and kept.
+"""Prepared losses: a cache of what the first call works out from shapes, layouts and options.
 
-A loss of a small image takes less time than its checks, and on a GPU the next kernel waits for Python. So the public
-functions ask here first, by a key of everything that a call depends on but the numbers in the images. A device
-prepares (`dispatch.Device.prepare`); `photometric` stores, since it alone knows that the arguments were checked.
+Checking the arguments takes longer than the loss of a small image, and on a GPU the next kernel waits for Python. The
+public functions therefore look a call up here first. The key holds everything that the call depends on except the
+values of the images. A device prepares a loss (`dispatch.Device.prepare`). Only `photometric` stores it, because only
+there the arguments are known to be checked.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import Tensor
 from ..options import SSIMOptions
 from . import dispatch
 
-#: Loss, l1, dssim (these two are None where they were not asked for) and both gradients, empty where not needed.
+#: Loss, l1, dssim (the last two are None if they were not asked for) and both gradients, empty where not needed.
 Results = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor, Tensor]
-#: Computes them for two images, and the background of the second where it is RGBA.
+#: Function (img1, img2, background) that computes the results. The background is None unless img2 is RGBA.
 Run = Callable[[Tensor, Tensor, "Tensor | None"], Results]
 
-#: Beyond this many all are forgotten: an application that has so many shapes gains nothing.
+#: The cache is cleared once it holds this many losses: a program with so many shapes gains nothing from it.
 _MOST = 256
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NUMBERS = (int, float, bool, str)
@@ -31,11 +32,12 @@ class Prepared:
     """A loss prepared for one kind of call.
 
     Attributes:
-        run: Computes it.
-        arguments: Of the operator `photometric` after the background, for a second backward through the same graph.
+        run: Computes the loss.
+        arguments: Arguments of the operator `photometric` after the background. A second backward through the same
+            graph calls the operator with them.
         needs: Whether a gradient is needed.
         terms: Whether l1 and dssim are wanted too.
-        dtypes: Of the images, which their gradients take.
+        dtypes: Dtypes of the images and so of their gradients.
     """
 
     __slots__ = ("arguments", "dtypes", "needs", "run", "terms")
@@ -51,18 +53,18 @@ _prepared: dict[Hashable, Prepared] = {}
 
 
 def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Hashable | None:
-    """What names a call of the public function `name` with these images and options.
+    """The key of a call of the public function `name` with such images and options.
 
     Returns:
-        None where the call has to take the long way: there is a mask, somebody traces, transforms, profiles or batches
-        the call, or a tensor is of a subclass.
+        None if the call cannot be prepared: there is a mask, something traces, transforms, profiles or batches the
+        call, or a tensor is of a subclass.
     """
     if mask is not None or torch.compiler.is_compiling():
         return None
     if type(img1) not in _PLAIN or type(img2) not in _PLAIN or dispatch.is_watched(img1, img2):
         return None
     kinds = tuple(map(type, options))
-    if tuple in kinds:  # of numbers, one for each axis
+    if tuple in kinds:  # a tuple holds a number for each axis
         kinds = tuple(kind for value in options for kind in map(type, value if type(value) is tuple else (value,)))
     recording = torch.is_grad_enabled()
     return (
@@ -83,7 +85,7 @@ def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tup
 
 
 def find(key: Hashable | None) -> Prepared | None:
-    """The loss prepared for a key, if it was."""
+    """The loss prepared for a key, or None."""
     try:
         return _prepared.get(key)
     except TypeError:  # an option that has no hash, such as an array without axes
@@ -91,7 +93,7 @@ def find(key: Hashable | None) -> Prepared | None:
 
 
 def store(key: Hashable | None, prepared: Prepared) -> None:
-    """Keeps a prepared loss for the calls of a key, unless an option is no plain number: a tensor's may change."""
+    """Keeps a prepared loss under its key if all options are numbers or strings. The value of a tensor could change."""
     if isinstance(key, tuple) and all(kind in _NUMBERS for kind in key[2]):
         if len(_prepared) >= _MOST:
             _prepared.clear()
@@ -99,14 +101,14 @@ def store(key: Hashable | None, prepared: Prepared) -> None:
 
 
 def forget() -> None:
-    """Forgets all: kernels were exchanged, as tests do."""
+    """Clears the cache. Tests call it after they exchange the kernels."""
     _prepared.clear()
 
 
 def prepare(
     img1: Tensor, img2: Tensor, background: Tensor | None, arguments: tuple[Any, ...], terms: bool
 ) -> Prepared | None:
-    """Prepares the operator `photometric` without a weight for these images, if their device does that.
+    """Prepares the operator `photometric` without a weight for these images, or returns None if their device cannot.
 
     The device is asked by `Device.prepare(img1, img2, background, weights, per_image, options, needs, terms)`, which
     returns a `Run` or None.
@@ -115,7 +117,7 @@ def prepare(
         img1: As for the operator.
         img2: As for the operator.
         background: As for the operator.
-        arguments: Of the operator, after the background.
+        arguments: Arguments of the operator after the background.
         terms: Whether l1 and dssim are wanted.
     """
     device = dispatch.DEVICES.get(img1.device.type)

@@ -1,8 +1,7 @@
-"""The renderer's operators of compositing on `torch.library`, CPU and float32, and of the sums of a score.
+"""The renderer's compositing operators on `torch.library`, for the CPU and float32, and the sums for scoring Gaussians.
 
 Each has a fake kernel and, where it makes sense, a gradient, so that eager mode, torch.compile and opcheck work.
-`records` and `lists` are what compositing leaves for its backward pass; csrc/cpu/layout.h and raster_bins.h have their
-layout.
+Compositing saves `records` and `lists` for its backward pass; csrc/cpu/layout.h and raster_bins.h define their layout.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ torch.library.define(
 
 
 def max_channels() -> int:
-    """Channels that one pass of compositing takes."""
+    """Largest number of channels that one pass of compositing takes."""
     return compiled.constants()["max_channels"]
 
 
@@ -53,12 +52,12 @@ def _tile_count(width: int, height: int, tile_size: int) -> int:
 
 
 def _composite_sizes(opacities: Tensor, images: Tensor, tile_size: int, lists: Tensor | None = None) -> tuple[int, ...]:
-    """C, N, width, height, tile, channels and, with `lists`, the bound of pairs it was made for."""
+    """Cameras, Gaussians, width, height, tile size and channels; with `lists`, also the bound on pairs in its size."""
     cameras, height, width, channels = images.shape
     sizes = (*opacities.shape, width, height, tile_size, channels)
     if lists is None:
         return sizes
-    # The length of `lists`, see list_size in csrc/cpu/layout.h, solved for the pairs.
+    # Solves the length of `lists`, list_size in csrc/cpu/layout.h, for the number of (Gaussian, tile) pairs.
     constants, tiles = compiled.constants(), cameras * _tile_count(width, height, tile_size)
     rest = constants["list_rest"] + constants["list_per_instance"] * opacities.numel()
     return (*sizes, (len(lists) - rest - constants["list_per_tile"] * tiles) // constants["list_per_pair"])
@@ -162,7 +161,7 @@ def _composite_backward(
 
 
 def _composite_gradients_like(conics: Tensor, opacities: Tensor, images: Tensor, absgrad: bool) -> tuple[Tensor, ...]:
-    """Of means2d, conics, colours, opacities, and |means2d|."""
+    """Uninitialised gradients of means2d, conics, colours and opacities, and the absolute one of means2d."""
     shape = opacities.shape
     return (
         conics.new_empty((*shape, 2)),

@@ -1,4 +1,4 @@
-"""The renderer's operator of projection on `torch.library`, CPU and float32: Gaussians to splats on the images.
+"""The renderer's projection operator on `torch.library`, for the CPU and float32: from Gaussians to 2D splats.
 
 It has a fake kernel and a gradient, so that eager mode, torch.compile and opcheck work.
 """
@@ -56,7 +56,7 @@ _SCENE_LENGTH = len(_Scene._fields)
 
 
 def _project_options(scene: _Scene) -> tuple[ctypes.Array[Any], ctypes.Array[Any], list[Tensor | None]]:
-    """The kernels' sizes and planes, and the tensors, dense, that they read."""
+    """The kernels' sizes and switches, the planes with radius_clip and eps2d, and the tensors as contiguous ones."""
     *tensors, width, height, near_plane, far_plane, radius_clip, eps2d, degree, antialiased, raw = scene
     sizes = int_array(
         scene.means.shape[0],
@@ -74,7 +74,7 @@ def _project_options(scene: _Scene) -> tuple[ctypes.Array[Any], ctypes.Array[Any
 
 
 def _projected_like(scene: _Scene) -> tuple[Tensor, ...]:
-    """Of means2d, depths, conics, opacities, colours and radii."""
+    """Uninitialised outputs: means2d, depths, conics, opacities, colours and radii."""
     means, viewmats = scene.means, scene.viewmats
     shape = (viewmats.shape[0], means.shape[0])
     return (
@@ -102,14 +102,14 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _project_gradients_like(scene: _Scene, v_colors: Tensor | None, pose: bool) -> list[Tensor]:
-    """Of means, quats, scales, opacities, sh0, shN and viewmats."""
+    """Tensors for the gradients of means, quats, scales, opacities, sh0, shN and viewmats; empty where not needed."""
     means, viewmats, used = scene.means, scene.viewmats, (scene.degree + 1) ** 2
     results = [torch.empty(t.shape, dtype=t.dtype) for t in (means, scene.quats, scene.scales, scene.opacities)]
     for part in (scene.sh0, scene.shN):
         if part is None or v_colors is None or scene.degree < 0:
             results.append(means.new_empty((0,)))
             continue
-        # Coefficients above the degree in use get a gradient of zero, which the kernel leaves alone.
+        # Coefficients above the degree in use have a gradient of zero, and the kernel does not write it.
         results.append(torch.empty(part.shape) if part.shape[1] <= used else torch.zeros(part.shape))
         used -= part.shape[1]
     results.append(torch.empty(viewmats.shape) if pose else means.new_empty((0,)))
@@ -144,7 +144,7 @@ def _project_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _viewmat_gradient(sums: Tensor, viewmats: Tensor) -> Tensor:
-    """From gradients by rotation, translation and position of the camera, [C, 15], to [C, 4, 4]."""
+    """The gradient of viewmats, [C, 4, 4], from [C, 15]: those of the cameras' rotation, translation and position."""
     gradient = viewmats.new_zeros(viewmats.shape)
     gradient[:, :3, :3] = sums[:, :9].unflatten(1, (3, 3))
     gradient[:, :3, 3] = sums[:, 9:12]

@@ -1,4 +1,4 @@
-"""What the schemas of the SSIM operators share, and the checks of arguments that do not come from public functions."""
+"""Parts that the SSIM operators' schemas share, and the argument checks for operators that are called directly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require(condition: bool, required: str, got: object) -> None:
 
 
 def check_images(img1: Tensor, img2: Tensor, options: SSIMOptions) -> None:
-    """Everything a kernel relies on. The public functions check it before; an operator may be called by itself."""
+    """Checks all that a kernel relies on. The public functions check it too, but operators may be called directly."""
     padding, spatial_dims = options.padding, img1.ndim - 2
     require(img1.shape == img2.shape, "img1 and img2 must have the same shape", (tuple(img1.shape), tuple(img2.shape)))
     require(img1.ndim in (4, 5), "img1 must have 4 or 5 axes", tuple(img1.shape))
@@ -44,5 +44,5 @@ def check_images(img1: Tensor, img2: Tensor, options: SSIMOptions) -> None:
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """The tensor has this shape."""
+    """Raises ValueError unless the tensor has this shape."""
     require(tuple(tensor.shape) == shape, f"{name} must have the shape {shape}", tuple(tensor.shape))

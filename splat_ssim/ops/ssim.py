@@ -1,9 +1,9 @@
-"""The operators of SSIM and MS-SSIM, one after the other: its checks, its fake kernel, its derivative, its schema.
+"""The operators of SSIM and MS-SSIM. Each section has one operator's checks, fake kernel, derivative and schema.
 
-The options that all of them take end their schemas, so that they are handed on in one piece (`SSIMOptions`).
-ops/photometric.py has the operator of the losses. ops/ssim_cpu.py and ops/ssim_cuda.py implement the operators,
-ops/dispatch.py calls them. The functions at the end are what the package calls: an operator where the device has a
-kernel for the images, else the definition.
+All schemas end with the same options, so that these are passed on together (`SSIMOptions`). ops/photometric.py has the
+operator of the losses. ops/ssim_cpu.py and ops/ssim_cuda.py implement the operators, and ops/dispatch.py calls them.
+The package calls the functions at the end. They run an operator if the device has a kernel for the images, else the
+definition.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _keep_images(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _recomputing(name: str) -> Callable[..., tuple[Any, ...]]:
-    """The derivative of an operator (img1, img2, *options) by the operator `<name>_backward`."""
+    """The derivative of an operator (img1, img2, *options), which calls the operator `<name>_backward`."""
 
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         img1, img2 = ctx.saved_tensors
@@ -117,7 +117,7 @@ dispatch.refuse_second_derivative("ssim_channel_means_backward")
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# ms_ssim: (B, C), MS-SSIM, and (B, C, scales), the terms that it is the product of; only the first is differentiable
+# ms_ssim: MS-SSIM, (B, C), and the terms whose product it is, (B, C, scales); only the first is differentiable
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -178,12 +178,12 @@ dispatch.refuse_second_derivative("ms_ssim_backward")
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the package calls
+# Functions that the package calls
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def ssim_map(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
-    """S for every position of the window, in the layout of the images: float32, or float64 where an image is."""
+    """S for every position of the window, in the layout of the images: float32, or float64 if an image is float64."""
     if has_kernel(img1, img2, options):
         similarities: Tensor = call("ssim_map", img1, img2, *options)
         return similarities
@@ -199,7 +199,7 @@ def ssim_channel_means(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tens
 
 
 def ms_ssim(img1: Tensor, img2: Tensor, options: SSIMOptions, weights: Sequence[float]) -> Tensor:
-    """(B, C): MS-SSIM of each image and channel, with one exponent a scale; `options.padding` is "valid"."""
+    """(B, C): MS-SSIM of each image and channel, with one exponent for each scale; `options.padding` is "valid"."""
     if has_kernel(img1, img2, options):
         values: Tensor = call("ms_ssim", img1, img2, list(weights), *options)[0]
         return values

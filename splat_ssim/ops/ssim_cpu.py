@@ -1,4 +1,4 @@
-"""The SSIM operators on the CPU, but for the losses: the compiled kernels of csrc/cpu."""
+"""The SSIM operators on the CPU, except the losses, by the compiled kernels of csrc/cpu."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..reference import PADDINGS, gaussian_taps
 from . import compiled
 from .layout import is_interleaved, map_shape, new_gradients, new_like, wanted
 
-# The library's numbers, asked once: torch.compile could not trace the loader. Without the library there are none.
+# The library's constants. They are read at import, because torch.compile cannot trace the loader. Empty without it.
 _NUMBERS = compiled.constants()
 _DTYPE_CODES = {
     dtype: _NUMBERS[f"dtype_{name}"]
@@ -29,12 +29,12 @@ _DTYPE_CODES = {
     )
     if _NUMBERS
 }
-#: Of four bytes a pixel that are composited over a background.
+#: The type of RGBA images, four bytes a pixel, which are composited over a background.
 _RGBA = _NUMBERS.get("dtype_rgba", 0)
 _PADDING_CODES = {padding: _NUMBERS[f"padding_{padding}"] for padding in PADDINGS if _NUMBERS}
 _LONGEST_WINDOW = _NUMBERS.get("max_window", 0)
 
-#: Further out a pixel is a number that counts as 0 while a kernel runs, or a sum of two overflows.
+#: Smallest and largest data range. Outside, pixels may be denormal, which kernels treat as 0, or sums may overflow.
 _DATA_RANGES = (1e-30, 1e30)
 
 #: `Arguments` of csrc/cpu/layout.h: six views of six words, thirteen sizes, four pointers, a stride, four doubles.
@@ -46,7 +46,7 @@ _NO_VIEW = (0, 0, 0, 0, 0, 0)
 
 @functools.lru_cache(maxsize=64)
 def _window(window_size: WindowSize, sigma: Sigma) -> ctypes.Array[ctypes.c_double]:
-    """The taps of three axes, one after the other."""
+    """The taps of the windows along three axes, one after the other."""
     sizes, sigmas = of_each(window_size, 3), of_each(sigma, 3)
     taps = [tap for axis in zip(sizes, sigmas, strict=True) for tap in gaussian_taps(*axis)]
     return (ctypes.c_double * len(taps))(*taps)
@@ -64,7 +64,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
 
 
 def _readable_rgba(images: Tensor) -> Tensor:
-    """RGBA (B, 4, H, W) in bytes with the four of a pixel side by side, and pixels of a row."""
+    """RGBA bytes (B, 4, H, W), a pixel's channels and a row's pixels adjacent in memory: `images` itself or a copy."""
     batch, channel, row, pixel = images.stride()
     whole = all(stride % 4 == 0 or size == 1 for stride, size in ((batch, images.shape[0]), (row, images.shape[2])))
     if whole and channel == 1 and (pixel == 4 or images.shape[3] == 1):
@@ -73,7 +73,7 @@ def _readable_rgba(images: Tensor) -> Tensor:
 
 
 def _readable(images: Tensor, interleaved: bool) -> Tensor:
-    """(B, C, spatial…) such that a kernel can read it: itself where its innermost axes are dense, else a copy."""
+    """Images (B, C, spatial…) that a kernel can read: `images` itself if its innermost axes are dense, else a copy."""
     if interleaved:
         if images.stride(1) == 1 and images.stride(-1) == images.shape[1]:
             return images
@@ -82,12 +82,14 @@ def _readable(images: Tensor, interleaved: bool) -> Tensor:
 
 
 class KernelCall:
-    """One kernel call: `run` fills the outputs it is given and returns the totals, three of each plane.
+    """One kernel call: `run` fills the outputs that it is given and returns the totals, three for each plane.
 
-    Totals are a plain array, and coefficients may be: an operation on a tiny tensor can cost more than the kernel.
+    Totals are a ctypes array, and coefficients may be one, since an operation on a tiny tensor can cost more than the
+    kernel.
 
-    A weight that starts `weight_insets` into the images weighs 1 - S alone; without insets it is as large as they are
-    and weighs |x - y| too. With a background, float32 (1 or B, 3), the second image is RGBA in bytes.
+    A weight with `weight_insets` starts that far inside the images and applies to 1 - S only. A weight without insets
+    is as large as the images and applies to |x - y| too. With a background, float32 (1 or B, 3), the second image is
+    RGBA in bytes.
     """
 
     def __init__(
@@ -108,14 +110,15 @@ class KernelCall:
         self.planes = self.batch if self.interleaved else self.batch * self.channels
 
     def spread(self, weight: Tensor) -> Tensor:
-        """A float32 weight for every channel, as the kernel reads it: (B, C, spatial…)."""
+        """Expands a weight to every channel, float32 (B, C, spatial…), as the kernel reads it."""
         weight = channels_first(weight, self.options.channels_last).float()
         return _readable(weight.expand(self.batch, self.channels, *weight.shape[2:]), self.interleaved)
 
     def _view(self, tensor: Tensor | None, insets: Sequence[int] | None = None) -> tuple[int, ...]:
-        """`View` of csrc/cpu/ssim.h for a (B, C, spatial…) tensor whose first element is at image position `insets`.
+        """`View` of csrc/cpu/layout.h for a (B, C, spatial…) tensor whose first element is at image position `insets`.
 
-        The kernel steps by 1, or by the channels, along a row: the stride of a row of one element may be anything.
+        Along a row the kernel steps by 1, or by the number of channels. The tensor's own stride is not used, since it
+        can be anything for a row of one element.
         """
         if tensor is None:
             return _NO_VIEW
@@ -144,12 +147,12 @@ class KernelCall:
         grad2: Tensor | None = None,
         similarities: bool = False,
     ) -> bytes:
-        """`Arguments` of csrc/cpu/ssim.h; coefficients and totals by their addresses."""
+        """Packs `Arguments` of csrc/cpu/layout.h. Coefficients and totals are given by their addresses."""
         options, first, background = self.options, self.first, self.background
         outputs = [
             None if output is None else channels_first(output, options.channels_last) for output in (map_, grad1, grad2)
         ]
-        # Kept by the call: the cache may let go of it while another thread's kernel reads it.
+        # Keep a reference: other threads may evict it from the cache while this call's kernel reads it.
         self.window = _window(options.window_size, options.sigma)
         sides = first.shape[2:] if first.ndim == 5 else (1, *first.shape[2:])
         return _ARGUMENTS.pack(
@@ -214,12 +217,12 @@ def rows(totals: ctypes.Array[ctypes.c_double]) -> Tensor:
 
 
 def zeros(*shape: int) -> Tensor:
-    """float64 on the CPU, whatever torch's default device is."""
+    """float64 zeros on the CPU, whatever torch's default device is."""
     return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
 
 def positions(options: SSIMOptions, shape: torch.Size) -> int:
-    """How many values of S each plane of images (B, C, spatial…) has."""
+    """Number of values of S in each plane of images of this (B, C, spatial…) shape."""
     count = 1
     for side, inset in zip(shape[2:], options.insets(len(shape) - 2), strict=True):
         count *= side - 2 * inset
@@ -267,7 +270,7 @@ def _ssim_channel_means_backward(
 
 
 def _pyramid_call(img1: Tensor, img2: Tensor, options: SSIMOptions) -> KernelCall:
-    """A call on both images as float32: what the pyramid is made of."""
+    """A call on both images as float32, from which the kernel makes the pyramid."""
     img1, img2 = (as_float(image, torch.float32, options.data_range) for image in (img1, img2))
     return KernelCall(img1, img2, options._replace(padding="valid", eps=0.0), planar=True)
 
@@ -280,7 +283,7 @@ def _run_pyramid(
     upstream: Tensor | None = None,
     grads: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
-    """Fills terms and values, or from the terms and the upstream gradient the gradients."""
+    """Forward: fills `terms` and `values`. Backward: fills `grads` from `terms` and `upstream`."""
     for grad in grads:
         if grad is not None:
             compiled.prefer_huge_pages(grad)

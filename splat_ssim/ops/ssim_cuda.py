@@ -1,9 +1,8 @@
 """The SSIM operators on CUDA: the kernels of csrc/cuda on the current stream and device of the images.
 
-Which kernels run: for one gradient of images, of a loss or a map, with a window of up to 11, a fused one, which moves
-12 bytes an element, 20 with a mask; for volumes, wider windows, channel means, eps or both gradients, the pair of a
-forward and a backward kernel.
-Nothing synchronises or reads device memory on the host; sums have a fixed order.
+A fused kernel computes one gradient of images, of a loss or a map, for windows of up to 11. It moves 12 bytes an
+element, 20 with a mask. Volumes, wider windows, channel means, eps and both gradients take a forward and a backward
+kernel. Nothing synchronises or reads device memory on the host. Sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from ._cuda_kernels import AXES, LONGEST_AXIS_WINDOW, SHARED, WINDOW_SIZES, Kern
 from .layout import map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
-#: Axes are 32-bit inside the kernels; strides and sizes as a whole are 64-bit.
+#: Longest axis of images. Kernels use 32-bit indices along an axis, and 64 bits for strides and total sizes.
 _LONGEST_AXIS = 2**31 - 8192
-#: Further out squares of squares leave float32.
+#: Smallest and largest data range. Outside, squares of squares leave the range of float32.
 _DATA_RANGES = (1e-12, 1e12)
-#: Where eps is not 0. Further out it leaves float32 itself.
+#: Smallest and largest eps other than 0. Outside, eps itself leaves the range of float32.
 _EPS = (1e-30, 1e30)
 
 
 def unit_of(options: SSIMOptions) -> int:
-    """The unit of the kernels for a window: see csrc/cuda/problem.h."""
+    """The unit of compilation that holds the kernels of a window, see csrc/cuda/problem.h."""
     return options.window_size if isinstance(options.window_size, int) and options.is_cubic else AXES
 
 
@@ -46,7 +45,7 @@ def _has_device_kernels(index: int, unit: int) -> bool:
     return _cuda_module.kernels(index, unit) is not None
 
 
-# What torch.compiler.assume_constant_result sets; the decorator itself would import Dynamo, seconds of every start.
+# This is what torch.compiler.assume_constant_result sets. The decorator would import Dynamo, which takes seconds.
 _has_device_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -68,7 +67,7 @@ def target(image: Tensor, unit: int) -> tuple[Kernels, int]:
     """The kernels for the image's device and a window (or `SHARED`), and its current stream.
 
     Raises:
-        RuntimeError: There are none; the public functions do not come here then.
+        RuntimeError: There are no kernels. The public functions check `supports` first.
     """
     kernels = _cuda_module.kernels(image.device.index, unit)
     if kernels is None:
@@ -76,7 +75,7 @@ def target(image: Tensor, unit: int) -> tuple[Kernels, int]:
     return kernels, _current_stream(image.device.index)
 
 
-# torch's own way makes an object of every stream.
+# torch.cuda.current_stream makes a Stream object at every call, which this avoids.
 _current_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )

@@ -1,4 +1,7 @@
-"""The voxeliser as torch operators: splat_ssim::voxelize and its backward, in float32. voxelize_cuda.py has CUDA's."""
+"""The voxeliser as torch operators: splat_ssim::voxelize and its backward, in float32 on the CPU.
+
+voxelize_cuda.py registers their kernels on CUDA.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, cty
 
 
 def lattice_numbers(affine: list[float]) -> list[float]:
-    """Index to world (3x3) and back, and the origin, with indices in the kernels' order: last array axis first."""
+    """The matrix (3x3) from index to world, its inverse, and the origin. Indices have the last array axis first."""
     matrix = torch.tensor(affine, dtype=torch.float64).reshape(4, 4)
     to_world = matrix[:3, :3].flip(1)
     return [*to_world.flatten().tolist(), *torch.linalg.inv(to_world).flatten().tolist(), *matrix[:3, 3].tolist()]
@@ -26,7 +29,7 @@ def _geometry(affine: list[float], window: list[int]) -> tuple[ctypes.Array[Any]
     """Matrices and window in the kernels' axis order, and the shape that is rendered."""
     numbers = lattice_numbers(affine)
     constants = compiled.constants()
-    # Narrower crops are rendered this wide and cut: kernels load and store whole vectors.
+    # Kernels load and store whole vectors, so a crop narrower than this is rendered wider and then cut.
     shape = [*window[3:5], max(window[5], constants["voxel_min_width"])]
     crop = (ctypes.c_int64 * constants["voxel_window"])(*window[2::-1], *shape[::-1])
     return (ctypes.c_double * constants["voxel_geometry"])(*numbers), crop, shape
@@ -51,7 +54,7 @@ def voxelize(
         scales: (N, 3) float32, standard deviations.
         values: (N, C) float32.
         affine: 16 numbers, row by row: array index to world.
-        window: Start and size of the crop along the three array axes.
+        window: Starts of the crop along the three array axes, then its sizes.
 
     Returns:
         (C, size0, size1, size2) float32.
@@ -94,7 +97,7 @@ def voxelize_backward(
     affine: list[float],
     window: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `voxelize` by means, quats, scales and values, from dL/dV."""
+    """Gradients of `voxelize` with respect to means, quats, scales and values, from dL/dV."""
     inputs = [t.detach().contiguous() for t in (means, quats, scales, values)]
     geometry, crop, shape = _geometry(affine, window)
     gradient = gradient.detach()

@@ -2,7 +2,7 @@
 
 Forward lists the bricks of voxels that each Gaussian touches, sorts that list by brick with torch (stable, so that a
 brick's Gaussians keep their order) and renders brick by brick; the length of the list is read on the host, which waits
-for the device once. Backward gathers Gaussian by Gaussian and does not wait. Results repeat bit by bit.
+for the device once. Backward gathers Gaussian by Gaussian and does not wait. Results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .voxelize import lattice_numbers, voxelize, voxelize_backward
 
 _PREPARE, _PAIRS, _RENDER, _GATHER, _CHAIN = range(5)
 
-#: Edge of a brick, bytes of a record, numbers a Gaussian gathers: csrc/cuda/voxel_problem.h.
+#: Edge of a brick in voxels, bytes of a record, and sums that backward gathers for each Gaussian, all as in
+#: csrc/cuda/voxel_problem.h.
 _BRICK, _RECORD_BYTES, _SUMS = 8, 72, 9
 
 _POINTERS = (
@@ -45,7 +46,7 @@ class _Problem(ctypes.Structure):
 
 
 class _Call:
-    """One call: the problem, and every tensor it points to."""
+    """One call: the kernels' argument, and every tensor that it points to."""
 
     def __init__(
         self, kernels: Kernels, stream: int, inputs: tuple[Tensor, ...], affine: list[float], window: list[int]
@@ -70,13 +71,13 @@ class _Call:
         self.new("brick_counts", self.count, dtype=torch.int64)
 
     def point(self, name: str, tensor: Tensor) -> Tensor:
-        """Gives the problem a contiguous tensor, which lives as long as the call."""
+        """Points the problem to a contiguous tensor and keeps the tensor alive as long as the call."""
         self._tensors[name] = tensor
         setattr(self.problem, name, tensor.data_ptr())
         return tensor
 
     def new(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor for the problem."""
+        """Points the problem to a new, uninitialised tensor."""
         return self.point(name, torch.empty(shape, dtype=dtype, device=self.device))
 
     def run(self, stage: int) -> None:
@@ -85,7 +86,7 @@ class _Call:
         self.kernels.launch("voxelize", self.problem, self.stream)
 
     def sort_into_bricks(self) -> None:
-        """From the counts of `_PREPARE` to the Gaussians of each brick."""
+        """Lists the Gaussians of each brick, from the counts that `_PREPARE` made."""
         ends = self.point("pair_ends", self._tensors["brick_counts"].cumsum(0))
         pairs = int(ends[-1])
         bricks = self.new("pair_bricks", pairs, dtype=torch.int32)
@@ -136,7 +137,7 @@ def backward(
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels run on this CUDA device; where not, a warning has said why."""
+    """Whether the kernels run on this CUDA device. If not, a warning has said why."""
     return _cuda_module.kernels(device.index, VOXELS) is not None
 
 
@@ -144,7 +145,7 @@ def _target(tensor: Tensor) -> tuple[Kernels, int]:
     """The kernels for the tensor's device, and its current stream.
 
     Raises:
-        RuntimeError: There are none; the public function does not come here then.
+        RuntimeError: There are no kernels. The public function checks `has_kernels` first.
     """
     kernels = _cuda_module.kernels(tensor.device.index, VOXELS)
     if kernels is None:

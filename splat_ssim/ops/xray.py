@@ -16,7 +16,7 @@ _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, cty
 
 
 def _numbers(frames: Tensor, detector: list[int], cone: bool) -> tuple[Tensor, ctypes.Array[ctypes.c_int64], int]:
-    """Frames and numbers as the kernels take them, and floats from row to row."""
+    """The frames and the sizes as the kernels take them, and the number of floats from one detector row to the next."""
     constants = compiled.constants()
     if tuple(frames.shape[1:]) != (4, 3) or frames.dtype != torch.float64 or len(detector) != 2:
         raise ValueError(f"frames must be (V, 4, 3) float64, got {tuple(frames.shape)} {frames.dtype}")
@@ -26,7 +26,7 @@ def _numbers(frames: Tensor, detector: list[int], cone: bool) -> tuple[Tensor, c
 
 
 def _check(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor) -> list[Tensor]:
-    """The inputs as the kernels read them; they would read past tensors that do not fit."""
+    """Checks the inputs and returns them contiguous. Kernels would read past the end of tensors of other shapes."""
     count = len(means)
     for name, tensor, shape in (
         ("means", means, (count, 3)),
@@ -39,7 +39,7 @@ def _check(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor) -> list
     return [t.detach().contiguous() for t in (means, quats, scales, values)]
 
 
-# Written out, as in voxelize.py.
+# Written out, for the same reason as in voxelize.py.
 _SCHEMA = "Tensor means, Tensor quats, Tensor scales, Tensor values, Tensor frames, SymInt[] detector, bool cone"
 
 
@@ -56,7 +56,7 @@ def xray(
         values: (N, C) float32.
         frames: (V, 4, 3) float64, see `XrayGeometry.frames`.
         detector: Rows and columns.
-        cone: Whether rays start in one point.
+        cone: Whether all rays of a view start at one point.
 
     Returns:
         (V, C, rows, columns) float32.
@@ -102,7 +102,7 @@ def xray_backward(
     detector: list[int],
     cone: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `xray` by means, quats, scales and values, from dL/dP."""
+    """Gradients of `xray` with respect to means, quats, scales and values, from dL/dP."""
     inputs = _check(means, quats, scales, values)
     frames, numbers, stride = _numbers(frames, detector, cone)
     count, channels = values.shape
