@@ -1,9 +1,9 @@
 """Fitting 2D Gaussians to one image: a third kind of training, in one file.
 
 The picture is a sum of coloured Gaussians, R, G, B(x) = Σ_i c_i exp(-½ (x - mu_i)ᵀ Sigma_i⁻¹ (x - mu_i)), drawn by
-the voxeliser on a grid of one slice. A colour c_i is the amplitude itself, of either sign: the voxeliser weights
-features by density, and with every density 1 the features are the colours, whose gradients do not vanish with a weight
-and which need no division where a channel is dark. Gaussians start at edges and grow where the residual is.
+the voxeliser on a grid of one slice. A colour c_i is an amplitude and may be negative. The voxeliser weights features
+by density, so with every density at 1 the features are the colours: their gradients do not vanish with a weight, and a
+dark channel needs no division. Gaussians start at edges, and new ones appear where the residual is large.
 
     python scripts/train.py --config configs/image.yaml --data-dir photo.png
 """
@@ -64,8 +64,9 @@ class ImageModelConfig:
     spread: float = 0.5
     #: Smallest standard deviation of a Gaussian, in pixels.
     min_sigma: float = 0.4
-    #: Number of rounds of growth, spread evenly over the first `stop` of the run.
+    #: Number of rounds of growth, spread evenly from the start of the run to `stop`.
     rounds: int = 8
+    #: The last round comes after this fraction of the steps.
     stop: float = 0.4
     #: Fraction of the Gaussians, those of least mass, that a round moves elsewhere.
     recycle: float = 0.05
@@ -75,15 +76,21 @@ class ImageModelConfig:
 
 @dataclass
 class ImageOptimizerConfig:
-    """Adam and its learning rates, which decay exponentially to `final` of their first value."""
+    """Adam and its learning rates. They decay exponentially over the run."""
 
     #: Initial learning rate of positions, in pixels.
     means: float = 0.3
+    #: Initial learning rate of the logarithms of the standard deviations.
     log_scales: float = 0.03
+    #: Initial learning rate of the cosine and sine of half a Gaussian's rotation angle.
     turns: float = 0.03
+    #: Initial learning rate of the colours, in units of the range from black, 0, to white, 1.
     colors: float = 0.02
+    #: Learning rates at the last step, as a fraction of those at the first.
     final: float = 0.05
+    #: Number of steps over which the learning rates rise from 0 to their initial values.
     warmup: int = 10
+    #: Decay of Adam's second moment.
     beta2: float = 0.99
 
 
@@ -93,6 +100,7 @@ class ImageOutputConfig(OutputConfig):
 
     #: Write the fit as render.png, and render | truth | error as pictures/comparison.png.
     picture: bool = True
+    #: Write the Gaussians as gaussians.ply.
     ply: bool = True
     #: Write the Gaussians in about ten bytes each, and report what that costs in PSNR.
     quantized: bool = True
@@ -168,7 +176,7 @@ class ImageField(GaussianField):
         }
 
     def positions(self) -> Tensor:
-        """(N, 3) x, y, 0 of the Gaussians."""
+        """(N, 3) positions x, y, 0 of the Gaussians."""
         return F.pad(self.tensors["means"], (0, 1))
 
     @torch.no_grad()
@@ -187,7 +195,7 @@ class ImageField(GaussianField):
         grid: VoxelGrid,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        """New Gaussians in the chosen pixels that take the residual away; close ones share it."""
+        """New Gaussians in the chosen pixels, with the residual as colour. Neighbours share it."""
         new = new_gaussians(chosen, sigma, residual, generator)
         new["colors"] /= _coverage(new, grid)[chosen].clamp(min=1.0)[:, None]
         return new
@@ -196,18 +204,17 @@ class ImageField(GaussianField):
     def from_image(
         cls, target: Tensor, grid: VoxelGrid, count: int, *, spread: float, generator: torch.Generator
     ) -> ImageField:
-        """Gaussians where an image has edges, small where they are dense, with the image's colours.
+        """Gaussians at an image's edges, with the image's colours. They are small where they are dense.
 
         Args:
             target: (3, H, 1, W) in [0, 1].
             grid: Its pixels.
-            count: How many.
-            spread: Standard deviation over the local distance of Gaussians.
+            count: Number of Gaussians.
+            spread: Standard deviation as a fraction of the local distance between Gaussians.
             generator: Source of the random positions, on the CPU.
         """
         grey = target.mean(0)
-        # A floor, so that flat areas get their few large ones.
-        weight = torch.full_like(grey, 0.02)
+        weight = torch.full_like(grey, 0.02)  # above 0, so that flat areas get a few large Gaussians
         for axis in (0, 2):
             if grey.shape[axis] > 1:
                 weight += torch.gradient(grey, dim=axis)[0].abs()
@@ -215,8 +222,7 @@ class ImageField(GaussianField):
         crowd = blur(weight / weight.sum() * count).flatten()[chosen]
         sigma = (spread * crowd.clamp(min=1e-4) ** -0.5).clamp(0.6, 20.0)
         new = new_gaussians(chosen, sigma, target, generator)
-        # Each alone would be too bright by its neighbours.
-        new["colors"] /= _coverage(new, grid)[chosen].clamp(min=0.3)[:, None]
+        new["colors"] /= _coverage(new, grid)[chosen].clamp(min=0.3)[:, None]  # else overlaps are too bright
         return cls(new)
 
 
@@ -227,7 +233,7 @@ def _about_z(turns: Tensor) -> Tensor:
 
 
 def _coverage(tensors: dict[str, Tensor], grid: VoxelGrid) -> Tensor:
-    """(H·W,) sum of the Gaussians as if each had the amplitude 1."""
+    """(H·W,) sum of the Gaussians in each pixel, if all of them had the amplitude 1."""
     field = ImageField({**tensors, "colors": torch.ones_like(tensors["colors"])})
     volume: Tensor = field(grid)
     return volume[0].flatten()
@@ -236,13 +242,13 @@ def _coverage(tensors: dict[str, Tensor], grid: VoxelGrid) -> Tensor:
 def new_gaussians(
     chosen: Tensor, sigma: Tensor | float, values: Tensor, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Round Gaussians somewhere in the chosen pixels, with the values there as colours.
+    """Round Gaussians at random positions inside the chosen pixels, with the values there as colours.
 
     Args:
         chosen: (N,) flat indices of pixels.
         sigma: Standard deviation in pixels, one or (N,).
         values: (3, H, 1, W).
-        generator: Source of the places inside the pixels and of the orientations, on the CPU.
+        generator: Source of the positions inside the pixels and of the orientations, on the CPU.
     """
     count, device, width = len(chosen), chosen.device, values.shape[-1]
     places = torch.stack([chosen % width, chosen // width], 1).float()
@@ -258,7 +264,7 @@ def new_gaussians(
 
 
 class Task:
-    """2D Gaussians that become an image: target, model, loss, growth and optimiser.
+    """Fits 2D Gaussians to an image: target, model, loss, growth and optimiser.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -278,10 +284,9 @@ class Task:
         self.fingerprint = fingerprint("x".join(map(str, self.target.shape[:1:-1])) + " pixels", self.target.cpu())
         self.slice = self.target[0, :, :, None]  # [3, H, 1, W]
         height, width = self.target.shape[2:]
-        # Rows are the planes that the voxeliser's threads share out, so the slice lies across the second axis.
+        # The voxeliser's threads share the planes of the first axis. These are the rows, so all threads have work.
         self.grid = VoxelGrid.regular((height, 1, width), axes="yzx")
-        # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)  # on the CPU: the same draws on every device
         model = config.model
         count = max(1, round(model.budget * model.start))
         if model.budget > height * width:
@@ -293,7 +298,7 @@ class Task:
         sort_gaussians(self.model, self.optimizer, self.grid)
 
     def step(self, index: int) -> Report:
-        """Draws the image, compares it, steps the optimiser, and grows where that is due."""
+        """Renders the image, computes the loss, steps the optimiser and, at some steps, adds Gaussians."""
         with stage("field"):
             pred = self.model(self.grid)[:, :, 0][None]
         with stage("loss"):
@@ -305,12 +310,7 @@ class Task:
         with stage("optimiser"):
             rates = self.config.optimizer
             set_learning_rates(
-                self.optimizer,
-                vars(rates),
-                step=index,
-                steps=self.config.steps,
-                final=rates.final,
-                warmup=rates.warmup,
+                self.optimizer, vars(rates), step=index, steps=self.config.steps, final=rates.final, warmup=rates.warmup
             )
             self.optimizer.step()
             self.model.tensors["log_scales"].data.clamp_(min=math.log(self.config.model.min_sigma))
@@ -341,7 +341,7 @@ class Task:
         return {"psnr": reported_psnr(psnr(image, self.target)), "ssim": float(ssim(image, self.target))}
 
     def state_dict(self) -> dict[str, Any]:
-        """The Gaussians, their optimiser and the generator of the draws."""
+        """The Gaussians, their optimiser and the state of the random generator."""
         return {
             "tensors": {name: tensor.detach() for name, tensor in self.model.tensors.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -349,14 +349,14 @@ class Task:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
+        """Restores what `state_dict` returned."""
         check_rows(state["tensors"], self.model.tensors, "tensors")
         self.model = ImageField(state["tensors"])
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
         load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """render.png, the Gaussians as PLY and quantised; what they weigh."""
+        """Writes render.png and the Gaussians, as PLY and quantised. Returns their number and sizes."""
         output = self.config.output
         metrics: dict[str, Any] = {
             "num_gaussians": len(self.model),
@@ -376,7 +376,7 @@ class Task:
         return metrics
 
     def render(self, views: str, output: Path, frames: int) -> None:
-        """The fit as a picture file."""
+        """Writes the fit as a picture file."""
         save_image(output, self.image())
 
     def _optimizer(self) -> torch.optim.Optimizer:
