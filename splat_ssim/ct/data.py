@@ -1,4 +1,4 @@
-"""Measured projections: a folder with geometry.json and one file of pictures."""
+"""Reads and writes measured projections: a folder with geometry.json and one file of pictures."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ..volume.grid import VoxelGrid
 from ..volume.io import load_stack
 from .geometry import XrayGeometry
 
-#: The file that describes a folder, and the one that is written beside it.
+#: Name of the file that describes a folder, and of the file of projections that `save_projections` writes beside it.
 GEOMETRY, PROJECTIONS = "geometry.json", "projections.npy"
-#: What projections may be stored as.
+#: File names of projections end in one of these.
 _SUFFIXES = (".npy", ".tif", ".tiff", ".nii", ".nii.gz", ".mha", ".mhd")
 
 
 @dataclass
 class Projections:
-    """Line integrals, how they were taken, and the voxels that are asked for.
+    """Projections, their geometry, and the voxels to reconstruct.
 
     Args:
-        pictures: (V, rows, columns) float32, line integrals of what is looked for, in its unit times mm.
-        geometry: Of the views.
-        grid: Voxels of the volume, in mm.
+        pictures: (V, rows, columns) float32, line integrals of the density along the rays, in its unit times mm.
+        geometry: Source, detector and angle of each view.
+        grid: Voxels of the volume to reconstruct, in mm.
 
     Raises:
-        ValueError: Pictures of another number or size than the geometry's, or a source inside the volume.
+        ValueError: The pictures differ from the geometry in number or size, or the source is inside the volume.
     """
 
     pictures: Tensor
@@ -53,7 +53,7 @@ class Projections:
 
     @property
     def reach(self) -> float:
-        """Largest distance of the volume's corners from the axis, in mm."""
+        """Largest distance of the volume's corners from the rotation axis, in mm."""
         ends = [(-0.5, n - 0.5) for n in self.grid.shape]
         corners = torch.tensor(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
         across = self.grid.to_world(corners)[:, :2] - torch.tensor(self.geometry.center[:2], dtype=torch.float64)
@@ -63,14 +63,14 @@ class Projections:
 def load_projections(folder: str | Path) -> Projections:
     """Reads a folder of projections.
 
-    geometry.json holds what `XrayGeometry.header` names, and "volume", the voxels to reconstruct: their shape with
-    either an affine (4x4, index to mm) or the corners "low" and "high" (x, y, z in mm) of their box, for a shape in the
-    order z, y, x. "projections" names an npy, TIFF, NIfTI or MetaImage file of (views, rows, columns), see
-    `load_stack`; it may be left out where the folder has one such file alone.
+    geometry.json holds the keys that `XrayGeometry.header` returns, and "volume", the voxels to reconstruct. "volume"
+    has a "shape" and either an "affine" (4x4, index to mm) or the corners "low" and "high" of the box (x, y, z in mm).
+    With corners, the shape is in the order z, y, x. "projections" names an npy, TIFF, NIfTI or MetaImage file of
+    (views, rows, columns), see `load_stack`. It may be left out if the folder has only one such file.
 
     Raises:
-        FileNotFoundError: No folder, geometry.json or projections.
-        ValueError: Something in them is not as required; the message names the file.
+        FileNotFoundError: The folder, geometry.json or the projections do not exist.
+        ValueError: A file is not as required. The message names the file.
     """
     folder = Path(folder)
     path = folder / GEOMETRY
@@ -93,7 +93,7 @@ def load_projections(folder: str | Path) -> Projections:
 
 
 def save_projections(folder: str | Path, projections: Projections) -> Path:
-    """Writes a folder that `load_projections` reads; returns it."""
+    """Writes a folder that `load_projections` reads. Returns its path."""
     folder, grid = Path(folder), projections.grid.rebased()
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / PROJECTIONS) as file:

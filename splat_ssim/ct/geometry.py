@@ -1,4 +1,4 @@
-"""Where X-rays run: sources, detectors and angles, as kernels and files know them."""
+"""The geometry of X-ray projections: source, detector and angles, in the form that kernels and files use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("cone", "parallel")
 
 
 def _numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
-    """`count` finite numbers, from as many or from one for all."""
+    """Checks `count` finite numbers. One number stands for all of them."""
     try:
         array = np.asarray(value, dtype=np.float64)
         array = np.broadcast_to(array, (count,)) if array.ndim == 0 else array
@@ -30,24 +30,24 @@ def _numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class XrayGeometry:
-    """A flat detector and a source that turn about an axis parallel to the world's z. Lengths in mm.
+    """A flat detector and a source that rotate about an axis parallel to the world's z. Lengths are in mm.
 
-    At angle θ the source lies from `center` in the direction (cos θ, sin θ, 0), the detector across from it. Columns of
-    the detector follow (-sin θ, cos θ, 0), rows run down, along -z. Of a parallel beam every ray has the direction
-    (-cos θ, -sin θ, 0).
+    At angle θ the source lies from `center` in the direction (cos θ, sin θ, 0), and the detector on the opposite side.
+    The column index of the detector grows along (-sin θ, cos θ, 0), the row index along -z. In a parallel beam all rays
+    have the direction (-cos θ, -sin θ, 0).
 
     Args:
         kind: "cone" or "parallel".
-        detector: Rows and columns of pixels.
-        spacing: Distance of pixel centres between rows and between columns, on the detector.
-        angles: (V,) in degrees, a view each.
-        source_object: Distance from the source to the axis (cone).
+        detector: Number of pixel rows and of pixel columns.
+        spacing: Distance between pixel centres of adjacent rows and of adjacent columns, on the detector.
+        angles: (V,) angle θ of each view, in degrees.
+        source_object: Distance from the source to the rotation axis (cone).
         source_detector: Distance from the source to the detector (cone).
-        offset: Shift of the detector along its rows' and its columns' direction, in mm.
-        center: World x, y, z of the point that the source turns about.
+        offset: Shift of the detector in the directions in which the row and the column index grow, in mm.
+        center: World x, y, z of the point that the source rotates about.
 
     Raises:
-        ValueError: A number that is missing, not finite or not positive where it must be.
+        ValueError: A number is missing, not finite, or not positive although it must be.
 
     Example:
         >>> from splat_ssim.ct import XrayGeometry
@@ -94,24 +94,27 @@ class XrayGeometry:
 
     @property
     def views(self) -> int:
-        """How many views there are."""
+        """Number of views."""
         return len(self.angles)
 
     @property
     def magnification(self) -> float:
-        """Size on the detector over size at the axis."""
+        """Size of an object's image on the detector, divided by its size at the rotation axis."""
         return 1.0 if self.kind == "parallel" else self.source_detector / self.source_object  # type: ignore[operator]
 
     def frames(self, views: Sequence[int] | Tensor | None = None) -> Tensor:
-        """What describes the rays of each view: (V, 4, 3) float64, world x, y, z.
+        """The frame of each view, which defines its rays: (V, 4, 3) float64, in world x, y, z.
 
-        Row 1 is the step from a column to the next, row 2 that from a row to the next. Of a cone row 0 is the source
-        and row 3 leads from it to the first pixel: the ray of pixel (row i, column j) starts at row 0 in the direction
-        row 3 + j · row 1 + i · row 2. Of a parallel beam row 0 is the first pixel and row 3 the unit direction of all
-        rays: that of a pixel runs through row 0 + j · row 1 + i · row 2.
+        Vector 1 is the step from one detector column to the next, vector 2 the step from one row to the next.
+
+        In a cone, vector 0 is the position of the source, and vector 3 leads from it to the first pixel. The ray of
+        pixel (row i, column j) starts at vector 0 and has the direction vector 3 + j · vector 1 + i · vector 2.
+
+        In a parallel beam, vector 0 is the position of the first pixel, and vector 3 is the unit direction of all rays.
+        The ray of pixel (i, j) runs through vector 0 + j · vector 1 + i · vector 2.
 
         Args:
-            views: Which views; by default all.
+            views: Indices of views. By default all.
         """
         chosen = range(self.views) if views is None else [int(v) for v in views]
         theta = np.deg2rad([self.angles[v] for v in chosen])
@@ -130,16 +133,16 @@ class XrayGeometry:
         return torch.from_numpy(np.ascontiguousarray(frames))
 
     def chosen(self, views: Sequence[int]) -> XrayGeometry:
-        """The same with some of the views."""
+        """The same geometry with only these views, given by their indices."""
         return dataclasses.replace(self, angles=tuple(self.angles[v] for v in views))
 
     def moved(self, offset: Sequence[float]) -> XrayGeometry:
-        """The same elsewhere: `offset` (x, y, z) is added to its centre."""
+        """The same geometry, shifted: `offset` (x, y, z in mm) is added to its centre."""
         x, y, z = (c + float(o) for c, o in zip(self.center, offset, strict=True))
         return dataclasses.replace(self, center=(x, y, z))
 
     def header(self) -> dict[str, Any]:
-        """What geometry.json holds of it."""
+        """The geometry as a mapping for geometry.json."""
         (rows, columns), spacing, offset = self.detector, list(self.spacing), list(self.offset)
         distances = {"source_object": self.source_object, "source_detector": self.source_detector}
         return {
@@ -152,10 +155,10 @@ class XrayGeometry:
 
     @classmethod
     def of_header(cls, header: Mapping[str, Any]) -> XrayGeometry:
-        """The reverse of `header`.
+        """The geometry that `header` describes.
 
         Raises:
-            ValueError: A key that is missing or unknown, or a value that is not as required.
+            ValueError: A key is missing or unknown, or a value is not as required.
         """
         known = {"geometry", "source_object", "source_detector", "detector", "angles", "center"}
         detector = header.get("detector")
@@ -193,6 +196,6 @@ def _only(given: Mapping[str, Any], known: set[str], prefix: str) -> None:
 
 
 def circle(views: int, kind: str) -> tuple[float, ...]:
-    """Angles in degrees, evenly over the full circle of a cone or the half circle of a parallel beam."""
+    """Angles in degrees, spread evenly over 360° for a cone and over 180° for a parallel beam."""
     arc = 360.0 if kind == "cone" else 180.0
     return tuple(arc * i / views for i in range(views))
