@@ -1,7 +1,7 @@
 """Counts what every CUDA kernel does by running it in the counting emulation, for cuda_counts.py.
 
-The kernels are started by the launchers of the package, on images and volumes that fill their blocks and in one
-segment, so that the counts are those of the middle of a large image.
+The package's own launchers start the kernels. The images and volumes fill whole blocks and are one segment along the
+marching axis, so the counts are those in the middle of a large image.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ _STAGES_BY_CHANNELS = ("render", "gather")
 
 @dataclass(frozen=True)
 class Emulated:
-    """Counts of the emulation for an output of the kernel.
+    """Counts of the emulation for one output of a kernel.
 
     Attributes:
-        use: What the kernel was run for.
-        unit: What an output is.
-        length: Steps of the marching axis that made outputs, where the kernel marches.
-        floating: Floating-point instructions of float32: additions, multiplications, fused ones.
+        use: Purpose of the call that ran the kernel.
+        unit: Kind of the outputs, such as "element" or "voxel".
+        length: Number of steps along the marching axis that made outputs; 0 if the kernel does not march.
+        floating: float32 instructions: additions, multiplications and fused multiply-adds.
         special: Reciprocals and powers of two.
-        read_bytes: From global memory, as requested.
-        written_bytes: To global memory.
-        wavefronts: Of shared memory, for 32 outputs, without the march's warm-up.
-        words: Requested of shared memory, likewise: the wavefronts of accesses without conflicts or broadcasts.
+        read_bytes: Bytes that the threads request from global memory.
+        written_bytes: Bytes written to global memory.
+        wavefronts: Shared-memory wavefronts for 32 outputs, without the march's warm-up.
+        words: Words requested from shared memory, without the warm-up: the number of wavefronts if no access had
+            conflicts or broadcasts.
     """
 
     use: str
@@ -53,7 +54,7 @@ class Emulated:
 
 
 class _CountingKernels(_cuda_kernels.Kernels):
-    """The launchers on the counting emulation, one segment a walk. Keeps the counts of each kernel's last run."""
+    """The launchers on the counting emulation, with a single segment. Keeps the counts of each kernel's last run."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(library, None, 1)
@@ -94,7 +95,7 @@ class _CountingKernels(_cuda_kernels.Kernels):
 
 @dataclass(frozen=True)
 class _Workload:
-    """A call that runs kernels, and the number of outputs that each of these makes."""
+    """A call that runs kernels, and the number of outputs of each of them."""
 
     use: str
     unit: str
@@ -120,12 +121,12 @@ def _of_the_map(
 
 
 def _suffix(window_size: int) -> str:
-    """What the names of a window's kernels end in: nothing for the default one."""
+    """Suffix of the names of a window's kernels. The default window has none."""
     return "" if window_size == _DEFAULT_WINDOW else f"_{window_size}"
 
 
 def _of_both(dims: int, window_size: int) -> Iterator[_Workload]:
-    """Both gradients of images or volumes of float32."""
+    """Both gradients of float32 images or volumes."""
     shape = (1, 1, 192, 256) if dims == 2 else (1, 1, 48, 32, 32)
     img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
     names = [f"splat_{part}{dims}d{_suffix(window_size)}" for part in ("forward", "adjoint")]
@@ -134,7 +135,7 @@ def _of_both(dims: int, window_size: int) -> Iterator[_Workload]:
 
 
 def _of_axes(window_size: int) -> Iterator[_Workload]:
-    """Both gradients of volumes whose window differs along the axes, by its sigma alone: no tap is skipped."""
+    """Both gradients of volumes with a sigma for each axis. The window size is the same, so no tap is skipped."""
     shape = (1, 1, 48, 32, 32)
     img1, img2, both = torch.rand(shape), torch.rand(shape), (torch.empty(shape), torch.empty(shape))
     names = [f"splat_{part}3d_axes_{window_size}" for part in ("forward", "adjoint")]
@@ -143,7 +144,7 @@ def _of_axes(window_size: int) -> Iterator[_Workload]:
 
 
 def _of_volumes(window_size: int) -> Iterator[_Workload]:
-    """The value and one gradient of volumes of float32."""
+    """The value and one gradient of float32 volumes."""
     shape, options = (1, 1, 48, 32, 32), SSIMOptions(window_size)
     img1, img2, grads = torch.rand(shape), torch.rand(shape), (torch.empty(shape), None)
     value, weighted, partials = "splat_value3d", "splat_weighted3d", "splat_partials3d"
@@ -158,7 +159,7 @@ def _of_volumes(window_size: int) -> Iterator[_Workload]:
 
 
 def _of_images(window_size: int) -> Iterator[_Workload]:
-    """The value of images, and one gradient by the fused kernels, which make fewer columns than they load."""
+    """The value of images, and one gradient by the fused kernels, which output fewer columns than they load."""
     img1, img2 = torch.rand(2, 1, 1, 192, 256)
     run = _photometric(img1, img2, SSIMOptions(window_size))
     yield _Workload("value", "element", run, {f"splat_value2d{_suffix(window_size)}": img1.numel()})
@@ -179,7 +180,7 @@ def _of_images(window_size: int) -> Iterator[_Workload]:
 
 
 def _of_own_kernels() -> Iterator[_Workload]:
-    """Images that a kernel of the default window is for: one strip wide, and RGBA targets."""
+    """Images that only the default window has kernels for: images one strip wide, and RGBA targets."""
     options = SSIMOptions()
     img1, img2 = torch.rand(2, 1, 1, 192, 256)
     run = _photometric(img1, img2, options, (torch.empty_like(img1), None))
@@ -218,7 +219,7 @@ def _elementwise() -> Iterator[_Workload]:
 
 
 def _voxelizer(channels: int) -> Iterator[_Workload]:
-    """The voxeliser on 500 Gaussians of one to two voxels' deviation in 32 x 32 x 32 voxels."""
+    """The voxeliser on 500 Gaussians with standard deviations of 1 to 2 voxels, in 32 x 32 x 32 voxels."""
     generator = torch.Generator().manual_seed(0)
     count, size = 500, 32
     means = size * torch.rand(count, 3, generator=generator)
@@ -274,7 +275,7 @@ def run_all() -> dict[str, Emulated]:
                 count / outputs for count in kernels.counts[name]
             )
             length = kernels.lengths.get(name, 0)
-            # Every step moves as much shared memory; a long segment's share of warm-up is next to nothing.
+            # Each step moves the same amount of shared memory, and warm-up hardly counts in long segments: remove it.
             window = window_of(name)
             warm_up = 2 * window - 1 if "fused" in name else window - 1
             steps = 1 + warm_up / length if length else 1.0

@@ -1,4 +1,4 @@
-"""What a shared library exports: read from ELF, PE and Mach-O files, of whatever system, without its tools."""
+"""Reads the exported names of a shared library from an ELF, PE or Mach-O file, without that system's tools."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def _text(data: bytes, offset: int) -> str:
 
 
 def _elf(data: bytes) -> list[str]:
-    """Global symbols of .dynsym that are defined here, of a 64-bit little-endian file."""
+    """Global symbols that .dynsym of a 64-bit little-endian file defines."""
     first, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
-    # Of a section header: type, offset, size, link, size of an entry.
+    # Of each section header: type, offset, size, link, size of an entry.
     sections = [struct.unpack_from("<4xI16xQQI12xQ", data, first + i * size) for i in range(count)]
     names = []
     for kind, offset, length, link, entry in sections:
@@ -31,7 +31,7 @@ def _pe(data: bytes) -> list[str]:
     """The names of the export directory of a 64-bit file."""
     header = struct.unpack_from("<I", data, 60)[0]
     count, optional = struct.unpack_from("<H12xH", data, header + 6)
-    # Of a section: size in memory, address, size in the file, offset there.
+    # Of each section: size in memory, address, size in the file, offset in the file.
     sections = [struct.unpack_from("<8xIIII", data, header + 24 + optional + 40 * i) for i in range(count)]
 
     def offset(address: int) -> int:
@@ -49,7 +49,7 @@ def _pe(data: bytes) -> list[str]:
 
 
 def _mach_o(data: bytes) -> list[str]:
-    """External symbols that are defined here, without the underscore that C puts before them."""
+    """External symbols that the file defines, without the underscore that C puts before them."""
     names, at = [], 32
     for _ in range(struct.unpack_from("<I", data, 16)[0]):
         command, size = struct.unpack_from("<II", data, at)
@@ -57,7 +57,7 @@ def _mach_o(data: bytes) -> list[str]:
             table, count, strings = struct.unpack_from("<III", data, at + 8)
             for i in range(count):
                 name, kind = struct.unpack_from("<IB", data, table + 16 * i)
-                # External, not for this library alone, not a debugger's, defined in a section.
+                # External, not private to this library, not for debuggers, and defined in a section.
                 if kind & 1 and not kind & 0x10 and not kind & 0xE0 and kind & 0x0E == 0x0E:
                     names.append(_text(data, strings + name).removeprefix("_"))
         at += size
@@ -65,10 +65,10 @@ def _mach_o(data: bytes) -> list[str]:
 
 
 def exported(library: Path) -> list[str]:
-    """The names that a shared library exports, in their order.
+    """The names that a shared library exports, sorted.
 
     Raises:
-        ValueError: The file is no 64-bit library of Linux, macOS or Windows.
+        ValueError: The file is not a 64-bit library of Linux, macOS or Windows.
     """
     data = library.read_bytes()
     for magic, read in ((b"\x7fELF\x02", _elf), (b"MZ", _pe), (b"\xcf\xfa\xed\xfe", _mach_o)):

@@ -27,13 +27,14 @@ from splat_ssim.scene.options import STRATEGY_OPTIONS, OptimizerConfig
 
 FULL = "full"
 
-#: Recipe -> its config; that of photos has no scene of its own.
+#: Recipe -> its config. The config of photos names no scene.
 CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml", "photos": "photos.yaml"}
 
-#: A rate for few steps on sums would be too high at every step: the trainer's default comes back with them.
+#: Options for a step of shN at every training step. The config's rate is for few steps on summed gradients and would be
+#: too high, so the trainer's default is used.
 EVERY_STEP = ("--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
 
-#: Rates of a config without a preset, which are gsplat's.
+#: Learning rates of a config without a preset, which are gsplat's.
 RATES = tuple(
     text
     for name in ("scales", "quats", "opacities", "sh0")
@@ -117,10 +118,10 @@ class Options:
 
 
 def variants(recipe: str) -> dict[str, tuple[str, ...]]:
-    """Name of a variant -> the options that make it of the recipe."""
+    """Name of a variant -> the options that turn the recipe into it."""
     ingredients = INGREDIENTS[recipe]
     without = {"no-" + name.lower().replace(" ", "-"): options for name, options in ingredients.items()}
-    # Where two ingredients are values of one option, the one without both comes first among them.
+    # If two ingredients set the same option, the first one's value removes both.
     everything: dict[str, str] = {}
     for options in ingredients.values():
         for option, value in zip(options[::2], options[1::2], strict=True):
@@ -133,7 +134,7 @@ def job(name: str, seed: int, options: Options, folder: Path) -> Job:
     config = options.config or ROOT / "configs" / CONFIGS[options.recipe]
     without = variants(options.recipe)[name]
     strategy = dict(zip(without[::2], without[1::2], strict=True)).get("--strategy.name", options.recipe)
-    # DefaultStrategy, which stands in for the budget, has none.
+    # The variant without a budget uses DefaultStrategy, which has no such option.
     budget = options.budget if "budget" in STRATEGY_OPTIONS.get(strategy, ("budget",)) else None
     given = {"--data-dir": options.data_dir, "--strategy.budget": budget}
     arguments = [
@@ -149,7 +150,7 @@ def job(name: str, seed: int, options: Options, folder: Path) -> Job:
 
 
 def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, str]]:
-    """A line for each variant that has a run; differences are to the full recipe over the seeds both have."""
+    """A line for each variant that has a run. Differences are to the full recipe, over the seeds that both have."""
     full = {row["seed"]: row for row in rows if row["variant"] == FULL}
     lines = []
     for name in names:
@@ -209,7 +210,7 @@ def write_tables(folder: Path, options: Options, names: Sequence[str], notes: di
 
 
 def main(options: Options) -> int:
-    """Runs the variants in turn; returns 1 where one failed."""
+    """Runs the variants in turn. Returns 1 if one failed."""
     known = variants(options.recipe)
     unknown = sorted(set(options.variants) - set(known))
     if unknown:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import tyro
 
-# The repository's own package where none is installed.
+# Uses the repository's own package if none is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from splat_ssim.trainer.loop import Unkept, load
@@ -33,7 +33,7 @@ from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.training import VolumeTask
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Edge of a block that is written at once, and of the noise, which repeats.
+#: Edge of a block that is written at once, and period of the noise, in voxels.
 BLOCK, TILE = 128, 128
 
 
@@ -45,7 +45,7 @@ class Options:
     budget: int = 62_500
     brick: int = BrickConfig.brick
     brick_steps: int = BrickConfig.brick_steps
-    #: Edge of the piece that is fitted in memory too.
+    #: Edge of the piece that is also fitted in memory.
     piece: int = 256
     seed: int = 0
     limit_mb: float = 2000.0
@@ -55,7 +55,7 @@ class Options:
 
 
 def noise(seed: int) -> np.ndarray:
-    """(TILE,)³ float32 of mean 0 and deviation 1, without frequencies above an eighth of a cycle a voxel; periodic."""
+    """Periodic noise, (TILE, TILE, TILE) float32, mean 0, deviation 1, no frequency above 1/8 cycle a voxel."""
     spectrum = np.fft.rfftn(np.random.default_rng(seed).standard_normal((TILE,) * 3))
     frequencies = np.meshgrid(np.fft.fftfreq(TILE), np.fft.fftfreq(TILE), np.fft.rfftfreq(TILE), indexing="ij")
     spectrum[sum(f**2 for f in frequencies) > (1 / 8) ** 2] = 0
@@ -65,7 +65,7 @@ def noise(seed: int) -> np.ndarray:
 
 
 def write(path: Path, options: Options) -> None:
-    """The volume as a zarr array: about six ellipsoids that overlap in each block of 128³ voxels, and noise."""
+    """Writes the volume as a zarr array: noise, and about six overlapping ellipsoids in each block of 128³ voxels."""
     import zarr
 
     size, generator, tile = options.size, np.random.default_rng(options.seed), noise(options.seed)
@@ -88,7 +88,7 @@ def write(path: Path, options: Options) -> None:
 
 
 def fit(volume: Path, folder: Path, options: Options) -> float:
-    """Fits the volume in a process of its own; returns the seconds it took."""
+    """Fits the volume in a separate process. Returns the seconds that it took."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(ROOT / "configs" / "bricks.yaml")]
     command += ["--data-dir", str(volume), "--result-dir", str(folder), "--strategy.budget", str(options.budget)]
@@ -98,7 +98,7 @@ def fit(volume: Path, folder: Path, options: Options) -> float:
 
 
 def main(options: Options) -> int:
-    """Prints the JSON line; returns 1 where a limit is not kept."""
+    """Prints the JSON line. Returns 1 if a limit is exceeded."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def main(options: Options) -> int:
         np.save(folder / "piece.npy", task.volume.raw(region)[0])
         config = VolumeConfig(data_dir=folder / "piece.npy", steps=options.brick_steps * 3 // 2, device="cpu")
         config.strategy.budget, config.output.progress = int(inside.sum()), False
-        # The whole's range, not the piece's.
+        # The range of the whole volume, not of the piece.
         scale = task.volume.normalization
         config.data.normalize, config.data.low, config.data.high = "window", scale.low, scale.high
         whole = VolumeTask(config)

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-# The repository's own package where none is installed.
+# Uses the repository's own package if none is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 SLAB = 32
@@ -34,19 +34,19 @@ class Options:
     """Compares the two ways on volumes of size³ voxels."""
 
     size: int = 512
-    #: Edge of dask's blocks; by default the package's.
+    #: Edge of dask's blocks in voxels. By default the package chooses it.
     block: int | None = None
-    #: dask's threads.
+    #: Number of dask's threads.
     workers: int = 2
     limit_mb: float = 1000.0
-    #: Where the volumes are written; by default a temporary folder.
+    #: Folder that the volumes are written to. By default a temporary one.
     folder: Path | None = None
-    #: Only this way, of volumes that are in the folder already: what each process is told.
+    #: Compute in this way only, from volumes that are already in the folder. The script starts its processes with it.
     only: Literal["", "dask", "in-memory"] = ""
 
 
 def slabs(size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """First plane and voxels of both volumes: a smooth field and noise, the second with more noise; 8 bits deep."""
+    """Slabs of both volumes, 8 bits deep, as (first plane, voxels, voxels): a smooth field with noise, more in b."""
     generator = np.random.default_rng(0)
     wave = np.sin(np.arange(size) * 0.1)
     for start in range(0, size, SLAB):
@@ -71,7 +71,7 @@ def write(folder: Path, size: int) -> None:
 
 
 def measure(options: Options, folder: Path) -> dict[str, float]:
-    """Value, seconds and peak of this process."""
+    """SSIM3D, seconds and peak memory of this process."""
     import dask
 
     from splat_ssim import distributed, ssim3d
@@ -85,7 +85,7 @@ def measure(options: Options, folder: Path) -> dict[str, float]:
     else:
         import torch
 
-        # The map's mean in float64: the mean of a float32 sum of so many voxels would be the less exact of the two.
+        # Take the map's mean in float64: summing so many voxels in float32 would be less exact than dask's result.
         whole = [torch.from_numpy(volume[...])[None, None] for volume in volumes]
         value = float(ssim3d(*whole, reduction="none").mean(dtype=torch.float64))
     seconds = time.perf_counter() - start
@@ -95,7 +95,7 @@ def measure(options: Options, folder: Path) -> dict[str, float]:
 
 
 def main(options: Options) -> int:
-    """Runs both ways; returns 1 where they differ or dask's took too much memory."""
+    """Runs both ways. Returns 1 if the values differ or dask's process took too much memory."""
     if options.only:
         if options.folder is None:
             raise ValueError("--only needs the --folder that holds a.zarr and b.zarr")

@@ -25,7 +25,7 @@ TESTS = ("tests/test_ops_ssim.py", "tests/test_ops_ssim_cpu.py", "tests/test_los
 
 
 def check(installed: str) -> str:
-    """Value, gradient, operators and torch.compile of the loss. Returns a sentence about this environment."""
+    """Checks value, gradient, operators and torch.compile of the loss. Returns a sentence about this environment."""
     import torch
 
     import splat_ssim
@@ -40,7 +40,7 @@ def check(installed: str) -> str:
         raise SystemExit("the wheel's compiled library does not load")
     if not (Path(splat_ssim.__file__).parent / "configs" / "fast.yaml").is_file():
         raise SystemExit("the wheel must hold the configs, got none")
-    # Its own backend needs a compiler that is found at run time, which few machines with Windows have.
+    # The default backend of torch.compile needs a C++ compiler at run time, which few machines with Windows have.
     backend = "aot_eager" if os.name == "nt" else "inductor"
     for shape in ((2, 3, 45, 67), (1, 2, 19, 23, 31)):
         x, y = torch.rand(shape, requires_grad=True), torch.rand(shape)
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, nargs="?", help="the wheel")
     parser.add_argument("--here", action="store_true", help="check what is installed in this environment")
-    parser.add_argument("--installed", type=Path, help=argparse.SUPPRESS)  # the folder it was unpacked into
+    parser.add_argument("--installed", type=Path, help=argparse.SUPPRESS)  # folder that the wheel was installed into
     arguments = parser.parse_args()
     if arguments.here or arguments.installed:
         print(check(str(arguments.installed or sysconfig.get_paths()["platlib"])))

@@ -2,11 +2,11 @@
 
     python scripts/compare_strategies.py --seeds 0 1 2
 
-For each seed, DefaultStrategy is trained first and ends with N Gaussians; then TamingStrategy with a budget of N/2 and
-of N, with the same schedule, optimiser (plain Adam) and seed. All three are then trained again with the config's own
-optimiser ("recipe-default", "recipe-half", "recipe-equal"): sparse Adam and the lazy SH step, with which TamingStrategy
-is the whole recipe of Taming 3DGS. Each is compared with the DefaultStrategy of its own optimiser and seed, so that a
-difference is the strategy's alone. The number of Gaussians is held to the budget curve at every event.
+For each seed, DefaultStrategy is trained first and ends with N Gaussians. TamingStrategy follows with a budget of N/2
+and of N, with the same schedule, optimiser (plain Adam) and seed. All three are then trained again with the config's
+own optimiser ("recipe-default", "recipe-half", "recipe-equal"), sparse Adam and the lazy SH step, with which
+TamingStrategy is the whole recipe of Taming 3DGS. Each run is compared with DefaultStrategy of the same optimiser and
+seed, so that only the strategy differs. The number of Gaussians must follow the budget curve at every event.
 Finished runs are skipped, interrupted ones are resumed, and a failed run does not stop the others. After each run the
 tables are rewritten: results.csv (one row for each run), results.md (means over the seeds) and results.png.
 """
@@ -34,15 +34,15 @@ class Contender:
     """One kind of run.
 
     Attributes:
-        baseline: The run of DefaultStrategy with the same optimiser, which this one is compared with.
-        share: The share of the baseline's Gaussians that is its budget; None for DefaultStrategy itself.
+        baseline: Name of the run of DefaultStrategy with the same optimiser, which this run is compared with.
+        share: Budget as a fraction of the baseline's Gaussians. None for DefaultStrategy itself.
     """
 
     baseline: str
     share: float | None = None
 
 
-#: In the order they are trained in, a baseline before those that need its number of Gaussians.
+#: Name -> contender, in the order of training: a baseline comes before the runs that need its number of Gaussians.
 CONTENDERS = {
     "default": Contender("default"),
     "taming-half": Contender("default", 0.5),
@@ -65,7 +65,7 @@ SUMMARY = (
 class Options:
     """Trains DefaultStrategy and TamingStrategy alike and writes one table."""
 
-    #: The schedule all have in common.
+    #: Config with the schedule that all runs share.
     config: Path = ROOT / "configs" / "taming_chair.yaml"
     #: Scene folder. By default the config's.
     data_dir: Path | None = None
@@ -77,7 +77,7 @@ class Options:
 
 
 def job(name: str, seed: int, budget: int | None, options: Options) -> Job:
-    """The run of a strategy with a seed, with plain Adam or, for the recipe's, the config's own optimiser."""
+    """The run of a strategy with a seed. Runs named recipe-… have the config's own optimiser, the others plain Adam."""
     plain = ("--optimizer.name", "adam", "--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
     strategy = (
         ("--strategy.name", "default")
@@ -98,14 +98,14 @@ def job(name: str, seed: int, budget: int | None, options: Options) -> Job:
 
 
 def count_is_curve(metrics: dict[str, Any]) -> bool:
-    """Whether the number of Gaussians was the curve's at every event, and the budget at the last and in the end."""
+    """Whether the number of Gaussians followed the curve at every event, and ended at the budget."""
     counts, curve, budget = metrics["budget_counts"], metrics["budget_curve"], metrics["budget"]
     is_curve: bool = counts == curve and curve[-1] == budget == metrics["num_gaussians"]
     return is_curve
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each finished run; differences are to the baseline with the same seed."""
+    """A row for each finished run. Differences are to the baseline with the same seed."""
     rows = []
     for seed in seeds:
         for name, contender in CONTENDERS.items():
@@ -186,7 +186,7 @@ def write_tables(options: Options, notes: dict[str, str]) -> list[dict[str, Any]
 
 
 def main(options: Options) -> int:
-    """Runs everything in turn; returns 1 where a run failed or its count left the curve."""
+    """Runs everything in turn. Returns 1 if a run failed or its number of Gaussians left the curve."""
     options.result_dir.mkdir(parents=True, exist_ok=True)
     notes: dict[str, str] = {}
     rows: list[dict[str, Any]] = []

@@ -25,15 +25,15 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import build as native  # noqa: E402
 import toolchain  # noqa: E402
 
-#: Target -> its compilers, each by the names that it may have. The options after a name are handed to it.
+#: Target -> its compilers. A compiler has one or more possible names; options may follow a name.
 TARGETS = {
     "linux-x86_64": (("g++",), ("clang++",), ("zig x86_64-linux-gnu.2.28",)),
     "linux-aarch64": (("aarch64-linux-gnu-g++",), ("zig aarch64-linux-gnu.2.28",)),
     "macos-aarch64": (("zig aarch64-macos.11.0",),),
-    # Debian's other one has no threads of C++.
+    # Debian's other MinGW compiler lacks C++ threads.
     "windows-x86_64": (("x86_64-w64-mingw32-g++-posix", "x86_64-w64-mingw32-g++"), ("zig x86_64-windows-gnu",)),
 }
-#: What Debian and PyPI call the packages of these compilers.
+#: Compiler -> the name of its package on Debian or PyPI.
 PACKAGES = {
     "g++": "g++",
     "clang++": "clang",
@@ -44,7 +44,7 @@ PACKAGES = {
 
 
 def command_of(name: str) -> list[str] | None:
-    """The command line of a compiler of TARGETS; None where it is not installed."""
+    """The command line of a compiler of TARGETS. None if it is not installed."""
     program, _, target = name.partition(" ")
     if program != "zig":
         path = shutil.which(program)
@@ -56,7 +56,7 @@ def command_of(name: str) -> list[str] | None:
 
 
 def compilers(target: str) -> Iterator[tuple[str, toolchain.Toolchain | str]]:
-    """The name of each compiler of a target with what it is, or with a sentence where it is not to be had."""
+    """The name of each compiler of a target with its toolchain, or with a sentence that says why it is unavailable."""
     for names in TARGETS[target]:
         commands = [command for name in names if (command := command_of(name))]
         program = names[0].partition(" ")[0]
@@ -73,7 +73,7 @@ def compilers(target: str) -> Iterator[tuple[str, toolchain.Toolchain | str]]:
 
 
 def expected_exports(chain: toolchain.Toolchain) -> list[str]:
-    """What csrc/cpu marks with SPLAT_EXPORT, a kernel once for each instruction set."""
+    """The names that csrc/cpu marks with SPLAT_EXPORT. A kernel has one for each instruction set."""
     names: set[str] = set()
     for source in sorted((native.CSRC / "cpu").iterdir()):
         for match in re.finditer(
@@ -84,12 +84,12 @@ def expected_exports(chain: toolchain.Toolchain) -> list[str]:
     return sorted(names)
 
 
-#: What zig's linker for macOS shows besides: operators of its C++ runtime, and names that every library has.
+#: How further names start that zig's linker for macOS exports: of its C++ runtime, and of every library.
 ZIGS = ("_Zna", "_Znw", "_Zda", "_Zdl", "__dso_handle", "_mh_dylib_header")
 
 
 def stray(name: str, chain: toolchain.Toolchain) -> bool:
-    """Whether an export is none of ours."""
+    """Whether an exported name belongs neither to this library nor to what zig's linker adds."""
     of_linker = chain.is_zig and chain.system == "macos" and name.startswith(ZIGS)
     return not name.startswith("splat_ssim_") and not of_linker
 

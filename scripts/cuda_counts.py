@@ -5,11 +5,11 @@
 
 The limits are for nvcc 13.0; another version may schedule instructions differently.
 
-Two counts check each other. The compiled one has registers, stack, spills and shared memory as ptxas reports them,
-and the machine instructions as cuobjdump shows them, of the whole kernel and of the marching loop's body. The emulated
-one (_cuda_emulated.py): the host emulation runs the same kernels and counts floating-point operations, global bytes and
-shared-memory wavefronts. Where both count the same thing, floating-point instructions an output of the plain marching
-kernels, they must agree within 2%, or within 2 instructions. These are static counts: nothing was measured on a GPU.
+Two counts check each other. The first reads the compiled kernels: registers, stack, spills and shared memory from
+ptxas, and the machine instructions of the whole kernel and of the marching loop's body from cuobjdump. The second runs
+the same kernels in the host emulation (_cuda_emulated.py), which counts floating-point operations, global bytes and
+shared-memory wavefronts. Both count the floating-point instructions for an output of the plain marching kernels. These
+must agree within 2%, or within 2 instructions. These are static counts: nothing was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ DOUBLE = ("DFMA", "DADD", "DMUL")
 
 @dataclass(frozen=True)
 class Bar:
-    """The most a kernel may take; bytes and wavefronts for an output of the run in _cuda_emulated.py."""
+    """Upper limits for a kernel. Bytes and wavefronts are for an output of the run in _cuda_emulated.py."""
 
     registers: int
     shared_bytes: int
     read_bytes: float  # the counted image is one strip wide, a volume two tiles high
     written_bytes: float
     wavefronts: float = 0.0  # for 32 outputs
-    # One pass of each steady loop, which makes two outputs, in the order of the code. Of plain marching kernels: the
-    # others' loops also hold the branches for types and layouts that a call does not take.
+    # Instructions of one pass of each steady loop, which makes two outputs, in the order of the code. Only for plain
+    # marching kernels: the loops of others also contain branches for types and layouts that a call does not take.
     instructions: tuple[int, ...] = ()
 
 
-# Aims: 280 and 260 + 300 instructions in 2D, 605 and 490 in 3D; the fused kernels with weights have none. Above them
-# are value2d, which also sums |x - y|, partials3d, both by the subtractions of d's shift, and weighted3d: it multiplies
-# by an upstream map, two loads, their addresses and two multiplications more than partials3d.
+# The aims are 280 and 260 + 300 instructions in 2D, 605 and 490 in 3D. The fused kernels with weights have no aim.
+# Three kernels are above theirs: value2d, which also sums |x - y|; value2d and partials3d, by the subtractions of d's
+# shift; and weighted3d, which multiplies by an upstream map and so has two loads, their addresses and two
+# multiplications more than partials3d.
 BARS = {
     "splat_value2d": Bar(128, 4_400, 8.1, 0.1, 15.0, (287,)),
     "splat_fused2d": Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 300)),
-    # Stores and loads less at once: its columns of the adjoint maps begin at an odd place.
+    # Its columns of the adjoint maps begin at an odd place, so it stores and loads narrower vectors.
     "splat_fused2d_lone": Bar(128, 34_300, 8.1, 4.1, 45.0, (270, 305)),
-    # Several instructions of the second loop are moves: the last block makes the means, and the barrier of the roles is
-    # the form that asks for no converged warp.
+    # Several instructions of the second loop are moves, because the last block computes the means and the barrier
+    # between the roles is the form that does not require a converged warp.
     "splat_fused2d_weighted": Bar(128, 34_100, 16.1, 4.1, 41.0, (280, 325)),
     "splat_value3d": Bar(128, 23_000, 10.6, 0.1, 50.0, (565,)),
     "splat_partials3d": Bar(128, 23_000, 10.6, 12.1, 50.0, (610,)),
@@ -70,7 +71,7 @@ BARS = {
     # SM), 255 in 3D (1 block).
     "splat_forward2d": Bar(168, 4_400, 12.1, 16.1, 15.0),
     "splat_adjoint2d": Bar(168, 8_600, 24.1, 8.1, 30.0),
-    # Two bytes of the target for each of its elements: the colour and the alpha.
+    # Reads two bytes of the target for each element: the colour and the alpha.
     "splat_fused2d_rgba": Bar(128, 34_100, 6.3, 4.1, 41.0),
     "splat_fused2d_strided": Bar(128, 34_100, 8.1, 4.1, 41.0),
     "splat_fused2d_weighted_strided": Bar(128, 34_100, 16.1, 4.1, 41.0),
@@ -86,13 +87,13 @@ BARS = {
     "splat_voxel_prepare": Bar(128, 0, 100.0, 80.0),
     "splat_voxel_pairs": Bar(64, 0, 32.0, 45.0),
     "splat_voxel_chain": Bar(128, 0, 72.0, 40.0),
-    # As many as the Gaussians of the run touch: its figures, not a law.
+    # The figures of this run: they depend on how many voxels its Gaussians touch.
     "splat_voxel_render": Bar(64, 8_200, 8.6, 4.1, 170.0),
     "splat_voxel_render_many": Bar(64, 8_200, 9.5, 16.1, 170.0),
     "splat_voxel_gather": Bar(64, 0, 3_700.0, 40.0),
     "splat_voxel_gather_many": Bar(80, 0, 7_800.0, 52.0),
 }
-# A narrower window may take what 11 taps take in its place, in instructions too.
+# A narrower window has the limits of the corresponding kernel of 11 taps, instructions included.
 for taps in (3, 5, 7, 9):
     for kernel in (
         "value2d",
@@ -107,20 +108,20 @@ for taps in (3, 5, 7, 9):
         BARS[f"splat_{kernel}_{taps}"] = BARS[f"splat_{kernel}"]
     BARS[f"splat_plain3d_{taps}"] = BARS["splat_partials3d"]
 BARS["splat_fused2d_9"] = Bar(128, 34_100, 8.1, 4.1, 41.0, (260, 305))
-# Windows of 13 and 15 taps run one output a thread.
+# With windows of 13 and 15 taps, a thread makes one output.
 for taps in (13, 15):
     BARS[f"splat_forward2d_{taps}"] = Bar(168, 2_400, 12.6, 16.1, 33.0)
     BARS[f"splat_adjoint2d_{taps}"] = Bar(168, 4_600, 25.0, 8.1, 67.0)
     BARS[f"splat_forward3d_{taps}"] = Bar(255, 19_800, 22.7, 16.1, 110.0)
     BARS[f"splat_adjoint3d_{taps}"] = Bar(255, 31_100, 45.2, 8.1, 165.0)
-# Windows that differ along the axes run in those of the widest windows.
+# Windows that differ between axes have the limits of the widest windows.
 for taps, like in ((11, ""), (15, "_15")):
     for kernel in ("forward3d", "adjoint3d"):
         BARS[f"splat_{kernel}_axes_{taps}"] = BARS[f"splat_{kernel}{like}"]
 
 
 def compile_kernels(architecture: str, folder: Path) -> tuple[Path, dict[str, dict[str, int]]]:
-    """Returns the cubin and what ptxas reports of each kernel."""
+    """Returns the path of the cubin, and the figures that ptxas reports for each kernel."""
     nvcc = build_cuda.nvcc()
     if nvcc is None:
         raise SystemExit("nvcc was not found: set CUDA_HOME")
@@ -152,7 +153,7 @@ def compile_kernels(architecture: str, folder: Path) -> tuple[Path, dict[str, di
 
 
 def binary_tools() -> Path | None:
-    """The folder of cuobjdump and nvdisasm: on the path, or of NVIDIA's wheels."""
+    """The folder of cuobjdump and nvdisasm, found on the path or in NVIDIA's wheels."""
     folders = [Path(found).parent for found in [shutil.which("cuobjdump")] if found]
     folders += [folder for entry in sys.path for folder in Path(entry).glob("nvidia/*/bin")]
     names = ("cuobjdump", "nvdisasm")
@@ -161,7 +162,7 @@ def binary_tools() -> Path | None:
 
 @dataclass(frozen=True)
 class Code:
-    """Some machine instructions, a kernel's or a loop's: how many, and of which kinds."""
+    """Numbers of machine instructions of a kernel or a loop, by kind."""
 
     total: int
     floating: int  # float32
@@ -181,10 +182,11 @@ class Code:
 
 
 def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
-    """For each kernel its code, and the loops of at least 90 instructions that hold no other such loop, in order.
+    """For each kernel, its code and its innermost loops of at least 90 instructions, in order.
 
-    A march has two: filling the filter, then making outputs. The last one of a kernel that marches once is steady; the
-    fused kernel has one loop for each role, without a separate warm-up, and then one that adds the block's sums.
+    A march has two such loops: one fills the filter, the next makes outputs. In a kernel that marches once, the last
+    loop is the steady one. The fused kernel has one loop for each role, without a separate warm-up, and then one that
+    adds the block's sums.
     """
     found = binary_tools()
     if found is None:
@@ -202,24 +204,24 @@ def machine_code(cubin: Path) -> dict[str, tuple[Code, list[Code]]]:
             target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
             if target and at - int(target[1], 16) >= 90 * 16:
                 spans.append((int(target[1], 16), at))
-        # The shortest ones that do not overlap: longer spans only come from code that was moved out of a loop.
+        # Take the shortest loops that do not overlap. Longer spans only come from code that was moved out of a loop.
         inner: list[tuple[int, int]] = []
         for start, end in sorted(spans, key=lambda span: span[1] - span[0]):
             if all(end < first or start > last for first, last in inner):
                 inner.append((start, end))
         loops = [Code.of([op for at, op, _ in code if start <= at <= end]) for start, end in sorted(inner)]
-        # NOPs fill the space behind the last instruction.
+        # NOPs only fill the space after the last instruction.
         kernels[name] = (Code.of([op for _, op, _ in code if op != "NOP"]), loops)
     return kernels
 
 
 def floating_an_output(kernel: str, loops: list[Code], length: int) -> float:
-    """Floating-point instructions of working threads for an output, of one segment of `length`, from the loops' bodies.
+    """Floating-point instructions for an output, counted from the loops' bodies, for one segment of `length` steps.
 
-    A march fills its filter in the loop before the steady one. The fused kernel's role that filters backward does so
-    too, the other one works twice as long before the first output, and 256 columns are walked for fewer outputs. In
-    volumes the rows of a tile, with their halo, times 8 groups keep a part of the 256 threads: the body counts what
-    they do for all.
+    Only threads that have work are counted. A march fills its filter in the loop before the steady one. So does the
+    fused kernel's backward role; its forward role works twice as long before the first output, and both walk 256
+    columns for fewer outputs. In volumes, only the rows of a tile and its halo, times 8 groups, of the 256 threads have
+    work, although the loop's body counts for all.
     """
     taps = _cuda_emulated.window_of(kernel)
     halo = taps - 1
@@ -238,7 +240,7 @@ def floating_an_output(kernel: str, loops: list[Code], length: int) -> float:
 def check(
     architecture: str, folder: Path, emulated: dict[str, _cuda_emulated.Emulated]
 ) -> tuple[list[dict[str, object]], list[str]]:
-    """One row for each kernel, and what is above its bar."""
+    """One row for each kernel, and a message for each limit that is exceeded."""
     cubin, report = compile_kernels(architecture, folder)
     code, rows, faults = machine_code(cubin), [], []
     for kernel, found in sorted(report.items()):
@@ -278,7 +280,7 @@ def check(
         if bar.instructions:
             compiled = floating_an_output(kernel, loops, counts.length)
             rows[-1]["loop_float_an_output"] = f"{compiled:.1f}"
-            # The loop of plain3d also holds the branches that a call does not take.
+            # The loop of plain3d also contains branches that a call does not take.
             if "plain3d" not in kernel:
                 most = max(0.02 * counts.floating, 2.0)
                 limits["instructions between the counts"] = (abs(compiled - counts.floating), most)

@@ -1,13 +1,13 @@
-"""Measures what can be measured of the CUDA losses without a GPU: the time of Python, and how blocks cover images.
+"""Measures the CUDA losses as far as possible without a GPU: the time of Python, and how blocks cover images.
 
     python scripts/cuda_host.py     # writes benchmarks/results/cuda_host.csv and benchmarks/results/cuda_lanes.csv
 
-Host time: the losses on CPU tensors with the CUDA operators in place of the CPU's, and a driver whose launches return
-at once. Set beside an autograd function that allocates the same outputs and does nothing else, by turns. A real
-driver adds some microseconds a launch.
+Host time: the losses run on CPU tensors, with the CUDA operators in place of the CPU's and a driver whose launches
+return at once. They take turns with an autograd function that only allocates the same outputs. A real driver adds some
+microseconds a launch.
 
-Lanes: blocks of the launcher's own cut for a device of 132 multiprocessors, steps of the last block to finish where all
-places take blocks in turn, and the share of the lanes' steps that make a pixel of the gradient.
+Lanes: the number of blocks that the launcher chooses for a device of 132 multiprocessors, the number of steps until the
+last block finishes, and the fraction of the lanes' steps that output a pixel of the gradient.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from splat_ssim.loss import photometric_loss  # noqa: E402
 from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, prepared, ssim_cuda  # noqa: E402
 from splat_ssim.options import SSIMOptions  # noqa: E402
 
-#: Of an H100 or H200.
+#: Number of multiprocessors of an H100 or H200.
 MULTIPROCESSORS = 132
 SHAPES = ((1, 3, 1080, 1920), (1, 3, 2160, 3840), (25, 3, 256, 256), (1, 3, 800, 800), (1, 3, 512, 512))
-#: Columns that a block of a fused kernel filters, blocks that a multiprocessor holds, rows before the first output.
+#: Columns that a block of a fused kernel filters, resident blocks of a multiprocessor, rows before the first output.
 LANES, RESIDENT, WARM_UP = 256, 2, 21
 
 _DRIVER = """
@@ -56,7 +56,7 @@ int set_current(void*) { return 0; }
 
 
 def stub_kernels(folder: Path) -> _cuda_kernels.Kernels:
-    """The launchers of the package on a driver that does nothing."""
+    """The package's launchers, on a driver that does nothing."""
     source, library = folder / "driver.cpp", folder / "driver.so"
     source.write_text(_DRIVER)
     subprocess.run([*build.compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
@@ -73,7 +73,7 @@ def stub_kernels(folder: Path) -> _cuda_kernels.Kernels:
 
 @contextlib.contextmanager
 def cuda_on_the_cpu(kernels: _cuda_kernels.Kernels) -> Iterator[None]:
-    """CPU tensors take the CUDA operators."""
+    """Makes CPU tensors use the CUDA operators."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)))
         stack.enter_context(mock.patch.object(ssim_cuda, "_has_device_kernels", lambda index, window: True))
@@ -84,22 +84,22 @@ def cuda_on_the_cpu(kernels: _cuda_kernels.Kernels) -> Iterator[None]:
 
 
 class Bare(torch.autograd.Function):
-    """Allocates a gradient and a loss."""
+    """An autograd function that only allocates a gradient and a loss."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        """Nothing but the outputs."""
+        """Allocates the outputs."""
         ctx.gradient = torch.empty_like(x)
         return torch.empty(())
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        """The gradient as it is."""
+        """Returns the allocated gradient unchanged."""
         return ctx.gradient, None
 
 
 def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The shortest time of each call, by turns."""
+    """The shortest time of each call in microseconds. The calls take turns."""
     shortest = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
@@ -111,7 +111,7 @@ def microseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def calls_of(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """Forward and backward, and the value alone, of every function that is measured."""
+    """The calls of every measured function: forward with backward, and the value alone."""
     mask = torch.rand(x.shape[0], 1, *x.shape[2:])
     rgba = torch.randint(256, (x.shape[0], 4, *x.shape[2:]), dtype=torch.uint8)
     rgba = rgba.contiguous(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ def calls_of(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def kernel_microseconds(x: Tensor, y: Tensor, rounds: int) -> float:
-    """Microseconds of the CPU's kernel alone: what is prepared, called with its outputs at hand."""
+    """Microseconds of the CPU kernel alone: a prepared loss, called with outputs that exist already."""
     photometric_loss(x, y)
     loss = next(iter(prepared._prepared.values())).run
     grad, means = torch.empty_like(x), (ctypes.c_float * 3)()
@@ -203,7 +203,7 @@ def lane_rows(kernels: _cuda_kernels.Kernels) -> Iterator[dict[str, object]]:
 
 
 def write(path: Path, rows: Iterator[dict[str, object]]) -> None:
-    """Adds the rows of this commit to a CSV file, in the place of those it has of it."""
+    """Adds the rows to a CSV file, replacing earlier rows of the same commit."""
     kept = []
     if path.exists():
         with path.open(newline="") as file:

@@ -1,6 +1,6 @@
-"""Draws the parts of the package and what they import, from the import statements: `python scripts/draw_layout.py`.
+"""Draws which parts of the package import which, from the import statements: `python scripts/draw_layout.py`.
 
-Writes docs/layout.svg, the same bytes for the same imports. `--check` only compares, and ends with status 1 if the
+Writes docs/layout.svg. The same imports give the same bytes. `--check` only compares, and exits with status 1 if the
 picture is out of date.
 """
 
@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "splat_ssim"
 PICTURE = ROOT / "docs" / "layout.svg"
 
-#: Files that share a room -> its name. Every other file and every folder is a room of its own.
+#: File -> the room, that is the box of the drawing, that it shares with others. All other files and folders have a room
+#: of their own.
 ROOMS = {
     **dict.fromkeys(("functional", "loss", "modules", "registry", "distributed", "_background"), "losses"),
     **dict.fromkeys(("reference", "_maps", "options", "_checks"), "definition"),
     **dict.fromkeys(("_files", "errors", "_importing", "_locks", "_moved"), "files, errors"),
 }
-#: Hand names on, and are no room.
+#: Files that only re-export names and have no room.
 LEFT_OUT = {"__init__", "__main__", "_version"}
 
 _WIDTH, _BOX_HEIGHT, _GAP, _LEVEL = 900, 34, 22, 92
@@ -29,7 +30,7 @@ _LETTER = 8.2
 
 
 def _modules() -> dict[str, Path]:
-    """Dotted names below the package -> files."""
+    """Dotted name below the package -> file."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -40,7 +41,7 @@ def _modules() -> dict[str, Path]:
 
 
 def _targets(name: str, path: Path) -> set[str]:
-    """What a file imports of the package, as dotted names below it; imports for type checkers alone do not count."""
+    """Modules of the package that a file imports, as dotted names below it, without imports for type checkers."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found: set[str] = set()
     stack: list[ast.AST] = [ast.parse(path.read_text())]
@@ -84,7 +85,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def levels(graph: dict[str, set[str]]) -> dict[str, int]:
-    """How far above the ground each room stands: one more than the highest that it imports."""
+    """The level of each room: one above the highest room that it imports."""
     known: dict[str, int] = {}
 
     def level(name: str, way: tuple[str, ...] = ()) -> int:
@@ -100,7 +101,7 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The graph without the arrows that a longer way says too."""
+    """The graph without arrows that a longer path implies (its transitive reduction)."""
 
     def reached(start: str) -> set[str]:
         return {start}.union(*(reached(other) for other in graph[start]))
@@ -112,7 +113,7 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def _places(graph: dict[str, set[str]]) -> dict[str, tuple[float, float, float]]:
-    """Middle, top and width of each room's box; a room stands near the rooms that it imports."""
+    """Middle, top and width of each room's box. A room is placed near the rooms that it imports."""
     height = levels(graph)
     rows = [sorted(name for name in graph if height[name] == level) for level in range(max(height.values()) + 1)]
     places: dict[str, tuple[float, float, float]] = {}
@@ -167,7 +168,7 @@ def draw() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the picture, or compares it."""
+    """Writes the picture, or with --check compares it with the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with status 1 if the picture is out of date"

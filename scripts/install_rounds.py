@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What is run in each environment; it prints JSON.
+#: Program that runs in each environment and prints JSON.
 PROGRAM = """
 import json, sys, warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -49,13 +49,13 @@ with warnings.catch_warnings(record=True) as caught:
 print(json.dumps({"torch": torch.__version__, "file": splat_ssim.__file__, "kernels": compiled.isa(),
                   "results": results, "warnings": told}))
 """
-#: Of the value and of the gradient's maximum, relative; as in scripts/check_wheel.py.
+#: Bounds on the relative error of the value and of the gradient's maximum, as in scripts/check_wheel.py.
 BOUNDS = (1e-6, 1e-5)
 WAYS = ("sdist", "folder", "editable")
 
 
 class Round(NamedTuple):
-    """One installation."""
+    """One way to install: see the module's docstring."""
 
     python: str
     way: str
@@ -89,7 +89,7 @@ def find_python(name: str) -> str:
 
 
 def environment(venv: Path, compiler: bool) -> dict[str, str]:
-    """Of a round: without a compiler PATH holds nothing but the virtual environment's programs."""
+    """Environment variables of a round. Without a compiler, PATH holds only the virtual environment's programs."""
     left_out = ("CXX", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH", "PYTHONHOME", "SPLAT_SSIM_LIBRARY", "SPLAT_SSIM_CPU")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     path = os.pathsep.join([str(venv / "bin"), *([os.environ["PATH"]] if compiler else [])])
@@ -97,7 +97,7 @@ def environment(venv: Path, compiler: bool) -> dict[str, str]:
 
 
 def copy_source(target: Path) -> Path:
-    """The files that git tracks, as a clean checkout has them."""
+    """Copies the files that git tracks, as a clean checkout has them."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if not name.startswith(("tests/", "benchmarks/", "assets/lund", "assets/brain")) and (ROOT / name).is_file():
@@ -111,8 +111,8 @@ class Rounds:
 
     Args:
         work: That folder.
-        bases: Where the environments with torch are kept, torch-3.13 and so on; they are made once.
-        torches: Python -> the requirement of torch.
+        bases: Folder of the environments with torch (torch-3.13 and so on), which are made once.
+        torches: Python -> the torch requirement to install, such as torch==2.4.1.
     """
 
     def __init__(self, work: Path, bases: Path, torches: dict[str, str]) -> None:
@@ -122,7 +122,7 @@ class Rounds:
         self.sdist: Path | None = None
 
     def base(self, python: str) -> Path:
-        """The environment with torch of a Python."""
+        """The environment with torch for a Python, made at first use."""
         venv = self.bases / f"torch-{python}"
         if not (venv / "torch.done").exists():
             subprocess.run([find_python(python), "-m", "venv", "--clear", venv], check=True)
@@ -132,7 +132,7 @@ class Rounds:
         return venv
 
     def fresh(self, python: str, name: str) -> Path:
-        """A new environment that sees nothing but torch and what that needs."""
+        """A new environment that contains only torch and its dependencies."""
         base, venv = self.base(python), self.work / "rounds" / name
         subprocess.run([base / "bin" / "python", "-m", "venv", "--clear", venv], check=True)
         (packages,) = base.glob("lib/python*/site-packages")
@@ -141,7 +141,7 @@ class Rounds:
         return venv
 
     def make_sdist(self) -> Path:
-        """The sdist, made once, by a Python of the first rounds."""
+        """The sdist, built once by one of the Pythons."""
         if self.sdist is None:
             venv = self.fresh(next(iter(self.torches)), "sdist")
             source, around = copy_source(self.work / "rounds" / "sdist-source"), environment(venv, False)
@@ -153,10 +153,10 @@ class Rounds:
         return self.sdist
 
     def run(self, one: Round) -> Iterator[str]:
-        """Installs and looks; yields a line for each folder that was looked from.
+        """Installs the package and checks it; yields a line for each folder that it was checked from.
 
         Raises:
-            RuntimeError: Something failed, or is not as it must be.
+            RuntimeError: A step failed, or a result is wrong.
         """
         self.count += 1
         sdist = self.make_sdist() if one.way == "sdist" else None
@@ -174,7 +174,7 @@ class Rounds:
 
     @staticmethod
     def judge(one: Round, found: dict[str, Any], source: Path, inside: bool) -> str:
-        """What was computed, as a line."""
+        """Checks what was computed and describes it in a line."""
         wrong = []
         if inside or one.way == "editable":
             wrong += [] if Path(found["file"]).is_relative_to(source) else [f"imported {found['file']}"]
@@ -195,10 +195,10 @@ class Rounds:
         return f"torch {found['torch']}, {path}: {numbers}"
 
     def command(self, venv: Path, around: dict[str, str]) -> str:
-        """What splat-train says, which the loss alone does not run."""
+        """The message of splat-train, which needs packages that the loss alone does not."""
         line: list[str | Path] = [venv / "bin" / "splat-train", "--help"]
         done = subprocess.run(line, cwd=self.work / "elsewhere", env=around, capture_output=True, text=True)
-        # Warnings of torch come before.
+        # Warnings of torch may come first.
         said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
         if done.returncode != 1 or len(said) != 1 or "Traceback" in done.stderr:
             raise RuntimeError(f"splat-train must end with one sentence, got {done.returncode}: {done.stderr}")

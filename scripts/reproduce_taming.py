@@ -31,14 +31,14 @@ from benchmarks.runs import Job, bars, markdown_table, read_metrics, run
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of the published tables: a scene, how it is read, its budgets, and its published PSNR where there is one.
+    """One row of the published tables: a scene, how it is read, its budgets, and its published PSNR if there is one.
 
     Attributes:
         dataset: Mip-NeRF 360, Tanks & Temples or Deep Blending.
-        factor: Its images are read from images_{factor} (images for 1).
-        multiplier: Mode "budget": final count over the number of structure-from-motion points.
-        big: Mode "big": final count.
-        psnr_budget: Published PSNR of mode "budget", None where none was published for the scene alone.
+        factor: Images are read from images_{factor}, or from images for 1.
+        multiplier: Final number of Gaussians as a multiple of the structure-from-motion points, in mode "budget".
+        big: Final number of Gaussians in mode "big".
+        psnr_budget: Published PSNR of mode "budget", or None if none was published for this scene.
     """
 
     dataset: str
@@ -94,7 +94,7 @@ class Options:
     scenes: tuple[str, ...] = field(default_factory=lambda: tuple(SCENES))
     #: Folder of runs and tables. By default results/taming_<mode>.
     result_dir: Path | None = None
-    #: Multiplies the length of the runs and every schedule, for machines that cannot bear 30,000 steps.
+    #: Multiplies the length of the runs and every schedule, for machines that are too slow for 30,000 steps.
     steps_scaler: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     #: Only print the commands.
@@ -102,7 +102,7 @@ class Options:
 
 
 def job(name: str, options: Options, folder: Path) -> Job:
-    """The training of a scene."""
+    """The training run of a scene."""
     scene = SCENES[name]
     budget = (
         ("--strategy.budget-multiplier", str(scene.multiplier))
@@ -123,7 +123,7 @@ def job(name: str, options: Options, folder: Path) -> Job:
 
 
 def run_scene(name: str, options: Options, folder: Path) -> str:
-    """Trains a scene unless it is done or missing; returns what became of it."""
+    """Trains a scene unless it is finished or missing. Returns a note on the outcome."""
     if read_metrics(folder) is None and not (options.dataset_root / name).is_dir():
         return f"skipped: {options.dataset_root / name} is missing"
     return run(job(name, options, folder), dry_run=options.dry_run)
@@ -150,7 +150,7 @@ def row(name: str, mode: str, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_row(dataset: str, mode: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The mean of a dataset beside its published mean; None unless every one of its scenes is there."""
+    """The mean of a dataset beside its published mean. None unless all of its scenes have results."""
     members = [line for line in rows if line["dataset"] == dataset]
     if len(members) != sum(scene.dataset == dataset for scene in SCENES.values()):
         return None
@@ -213,7 +213,7 @@ def write_table(folder: Path, mode: str, notes: dict[str, str]) -> list[dict[str
 
 
 def main(options: Options) -> int:
-    """Runs the scenes in turn; returns 1 where one failed."""
+    """Runs the scenes in turn. Returns 1 if one failed."""
     unknown = sorted(set(options.scenes) - set(SCENES))
     if unknown:
         sys.exit(f"error: --scenes must be among {', '.join(SCENES)}, got {', '.join(unknown)}")

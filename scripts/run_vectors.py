@@ -41,11 +41,11 @@ def build_driver(chain: toolchain.Toolchain, folder: Path) -> Path:
 
 
 def run(target: str | None, library: Path | None = None) -> int:
-    """Builds what is needed, runs the driver and returns its exit status.
+    """Builds the driver and, if needed, the library; runs the driver and returns its exit status.
 
     Args:
         target: One of RUNNERS, or None for this machine.
-        library: The library; by default it is built.
+        library: Path of the library. By default it is built.
     """
     if target is None:
         chain = toolchain.found()
@@ -60,7 +60,7 @@ def run(target: str | None, library: Path | None = None) -> int:
         sys.exit(f"error: {target}: required {runner[0]} to run its programs, got none")
     library = library or cross_build.build(target, program, chain)
     driver = build_driver(chain, ROOT / "build" / "vectors" / target)
-    # Wine shows the files of the system as drive Z, and keeps its own in a folder.
+    # Wine shows the files of the system as drive Z and keeps its own in a separate folder.
     files = [f"Z:{path}" if runner[0] == "wine" else str(path) for path in (library, VECTORS)]
     quiet = {"WINEDEBUG": "-all", "WINEPREFIX": str(ROOT / "build" / "wine")}
     print(f"{target} by {' '.join(runner)}: {library.relative_to(ROOT)}", flush=True)

@@ -24,14 +24,14 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import build as native  # noqa: E402
 
 TESTS = ("test_ops_ssim_cpu", "test_rasterize", "test_voxelize", "test_optim")
-#: Slow tests that call no kernel which the others do not call.
+#: Slow tests that are left out, because other tests call the same kernels.
 LEFT_OUT = ("opcheck", "operators", "gradcheck", "after_a_fork", "is_obeyed")
-#: Said by g++ 12's ThreadSanitizer where the system randomises addresses more than it can bear.
+#: Message of g++ 12's ThreadSanitizer if the system randomises addresses more than it can handle.
 NO_PLACE = "unexpected memory mapping"
 
 
 class Job(NamedTuple):
-    """A command to run. With a `problem` it must fail and report that."""
+    """A command to run. If it has a `problem`, it must fail and report that problem."""
 
     name: str
     command: list[str]
@@ -53,21 +53,21 @@ def build_program(isa: str, sanitizer: str, *, openmp: bool = False) -> Path:
 
 
 def preloaded() -> str:
-    """The sanitizers' libraries for LD_PRELOAD: Python is not built with them."""
+    """The sanitizers' libraries for LD_PRELOAD, which is needed because Python is not built with them."""
     names = ("libasan.so", "libubsan.so")
     found = (subprocess.check_output([*native.compiler(), f"-print-file-name={name}"], text=True) for name in names)
     return ":".join(path.strip() for path in found)
 
 
 def jobs(isa: str) -> list[Job]:
-    """Builds the library and the programs, side by side. Returns what to run, the longest first."""
+    """Builds the library and the programs in parallel. Returns the jobs, the longest first."""
     with ThreadPoolExecutor() as pool:
         racing = pool.submit(lambda: [build_program(isa, "thread", openmp=openmp) for openmp in (False, True)])
         library, checked = native.build_debug(isa), build_program(isa, "address")
         own, openmp = racing.result()
     memory = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    # PYTHONMALLOC: arrays of ctypes come from malloc, so that the sanitizer knows where they end. OMP_NUM_THREADS: two
-    # jobs run at once; tests of threads set their number themselves.
+    # PYTHONMALLOC makes ctypes take its arrays from malloc, so that the sanitizer knows where they end. OMP_NUM_THREADS
+    # is 1 because two jobs run at once; tests of threads set their own number.
     python = memory | {"LD_PRELOAD": preloaded(), "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}
     python |= {"PYTHONPATH": str(ROOT)}
     python |= {"SPLAT_SSIM_LIBRARY": str(library), "SPLAT_SSIM_CPU": isa}
@@ -89,7 +89,7 @@ def jobs(isa: str) -> list[Job]:
 
 
 def run(job: Job) -> bool:
-    """Runs a job and prints how it went. Returns whether that is as expected."""
+    """Runs a job and prints its result. Returns whether the result is as expected."""
     begin = time.monotonic()
     command, environment = job.command, {**os.environ, **job.environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -13,12 +13,12 @@ Call = Callable[[], object]
 
 
 class WaitingCallError(RuntimeError):
-    """A call that waits for the GPU cannot be queued behind a sleeping kernel."""
+    """The call waits for the GPU, so it cannot be queued behind a sleeping kernel."""
 
 
-#: More than the caches of any GPU hold.
+#: Bytes to write to flush the caches: more than the caches of any GPU hold.
 _FLUSHED_BYTES = 256 << 20
-#: Cycles of a sleeping kernel for a millisecond, at 2 GHz: what is behind it in the queue is queued meanwhile.
+#: Cycles for which a kernel sleeps a millisecond, at 2 GHz. Meanwhile the calls behind it are queued.
 _CYCLES = 2_000_000
 _LONGEST_SLEEP = 300 * _CYCLES
 
@@ -27,7 +27,7 @@ class Clock:
     """Measures calls on the current CUDA device.
 
     Args:
-        brief: As few calls as show that it runs.
+        brief: Make as few calls as possible, only to show that everything runs.
     """
 
     def __init__(self, brief: bool = False) -> None:
@@ -36,7 +36,7 @@ class Clock:
         self.name = torch.cuda.get_device_name()
 
     def eager_and_host(self, call: Call, count: int = 30) -> tuple[float, float]:
-        """Milliseconds of a call in a loop as users write it, and those of them that Python takes to queue it."""
+        """Milliseconds of a call in a loop as users write it, and the part of them that Python needs to queue it."""
         count = 1 if self._brief else count
         for _ in range(1 if self._brief else 5):
             call()
@@ -49,16 +49,16 @@ class Clock:
         return (time.perf_counter() - begin) / count * 1e3, host / count * 1e3
 
     def gpu(self, call: Call, host_ms: float = 0.2, cold: bool = False, repeats: int = 6) -> float:
-        """Milliseconds that the GPU takes, median: the queue fills behind a sleeping kernel, so that it never ends.
+        """Median time of the GPU in milliseconds. Calls are queued behind a sleeping kernel, so the GPU never waits.
 
         Args:
-            call: What is measured.
-            host_ms: How long the host takes to queue it.
-            cold: Whether the caches are flushed before each call.
-            repeats: Samples, each of several calls.
+            call: The call to measure.
+            host_ms: Milliseconds that the host takes to queue the call.
+            cold: Whether to flush the caches before each call.
+            repeats: Number of samples, each of several calls.
 
         Raises:
-            WaitingCallError: The queue ran dry, however long the kernel slept.
+            WaitingCallError: The queue ran empty, however long the kernel slept.
         """
         call()
         torch.cuda.synchronize()
@@ -78,7 +78,7 @@ class Clock:
                 call()
                 if cold or i == inner - 1:
                     marks[2 * i + 1].record()
-            ran_dry = awake.query()  # before all calls were queued: the GPU has waited for the host
+            ran_dry = awake.query()  # the kernel woke before all calls were queued, so the GPU waited for the host
             torch.cuda.synchronize()
             if ran_dry:
                 if sleep > _LONGEST_SLEEP:
@@ -105,7 +105,7 @@ class Clock:
         return self.gpu(graph.replay, 0.01)
 
     def peak_bytes(self, call: Call) -> int:
-        """Memory that a call takes beyond what is held before it."""
+        """Bytes of memory that a call takes in addition to what was allocated before."""
         call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -115,13 +115,13 @@ class Clock:
         return torch.cuda.max_memory_allocated() - held
 
     def copy_bandwidth(self) -> float:
-        """Terabytes a second that a copy reads and writes."""
+        """Bandwidth of a copy, reads and writes together, in terabytes a second."""
         source = torch.empty(1 << (20 if self._brief else 30), dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         return 2 * source.numel() / self.gpu(lambda: target.copy_(source), 0.01) / 1e9
 
     def state(self) -> str:
-        """Clocks, temperature and power now."""
+        """Current clocks, temperature and power."""
         fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
         try:
             command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]

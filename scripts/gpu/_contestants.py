@@ -1,4 +1,4 @@
-"""The losses that a GPU run sets beside each other: L1 + DSSIM of this package and around the SSIM of each peer."""
+"""The losses that a GPU run compares: L1 + DSSIM of this package, and L1 + DSSIM built on the SSIM of each peer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A loss by name; `make` imports it, and may fail."""
+    """A loss with its name. `make` imports the loss and may fail."""
 
     name: str
     make: Callable[[], Loss]
-    padding: str = "same"  # of its SSIM, in the words of splat_ssim.ssim
+    padding: str = "same"  # padding of its SSIM, as splat_ssim.ssim names it
     ours: bool = False
     lambda_dssim: float = LAMBDA
 
@@ -82,7 +82,7 @@ def _kornia() -> Loss:
 
 @functools.cache
 def contestants(dims: int) -> tuple[Contestant, ...]:
-    """Everyone for images or volumes."""
+    """All contestants for images (2) or volumes (3)."""
     ours = Contestant("splat_ssim", _ours, ours=True)
     pytorch_msssim = Contestant("pytorch-msssim + L1", _pytorch_msssim, "valid")
     if dims == 3:

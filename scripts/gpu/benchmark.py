@@ -2,10 +2,10 @@
 
     python scripts/gpu/benchmark.py --csv results/gpu/benchmark.csv --losses --voxelizer --compiled
 
-A row for each shape, contestant and turn. All contestants of a shape run in one process, by turns, twice. Milliseconds:
-of the GPU behind a filled queue, with caches as the call before left them and flushed; in a loop as users write it; of
-the host in that loop; of a replayed CUDA graph. Errors are relative to float64. A peer that is missing or raises has a
-row that says so. With --small everything is tiny: for tests.
+There is a row for each shape, contestant and turn. All contestants of a shape run in one process and take turns, twice.
+The columns are milliseconds of the GPU behind a filled queue, with caches as the previous call left them and with
+flushed caches; of a loop as users write it; of the host in that loop; and of a replayed CUDA graph. Errors are relative
+to float64. A peer that is missing or raises has a row that says so. With --small everything is tiny, for tests.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ IMAGES = (
     (5, 5, 1080, 1920),
 )
 VOLUMES = ((1, 1, 128, 128, 128), (1, 1, 256, 256, 256))
-#: Peers that take seconds at other shapes.
+#: Peers that would take seconds at other shapes -> the shapes at which they run.
 SLOW = {"kornia + L1": IMAGES[:1], "pytorch-msssim + L1": (*IMAGES[:1], *VOLUMES[:1])}
-#: Where errors are measured.
+#: Dimensions -> the shape at which errors are measured.
 ERRORS = {2: (1, 3, 256, 256), 3: (1, 1, 64, 64, 64)}
-#: Gaussians of 1 to 2 voxels, and the edge of the grid.
+#: Cases of the voxeliser: the number of Gaussians, of 1 to 2 voxels each, and the edge of the grid.
 VOXELIZER = ((50_000, 128), (10_000, 256), (500_000, 256))
 TINY_IMAGES, TINY_VOLUMES, TINY_VOXELS = ((1, 3, 20, 30),), ((1, 1, 12, 11, 14),), ((60, 12),)
 TINY_ERRORS = {2: (1, 1, 20, 30), 3: (1, 1, 12, 11, 14)}
@@ -59,7 +59,7 @@ Row = dict[str, object]
 
 
 class Table:
-    """The CSV file: a row is on disk and on the screen before the next one is measured."""
+    """The CSV file. Each row is written to disk and printed before the next one is measured."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
@@ -83,7 +83,7 @@ class Table:
 
 
 def measured(shape: str, name: str, turn: int, measure: Callable[[], Row]) -> Row:
-    """The row of a measurement; what it raises becomes the row's result."""
+    """The row of a measurement. An exception becomes the row's result."""
     row: Row = {"shape": shape, "contestant": name, "turn": turn}
     try:
         return {**row, "result": "measured", **measure()}
@@ -94,7 +94,7 @@ def measured(shape: str, name: str, turn: int, measure: Callable[[], Row]) -> Ro
 
 
 def both_and_value(loss: Loss, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Forward and backward, and the value alone."""
+    """Two calls: forward with backward, and the value alone."""
 
     def both() -> None:
         x.grad = None
@@ -109,7 +109,7 @@ def both_and_value(loss: Loss, x: Tensor, y: Tensor) -> tuple[Callable[[], None]
 
 @functools.cache
 def errors(contestant: Contestant, shape: tuple[int, ...], device: str) -> Row:
-    """Relative errors of the value, and of the gradient by its largest entry, against float64."""
+    """Errors against float64: of the value, relative, and of the gradient, relative to its largest entry."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(shape, generator=generator)
     y = (x + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
@@ -126,7 +126,7 @@ def errors(contestant: Contestant, shape: tuple[int, ...], device: str) -> Row:
 
 
 def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small: tuple[int, ...]) -> Row:
-    """What is measured of one loss."""
+    """All measurements of one loss."""
     loss = contestant.make()
     x, y = torch.rand(shape, device=DEVICE, requires_grad=True), torch.rand(shape, device=DEVICE)
     both, value = both_and_value(loss, x, y)
@@ -152,7 +152,7 @@ def of_loss(clock: Clock, contestant: Contestant, shape: tuple[int, ...], small:
 
 
 def losses(clock: Clock, table: Table, tiny: bool, only: str) -> None:
-    """All contestants whose name holds `only`, at all shapes, by turns."""
+    """Measures all contestants whose name contains `only`, at all shapes, in turns."""
     measured_at = TINY_ERRORS if tiny else ERRORS
     for shape in (*TINY_IMAGES, *TINY_VOLUMES) if tiny else (*IMAGES, *VOLUMES):
         dims = len(shape) - 2
@@ -164,7 +164,7 @@ def losses(clock: Clock, table: Table, tiny: bool, only: str) -> None:
 
 
 def compiled_definition(clock: Clock, table: Table, tiny: bool) -> None:
-    """torch.compile at one shape of images and one of volumes."""
+    """Measures the definition under torch.compile, at one shape of images and one of volumes."""
     measured_at = TINY_ERRORS if tiny else ERRORS
     one = compiled("aot_eager" if tiny else "inductor")  # a compiler takes minutes on a CPU
     for shape in (TINY_IMAGES[0], TINY_VOLUMES[0]) if tiny else (IMAGES[0], VOLUMES[0]):
@@ -186,7 +186,7 @@ def voxelizer_case(count: int, edge: int, device: str) -> tuple[list[Tensor], Vo
 
 
 def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
-    """What is measured of the voxeliser."""
+    """All measurements of the voxeliser."""
     tensors, grid = voxelizer_case(count, edge, DEVICE)
     upstream = torch.rand(1, *grid.shape, device=DEVICE)
 
@@ -203,7 +203,7 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
 
     both()
     eager, host = clock.eager_and_host(both, 5)
-    # It waits for the length of its list of pairs, so its queue cannot be filled.
+    # The voxeliser waits for the length of its list of pairs, so the queue cannot be filled.
     row: Row = {"eager_both_ms": eager, "host_both_ms": host, "gpu_value_ms": clock.eager_and_host(value, 5)[0]}
     row |= {"peak_images": clock.peak_bytes(both) / (4 * upstream.numel()), "state": clock.state()}
     tensors, grid = voxelizer_case(min(count, 300), min(edge, 24), DEVICE)
@@ -219,14 +219,14 @@ def of_voxelizer(clock: Clock, count: int, edge: int) -> Row:
 
 
 def voxelizer(clock: Clock, table: Table, tiny: bool) -> None:
-    """The voxeliser, forward and backward."""
+    """Measures the voxeliser, forward and backward."""
     for count, edge in TINY_VOXELS if tiny else VOXELIZER:
         run = lambda count=count, edge=edge: of_voxelizer(clock, count, edge)  # noqa: E731
         table.add(measured(f"{count} Gaussians, {edge}x{edge}x{edge}", "splat_ssim voxelize", 0, run))
 
 
 def kernel_table(tiny: bool) -> None:
-    """Which kernels a forward and backward at 1080p starts, and how long each takes."""
+    """Prints which kernels a forward and backward at 1080p starts, and how long each takes."""
     from torch.profiler import ProfilerActivity, profile
 
     x = torch.rand((TINY_IMAGES if tiny else IMAGES)[0], device=DEVICE, requires_grad=True)
