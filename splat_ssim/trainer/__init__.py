@@ -1,4 +1,4 @@
-"""What any training is: config, loop, checkpoints, run folder, device, metrics, command line. It knows no task.
+"""Shared by all kinds of training: config, loop, checkpoints, run folder, device, metrics and command line.
 
 `run(task)` trains or resumes a task and leaves its run folder; `load(folder)` gives the task of any run folder back.
 """
@@ -19,7 +19,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> object:
-    """Imports the loop on first use: metrics and files alone need none of its packages."""
+    """Imports the loop at first use, since metrics and files need none of its packages."""
     if name in __all__:
         from splat_ssim.trainer import loop
 

@@ -1,4 +1,4 @@
-"""The classes Trainer and Fitting of before: a run and its task as one object. They go with `splat_ssim._moved`."""
+"""The former classes Trainer and Fitting: a run and its task in one object. They go with `splat_ssim._moved`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Fitting(_Whole):
         return loss
 
     def change_model(self) -> None:
-        """What follows on `step` steps."""
+        """Changes the model between steps, such as its growth."""
         self.task.change_model(self.step)  # type: ignore[attr-defined]
 
 

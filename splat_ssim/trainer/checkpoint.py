@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, written atomically."""
+"""Checkpoints: everything that a run needs to resume as if it had never stopped, written atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
-    """Describes data in words and by a checksum, which practically differs for different data.
+    """Describes data in words and by a checksum, which differs for different data with near certainty.
 
     Example:
         >>> import torch
@@ -53,13 +53,13 @@ def fingerprint(text: str, *parts: Tensor | np.ndarray | str) -> str:
 
 
 def saved_step(folder: Path) -> int | None:
-    """The step of folder/checkpoint.pt, its tensors unread; None where there is none or it does not read."""
+    """The step of folder/checkpoint.pt, without reading its tensors. None if there is none or it does not read."""
     step = saved_value(folder, "step")
     return step if is_count(step) else None
 
 
 def saved_value(folder: Path, key: str, default: Any = None) -> Any:
-    """A value of folder/checkpoint.pt that is no tensor; None where there is no checkpoint or it does not read.
+    """A value of folder/checkpoint.pt that is not a tensor. None if there is no checkpoint or it does not read.
 
     Args:
         folder: Run folder.
@@ -68,7 +68,7 @@ def saved_value(folder: Path, key: str, default: Any = None) -> Any:
     """
     try:
         return torch.load(folder / NAME, map_location="cpu", mmap=True, weights_only=True).get(key, default)
-    except Exception:  # whatever torch makes of a damaged file
+    except Exception:  # torch raises many kinds of errors for a damaged file
         return None
 
 
@@ -88,30 +88,30 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
     path = folder / NAME
     if not path.is_file():
         raise CheckpointError(f"{path}: required a checkpoint, got nothing there")
-    # Torch and zipfile raise of everything on a damaged file.
+    # Torch and zipfile raise many kinds of errors for a damaged file.
     with refusing(path, Exception):
         state, generators = _read(path, device)
         if restore_generators:
             torch.set_rng_state(generators["cpu"].cpu())
             if "cuda" in generators and torch.cuda.is_available():
-                # The machine that goes on may have fewer devices.
+                # The machine that resumes the run may have fewer devices.
                 states = generators["cuda"][: torch.cuda.device_count()]
                 torch.cuda.set_rng_state_all([generator.cpu() for generator in states])
     return state
 
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state in a file, and the generators'.
+    """The state in a file, and the states of the random generators.
 
     Raises:
-        Exception: Whatever zipfile and torch make of a damaged file, or a ValueError.
+        Exception: Any error of zipfile or torch about a damaged file, or a ValueError.
     """
-    # torch passes over the checksums in its own files: damaged numbers would be trained on.
+    # torch ignores the checksums in its files, so a run would go on with damaged numbers.
     with zipfile.ZipFile(path) as file:
         damaged = file.testzip()
     if damaged is not None:
         raise ValueError(f"one whose {damaged} is damaged")
-    # Tensors, numbers, strings and containers only: a checkpoint from elsewhere runs no code.
+    # Only tensors, numbers, strings and containers, so that a checkpoint from elsewhere cannot run code.
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict) or not isinstance(state.get("generators"), dict):
         raise ValueError("one without generators")
@@ -123,11 +123,11 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, A
 
 @contextmanager
 def refusing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns what is raised inside into a CheckpointError: it was made of a file that is not what it should be.
+    """Turns errors in the block into a CheckpointError, which says that the file is not as required.
 
     Args:
-        path: Of the checkpoint.
-        *kinds: What is turned, by default what a check raises and a missing key; the rest is a bug, and passes.
+        path: Path of the checkpoint.
+        *kinds: Errors to turn. By default those of checks and missing keys; any other error is a bug and passes.
     """
     turned = kinds or (ValueError, KeyError)
     try:

@@ -1,4 +1,4 @@
-"""From a command line to a run: reads the config file, then the command line, and runs the task that they name."""
+"""The command line of a run: reads the config file, then the options, and runs the task that they name."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from splat_ssim.trainer.viewer_package import install_viewer as fetch_viewer
 def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     """Returns the task and its config.
 
-    Its values are the defaults, over them what suits the data (`RunConfig.beneath`), over them those of the file of
-    --config or of the run folder of --resume, over them the rest of the command line.
+    A value comes from the last of these that states it: the defaults, the values that suit the data
+    (`RunConfig.beneath`), the file of --config or the run folder of --resume, and the rest of the command line.
 
     Args:
         arguments: The command line without the program; by default sys.argv's.
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
 
 
 def _beneath(task: type[Task], values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """What lies beneath a new run's config file and command line: the default data, and what suits the data."""
+    """Values of a new run that its config file and command line may override: the default data, and what suits it."""
     asked = _asked(arguments, task.Config.asks)
     if "data_dir" in values or _asked(arguments, ["data_dir"]):
         return task.Config.beneath(values, asked)
@@ -87,8 +87,8 @@ def _check_meaning(
 ) -> None:
     """Refuses options that were asked for and do not apply.
 
-    Those of a command must apply to what is trained. Those of a file must apply either to that or to what the file
-    itself chooses, such as its strategy, which a command may replace; then they are left out, with a note.
+    Options of the command line must apply to the run. Options of a file must apply to the run or to the choices of the
+    file itself, such as its strategy. If the command line replaces such a choice, they are left out with a note.
 
     Raises:
         ConfigError: The message names the option and why.
@@ -124,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 @contextmanager
 def _observed(task: Task, config: RunConfig) -> Iterator[list[Viewer]]:
-    """The viewer of --viewer, open, or none."""
+    """Opens the viewer that --viewer asks for, and closes it in the end. The list is empty without --viewer."""
     if not config.viewer:
         yield []
         return
     if launched().count > 1:
-        # A training that is paused would let the other processes wait until they give up.
+        # If training paused, the other processes would wait until they time out.
         raise UserError(f"--viewer requires one process, got {launched().count} (torchrun)")
     viewer = _viewer(task, config.viewer_port)
     try:
@@ -139,7 +139,7 @@ def _observed(task: Task, config: RunConfig) -> Iterator[list[Viewer]]:
 
 
 def _viewer(task: Task, port: int) -> Viewer:
-    """Opens a task's viewer and says where.
+    """Opens a task's viewer and prints its address.
 
     Raises:
         UserError: The task has none, or its packages are missing.
@@ -153,14 +153,14 @@ def _viewer(task: Task, port: int) -> Viewer:
 
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:
-    """Calls the function at "module:function" with its parameters as the command line."""
+    """Calls the function at "module:function". Its parameters are the options of the command line."""
     with _as_a_program():
         return tyro.cli(imported(path), args=arguments)
 
 
 @contextmanager
 def _as_a_program() -> Iterator[None]:
-    """Ends the program with one sentence for what the user can put right, and with a signal's own exit status."""
+    """Exits with one sentence for an error that the user can fix, and with the usual exit status for a signal."""
     try:
         yield
     except UserError as wrong:
@@ -172,7 +172,7 @@ def _as_a_program() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-# --- what splat-eval, splat-render, splat-report and splat-viewer do
+# --- the commands splat-eval, splat-render, splat-report and splat-viewer
 
 
 def evaluate_run(

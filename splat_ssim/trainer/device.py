@@ -31,7 +31,10 @@ def wait(device: torch.device) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, its control group and its own limit; None if unknown."""
+    """Bytes that this process may still allocate: the least that the machine, its control group and its limit allow.
+
+    None if unknown.
+    """
     left = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Draws that are known from the seed of a run alone, so that a run that goes on draws them again."""
+"""Random draws that depend only on the seed of a run, so that a resumed run repeats them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 
 
 def seeded(seed: int, index: int) -> torch.Generator:
-    """A generator on the CPU for the `index`-th of a row of draws."""
+    """A generator on the CPU for draw number `index` of a run."""
     # Torch takes seeds below 2^63.
     return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
 
 
 def drawn_in_turn(position: int, count: int, seed: int) -> int:
-    """Which of `count` things has its turn: all of them in each pass, in an order of the pass's own.
+    """The index of the item, of `count`, that is drawn at `position`. Each pass draws every item once, in a new order.
 
     Example:
         >>> from splat_ssim.trainer.draws import drawn_in_turn

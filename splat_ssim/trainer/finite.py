@@ -1,4 +1,4 @@
-"""Losses and states that are no numbers any more: noticed before they replace a good checkpoint."""
+"""Detects NaN and infinite values in losses and states before they replace a good checkpoint."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class NotFiniteError(UserError):
 class LossWatch:
     """Finds the first loss that is not finite.
 
-    A loss on the CPU is read at once. One on another device is kept there, with the step it belongs to, until `check`
-    reads all that have gathered, in one copy: noting it neither starts a kernel nor waits.
+    A loss on the CPU is read at once. A loss on another device is kept there with its step until `check` reads all kept
+    losses in one copy. So noting a loss neither starts a kernel nor waits.
     """
 
     def __init__(self) -> None:
         self._gathered: list[tuple[int, dict[str, Tensor]]] = []
 
     def note(self, step: int, report: Report) -> str | None:
-        """Takes the loss of a step; returns what is wrong with it where that is known already, else None."""
+        """Takes the loss of a step. Returns what is wrong with it if that is known already, else None."""
         scalars = report.known()
         loss = scalars.get("loss", 0.0)
         if isinstance(loss, Tensor) and loss.device.type != "cpu":
@@ -38,9 +38,9 @@ class LossWatch:
         return None if math.isfinite(_number(loss)) else _problem(step, scalars)
 
     def check(self) -> str | None:
-        """Reads the losses that have gathered; returns what is wrong with the first bad one, None where all are good.
+        """Reads the kept losses. Returns what is wrong with the first bad one, or None if all are finite.
 
-        It waits for the device where there are any.
+        It waits for the device if there are any losses to read.
         """
         gathered, self._gathered = self._gathered, []
         if not gathered:
@@ -61,7 +61,7 @@ def _number(value: float | Tensor) -> float:
 
 
 def _problem(step: int, scalars: Mapping[str, float | Tensor]) -> str:
-    """Every scalar of the step at which the loss was no number."""
+    """A message with every scalar of the step at which the loss was not finite."""
     values = {name: _number(value) for name, value in scalars.items() if _is_scalar(value)}
     loss = values.pop("loss")
     terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -69,7 +69,7 @@ def _problem(step: int, scalars: Mapping[str, float | Tensor]) -> str:
 
 
 def state_problem(step: int, state: Mapping[str, Any]) -> str | None:
-    """What is wrong with a state that shall become a checkpoint: its first tensor with values that are not finite.
+    """What is wrong with a state that is about to be saved: its first tensor with values that are not finite.
 
     Args:
         step: Steps done.
@@ -87,7 +87,7 @@ def state_problem(step: int, state: Mapping[str, Any]) -> str | None:
     tensors = [(name, tensor) for name, tensor in _tensors("", state) if tensor.numel()]
     if not tensors:
         return None
-    # A sum is finite where all values are, unless it overflows: what looks bad is looked at again.
+    # A finite sum means that all values are finite. An infinite sum may be an overflow, so those are checked again.
     sums = torch.stack([tensor.detach().sum(dtype=torch.float32).to(tensors[0][1].device) for _, tensor in tensors])
     for (name, tensor), total in zip(tensors, sums.cpu().tolist(), strict=True):
         if math.isfinite(total):

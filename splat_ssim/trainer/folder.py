@@ -78,7 +78,7 @@ def open_folder(config: RunConfig, name: str) -> Path:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Writes config.yaml: the resolved config with the import path of its task, its data wherever one stands."""
+    """Writes config.yaml: the resolved config, with the import path of its task and an absolute path of its data."""
     config = dataclasses.replace(
         config, task=import_path(config.task), resume=None, viewer=False, data_dir=config.data_dir.absolute()
     )
@@ -86,7 +86,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
 
 
 def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
-    """Makes a run folder that of the run that goes on in it: config.yaml has its options, and it is not over.
+    """Prepares a run folder for a resumed run: config.yaml gets its options, and the run is no longer finished.
 
     Args:
         folder: Run folder.

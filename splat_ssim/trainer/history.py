@@ -1,4 +1,4 @@
-"""What the steps of a run reported, kept in its folder: one JSON object a line."""
+"""The scalars that the steps of a run reported, kept in its folder: one JSON object for each line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class History:
         self.rows: list[dict[str, Any]] = []
 
     def note(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-        """Adds what was reported after `step` steps and so many seconds of training."""
+        """Adds the values that were reported after `step` steps and this many seconds of training."""
         self.rows.append({"step": step, "seconds": round(seconds, 3), **values})
 
     def save(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class History:
 
     @classmethod
     def read(cls, folder: Path, step: int) -> History:
-        """The rows of a run folder up to a step. What does not read is left out, and a line on stderr says so."""
+        """The rows of a run folder up to a step. An unreadable history is left out, and a line on stderr says so."""
         history = cls()
         try:
             history.rows = [row for row in read_rows(folder) if row["step"] <= step]

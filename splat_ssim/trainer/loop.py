@@ -34,9 +34,9 @@ from splat_ssim.trainer.versions import write_versions
 
 #: Steps between two refreshes of the progress bar, two entries in TensorBoard and two lines of the profile.
 REPORT_EVERY, SCALARS_EVERY, PROFILE_EVERY = 25, 100, 1000
-#: What the last line says of metrics.json.
+#: Starts of the names of the metrics in the last line that is printed.
 TOLD = ("psnr", "ssim", "lpips", "num_", "bytes", "evaluated")
-#: Folder of the steps that are kept, in a run's.
+#: Folder inside a run folder for the steps that `output.save_steps` keeps.
 STEPS = "steps"
 
 
@@ -117,7 +117,7 @@ class Run:
                 print(line, file=sys.stderr)
 
     def _begin(self, task: Task, observers: Sequence[Observer] = ()) -> None:
-        """Everything of a run before its first step but the folder."""
+        """Sets the state of a run before its first step, except the folder."""
         self.task, self.config, self.observers = task, task.config, observers
         self.step, self.train_seconds, self.history = 0, 0.0, History()
         self._losses = LossWatch()
@@ -140,8 +140,8 @@ class Run:
         device, ranks = self.task.device, getattr(self.task, "ranks", ALONE)
         with garbage_frozen(), profiled(self.config.profile, device) as stages, Signals() as signals, bar:
             with open_writer(self) as scalars_writer:
-                # What was handed to the device before is not training. From here on the clock runs from one moment
-                # at which the device has done everything to the next.
+                # Work that was queued before does not count as training. From here on the clock runs between moments
+                # at which the device has finished all work.
                 wait(device)
                 start = time.perf_counter()
                 while self.step < self.config.steps and not self._finished():
@@ -167,11 +167,11 @@ class Run:
                         start = time.perf_counter()
 
     def _finished(self) -> bool:
-        """Whether the task has what it was asked for before the last step."""
+        """Whether the task has reached its goal, which ends the run before its last step."""
         return getattr(self.task, "finished", False)
 
     def _due(self) -> bool:
-        """Whether this step is one that is shown, evaluated or saved."""
+        """Whether this step is shown, evaluated or saved."""
         config, step = self.config, self.step
         return (
             step % REPORT_EVERY == 0
@@ -183,10 +183,10 @@ class Run:
         )
 
     def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
-        """Shows, evaluates and saves what is due after a step."""
+        """Shows progress, evaluates and saves, each if it is due after this step."""
         config, step = self.config, self.step
         last = step == config.steps or self._finished()
-        # The device has been waited for: to read the losses it kept costs next to nothing.
+        # The device has finished its work, so reading the losses that it keeps costs almost nothing.
         self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
             values = dict(report.items())
@@ -232,7 +232,7 @@ class Run:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Ends what is inside, for which there is nothing to save, at the first SIGINT or SIGTERM.
+        """Interrupts the block at the first SIGINT or SIGTERM. It is for work after training, with nothing to save.
 
         Raises:
             Interrupted: One came; how to go on has been printed.
@@ -259,7 +259,7 @@ class Run:
         return {"step": self.step, "train_seconds": round(self.train_seconds, 3), **result}
 
     def finish(self) -> dict[str, Any]:
-        """Last checkpoint, evaluation, pictures, the task's exports, and metrics.json, which it returns."""
+        """Writes the last checkpoint, evaluation, pictures and exports, and metrics.json. Returns the metrics."""
         self.save()
         result = self.evaluate(self.folder / "pictures")
         with open_writer(self) as writer:
@@ -289,20 +289,20 @@ class Run:
             NotFiniteError: A loss so far, or the state, is NaN or infinite; the last checkpoint stays.
         """
         state = self._state()
-        # Before the checkpoint: what a history has beyond it is left out when the run goes on.
+        # Saved before the checkpoint, because a resumed run drops the rows after its checkpoint.
         self.history.save(self.folder)
         save_checkpoint(self.folder, state)
         self._saved = self.step
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds, checked."""
+        """The content of a checkpoint, after a check that it is finite."""
         self._refuse(self._losses.check())
         state = self.task.state_dict()
         self._refuse(state_problem(self.step, state))
         return {"step": self.step, "train_seconds": self.train_seconds, "data": self._fingerprint(), **state}
 
     def _refuse(self, problem: str | None) -> None:
-        """Ends the run for a problem that `trainer.finite` has found, if it has."""
+        """Raises NotFiniteError if `trainer.finite` has found a problem."""
         if problem is None:
             return
         raise NotFiniteError(f"{self.folder}: {problem}; {self._kept()}")
@@ -314,7 +314,7 @@ class Run:
         return getattr(self.task, "fingerprint", None)
 
     def _check_data(self, state: dict[str, Any]) -> None:
-        """Raises UserError where a checkpoint was made with other data. Old ones, and some tasks, do not say."""
+        """Raises UserError if the checkpoint is of other data. Old checkpoints and some tasks do not tell."""
         before, now = state.get("data"), self._fingerprint()
         if before is not None and now is not None and before != now:
             raise UserError(
@@ -322,7 +322,7 @@ class Run:
             )
 
     def go_on(self) -> None:
-        """Goes back to the checkpoint in the folder, torch's generators too.
+        """Restores the checkpoint in the folder, including torch's random generators.
 
         Raises:
             UserError: It does not read, is not of such a run, or was made with other data.
@@ -333,7 +333,7 @@ class Run:
         self.history = History.read(self.folder, self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint.
+        """Restores a checkpoint.
 
         Raises:
             CheckpointError: The state is not that of such a run.
@@ -366,7 +366,7 @@ class Unkept(Run):
         self._state()
 
     def keep(self, folder: Path) -> None:
-        """Writes nothing either."""
+        """Does nothing: such a run writes no files."""
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
         """Evaluates the task as it is."""
@@ -377,7 +377,7 @@ class Unkept(Run):
 
 
 class Follower(Unkept):
-    """The run of a process that is not the first: it trains its share, and the first one writes what there is."""
+    """The run of a process other than the first: it trains its share of each step, and the first writes all files."""
 
     def __init__(self, task: Task) -> None:
         task.config.output.progress = task.config.output.tensorboard = task.config.profile = False
@@ -390,10 +390,10 @@ class Follower(Unkept):
         self._refuse(self._losses.check())
 
     def finish(self) -> dict[str, Any]:
-        """Nothing: the first process has the same model."""
+        """Does nothing, because the first process has the same model and finishes."""
         return {}
 
 
 def _divides(every: int, step: int) -> bool:
-    """Whether something that happens each `every` steps, never for 0, is due after `step` steps."""
+    """Whether something that happens every `every` steps (never, for 0) is due after `step` steps."""
     return every > 0 and step % every == 0

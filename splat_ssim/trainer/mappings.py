@@ -1,4 +1,4 @@
-"""Configs as nested mappings: dataclasses from them, and YAML files, which state what differs from the defaults."""
+"""Configs as nested mappings: makes dataclasses from them, and reads and writes them as YAML files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ConfigError(UserError):
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second over the first.
+    """Merges nested mappings. Values of the second replace those of the first.
 
     Example:
         >>> from splat_ssim.trainer.mappings import overlaid
@@ -61,7 +61,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type a field asks for, or a ConfigError."""
+    """Converts `value` to the type of a field, or raises ConfigError."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
@@ -95,12 +95,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}: required {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
-#: Values of a YAML file, with each of its aliases written out.
+#: Largest number of values in a YAML file, counting what each alias stands for.
 _MOST_VALUES = 100_000
 
 
 def _size(value: Any, known: dict[int, float]) -> float:
-    """How many values there are in one, aliases written out: a few of them may stand for billions, or for themselves.
+    """The number of values inside a value, counting what each alias stands for: billions, or infinitely many.
 
     Args:
         value: As YAML has it.
@@ -109,7 +109,7 @@ def _size(value: Any, known: dict[int, float]) -> float:
     if not isinstance(value, list | dict | tuple | set):
         return 1
     if id(value) not in known:
-        known[id(value)] = math.inf  # what a container that holds itself finds
+        known[id(value)] = math.inf  # the size that a container inside itself has
         inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_size(item, known) for item in inside)
     return known[id(value)]
@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
     except RecursionError:
         raise ConfigError(f"{path}: required YAML, got values nested too deep") from None
-    # What values such as dates are made by raises errors of its own.
+    # The constructors of values such as dates raise errors of their own.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
         raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
     if _size(values, {}) > _MOST_VALUES:

@@ -48,12 +48,12 @@ def psnr_of_mse(mse: float, data_range: float = 1.0) -> float:
 
 
 def reported_psnr(decibels: float) -> float:
-    """A PSNR as it is reported: at most `MAX_PSNR`, which equal images have."""
+    """A PSNR as it is reported: at most `MAX_PSNR`, the value for equal images."""
     return min(decibels, MAX_PSNR)
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a result that are single values: what metrics.json, TensorBoard and one line can hold."""
+    """The entries of a result that are single values, for metrics.json, TensorBoard or one line of text."""
     return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
 
 

@@ -17,7 +17,7 @@ from splat_ssim import _maps
 from splat_ssim._files import is_file, replacing, replacing_path
 from splat_ssim.errors import UserError
 
-#: The error picture is |pred - target| times this, so that one grey level in ten is seen.
+#: The error picture is |pred - target| times this, so that small errors are visible.
 ERROR_GAIN = 5.0
 
 
@@ -41,7 +41,7 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
 
 
 def decoded(path: Path, file: Image.Image) -> Image.Image:
-    """The RGB or, with transparency, RGBA picture of a file that `opened` has opened; see `read_image`."""
+    """Decodes a file that `opened` has opened, to RGB or, with transparency, RGBA; see `read_image`."""
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
     transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     if not is_file(path):
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
-        # Pillow maps a file that it opens by name into memory, and then mixes up the sides of a grey TIFF on its side.
+        # Pillow memory-maps a file that it opens by name, and then swaps the sides of a rotated grey TIFF.
         with path.open("rb") as stream, Image.open(stream) as file:
             yield file
     except PictureError:
@@ -130,7 +130,7 @@ class NoVideoError(UserError):
 
 @contextmanager
 def said_without_video() -> Iterator[None]:
-    """Goes on where a video cannot be written, and says so."""
+    """If a video cannot be written in the block, prints why and goes on."""
     try:
         yield
     except NoVideoError as error:

@@ -1,4 +1,4 @@
-"""Configs and examples that are named without their folder, and how the commands are called."""
+"""Finds configs and examples that are named without their folder, and says how the user calls the commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def source_folder() -> Path | None:
 
 
 def find_config(path: Path) -> Path:
-    """A config file, or else the one of that name that comes with the package.
+    """The path of a config file. If there is no such file, that of the package's config with the same name.
 
     Args:
         path: The file, or from any folder a name such as fast.yaml or configs/fast.yaml.
@@ -34,13 +34,13 @@ def find_config(path: Path) -> Path:
 
 
 def find_example(path: Path) -> Path:
-    """The default data of a training: from elsewhere those of the source folder, if the package is used from one."""
+    """The path of a training's default data, in the source folder if they are not in the working directory."""
     source = source_folder()
     return path if exists(path) or source is None or not exists(source / path) else source / path
 
 
 def check_example(path: Path) -> None:
-    """Raises ConfigError where an example is named that only the source folder has."""
+    """Raises ConfigError if the path names an example that only the source folder has."""
     if path.parts[:1] == (EXAMPLES,) and not exists(path) and source_folder() is None:
         raise ConfigError(
             f"{path}: required data to train on, got nothing there: the examples are in the source folder alone, "

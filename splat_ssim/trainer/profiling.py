@@ -1,6 +1,6 @@
 """Mean milliseconds of each stage of a training step.
 
-A task marks its stages with `with stage("render"): …`. The marks cost nothing until a loop measures, with `--profile`.
+A task marks its stages with `with stage("render"): …`. The marks cost nothing unless a loop measures (`--profile`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from splat_ssim.trainer.device import wait
 class StageClock:
     """Adds up the time of named stages.
 
-    On CUDA each stage waits for the device, so that its time is its own; that slows the run down a little.
+    On CUDA each stage waits for the device, so that its time includes no other work. This slows the run a little.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class StageClock:
 
 _NOTHING = nullcontext()
 
-#: The clock of the loop that measures at present.
+#: The clock of the loop that is measuring now, or None.
 _active: StageClock | None = None
 
 

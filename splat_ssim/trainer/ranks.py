@@ -15,12 +15,12 @@ from splat_ssim.errors import UserError
 class Ranks:
     """The processes of a run, each of which has the whole model and works on a share of every step.
 
-    What they exchange comes in the order of their ranks, so all of them go on with the same numbers. A single process
+    Exchanges go in the order of the ranks, so that all processes continue with the same numbers. A single process
     exchanges with itself.
 
     Args:
-        rank: Of this process, from 0.
-        count: How many there are.
+        rank: Rank of this process, from 0.
+        count: Number of processes.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -28,14 +28,14 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process owns the run folder and speaks to the user."""
+        """Whether this process writes the run folder and prints messages."""
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over the ranks.
 
-        On the CPU it is added up in the order of the ranks, as one process adds the gradients of one view after the
-        other. An optimiser makes steps of full length of the smallest differences.
+        On the CPU the order of addition is that of the ranks, as a single process adds the gradients of its views. Adam
+        can turn the smallest difference in rounding into a full step.
         """
         if self.count == 1:
             return
@@ -50,7 +50,7 @@ class Ranks:
                 tensor.add_(part)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, which have the same shape, one behind the other along the first axis."""
+        """The tensors of all ranks, of the same shape, concatenated along the first axis."""
         if self.count == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
@@ -58,7 +58,7 @@ class Ranks:
         return torch.cat(parts)
 
     def largest(self, value: int) -> int:
-        """The largest of the numbers of all ranks."""
+        """The largest number among those of all ranks."""
         if self.count == 1:
             return value
         values = torch.tensor([value])
@@ -66,12 +66,12 @@ class Ranks:
         return int(values)
 
 
-#: Of a process that trains alone.
+#: The ranks of a process that trains alone.
 ALONE = Ranks()
 
 
 def launched() -> Ranks:
-    """The ranks of this process, as torchrun has started it; alone where it has not.
+    """The ranks of this process as torchrun started it, or `ALONE` without torchrun.
 
     The group of processes is made at the first call: gloo for tensors on the CPU, NCCL for those on CUDA, of which each
     process takes the device of its local rank.

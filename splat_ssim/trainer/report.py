@@ -1,4 +1,4 @@
-"""A page about a run, in one file without a network: its curves, times, options and what a task adds to it."""
+"""Writes a page about a run as one file that needs no network: its curves, times, options and the task's own part."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from splat_ssim.trainer.versions import NAME as VERSIONS
 
 NAME = "report.html"
 _PAGE = Path(__file__).parent / "page"
-#: Points of a curve: more are thinned evenly.
+#: Points of a curve. If there are more, they are thinned evenly.
 _POINTS = 600
 #: The first charts; the others follow as they were reported.
 _CHARTS = ("loss", "psnr", "psnr3d", "ssim", "ssim3d")
-#: Metrics as they are written.
+#: Names of metrics as a page shows them.
 _NAMES = {"psnr": "PSNR", "psnr3d": "PSNR3D", "ssim": "SSIM", "ssim3d": "SSIM3D", "lpips": "LPIPS"}
 #: Longest side of a picture in a page, and its quality as JPEG.
 LONGEST, QUALITY = 800, 90
@@ -125,7 +125,7 @@ def picture(pixels: np.ndarray, *, longest: int = LONGEST) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    # Without subsampling: small pictures show their colours.
+    # No chroma subsampling, since it would blur the colours of small pictures.
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -133,15 +133,15 @@ def picture(pixels: np.ndarray, *, longest: int = LONGEST) -> str:
 def turntable(
     name: str, frames: Sequence[str], *, labels: Sequence[str] = (), start: int = 0, told: str = "", wide: bool = True
 ) -> str:
-    """Pictures of which a slider shows one.
+    """A figure of several pictures, of which a slider selects one.
 
     Args:
         name: Different for each of a page.
         frames: Data URIs, see `picture`.
-        labels: What is said of each; none by default.
-        start: The first one shown.
-        told: What they are, for the caption and for who cannot see them.
-        wide: Whether it may take the whole width of the page.
+        labels: A label for each picture. By default there are none.
+        start: Index of the picture that is shown first.
+        told: Description of the pictures, for the caption and for screen readers.
+        wide: Whether the figure may take the whole width of the page.
     """
     identifier = "frames-" + "".join(letter if letter.isalnum() else "-" for letter in name)
     caption = f"<figcaption>{escape(told)}. <output></output></figcaption>" if told or labels else ""
@@ -154,7 +154,7 @@ def turntable(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; columns of numbers are aligned by their digits."""
+    """An HTML table. Columns of numbers are right-aligned."""
     rows = [list(row) for row in rows]
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
     kinds = [" class=number" if number else "" for number in numeric]
@@ -164,7 +164,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def in_text(value: Any) -> str:
-    """A value of a table.
+    """A value as text for a table.
 
     Example:
         >>> from splat_ssim.trainer.report import in_text
@@ -178,7 +178,7 @@ def in_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-# --- what every run has
+# --- parts of every run's page
 
 
 def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -232,7 +232,7 @@ def _number(value: Any) -> bool:
 
 
 def _thinned(points: list[list[Any]]) -> list[list[Any]]:
-    """At most about `_POINTS` of the points, the last among them."""
+    """About `_POINTS` of the points at most, including the last one."""
     every = -(-len(points) // _POINTS)
     return points if every <= 1 else [*points[:-1:every], points[-1]]
 
@@ -252,7 +252,7 @@ def _times(folder: Path, metrics: Mapping[str, Any]) -> str:
 
 
 def _options(folder: Path, config: RunConfig) -> str:
-    """What differs from the defaults, and the whole config."""
+    """The options that differ from the defaults, and the whole config."""
     kind = type(config)
     defaults = dataclasses.replace(kind(), steps=config.steps).resolved()
     found = differences(defaults, config)

@@ -17,12 +17,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """While it is open, the first SIGINT or SIGTERM is only noted in `caught`; another ends the process as usual.
+    """While it is open, the first SIGINT or SIGTERM is only noted in `caught`. A second one ends the process as usual.
 
-    Python tells signals to the main thread alone: elsewhere nothing is changed.
+    Python delivers signals to the main thread only. In other threads this does nothing.
 
     Args:
-        at_once: The first raises `Interrupted` too.
+        at_once: Whether the first signal also raises `Interrupted`.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:

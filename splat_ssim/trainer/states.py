@@ -1,4 +1,4 @@
-"""Parts of a checkpoint, held against what the run that goes on expects: what fits is loaded, the rest is refused."""
+"""Checks parts of a checkpoint against what the resumed run expects. Parts that fit are loaded, others are refused."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 def check_rows(
     tensors: Any, like: Mapping[str, Tensor] | torch.nn.ParameterDict, name: str, *, rows: int | None = None
 ) -> int:
-    """Checks the tensors of a model: names, dtypes and shapes but for the first side, which is the same in all.
+    """Checks a model's tensors: names, dtypes and shapes. The first axis may have any length, the same for all.
 
     Args:
         tensors: Name -> (N, …), as they were read.
-        like: The same of a new model, with any N.
-        name: Of all of them, for messages.
-        rows: N, where it must be a certain one.
+        like: The tensors of a new model, with any N.
+        name: Name of all of them in messages.
+        rows: Required N. By default any.
 
     Returns:
         N.
@@ -59,7 +59,7 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
         got = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"{name}: required {', '.join(like) or 'nothing'}, got {got or 'nothing'}")
     for key, value in state.items():
-        # What a strategy does not start with, it adds when it comes to it.
+        # A strategy adds values later for which `like` has None or no key.
         expected = like.get(key)
         if expected is None:
             plain = value is None or isinstance(value, bool) or _is_number(value) or _is_numbers(value)
@@ -154,12 +154,12 @@ def number_of(state: Any, name: str) -> float:
     return float(state)
 
 
-#: Options that torch's Adam did not always have, and fills in where a state lacks them.
+#: Options that older versions of torch's Adam lack. Adam fills them in if a state has none.
 _ADDED_SINCE = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
 
 
 def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
-    """Rates may differ from the new optimiser's; which parameters there are and how a step is made may not."""
+    """Checks a parameter group. Rates and decays may differ from the new optimiser's, all else must agree."""
     if not isinstance(group, dict):
         raise ValueError(f"{name}.param_groups: required options, got {_described(group)}")
     for key, value in expected.items():
@@ -176,12 +176,12 @@ def _check_group(group: Any, expected: Mapping[str, Any], name: str) -> None:
             raise ValueError(f"{name}.param_groups: required {key} as {value!r}, got {_described(there)}")
 
 
-#: Sums of an Adam of ours that have a value for each number of the parameter.
+#: State of our Adams that has the shape of the parameter.
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "held_gradient")
 
 
 def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
-    """Moments have the parameter's shape, the count of steps is one number."""
+    """Checks that moments have the parameter's shape, and that the count of steps is one number."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{name}: required moments, got {_described(values)}")
     missing = [key for key in ("step", "exp_avg", "exp_avg_sq") if values and key not in values]
@@ -197,9 +197,9 @@ def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
 
 
 def tensors_problem(value: Any) -> str | None:
-    """What is wrong with the first tensor in nested containers that is not as `torch.save` writes ours, or None.
+    """What is wrong with the first tensor in nested containers that `save_checkpoint` would not write, or None.
 
-    One number can claim to be many, by strides of 0; tensors can be sparse, or have no values at all.
+    Strides of 0 can make one number look like many. Tensors can be sparse, or have no values at all.
     """
     if isinstance(value, Tensor):
         whole = value.layout == torch.strided and not value.is_meta and not value.is_quantized
@@ -226,7 +226,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def _are_decays(value: Any, count: int) -> bool:
-    """Whether something is so many decays of moments; from 1 on, a step divides by zero."""
+    """Whether a value is `count` decays of moments. They are below 1, because otherwise a step divides by zero."""
     if not isinstance(value, list | tuple) or len(value) != count:
         return False
     return _is_numbers(list(value)) and all(0 <= decay < 1 for decay in value)
@@ -237,12 +237,12 @@ def _is_floats(value: Any, shape: tuple[int, ...]) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether something is a whole number from 0 on that 64 bits hold."""
+    """Whether a value is a whole number of at least 0 that fits into 64 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def is_seconds(value: Any) -> bool:
-    """Whether something is a length of time."""
+    """Whether a value is a length of time in seconds."""
     return _is_number(value) and value >= 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from splat_ssim._importing import imported
 from splat_ssim.trainer.config import ConfigError, RunConfig
 
-#: What is trained where neither a config file nor a command says.
+#: The task that is trained if neither a config file nor a command names one.
 DEFAULT_TASK = "scene"
 
 
@@ -40,7 +40,7 @@ class Report(Mapping[str, float]):
         return value.item() if isinstance(value, Tensor) else value
 
     def known(self) -> dict[str, float | Tensor]:
-        """The values that are there already, numbers and tensors, as they are: nothing is computed or waited for."""
+        """The values that are numbers or tensors, unchanged. Nothing is computed, and the device is not waited for."""
         return {key: value for key, value in self._values.items() if not callable(value)}
 
     def __iter__(self) -> Iterator[str]:
@@ -51,23 +51,23 @@ class Report(Mapping[str, float]):
 
 
 class Observer(Protocol):
-    """Looks at a run between its steps, in the thread that trains; the clock of training stands meanwhile."""
+    """Looks at a run between its steps, in the thread that trains. This time does not count as training."""
 
     def due(self) -> bool:
-        """Whether it wants to look now. It is asked after every step and must answer at once."""
+        """Whether the observer wants to look now. It is asked after every step and must answer at once."""
 
     def look(self, step: int, report: Report, stopped: Callable[[], bool]) -> None:
-        """Looks at the model, after `step` steps, for as long as it likes but no longer than `stopped` is false."""
+        """Looks at the model after `step` steps. It may take its time, but must return once `stopped()` is true."""
 
 
 class Viewer(Observer, Protocol):
     """An observer that shows the model in a browser."""
 
-    #: Where it is to be opened.
+    #: Address to open in the browser.
     url: str
 
     def serve(self, stopped: Callable[[], bool], step: int) -> None:
-        """Shows the model as it is, after `step` steps, until `stopped`."""
+        """Shows the model as it is after `step` steps, until `stopped()` is true."""
 
     def close(self) -> None:
         """Frees its port."""

@@ -1,4 +1,4 @@
-"""What a run tells TensorBoard, if it is asked to."""
+"""Writes scalars and pictures of a run for TensorBoard, if the config asks for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_writer(run: Run) -> AbstractContextManager[Any]:
-    """A writer to a run folder's tensorboard/, where what is of later steps is void; None where it is not asked for.
+    """A writer to tensorboard/ of a run folder, or None if not asked for. Entries of later steps are discarded.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -27,7 +27,7 @@ def open_writer(run: Run) -> AbstractContextManager[Any]:
 
 
 def add_scalars(writer: Any, group: str, values: Mapping[str, Any], step: int) -> None:
-    """Writes the numbers among the values; nothing without a writer."""
+    """Writes the numbers among the values. Does nothing without a writer."""
     if writer is not None:
         for key, value in values.items():
             if not isinstance(value, str):
@@ -35,7 +35,7 @@ def add_scalars(writer: Any, group: str, values: Mapping[str, Any], step: int) -
 
 
 def add_pictures(writer: Any, task: Task, step: int) -> None:
-    """Writes what a task shows of an evaluation; nothing without a writer."""
+    """Writes the task's preview pictures. Does nothing without a writer."""
     if writer is not None:
         for name, picture in getattr(task, "previews", dict)().items():
             writer.add_image(f"test/{name}", picture, step)

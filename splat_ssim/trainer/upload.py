@@ -1,4 +1,4 @@
-"""From the host's memory to the device without waiting for either."""
+"""Uploads from the host's memory to the device, for which neither the host nor the device waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Ahead(Generic[V]):
-    """What each step needs of the host's memory, on the device by the time it is needed.
+    """Uploads the data of each step ahead of time, so that it is on the device when the step needs it.
 
     `start(step)` begins the upload, on a side stream, while the device works on something else; `take(step)` returns
     the value, for which the current stream waits and the host does not. On the CPU there is nothing to move.
@@ -53,7 +53,7 @@ class Ahead(Generic[V]):
         self._tensors: list[Tensor] = []
 
     def start(self, step: int) -> None:
-        """Begins the upload of what a step needs; best called when the present step's work has been handed over."""
+        """Begins the upload for a step. It is best called once the current step's work has been queued."""
         if self._device.type == "cpu" or self._step == step:
             return
         if self._device.type == "cuda":
@@ -64,7 +64,7 @@ class Ahead(Generic[V]):
             self._put(step)
 
     def take(self, step: int) -> V:
-        """The value of a step; its upload begins now if it has not."""
+        """The value of a step. Its upload begins now if it has not begun."""
         if self._device.type == "cpu":
             return self._read(step)
         self.start(step)
@@ -74,7 +74,7 @@ class Ahead(Generic[V]):
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
             for tensor in self._tensors:
-                # The memory was the side stream's: it must not be handed out again before this stream is done with it.
+                # The memory belongs to the side stream: it must not be reused before this stream is done with it.
                 tensor.record_stream(current)
         self._step, self._value, self._tensors = None, None, []
         return value
