@@ -35,7 +35,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> object:
-    """Imports the task and `fit` on first use: the voxeliser needs none of the trainer's packages."""
+    """Imports the task and `fit` at first use, since the voxeliser needs none of the trainer's packages."""
     if name == "fit":
         from .api import fit
 

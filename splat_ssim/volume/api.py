@@ -132,7 +132,7 @@ def fit(
 
 
 def _config(config: VolumeConfig | None, given: Mapping[str, Any]) -> VolumeConfig:
-    """A config of its own with the options that are given."""
+    """A copy of the config with the options that are given."""
     chosen = copy.deepcopy(config) if config is not None else VolumeConfig()
     if chosen.resume is not None or chosen.model.name != "gaussians":
         raise ValueError(

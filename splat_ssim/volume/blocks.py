@@ -1,4 +1,4 @@
-"""A volume on disk whose voxels are read block by block, and what is known of it after one look at all of them."""
+"""A volume on disk whose voxels are read block by block, with statistics from one pass over all of them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .io import LAZY, open_array, open_grid, volume_format
 from .normalization import Normalization, ValueRange, describe_values
 from .target import normalization_of
 
-#: Options of `load_volume` that an array which is read by blocks has.
+#: Options of `load_volume` that also apply to an array that is read by blocks.
 _OPTIONS = ("key", "channel", "time")
-#: Voxels that percentiles are taken from.
+#: Number of voxels that percentiles are estimated from.
 _SAMPLE = 1 << 22
 
 Block = tuple[tuple[int, ...], tuple[int, ...]]  # first voxel, and voxels along each axis
 
 
 def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Block]:
-    """Blocks of at most `edge` voxels a side that cover a volume, by rows.
+    """Blocks of at most `edge` voxels a side that cover a volume, in row-major order.
 
     Args:
         shape: (n0, n1, n2).
         edge: Voxels along each axis.
-        shift: The first block of each axis ends after so many voxels, where that is not 0.
+        shift: Unless it is 0, the first block along each axis ends after this many voxels.
 
     Example:
         >>> from splat_ssim.volume.blocks import blocks_of
@@ -48,14 +48,14 @@ def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Bl
 
 
 def checked(voxels: np.ndarray, checksum: int = 0) -> int:
-    """A checksum (CRC-32) that goes on with more voxels."""
+    """Updates a checksum (CRC-32) with more voxels."""
     return zlib.crc32(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data, checksum)
 
 
 class BlockedVolume:
-    """The voxels of a file as they are fitted, read as they are asked for.
+    """The voxels of a file as they are fitted, read when they are needed.
 
-    All of them are looked at once: for their range, a checksum, and numbers that are none.
+    One pass over all of them determines their range and a checksum, and finds NaN and infinite values.
 
     Args:
         path: npy, raw, zarr or HDF5, whose voxels can be read piece by piece; others are read whole.
@@ -95,13 +95,13 @@ class BlockedVolume:
 
     @property
     def data_range(self) -> float:
-        """Largest minus least value that is fitted."""
+        """The difference between the largest and the smallest value that is fitted."""
         return 1.0 if self.normalization.clip else self.intensities.span
 
     def check_unchanged(self, checksum: int) -> None:
-        """Refuses voxels that are no longer those of the first look.
+        """Refuses voxels that have changed since the first pass.
 
-        A chunk that zarr does not find counts as zeros: a volume that is deleted meanwhile would go unnoticed.
+        zarr reads a missing chunk as zeros, so otherwise nobody would notice that a volume was deleted meanwhile.
 
         Args:
             checksum: `checked` of all blocks of `edge` voxels, in their order.
@@ -116,7 +116,7 @@ class BlockedVolume:
             )
 
     def _look(self, config: VolumeDataConfig) -> tuple[Normalization, ValueRange, int]:
-        """Normalisation, range and checksum of all voxels."""
+        """Determines normalisation, range and checksum in one pass over all voxels."""
         least, most, checksum, samples = np.inf, -np.inf, 0, []
         stride = max(1, self.channels * int(np.prod(self.shape)) // _SAMPLE)
         for block in blocks_of(self.shape, self.edge):
@@ -126,7 +126,7 @@ class BlockedVolume:
             least, most = min(least, voxels.min()), max(most, voxels.max())
             checksum = checked(voxels, checksum)
             samples.append(voxels.ravel()[::stride])
-        # Nothing but the extremes and percentiles of a sample is asked for.
+        # The normalisation only needs the extremes, and percentiles of a sample.
         values = np.concatenate([np.array([least, most]).astype(samples[0].dtype), *samples])
         normalization = normalization_of(values, config)
         return normalization, describe_values(values, normalization), checksum

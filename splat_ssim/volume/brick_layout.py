@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blocks import Block, blocks_of
 
-#: Beyond a brick's core, voxels that its Gaussians reach into, whose values count where they are fitted already.
+#: Width of the margin around a brick's core, in voxels of its pass. Voxels there count if they are fitted already.
 MARGIN = 6
 
 
@@ -20,9 +20,9 @@ class Pass:
     """Bricks that are fitted one after the other.
 
     Attributes:
-        cores: First voxel and size of each.
-        factor: What a pass takes for a voxel is the mean of a block of so many voxels along each axis.
-        steps: Of each brick.
+        cores: First voxel and size of each brick.
+        factor: Voxels of the pass are means of blocks of this many voxels along each axis.
+        steps: Number of steps of each brick.
     """
 
     cores: list[Block]
@@ -38,9 +38,9 @@ def passes_of(shape: Sequence[int], brick: int, factor: int, steps: int) -> list
 
     Args:
         shape: Of the volume, in voxels.
-        brick: Edge of a brick in what its pass takes for voxels.
-        factor: Of the first two passes.
-        steps: Of a brick of the first pass.
+        brick: Edge of a brick in voxels of its pass.
+        factor: Factor of the first two passes.
+        steps: Number of steps of a brick in the first pass.
     """
     edge = brick * factor
     passes = [
@@ -57,11 +57,11 @@ class Stage:
     """The steps of one brick.
 
     Attributes:
-        turn: Which pass it belongs to: 0 for the first one.
-        place: Which brick of its pass.
+        turn: Index of its pass, from 0.
+        place: Index of the brick in its pass.
         core: First voxel and size of the brick.
-        first: Its first step of the run.
-        steps: How many.
+        first: First of its steps in the run.
+        steps: Number of its steps.
     """
 
     turn: int
@@ -72,7 +72,7 @@ class Stage:
 
 
 def region_of(core: Block, halo: int, shape: Sequence[int]) -> Block:
-    """A core and its halo, as far as the volume goes."""
+    """A core with its halo, cut at the volume's borders."""
     start = tuple(max(0, first - halo) for first in core[0])
     stop = tuple(min(n, first + count + halo) for first, count, n in zip(*core, shape, strict=True))
     return start, tuple(b - a for a, b in zip(start, stop, strict=True))
@@ -105,7 +105,7 @@ def counted(region: Block, done: Sequence[Block], reach: int, whole: Sequence[in
 
 
 def shares(weights: Sequence[float], total: int, cores: Sequence[Block], factor: int = 1) -> list[int]:
-    """Whole numbers in proportion to the weights, whose sum is the total; at most an eighth of a brick's voxels.
+    """Splits a total into whole numbers in proportion to the weights, each at most an eighth of its brick's voxels.
 
     A voxel is a block of `factor` along each axis.
 

@@ -1,4 +1,4 @@
-"""What is found of a fit by bricks: PSNR and SSIM, projections, pictures and the field itself, block by block."""
+"""Results of a fit by bricks, computed block by block: PSNR and SSIM, projections, pictures and the field itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .crops import make_crop
 
 #: Region -> (C, …) field there.
 Field = Callable[[Block], Tensor]
-#: Half of the window of the SSIM that is reported.
+#: Radius in voxels of the window of the SSIM that is reported.
 _RADIUS = 5
 
 
 class Projections:
-    """Maxima along each axis of a fit and of its volume, which are put together from blocks.
+    """Maxima along each axis of a fit and of its volume, collected from blocks.
 
     Attributes:
         planes: For each axis (C, …) of the fit and of the volume, in [0, 1] as they are shown.
@@ -36,7 +36,7 @@ class Projections:
         self.planes = [(torch.zeros(volume.channels, *two), torch.zeros(volume.channels, *two)) for two in sides]
 
     def add(self, first: tuple[int, ...], fit: Tensor, own: Tensor) -> None:
-        """Takes a block of both in, (C, n0, n1, n2), whose first voxel is given."""
+        """Adds a block of both, (C, n0, n1, n2), at its first voxel."""
         for axis, planes in enumerate(self.planes):
             for plane, values in zip(planes, (fit, own), strict=True):
                 most = values.amax(1 + axis)
@@ -46,7 +46,7 @@ class Projections:
 
 
 def _as_shown(volume: BlockedVolume, values: Tensor) -> Tensor:
-    """Values that are fitted, or compared, in [0, 1]."""
+    """Maps values as they are fitted or compared to [0, 1]."""
     low = 0.0 if volume.normalization.clip else volume.intensities.source_low
     return (values - low) / volume.data_range
 
@@ -56,7 +56,7 @@ def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any]
     """psnr3d, ssim3d and psnr3d_source as a fit in memory reports them, the range of the values, and projections.
 
     Args:
-        volume: What was fitted.
+        volume: The volume that was fitted.
         field: The fit.
 
     Raises:

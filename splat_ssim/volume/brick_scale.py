@@ -1,4 +1,4 @@
-"""Bricks at a part of their resolution: voxels averaged in blocks, and Gaussians in such voxels and back."""
+"""Bricks at a reduced resolution: averages voxels in blocks, and converts Gaussians to such voxels and back."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from .blocks import Block, BlockedVolume
 
-#: Voxels a Gaussian from which the first pass sees half of the resolution: so few Gaussians show no more.
+#: From this many voxels for each Gaussian, the first pass has half of the resolution: few Gaussians show no more.
 VOXELS_A_GAUSSIAN = 512
-#: Voxels along the shortest axis from which it does.
+#: The first pass has half of the resolution only if the shortest axis has at least this many voxels.
 LEAST_SIDE = 64
-#: Values that are read at once of a region that is averaged.
+#: Number of values that are read at once while a region is averaged.
 _AT_ONCE = 1 << 22
 
 
 def coarse_factor_for(shape: Sequence[int], budget: int) -> int:
-    """By how much the first pass of a fit by bricks reduces a volume, where nothing was asked for.
+    """The default factor by which the first pass of a fit by bricks reduces a volume.
 
     Example:
         >>> from splat_ssim.volume.brick_scale import coarse_factor_for
@@ -39,18 +39,18 @@ def averaged(values: Tensor, factor: int) -> Tensor:
 
 
 def read_averaged(volume: BlockedVolume, region: Block, factor: int) -> Tensor:
-    """`averaged` of a region, of which only a slab is in memory at its resolution."""
+    """`averaged` of a region. Only a slab of it is in memory at full resolution at a time."""
     if factor == 1:
         return volume.read(region)
     return torch.cat([averaged(volume.read(slab), factor) for slab in slabs_of(region, volume.channels, factor)], 1)
 
 
 def weight_of(volume: BlockedVolume, core: Block) -> float:
-    """Sums of the slopes of a brick, and a little of its values, in parts of the range; of the first channel."""
+    """Weight of a brick: the sum of its slopes and a little of its values, relative to the range, of channel 0."""
     weight = 0.0
     for (row, *_), (count, *_) in slabs_of(core, volume.channels):
         (first, *others), (rows, *across) = core
-        # A row more at either side, as far as the brick goes: slopes are taken between both neighbours.
+        # Read one more row on either side, inside the brick, since slopes are differences of both neighbours.
         low, high = max(first, row - 1), min(first + rows, row + count + 1)
         values = volume.read(((low, *others), (high - low, *across)))[0] / volume.data_range
         axes = [axis for axis in range(3) if values.shape[axis] > 1]
@@ -62,7 +62,7 @@ def weight_of(volume: BlockedVolume, core: Block) -> float:
 
 
 def slabs_of(region: Block, channels: int, factor: int = 1) -> Iterator[Block]:
-    """Slabs across the first axis that cover a region, each of whole blocks of `factor` and of some 4 million values.
+    """Slabs across the first axis that cover a region, of whole blocks of `factor` and about 4 million values each.
 
     Example:
         >>> from splat_ssim.volume.brick_scale import slabs_of
@@ -76,12 +76,12 @@ def slabs_of(region: Block, channels: int, factor: int = 1) -> Iterator[Block]:
 
 
 def in_blocks(block: Block, factor: int) -> Block:
-    """A block of voxels that begins at a multiple of `factor`, counted in blocks of it; the last ones may be cut."""
+    """Converts a block of voxels, which begins at a multiple of `factor`, to blocks of `factor`. The last may be partial."""
     return tuple(first // factor for first in block[0]), blocks_along(block[1], factor)
 
 
 def into(tensors: Mapping[str, Tensor], start: Sequence[int], factor: int) -> dict[str, Tensor]:
-    """Gaussians in voxels of the volume as they are in a region that begins at `start`, in blocks of `factor`."""
+    """Converts Gaussians from voxels of the volume to blocks of `factor` in a region that begins at `start`."""
     first = tensors["means"].new_tensor(start)
     # The middle of block i is voxel factor i + (factor - 1) / 2.
     means = (tensors["means"] - first - (factor - 1) / 2) / factor
@@ -96,6 +96,6 @@ def out_of(tensors: Mapping[str, Tensor], start: Sequence[int], factor: int) -> 
 
 
 def blocks_along(shape: Sequence[int], factor: int) -> tuple[int, int, int]:
-    """How many blocks of `factor` voxels there are along each axis."""
+    """Number of blocks of `factor` voxels along each axis."""
     n0, n1, n2 = (-(-side // factor) for side in shape)
     return n0, n1, n2

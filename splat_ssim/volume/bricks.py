@@ -34,7 +34,7 @@ from .grid import VoxelGrid
 from .target import Target
 from .training import VolumeTask
 
-#: Rounds of the second pass that put Gaussians elsewhere; it has fewer steps for new ones to settle.
+#: Rounds of growth in the second pass. It has fewer steps in which new Gaussians can settle.
 _SECOND_ROUNDS = 2
 
 
@@ -119,7 +119,7 @@ class BrickTask:
             )
         shape = "x".join(map(str, (self.volume.channels, *self.volume.shape)))
         self.fingerprint = f"voxels of shape {shape} (checksum {self.volume.checksum:08x})"
-        #: Voxels along an edge of what the first pass takes for a voxel.
+        #: The first pass averages this many voxels along each axis.
         self.coarse = config.coarse_factor or coarse_factor_for(self.volume.shape, config.strategy.budget)
         shortest = min(self.volume.shape)
         if shortest < self.coarse:
@@ -139,20 +139,20 @@ class BrickTask:
         self.tensors = self._none()
         self.stage: Stage | None = None
         self.fit: VolumeTask | None = None
-        #: Gaussians that the present brick of a later pass began with.
+        #: Number of Gaussians that the current brick of a later pass began with.
         self.begun = 0
         self.last_loss = float("nan")
-        #: Of the last evaluation.
+        #: Projections of the last evaluation.
         self.projections: Projections | None = None
 
     # --- how the work is divided
 
     def _weights(self) -> list[float]:
-        """What there is to fit in each brick: slopes, and a little of the values, as Gaussians are drawn by."""
+        """Weight of each brick: its slopes and a little of its values, by which Gaussians are also drawn."""
         return [weight_of(self.volume, core) for core in self.passes[0].cores]
 
     def _stages(self) -> list[Stage]:
-        """All steps of the run, in order; a brick of nothing has none."""
+        """All stages of the run, in order. An empty brick has none."""
         stages, first = [], 0
         for turn, each in enumerate(self.passes):
             for place, core in enumerate(each.cores):
@@ -170,7 +170,7 @@ class BrickTask:
     # --- steps
 
     def step(self, index: int) -> Report:
-        """A step of the brick whose turn it is."""
+        """A step of the current brick."""
         stage = self.stages[bisect.bisect_right(self.stages, index, key=lambda stage: stage.first) - 1]
         if self.stage != stage:
             self._begin(stage)
@@ -185,17 +185,17 @@ class BrickTask:
         return len(self.tensors["means"]) + own
 
     def _begin(self, stage: Stage) -> None:
-        """Makes the fit of a brick, and takes the Gaussians that it changes out of those that stay."""
+        """Begins the fit of a brick, and removes the Gaussians that it will change from those that stay fixed."""
         self.stage = stage
         inside = self._inside(stage.core) if stage.turn else torch.zeros(len(self.tensors["means"]), dtype=torch.bool)
         own = {name: tensor[inside] for name, tensor in self.tensors.items()}
         self.tensors = {name: tensor[~inside] for name, tensor in self.tensors.items()}
         self.begun = len(own["means"])
-        # The steps of a brick of a later pass without Gaussians pass.
+        # In a later pass, the steps of a brick without Gaussians do nothing.
         self.fit = None if stage.turn and not self.begun else self._fit(stage, own)
 
     def _fit(self, stage: Stage, own: dict[str, Tensor]) -> VolumeTask:
-        """The fit of a brick that starts from its own Gaussians, or from its voxels where it has none."""
+        """The fit of a brick. It starts from the brick's Gaussians, or from its voxels if there are none."""
         region = self._region(stage)
         start, shape = region
         factor = self._factor(stage)
@@ -232,21 +232,21 @@ class BrickTask:
         return own
 
     def _end(self) -> None:
-        """Puts the Gaussians of a brick with the others."""
+        """Ends the fit of a brick and adds its Gaussians to the others."""
         self.tensors = self.whole()
         self.fit = self.stage = None
 
     # --- space
 
     def _factor(self, stage: Stage) -> int:
-        """Voxels along an edge of what a stage takes for a voxel."""
+        """The number of voxels along each axis that a stage averages."""
         return self.passes[stage.turn].factor
 
     def _region(self, stage: Stage) -> Block:
         return region_of(stage.core, (self.reach + MARGIN) * self._factor(stage), self.volume.shape)
 
     def _counted(self, stage: Stage) -> Tensor:
-        """Weights of what a stage takes for voxels: those of its core, and those beyond that are fitted already."""
+        """Weights of a stage's averaged voxels. Its core counts, and so do voxels around it that are fitted already."""
         factor, whole = self._factor(stage), ((0, 0, 0), self.volume.shape)
         done = [whole] if stage.turn else self.passes[0].cores[: stage.place + 1]
         region, *done = (in_blocks(block, factor) for block in (self._region(stage), *done))
@@ -260,12 +260,12 @@ class BrickTask:
             float(first + count) if first + count < whole else math.inf
             for first, count, whole in zip(*block, self.volume.shape, strict=True)
         ]
-        # Half a voxel: a voxel's centre is its index.
+        # Minus half a voxel, because a voxel's centre is its index.
         return ((means >= means.new_tensor(low) - 0.5) & (means < means.new_tensor(high) - 0.5)).all(1)
 
     @torch.no_grad()
     def _field(self, tensors: Mapping[str, Tensor], region: Block, factor: int = 1) -> Tensor:
-        """The field of Gaussians in a region, at the middles of blocks of `factor` voxels."""
+        """The field of Gaussians in a region, at the centres of blocks of `factor` voxels."""
         start, shape = region
         means, reach = tensors["means"], 3 * tensors["log_scales"].exp().amax(1, keepdim=True)
         low, blocks = means.new_tensor(start), blocks_along(shape, factor)
@@ -278,14 +278,14 @@ class BrickTask:
 
     @torch.no_grad()
     def whole(self) -> dict[str, Tensor]:
-        """All Gaussians, those of the present brick too, in voxels of the volume."""
+        """All Gaussians, including those of the current brick, in voxels of the volume."""
         if self.fit is None or self.stage is None:
             return dict(self.tensors)
         own = {name: tensor.detach() for name, tensor in self.fit.model.tensors.items()}
         own = out_of(own, self._region(self.stage)[0], self._factor(self.stage))
         return {name: torch.cat([tensor, own[name]]) for name, tensor in self.tensors.items()}
 
-    # --- what the loop asks for
+    # --- the interface for the loop
 
     def field(self, region: Block) -> Tensor:
         """(C, …) the field in a region as it is compared: cut to [0, 1] if the volume is."""
@@ -345,7 +345,7 @@ class BrickTask:
         print(f"{output.with_suffix('')}: a slice across each axis", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The Gaussians that are fitted, and the fit of the present brick."""
+        """The fitted Gaussians, and the fit of the current brick."""
         return {
             "tensors": dict(self.tensors),
             "last_loss": self.last_loss,
@@ -355,7 +355,7 @@ class BrickTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
+        """Restores what `state_dict` returned."""
         tensors, first = state["tensors"], state["stage"]
         if len(tensors["means"]):
             check_rows(tensors, self._none(), "tensors")

@@ -1,4 +1,4 @@
-"""Random crops whose SSIM is the whole volume's."""
+"""Random crops inside which SSIM equals that of the whole volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .grid import VoxelGrid
 
 
 def loss_reach(options: Mapping[str, Any]) -> int | tuple[int, ...]:
-    """How many voxels around a crop a loss looks at: half of SSIM's window, of all axes or of each (n0, n1, n2).
+    """Number of voxels around a crop that a loss needs: half of SSIM's window, for all axes or for each (n0, n1, n2).
 
     Exact for the SSIM losses of one scale. A loss that looks further, such as ms_ssim, sees the edge of the crop.
 
@@ -42,13 +42,13 @@ class Crop:
     core_shape: tuple[int, ...]
 
     def of(self, volume: Tensor) -> Tensor:
-        """Core and halo of a volume (..., n0, n1, n2), a view."""
+        """The part of a volume (..., n0, n1, n2) in core and halo, as a view."""
         for axis in range(3):
             volume = volume.narrow(axis - 3, self.start[axis], self.shape[axis])
         return volume
 
     def core(self, cropped: Tensor) -> Tensor:
-        """The core of what `of` gave, a view."""
+        """The core of what `of` returned, as a view."""
         for axis in range(3):
             cropped = cropped.narrow(axis - 3, self.core_start[axis], self.core_shape[axis])
         return cropped

@@ -1,6 +1,6 @@
-"""DICOM through SimpleITK: the series of a folder, its slices sorted by where they lie. It is read only.
+"""Reads DICOM through SimpleITK: the series of a folder, with its slices sorted by position.
 
-Nothing of a file but voxels, place and unit is handed on: no tag of a patient reaches an output.
+Only voxels, position and unit of a file are passed on, so no tag of a patient reaches an output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .stored import Stored
 _DESCRIPTION, _MODALITY, _THICKNESS, _PHOTOMETRIC = "0008|103e", "0008|0060", "0018|0050", "0028|0004"
 #: Kinds of DICOM files that hold no image of a grid -> what reads them.
 _NO_IMAGES = {"SEG": "dcmqi's segimage2itkimage", "RTSTRUCT": "plastimatch convert", "RTPLAN": "", "SR": "", "PR": ""}
-#: Slices this far from where even spacing puts them, in distances of slices, are told; and those that are refused.
+#: Deviation of a slice from even spacing, in slice distances, from which a note is made, and from which it is refused.
 _UNEVEN, _TOO_UNEVEN = 0.01, 0.1
 
 
@@ -39,7 +39,7 @@ def holds_dicom(folder: Path) -> bool:
 
 @dataclass
 class _Slice:
-    """What the header of one file says."""
+    """The header of one file."""
 
     path: str
     affine: np.ndarray  # LPS
@@ -134,7 +134,7 @@ def _check_alike(slices: list[_Slice], path: Path, uid: str) -> None:
 
 
 def _stack(slices: list[_Slice], path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The affine (RAS) of slices along z, y, x, the order of the slices, and what was assumed."""
+    """The affine (RAS) of slices along z, y, x, the order of the slices, and notes on what was assumed."""
     columns = slices[0].affine[:3, :2]
     normal = np.cross(columns[:, 0], columns[:, 1])
     normal /= np.linalg.norm(normal)

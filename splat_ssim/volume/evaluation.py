@@ -60,6 +60,6 @@ def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> flo
         source: The same shape, any real dtype.
         span: Difference between the largest and the smallest intensity of the file.
     """
-    # Channel by channel: float64 copies of a large volume are dear.
+    # Channel by channel, because float64 copies of a large volume take much memory.
     sums = [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(intensities, source, strict=True)]
     return reported_psnr(psnr_of_mse(sum(sums) / source.size, span))

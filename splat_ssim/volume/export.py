@@ -21,9 +21,9 @@ from .normalization import Normalization
 from .voxelize import morton_order
 
 _MAGIC = b"SPLATVOL1"
-#: Begin the comments of a PLY that hold a `FieldSource`, and the offset of the means.
+#: Starts of the comments in a PLY that hold a `FieldSource`, and the offset of the means.
 _COMMENT, _OFFSET = "comment source ", "comment offset "
-#: What the header of a quantised field says where its Gaussians are counted in the source's voxels, not in the world.
+#: Value in the header of a quantised field if its Gaussians are in the source's voxels, not in world coordinates.
 _LATTICE = "lattice"
 
 
@@ -58,7 +58,7 @@ class FieldSource:
         """
         corners = np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3)
         indices = self.grid.to_index(torch.from_numpy(corners)).numpy()
-        # To a millionth of a voxel: a box that ends on a voxel holds it.
+        # A tolerance of a millionth of a voxel, so that a box that ends on a voxel's centre includes it.
         start = np.ceil(indices.min(0) - 1e-6).clip(0).astype(int)
         stop = (np.floor(indices.max(0) + 1e-6).astype(int) + 1).clip(max=self.grid.shape)
         if not (start < stop).all():
@@ -66,7 +66,7 @@ class FieldSource:
         return replace(self, grid=self.grid.crop(start.tolist(), (stop - start).tolist()))
 
     def header(self) -> dict[str, Any]:
-        """What files hold of it, as JSON."""
+        """The source as it is stored in files, as JSON."""
         grid = self.grid.rebased()
         place = {"shape": grid.shape, "affine": grid.affine, "unit": self.unit}
         return {**place, "low": self.low, "high": self.high, "clip": self.clip}
@@ -305,7 +305,7 @@ def load_quantized(path: str | Path) -> GaussianField:
         raise ValueError(f"{path} must be a complete quantised field, got {error}") from error
 
 
-#: What `GaussianField` is made of -> numbers of a Gaussian; features may be any number.
+#: Tensor of a `GaussianField` -> its numbers for each Gaussian; there may be any number of features.
 _COLUMNS = {"means": 3, "log_scales": 3, "quats": 3, "densities": 1, "features": None}
 
 
@@ -324,7 +324,7 @@ def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
         if not fits or not np.isfinite([low, high]).all() or described["bits"] not in range(2, 17):
             raise ValueError(f"{name} from {described['low']} to {described['high']} in {described['bits']} bits")
     size = count * (1 + 2 * sum(len(described["low"]) for described in fields.values()))
-    # No more than what is needed: a few bytes can stand for gigabytes.
+    # Decompress no more than what is needed, because a few bytes can stand for gigabytes.
     decompressor = lzma.LZMADecompressor()
     data = decompressor.decompress(body, max_length=size + 1)
     # Its checksum comes at the end.

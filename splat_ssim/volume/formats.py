@@ -1,4 +1,4 @@
-"""How each format of volumes is read and written: npy, npz, raw and NIfTI here; the others in files beside it.
+"""Readers and writers of volume formats: npy, npz, raw and NIfTI are here, the others in files beside this one.
 
 Readers give a `Stored`; formats without a place for an affine (npy, raw) keep it in a JSON file beside them,
 `volume.npy.json`. The package of a format is imported when it is needed. The world is RAS: x to the right, y to the
@@ -33,7 +33,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What the JSON file beside a volume says; nothing where there is none."""
+    """The content of the JSON file beside a volume, empty if there is none."""
     file = _sidecar(path)
     if not file.exists():
         return {}
@@ -119,7 +119,7 @@ def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | No
 
 def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     with replacing(path) as file:
-        # Not by tofile, which keeps to itself why the system refused.
+        # Not by tofile, whose error does not say why the system refused.
         file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     _write_sidecar(path, data, affine, unit, shape=data.shape, dtype=data.dtype.str)
 
@@ -158,7 +158,7 @@ def _read_nifti(path: Path, key: str | None) -> Stored:
     if hasattr(image.header, "get_xyzt_units"):
         try:
             unit = unit_name(image.header.get_xyzt_units()[0])
-        except KeyError:  # a code that the standard has not
+        except KeyError:  # a code that is not in the standard
             notes.append("its unit of length is none of NIfTI's")
     return Stored(data, letters, image.affine, unit, "xyz", notes)
 

@@ -1,4 +1,4 @@
-"""Gaussians under an affine map: a fit runs in voxels, and what it leaves lies in the world."""
+"""Gaussians under an affine map: a fit runs in voxel coordinates, and its results are in world coordinates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .reference import quaternions, rotation_matrices
 if TYPE_CHECKING:
     from .export import FieldSource
 
-#: Voxels from the world's origin from which float32 coordinates lose parts of a voxel that count: 1/2048.
+#: Distance in voxels from the world's origin from which float32 coordinates are too coarse: 1/2048 of a voxel.
 _FAR = float(1 << 13)
 
 
 @torch.no_grad()
 def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, Tensor]:
-    """The tensors of a `GaussianField` whose points x have gone to matrix · x: exactly its image, up to rounding.
+    """The tensors of a `GaussianField` after the map x -> matrix · x. The result is exact up to rounding.
 
     A Gaussian stays one under an affine map: with covariance R S² Rᵀ it becomes the one with M Mᵀ, M = A R S.
 
@@ -39,7 +39,7 @@ def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, 
     size = abs(np.linalg.det(matrix[:3, :3])) ** (1 / 3)
     turn = matrix[:3, :3] / size
     if np.allclose(turn @ turn.T, np.eye(3), atol=1e-9):
-        # A turn and a scale keep the axes of every Gaussian.
+        # A rotation with a scale keeps the axes of every Gaussian orthogonal.
         axes, sizes = torch.from_numpy(turn).to(device) @ rotations, scales * size
     else:
         axes, sizes, _ = torch.linalg.svd(A @ (rotations * scales[:, None]))
@@ -54,7 +54,7 @@ def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, 
 
 
 def world_offset(grid: VoxelGrid) -> tuple[float, float, float]:
-    """What is taken off world coordinates so that float32 holds them: nothing, or the origin of a grid far away."""
+    """The offset to subtract from world coordinates so that float32 is precise: 0, or the origin of a grid far away."""
     corners = torch.tensor(grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, [1.0] * 3])
     if float(grid.to_world(corners).abs().max()) < _FAR * min(grid.spacing):
         return (0.0, 0.0, 0.0)
@@ -65,7 +65,7 @@ def world_offset(grid: VoxelGrid) -> tuple[float, float, float]:
 def in_world(
     tensors: Mapping[str, Tensor], grid: VoxelGrid, source: FieldSource
 ) -> tuple[dict[str, Tensor], FieldSource, tuple[float, float, float]]:
-    """The arguments of a `GaussianField` that lies in the world, of Gaussians in the lattice of a grid."""
+    """Converts Gaussians in the lattice of a grid to the arguments of a `GaussianField` in world coordinates."""
     offset = world_offset(grid)
     # `rebased`: the lattice counts from the first voxel.
     return transformed(tensors, grid.rebased().moved([-v for v in offset]).matrix), source, offset

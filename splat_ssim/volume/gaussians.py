@@ -70,7 +70,7 @@ class GaussianField(nn.Module):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def local(self, grid: VoxelGrid) -> VoxelGrid:
-        """A grid of the world as the means see it: their offset is taken off."""
+        """A grid in the coordinates of the means: their offset is subtracted."""
         return grid.moved([-v for v in self.offset]) if any(self.offset) else grid
 
     def forward(self, grid: VoxelGrid) -> Tensor:
@@ -157,7 +157,7 @@ class GaussianField(nn.Module):
 
     @torch.no_grad()
     def keep_size(self, min_sigma: float, grid: VoxelGrid) -> None:
-        """Raises standard deviations below `min_sigma` voxels to it, as voxels lie along each axis of a Gaussian."""
+        """Raises standard deviations to at least `min_sigma` voxels, measured along each axis of a Gaussian."""
         scales = self.tensors["log_scales"].data
         if max(grid.spacing) < 1.001 * min(grid.spacing):
             scales.clamp_(min=math.log(min_sigma * voxel_size(grid)))
@@ -193,11 +193,11 @@ class GaussianField(nn.Module):
     ) -> dict[str, Tensor]:
         """New Gaussians that take the residual away, see `new_gaussians`; features start from the target's."""
         new = new_gaussians(chosen, sigma, residual, grid, generator)
-        # Where many are put close together, each takes its share: together they must not overshoot.
+        # Gaussians that are placed close together share the residual, so that their sum does not overshoot.
         alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
         new["densities"] /= alone(grid)[0].flatten()[chosen].clamp(min=1.0)
         if "features" in new:
-            # The residual's own ratios may be anything; the colour of the target is a better start.
+            # Ratios of the residual's channels are arbitrary, so the target's colour is a better start.
             new["features"] = new_gaussians(chosen, sigma, target, grid, generator)["features"]
         return new
 
@@ -235,16 +235,16 @@ class GaussianField(nn.Module):
             )
         density = target[0]
         slope = sum(g.abs() for g in torch.gradient(density, dim=[d for d in range(3) if density.shape[d] > 1] or 0))
-        # A floor, so that there are enough voxels to draw even from an empty volume.
+        # Above 0 everywhere, so that there are enough voxels to draw from even in an empty volume.
         weight = slope + 0.05 * density.abs() + 1e-9
         weight = weight if mask is None else weight * mask
         chosen = sample_voxels(weight, count, generator)
-        # Gaussians a voxel where each was drawn, and so their distance.
+        # Density of Gaussians, in Gaussians a voxel, where each was drawn. Their distance follows from it.
         crowd = blur(weight / weight.sum() * count).flatten()[chosen]
         sigma = (spread * crowd.clamp(min=1e-4) ** (-1 / 3)).clamp(0.6, 4.0)
         field = cls(new_gaussians(chosen, sigma, target, grid, generator))
         with torch.no_grad():
-            # Each alone would be too bright by its neighbours: divide by the field of unit densities.
+            # Where Gaussians overlap, their sum would be too bright: divide by the field of unit densities.
             field.tensors["densities"].fill_(1.0)
             unit = field(grid)[0].flatten()[chosen]
             field.tensors["densities"].copy_(density.flatten()[chosen] / unit.clamp(min=0.3))
@@ -270,14 +270,14 @@ def blur(volume: Tensor) -> Tensor:
 def new_gaussians(
     chosen: Tensor, sigma: Tensor | float, values: Tensor, grid: VoxelGrid, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Gaussians in the chosen voxels, along the axes of the lattice but for a little, and round where voxels are cubes.
+    """Gaussians in the chosen voxels, aligned with the lattice up to a small rotation, and round if voxels are cubes.
 
     Args:
         chosen: (N,) flat indices of voxels, on the device the Gaussians shall be on.
         sigma: Standard deviation in voxels, one or (N,).
         values: (C, n0, n1, n2): the density (channel 0) each gets, and the other channels over it as features.
         grid: The voxels.
-        generator: Source of the places inside the voxels and of the orientations, on the CPU.
+        generator: Source of the positions inside the voxels and of the orientations, on the CPU.
     """
     count, device = len(chosen), chosen.device
     _, rows, columns = grid.shape
@@ -321,7 +321,7 @@ def lattice_frame(grid: VoxelGrid) -> np.ndarray:
 
 
 def voxel_size(grid: VoxelGrid) -> float:
-    """Edge of a cube of a voxel's volume, in world units."""
+    """Edge of a cube that has the volume of a voxel, in world units."""
     a, b, c = grid.spacing
     edge: float = (a * b * c) ** (1 / 3)
     return edge

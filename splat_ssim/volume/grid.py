@@ -122,7 +122,7 @@ class VoxelGrid:
         return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
 
     def moved(self, offset: Sequence[float]) -> VoxelGrid:
-        """The same voxels elsewhere: `offset` (x, y, z) is added to where they lie."""
+        """The same voxels, shifted: `offset` (x, y, z) is added to their world positions."""
         matrix = self.matrix
         matrix[:3, 3] += np.asarray(offset, dtype=np.float64)
         return VoxelGrid(self.shape, matrix.tolist(), self.start)

@@ -67,7 +67,7 @@ class GridField(nn.Module):
         volume: Tensor = self.tensors["nodes"]
         for axis in range(3):
             start = grid.start[axis] - self.grid.start[axis]
-            # Made where it is needed: an upload would wait for the device.
+            # Computed on the device, since an upload would wait for it.
             matrix = interpolation_matrix(
                 volume.shape[1 + axis], self.grid.shape[axis], start, grid.shape[axis], volume.device
             )
@@ -93,7 +93,7 @@ class GridField(nn.Module):
 
     @torch.no_grad()
     def upsampled(self, shape: Sequence[int]) -> GridField:
-        """The same field with more nodes."""
+        """The same field, sampled at more nodes."""
         fine = GridField(self.tensors["nodes"].detach(), VoxelGrid(tuple(shape)))
         return GridField(fine(VoxelGrid(tuple(shape))).contiguous(), self.grid)
 

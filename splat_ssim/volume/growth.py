@@ -17,22 +17,22 @@ SORT_EVERY = 200
 
 
 def growth_rounds(steps: int, stop: float, rounds: int) -> tuple[int, ...]:
-    """The steps after which `rounds` rounds of growth are held, evenly over the first `stop` of a run of `steps`."""
+    """The steps after which `rounds` rounds of growth happen, evenly over the first fraction `stop` of the run."""
     last = max(1, round(steps * stop))
     return tuple(sorted({max(1, round(last * (k + 1) / rounds)) for k in range(rounds)}))
 
 
 @dataclass
 class CappedGrowth:
-    """Grows a field to a hard budget where the residual is large, and puts useless Gaussians to better use.
+    """Adds Gaussians where the residual is large, up to a hard budget, and replaces those that contribute least.
 
     A round draws voxels in proportion to the square of the blurred residual, which is the gradient of the squared error
-    by the field; a new Gaussian there has the residual, or its share of it, as its density, of either sign.
+    with respect to the field. A new Gaussian has the residual there, or its share of it, as density, of either sign.
 
     Args:
-        budget: The field never has more Gaussians.
-        at_steps: The steps after which a round is held; the last one reaches the budget.
-        recycle: Share of the Gaussians, those of the least `mass`, that each round replaces.
+        budget: Largest number of Gaussians.
+        at_steps: Steps after which a round happens. The last one reaches the budget.
+        recycle: Fraction of the Gaussians, those of the smallest `mass`, that each round replaces.
         sigma: Standard deviation of new Gaussians in voxels.
     """
 
@@ -52,7 +52,7 @@ class CappedGrowth:
         *,
         mask: Tensor | None = None,
     ) -> bool:
-        """Holds a round if one is due after `step`; whether it did.
+        """Performs a round if one is due after `step`. Returns whether it did.
 
         Args:
             step: Steps done.
@@ -76,7 +76,7 @@ class CappedGrowth:
             weight = residual.square().sum(0)
             if mask is not None:
                 weight = weight * mask
-                # Only so many voxels can be drawn: what is replaced is no more than what comes.
+                # No more voxels can be drawn than the mask has, and no more Gaussians are removed than are added.
                 grown = min(grown, int((mask > 0).sum()))
                 if replaced > grown:
                     keep = field.mass().topk(len(field) - grown, sorted=False).indices.sort().values
@@ -91,7 +91,7 @@ class CappedGrowth:
 def replace_gaussians(
     field: GaussianField, optimizer: torch.optim.Optimizer, keep: Tensor, new: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Makes the field the Gaussians `keep` (N',) followed by `new`; the optimiser's moments go with them."""
+    """Replaces the field's Gaussians by those of `keep` (N',) followed by `new`, with the optimiser's moments."""
     groups = {group["name"]: group for group in optimizer.param_groups}
     for name, old in list(field.tensors.items()):
         added = new[name] if new is not None else old.detach()[:0]
@@ -107,7 +107,7 @@ def replace_gaussians(
 
 
 def sort_gaussians(field: GaussianField, optimizer: torch.optim.Optimizer, grid: VoxelGrid) -> Tensor:
-    """Puts the Gaussians along a Morton curve, which the voxeliser is fastest with; returns the order."""
+    """Sorts the Gaussians along a Morton curve, which makes the voxeliser fastest. Returns the order."""
     order = morton_order(field.positions(), grid)
     replace_gaussians(field, optimizer, order)
     return order

@@ -20,7 +20,7 @@ _LETTERS = tuple("xyzct")
 
 
 def read_hdf5(path: Path, key: str | None) -> Stored:
-    """A dataset, its voxels unread; `key` is its path in the file."""
+    """A dataset, whose voxels are not read yet. `key` is its path in the file."""
     import h5py
 
     file = h5py.File(path, "r")
@@ -77,7 +77,7 @@ def write_hdf5(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
     import h5py
 
     chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
-    # HDF5 itself does not survive a full disk: the file is made in memory, where it is compressed.
+    # HDF5 itself does not survive a full disk, so the compressed file is made in memory first.
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         dataset = file.create_dataset(_NAME, data=data, chunks=chunks, compression="gzip", shuffle=True)

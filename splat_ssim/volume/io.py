@@ -207,7 +207,7 @@ def _arranged(
     origin: float | Sequence[float] | None,
     nonfinite: float | None,
 ) -> Volume:
-    """The volume of what a reader found."""
+    """The volume that a reader's result stands for."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
     data = array if isinstance(array, np.ndarray) else _read(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
@@ -227,7 +227,7 @@ def _open(
     key: str | None = None,
     lazy: bool = False,
 ) -> Stored:
-    """What the reader of the path's format gives, with errors that name the path."""
+    """The result of the reader for the path's format. Errors name the path."""
     kind = volume_format(path)
     if not path.exists() and not (kind == "zarr" and split_zarr(path)[0].exists()):
         raise FileNotFoundError(f"no volume at {path}")
@@ -355,7 +355,7 @@ def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
     if volume_format(path) not in LAZY:
         return load_volume(path, key=key).grid
     stored = _open(path, key=key, lazy=True)
-    # Whatever channel and time point: the grid is the same.
+    # The grid is the same for every channel and time point.
     array, spatial, _ = arrange(stored, path, axes=None, channel=0, time=0 if "t" in stored.axes else None)
     return place(stored, path, array.shape[-3:], spatial, axes=None, spacing=None, origin=None)
 

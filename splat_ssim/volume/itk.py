@@ -13,7 +13,7 @@ from .._files import replacing_path
 from .layout import guessed_axes
 from .stored import Stored, unit_name
 
-#: Brings LPS to RAS, and back.
+#: Converts LPS to RAS, and back.
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: The header field that keeps the unit: ITK has none of its own.
 _UNIT = "unit"
@@ -57,7 +57,7 @@ def lps_affine(image: Any) -> np.ndarray:
 
 
 def itk_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
-    """Shape of an image and bytes of a number, its voxels unread."""
+    """Shape of an image and bytes of a number. Its voxels are not read."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -148,7 +148,7 @@ def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> No
 
 
 def _write_whole(image: Any, path: Path) -> None:
-    """Writes an image, and reads it back: ITK does not always say that a disk was full."""
+    """Writes an image and reads it back, because ITK does not always report a full disk."""
     import SimpleITK as sitk
 
     try:

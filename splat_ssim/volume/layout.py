@@ -12,7 +12,7 @@ import numpy as np
 from .grid import VoxelGrid
 from .stored import Stored
 
-#: An unnamed axis of four that is as short as this holds channels, if it is the last and the first is longer.
+#: Of four unnamed axes, the first or the last holds channels if it is at most this long and the other is longer.
 _COLOURS = 4
 
 
@@ -42,7 +42,7 @@ class Arranged:
         whole: list[Any] = list(self.picks)
         for axis, part in zip(self._axes, index, strict=True):
             whole[axis] = slice(part, part + 1) if isinstance(part, int | np.integer) else part
-        # Fixed axes are read as slices of one, so that every library agrees on what remains.
+        # Fixed axes are read as slices of length 1, so that every library keeps the same axes.
         parts = tuple(slice(part, part + 1) if isinstance(part, int) else part for part in whole)
         block = np.asarray(self.source[parts])
         block = block.reshape([n for n, pick in zip(block.shape, self.picks, strict=True) if pick is None])
@@ -177,7 +177,7 @@ def place(
     spacing: float | Sequence[float] | None,
     origin: float | Sequence[float] | None,
 ) -> VoxelGrid:
-    """Where the voxels lie: as the file says, with what the options replace.
+    """The grid of the voxels: as the file says, unless the options replace it.
 
     Raises:
         ValueError: An affine that is none, or options that are not finite.
@@ -199,7 +199,7 @@ def place(
         )
     follows = nearest_axes(own.matrix)
     if axes is not None and spatial != follows and spatial != stored.axes_in_space():
-        # The axes are others than the file says: only its spacing is left, and its origin means nothing.
+        # The axes differ from the file's, so only its spacing is kept and its origin is meaningless.
         steps = dict(zip(spatial, own.spacing, strict=True))
         return VoxelGrid.regular(
             shape,

@@ -1,4 +1,4 @@
-"""The memory that a fit will take, said before a volume is read, and refused where there is less."""
+"""Estimates the memory that a fit will take, before the volume is read, and refuses a fit that needs too much."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .io import stored_shape
 #: Bytes for each voxel and channel besides the file's own: while it is scaled and compared, on the CPU; where a GPU
 #: computes, the host only reads and scales. Measured at 288³ and 352³.
 _BYTES = {"cpu": 36, "cuda": 22}
-#: What a fit takes whatever its size.
+#: Bytes that a fit takes regardless of its size.
 _FIXED = 150e6
 
 
 def fit_bytes(shape: tuple[int, ...], itemsize: int, device: str = "cpu") -> float:
-    """Bytes of the host's memory that a fit of an array takes, about.
+    """Approximate number of bytes of the host's memory that a fit of an array takes.
 
     Args:
         shape: Of the array, channels included.
@@ -29,7 +29,7 @@ def fit_bytes(shape: tuple[int, ...], itemsize: int, device: str = "cpu") -> flo
 
 
 def check_memory(path: Path, read: Mapping[str, Any], device: str = "cpu") -> str | None:
-    """What a fit of a file will take, as a line; the file's voxels are not read.
+    """A line that says how much memory a fit of a file will take. The file's voxels are not read.
 
     Args:
         path: The volume.

@@ -11,12 +11,12 @@ from .grid import VoxelGrid
 from .layout import nearest_axes
 from .stored import Stored, in_unit
 
-#: What MRC's modes hold exactly.
+#: Dtypes that MRC's modes hold exactly.
 _DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
 
 
 def read_mrc(path: Path, key: str | None) -> Stored:
-    """A map, or a stack of images, whose sections are taken for slices; compressed files too."""
+    """Reads a map, or a stack of images as slices. The file may be compressed."""
     import mrcfile
 
     with mrcfile.open(path, mode="r") as file:
@@ -50,7 +50,7 @@ def read_mrc(path: Path, key: str | None) -> Stored:
 
 
 def mrc_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
-    """Shape of a map and bytes of a number, its voxels unread."""
+    """Shape of a map and bytes of a number. Its voxels are not read."""
     import mrcfile
     from mrcfile.utils import data_dtype_from_header, data_shape_from_header
 

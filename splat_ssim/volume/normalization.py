@@ -7,7 +7,7 @@ import numpy as np
 
 MODES = ("auto", "minmax", "max", "window", "percentile", "none")
 
-#: Percentiles between which the bulk of the voxels lies; a range so many times wider is said.
+#: Percentiles between which most voxels lie, and the ratio of the range to their span from which a note is made.
 _BULK, _HOT = (0.1, 99.9), 10.0
 #: Percentiles of larger volumes are estimated from so many voxels, evenly spread.
 _SAMPLE = 1 << 22
@@ -90,7 +90,7 @@ def choose_normalization(
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The intensities of a source, and what of them is fitted.
+    """The intensities of a source, and the part of them that is fitted.
 
     Args:
         source_low: Least intensity of the file.
@@ -118,7 +118,7 @@ class ValueRange:
         return self.source_high - self.source_low or 1.0
 
     def lines(self) -> list[str]:
-        """What a person should know of the values, a sentence a line."""
+        """What a user should know about the values, one sentence for each line."""
         lines = [
             f"values: {self.source_low:.6g} to {self.source_high:.6g} in the file; fitted from {self.low:.6g} to "
             f"{self.high:.6g}; cut off: {100 * self.cut_below:.3g}% of the voxels below, "
@@ -135,7 +135,7 @@ class ValueRange:
 
 
 def describe_values(data: np.ndarray, normalization: Normalization) -> ValueRange:
-    """What of the intensities of a volume a normalization keeps.
+    """Describes which of a volume's intensities a normalization keeps.
 
     Example:
         >>> import numpy as np

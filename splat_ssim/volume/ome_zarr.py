@@ -31,7 +31,7 @@ def split_zarr(path: Path) -> tuple[Path, str | None]:
 
 
 def read_zarr(path: Path, key: str | None) -> Stored:
-    """An array of a zarr folder, its voxels unread.
+    """An array of a zarr folder, whose voxels are not read yet.
 
     `key` is the path of an array or of a multiscale image inside; an image is read at its full resolution.
     """
@@ -112,7 +112,7 @@ def _place(stored: Stored, root: Any, key: str) -> None:
     letters = [str(axis["name"]).lower() for axis in axes]
     stored.axes = "".join(letter if letter in tuple("xyzct") else "?" for letter in letters)
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
-    # The dataset's own come first, then those of the whole image.
+    # The dataset's own transformations come first, then those of the whole image.
     for change in [*dataset.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]:
         if change.get("type") == "scale" and "scale" in change:
             scale, shift = scale * change["scale"], shift * change["scale"]
@@ -133,7 +133,8 @@ def _place(stored: Stored, root: Any, key: str) -> None:
 def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     """An OME-Zarr image of one resolution in chunks of 64 voxels a side: 0.5, or 0.4 where zarr is of before 3.
 
-    OME-Zarr holds a step and an origin for each axis, but no turn: the whole affine is an attribute of the array.
+    OME-Zarr has a step and an origin for each axis, but no rotation. The whole affine is therefore also stored, as an
+    attribute of the array.
     """
     import zarr
 

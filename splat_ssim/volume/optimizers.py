@@ -1,4 +1,4 @@
-"""Adam on the tensors of a field, by rates that warm up and decay over a run."""
+"""Adam on the tensors of a field, with learning rates that warm up and decay over a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 def make_optimizer(
     tensors: Mapping[str, Tensor], rates: Mapping[str, float], *, elements: int, beta2: float
 ) -> torch.optim.Optimizer:
-    """Adam with a group for each tensor, which bears its name.
+    """Adam with a parameter group for each tensor, named after it.
 
     Args:
         tensors: Name -> parameter.
         rates: Name -> learning rate at the first step.
-        elements: Of the target. The loss is their mean, so gradients are that much smaller than Adam's usual epsilon
-            expects.
+        elements: Number of elements of the target. The loss is a mean over them, so gradients are smaller by this
+            factor and Adam's usual epsilon would be too large.
         beta2: Decay of the second moments.
     """
     groups = [{"params": [tensor], "name": name, "lr": rates[name]} for name, tensor in tensors.items()]
@@ -33,7 +33,7 @@ def set_learning_rates(
     final: float,
     warmup: int,
 ) -> None:
-    """Sets the rates of a step: they rise over `warmup` steps and decay exponentially to `final` of them at the end."""
+    """Sets the rates of a step. They rise over `warmup` steps and decay exponentially to the fraction `final`."""
     factor = final ** (step / steps) * min(1.0, (step + 1) / max(1, warmup))
     for group in optimizer.param_groups:
         group["lr"] = rates[group["name"]] * factor

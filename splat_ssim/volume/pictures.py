@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..trainer.pictures import ERROR_GAIN, save_bytes, write_video
 
-#: Volumes of unequal spacing are shown at most so large.
+#: Largest side in pixels of a volume of unequal spacing that is shown.
 _LARGEST = 2048
 
 
 def _grey_or_colour(plane: Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] to uint8 (H, W, 3): red, green and blue of three or four channels, else channel 0."""
     if plane.shape[0] == 4:
-        # Colours come weighted by the density, see `voxelize`.
+        # Colours are weighted by density, see `voxelize`.
         plane = plane[1:]
     elif plane.shape[0] != 3:
         plane = plane[:1].expand(3, -1, -1)
@@ -28,9 +28,9 @@ def _grey_or_colour(plane: Tensor) -> np.ndarray:
 
 
 def exposed(volume: Tensor, like: Tensor) -> Tensor:
-    """Four channels with colours as bright as the eye wants them: all but the brightest hundredth of `like`'s below 1.
+    """Brightens the colours of four channels, so that only the brightest hundredth of `like`'s reaches 1.
 
-    Densities add up where Gaussians overlap, so that the largest is far above what most voxels have.
+    Densities add up where Gaussians overlap, so the largest is far above that of most voxels.
     """
     if volume.shape[0] != 4:
         return volume
@@ -41,7 +41,7 @@ def exposed(volume: Tensor, like: Tensor) -> Tensor:
 
 
 def _pixels(shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[int, ...]:
-    """Pixels along each axis of a volume that is shown in its proportions: a voxel's shortest edge is one."""
+    """Pixels along each axis of a volume that is shown in proportion. The shortest edge of a voxel is one pixel."""
     if spacing is None or max(spacing) < 1.001 * min(spacing):
         return tuple(shape)
     extents = [n * s for n, s in zip(shape, spacing, strict=True)]
@@ -50,7 +50,7 @@ def _pixels(shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[int,
 
 
 def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) with another number of pixels for the same extent; fewer are means of what lies in each."""
+    """Resizes (C, H, W) to another number of pixels for the same extent. If they are fewer, each is a mean."""
     if tuple(plane.shape[1:]) == size:
         return plane
     return F.interpolate(plane[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
@@ -63,7 +63,7 @@ def shown_size(shape: Sequence[int], spacing: Sequence[float] | None, axis: int)
 
 
 def evenly(places: int, count: int) -> list[int]:
-    """So many of the places between two borders, evenly spaced; some more than once where there are fewer places."""
+    """This many positions between two borders, evenly spaced. Some repeat if there are too few."""
     return [round((i + 0.5) * places / count - 0.5) for i in range(count)]
 
 
@@ -140,14 +140,14 @@ def mip_frames(
     pixels = list(_pixels(field.shape[1:], spacing))
     tall = pixels.pop(axis)
     side = math.ceil(math.hypot(*pixels))
-    # Every plane across the axis is turned alike: one 2D sampling with all planes as channels.
+    # Every plane across the axis has the same rotation, so one 2D sampling takes all planes as channels.
     planes = volume.reshape(1, channels * height, a, b)
     ticks = (torch.arange(side, dtype=torch.float32) - (side - 1) / 2) * 2
     depth, across = torch.meshgrid(ticks, ticks, indexing="ij")
     pictures = []
     for i in range(frames):
         angle = 2 * math.pi * i / frames
-        # From pixels to voxels, and those from -1 on the first to 1 on the last.
+        # From pixels to voxel coordinates, from -1 at the first voxel to 1 at the last.
         first = (math.cos(angle) * depth - math.sin(angle) * across) * (a / pixels[0] / max(a - 1, 1))
         second = (math.sin(angle) * depth + math.cos(angle) * across) * (b / pixels[1] / max(b - 1, 1))
         turned = F.grid_sample(planes, torch.stack([second, first], -1)[None], align_corners=True)

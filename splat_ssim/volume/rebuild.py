@@ -20,10 +20,10 @@ from .voxelize import morton_order
 
 
 def respaced(grid: VoxelGrid, spacing: tuple[float, float, float]) -> VoxelGrid:
-    """A grid over the same extent with other distances of voxel centres along the world's x, y, z.
+    """A grid over the same extent with other distances between voxel centres along the world's x, y, z.
 
     Raises:
-        ValueError: Distances that are not above 0.
+        ValueError: A distance is not above 0.
     """
     if not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"spacing must be above 0 along x, y, z, got {spacing}")

@@ -10,7 +10,7 @@ from .grid import VoxelGrid
 #: Squared Mahalanobis distance beyond which a Gaussian is zero.
 CUTOFF = 9.0
 
-#: Gaussians times voxels evaluated at once.
+#: Number of (Gaussian, voxel) pairs that are evaluated at once.
 _CHUNK = 1 << 22
 
 
@@ -29,7 +29,7 @@ def quaternions(rotations: Tensor) -> Tensor:
     """Rotations (N, 3, 3) to unit quaternions (N, 4), w x y z: the inverse of `rotation_matrices`."""
     R = rotations
     xx, yy, zz = R[:, 0, 0], R[:, 1, 1], R[:, 2, 2]
-    # Row k is the quaternion times four times its k-th number; the one that is largest divides best.
+    # Row k is the quaternion times four times its k-th component. Dividing by the largest one is most accurate.
     rows = [
         (1 + xx + yy + zz, R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]),
         (R[:, 2, 1] - R[:, 1, 2], 1 + xx - yy - zz, R[:, 1, 0] + R[:, 0, 1], R[:, 0, 2] + R[:, 2, 0]),

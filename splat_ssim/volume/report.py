@@ -1,4 +1,4 @@
-"""What the page about a volume's run shows: slices across each axis beside the volume's own, and it turning."""
+"""The page about a volume's run: slices across each axis beside the volume's own, and a rotating projection."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .grid import VoxelGrid
 from .pictures import evenly, exposed, mip_frames, plane_picture, shown_size
 from .target import Target
 
-#: Longest side of a slice in a page, and of the volume that turns there: more is averaged, or its maximum taken.
+#: Longest side in pixels of a slice and of the rotating volume. Larger slices are averaged, larger volumes maximised.
 SLICE_SIDE, TURNING_SIDE = 320, 128
-#: Pictures of a turn.
+#: Number of pictures of a full rotation.
 FRAMES = 24
-#: Most bytes of all slices of a page: where there are more, slices are left out.
+#: Largest number of bytes of all slices of a page. If there are more, slices are left out.
 MOST_BYTES = 6 << 20
-#: Channels of a volume that is neither grey nor coloured which a page shows.
+#: Largest number of channels that a page shows of a volume that is neither grey nor coloured.
 MOST_CHANNELS = 4
 
 _BESIDE = f"fit, volume, their difference times {ERROR_GAIN:g}"
@@ -40,12 +40,12 @@ class Shown:
     """A fit as a page shows it.
 
     Attributes:
-        planes: Its slices and the volume's.
-        grid: Of the voxels.
-        channels: Of a voxel.
-        unit: Of the grid's spacing, such as mm; empty where it has none.
-        whole: (C, n0, n1, n2) of fit and volume, which turn in the page, or None where they are beyond memory.
-        projections: For each axis the maxima along it of both, (C, …); they are shown where nothing turns.
+        planes: Function that gives slices of the fit and of the volume.
+        grid: Grid of the voxels.
+        channels: Number of channels of a voxel.
+        unit: Unit of the grid's spacing, such as mm; empty if unknown.
+        whole: (C, n0, n1, n2) of fit and volume, which rotate in the page. None if they do not fit in memory.
+        projections: For each axis, the maxima of both along it, (C, …). They are shown if `whole` is None.
     """
 
     planes: Planes
@@ -101,7 +101,7 @@ def report_fit(fit: Tensor, target: Target, task: Any, folder: Path, evaluation:
 
 
 def _groups(channels: int) -> list[tuple[str, slice]]:
-    """Channels that are shown together: all of a grey or coloured voxel, else one by one."""
+    """Groups of channels that are shown together: all of a grey or coloured voxel, otherwise each by itself."""
     if channels in (1, 3, 4):
         return [("", slice(0, channels))]
     return [(f", channel {index}", slice(index, index + 1)) for index in range(min(channels, MOST_CHANNELS))]
@@ -109,7 +109,7 @@ def _groups(channels: int) -> list[tuple[str, slice]]:
 
 @dataclass
 class _Slider:
-    """Slices across an axis, one of which is shown."""
+    """Slices across an axis, of which a slider shows one."""
 
     name: str
     told: str
@@ -190,7 +190,7 @@ def _beside(fit: Tensor, volume: Tensor | None, channels: slice, size: tuple[int
 
 
 def _turning(whole: tuple[Tensor, Tensor | None], grid: VoxelGrid) -> str:
-    """A turn of the fit beside one of the volume."""
+    """A full rotation of the fit beside one of the volume."""
     axis, runs_down = grid.upright
     turns = []
     for volume in whole:

@@ -1,4 +1,4 @@
-"""A field of Gaussians at points anywhere, and the part of one in a box."""
+"""Samples a field of Gaussians at arbitrary points, and crops a field to a box."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .reference import CUTOFF, rotation_matrices
 if TYPE_CHECKING:
     from .gaussians import GaussianField
 
-#: Points that a cell holds on average, most cells along an axis, rows of cells looked up and pairs evaluated at once.
+#: Average points of a cell, largest number of cells along an axis, and rows of cells and pairs processed at once.
 _POINTS_A_CELL, _CELLS, _ROWS, _PAIRS = 8, 1024, 1 << 22, 1 << 20
 
 
@@ -65,7 +65,7 @@ def sample_gaussians(means: Tensor, quats: Tensor, scales: Tensor, values: Tenso
 def _contributions(
     means: Tensor, rotations: Tensor, scales: Tensor, values: Tensor, points: Tensor, pair: Tensor, point: Tensor
 ) -> Tensor:
-    """(P, C) of P pairs of a Gaussian and a point, by their numbers (P,)."""
+    """(P, C) contributions of P pairs of a Gaussian and a point, which are given by their indices (P,)."""
     d = ((points[point] - means[pair])[:, None] @ rotations[pair])[:, 0] / scales[pair]
     q = d.square().sum(1)
     return values[pair] * torch.where(q <= CUTOFF, torch.exp(-0.5 * q), q.new_zeros(()))[:, None]
@@ -73,14 +73,14 @@ def _contributions(
 
 @torch.no_grad()
 def extents(rotations: Tensor, scales: Tensor) -> Tensor:
-    """(N, 3) half edges of the boxes along x, y, z around where Gaussians are not zero."""
+    """(N, 3) half edges, along x, y, z, of the boxes outside which the Gaussians are zero."""
     sides: Tensor = CUTOFF**0.5 * (rotations * scales[:, None]).norm(dim=2)
     return sides
 
 
 @torch.no_grad()
 def _pairs(means: Tensor, reach: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers of Gaussians and points that may meet, every such pair once, so many at a time."""
+    """Indices of all pairs of a Gaussian and a point where it may not be zero, each pair once, in chunks."""
     low, high = points.amin(0), points.amax(0)
     edge, shape = _cells(low, high, len(points))
     last = torch.tensor(shape, device=points.device) - 1
@@ -89,13 +89,13 @@ def _pairs(means: Tensor, reach: Tensor, points: Tensor) -> Iterator[tuple[Tenso
     order = numbers.argsort()
     # Where the points of each cell begin in that order.
     starts = torch.cat([numbers.new_zeros(1), numbers.bincount(minlength=shape[0] * shape[1] * shape[2]).cumsum(0)])
-    # A little more than the reach: rounding must not lose a pair, and a pair too many is zero.
+    # A little more than the reach, so that rounding loses no pair. An extra pair adds zero.
     half = reach * (1 + 1e-5) + 1e-6 * means.abs()
     near = ((means + half >= low) & (means - half <= high)).all(1).nonzero()[:, 0]
     means, half = means[near], half[near]
     first = ((means - half - low) / edge).floor().clamp(min=0).long().minimum(last)
     stop = ((means + half - low) / edge).floor().clamp(min=0).long().minimum(last) + 1
-    # Along z the cells of a Gaussian follow one another: a run of points for each x and y.
+    # Along z the cells of a Gaussian are adjacent, so each x and y gives one run of points.
     width = stop[:, 1] - first[:, 1]
     for which, at in _chunks((stop[:, 0] - first[:, 0]) * width, _ROWS):
         column = (first[which, 0] + at // width[which]) * shape[1] + first[which, 1] + at % width[which]
@@ -106,7 +106,7 @@ def _pairs(means: Tensor, reach: Tensor, points: Tensor) -> Iterator[tuple[Tenso
 
 
 def _chunks(lengths: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs (i, 0) … (i, lengths[i] - 1) of every i, about `size` at a time and all those of an i together."""
+    """The pairs (i, 0) … (i, lengths[i] - 1) of every i, in chunks of about `size` that do not split an i."""
     used = (lengths > 0).nonzero()[:, 0]
     lengths = lengths[used]
     begin, total = 0, lengths.cumsum(0)

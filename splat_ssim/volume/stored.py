@@ -1,4 +1,4 @@
-"""What a reader found in a file, before its axes are put in order."""
+"""The result of a reader, before its axes are put in order."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Stored:
 
 
 def unit_name(text: Any) -> str:
-    """The name here of a unit of length as a file spells it; empty for any other word.
+    """Our name of a unit of length that a file spells in its own way. Empty for any other word.
 
     Example:
         >>> from splat_ssim.volume.stored import unit_name

@@ -16,19 +16,19 @@ from .gaussians import GaussianField, voxel_size
 from .grid import VoxelGrid
 from .growth import replace_gaussians
 
-#: Names of a field's tensors, and what strategies call them.
+#: Name of a field's tensor -> name that strategies use for it.
 _NAMES = {"means": "means", "log_scales": "scales", "quats": "quats", "densities": "densities", "features": "features"}
 
-#: The events of gsplat's MCMC add this share of the Gaussians.
+#: Fraction of the Gaussians that an event of gsplat's MCMC adds.
 _MCMC_GROWTH = 0.05
 
-#: Longer than any run: an additive field has no use for opacity resets.
+#: More steps than any run has, so that opacities are never reset: an additive field has no use for that.
 _NEVER = 1 << 40
 
 
 @dataclass
 class _Group:
-    """One parameter group of an optimiser with the optimiser's state: what a strategy takes for its optimiser."""
+    """One parameter group of an optimiser, in the form of an optimiser of its own, which strategies expect."""
 
     state: dict[Tensor, Any]
     param_groups: list[dict[str, Any]]
@@ -44,7 +44,7 @@ class StrategyGrowth:
     * the opacity is |density|, cut off at 1;
     * scales up to `small` voxels count as small.
 
-    The field is a sum, so a Gaussian that comes to be several shares its mass |density| · volume among them equally.
+    The field is a sum, so a Gaussian that is split divides its mass, |density| · volume, equally among its parts.
     The budget is hard for every strategy. One that grows by a threshold (gsplat's default) is given, at every event,
     the threshold that only as many Gaussians pass as there is room for; should any be beyond the budget all the same,
     those of least mass go.
@@ -110,7 +110,7 @@ class StrategyGrowth:
                 self.state[name] = value[order]
 
     def _threshold_for_room(self, lengths: Tensor) -> float:
-        """The mean gradient that as many Gaussians exceed as may be added, at most."""
+        """The mean gradient that at most as many Gaussians exceed as may be added."""
         room = self.budget - len(lengths)
         if room >= len(lengths):
             return 0.0
@@ -127,7 +127,7 @@ class StrategyGrowth:
         params = {_NAMES[name]: tensor for name, tensor in field.tensors.items()}
         opacities = field.tensors["densities"].detach().abs().clamp(1e-6, 1 - 1e-6)
         params["opacities"] = nn.Parameter(torch.logit(opacities), requires_grad=False)
-        # Which Gaussian each one comes from: strategies copy parameters that they do not know.
+        # The index of the Gaussian that each one comes from. Strategies copy parameters that they do not know.
         origin = torch.arange(len(field), device=opacities.device)
         params["origin"] = nn.Parameter(origin, requires_grad=False)
         groups = {_NAMES[group["name"]]: _Group(optimizer.state, [group]) for group in optimizer.param_groups}
@@ -152,7 +152,7 @@ class StrategyGrowth:
         replace_gaussians(field, optimizer, keep)
 
 
-#: The image strategies that a volume can be shown to.
+#: The image strategies that work on a volume.
 STRATEGIES = ("capped", "default", "mcmc")
 
 

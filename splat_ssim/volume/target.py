@@ -17,7 +17,7 @@ from .grid import VoxelGrid
 from .io import Volume, load_volume
 from .normalization import Normalization, ValueRange, choose_normalization, describe_values
 
-#: A volume of integers with so few different ones, in as many voxels looked at, is told to look like labels.
+#: A volume of integers gets a note that it looks like labels if it has this few values in a sample of this many voxels.
 _LABELS, _SAMPLE = 12, 1 << 12
 
 
@@ -36,7 +36,7 @@ class Target:
     intensities: ValueRange
     source: np.ndarray | None = None
     unit: str = ""  # of the grid's world
-    lines: tuple[str, ...] = ()  # what a person should know of it
+    lines: tuple[str, ...] = ()  # what a user should know about it
 
     @property
     def data_range(self) -> float:
@@ -49,7 +49,7 @@ class Target:
         return None if self.mask is None else self.mask[0, 0]
 
     def shown(self, volume: Tensor) -> Tensor:
-        """A volume of such values in the range 0 to 1, to look at."""
+        """Maps a volume of such values to the range 0 to 1, for display."""
         if self.normalization.clip:
             return volume
         return (volume - self.intensities.source_low) / self.data_range
@@ -113,7 +113,7 @@ def make_target(
             )
         _check_place(mask.grid, volume.grid, given=placed)
         weights = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
-    # NIfTI files are Fortran-ordered: the kernels would copy such a target in every step.
+    # NIfTI files are Fortran-ordered, and the kernels would copy such a target in every step.
     scaled = np.ascontiguousarray(normalization.apply(volume.data))
     own = fingerprint("voxels of shape " + "x".join(map(str, volume.data.shape)), volume.data)
     return Target(
@@ -155,10 +155,10 @@ def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalizatio
 
 
 def _label_lines(data: np.ndarray) -> list[str]:
-    """What is said of a volume of a few whole numbers: labels are names, and a field has values between them."""
+    """Notes for a volume of a few whole numbers: labels are names, but a field takes values between them."""
     if data.dtype.kind not in "iu" or data.size < _SAMPLE:
         return []
-    # In memory order, whatever the axes.
+    # In the order of memory, which is fast for any order of the axes.
     numbers = np.unique(data.ravel(order="K")[:: data.size // _SAMPLE])
     if len(numbers) > _LABELS:
         return []

@@ -17,11 +17,11 @@ from .stored import Stored, in_unit, unit_name
 
 #: tifffile's letters for axes -> those of `Stored`; I, Q and others may be anything.
 _LETTERS = {"X": "x", "Y": "y", "Z": "z", "C": "c", "S": "c", "T": "t"}
-#: The types ImageJ's own stacks may have, and OME's.
+#: Codes of the dtypes that ImageJ's stacks may have, and of those that OME's may have.
 _IMAGEJ, _OME = "BHhf", "bBhHiIfd"
-#: ImageJ's stacks end below 4 GB.
+#: Largest number of bytes of an ImageJ stack, just below 4 GB.
 _IMAGEJ_BYTES = (1 << 32) - (1 << 20)
-#: How our affine is told from others' in an OME annotation.
+#: Namespace that marks our affine in an OME annotation.
 _NAMESPACE = "splat_ssim/volume"
 
 
@@ -109,7 +109,7 @@ def _series(file: Any, path: Path, key: str | None) -> tuple[int, list[str]]:
 
 
 def _named(letters: str, shape: tuple[int, ...]) -> str:
-    """Unknown axes longer than one are z, then c, if there are no such yet."""
+    """Names unknown axes longer than 1: z first, then c, unless there are such axes already."""
     named = list(letters)
     # Of two axes of channels one is of length 1 as a rule: RGB samples beside a channel axis.
     for axis, letter in enumerate(letters):
@@ -124,7 +124,7 @@ def _named(letters: str, shape: tuple[int, ...]) -> str:
 
 
 def _need_slices(stored: Stored) -> None:
-    """Pages that a file calls frames, or more channels than colours, are slices where it has no others."""
+    """Takes pages that a file calls frames, or channels beyond colours, for slices if there are no others."""
     letters, shape = stored.axes, stored.array.shape
     paged = [i for i, letter in enumerate(letters) if letter in "ct" and shape[i] > (4 if letter == "c" else 1)]
     if "z" not in letters and set("xy") <= set(letters) and len(paged) == 1:
@@ -201,7 +201,7 @@ def _ome(text: str) -> dict[str, Any]:
 
 
 def _listed(node: Any) -> list[Any]:
-    """The elements of one name: `xml2dict` has a list only where there are several."""
+    """The elements of one name as a list. `xml2dict` makes a list only if there are several."""
     return [] if node is None else node if isinstance(node, list) else [node]
 
 
@@ -230,7 +230,7 @@ def _place_ome(stored: Stored, text: str, index: int) -> None:
 
 
 def _own_metadata(file: Any) -> dict[str, Any] | None:
-    """What `write_tiff` left in ImageJ's or OME's metadata."""
+    """The metadata that `write_tiff` put into ImageJ's or OME's."""
     text = (file.imagej_metadata or {}).get("splat_ssim")
     if text is None and file.ome_metadata and _NAMESPACE in file.ome_metadata:
         notes = _listed(_ome(file.ome_metadata)["StructuredAnnotations"]["MapAnnotation"])
@@ -240,7 +240,7 @@ def _own_metadata(file: Any) -> dict[str, Any] | None:
 
 
 def _restore(stored: Stored, own: dict[str, Any]) -> None:
-    """The array and affine that `write_tiff` was given; files of before it put z on pages have no order."""
+    """Restores the array and affine that `write_tiff` was given. Older files state no order, so their array stays."""
     stored.affine = np.asarray(own["affine"])
     stored.unit = own.get("unit", "")
     order = own.get("order")

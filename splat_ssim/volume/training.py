@@ -1,4 +1,4 @@
-"""Fitting a model to a volume: what one step does, how the fit is evaluated and what it leaves."""
+"""Fitting a model to a volume: its steps, its evaluation and its exports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .report import report_fit
 from .strategies import StrategyGrowth, make_growth
 from .target import Target, read_target
 
-#: Steps between two looks at whether target_psnr is reached.
+#: Number of steps between two checks whether target_psnr is reached.
 LOOK_EVERY = 50
 
 
@@ -86,16 +86,16 @@ class VolumeTask:
                 print(line, file=sys.stderr)
         self.target = target.to(self.device)
         self.base = base
-        #: What the model has to become by itself.
+        #: The values that the model itself must fit: the target less `base`.
         self.wanted = self.target.values if base is None else self.target.values - base
         self._given = tensors
         self.finished = False
         #: The voxels as the model sees them: Gaussians lie in the volume's own lattice, whatever its spacing and place.
         self.lattice = VoxelGrid(target.grid.shape) if config.model.name == "gaussians" else target.grid
         self.fingerprint = self.target.fingerprint
-        # Crops are drawn on the CPU: where the mask has weight is asked for once.
+        # Crops are drawn on the CPU, so the voxels inside the mask are listed there once.
         self._inside = None if self.target.inside is None or not config.crop else self.target.inside.nonzero().cpu()
-        # On the CPU for every device: the same seed draws the same, and a run may go on elsewhere.
+        # Always on the CPU, so that a seed draws the same on every device and a run can resume on another one.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.growth: CappedGrowth | StrategyGrowth | None = None
         self.levels: dict[int, tuple[int, ...]] = {}  # step -> nodes of the grid from then on
@@ -106,7 +106,7 @@ class VolumeTask:
         self.last_loss: Tensor | float = math.nan
 
     def step(self, index: int) -> Report:
-        """Reads the field, compares, steps the optimiser, and changes the model where that is due."""
+        """Renders the field, computes the loss, steps the optimiser and, at some steps, changes the model."""
         self.last_loss = self.fit_step(index)
         with stage("growth"):
             self.change_model(index + 1)
@@ -135,7 +135,7 @@ class VolumeTask:
             loss = result[0] if isinstance(result, tuple) else result
             if config.tv:
                 loss = loss + config.tv * tv3d(pred)
-        # The last step's gradients are there until now: growth reads them.
+        # The previous step's gradients are kept until now, because growth reads them.
         self.optimizer.zero_grad(set_to_none=True)
         with stage("backward"):
             loss.backward()
@@ -150,7 +150,7 @@ class VolumeTask:
         return loss.detach()
 
     def change_model(self, done: int) -> None:
-        """What happens between steps, after `done` of them: growth, sorting, refinement of the grid."""
+        """Changes the model after `done` steps, if due: growth, sorting, refinement of the grid."""
         if isinstance(self.model, GridField):
             if done in self.levels:
                 self.model = self.model.upsampled(self.levels[done])
@@ -186,12 +186,12 @@ class VolumeTask:
         return {**self._compare(volume), **dataclasses.asdict(self.target.intensities)}
 
     def psnr(self) -> float:
-        """PSNR of what is fitted, inside the mask where there is one."""
+        """PSNR of the fitted values, inside the mask if there is one."""
         target = self.target
         return weighted_psnr(self.field(), target.values, target.inside, data_range=target.data_range)
 
     def reached(self) -> dict[str, bool]:
-        """Whether the model as it is has target_psnr, for the metrics; nothing where none is asked for."""
+        """The metric that says whether target_psnr is reached. Empty if none is asked for."""
         target = self.config.target_psnr
         return {} if target is None else {"target_psnr_reached": self.psnr() >= target}
 
@@ -207,7 +207,7 @@ class VolumeTask:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model consists of."""
+        """Number of parameters of the model."""
         return self.model.nbytes // 4
 
     def export(self, folder: Path) -> dict[str, Any]:
@@ -252,14 +252,14 @@ class VolumeTask:
         return GaussianField(*in_world(tensors, grid, self.source()))
 
     def source(self) -> FieldSource:
-        """What turns the field back into the volume it is fitted to."""
+        """The grid and intensities with which the field gives back the volume that it was fitted to."""
         target = self.target
         scale = target.normalization
         return FieldSource(target.grid, scale.low, scale.high, scale.clip, target.unit)
 
     @torch.no_grad()
     def _export_quantized(self, path: Path, field: GaussianField) -> dict[str, Any]:
-        """The quantised file; what it weighs and what it costs."""
+        """Writes the quantised file. Returns its size and its cost in PSNR."""
         save_quantized(path, field, self.target.grid, source=self.source())
         volume = self._cut(load_quantized(path).to(self.device)(self.target.grid))
         result = self._compare(volume)
@@ -296,7 +296,7 @@ class VolumeTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
+        """Restores what `state_dict` returned."""
         tensors = state["tensors"]
         if isinstance(self.model, GaussianField):
             count = check_rows(tensors, self.model.tensors, "tensors")
@@ -304,7 +304,7 @@ class VolumeTask:
             if isinstance(self.growth, StrategyGrowth):
                 check_values(state["strategy"], self.growth.state, "strategy", rows=count)
             if not state.get("lattice", False):
-                # A checkpoint of before fits ran in voxels: it goes on in world coordinates.
+                # An old checkpoint, from when fits did not run in voxels, resumes in world coordinates.
                 self._leave_lattice()
         else:
             # The grid is refined during the run: its shape follows from the step.
@@ -314,7 +314,7 @@ class VolumeTask:
             check_rows(tensors, {"nodes": like}, "tensors", rows=len(nodes))
             self.model = GridField(tensors["nodes"], self.target.grid)
         self.optimizer = load_optimizer(self._optimizer(), state["optimizer"])
-        # NaN before the first step.
+        # It is NaN before the first step.
         self.last_loss = number_of(state["last_loss"], "last_loss")
         load_generator(self.generator, state["draws"], "draws")
         if isinstance(self.growth, StrategyGrowth):
