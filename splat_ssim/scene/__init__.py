@@ -12,7 +12,7 @@ __all__ = ["Task", "TrainedScene", "train"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports what trains on first use: reading a scene needs no renderer."""
+    """Imports the training code at first use, since reading a scene needs no renderer."""
     if name in ("TrainedScene", "train"):
         from splat_ssim.scene import api
 

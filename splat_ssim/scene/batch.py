@@ -1,4 +1,4 @@
-"""The views of a step, rendered one after the other and by several processes, as one to optimisers and strategy."""
+"""Joins the views of a step, which may be of several processes, so that optimisers and strategy see one step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Seen:
 
     Attributes:
         view: The view.
-        loss: Of it alone.
-        terms: Of the loss, by name.
+        loss: Loss of this view alone.
+        terms: Terms of the loss, by name.
         pred: (1, 3, H, W), the render.
-        info: Of `splat_ssim.render.rasterization`, not packed.
+        info: Info of `splat_ssim.render.rasterization`, not packed.
     """
 
     view: View
@@ -34,7 +34,7 @@ class Seen:
     info: dict[str, Any]
 
     def psnr(self) -> float | Tensor:
-        """Of the render."""
+        """PSNR of the render."""
         return psnr(self.pred, self.view.pixels(), self.view.mask)
 
 
@@ -95,7 +95,7 @@ def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
 
 
 def _gradient(means2d: Tensor) -> Tensor | None:
-    """The gradient of projected centres, which only strategies that count it have asked autograd to keep."""
+    """The gradient of projected centres, or None if the strategy has not asked autograd to keep it."""
     return means2d.grad if means2d.is_leaf or means2d.retains_grad else None
 
 

@@ -23,9 +23,9 @@ from splat_ssim.scene.data.transforms import (
     read_number,
 )
 
-#: Frames a second where a file says none.
+#: Frames a second if the file does not state a rate.
 FPS = 30.0
-#: Pixels of a picture at most: a larger one is a mistake in the file.
+#: Largest number of pixels of a picture. A larger one means a mistake in the file.
 _LARGEST = 2**26
 
 
@@ -119,9 +119,9 @@ def _transforms(path: Path) -> CameraPath:
 
 
 def _view(name: str, viewmat: np.ndarray, camera: Any) -> View:
-    """A view of a size and without a picture; its viewmat stays in float64 for now."""
+    """A view of the camera's size with an empty picture. Its viewmat stays in float64 for now."""
     K = torch.from_numpy(camera.calibration_matrix()).float()
-    # One pixel that stands for all.
+    # One pixel in memory, expanded to the whole picture.
     image = torch.zeros(1, 1, 3, dtype=torch.uint8).expand(camera.height, camera.width, 3)
     return View(name, torch.from_numpy(viewmat), K, image)
 
@@ -139,7 +139,7 @@ def _check_size(width: int, height: int, where: Path | str) -> None:
 
 
 def _fps(content: dict[str, Any], count: int, path: Path) -> tuple[float, list[str]]:
-    """Frames a second, and a note where they are assumed."""
+    """Frames a second, and a note if the rate is assumed."""
     if content.get("fps") is not None:
         fps = read_number(content, "fps", path)
     elif content.get("seconds") is not None:
@@ -167,7 +167,7 @@ def _transform(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _undone(viewmat: np.ndarray, transform: np.ndarray, scale: float) -> np.ndarray:
-    """(4, 4) world to camera in the files' coordinates x, of one in nerfstudio's, scale · (R x + t)."""
+    """Converts a (4, 4) world-to-camera matrix from nerfstudio's coordinates, scale · (R x + t), to the files', x."""
     rotation, translation = transform[:, :3], transform[:, 3]
     result = np.eye(4)
     result[:3, :3] = viewmat[:3, :3] @ rotation

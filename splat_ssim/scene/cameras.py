@@ -1,4 +1,4 @@
-"""Cameras: a circle around the scene, and what became of those of the training views."""
+"""Cameras: a circle around the scene, and the final cameras of the training views."""
 
 from __future__ import annotations
 

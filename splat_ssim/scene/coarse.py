@@ -14,12 +14,12 @@ from splat_ssim.scene.data import View
 class CoarseViews:
     """Views reduced by a factor, each made when it is first asked for and kept as bytes.
 
-    They share one piece of memory: pieces of their own would lie among the larger ones that making a view needs for a
-    moment, and keep those from being used again.
+    They share one block of memory. Separate blocks would lie between the larger temporary ones that reducing a view
+    needs, and would keep the allocator from reusing these.
 
     Args:
-        views: At full size.
-        factor: As of `View.reduced`.
+        views: Views at full size.
+        factor: Factor of `View.reduced`.
     """
 
     def __init__(self, views: Sequence[View], factor: int) -> None:

@@ -76,7 +76,7 @@ class SceneConfig(RunConfig):
         try:
             return preset_values(kind, quality, folder, str(given.get("data.format", "auto")))
         except SceneError:
-            return {}  # what is wrong with the folder is said where it is read
+            return {}  # reading the folder will report what is wrong with it
 
     def fill_in(self) -> None:
         """Makes every schedule a number of steps."""
@@ -208,6 +208,6 @@ class SceneConfig(RunConfig):
 
 
 def coarseness(config: DataConfig, step: int) -> int:
-    """By what the training images of a step are reduced: coarse_factor at first, 1 from coarse_stop on."""
+    """The factor by which the training images of a step are reduced: coarse_factor at first, 1 from coarse_stop on."""
     stop, halvings = given(config.coarse_stop), config.coarse_factor.bit_length() - 1
     return 1 if step >= stop else config.coarse_factor >> (step * halvings // stop)

@@ -12,14 +12,14 @@ from splat_ssim.scene.data import View
 def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tensor:
     """The mean difference of inverse depths, in units of the extent.
 
-    Inverse depths are bounded for what is far away, of which depths are known worst. Pixels that a mask excludes do
-    not count, nor where nothing is rendered.
+    Inverse depths are bounded far away, where depths are least accurate. Pixels that a mask excludes do not count, nor
+    do pixels where nothing is rendered.
 
     Args:
         depth: (1, H, W, 1) expected depth of a render.
-        alpha: (1, H, W, 1) of the render.
-        view: Its `depth` or else its `sparse_depth`, one of which it has, is compared with; 0 is unknown.
-        extent: Of the scene.
+        alpha: (1, H, W, 1) opacity of the render.
+        view: View with a `depth` or a `sparse_depth` to compare with; `depth` is used if it has both. 0 is unknown.
+        extent: Extent of the scene.
 
     Source: gsplat's trainer, which compares disparities at COLMAP's points.
     """
@@ -33,7 +33,7 @@ def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tenso
         places, truth = view.sparse_depth[:, :2], view.sparse_depth[:, 2]
         size = places.new_tensor([view.width, view.height])
         both = torch.cat([depth, alpha], -1).permute(0, 3, 1, 2)
-        # Pixel centres are at +0.5 in a view, and so they are here.
+        # Pixel centres are at +0.5, as in a view.
         rendered, opaque = F.grid_sample(both, (places / size * 2 - 1)[None, None], align_corners=False)[0, :, 0]
         known = truth > 0
     weight = (known & (opaque.detach() > 0.01)).to(rendered.dtype)

@@ -71,7 +71,7 @@ def render_path(task: SceneTask, path: Path, output: Path, mode: str = "rgb", tr
 
 
 def _write(task: SceneTask, views: Sequence[View], output: Path, mode: str, fps: float) -> None:
-    """A video or, without a suffix, a folder of PNG."""
+    """Writes a video or, if the output has no suffix, a folder of PNG files."""
     if not output.suffix:
         _write_pictures(task, views, output, mode)
         return
@@ -87,7 +87,7 @@ def _write_pictures(task: SceneTask, views: Sequence[View], output: Path, mode: 
 
 
 def _told_scale(task: SceneTask, views: Sequence[View], mode: str) -> Scale | None:
-    """The one scale of all depths, printed; None in other modes."""
+    """Chooses one scale for all depths and prints it. None in other modes."""
     if mode != "depth":
         return None
     scale = depth_scale(task, views)
@@ -96,7 +96,7 @@ def _told_scale(task: SceneTask, views: Sequence[View], mode: str) -> Scale | No
 
 
 def check_orbit(view: View) -> None:
-    """Raises UserError where a video would have no pixels: its sides are even."""
+    """Raises UserError if views are too small for a video, whose sides must be even and not 0."""
     if min(view.height, view.width) < 2:
         raise UserError(f"a video requires images of at least 2x2 pixels, got {view.height}x{view.width}")
 

@@ -1,4 +1,4 @@
-"""How good a scene is: PSNR and SSIM on views, pictures of render, truth and error."""
+"""Evaluates a scene: PSNR and SSIM of views, and pictures of render, truth and error."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from splat_ssim.trainer.pictures import save_comparison
 
 
 def check_padding(views: Sequence[View], ssim_padding: str) -> None:
-    """Raises UserError for the first view that is too small for the SSIM that `evaluate` shall report."""
+    """Raises UserError for the first view that is too small for the SSIM that `evaluate` will report."""
     for view in views:
-        # What is wrong with a size is wrong with a smaller one too, and beyond the window nothing is.
+        # Only sides shorter than the window can be too small, so a probe of at most 32 pixels a side shows the problem.
         probe = torch.zeros(1, 1, min(view.height, 32), min(view.width, 32))
         try:
             ssim(probe, probe, padding=ssim_padding)
@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         render_view: View -> (1, H, W, 3) colours.
-        views: What to compare with.
+        views: Views with the photographs to compare with.
         ssim_padding: See `splat_ssim.ssim`.
         pictures: Folder for render | truth | error of the first `max_pictures` views.
         max_pictures: How many pictures.

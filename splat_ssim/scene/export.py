@@ -120,13 +120,13 @@ def _targets(source: Path, output: Path | None, formats: Sequence[str]) -> list[
 
 
 def _of_run(folder: Path, with_views: bool, device: str, data_dir: Path | None) -> tuple[Cloud, SceneTask | None]:
-    """The Gaussians of a run, and its task where views are asked for or its PLY does not stand for its end."""
+    """The Gaussians of a run. Also its task, if views are asked for or scene.ply is not of the end of the run."""
     kind, config = read_config(folder)
     if not issubclass(kind, SceneTask):
         raise UserError(f"{folder}: required a run that trained a scene, got one of {kind.__module__} ({CONFIG})")
     ply = folder / "scene.ply"
     if not with_views and ply.is_file() and (folder / METRICS).is_file():
-        # Of a run that is over: its photographs are not needed.
+        # scene.ply of a finished run is enough; its photographs are not needed.
         return replace(read_splats(ply), antialiased=config.model.antialiased), None  # type: ignore[attr-defined]
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     assert isinstance(task, SceneTask)
@@ -143,7 +143,7 @@ def _of_task(task: SceneTask, source: str | Path) -> Cloud:
 
 
 class _Comparison:
-    """Views of a run, rendered from files that were read back."""
+    """Compares views of a run with renders from files that were read back."""
 
     def __init__(self, task: SceneTask, cloud: Cloud, count: int) -> None:
         self.task = task
@@ -152,7 +152,7 @@ class _Comparison:
         self.quality = self._psnr(self.renders)
 
     def of(self, cloud: Cloud) -> str:
-        """What a file costs, in words."""
+        """What a file costs in dB, in words."""
         renders = [self._render(cloud.splats(), cloud.degree, view) for view in self.views]
         quality = self._psnr(renders)
         likeness = np.mean([reported_psnr(psnr(a, b)) for a, b in zip(renders, self.renders, strict=True)])
@@ -163,7 +163,7 @@ class _Comparison:
         )
 
     def _psnr(self, renders: Sequence[Tensor]) -> float:
-        """Mean over the views, as the evaluation of the run has it: before exposures."""
+        """Mean PSNR over the views, as in the evaluation of the run: without exposures."""
         pairs = zip(renders, self.views, strict=True)
         return float(np.mean([reported_psnr(psnr(one, view.pixels(), view.mask)) for one, view in pairs]))
 

@@ -42,7 +42,7 @@ class Exposures:
         self.bilateral, self.smoothness = config.name == "bilateral", config.smoothness
         shape = (12, depth, height, width) if self.bilateral else (12,)
         self.maps = PerView(count, shape, device, rate, _FINAL)
-        #: The mean over the views of what their maps add to the identity.
+        #: The mean over the views of their maps less the identity.
         self.common = torch.zeros(shape, device=device)
         self.identity = torch.eye(3, 4, device=device).reshape(12, *[1] * (len(shape) - 1))
 
@@ -70,7 +70,7 @@ class Exposures:
         return self._mapped(own, colors - rest, alphas) + rest
 
     def _mapped(self, own: Tensor, colors: Tensor, alphas: Tensor) -> Tensor:
-        """Colours, which alphas are multiplied into, under a map."""
+        """Applies a map to colours that are premultiplied with alpha."""
         if not self.bilateral:
             matrix = own.reshape(3, 4)
             return colors @ matrix[:, :3].T + alphas * matrix[:, 3]
@@ -87,7 +87,7 @@ class Exposures:
 
     @torch.no_grad()
     def step(self, used: Sequence[int], progress: float, *, learning: bool = True) -> None:
-        """One step of the maps of the views that were rendered; the mean follows.
+        """One step of the maps of the views that were rendered. It also updates the mean.
 
         Args:
             used: Indices of the views.
@@ -129,7 +129,7 @@ def _sliced(grid: Tensor, colors: Tensor) -> Tensor:
     """(12, H, W): a grid (12, depth, height, width) at each pixel, at the brightness that colours (H, W, 3) have."""
     height, width = colors.shape[:2]
     brightness = (colors @ colors.new_tensor(_LUMA)).clamp(0, 1)
-    # A pixel's centre, from -1 at the first edge of the image to 1 at the last, as grid_sample has places.
+    # Pixel centres as grid_sample counts them: from -1 at the first edge of the image to 1 at the last.
     rows = (torch.arange(height, device=colors.device) + 0.5) / height * 2 - 1
     columns = (torch.arange(width, device=colors.device) + 0.5) / width * 2 - 1
     places = torch.stack(
@@ -166,7 +166,7 @@ def color_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) ->
     rows = torch.cat([values, torch.ones_like(values[..., :1])], -1)
     chosen = rows.reshape(-1, 4) if mask is None else rows[mask]
     truth = wanted.reshape(-1, 3) if mask is None else wanted[mask]
-    # A view of one colour leaves the map open: the smallest change of it is taken, so it stays near the identity.
+    # A view of a single colour does not determine the map. The smallest change keeps it near the identity.
     change = torch.linalg.lstsq(_with_identity(chosen), torch.cat([truth - chosen[:, :3], truth.new_zeros(4, 3)]))
     corrected = values + rows @ change.solution
     batch: Tensor = corrected.clamp(0, 1).permute(2, 0, 1)[None].to(pred.dtype)

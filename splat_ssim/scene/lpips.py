@@ -18,13 +18,13 @@ Perceptual = Callable[[Tensor, Tensor, "Tensor | None"], float]
 def make_lpips(
     network: Literal["off", "alex", "vgg", "squeeze"], views: Sequence[View], device: torch.device
 ) -> Perceptual | None:
-    """The LPIPS of an evaluation, or None where it is off.
+    """The LPIPS of an evaluation, or None if it is off.
 
-    Pixels that a mask leaves out are the photograph's in both pictures.
+    Pixels that a mask excludes are those of the photograph in both pictures, so they add nothing.
 
     Args:
         network: off, alex, vgg or squeeze. Papers on Gaussian splatting report vgg.
-        views: What will be compared: each must be large enough for the network.
+        views: Views that will be compared. Each must be large enough for the network.
         device: Where the network computes.
 
     Raises:
@@ -55,7 +55,7 @@ def make_lpips(
         if mask is not None:
             pred = torch.where(mask, pred, target)
         metric.reset()
-        # Rounding may leave [0, 1], which the metric refuses.
+        # Rounding may lead out of [0, 1], and the metric refuses that.
         metric.update(pred.clamp(0, 1), target.clamp(0, 1))
         return float(metric.compute())
 

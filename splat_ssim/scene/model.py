@@ -17,10 +17,10 @@ from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.scene import NEAR
 from splat_ssim.scene.options import ModelConfig
 from splat_ssim.scene.start import check_visible, starting_points, trained_splats
-from splat_ssim.scene.start import random_points as random_points  # it was here once
+from splat_ssim.scene.start import random_points as random_points  # callers may still import it from here
 
 Splats = torch.nn.ParameterDict
-#: Far plane where none is asked for.
+#: Far plane if none is asked for.
 FAR = 1e10
 #: How opacities may be stored, see `activated_opacities`.
 OPACITY_ACTIVATIONS = ("sigmoid", "absolute")
@@ -69,7 +69,7 @@ def create_splats(
 
 
 def _on_device(values: Mapping[str, Any], device: torch.device) -> Splats:
-    """Parameters of arrays or tensors."""
+    """Arrays or tensors as parameters on the device."""
     return Splats(
         {
             name: torch.nn.Parameter(torch.as_tensor(np.asarray(value, np.float32), device=device).contiguous())
@@ -103,7 +103,7 @@ def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) 
 
 
 def penalty_of(splats: Splats, config: SceneConfig, activation: str) -> Tensor | None:
-    """What is added to the loss for the Gaussians themselves, whatever they look like; None for nothing."""
+    """The penalty on opacities and scales that is added to the loss, or None if both weights are 0."""
     parts = []
     if config.opacity_penalty:
         parts.append(config.opacity_penalty * activated_opacities(splats, activation).mean())
@@ -113,7 +113,7 @@ def penalty_of(splats: Splats, config: SceneConfig, activation: str) -> Tensor |
 
 
 def standard_splats(splats: Splats, activation: str) -> dict[str, Tensor]:
-    """The Gaussians with opacities as logits, as PLY files and viewers have them; what exceeds 0.99 is cut there."""
+    """The Gaussians with opacities as logits, as PLY files and viewers expect them. Opacities are cut at 0.99."""
     if activation == "sigmoid":
         return dict(splats)
     opacities = activated_opacities(splats, activation).detach().clamp(max=0.99)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["rgb", "depth", "normal", "alpha"]
 MODES: tuple[str, ...] = get_args(Mode)
-#: Views by which the scale of depths is chosen, and the share of the pixels that lies beyond either end.
+#: Number of views from which the scale of depths is chosen, and the fraction of pixels beyond each end of the scale.
 _SAMPLED, _BEYOND = 8, 0.01
 
 
@@ -38,12 +38,12 @@ def draw(task: SceneTask, view: View, mode: str = "rgb", scale: Scale | None = N
     """A picture of a view.
 
     Args:
-        task: With the scene's model.
+        task: Task with the scene's model.
         view: The camera; its image is not used.
-        mode: rgb: colours; depth: the mean depth of each pixel along the camera's axis, by the scheme of `colored`,
-            black where nothing is; normal: of the surface of these depths, world x, y and z from -1 to 1 as red, green
-            and blue, towards the camera, black where nothing is; alpha: opacity.
-        scale: Of depths; by default that of this view.
+        mode: rgb: colours. depth: the mean depth of each pixel along the camera's axis, in the colours of `colored`.
+            normal: the normals of the surface that these depths describe, turned towards the camera, with world x, y
+            and z from -1 to 1 as red, green and blue. alpha: opacity. Depth and normal are black where nothing is.
+        scale: Scale of depths. By default that of this view.
 
     Returns:
         (1, 3, H, W) float32 in [0, 1] on the task's device.
@@ -67,22 +67,22 @@ def draw(task: SceneTask, view: View, mode: str = "rgb", scale: Scale | None = N
 
 
 def check_mode(mode: str) -> None:
-    """Raises UserError for a mode that there is not."""
+    """Raises UserError for an unknown mode."""
     if mode not in MODES:
         raise UserError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
 
 
 def depth_of(task: SceneTask, view: View) -> tuple[Tensor, Tensor]:
-    """Mean depths and opacities of a view's pixels, (1, 1, H, W) each; where nothing is both are 0."""
+    """Mean depths and opacities of a view's pixels, (1, 1, H, W) each. Both are 0 where nothing is."""
     depth, alpha, _ = task.render_view(view, render_mode="ED")
     depth, alpha = depth.permute(0, 3, 1, 2), alpha.permute(0, 3, 1, 2)
     return torch.where(alpha > 0, depth, 0.0), alpha
 
 
 def normals_of(depth: Tensor, view: View) -> Tensor:
-    """(H, W, 3) unit normals in the world of the surface that depths (H, W) along the camera's axis describe.
+    """(H, W, 3) unit normals, in world axes, of the surface that depths (H, W) along the camera's axis describe.
 
-    They are those of the plane through the neighbours of a pixel, turned towards the camera; 0 where it has none.
+    A normal is that of the plane through the pixel's neighbours, turned towards the camera; 0 if it has no neighbours.
     """
     height, width = depth.shape
     sides = [torch.arange(size, dtype=depth.dtype, device=depth.device) + 0.5 for size in (height, width)]
@@ -101,7 +101,7 @@ def normals_of(depth: Tensor, view: View) -> Tensor:
 
 
 def depth_scale(task: SceneTask, views: Iterable[View]) -> Scale:
-    """The scale that all of a path's pictures of depths have."""
+    """One scale of depths for all pictures of a path."""
     views = list(views)
     every = max(1, len(views) // _SAMPLED)
 
@@ -114,12 +114,12 @@ def depth_scale(task: SceneTask, views: Iterable[View]) -> Scale:
 
 
 def _seen(depth: Tensor, alpha: Tensor) -> Tensor:
-    """Depths of the pixels that are half opaque and more."""
+    """Depths of the pixels that are at least half opaque."""
     return depth[alpha > 0.5]
 
 
 def _scale_of(depths: Iterable[Tensor]) -> Scale:
-    """From the nearest to the farthest depth, but for a few; 0 to 1 where there are none."""
+    """The scale from the nearest to the farthest depth, without a few outliers. 0 to 1 if there are no depths."""
     ends = []
     for seen in depths:
         if len(seen):

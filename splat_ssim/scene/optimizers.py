@@ -1,4 +1,4 @@
-"""One Adam for each kind of parameter, as gsplat's strategies ask for: its steps, and its learning rate over a run."""
+"""One Adam for each kind of parameter, as gsplat's strategies expect, with its steps and its learning rates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS: dict[str, type[torch.optim.Optimizer]] = {
 def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig, batch_size: int = 1) -> Optimizers:
     """Name of a parameter -> its optimiser. Learning rates are set at each step, see `set_learning_rates`.
 
-    Moments of a step on several views forget as fast as those of as many steps on one would, as in gsplat's trainer.
+    With several views in a step, moments decay as fast as over as many steps of one view, as in gsplat's trainer.
     """
     kind = KINDS[config.name]
     options: dict[str, Any] = {"eps": 1e-15}
@@ -38,10 +38,10 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
     """Steps every optimiser and clears the gradients; the higher harmonics' only each `sh_every` steps, on their sum.
 
     Args:
-        optimizers: As of `make_optimizers`.
-        config: Which optimiser, and sh_every.
-        step: From 0; the harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
-        radii: [C, N, 2] of the Gaussians in the views of this step, 0 where not in view; sparse Adam leaves those.
+        optimizers: Optimisers of `make_optimizers`.
+        config: Its `name` and `sh_every` are used.
+        step: Step, from 0. The higher harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
+        radii: [C, N, 2] of the Gaussians in the views of this step, 0 if not in view. Sparse Adam skips those.
     """
     sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
     visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
@@ -71,12 +71,12 @@ def set_learning_rates(
     """Learning rates of a step: positions decay log-linearly from first to last, the others from decay_start on.
 
     Args:
-        optimizers: As of `make_optimizers`.
-        config: Resolved, so that decay_start is a number.
-        step: From 0.
+        optimizers: Optimisers of `make_optimizers`.
+        config: Resolved config, so that decay_start is a number.
+        step: Step, from 0.
         steps: Length of the run.
-        extent: Of the scene, the unit of the positions' rate.
-        batch_size: Views of a step; rates grow by its square root.
+        extent: Extent of the scene, the unit of the positions' rate.
+        batch_size: Number of views in a step. Rates grow by its square root.
     """
     progress = step / steps
     decay_start = given(config.decay_start)

@@ -1,4 +1,4 @@
-"""Parameters that each training view has for itself, such as its exposure and its pose."""
+"""Parameters of each training view, such as its exposure and its pose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from splat_ssim.trainer.states import load_optimizer
 
 
 def rate_that_reaches(distance: float, updates: float, final: float) -> float:
-    """The initial learning rate of Adam by which a parameter may move so far in all, where each step is of full length.
+    """The initial learning rate of Adam with which a parameter can move this far, if all steps have their full length.
 
     Args:
-        distance: How far.
-        updates: Steps of each view in the run.
-        final: As of `PerView`.
+        distance: Distance that the parameter can move in all.
+        updates: Number of steps of each view in the run.
+        final: Final learning rate as a fraction of the initial one, as in `PerView`.
 
     Example:
         >>> from splat_ssim.scene.per_view import rate_that_reaches
@@ -45,7 +45,7 @@ class PerView:
     def __init__(self, count: int, shape: Sequence[int], device: torch.device, rate: float, final: float) -> None:
         self.values = [torch.nn.Parameter(torch.zeros(tuple(shape), device=device)) for _ in range(count)]
         self.rate, self.final = rate, final
-        # Each parameter has a count of steps of its own, and one without a gradient is passed over.
+        # Adam counts the steps of each parameter separately, and skips those without a gradient.
         self.optimizer = Adam(self.values, lr=rate, eps=1e-15)
 
     def __getitem__(self, index: int) -> Tensor:

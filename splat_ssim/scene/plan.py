@@ -1,4 +1,4 @@
-"""What a run would do and what it would take, in words: `--dry-run`."""
+"""Describes what a run would do and how much memory it would take, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from splat_ssim.scene.data import Scene
 from splat_ssim.strategy import Strategy
 from splat_ssim.trainer.device import available_memory
 
-#: Bytes that a process takes before it has read anything: Python and torch.
+#: Bytes that Python and torch take before anything is read.
 _FIXED = 350e6
-#: Bytes for each pixel of the largest view: colours, loss, their gradients and lists of what a tile shows.
+#: Bytes for each pixel of the largest view: colours, loss, their gradients, and the lists of Gaussians of each tile.
 _PIXEL = 120
 
 

@@ -1,4 +1,4 @@
-"""Refinement of the training cameras' poses beside the Gaussians."""
+"""Refinement of the training cameras' poses together with the Gaussians."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _REACH = 0.005
 
 
 class RefinedPoses:
-    """A small rotation and a move for each training camera.
+    """A small rotation and translation for each training camera.
 
-    Gaussians and cameras may move together without any image changing. So what the cameras do in common, a rotation, a
-    move and a scale of the scene, is taken out after each step: test views, whose poses stay, still fit.
+    If Gaussians and cameras move together, no image changes. The motion that all cameras have in common, a rotation, a
+    translation and a scale of the scene, is therefore removed after each step. Test views, whose poses stay, still fit.
 
     Args:
         config: Learning rate and first step.
         views: Training views.
         extent: Of the scene, the unit of moves.
         device: Where the changes live.
-        updates: How often each view is trained on in the run, which says how fast cameras have to move.
+        updates: Number of times that the run trains on each view. The learning rate follows from it.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class RefinedPoses:
 
     @torch.no_grad()
     def step(self, progress: float, *, moving: bool = True) -> None:
-        """One step of the cameras that were used, less what all cameras have done in common.
+        """One step of the cameras that were used, from which the motion common to all cameras is removed.
 
         Args:
             progress: Share of the run that is done.
-            moving: Whether cameras move already; else their gradients are dropped.
+            moving: Whether cameras are optimised yet. If not, their gradients are dropped.
         """
         if not moving:
             self.changes.optimizer.zero_grad(set_to_none=True)
@@ -101,18 +101,18 @@ def moved(viewmat: Tensor, rotation: Tensor, move: Tensor) -> Tensor:
 
 
 def _rotation(vector: Tensor) -> Tensor:
-    """(3, 3) of an axis times an angle, by Rodrigues' formula."""
+    """(3, 3) rotation matrix of an axis times an angle, by Rodrigues' formula."""
     x, y, z = vector
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3)
-    # The small number keeps the gradient of the root finite at 0, and changes no float32.
+    # The small number keeps the gradient of the square root finite at 0 and does not change results in float32.
     angle = (vector.square().sum() + 1e-16).sqrt()
     half = torch.sinc(angle / (2 * torch.pi))
     return torch.eye(3, device=vector.device) + torch.sinc(angle / torch.pi) * cross + 0.5 * half**2 * cross @ cross
 
 
 def without_common(changes: Tensor, places: Tensor) -> Tensor:
-    """Changes of cameras less the rotation, the move and the scale that all have in common.
+    """Removes from changes of cameras the rotation, the translation and the scale that all have in common.
 
     Args:
         changes: (N, 6) rotation and move of each.

@@ -16,13 +16,13 @@ from splat_ssim.trainer.pictures import PictureError, opened
 
 KINDS, QUALITIES = ("object", "photos"), ("fast", "default", "quality")
 
-#: Steps only where a Gaussian is in view, and harmonics every 16th step: a third less time.
+#: Only Gaussians in view are updated, and higher harmonics only at every 16th step. This takes a third less time.
 _LAZY = {"name": "sparse_adam", "sh_every": 16, "shN": 4e-3}
-#: An object is seen from all around, which bears two to three times gsplat's rates: a short run goes farther with them.
-#: The cameras' extent is many times the distance of neighbouring Gaussians.
+#: An object is seen from all sides, so two to three times gsplat's rates are stable and a short run gets farther. The
+#: cameras' extent is many times the distance between neighbouring Gaussians.
 _AROUND = {**_LAZY, "scales": 1e-2, "quats": 3e-3, "opacities": 0.05, "sh0": 5e-3, "means": 2e-4, "means_final": 2.5e-6}
-#: Of a place each part is seen by few cameras, and higher rates fit these alone. Cameras stand in the scene: their
-#: extent is a small part of what is seen.
+#: Each part of a place is seen by few cameras, and higher rates would overfit these. Cameras stand inside the scene, so
+#: their extent is small compared with what they see.
 _INSIDE = {**_LAZY, "opacities": 0.05, "means": 1.6e-4, "means_final": 1.6e-6}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The scene of a run: read as its config says, in coordinates that stay the same when the run goes on."""
+"""Reads the scene of a run as its config says, in coordinates that stay the same when the run is resumed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from splat_ssim.scene.data import Scene, load_scene
 from splat_ssim.scene.start import boxed
 from splat_ssim.trainer.checkpoint import fingerprint
 
-#: `Scene.origin` of a checkpoint that has none: coordinates were those of the first model, as they are.
+#: `Scene.origin` for a checkpoint without one: it used the coordinates of the first model, unchanged.
 FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
 
 def scene_fingerprint(scene: Scene) -> str:
-    """Of the views by name and camera, not by image: those may be read at another size."""
+    """Fingerprint of the views' names and cameras. Images do not count, because they may be read at another size."""
     views = [*scene.train, *scene.test]
     viewmats = scene.world_viewmats or [view.viewmat for view in views]
     parts = [part for view, viewmat in zip(views, viewmats, strict=True) for part in (view.name, viewmat)]
@@ -23,7 +23,7 @@ def scene_fingerprint(scene: Scene) -> str:
 
 
 def check_origin(origin: Any) -> None:
-    """Raises ValueError where the origin in a checkpoint is not what `Scene.origin` says; None says nothing."""
+    """Raises ValueError if the origin in a checkpoint is not of the form of `Scene.origin`. None is allowed."""
     if origin is None:
         return
     offset = origin.get("offset") if isinstance(origin, Mapping) else None
@@ -49,5 +49,5 @@ def read_scene(config: SceneConfig, origin: Mapping[str, Any] | None = None) -> 
 
 
 def in_box(scene: Scene, config: SceneConfig) -> Scene:
-    """The scene, or what of it is inside the box that the config asks for."""
+    """The scene, limited to the box that the config asks for, if any."""
     return scene if config.data.box is None else boxed(scene, config.data.box)

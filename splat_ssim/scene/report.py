@@ -1,4 +1,4 @@
-"""What the page about a scene's run shows: views beside their photographs, and the scene itself, to turn."""
+"""The page about a scene's run: views beside their photographs, and the scene itself, which can be rotated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from splat_ssim.trainer.viewer_package import ViewerPackage, find_viewer, how_to
 if TYPE_CHECKING:
     from splat_ssim.scene.training import SceneTask
 
-#: Pictures of the turning scene, and their longest side.
+#: Number of pictures of the rotating scene, and their longest side in pixels.
 FRAMES, FRAME_SIDE = 24, 400
 #: Mean absolute error of a pixel that is white in an error map.
 ERROR_WHITE = 0.2
@@ -85,7 +85,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _views(task: SceneTask, rows: Sequence[Mapping[str, Any]], count: int, training: bool) -> str:
-    """Cards of some views, from the worst to the best."""
+    """The HTML of some views, from the worst to the best."""
     by_name = {view.name: view for view in task.evaluated}
     known = [row for row in rows if row["name"] in by_name]
     chosen = [known[round(i)] for i in np.linspace(0, len(known) - 1, min(count, len(known)))]
@@ -139,9 +139,9 @@ def _scene_section(task: SceneTask, folder: Path, viewer_package: Path | None) -
 
 
 def scene_file(task: SceneTask) -> tuple[bytes | None, str]:
-    """The Gaussians as the file that a page embeds, and what is to be said of it.
+    """The Gaussians as the file that a page embeds, and a note about it.
 
-    It is a compressed PLY, a quarter of scene.ply, which takes no time to write however many they are.
+    The file is a compressed PLY, a quarter of scene.ply. It is fast to write for any number of Gaussians.
     """
     splats = standard_splats(task.splats, task.opacity_activation)
     with tempfile.TemporaryDirectory() as folder:
@@ -180,12 +180,12 @@ def _viewer(task: SceneTask, file: bytes, package: ViewerPackage) -> str:
 
 
 def _packed(content: bytes) -> str:
-    """Bytes as text that the page's script unpacks."""
+    """Bytes encoded as text, which the page's script decodes."""
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def _turntable(task: SceneTask) -> list[np.ndarray]:
-    """(H, W, 3) uint8 pictures of an orbit, at a part of the photographs' size."""
+    """(H, W, 3) uint8 pictures of an orbit, smaller than the photographs."""
     first = task.scene.train[0]
     factor = max(1, -(-max(first.height, first.width) // (2 * FRAME_SIDE)))
     if factor > 1:
@@ -207,12 +207,12 @@ def _upright(up: Tensor) -> Tensor:
 
 
 def _field(view: View) -> float:
-    """Radians that the longer side of a photograph sees."""
+    """Field of view in radians along the longer side of a photograph."""
     return 2 * math.atan(0.5 * max(view.height / float(view.K[1, 1]), view.width / float(view.K[0, 0])))
 
 
 def _quaternion(rotation: Tensor) -> list[float]:
-    """Xyzw of a rotation matrix."""
+    """The quaternion x, y, z, w of a rotation matrix."""
     from scipy.spatial.transform import Rotation
 
     quaternion: list[float] = Rotation.from_matrix(rotation.numpy()).as_quat().tolist()

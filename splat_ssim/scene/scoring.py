@@ -1,4 +1,4 @@
-"""What training views say of each Gaussian, for strategies that score them."""
+"""Statistics of each Gaussian over training views, for strategies that score Gaussians."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def score_views(
         mask = None if view.mask is None else view.mask[None, None]
         loss, _ = photometric_loss(pred, truth, mask=mask, return_terms=True)
         weights = pixel_weights(pred[0].clamp(0, 1), truth[0])
-        # Weights depend on the render, so the sums they enter need a second one.
+        # Weights depend on the render, so the weighted sums need a second render.
         info = render_view(view, pixel_weights=weights[None])[2]
         sums = info["accumulators"]
         yield ViewStats(

@@ -36,14 +36,14 @@ def starting_points(
 
 
 def start_count(scene: Scene, config: ModelConfig) -> int:
-    """How many Gaussians a scene starts with where nothing limits it."""
+    """Number of Gaussians that a scene starts with if nothing limits it."""
     if config.init == "ply" and config.init_ply is not None:
         return count_splats(config.init_ply)
     return config.init_count if config.init == "random" or scene.points is None else len(scene.points)
 
 
 def start_words(scene: Scene, config: ModelConfig, count: int) -> str:
-    """What `count` Gaussians of a scene start from, in words."""
+    """Describes what `count` Gaussians of a scene start from."""
     if config.init == "ply":
         return f"{count} Gaussians of {config.init_ply}"
     available = start_count(scene, config)
@@ -129,7 +129,7 @@ def boxed(scene: Scene, corners: Sequence[float]) -> Scene:
 
 
 def check_visible(points: np.ndarray, scene: Scene) -> None:
-    """Raises SceneError where no training view shows any of the points, nor a point within its size beside it."""
+    """Raises SceneError if no training view shows any of the points, even with a margin as large as the image."""
     positions = torch.as_tensor(np.asarray(points, np.float32))
     for view in scene.train:
         camera = positions @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
@@ -167,7 +167,7 @@ def random_points(
                 f"the box of {scene.box[0][0]:.4g} to {scene.box[1][0]:.4g} does not hold what the cameras look at: "
                 f"Gaussians start in a cube of half edge {half:.4g} about ({place}) (--model.init-box)"
             )
-    # Where little of the box is left, cells of the box would be coarse.
+    # If little of the box is left, its cells are too coarse, so the remaining part is carved again.
     cells = np.argwhere(kept)
     if len(cells) and (np.ptp(cells, axis=0) + 1).max() <= CARVE_CELLS // 4:
         cell = (high - low) / CARVE_CELLS
@@ -183,8 +183,8 @@ def random_points(
 
 
 def _box(scene: Scene, half_edge: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the box that is carved first."""
-    # Without a promise of a box, what the cameras may see: a cube of their own extent about their mean.
+    """Corners of the first box to carve."""
+    # If the format promises no box, take what the cameras may see: a cube of their own extent around their mean.
     middle = scene.centers[ordinary(scene.centers)].float().mean(0).numpy()
     if half_edge is not None:
         seen = looked_at(scene.train)
@@ -197,7 +197,7 @@ def _box(scene: Scene, half_edge: float | None) -> tuple[np.ndarray, np.ndarray]
 
 
 def _misfits(scene: Scene, kept: np.ndarray, middle: np.ndarray, half: float) -> bool:
-    """Whether the scene's box is not about what the cameras look at, a cube about `middle`."""
+    """Whether the scene's box does not fit what the cameras look at, a cube around `middle`."""
     assert scene.box is not None
     low, high = (np.asarray(corner) for corner in scene.box)
     size = 0.5 * float((high - low).max())
@@ -205,12 +205,12 @@ def _misfits(scene: Scene, kept: np.ndarray, middle: np.ndarray, half: float) ->
     if not kept.any() or not any(view.is_transparent for view in scene.train):
         return not kept.any() or differs
     cells = np.argwhere(kept)
-    # Silhouettes that go on beyond the box are cut by it.
+    # Silhouettes that extend beyond the box are cut off by it.
     return differs and bool((cells.min() == 0) | (cells.max() == CARVE_CELLS - 1))
 
 
 def _carved(scene: Scene, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A box, and (cells, cells, cells) bool: which of its cells no silhouette excludes."""
+    """A box, and (cells, cells, cells) bool: true for its cells that no silhouette excludes."""
     cell = (high - low) / CARVE_CELLS
     corners = np.stack(np.meshgrid(*[np.arange(CARVE_CELLS)] * 3, indexing="ij"), -1).reshape(-1, 3) * cell + low
     centers = torch.as_tensor(corners + 0.5 * cell, dtype=torch.float32)
@@ -223,24 +223,24 @@ def _carved(scene: Scene, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray
 
 
 def _seen(points: Tensor, view: View, radius: float) -> Tensor:
-    """(N,) bool: false where a ball about the point surely projects outside the silhouette of a view."""
+    """(N,) bool: false if a ball around the point certainly projects outside the silhouette of a view."""
     camera = points @ view.viewmat[:3, :3].T + view.viewmat[:3, 3]
     depth = camera[:, 2].clamp(min=1e-6)
     pixel = camera @ view.K.T / depth[:, None]
     column, row = pixel[:, 0].floor().long(), pixel[:, 1].floor().long()
     within = (column >= 0) & (column < view.width) & (row >= 0) & (row < view.height) & (camera[:, 2] > radius)
-    # The silhouette is widened by the ball's radius in pixels at the nearest of the points.
+    # Widen the silhouette by the ball's radius in pixels at the nearest point.
     reach = math.ceil(float(view.K[0, 0]) * radius / float(depth[within].min())) if within.any() else 0
     alpha = view.alpha
     if alpha is None:
         alpha = torch.ones(view.height, view.width)
     silhouette = _widened(alpha, reach)
-    # What a view does not show, or shows too close to tell, it does not exclude.
+    # A view does not exclude points that it does not show or that are too close.
     return ~within | (silhouette[row.clamp(0, view.height - 1), column.clamp(0, view.width - 1)] > 0)
 
 
 def _widened(alpha: Tensor, reach: int) -> Tensor:
-    """(H, W): the largest of the values within `reach` rows and columns."""
-    # Columns, then rows: the same values as of a square, in a tenth of its time where it is wide.
+    """(H, W): the largest value within `reach` rows and columns of each pixel."""
+    # Columns, then rows: the same result as with a square window, in a tenth of the time if the window is wide.
     columns = torch.nn.functional.max_pool2d(alpha[None], (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return torch.nn.functional.max_pool2d(columns, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0]

@@ -1,4 +1,4 @@
-"""From the options of a run to a densification strategy."""
+"""Makes the densification strategy that the options of a run describe."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ def make_strategy(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
     if "score_views" in {field.name for field in dataclasses.fields(kind)}:
         options["score_views"] = score_views
     if config.name == "capped":
-        # Its final pruning looks at views in any case.
+        # Final pruning always needs at least one view.
         options["num_views"] = max(1, config.score_views)
     return kind(**options)
 
 
-#: What capped adds at an event where the budget is reached with that, and the most that it adds by itself.
+#: Default growth of capped if that reaches the budget, and the largest growth that is chosen by itself.
 _GROWTH, _MOST_GROWTH = 0.05, 0.5
 
 
 def settle_budget(config: StrategyConfig, count: int) -> None:
-    """Sets what follows from the number of Gaussians that a scene has to start from, in a resolved config.
+    """Sets the values of a resolved config that depend on the number of Gaussians at the start.
 
-    The budget that is stated as a multiple of it, and the growth that reaches the budget.
+    These are a budget that is stated as a multiple of that number, and the growth that reaches the budget.
     """
     if config.budget_multiplier is not None:
         config.budget = max(1, int(config.budget_multiplier * count))
     if config.growth is None and config.name == "capped":
-        # An event before the last, since each adds whole Gaussians.
+        # Plan for one event less, since each event adds a whole number of Gaussians.
         events, wanted = _events(config) - 1, config.budget / count
         needed = wanted ** (1 / events) - 1 if events > 0 and wanted > 1 else 0.0
         config.growth = round(min(max(_GROWTH, needed), _MOST_GROWTH), 4)
 
 
 def _events(config: StrategyConfig) -> int:
-    """How often a strategy adds Gaussians."""
+    """Number of events at which a strategy adds Gaussians."""
     last = given(config.refine_stop) - 1
     return max(0, last // config.refine_every - config.refine_start // config.refine_every)
 
 
 def growth_note(config: StrategyConfig, count: int) -> str | None:
-    """A line for a start from which the strategy cannot reach its budget, else None.
+    """A note if the strategy cannot reach its budget from this number of Gaussians, else None.
 
     Args:
         config: Resolved.

@@ -54,7 +54,7 @@ from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, 
 from splat_ssim.trainer.task import Report, Viewer
 from splat_ssim.trainer.upload import upload
 
-#: Losses that take bytes as they are, and composite transparent ones themselves.
+#: Losses that accept images of bytes, and composite transparent ones themselves.
 LOSSES_OF_BYTES = ("fused_ssim",)
 
 
@@ -79,7 +79,7 @@ class SceneTask:
         torch.manual_seed(config.seed)
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_options())
-        # A run that goes on keeps its coordinates, whatever would be chosen today.
+        # A resumed run keeps its coordinates, even if others would be chosen today.
         origin = saved_value(config.resume, "origin", FIRST_ORIGIN) if config.resume is not None else None
         with refusing(Path() if config.resume is None else config.resume / CHECKPOINT):
             check_origin(origin)
@@ -123,7 +123,7 @@ class SceneTask:
         return plan_lines(self.scene, self.config, self.strategy, len(self.splats["means"]))
 
     def step(self, index: int) -> Report:
-        """Renders views, compares them with their photographs, steps the optimisers, densifies."""
+        """Renders the views of a step, compares them with their photographs, steps the optimisers and densifies."""
         config, splats = self.config, self.splats
         seen = [self._see(view, index) for view in self.views.take(index)]
         with stage("backward"):
@@ -163,7 +163,7 @@ class SceneTask:
         )
 
     def _see(self, view: View, index: int) -> Seen:
-        """Renders a view of a step, compares it with its photograph and goes backward, by its share of the loss."""
+        """Renders a view of a step, compares it with its photograph and backpropagates its share of the loss."""
         config, splats = self.config, self.splats
         with stage("render"):
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
@@ -190,7 +190,7 @@ class SceneTask:
         return Seen(view, loss.detach(), terms, pred.detach(), info)
 
     def _step_views(self, index: int) -> None:
-        """Steps what training views have for themselves: exposures and poses."""
+        """Steps the parameters of each training view: exposures and poses."""
         if self.exposures is None and self.poses is None:
             return
         progress, used = index / self.config.steps, self.views.indices(index)
@@ -202,7 +202,7 @@ class SceneTask:
             self.poses.step(progress, moving=index >= given(self.config.poses.start))
 
     def compare(self, pred: Tensor, view: View) -> Any:
-        """What the loss says of a render (1, 3, H, W) and its photograph."""
+        """The loss of a render (1, 3, H, W) and its photograph."""
         mask = None if view.mask is None else view.mask[None, None]
         if self.config.loss not in LOSSES_OF_BYTES or view.image.dtype != torch.uint8:
             return self.loss(pred, view.pixels(), mask=mask)
@@ -210,7 +210,7 @@ class SceneTask:
         return self.loss(pred, view.image.permute(2, 0, 1)[None], mask=mask, **background)
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
-        """What `count` training views say of each Gaussian, for the strategies that ask."""
+        """Statistics of each Gaussian over `count` training views, for strategies that score them."""
         return score_views(self.render_view, self.scene.train, count, self.device)
 
     def render_view(
@@ -243,7 +243,7 @@ class SceneTask:
             absgrad=self.config.strategy.absgrad,
         )
         if self.exposures is not None and view.index >= 0:
-            # Also where a coarse view of a transparent image has no alpha channel any more.
+            # This must also hold for a coarse view of a transparent image, which has no alpha channel any more.
             behind = background if self.scene.train[view.index].is_transparent else None
             own = self.exposures.apply(colors[..., :3], view.index, behind, alphas)
             colors = own if colors.shape[-1] == 3 else torch.cat([own, colors[..., 3:]], -1)
@@ -251,17 +251,17 @@ class SceneTask:
 
     @torch.no_grad()
     def picture(self, view: View) -> Tensor:
-        """(1, H, W, 3) colours of a view, wherever its tensors are."""
+        """(1, H, W, 3) colours of a view, whose tensors may be on any device."""
         return self.render_view(view.to(self.device))[0]
 
     @property
     def opacity_activation(self) -> str:
-        """How opacities are stored at present, which a strategy may change: see `activated_opacities`."""
+        """How opacities are stored now, see `activated_opacities`. A strategy may change it."""
         activation: str = self.strategy_state.get("opacity_activation", "sigmoid")
         return activation
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Means over the test views, or over the training views where there are none, which the result then says."""
+        """Means over the test views. Without test views: over the training views, and the result says so."""
         if self.perceptual is None:
             self.prepare_evaluation()
         result = evaluate(
@@ -293,7 +293,7 @@ class SceneTask:
         return {**state, **{name: part.state_dict() for name, part in own.items() if part is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict`."""
+        """Restores what `state_dict` returned."""
         origin = state.get("origin", FIRST_ORIGIN)
         check_origin(origin)
         if origin != self.scene.origin:
@@ -305,7 +305,7 @@ class SceneTask:
         check_values(state["strategy"], fresh, "strategy", rows=count, optional=("opacity_activation",))
         if state["strategy"].get("opacity_activation", "sigmoid") not in OPACITY_ACTIVATIONS:
             raise ValueError(f"strategy.opacity_activation: required {' or '.join(OPACITY_ACTIVATIONS)}, got another")
-        # A checkpoint from before there were frozen parameters has none.
+        # Older checkpoints do not list frozen parameters.
         frozen = names_of(state.get("frozen", ()), "frozen")
         self.splats = Splats(
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
@@ -321,7 +321,7 @@ class SceneTask:
                 part.load_state_dict(state[name])
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """scene.ply and orbit.mp4, as asked for; the number of Gaussians and how it grew under a budget."""
+        """Writes scene.ply and orbit.mp4, if asked for. Returns the number of Gaussians and its growth to a budget."""
         metrics: dict[str, Any] = {"num_gaussians": len(self.splats["means"])}
         if any(self.scene.offset):
             # Coordinates of the files = those of scene.ply + offset.
@@ -366,7 +366,7 @@ class SceneTask:
         return previews(self)
 
     def prepare_evaluation(self) -> None:
-        """Gets what evaluations need before there is something to lose.
+        """Prepares what evaluations need, before training, so that a failure loses nothing.
 
         Raises:
             UserError: LPIPS was asked for and cannot be computed.

@@ -1,4 +1,4 @@
-"""A viewer of a scene in the browser, of one that is trained or that has been: viser's, with our renderer behind it."""
+"""A viewer of a scene in the browser, during training or after it: viser with our renderer."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 STILL = 0.25
 #: Seconds between two pictures of a still camera while the scene trains, and between two lines of the status.
 REFRESH = 1.0
-#: Training gets at least this part of the time while somebody looks.
+#: Fraction of the time that training gets at least while a browser is connected.
 TRAINING_SHARE = 0.5
-#: Cameras of the scene that are drawn as frustums at most, spread evenly.
+#: Largest number of the scene's cameras that are drawn as frustums, spread evenly.
 FRUSTUMS = 200
-#: Seconds between two looks at the browsers while nothing is trained.
+#: Seconds between two checks of the browsers while nothing is trained.
 POLL = 0.01
 
 
 @dataclass
 class _Eye:
-    """What is drawn for one browser."""
+    """The state of one browser's picture."""
 
     client: Any
-    #: When its camera moved, and whether what it shows is not what it asks for.
+    #: Time of its camera's last movement, and whether its picture is out of date.
     moved: float = 0.0
     dirty: bool = True
-    #: Whether its picture is a coarse one, of a moving camera.
+    #: Whether its picture has the low resolution of a moving camera.
     coarse: bool = False
     #: When its picture was drawn.
     drawn: float = 0.0
@@ -51,13 +51,13 @@ class _Eye:
 
 
 class SceneViewer:
-    """Shows a scene to browsers. All is drawn in the thread that trains, between steps.
+    """Shows a scene to browsers. Everything is drawn in the thread that trains, between steps.
 
-    Browsers' messages come in viser's own threads, which only note what is asked for.
+    Browsers' messages arrive in viser's own threads, which only note the requests.
 
     Args:
-        task: With the scene's model.
-        port: Where; 0: any free port.
+        task: Task with the scene's model.
+        port: Port to listen at. 0 takes any free port.
         host: Address to listen at; this machine alone by default.
 
     Raises:
@@ -74,7 +74,7 @@ class SceneViewer:
         self.task = task
         port = port or _free_port(host)
         _check_port(host, port)
-        # viser announces itself; the command says where the viewer is.
+        # viser prints its own message; the command already prints the viewer's address.
         with user_errors(), redirect_stdout(io.StringIO()):
             self.server = viser.ViserServer(host=host, port=port, label=task.name, verbose=False)
         self.url = f"http://{'localhost' if host == '127.0.0.1' else host}:{self.server.get_port()}"
@@ -100,7 +100,7 @@ class SceneViewer:
     # --- what the loop asks
 
     def due(self) -> bool:
-        """Whether a browser waits for something, and training has had its share of the time."""
+        """Whether a browser waits for a picture and training has had its share of the time."""
         if not self._eyes:
             return False
         if self.paused:
@@ -110,7 +110,7 @@ class SceneViewer:
         return now - self._rested >= rest and (now - self._told >= REFRESH or self._waiting(now) is not None)
 
     def look(self, step: int, report: Report, stopped: Callable[[], bool]) -> None:
-        """Draws what is due; while the training is paused, stays until it goes on or is stopped."""
+        """Draws what is due. While training is paused, it does not return until training continues or is stopped."""
         start = time.monotonic()
         self._tell(step, report)
         self._draw_one(start, training=True)
@@ -123,7 +123,7 @@ class SceneViewer:
                 time.sleep(POLL)
 
     def serve(self, stopped: Callable[[], bool], step: int) -> None:
-        """Shows a scene that is not trained until `stopped`."""
+        """Shows a scene that is not being trained, until `stopped()` is true."""
         self._pause.visible = False
         self._status.content = f"step {step:,}, {len(self.task.splats['means']):,} Gaussians"
         while not stopped():
@@ -133,7 +133,7 @@ class SceneViewer:
     # --- pictures
 
     def _waiting(self, now: float, training: bool = True) -> _Eye | None:
-        """The browser whose picture is the oldest of those that want a new one."""
+        """The browser with the oldest picture among those that need a new one."""
         with self._lock:
             eyes = list(self._eyes.values())
         wanting = [eye for eye in eyes if self._wants(eye, now, training)]
@@ -156,12 +156,12 @@ class SceneViewer:
             scale = None if self._depths.value[1] <= self._depths.value[0] else Scale(*self._depths.value)
             pixels = to_bytes(draw(self.task, view, mode, scale))
             eye.size = pixels.shape[1], pixels.shape[0]
-            if eye.client.client_id in self._eyes:  # it may have gone meanwhile
+            if eye.client.client_id in self._eyes:  # it may have disconnected meanwhile
                 eye.client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=70 if eye.coarse else 90)
         return True
 
     def _view_of(self, eye: _Eye) -> View | None:
-        """The browser's camera, at a size that the renderer is to draw; None while it has not said any."""
+        """The browser's camera, at the size to render. None until the browser has sent a camera."""
         camera = eye.client.camera
         if camera.update_timestamp == 0.0 or not camera.image_height or not camera.image_width:
             return None
@@ -198,7 +198,7 @@ class SceneViewer:
         self._pause.label = "Go on" if self.paused else "Pause"
 
     def _tell(self, step: int, report: Report) -> None:
-        """The status line, once a second."""
+        """Updates the status line, once a second."""
         now = time.monotonic()
         if now - self._told < REFRESH and not self.paused:
             return
@@ -243,7 +243,7 @@ class SceneViewer:
                 return
 
     def _go(self, client: Any, view: View) -> None:
-        """Puts a browser's camera where a photograph was taken."""
+        """Moves a browser's camera to where a photograph was taken."""
         wxyz, position = pose_of(view)
         with client.atomic():
             client.camera.position = position
@@ -260,13 +260,13 @@ class SceneViewer:
 
         client.camera.on_update(moved)
         self._go(client, self.task.scene.train[0])
-        # From a little behind it, so that it is seen too.
+        # A little behind the first camera, so that its frustum is visible too.
         client.camera.position = client.camera.position - 0.4 * self.task.extent * self._ahead
         with self._lock:
             self._eyes[client.client_id] = eye
 
     def _disconnected(self, client: Any) -> None:
-        """Nobody is left to let a paused training go on, so it does."""
+        """Continues a paused training when the last browser has left."""
         with self._lock:
             self._eyes.pop(client.client_id, None)
             if not self._eyes and self.paused:
@@ -288,12 +288,12 @@ def pose_of(view: View) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vertical_field(view: View) -> float:
-    """Radians that a view sees from top to bottom."""
+    """Vertical field of view in radians."""
     return 2 * math.atan(0.5 * view.height / float(view.K[1, 1]))
 
 
 def view_of_camera(wxyz: Any, position: Any, fov: float, width: int, height: int) -> View:
-    """The view of a camera of viser's.
+    """The view of a viser camera.
 
     Args:
         wxyz: Rotation from the camera, OpenCV axes, to the world.
@@ -324,7 +324,7 @@ def _free_port(host: str) -> int:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raises UserError where another program listens at a port: viser would take the next one."""
+    """Raises UserError if another program listens at the port, because viser would take the next free one."""
     import socket
 
     with socket.socket() as probe:

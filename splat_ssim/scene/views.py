@@ -18,14 +18,14 @@ from splat_ssim.trainer.upload import Ahead
 
 
 class TrainingViews:
-    """The training views of each step: each pass over the views has its own order, known from the seed alone.
+    """The training views of each step. Each pass over the views has its own order, which follows from the seed.
 
-    Where several processes train, each has its share of a step's views.
+    If several processes train, each has its share of a step's views.
 
     Args:
-        scene: Its training views.
-        config: Resolved; says how many views a step has, at which resolution, and over which background.
-        device: Where steps find them.
+        scene: Scene with the training views.
+        config: Resolved config. It gives the number of views in a step, their resolution and their background.
+        device: Device that the views are uploaded to.
         ranks: The processes that train.
 
     Raises:
@@ -51,17 +51,17 @@ class TrainingViews:
         return self._ahead.take(step)
 
     def start(self, step: int) -> None:
-        """Begins to bring the views of a step to the device."""
+        """Begins to upload the views of a step to the device."""
         self._ahead.start(step)
 
     def of_step(self, step: int) -> list[View]:
-        """The views of a step that are this process's, where they were read."""
+        """This process's views of a step, not uploaded yet."""
         own = self.config.batch_size // self.ranks.count
         chosen = self.indices(step)[self.ranks.rank * own : (self.ranks.rank + 1) * own]
         return [self._over_background(self._reduced(index, step), step) for index in chosen]
 
     def indices(self, step: int) -> list[int]:
-        """Which views a step has, those of other processes too."""
+        """Indices of the views of a step, including those of other processes."""
         size = self.config.batch_size
         return [drawn_in_turn(step * size + place, len(self.views), self.config.seed) for place in range(size)]
 
@@ -76,7 +76,7 @@ class TrainingViews:
         return self.coarse[index]
 
     def _over_background(self, view: View, step: int) -> View:
-        """A transparent view over the colour of its step, where those are asked for."""
+        """The view over the random colour of its step, if it is transparent and random backgrounds are asked for."""
         if not self.config.data.random_background or not view.is_transparent:
             return view
         red, green, blue = torch.rand(3, generator=seeded(self.config.seed, step)).tolist()

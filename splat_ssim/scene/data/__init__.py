@@ -18,7 +18,7 @@ from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened
 
 __all__ = ["FORMATS", "Scene", "SceneError", "View", "detect_format", "load_scene"]
 
-#: Below a scene's folder: images decoded.
+#: Folder inside a scene's folder for decoded images.
 CACHE = ".cache"
 #: Readers by name; each takes (folder, factor=, test_every=, background=, cache=) and returns a Scene.
 FORMATS: dict[str, Callable[..., Scene]] = {
@@ -115,7 +115,7 @@ def load_scene(
 
 
 def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
-    """Says which training views have depths.
+    """Adds a note on which training views have depths.
 
     Raises:
         SceneError: Depths were asked for, and no view has any.
@@ -163,7 +163,7 @@ def _place(scene: Scene, folder: Path, offset: Sequence[float] | None) -> None:
 
 
 def _drop_masked(scene: Scene, folder: Path) -> None:
-    """Leaves out views of which no pixel counts: there is nothing to train on or to compare with."""
+    """Leaves out views without any pixel that counts, since there is nothing to train on or to compare with."""
     empty = [view.name for view in (*scene.train, *scene.test) if view.mask is not None and not view.mask.any()]
     if not empty:
         return

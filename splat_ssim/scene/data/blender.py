@@ -24,7 +24,7 @@ def load_blender(
 ) -> Scene:
     """Reads a Blender scene; see `load_scene`. The test views are those of transforms_test.json where there is one.
 
-    Depths are not among what such a scene has.
+    Such a scene has no depths.
 
     Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
     """

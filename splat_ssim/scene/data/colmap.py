@@ -63,14 +63,14 @@ def _choose_model(folder: Path, named: str | None, notes: list[str]) -> Path:
 
 
 def _image_count(model: Path) -> int:
-    """The number of images of a model, without reading it whole; 0 where that cannot be told."""
+    """The number of images of a model, without reading all of it. 0 if it cannot be determined."""
     binary, text = model / "images.bin", model / "images.txt"
     if binary.is_file():
         with binary.open("rb") as file:
             return int.from_bytes(file.read(8), "little")
     if not text.is_file():
         return 0
-    # The tenth word of an image's line is its name; lines of points have three numbers a point.
+    # The tenth word of an image's line is its name. Lines of points have three numbers for each point.
     with text.open(encoding="utf-8", errors="replace") as lines:
         words = [line.split() for line in lines if not line.startswith("#")]
     return sum(len(line) >= 10 and not _is_number(line[9]) for line in words)
@@ -129,7 +129,7 @@ def _load_model(
         for view, (image, *_) in zip(views, there, strict=True):
             view.sparse_depth = depths_at_points(view, seen_points(image, reconstruction))
     train, test = split_views(views, test_every)
-    # Opaque photographs have no background of their own: the renders' is black.
+    # Opaque photographs say nothing about the background, so renders have a black one.
     transparent = any(view.is_transparent for view in views)
     points = [point for _, point in sorted(reconstruction.points3D.items())]
     return Scene(
@@ -156,12 +156,12 @@ def _read_model(model: Path) -> Any:
     try:
         return pycolmap.Reconstruction(str(model))
     except Exception as broken:
-        # pycolmap raises whatever its C++ threw; the file is what the user can act on.
+        # pycolmap raises errors of its C++ code, so name the file, which the user can do something about.
         raise SceneError(f"{model}: required a COLMAP reconstruction, got one that does not read: {broken}") from None
 
 
 def _image_files(folder: Path, names: list[str], factor: int) -> tuple[list[Path | None], list[int]]:
-    """The files to read, None where there is none, and by how much to reduce each still."""
+    """The file of each image, None if there is none, and the factor by which it must still be reduced."""
     ready, whole = folder / f"images_{factor}", folder / "images"
     if not whole.is_dir() and not (factor > 1 and ready.is_dir()):
         expected = "images" if factor == 1 else f"images_{factor} or images"
@@ -175,7 +175,7 @@ def _image_files(folder: Path, names: list[str], factor: int) -> tuple[list[Path
 
 
 def _blank_in_name(model: Path, images: list[Any], files: list[Path | None]) -> str:
-    """A hint for names that COLMAP's reader of images.txt cuts at a blank."""
+    """A hint if COLMAP's reader of images.txt has cut names at a space."""
     cut = any(file is None and not Path(image.name).suffix for image, file in zip(images, files, strict=True))
     if cut and not (model / "images.bin").is_file():
         return " (COLMAP cuts names in images.txt at a blank: rename the images, or convert the model to images.bin)"

@@ -1,7 +1,6 @@
-"""The sizes of COLMAP's binary files: what they claim to hold must be there before pycolmap reads it.
+"""Checks the sizes of COLMAP's binary files before pycolmap reads them.
 
-pycolmap takes the counts in a file as they are. Where one is damaged it reads on beyond the end, for hours or until
-memory is gone.
+pycolmap trusts the counts in a file. If one is damaged, it reads on beyond the end, for hours or until memory runs out.
 
 Source: the readers in COLMAP's src/colmap/scene/reconstruction_io_binary.cc.
 """
@@ -13,17 +12,17 @@ from pathlib import Path
 
 from splat_ssim.scene.data.scene import SceneError
 
-#: Number of a camera model in cameras.bin -> how many parameters it has.
+#: Identifier of a camera model in cameras.bin -> number of its parameters.
 _PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 5: 8, 6: 12, 7: 5, 8: 4, 9: 5, 10: 12, 11: 16, 12: 4, 13: 5}
 _PARAMETERS |= {14: 3, 15: 4, 16: 6, 17: 2}
 _COUNT, _INT = struct.Struct("<Q"), struct.Struct("<i")
 
 
 def check_binary(model: Path) -> None:
-    """Checks that every binary file of a model is as long as the counts in it ask for.
+    """Checks that every binary file of a model is as long as its counts require.
 
     Raises:
-        SceneError: One is not; the message names it.
+        SceneError: A file is not. The message names it.
     """
     for stem, end_of in _ENDS.items():
         path = model / f"{stem}.bin"
@@ -35,7 +34,7 @@ def check_binary(model: Path) -> None:
             raise SceneError(f"{path}: required a binary file of COLMAP, got {failed.strerror}") from None
         try:
             (count,) = _COUNT.unpack_from(content)
-            # Even the smallest entry has 16 bytes: what claims more entries than that is not walked through.
+            # Even the smallest entry has 16 bytes, so a larger count is wrong and need not be followed.
             end = end_of(content, count) if count <= len(content) // 16 else -1
         except (struct.error, IndexError, ValueError, OverflowError):
             end = -1
@@ -47,7 +46,7 @@ def check_binary(model: Path) -> None:
 
 
 def _end_of_cameras(content: bytes, count: int) -> int:
-    """Where the last entry ends: id, model, width, height, parameters."""
+    """Offset of the end of the last camera. An entry has id, model, width, height and parameters."""
     at = 8
     for _ in range(count):
         (model,) = _INT.unpack_from(content, at + 4)
@@ -58,7 +57,7 @@ def _end_of_cameras(content: bytes, count: int) -> int:
 
 
 def _end_of_images(content: bytes, count: int) -> int:
-    """Id, pose, camera, name and its zero, points as x, y and id."""
+    """Offset of the end of the last image: id, pose, camera, name and its zero, points as x, y and id."""
     at = 8
     for _ in range(count):
         at = content.index(0, at + 64) + 1
@@ -67,7 +66,7 @@ def _end_of_images(content: bytes, count: int) -> int:
 
 
 def _end_of_points(content: bytes, count: int) -> int:
-    """Id, position, colour, error, track of pairs."""
+    """Offset of the end of the last point: id, position, colour, error, track of pairs."""
     at, unpack = 8, _COUNT.unpack_from
     for _ in range(count):
         at += 51 + 8 * unpack(content, at + 43)[0]
@@ -75,7 +74,7 @@ def _end_of_points(content: bytes, count: int) -> int:
 
 
 def _end_of_rigs(content: bytes, count: int) -> int:
-    """Id, number of sensors, the first one, the others with a pose where they have one."""
+    """Offset of the end of the last rig: id, number of sensors, the first one, the others with an optional pose."""
     at = 8
     for _ in range(count):
         (sensors,) = _INT.unpack_from(content, at + 4)
@@ -88,7 +87,7 @@ def _end_of_rigs(content: bytes, count: int) -> int:
 
 
 def _end_of_frames(content: bytes, count: int) -> int:
-    """Id, rig, pose, number of images, and of each the sensor and the id."""
+    """Offset of the end of the last frame: id, rig, pose, number of images, and sensor and id of each."""
     at = 8
     for _ in range(count):
         (images,) = _INT.unpack_from(content, at + 64)

@@ -52,7 +52,7 @@ def depth_map(frame: dict[str, Any], folder: Path, photo: Photo, view: View, uni
     rows = np.arange(view.height) * values.shape[0] // view.height
     columns = np.arange(view.width) * values.shape[1] // view.width
     depth = (unit * values[rows[:, None], columns].astype(np.float64)).astype(np.float32)
-    # What is not a number or not in front of the camera is unknown.
+    # Depths that are not finite or not in front of the camera are unknown.
     return torch.from_numpy(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0)))
 
 

@@ -15,13 +15,13 @@ from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fi
 from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.trainer import pictures
 
-#: Extensions of images, tried where a name has none, or another one than the file.
+#: Extensions of images, which are tried if a name has none or a file has another one.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
 
 
 @contextmanager
 def _scene_errors() -> Iterator[None]:
-    """A picture that does not read is a fault of its scene."""
+    """Turns the error of a picture that does not read into a SceneError."""
     try:
         yield
     except pictures.PictureError as broken:
@@ -39,7 +39,7 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file, whose pixels are not decoded."""
+    """(width, height) of an image file. Its pixels are not decoded."""
     with _scene_errors(), pictures.opened(path) as file:
         return file.size
 
@@ -59,7 +59,7 @@ def find_image(file: Path) -> Path | None:
 
 
 def check_found(files: Sequence[Path], found: Sequence[Path | None], where: str, notes: list[str]) -> None:
-    """Notes which images are left out since they are missing.
+    """Adds a note on images that are left out because they are missing.
 
     Raises:
         SceneError: At least half of them are missing; the message names the first.
@@ -90,7 +90,7 @@ def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
         else:
             rgba = np.asarray(file.convert("RGBA"))
             layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
-    # Colours that are the same everywhere say nothing where the alpha channel varies.
+    # If the colours are constant and the alpha channel varies, the mask is in the alpha channel.
     if len(layers) == 2 and np.ptp(layers[0]) == 0 and np.ptp(layers[1]) > 0:
         del layers[0]
     mask = np.logical_and.reduce([layer > threshold * layer.max() for layer in layers])
@@ -171,6 +171,6 @@ def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple
         color = np.concatenate([color, alpha[..., :1]], axis=2)
     if mask is not None:
         warped, _ = warp(mask.astype(np.uint8) * 255)
-        # A pixel that mixes valid and masked ones is masked.
+        # A pixel that mixes valid and masked pixels is masked.
         mask = warped[..., 0] == 255
     return color, mask, pinhole

@@ -10,7 +10,7 @@ import numpy as np
 
 from splat_ssim.scene.data.scene import SceneError
 
-#: Lens models we undo, by COLMAP's name; the first two have no distortion.
+#: Lens models that are undistorted, by COLMAP's names. The first two have no distortion.
 CAMERA_MODELS = (
     "PINHOLE",
     "SIMPLE_PINHOLE",
@@ -24,15 +24,15 @@ CAMERA_MODELS = (
     "RADIAL_FISHEYE",
     "THIN_PRISM_FISHEYE",
 )
-#: A pose's axes may be this far from orthogonal: files are written with few digits.
+#: Largest deviation of a pose's axes from orthogonal ones, because files are written with few digits.
 _SKEW = 0.02
-#: Lengths of the axes that differ from 1 by less are rounding.
+#: Largest deviation of an axis' length from 1 that counts as rounding.
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Pinhole:
-    """A camera without distortion, in pixels; it has what make_view asks of a pycolmap.Camera."""
+    """A camera without distortion, in pixels. It has the attributes of a pycolmap.Camera that make_view needs."""
 
     width: int
     height: int
@@ -45,7 +45,7 @@ class Pinhole:
 
     @property
     def params(self) -> list[float]:
-        """In COLMAP's order."""
+        """Focal lengths and centre, in COLMAP's order."""
         return [self.focal_x, self.focal_y, self.center_x, self.center_y]
 
     def calibration_matrix(self) -> np.ndarray:
@@ -98,7 +98,7 @@ def check_camera(camera: Any, where: str) -> None:
     if min(camera.width, camera.height) < 1:
         raise SceneError(f"{where}: required a camera of a positive size, got {camera.width}x{camera.height}")
     K, params = camera.calibration_matrix(), np.asarray(camera.params)
-    # Beyond float32 a number is as good as infinite.
+    # Numbers beyond the range of float32 count as infinite.
     if not (np.abs(params) < np.finfo(np.float32).max).all():
         raise SceneError(f"{where}: required finite camera parameters, got {' '.join(f'{v:g}' for v in params)}")
     if min(K[0, 0], K[1, 1]) <= 0:

@@ -57,7 +57,7 @@ def load_nerfstudio(
     photos = []
     for index, file, reduce in there:
         frame, where = frames[index], f"{path}: frame {index}"
-        # Of an image that is reduced already, the size in full is the file's times the factor.
+        # The full size of an image that is already reduced is the file's size times the factor.
         whole = factor if reduce == 1 else 1
         width, height = (whole * pixels for pixels in image_size(file))
         camera = read_camera(merged(content, frame), where, (width, height))
@@ -99,7 +99,7 @@ def _read_reduced(file: Path, factor: int) -> np.ndarray:
 
 
 def _reduced(file: Path, folder: Path, factor: int) -> tuple[Path | None, int]:
-    """The file to read and by how much to reduce it still: images_4/a.png stands for images/a.png at factor 4."""
+    """The file to read and the remaining factor: at factor 4, images_4/a.png stands for images/a.png."""
     if factor > 1 and file.parent.name == "images":
         ready = find_image(file.parent.parent / f"images_{factor}" / file.name)
         if ready is not None:
@@ -178,7 +178,7 @@ def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarr
 
 
 def _colors(vertices: dict[str, np.ndarray], cloud: Path) -> np.ndarray | None:
-    """(N, 3) float32 in [0, 1] of red, green, blue under one of their names, or None where there are none."""
+    """(N, 3) float32 colours in [0, 1], from red, green and blue under one of their names, or None without them."""
     names = next((names for names in _COLORS if set(names) <= set(vertices)), None)
     if names is None:
         return None
@@ -188,9 +188,9 @@ def _colors(vertices: dict[str, np.ndarray], cloud: Path) -> np.ndarray | None:
     if names[0] == "f_dc_0":
         colors = 0.5 + SH0 * colors
     elif colors.dtype.kind == "f":
-        # Floating-point colours are in [0, 1], or bytes that were stored so.
+        # Floating-point colours are in [0, 1], or are bytes stored as floats.
         colors = colors / (255.0 if colors.max() > 1 else 1.0)
     else:
-        # The greatest value of the type: 255 of a byte, 65535 of 16 bits.
+        # Divide by the largest value of the type: 255 for bytes, 65535 for 16 bits.
         colors = colors / float(np.iinfo(colors.dtype).max if colors.dtype.itemsize <= 2 else 255)
     return colors.astype(np.float32).clip(0, 1)

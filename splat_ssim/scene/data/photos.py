@@ -1,4 +1,4 @@
-"""From image files to views: decoded in parallel, lens distortion undone, kept in memory or in a cache on disk."""
+"""Makes views of image files: decodes them in parallel, undistorts them, and keeps them in memory or on disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from splat_ssim.scene.data.images import image_size, make_view, mask_of_size, re
 from splat_ssim.scene.data.scene import LateImage, SceneError, View
 from splat_ssim.trainer.device import available_memory
 
-#: Images beyond this share of the memory that is free are kept on disk.
+#: Images that take more than this fraction of the free memory are kept on disk.
 MEMORY_SHARE = 0.5
-#: Changes whenever the same files become other bytes.
+#: Version of the cache. It changes whenever the same files would give other bytes.
 _VERSION = 1
 
 
@@ -70,12 +70,12 @@ class Photo:
 
     @property
     def nbytes(self) -> int:
-        """What it takes decoded, at most."""
+        """Largest number of bytes that it takes when decoded."""
         width, height = image_size(self.file)
         return width * height * (4 + (self.mask is not None)) // self.factor**2
 
     def key(self) -> str:
-        """Names what it becomes: changes where a file, its camera or how it is read does."""
+        """Key of the decoded view in the cache. It changes if a file, the camera or the way of reading changes."""
         camera = self.camera
         parts: list[Any] = [_VERSION, self.factor, camera.model_name, camera.width, camera.height, list(camera.params)]
         for file in (self.file, self.mask):
@@ -130,7 +130,7 @@ def _in_parallel(read: Callable[[Photo], View], photos: Sequence[Photo]) -> list
 
 
 def _late(photo: Photo, background: tuple[float, float, float]) -> View:
-    """The view, whose image is read from its file when it is asked for."""
+    """The view with an image that is decoded from its file whenever it is needed."""
     view, key = photo.view(background), photo.key()
 
     def decode() -> Tensor:
@@ -145,14 +145,14 @@ def _late(photo: Photo, background: tuple[float, float, float]) -> View:
 
 
 def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -> View:
-    """The view with image and mask on disk, written there if they are not."""
+    """The view with image and mask on disk. They are written first if they are not there."""
     folder = cache / photo.key()
     if not (folder / "K.npy").is_file():
         view = photo.view(background)
         _save(folder / "image.npy", view.image)
         if view.mask is not None:
             _save(folder / "mask.npy", view.mask)
-        _save(folder / "K.npy", view.K)  # last: it says that the others are whole
+        _save(folder / "K.npy", view.K)  # written last, as a sign that the other files are complete
     return View(
         name=photo.name,
         viewmat=torch.tensor(photo.viewmat, dtype=torch.float64),
@@ -169,5 +169,5 @@ def _save(path: Path, tensor: Tensor) -> None:
 
 
 def _mapped(path: Path) -> Tensor:
-    """A tensor whose pages the system reads when they are touched, and drops when memory is short."""
+    """A memory-mapped tensor: the system reads its pages when they are used and drops them when memory is short."""
     return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -1,4 +1,4 @@
-"""Where a scene lies and how large it is: outlying cameras, the origin of its coordinates, what cameras look at."""
+"""Position and size of a scene: outlying cameras, the origin of its coordinates, and what cameras look at."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from splat_ssim.scene.data.scene import View
 
-#: A camera is an outlier beyond this multiple of the distance within which three quarters of them are.
+#: A camera is an outlier beyond this multiple of the third quartile of the cameras' distances.
 _OUTLIER = 5.0
-#: Coordinates are centred where they are this many extents from 0: float32 then loses a hundred thousandth of one.
+#: Coordinates are centred if they are this many extents from 0, where float32 loses 1/100,000 of an extent.
 _FAR = 100.0
 
 
@@ -41,12 +41,12 @@ def extent_of(centers: Tensor) -> float:
     """1.1 times the largest distance of an ordinary camera from their mean; 1 where they are at one place."""
     centers = centers[ordinary(centers)]
     extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
-    # A single camera, or several at one place, leave no length to measure by.
+    # A single camera, or several at one place, define no length.
     return extent if extent > 0 else 1.0
 
 
 def choose_offset(centers: Tensor) -> tuple[float, float, float]:
-    """What to subtract from all coordinates so that float32 holds them: 0 unless the scene is far from the origin.
+    """The offset to subtract from all coordinates so that float32 is precise: 0 unless the scene is far from 0.
 
     Args:
         centers: (N, 3) float64 positions of all cameras.
@@ -67,7 +67,7 @@ def moved_viewmat(viewmat: Tensor, offset: Sequence[float]) -> Tensor:
 
 def nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
     """(3,) point nearest to all rays from `centers` (N, 3) along unit `directions` (N, 3), in least squares."""
-    # Σ (I - d dᵀ) x = Σ (I - d dᵀ) c; the small multiple of I settles parallel rays: a point near the cameras.
+    # Σ (I - d dᵀ) x = Σ (I - d dᵀ) c. For parallel rays, the small multiple of I selects a point near the cameras.
     projections = torch.eye(3, dtype=centers.dtype) - directions[:, :, None] * directions[:, None]
     system = projections.sum(0) + 1e-6 * len(centers) * torch.eye(3, dtype=centers.dtype)
     right = (projections @ centers[..., None]).sum(0) + 1e-6 * centers.sum(0)[:, None]
@@ -91,7 +91,7 @@ def looked_at(views: Sequence[View]) -> tuple[np.ndarray, float] | None:
     offsets = point - centers
     depths = (offsets * forward).sum(1)
     aside = (offsets - depths[:, None] * forward).norm(dim=1)
-    # Cameras side by side, or that look outwards, have no such point.
+    # Cameras side by side, or cameras that look outwards, have no such point.
     spread = float((centers - centers.mean(0)).norm(dim=1).max())
     if depths.median() <= 0 or aside.median() > 0.5 * depths.median() or spread < 0.05 * float(depths.median()):
         return None

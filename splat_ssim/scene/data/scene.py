@@ -1,4 +1,4 @@
-"""What a reader of scenes returns."""
+"""The views and the scene that readers return."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LateImage:
 
 
 class _Image:
-    """The attribute `image` of a view: a tensor, also where a `LateImage` was assigned."""
+    """The attribute `image` of a view: always a tensor, even if a `LateImage` was assigned."""
 
     def __get__(self, view: View | None, owner: type[View]) -> Tensor:
         if view is None:  # dataclass asks the class whether the field has a default
@@ -65,7 +65,7 @@ class View:
     mask: Tensor | None = None
     #: RGB in [0, 1] behind a transparent image.
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    #: Which of the training views this is; -1 for any other camera.
+    #: Index among the training views; -1 for any other camera.
     index: int = -1
     #: (H, W) float32 depth along the camera's z axis in the scene's unit, 0 where unknown, or None.
     depth: Tensor | None = None
@@ -84,7 +84,7 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, channels) of the image, which is not decoded for it."""
+        """(H, W, channels) of the image, without decoding it."""
         stored: Tensor | LateImage = vars(self)["stored_image"]
         return tuple(stored.shape)
 
@@ -95,12 +95,12 @@ class View:
 
     @property
     def height(self) -> int:
-        """Pixels downwards."""
+        """Number of pixel rows."""
         return self.shape[0]
 
     @property
     def width(self) -> int:
-        """Pixels to the right."""
+        """Number of pixel columns."""
         return self.shape[1]
 
     @property
@@ -142,11 +142,11 @@ class View:
                 f"got {self.height}x{self.width}"
             )
         pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
-        # A pixel counts where all that it is made of does.
+        # A reduced pixel counts if all pixels of its box do.
         mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
         K = self.K.clone()
         K[:2] /= factor
-        # A depth in the middle of a box: the mean of a near and a far one is neither.
+        # Take a depth in the middle of the box, because the mean of a near and a far depth is neither.
         middle = slice(factor // 2, None, factor)
         depth = None if self.depth is None else self.depth[middle, middle][: pixels.shape[0], : pixels.shape[1]]
         sparse = (
@@ -169,11 +169,11 @@ class Scene:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Corners of the box that holds the scene, where the format promises one (Blender: [-1.3, 1.3] cubed).
     box: tuple[Sequence[float], Sequence[float]] | None = field(default=None)
-    #: Whether that box was asked for, so that no other takes its place.
+    #: Whether the user asked for that box, so that no other replaces it.
     box_is_given: bool = False
     #: Name of the format.
     format: str = ""
-    #: How views were split.
+    #: How views were split into training and test views, in words.
     split: str = ""
     #: What was left out, cut or assumed, a line each.
     notes: list[str] = field(default_factory=list)
@@ -205,12 +205,12 @@ class Scene:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What was chosen of the coordinates when the scene was read, by which `load_scene` reads it alike again."""
+        """The choice of coordinates when the scene was read. `load_scene` can repeat it."""
         return {"offset": list(self.offset), "model": self.model}
 
 
 def split_words(test_every: int) -> str:
-    """What `split_views` does, in words."""
+    """Describes what `split_views` does."""
     return f"split by test_every {test_every}" if test_every else "all to train on"
 
 

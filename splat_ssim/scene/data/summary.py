@@ -1,4 +1,4 @@
-"""What was read of a scene, in three lines."""
+"""Describes a scene that was read, in three lines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def summary(scene: Scene, start: str) -> list[str]:
     """Three lines: format, views and split; masks, transparency and start; memory and the unit of length.
 
     Args:
-        scene: As of `load_scene`.
-        start: What Gaussians start from.
+        scene: Scene of `load_scene`.
+        start: Words on what Gaussians start from.
     """
     views = [*scene.train, *scene.test]
     masks, transparent = sum(v.mask is not None for v in views), sum(v.is_transparent for v in views)

@@ -12,7 +12,7 @@ import numpy as np
 from splat_ssim.scene.data.lens import Pinhole, check_pose
 from splat_ssim.scene.data.scene import SceneError, shortened
 
-#: What camera_model may be.
+#: Allowed values of camera_model.
 MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV")
 #: Names of the distortion of the models that a file may ask for, in COLMAP's order.
 _DISTORTION = {
@@ -20,7 +20,7 @@ _DISTORTION = {
     "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
     "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
 }
-#: Keys that say a focal length; a frame that has one does without those of the file.
+#: Keys that give a focal length. If a frame has one of them, the file's are ignored.
 _FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 
 
@@ -72,7 +72,7 @@ def read_frames(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[
 
 
 def with_slashes(path: str) -> str:
-    """A path of a file that may have been written on Windows."""
+    """A path from a file that may have been written on Windows, with slashes."""
     return path.replace("\\", "/")
 
 
@@ -112,7 +112,7 @@ def frame_mask(frame: dict[str, Any], folder: Path, where: str) -> Path | None:
 
 
 def merged(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
-    """The camera fields of a frame over those of the file."""
+    """The camera fields of the file, overridden by those of the frame."""
     if any(key in frame for key in _FOCAL):
         content = {key: value for key, value in content.items() if key not in _FOCAL}
     return {**content, **frame}
@@ -150,7 +150,7 @@ def read_camera(fields: dict[str, Any], where: str, size: tuple[int, int]) -> An
 
 
 def _focal_lengths(fields: dict[str, Any], where: str, width: float, height: float) -> tuple[float, float]:
-    """Along x and y, in pixels: each of the length or the angle; where only one is known, both are equal."""
+    """Focal lengths along x and y in pixels, each from the length or the angle. If one is unknown, both are equal."""
     found: list[float | None] = []
     for axis, pixels in (("x", width), ("y", height)):
         if f"fl_{axis}" in fields:
@@ -166,7 +166,7 @@ def _focal_lengths(fields: dict[str, Any], where: str, width: float, height: flo
         else:
             found.append(None)
     focal_x, focal_y = found
-    # A length in y beside an angle in x alone: pixels are square unless both are said.
+    # The file may give a length in y and an angle in x. Pixels are square unless both axes are given.
     if focal_x is None and focal_y is None:
         raise SceneError(f"{where}: required a number 'camera_angle_x' or 'fl_x', got None")
     return (focal_x or focal_y or 0.0), (focal_y or focal_x or 0.0)
@@ -186,7 +186,7 @@ def _distortion(fields: dict[str, Any], where: str) -> tuple[str, list[float]]:
     names = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
     values = {name: read_number(fields, name, where, 0.0) for name in names}
     if model not in ("OPENCV_FISHEYE", "FULL_OPENCV"):
-        # The simpler models are OPENCV with terms that are zero, and k3 is a term of FULL_OPENCV.
+        # The simpler models are OPENCV with some terms 0. Only FULL_OPENCV has k3.
         model = "FULL_OPENCV" if values["k3"] else "OPENCV"
         for name in ("k4", "k5", "k6"):
             if values[name]:
