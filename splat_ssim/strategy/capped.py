@@ -99,7 +99,7 @@ class CappedStrategy(Strategy):
         """Call after `loss.backward()` and the optimisers: gathers gradients and, at an event, recycles and grows."""
         if step == self.refine_stop_iter and self.final_prune > 0:
             self._prune_least_seen(params, optimizers)
-            # Of the Gaussians before. Nothing asks for it any more, and a checkpoint with it would be refused.
+            # The sum belongs to the Gaussians before pruning. Nothing needs it, and a checkpoint with it is refused.
             state["grad2d"] = None
         if step >= self.refine_stop_iter:
             return
@@ -109,7 +109,7 @@ class CappedStrategy(Strategy):
         # In half images, so that views of different sizes weigh alike. The sum, not the mean over the views that saw
         # a Gaussian: what many views ask for comes first.
         gradient = info["means2d"].grad.clone()
-        # By numbers: a tensor of them would have to be uploaded.
+        # Multiply by Python numbers, because a tensor of them would have to be uploaded.
         gradient[..., 0] *= info["width"] / 2
         gradient[..., 1] *= info["height"] / 2
         gradient = gradient.norm(dim=-1)  # [C, N] or [nnz]
@@ -140,7 +140,7 @@ class CappedStrategy(Strategy):
         assert self.score_views is not None
         seen = torch.stack([stats.contribution for stats in self.score_views(self.num_views)]).sum(0)
         count = len(params["means"])
-        # In their old order: only the number changes.
+        # Keep the old order.
         kept = seen.topk(count - int(self.final_prune * count)).indices.sort().values
         replace_parameters(params, optimizers, lambda name, values: values[kept], lambda moment: moment[kept])
 
@@ -152,7 +152,7 @@ class CappedStrategy(Strategy):
         offset = 0.5 * scales.gather(1, longest).exp() * axis.squeeze(-1)  # [K, 3]
         shrink = torch.zeros_like(scales).scatter_(1, longest, math.log(self.split_shrink))
         opacity = torch.sigmoid(params["opacities"].detach()[parents])
-        # Two of opacity 1 - sqrt(1 - o) cover what one of o does where they overlap; apart, each needs o itself.
+        # Where they overlap, two of opacity 1 - sqrt(1 - o) cover as much as one of o. Apart, each needs o itself.
         overlapping = (1 - (1 - opacity.clamp(max=0.99)).sqrt()).clamp(0.01, 0.95)
         shared = torch.logit(0.5 * (opacity + overlapping), eps=1e-6)
         replaced = len(recycled)

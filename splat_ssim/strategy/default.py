@@ -41,7 +41,7 @@ class DefaultStrategy(gsplat.DefaultStrategy):
 
 @functools.cache
 def gsplat_resets_opacity() -> bool:
-    """Whether the installed gsplat's DefaultStrategy resets opacities when it should: one Gaussian is tried."""
+    """Whether the installed gsplat's DefaultStrategy resets opacities when it should, tested on one Gaussian."""
     strategy = gsplat.DefaultStrategy(refine_start_iter=10, refine_stop_iter=10, reset_every=2)
     values = {"means": (1, 3), "scales": (1, 3), "quats": (1, 4), "opacities": (1,)}
     params = {name: torch.nn.Parameter(torch.full(shape, 3.0)) for name, shape in values.items()}

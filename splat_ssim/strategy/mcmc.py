@@ -50,7 +50,7 @@ class MCMCStrategy(gsplat.MCMCStrategy):
             opacities = torch.sigmoid(params["opacities"]).flatten()
             dead = torch.where(opacities <= self.min_opacity)[0]
             alive = torch.where(opacities > self.min_opacity)[0]
-            # A twentieth more, at least one: of few Gaussians too there become many.
+            # Grow by 5%, but by at least one, so that a few Gaussians can become many.
             grown = max(int(1.05 * len(opacities)), len(opacities) + 1)
             added = max(0, min(self.cap_max, grown) - len(opacities))
             if len(alive) > 0 and len(dead) + added > 0:
@@ -59,7 +59,7 @@ class MCMCStrategy(gsplat.MCMCStrategy):
         params["means"].add_(position_noise(params, scaler))
 
     def _relocate(self, params: Params, optimizers: Optimizers, alive: Tensor, dead: Tensor, added: int) -> None:
-        """Copies of Gaussians drawn by opacity take the places of `dead` and are appended."""
+        """Draws Gaussians by opacity. Their copies replace those of `dead` and are appended."""
         opacities = torch.sigmoid(params["opacities"].detach()).flatten()
         chosen = alive[torch.multinomial(opacities[alive], len(dead) + added, replacement=True)]
         copies = torch.bincount(chosen, minlength=len(opacities))[chosen] + 1
@@ -107,7 +107,7 @@ def relocation(opacities: Tensor, scales: Tensor, copies: Tensor, max_copies: in
         tensor([0.5000])
     """
     copies = copies.clamp(1, max_copies)
-    # Alternating sums of binomials cancel: float64 loses less than 1e-6 at 51 copies of opacities up to 0.99.
+    # Alternating sums of binomials cancel. With 51 copies of opacities up to 0.99, float64 loses less than 1e-6.
     opacity = opacities.double()
     new_opacity = 1 - (1 - opacity) ** (1 / copies.double())
     largest = int(copies.max()) if len(copies) else 1

@@ -87,7 +87,7 @@ class TamingStrategy(Strategy):
         if self.high_opacity_start is None:
             self.high_opacity_start = self.refine_stop_iter
         if self.high_opacity != "off" and self.high_opacity_start < self.refine_stop_iter:
-            # Scores, pruning and resets read logits.
+            # Scores, pruning and resets expect logits.
             raise ValueError(
                 f"high_opacity_start must not come before refine_stop_iter ({self.refine_stop_iter}), "
                 f"got {self.high_opacity_start}"
@@ -154,7 +154,7 @@ class TamingStrategy(Strategy):
             reset_opa(params=params, optimizers=optimizers, state=state, value=self.reset_opacity)
 
     def _turn_opacities(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
-        """From logits to the opacities themselves, at which nothing changes in the picture."""
+        """Replaces logits by the opacities themselves, which does not change the picture."""
         replace_parameters(
             params,
             optimizers,
@@ -162,7 +162,7 @@ class TamingStrategy(Strategy):
             new_moments=torch.zeros_like,
             names=("opacities",),
         )
-        # Without a gradient no optimiser moves it, whichever tensor it holds: what the released code comes to.
+        # Without a gradient, no optimiser changes the opacities. The released code has the same effect.
         params["opacities"].requires_grad_(self.high_opacity == "intended")
         state["opacity_activation"] = "absolute"
 
@@ -175,7 +175,7 @@ class TamingStrategy(Strategy):
         zero_state(state, ("grad2d", "count"), len(means), means.device)
 
     def _trim_start(self, params: Params, optimizers: Optimizers, state: dict[str, Any]) -> None:
-        """A start larger than the budget is sampled down to it, once."""
+        """If a run starts with more Gaussians than the budget, draws as many as the budget, once."""
         means = params["means"]
         mask = torch.zeros(len(means), dtype=torch.bool, device=means.device)
         mask[torch.randperm(len(means), device=means.device)[: state["trim"]]] = True
@@ -193,18 +193,18 @@ class TamingStrategy(Strategy):
             state["grad2d"].index_add_(0, ids, lengths)
             state["count"].index_add_(0, ids, torch.ones_like(lengths))
             return
-        # Selected, not indexed: on a device the number of visible ones would have to be waited for.
+        # torch.where instead of indexing, which would wait for the device to count the visible ones.
         visible = (info["radii"] > 0).all(dim=-1)  # [C, N]
         state["grad2d"] += torch.where(visible, lengths, 0).sum(0)
         state["count"] += visible.sum(0)
 
     def _densify(self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int, target: int) -> None:
-        # These ride along in the state, so that gsplat's operations keep them aligned with the Gaussians they change.
+        # These are kept in the state, so that gsplat's operations keep them aligned with the Gaussians.
         state["gradient"] = state["grad2d"] / state["count"].clamp_min(1)
         state["score"] = self._score(params, state["gradient"])
         self._prune(params, optimizers, state, step)
         self._remove_excess(params, optimizers, state, target)
-        # One round at most doubles the number; the first events of a large budget need more than that.
+        # A round at most doubles the number, and the first events of a large budget need more than that.
         while len(params["means"]) < target:
             self._grow(params, optimizers, state, target)
         del state["gradient"], state["score"]
@@ -227,7 +227,7 @@ class TamingStrategy(Strategy):
         if step > self.reset_every:
             largest = torch.exp(params["scales"]).amax(dim=-1)
             candidates |= largest > self.prune_scale3d * state["scene_scale"]
-        # The draw is over all Gaussians, so a candidate that matters little among them is likely to go.
+        # Draw from all Gaussians, so that a candidate of low importance is likely to be removed.
         draws = int(self.prune_fraction * int(candidates.sum()))
         mask = _draw(1 / (1e-6 + state["score"]), draws) & candidates
         if bool(mask.all()):
@@ -236,14 +236,14 @@ class TamingStrategy(Strategy):
             remove(params=params, optimizers=optimizers, state=state, mask=mask)
 
     def _remove_excess(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
-        """More Gaussians than the curve allows can only come from outside; those of low score are likely to go."""
+        """Removes random Gaussians beyond the curve, preferably of low score. Only changes from outside add such."""
         excess = len(params["means"]) - target
         if excess > 0:
             mask = _draw(1 / (1e-6 + state["score"]), excess)
             remove(params=params, optimizers=optimizers, state=state, mask=mask)
 
     def _grow(self, params: Params, optimizers: Optimizers, state: dict[str, Any], target: int) -> None:
-        """One round: clones and splits, each netting one Gaussian, at most one for each there is."""
+        """One round of clones and splits. Each adds one Gaussian, and each Gaussian is used at most once."""
         count = len(params["means"])
         growth = min(target - count, count)
         qualified = state["gradient"] >= self.grow_grad2d
@@ -254,7 +254,7 @@ class TamingStrategy(Strategy):
         clones = from_qualified * num_clone // max(num_clone + num_split, 1)
         chosen = _draw(torch.where(clone_set, state["score"], 0), clones, clone_set)
         chosen |= _draw(torch.where(split_set, state["score"], 0), from_qualified - clones, split_set)
-        # Where too few qualify, the rest of the growth goes by score to those that do not.
+        # If too few qualify, the rest is drawn by score from those that do not.
         chosen |= _draw(torch.where(qualified, 0, state["score"]), growth - from_qualified, ~qualified)
         cloned, divided = chosen & small, chosen & ~small
         num_cloned = int(cloned.sum())
