@@ -1,21 +1,21 @@
-"""Errors that are what the original raises and what a caller's mistake is here."""
+"""Errors of two types at once: the type that the original raises, and the one that this package uses for mistakes."""
 
 
 class UnsupportedOptionError(NotImplementedError, ValueError):
-    """An option whose value the original refuses by NotImplementedError."""
+    """The original refuses the option's value with a NotImplementedError."""
 
 
 class RefusedValueError(AssertionError, ValueError):
-    """A value that the original refuses by an assertion."""
+    """The original refuses the value with an assertion."""
 
 
 class RefusedRuntimeError(RuntimeError, ValueError):
-    """A value that the original refuses by a RuntimeError, of its own or of a torch operation in it."""
+    """The original refuses the value with a RuntimeError, its own or that of a torch operation."""
 
 
 class RefusedTypeError(AttributeError, TypeError):
-    """What is no tensor: the original fails by reading an attribute that it lacks."""
+    """The value is not a tensor. The original fails when it reads an attribute that the value lacks."""
 
 
 class RefusedZeroDivisionError(ZeroDivisionError, ValueError):
-    """A value by which the original divides by zero."""
+    """With this value, the original divides by zero."""

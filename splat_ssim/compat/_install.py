@@ -1,4 +1,4 @@
-"""`install` and `uninstall`: put our modules, functions and classes in the place of another package's.
+"""`install` and `uninstall`: replace another package's modules, functions and classes by ours, and restore them.
 
 A package that has not been imported is replaced by our modules in `sys.modules`. If it has been imported, its functions
 and classes are replaced in each of its modules, so that code that holds such a module gets ours too.
@@ -13,10 +13,10 @@ from collections.abc import Callable, MutableMapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-#: What stands for an entry that was not there.
+#: Stands for an entry that did not exist.
 _ABSENT: Any = object()
 
-#: The modules of the packages that are replaced whole, and ours for each.
+#: Module of a package that is replaced as a whole -> our module.
 _MODULES = {
     "fused_ssim": {"fused_ssim": "fused_ssim"},
     "fused_ssim3d": {"fused_ssim3d": "fused_ssim3d"},
@@ -26,7 +26,7 @@ _MODULES = {
 
 
 class _Part(NamedTuple):
-    """What of an installed package is replaced: the names that a module of ours offers."""
+    """The part of an installed package that is replaced: the names that our modules offer."""
 
     #: Modules of `splat_ssim.compat`.
     ours: tuple[str, ...]
@@ -47,7 +47,7 @@ _NAMES = (*_MODULES, *_PARTS)
 
 
 class _Change(NamedTuple):
-    """An entry of `sys.modules` or of a module's namespace: what was there, and what is there now."""
+    """A changed entry of `sys.modules` or of a module's namespace, with its old and its new value."""
 
     entries: MutableMapping[str, Any]
     key: str
@@ -59,7 +59,7 @@ _installed: dict[str, list[_Change]] = {}
 
 
 def install(*names: str) -> None:
-    """Puts ours in the place of each package named.
+    """Replaces each named package by ours.
 
     "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced as a whole, and need not be installed.
     "gsplat", "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed. The functions and classes of
@@ -131,7 +131,7 @@ def _restore(name: str) -> None:
             change.entries[change.key] = change.before
 
 
-#: Yields (entries, key, ours) when it is called. What can fail has been done before.
+#: Returns the changes (entries, key, ours) when it is called. Everything that can fail has been done before.
 _Plan = Callable[[], list[tuple[MutableMapping[str, Any], str, Any]]]
 
 
@@ -165,14 +165,14 @@ def _plan_part(name: str) -> _Plan:
 
     def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
         found = [change for package in part.packages for ours in modules for change in _replacements_in(package, ours)]
-        # Once each: a package may lie in another that is listed too.
+        # Only one change for each entry, because a listed package may be inside another one.
         return list({(id(entries), key): (entries, key, value) for entries, key, value in found}.values())
 
     return replacements
 
 
 def _installed_part(name: str) -> _Part:
-    """What is replaced of the version that is installed."""
+    """The part to replace in the installed version."""
     if name == "kornia":
         return _PARTS[name]._replace(ours=(_kornia_module(),))
     if name == "gsplat" and importlib.util.find_spec("gsplat.losses") is None:
@@ -181,7 +181,7 @@ def _installed_part(name: str) -> _Part:
 
 
 def _kornia_module() -> str:
-    """The module of ours for the kornia that is installed."""
+    """The name of our module for the installed version of kornia."""
     kornia = importlib.import_module("kornia")
     try:
         version = tuple(int(part) for part in kornia.__version__.split(".")[:2])

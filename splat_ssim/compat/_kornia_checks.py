@@ -12,7 +12,7 @@ from splat_ssim.compat._options import number
 
 
 def setting(name: str, value: object) -> float:
-    """A number, typed as torch.jit.script takes it, although a tensor may stay one: see `number`."""
+    """Reads a number, see `number`. It has the type that torch.jit.script expects, although it may stay a tensor."""
     return cast(float, number(name, value))
 
 
@@ -20,7 +20,7 @@ def float_dtype(img1: Tensor, img2: Tensor) -> torch.dtype:
     """The dtype of a loss on two images: torch's default dtype where both hold integers."""
     if img1.is_floating_point() or img2.is_floating_point():
         return torch.promote_types(img1.dtype, img2.dtype)
-    # torch.compile knows the one, torch.jit.script the other.
+    # torch.compile supports only one of these two calls, torch.jit.script only the other.
     if torch.jit.is_scripting():
         return torch.result_type(img1, 1.0)
     return torch.get_default_dtype()

@@ -40,7 +40,7 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
         if isinstance(max_val, Tensor) and max_val.is_floating_point():
             dtype = torch.promote_types(dtype, max_val.dtype)
     mse = F.mse_loss(wide(image), wide(target))
-    # Tensors for the numbers: torch promotes the tangent of a tensor without axes times a number to float64.
+    # Use tensors instead of numbers, because torch promotes the tangent of (0-dim tensor · number) to float64.
     top = max_val * max_val * torch.ones_like(mse)
     return (torch.full_like(mse, 10.0) * torch.log10(top / mse)).to(dtype)
 
@@ -214,21 +214,21 @@ def geman_mcclure_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none
     """
     difference = _difference(img1, img2, reduction)
     squared = _moderate(difference) ** 2
-    # Two forms of the same, each without cancellation in the gradient where it is taken.
+    # Two forms of the same function, each used where its gradient does not suffer from cancellation.
     small = squared.clamp(max=4.0)
     values = torch.where(squared < 4, 2 * small / (small + 4), 2 - 8 / (squared + 4))
-    # As the original: of an infinite difference it is infinity by infinity.
+    # As in the original, an infinite difference gives infinity divided by infinity.
     values = torch.where(difference.isinf(), torch.nan, values)
     return reduce(values, reduction).to(float_dtype(img1, img2))
 
 
 def _is_large(difference: Tensor) -> Tensor:
-    """Where 1 is lost beside the square of a difference, in float64 too. Below, the square does not overflow."""
+    """True where adding 1 to the square of a difference has no effect, even in float64. No smaller square overflows."""
     return difference.abs() > 1e9
 
 
 def _moderate(difference: Tensor) -> Tensor:
-    """The differences, those that are large cut off."""
+    """The differences, with large ones cut off."""
     return difference.clamp(-1e9, 1e9)
 
 

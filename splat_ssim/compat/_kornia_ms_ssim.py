@@ -1,4 +1,4 @@
-"""What kornia's `MS_SSIMLoss` is made of: windows, and maps of SSIM and of its factors at one sigma."""
+"""Parts of kornia's `MS_SSIMLoss`: windows, and maps of SSIM and of its factors at one sigma."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def masks_of(sigmas: Sequence[float], size: int) -> Tensor:
 
 
 def sigmas_of(masks: Tensor) -> tuple[float, ...] | None:
-    """The sigmas that `masks_of` makes the same windows of, or None."""
+    """The sigmas from which `masks_of` makes these windows, or None if there are none."""
     if masks.device.type != "cpu":
         return None
     found = [_textbook.gaussian_sigma(taps, tolerance=1e-6) for taps in taps_of(masks, masks)]
@@ -34,7 +34,7 @@ def sigmas_of(masks: Tensor) -> tuple[float, ...] | None:
 class Maps:
     """Maps of S and of its factors for two batches of images, zero-padded, by the operators."""
 
-    #: A k1 or k2 so large that the factor it belongs to is 1.
+    #: A value of k1 or k2 that is so large that its factor of S is 1.
     _HUGE = 1e7
 
     def __init__(self, img1: Tensor, img2: Tensor, taps: int, data_range: float, c1: float, c2: float):

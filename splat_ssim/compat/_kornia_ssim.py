@@ -17,7 +17,7 @@ from splat_ssim.ops.ssim import ssim_map
 from splat_ssim.options import SSIMOptions
 
 _SIGMA, _K1, _K2 = 1.5, 0.01, 0.03
-#: dtypes that the kernels read; others are converted to float32, uint8 too: kornia does not divide it by 255.
+#: dtypes that the kernels read. Others are converted to float32, even uint8, because kornia does not divide by 255.
 _READ = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -116,13 +116,13 @@ class Call(NamedTuple):
     window_size: int
     max_val: float
     eps: float
-    #: As `splat_ssim.reference.pad` names it.
+    #: Padding, as `splat_ssim.reference.pad` names it.
     padding: str
-    #: Of the result.
+    #: dtype of the result.
     dtype: torch.dtype
     #: kornia 0.8 rounds the window of volumes to float32, which shows on float64 volumes.
     is_window_rounded: bool
-    #: What the operators take, None where plain torch computes.
+    #: Options for the operators. None if plain torch computes.
     options: SSIMOptions | None
 
 
@@ -183,7 +183,7 @@ def _scalar(name: str, value: object) -> float:
 
 
 def _options(window_size: int, max_val: float, eps: float, padding: str) -> SSIMOptions | None:
-    """The options of the operators where they give kornia's number, else None."""
+    """The options for the operators if these give kornia's numbers, else None."""
     if isinstance(max_val, Tensor) or isinstance(eps, Tensor) or not 0 <= eps < math.inf:
         return None
     if not _textbook.has_kernel(window_size, abs(max_val)):
@@ -212,13 +212,13 @@ def half_dissimilarity(call: Call, reduction: str, share: float = 0.5) -> Tensor
 
 
 def _count(call: Call) -> int:
-    """How many values the map has."""
+    """Number of values of the map."""
     lost = call.window_size - 1 if call.padding == "valid" else 0
     return math.prod((*call.img1.shape[:2], *(side - lost for side in call.img1.shape[2:])))
 
 
 def _dissimilarity(call: Call) -> Tensor:
-    """The map of 1 - S by plain torch, in float32 or float64."""
+    """The map of 1 - S in plain torch, in float32 or float64."""
     before, after = (call.window_size - 1) // 2, call.window_size // 2
     spatial_dims = call.img1.ndim - 2
     wide = torch.float64 if call.dtype == torch.float64 else torch.float32

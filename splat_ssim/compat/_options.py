@@ -11,15 +11,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-#: An option once it is read. It stays a tensor where the result depends on it beyond its value: see `number`.
+#: An option after it was read. It stays a tensor if more than its value matters, such as its gradient: see `number`.
 Number: TypeAlias = float | Tensor
 
 
 def number(name: str, value: object) -> Number:
-    """A number, or a tensor that the caller differentiates or traces.
+    """Reads an option as a number, or keeps it a tensor if the caller differentiates or traces it.
 
-    A tensor of one element becomes a float, which waits for its device. It stays a tensor where it carries a gradient
-    and while torch.compile, torch.jit.trace or a transform of torch.func watches: a float would cut it off.
+    A tensor of one element becomes a float, which waits for its device. It stays a tensor if it carries a gradient, or
+    while torch.compile, torch.jit.trace or a transform of torch.func is active, since a float would drop it from those.
 
     Raises:
         TypeError: The value is neither a number nor a tensor of numbers.
@@ -69,7 +69,7 @@ def integer(name: str, value: object) -> int:
 
 
 def whole(name: str, value: object) -> int:
-    """As `integer`, but a float without a fraction and a bool count too.
+    """As `integer`, but also accepts a bool and a float without a fraction.
 
     Raises:
         TypeError: The value is not a number.
@@ -84,12 +84,12 @@ def whole(name: str, value: object) -> int:
 
 
 def is_positive(*values: Number) -> bool:
-    """Whether all are floats above 0 and finite: what the operators take."""
+    """Whether all are finite floats above 0, as the operators require."""
     return all(isinstance(value, float) and 0 < value < math.inf for value in values)
 
 
 def is_watched(*tensors: Tensor) -> bool:
-    """Whether something follows the operations on these tensors one by one, so that plain torch must compute them."""
+    """Whether something records or transforms the operations on these tensors, so that plain torch must compute."""
     if torch.compiler.is_compiling() or are_kernels_barred():
         return True
     return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What `ssim` and `ms_ssim` of pytorch_msssim are made of: options and images, checked, and the means by channel."""
+"""Parts of pytorch_msssim's `ssim` and `ms_ssim`: checks of options and images, and the means of each channel."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_window(win_size: int, win_sigma: float, win: Tensor | None, data_range:
 
 
 def sigma_of(win: Tensor) -> float | None:
-    """The sigma of a window (C, 1, …, 1, taps) where it is the same Gaussian for each channel, else None."""
+    """The sigma of a window (C, 1, …, 1, taps) if it is the same Gaussian for each channel, else None."""
     if win.requires_grad or win.device.type != "cpu" or win.numel() == 0:
         return None
     per_channel = win.detach().reshape(win.shape[0], -1)
@@ -74,7 +74,7 @@ def check_images(X: Tensor, Y: Tensor, squeeze: bool = True) -> tuple[Tensor, Te
 
 
 def options_of(X: Tensor, window: Window) -> SSIMOptions | None:
-    """The options of the operators where they give the original's number, else None."""
+    """The options for the operators if these give the original's numbers, else None."""
     sides = X.shape[2:]
     if window.sigma is None or X.dtype == torch.float64 or X.numel() == 0 or window.size > min(sides):
         return None

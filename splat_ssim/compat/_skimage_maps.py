@@ -9,7 +9,7 @@ from torch import Tensor
 
 from splat_ssim import reference
 
-#: Pixels of a slab, a quarter of a MiB of float64.
+#: Number of pixels in a slab: a quarter of a MiB in float64.
 _SLAB = 1 << 15
 
 
@@ -21,7 +21,7 @@ class Filter(NamedTuple):
 
     @property
     def radius(self) -> int:
-        """How far the window reaches."""
+        """Radius of the window."""
         return self.size // 2
 
     def valid(self, planes: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def cropped(planes: Tensor, amount: int) -> Tensor:
 class Constants(NamedTuple):
     """The constants of S."""
 
-    #: What multiplies variances and covariances.
+    #: Factor of variances and covariances.
     factor: float
     c1: float
     c2: float
@@ -92,7 +92,7 @@ class Maps(NamedTuple):
 def maps(img1: Tensor, img2: Tensor, window: Filter, constants: Constants) -> Maps:
     """The moments where the window lies inside float64 planes (C, spatial…)."""
     mean1, mean2 = window.valid(img1), window.valid(img2)
-    # The two squares in one: of equal images this is exactly twice the covariance, and S exactly 1.
+    # Both squares in one sum: for equal images it is exactly twice the covariance, and S is exactly 1.
     variance = window.valid(img1 * img1 + img2 * img2) - (mean1 * mean1 + mean2 * mean2)
     covariance = window.valid(img1 * img2) - mean1 * mean2
     return Maps(mean1, mean2, constants.factor * variance, constants.factor * covariance, constants)
@@ -127,7 +127,7 @@ def gradient(img1: Tensor, img2: Tensor, window: Filter, found: Maps) -> Tensor:
 
 
 def _box_sum(planes: Tensor, dim: int, size: int) -> Tensor:
-    """Sums of `size` neighbours along an axis: of sums of 2, 4, 8…, as many as its binary digits."""
+    """Sums of `size` neighbours along an axis, from sums of 2, 4, 8, … by the binary digits of `size`."""
     length = planes.shape[dim] - size + 1
     total, offset, span = None, 0, 1
     while True:

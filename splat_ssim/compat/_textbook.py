@@ -1,4 +1,4 @@
-"""SSIM as the originals compute it, in plain torch: any taps for each axis, and a small number in the denominator.
+"""SSIM as the originals compute it, in plain torch: any taps for each axis, and an optional eps in the denominator.
 
 The drop-ins use it where the operators would give another number: windows rounded to float32 on float64 images, axes
 that are not smoothed, windows given by the caller, constants that are tensors. It also runs under torch.jit.trace and
@@ -90,7 +90,7 @@ def gaussian_sigma(taps: Tensor, tolerance: float = 3e-8) -> float | None:
     if not 0 < beside < middle:
         return None
     sigma = math.sqrt(0.5 / math.log(middle / beside))
-    # Callers give round numbers.
+    # Try the rounded value first, because callers usually give round numbers.
     for candidate in (round(sigma, 4), sigma):
         if candidate > 0 and (float32_gaussian(size, candidate) - taps).abs().max() < tolerance:
             return candidate
@@ -98,7 +98,7 @@ def gaussian_sigma(taps: Tensor, tolerance: float = 3e-8) -> float | None:
 
 
 def wide(images: Tensor) -> Tensor:
-    """Images in float32, or float64 as they are: half precision and integers are not computed in."""
+    """Images in float32, which replaces half precision and integers. float64 images stay as they are."""
     return images if images.dtype == torch.float64 else images.float()
 
 

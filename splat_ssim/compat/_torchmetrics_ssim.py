@@ -15,7 +15,7 @@ from splat_ssim.compat._errors import RefusedRuntimeError, RefusedTypeError
 from splat_ssim.compat._options import integer, number
 from splat_ssim.compat._windowed import Constants, Window, each_axis
 
-#: What `data_range` may be: a number, (low, high) to clamp to, or None for the range of the images.
+#: Type of `data_range`: a number, (low, high) to clamp to, or None for the range of the images.
 DataRange = float | tuple[float, float] | None
 REDUCTIONS = ("elementwise_mean", "sum", "none", None)
 
@@ -34,7 +34,7 @@ class Options(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """The window, and how far the images are continued by reflection along each axis."""
+    """The window, and the width of the reflected border along each axis."""
 
     window: Window
     reach: tuple[int, ...]
@@ -63,7 +63,7 @@ def check_images(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reduced(values: Tensor, reduction: str | None) -> Tensor:
-    """The values of images, (B,), reduced."""
+    """Reduces the values of images, (B,)."""
     if reduction == "elementwise_mean":
         return values.mean()
     if reduction == "sum":
@@ -122,7 +122,7 @@ def multiscale(
 
 
 def check_multiscale(betas: Any, normalize: Any) -> None:
-    """The options that only MS-SSIM has."""
+    """Checks the options that only MS-SSIM has."""
     if not isinstance(betas, tuple) or not betas or not all(isinstance(beta, float) for beta in betas):
         raise ValueError(f"betas must be a tuple of floats, got {betas!r}")
     if normalize and normalize not in ("relu", "simple"):
@@ -130,7 +130,7 @@ def check_multiscale(betas: Any, normalize: Any) -> None:
 
 
 def _geometry(options: Options, preds: Tensor) -> Geometry:
-    """The options of the window, checked."""
+    """Checks the options of the window."""
     spatial_dims = preds.ndim - 2
     sizes, sigmas = each_axis(options.kernel_size, spatial_dims), each_axis(options.sigma, spatial_dims)
     for name, values in (("kernel_size", sizes), ("sigma", sigmas)):
@@ -156,7 +156,7 @@ def _geometry(options: Options, preds: Tensor) -> Geometry:
 
 
 def _check_reach(preds: Tensor, geometry: Geometry) -> None:
-    """The images are larger than what they are continued by, and are covered by the window then."""
+    """Checks that the images are larger than their reflected borders, and that the window then fits into them."""
     sides = tuple(preds.shape[2:])
     if any(side <= reach for side, reach in zip(sides, geometry.reach, strict=True)):
         raise RefusedRuntimeError(
@@ -171,7 +171,7 @@ def _check_reach(preds: Tensor, geometry: Geometry) -> None:
 
 
 def _check_sides(preds: Tensor, betas: tuple[float, ...], sizes: tuple[int, ...]) -> None:
-    """The two last axes are large enough for the scales; the original compares them to the two first windows."""
+    """Checks that the last two axes are long enough for all scales. As in the original, the first two windows count."""
     least, share = 2 ** len(betas), max(1, len(betas) - 1) ** 2
     if min(preds.shape[-2:]) < least:
         raise ValueError(

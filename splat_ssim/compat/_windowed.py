@@ -1,8 +1,8 @@
 """SSIM with a Gaussian or uniform window for each axis: by the operators where they take it, else in plain torch.
 
-The drop-ins for torchmetrics, MONAI, piq and scikit-image are made of these functions. A uniform window runs on the
-kernels as a Gaussian so wide that its taps are equal. A window that differs by axis runs on those of volumes, images
-being volumes of one slice.
+The drop-ins for torchmetrics, MONAI, piq and scikit-image use these functions. A uniform window runs on the kernels as
+a Gaussian that is so wide that its taps are equal. A window that differs between axes runs on the kernels for volumes,
+with images as volumes of one slice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from splat_ssim.ops import ssim as operators
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.options import SSIMOptions, one_or_each
 
-#: The standard deviation of a Gaussian whose taps are equal to 1e-13 over the longest window.
+#: Standard deviation of a Gaussian whose taps differ by less than 1e-13 over the longest window.
 _FLAT = 1e8
 #: dtypes that are computed in float32; float64 is computed in itself.
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -68,7 +68,7 @@ def read_constants(data_range: object, k1: object, k2: object) -> Constants:
 
 
 def each_axis(value: Any, spatial_dims: int) -> tuple[Any, ...]:
-    """A sequence as it is, of a single value one for each axis."""
+    """A sequence unchanged; a single value repeated for each axis."""
     if isinstance(value, Sequence) or getattr(value, "ndim", None):
         return tuple(value)
     return (value,) * spatial_dims
@@ -81,9 +81,9 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 def normalised(img1: Tensor, img2: Tensor, constants: Constants) -> tuple[Tensor, Tensor, Constants]:
-    """Images divided by a data range that is a tensor, so that its gradient needs no more than theirs.
+    """Images divided by a data range that is a tensor, so that its gradient follows from theirs.
 
-    S does not change where images and data range are multiplied by one number.
+    S does not change if images and data range are multiplied by the same number.
     """
     data_range = constants.data_range
     if not isinstance(data_range, Tensor):
@@ -182,9 +182,9 @@ def power_product(terms: Tensor, exponents: Sequence[float]) -> Tensor:
 
 
 def _options(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str) -> SSIMOptions | None:
-    """The options of the operators where they give this number, else None."""
+    """The options for the operators if these give the same numbers, else None."""
     sizes = window.sizes
-    # float64 images see taps that are exact, where the wide Gaussian's are off by 1e-13.
+    # float64 images need exact taps, but those of the wide Gaussian are off by 1e-13.
     exact = window.sigmas is None and torch.float64 in (img1.dtype, img2.dtype)
     if exact or len(sizes) == 1 or img1.numel() == 0 or max(sizes) == 1 or any(size % 2 == 0 for size in sizes):
         return None

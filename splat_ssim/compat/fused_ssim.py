@@ -136,7 +136,7 @@ def map_of(
 def mean_ssim(
     function: Callable[..., Tensor], img1: Tensor, img2: Tensor, padding: str, train: bool, window_size: int = 11
 ) -> Tensor:
-    """What the functions of fused_ssim, fused_ssim3d and fussim share."""
+    """Mean SSIM for the functions of fused_ssim, fused_ssim3d and fussim."""
     _check_padding(padding)
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(train)):
         return function(img1, img2, padding=padding, window_size=window_size)

@@ -41,10 +41,10 @@ def _version() -> tuple[int, int]:
 #: The clamp of alpha that is compiled into gsplat.
 _MAX_ALPHA = 0.99 if _version() >= (1, 6) else 0.999
 
-#: What our renderer takes under the same name and with the same meaning.
+#: Parameters that our renderer has with the same name and meaning.
 _TAKEN = inspect.signature(render.rasterization).parameters.keys() & _SIGNATURE.parameters.keys()
 
-#: What changes how gsplat's kernels compute an image, and not the image.
+#: Parameters that change how gsplat's kernels compute an image, but not the image.
 _WITHOUT_EFFECT = {"channel_chunk", "segmented"}
 
 _LISTS = ("tiles_per_gauss", "isect_ids", "flatten_ids", "isect_offsets")
