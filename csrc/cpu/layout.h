@@ -1,5 +1,5 @@
-// What Python and the CPU kernels agree on: structures that Python packs, arrays it allocates, codes it passes. library.cpp
-// hands these numbers to Python by name.
+// The interface of Python and the CPU kernels: structures that Python packs, arrays that it allocates and codes that it
+// passes. library.cpp gives these numbers to Python by name.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,9 +23,9 @@ struct View {
 };
 static_assert(sizeof(View) == 48, "six words");
 
-// The arguments of every SSIM kernel, packed by splat_ssim/ops/ssim_cpu.py in this order; pointers that are null are left
-// out. Every view but the images holds float32. `weight`, `map` are addressed by the position in the image, so under
-// "valid" the caller moves their pointers back by the border.
+// The arguments of every SSIM kernel, packed by splat_ssim/ops/ssim_cpu.py in this order. Null pointers stand for
+// tensors that are absent. All views except the images are float32. `weight` and `map` are indexed by the position in
+// the image, so with padding "valid" the caller moves their pointers back by the border.
 struct Arguments {
   View img1, img2, weight, map, grad1, grad2;
   int64_t batch, channels, depth, height, width;
@@ -45,12 +45,12 @@ struct Arguments {
 static_assert(sizeof(Arguments) == 464, "six views, thirteen sizes, four pointers, a stride, four doubles");
 static_assert(offsetof(Arguments, batch) == 6 * sizeof(View) && offsetof(Arguments, c1) == 54 * 8, "no padding");
 
-// A loss of images without weights, prepared for images that differ in their addresses alone; see loss.cpp.
+// A loss of images without weights, prepared for all images that differ only in their addresses; see loss.cpp.
 struct LossArguments {
   Arguments kernel;
   Status (*run)(const Arguments*);  // the kernel
   double l1_weight, dssim_weight, offset;
-  double positions, elements;  // that the sums of 1 - S and of |x - y| are of
+  double positions, elements;  // number of terms in the sums of 1 - S and of |x - y|
 };
 static_assert(sizeof(LossArguments) == sizeof(Arguments) + 48, "six words follow");
 
@@ -70,7 +70,7 @@ static_assert(sizeof(PyramidArguments) == sizeof(Arguments) + 48, "six words fol
 
 constexpr int kProjectTask = 256;  // Gaussians of one task of the projection, which has pose gradients of its own
 constexpr int kPoseSums = 15;      // gradients of R (9), t (3) and of the camera's position (3)
-constexpr int kMaxChannels = 4;    // that one pass of compositing takes
+constexpr int kMaxChannels = 4;    // channels that one pass of compositing takes
 
 // An instance, ready to composite: log2(alpha) = A dx² + B dx dy + C dy² + log_opacity with (dx, dy) from (x, y).
 struct alignas(64) Record {
@@ -84,7 +84,7 @@ struct alignas(64) Record {
 };
 static_assert(sizeof(Record) == 64 && offsetof(Record, unused) == 60, "one cache line, 16 floats");
 
-// The int32 buffer of lists, see raster_bins.h: its length, of which Python computes the pairs back.
+// The length of the int32 buffer of lists, see raster_bins.h. Python computes the number of pairs from it.
 constexpr int kListPerPair = 5, kListPerInstance = 2, kListPerTile = 2, kListPadding = 32;
 inline int64_t list_size(int64_t instances, int64_t tiles, int64_t pairs) {
   return kListPerPair * pairs + kListPerInstance * instances + kListPerTile * tiles + kListPadding + 1;

@@ -1,6 +1,6 @@
 // Vectors of float32 and int32, and what the compiler's vector extensions do not say by themselves.
 //
-// Where two functions do the same in another precision or order, each has its users: results keep their bits.
+// Some functions differ only in precision or order. Each has its own users, whose results must keep their bits.
 #pragma once
 #include <cstring>
 #include <utility>
@@ -25,7 +25,7 @@ struct Wide {
   typedef float UnalignedF __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
   typedef int32_t UnalignedI __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 };
-// Half of them, for what would leave most of a wide one empty.
+// Vectors of half the width, for work that would leave most of a wide one empty.
 struct Narrow {
   static constexpr int kWidth = kLanes > 4 ? kLanes / 2 : kLanes;
   typedef float F __attribute__((vector_size(kWidth * 4)));

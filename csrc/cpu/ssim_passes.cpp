@@ -34,17 +34,17 @@ struct Window<0> {
   SPLAT_INLINE int size() const { return taps.count; }
 };
 
-// Squares of means up to this multiple of B = V_s + V_d + 2 C2 may be taken off the means of the squares to get V.
+// V may be computed as mean of squares minus square of mean up to this ratio of the latter to B = V_s + V_d + 2 C2.
 constexpr float kCancellation = 8.0f;
 
 SPLAT_INLINE Ints not_finite(Floats values) { return (Ints)(values - values != 0.0f); }
 
-// Rows that share a centre, which lies in the middle of them. Of more rows the outer windows might hold it at their edge
-// only: a flat window beside a bright row would lose its V to rounding.
+// Number of rows that share a centre, which lies in the middle of them. With more rows, the centre could lie at the
+// edge of the outer windows, and a flat window beside a bright row would lose its V to rounding.
 constexpr int kBlock = kRows / 2;
 
-// What the values of a block of rows are taken about: the mean of two rows; where that is not finite, the one of them
-// that is, else 0. So a pixel that is not finite spoils no window but those that hold it.
+// The centre that is subtracted from a block of rows: the mean of two rows. If it is not finite, it is the finite one
+// of the two, else 0. So a pixel that is not finite affects only the windows that contain it.
 SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   const Floats centre = 0.5f * (above + below);
   const Ints unusable = not_finite(centre);
@@ -53,7 +53,7 @@ SPLAT_INLINE Floats centre_of(Floats above, Floats below) {
   return select(unusable, select(not_finite(above), other, above), centre);
 }
 
-// sum_r += Σ_k w_k row_{k+r}[j] for r < kCount, and the same of the rows' squares.
+// sum_r += Σ_k w_k row_{k+r}[j] for r < kCount, and the same for the rows' squares.
 template <int kTaps, int kCount, bool kSquares>
 SPLAT_INLINE void add_row(Floats value, Floats squared, int t, const Window<kTaps>& w, Floats* mean, Floats* square) {
 #pragma GCC unroll 8
@@ -127,8 +127,8 @@ void column_moments(const ColumnRows& rows, const Taps& taps, int64_t count, Col
     else block_moments<kTaps, false>(rows, first, taps, count, out);
 }
 
-// The same for narrow windows, whose V may be a hundredth of what values of a block of rows are apart: each row of the
-// output is taken about the middle of its own window.
+// The same for narrow windows, whose V may be a hundredth of the differences inside a block of rows. So each row of the
+// output is computed about the middle of its own window.
 template <bool kNested>
 void narrow_moments(const ColumnRows& rows, const Taps& taps, int64_t count, ColumnMoments out) {
   const Window<0> w(taps);
@@ -157,8 +157,8 @@ void narrow_column_moments(const ColumnRows& rows, const Taps& taps, int64_t cou
 }
 
 #if defined(__AVX512F__)
-// Loads of 64 bytes from any address mostly touch two cache lines. Some taps are shifted out of two neighbouring vectors
-// instead, as many as balance the load ports with the shuffle port.
+// Unaligned loads of 64 bytes mostly touch two cache lines. Some taps are therefore shifted out of two adjacent
+// vectors, as many as balance the load ports with the shuffle port.
 constexpr int kShuffledTaps = 6;
 
 // Tap kTap of a row.
@@ -309,8 +309,8 @@ SPLAT_INLINE void local_moments(const float* means, const float* variances, int6
   variance = squares - sum * sum;
 }
 
-// Replaces mean and variance where squares of means are beyond `enough`. A function of its own, so that the loop that
-// seldom calls it has all registers.
+// Replaces mean and variance where squares of means exceed `enough`. It is a separate function, so that the loop, which
+// seldom calls it, keeps all registers.
 template <int kTaps, int kStride>
 __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitch, int64_t stride, const Taps& taps,
                                                  const Floats* enough, Floats* mean, Floats* variance) {
@@ -325,8 +325,9 @@ __attribute__((noinline)) void replace_cancelled(const float* sums, int64_t pitc
   }
 }
 
-// The moments of lanes of a row, with variances exact to some 10⁻⁶ of B. A lane is replaced for what it is itself, so a
-// result depends neither on its neighbours nor on where a tile begins. Narrow windows are all taken about their middle.
+// The moments of some lanes of a row, with variances exact to about 10⁻⁶ of B. Whether a lane is summed again depends
+// on that lane only, so a result depends neither on its neighbours nor on where a tile begins. In narrow windows all
+// lanes are summed about the window's middle.
 template <int kTaps, int kStride, bool kNarrow>
 SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t stride, const Window<kTaps>& w,
                                  const Taps& taps, float c2_twice) {
@@ -440,7 +441,8 @@ Passes passes_for(int partials) {
 
 }  // namespace
 
-// 11 taps, and one or three channels in a row, are compiled for. Narrow are windows of 3 taps, or of sigma below 0.95.
+// 11 taps, and one or three channels in a row, have compiled instances. Windows of 3 taps or sigma below 0.95 are
+// narrow.
 extern "C" Passes SPLAT_KERNEL(ssim_passes)(const Taps& taps, int64_t stride, int partials) {
   if (taps.count == 3 || taps.weight[taps.count / 2] > 0.42f) return passes_for<0, 0, true>(partials);
   if (taps.count != 11) return passes_for<0, 0, false>(partials);

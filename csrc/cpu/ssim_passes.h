@@ -1,5 +1,5 @@
-// The loops over rows that take all the time. Everything around them is the same for any window and layout; these are
-// instances for them, picked once a call.
+// The loops over rows, which take nearly all the time. They have instances for windows and layouts, of which each call
+// picks one. All code around them is the same for any window and layout.
 #pragma once
 #include "ssim.h"
 

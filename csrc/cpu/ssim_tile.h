@@ -1,9 +1,9 @@
-// What a 2D and a 3D tile have in common: which part of the images they own, how they read rows of it, and what they do
-// with a row of moments and with a row of averaged partial derivatives.
+// The common part of 2D and 3D tiles: which part of the images a tile owns, how it reads rows, and how it processes a
+// row of moments and a row of averaged partial derivatives.
 //
-// A plane is one channel of an image or a volume, or where channels are interleaved all of them (rows of W·C elements). It
-// is cut into tiles: bands of rows of strips of columns, in volumes through all slices. The cut depends on the shape
-// alone, so the result does not depend on the number of threads.
+// A plane is one channel of an image or a volume, or all of them if channels are interleaved (rows of W·C elements). It
+// is cut into tiles: bands of rows in strips of columns, in volumes through all slices. The cut depends only on the
+// shape, so the result does not depend on the number of threads.
 #pragma once
 #include <cmath>
 #include <cstdlib>
@@ -24,12 +24,12 @@ struct Span {
   SPLAT_INLINE Span within(Span other) const { return {most(begin, other.begin), least(end, other.end)}; }
   SPLAT_INLINE Span shifted(int64_t by) const { return {begin + by, end + by}; }
   SPLAT_INLINE bool empty() const { return begin >= end; }
-  // The least that holds both.
+  // The smallest stretch that contains both.
   SPLAT_INLINE Span joined(Span other) const {
     if (empty()) return other;
     return other.empty() ? *this : Span{least(begin, other.begin), most(end, other.end)};
   }
-  // What lies in [0, count), from a multiple of kLanes to one or to `count`.
+  // The part in [0, count), extended to multiples of kLanes or to `count`.
   SPLAT_INLINE Span in_vectors(int64_t count) const {
     const Span inside = within({0, count});
     if (inside.empty()) return {0, 0};
@@ -48,7 +48,7 @@ struct Axis {
 // zero taps, which would spread what is not finite.
 enum { kSlices = 0, kRowsDown = 1, kAlong = 2, kAxes = 3 };
 
-// What is the same for every tile of a call. Columns are elements of a row.
+// The data that all tiles of a call share. Columns are elements of a row.
 struct Problem {
   const Arguments* args;
   Reader reader;
@@ -81,7 +81,7 @@ struct Ring {
   int64_t first, count, size;  // `first`: the lowest index there is
   SPLAT_INLINE int64_t slot(int64_t i) const { return (i - first) % count; }
   SPLAT_INLINE float* operator[](int64_t i) const { return memory + slot(i) * size; }
-  // Rows i, i + 1, … i + number - 1; a single division, which is dear.
+  // Rows i, i + 1, … i + number - 1, with a single division, which is slow.
   SPLAT_INLINE void list(int64_t i, int64_t number, const float** rows) const {
     int64_t slot = (i - first) % count;
     for (int64_t t = 0; t < number; ++t) {
@@ -239,7 +239,7 @@ struct Tile {
     return static_cast<float>(sum / double(most(1, count - 2 * (count / 4))));
   }
 
-  // One in sixteen, up to eight, of few at least four.
+  // One in sixteen, but at most eight and at least four, or all of fewer.
   static constexpr int64_t kMostSamples = 8;
   static int64_t samples(int64_t count) { return most(least(count, 4), least(kMostSamples, count / 16)); }
 
@@ -255,7 +255,7 @@ struct Tile {
                                     shift, stretch.begin - input_columns.begin, s, d);
   }
 
-  // The same where img2 is composited, a part of the row at a time.
+  // The same if img2 is composited, a part of the row at a time.
   double read_composited(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     constexpr int64_t kPart = 768;
     float colours[kPart];
@@ -283,10 +283,10 @@ struct Tile {
     return image2 + (slice * args.img2.slice + row * args.img2.row + place) * problem.reader.bytes2;
   }
 
-  // How many rows (or slices) a pass over that axis reads.
+  // Number of rows (or slices) that a pass over that axis reads.
   int64_t reads(int axis) const { return problem.axes[axis].taps.count + kRows - 1; }
 
-  // As many rows (or slices, by `axis`) that begin at `first`.
+  // That many rows (or slices, by `axis`) that begin at `first`.
   ColumnRows column_rows(const float* const* values, const float* const* variances, int64_t first, int64_t side,
                          int axis) const {
     const int64_t padded = problem.folds ? problem.axes[axis].radius : 0;
@@ -504,7 +504,7 @@ struct Tile {
     }
   }
 
-  // Where padding folds back, gradients are added up.
+  // If padding folds back, gradients are accumulated.
   void clear_folded_gradients() const {
     if (!gradient || !problem.folds) return;
     for (int image = 0; image < images; ++image)
@@ -515,7 +515,7 @@ struct Tile {
   }
 };
 
-// All of `problem` but the cut into tiles. False where the arguments make no sense.
+// Fills all of `problem` but the cut into tiles. Returns false if the arguments are invalid.
 bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.args = &args;
   problem.reader = SPLAT_KERNEL(ssim_reader)(args.img1.dtype, args.img2.dtype);
