@@ -1,6 +1,7 @@
 """The host side of the CUDA operators without a GPU: a stand-in for the driver, and the operators on the emulation."""
 
 import ctypes
+import warnings
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def driver(monkeypatch):
     fake = FakeDriver()
     properties = type("Properties", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
     monkeypatch.setattr(_cuda_module, "_driver", lambda: fake)
-    for name in ("_devices", "_ready", "_paused"):
+    for name in ("_devices", "_ready", "_paused", "_told"):
         monkeypatch.setattr(_cuda_module, name, {})
     monkeypatch.setattr(_cuda_module, "embedded_image", lambda: 4096)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
@@ -129,6 +130,35 @@ def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
     found = _cuda_module.kernels(0, 11)
     assert found is not None
     assert _cuda_module.kernels(0, 11) is found
+
+
+def test_a_failed_unit_leaves_the_others_alone(driver, monkeypatch):
+    causes = {15: "window 15: out of memory", 17: "window 17: no space left"}
+
+    def compiled_kernels(text, architecture, unit):
+        if unit in causes:
+            raise RuntimeError(causes[unit])
+        return b"cubin"
+
+    driver.refuse = ["refused"]
+    now = [100.0]
+    monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", compiled_kernels)
+    monkeypatch.setattr(_cuda_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    with pytest.warns(RuntimeWarning, match="window 15: out of memory"):
+        assert _cuda_module.kernels(0, 15) is None
+    assert _cuda_module.kernels(0, 11) is not None
+    with pytest.warns(RuntimeWarning, match="window 17: no space left"):  # another cause is told too
+        assert _cuda_module.kernels(0, 17) is None
+    now[0] += 2.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _cuda_module.kernels(0, 15) is None  # the same cause is not told again
+    now[0] += 1.5  # the pause of this unit has doubled
+    del causes[15]
+    assert _cuda_module.kernels(0, 15) is None
+    now[0] += 1.0
+    assert _cuda_module.kernels(0, 15) is not None
 
 
 def test_kernels_load_while_a_graph_is_captured(driver):

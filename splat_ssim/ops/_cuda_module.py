@@ -172,12 +172,14 @@ def load(index: int, unit: int) -> Kernels:
 
 #: (device, unit) -> its kernels.
 _ready: dict[tuple[int, int], Kernels] = {}
-#: Device -> time of the next attempt to load its kernels, and the pause if that attempt fails too.
-_paused: dict[int, tuple[float, float]] = {}
+#: (device, unit) -> time of the next attempt to load its kernels, and the pause if that attempt fails too.
+_paused: dict[tuple[int, int], tuple[float, float]] = {}
+#: (device, cause) of every failure that a warning has told.
+_told: dict[tuple[int, str], bool] = {}
 
 
 def kernels(index: int, unit: int) -> Kernels | None:
-    """`load` with its result kept for each device and unit. Returns None, after one warning, if loading fails.
+    """`load` with its result kept for each device and unit. Returns None if loading fails, after one warning a cause.
 
     A failure may be temporary, if memory was short or another process held the cache. Loading is therefore tried again
     after a pause.
@@ -185,16 +187,17 @@ def kernels(index: int, unit: int) -> Kernels | None:
     found = _ready.get((index, unit))
     if found is not None:
         return found
-    again, pause = _paused.get(index, (0.0, _FIRST_PAUSE))
+    again, pause = _paused.get((index, unit), (0.0, _FIRST_PAUSE))
     if time.monotonic() < again:
         return None
     try:
         found = _ready[index, unit] = load(index, unit)
         return found
     except (RuntimeError, OSError) as error:
-        _paused[index] = (time.monotonic() + pause, 2 * pause)
-        if again:  # The warning has been given.
+        _paused[index, unit] = (time.monotonic() + pause, 2 * pause)
+        if _told.get((index, str(error))):
             return None
+        _told[index, str(error)] = True
         warnings.warn(
             f"splat_ssim has no CUDA kernels for {torch.cuda.get_device_name(index)}: every function gives the same "
             f"numbers through plain torch, more slowly. The cause: {error}",
