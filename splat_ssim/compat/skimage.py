@@ -103,7 +103,7 @@ def structural_similarity(
     img1, img2 = (image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0) for image in (im1, im2))
     options = _read(img1, img2, win_size, data_range, gaussian_weights, kwargs)
     if not gradient and _is_narrow(img1, img2, options):
-        found = _by_kernel(_tensor(img1, np.float32), _tensor(img2, np.float32), options, full)
+        found = _by_kernel(_planes(img1), _planes(img2), options, full)
     else:
         # The original takes im2 in the precision of im1.
         exact1, exact2 = (_tensor(image.astype(dtype, copy=False), np.float64) for image in (img1, img2))
@@ -194,9 +194,22 @@ def _tensor(planes: Array, dtype: type) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(planes, dtype=dtype))
 
 
+def _planes(planes: Array) -> Tensor:
+    """Bytes as they are, other numbers in float32; in the order of memory, if that has no gaps and is not reversed."""
+    values = planes if planes.dtype == np.uint8 else planes.astype(np.float32, order="K", copy=False)
+    if any(stride < 0 for stride in values.strides) or not values.flags.writeable:
+        values = values.copy(order="K")
+    return torch.from_numpy(values)
+
+
 def _by_kernel(img1: Tensor, img2: Tensor, options: _Options, full: bool) -> list[Tensor]:
-    """[(C,) means, maybe the map (C, spatial…)] of float32 planes (C, spatial…)."""
+    """[(1,) or (C,) means, maybe the map (C, spatial…)] of planes (C, spatial…) of bytes or float32."""
     window, border, factor, data_range, k1, k2 = options
+    if img1.dtype == img2.dtype == torch.uint8:
+        # The kernels take a byte as its share of 255 of the data range. S depends on k · data_range alone.
+        k1, k2, data_range = k1 * data_range / 255, k2 * data_range / 255, 255.0
+    else:
+        img1, img2 = img1.float(), img2.float()
     spatial_dims = img1.ndim - 1
     sigmas = None if window.sigma is None else (window.sigma,) * spatial_dims
     taps = _windowed.Window((window.size,) * spatial_dims, sigmas)
@@ -205,15 +218,15 @@ def _by_kernel(img1: Tensor, img2: Tensor, options: _Options, full: bool) -> lis
 
     def called(function: Callable[..., Tensor], reach: int) -> Tensor:
         """A function of `_windowed` on the planes continued this far, each for itself."""
-        wide1, wide2 = (_skimage_maps.mirrored(image, reach)[:, None] for image in (img1, img2))
-        return function(wide1, wide2, constants, taps)
+        wide1, wide2 = (_skimage_maps.mirrored(image, reach)[None] for image in (img1, img2))
+        return function(wide1, wide2, constants, taps)[0]
 
     if border > window.radius:
-        found = called(_windowed.ssim_map, window.radius)[:, 0]
+        found = called(_windowed.ssim_map, window.radius)
         return [_means(found, border), *([found] if full else [])]
     # The mean has the same bits with the map and without.
-    means = called(_windowed.image_means, window.radius - border).double()
-    return [means, called(_windowed.ssim_map, window.radius)[:, 0]] if full else [means]
+    means = called(_windowed.image_means, window.radius - border).double().reshape(1)
+    return [means, called(_windowed.ssim_map, window.radius)] if full else [means]
 
 
 def _by_definition(img1: Tensor, img2: Tensor, options: _Options, gradient: bool, full: bool) -> list[Tensor]:
