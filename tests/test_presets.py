@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from splat_ssim.errors import UserError
 from splat_ssim.scene import train
 from splat_ssim.scene.data import load_scene
 from splat_ssim.scene.presets import KINDS, PRESETS, QUALITIES, preset_values
@@ -75,6 +76,14 @@ def test_a_config_file_without_a_preset_has_none(street, tmp_path):
 def test_a_file_of_a_preset_is_the_preset(name, options):
     file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
     assert not differences(config_of(*options), config_of("--config", file))
+
+
+@pytest.mark.parametrize(("value", "told"), [("[photos]", r"\['photos'\]"), ("landscape", "'landscape'"), ("3", "3")])
+def test_a_preset_that_a_file_misspells_is_told_with_the_file(street, tmp_path, value, told):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"data_dir: {street}\npreset: {value}\n")
+    with pytest.raises(UserError, match=rf"own\.yaml: preset: required one of auto, object, photos, none, got {told}"):
+        parse(["--config", str(path)])
 
 
 def test_a_resumed_run_keeps_its_preset(street, tmp_path):

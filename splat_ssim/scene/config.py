@@ -64,7 +64,7 @@ class SceneConfig(RunConfig):
         """The values of the preset that is asked for, or that suits the data."""
         # Not at the top: presets look at data.
         from splat_ssim.scene.data import SceneError
-        from splat_ssim.scene.presets import preset_values
+        from splat_ssim.scene.presets import KINDS, QUALITIES, preset_values
 
         data = values.get("data")
         of_data = {f"data.{name}": value for name, value in data.items()} if isinstance(data, Mapping) else {}
@@ -72,7 +72,9 @@ class SceneConfig(RunConfig):
         if values and not {"preset", "quality"} & given.keys():
             return {"preset": "none"}
         folder = Path(str(given.get("data_dir", cls.data_dir)))
-        kind, quality = str(given.get("preset", "auto")), str(given.get("quality", "default"))
+        kind, quality = given.get("preset", "auto"), given.get("quality", "default")
+        if kind not in ("auto", "none", *KINDS) or quality not in QUALITIES:
+            return {}  # the check of these options will report it, and name the file if it is from one
         try:
             return preset_values(kind, quality, folder, str(given.get("data.format", "auto")))
         except SceneError:

@@ -31,11 +31,16 @@ def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, 
 
     Returns:
         Every tensor in its own dtype and on its own device; densities and features are unchanged.
+
+    Raises:
+        ValueError: A Gaussian is too large for float64.
     """
     dtype, device = tensors["means"].dtype, tensors["means"].device
     A = torch.from_numpy(np.ascontiguousarray(matrix[:3, :3])).to(device)
     shift = torch.from_numpy(np.ascontiguousarray(matrix[:3, 3])).to(device)
     rotations, scales = rotation_matrices(tensors["quats"].double()), tensors["log_scales"].double().exp()
+    if not torch.isfinite(scales).all():
+        raise ValueError(f"log_scales whose exponentials float64 holds, got {float(tensors['log_scales'].max()):.6g}")
     size = abs(np.linalg.det(matrix[:3, :3])) ** (1 / 3)
     turn = matrix[:3, :3] / size
     if np.allclose(turn @ turn.T, np.eye(3), atol=1e-9):

@@ -29,7 +29,7 @@ from ..gaussians import GaussianField
 from ..grid import VoxelGrid
 from ..io import Volume
 from ..voxelize import morton_order
-from .quantizer import Codes, Steps, dequantize
+from .quantizer import LEAST_STEP, Codes, Steps, dequantize
 from .stream import decode, encode
 
 _MAGIC, _VERSION = b"SPLATGSV", 1
@@ -145,12 +145,13 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
         affine = np.array([*header["affine"], 0, 0, 0, 1], np.float64).reshape(4, 4)
         grid = VoxelGrid(shape, affine.tolist())
         low, high = (float(v) for v in header["range"])
-        weight, fine, place, cell = header["steps"]
-        steps = Steps(float(weight), float(fine), float(place), cell)
+        weight, shape_step, place, cell = header["steps"]
+        steps = Steps(float(weight), float(shape_step), float(place), cell)
         count, dtype, unit, base = header["count"], header["dtype"], str(header["unit"]), float(header["base"])
         whole = all(type(v) is int for v in (*shape, count, cell))
         positive = all(math.isfinite(v) and v > 0 for v in (steps.weight, steps.shape, steps.place))
-        if not whole or not positive or not 1 <= cell <= 64 or not 0 <= count <= 8 * len(body):
+        fine = min(steps.shape, steps.place) >= LEAST_STEP
+        if not whole or not positive or not fine or not 1 <= cell <= 64 or not 0 <= count <= 8 * len(body):
             raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
         if dtype not in DTYPES or not low <= high or not math.isfinite(high - low) or not 0 <= base <= 1:
             raise ValueError(f"voxels of {dtype} from {low} to {high}")

@@ -24,8 +24,10 @@ UNIT_WEIGHT = 2.359834926178218
 CLASS_STARTS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
 #: Largest code of a weight, and largest of a shape's numbers: standard deviations from e^-6 to e^6 voxels, about.
 MAX_WEIGHT, MAX_SHAPE = 2047, 6.0
-#: Of a shape's numbers; of places it is twice as many standard deviations.
+#: Largest step of a shape's numbers. Means have twice as many standard deviations.
 MAX_STEP = 0.5
+#: Smallest step of a shape or a mean that a file may have: the tables of the coder grow as it shrinks.
+LEAST_STEP = 0.01
 #: Places inside a cell along an axis.
 MAX_LEVELS = 256
 
