@@ -162,6 +162,22 @@ def _decibels(made: Compressed) -> float:
     return math.inf if made.metrics["psnr3d"] is None else made.metrics["psnr3d"]
 
 
+class _FitInside(VolumeTask):
+    """A fit whose means stay inside the volume, where a file can place them.
+
+    Without this, Gaussians beyond the border shape the voxels at it. A file would move them onto the border, where they
+    are many times too bright.
+    """
+
+    def fit_step(self, step: int) -> Tensor:
+        """As of other fits; then means outside the volume return to its border."""
+        loss = super().fit_step(step)
+        assert isinstance(self.model, GaussianField)
+        means = self.model.tensors["means"].data
+        means.clamp_(min=means.new_tensor(-0.5), max=means.new_tensor(self.target.grid.shape) - 0.5)
+        return loss
+
+
 class _Maker:
     """Makes files of one volume.
 
@@ -275,7 +291,7 @@ class _Maker:
         """A fit of so many Gaussians, in voxels."""
         self.config.strategy.budget = count
         with torch.random.fork_rng(range(torch.cuda.device_count())):
-            task = VolumeTask(self.config, self.target)
+            task = _FitInside(self.config, self.target)
             Unkept(task).train()
         assert isinstance(task.model, GaussianField)
         self.target = task.target
