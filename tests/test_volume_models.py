@@ -229,6 +229,18 @@ def test_random_crops_lie_inside_and_reach_the_corners():
         make_crop((6, 6, 6), (3, 0, 0), (4, 6, 6), halo=5)
 
 
+@pytest.mark.parametrize("inside", [None, torch.cartesian_prod(*[torch.arange(2, n - 1) for n in (6, 30, 9)])])
+def test_random_crops_draw_the_border_as_often_as_the_middle(inside):
+    drawn, source = torch.zeros(6, 30, 9), generator(3)
+    for _ in range(4000):
+        crop = random_crop((6, 30, 9), 8, halo=0, generator=source, inside=inside)
+        crop.core(crop.of(drawn)).add_(1.0)
+    allowed = drawn if inside is None else drawn[2:5, 2:29, 2:8]
+    rows = allowed.mean((0, 2))
+    least, most = (0.85, 2.2) if inside is None else (0.4, 1.6)
+    assert least * rows.median() < rows.min() and rows.max() < most * rows.median()
+
+
 def test_total_variation():
     volume = torch.rand(2, 3, 4, 1, generator=generator(), dtype=torch.float64, requires_grad=True)
     expected = (volume.diff(dim=1).abs().mean() + volume.diff(dim=2).abs().mean()) / 3

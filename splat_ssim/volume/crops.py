@@ -97,20 +97,27 @@ def random_crop(
     generator: torch.Generator,
     inside: Tensor | None = None,
 ) -> Crop:
-    """A core of `size` voxels along each axis (all of a shorter axis), anywhere in the volume.
+    """A core of `size` voxels along each axis (all of a shorter axis), at a random place.
+
+    The place may reach beyond the volume; the core is then moved back into it. So a voxel at the border is drawn as
+    often as one in the middle. Voxels a little way in are drawn up to twice as often.
 
     Args:
-        shape: Of the volume.
+        shape: Shape of the volume.
         size: Edge of the core.
         halo: See `make_crop`.
         generator: Source of the draws.
         inside: (N, 3) indices of voxels, on the CPU: the core holds one of them, each with the same probability.
     """
+
+    def below(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
     core_shape = [min(size, n) for n in shape]
-    first, last = [0] * 3, [n - c for n, c in zip(shape, core_shape, strict=True)]
-    if inside is not None:
-        voxel = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
-        first = [max(0, v - c + 1) for v, c in zip(voxel, core_shape, strict=True)]
-        last = [min(b, v) for b, v in zip(last, voxel, strict=True)]
-    core_start = [a + int(torch.randint(b - a + 1, (), generator=generator)) for a, b in zip(first, last, strict=True)]
+    if inside is None:
+        places = [below(n + core - 1) - (core - 1) for n, core in zip(shape, core_shape, strict=True)]
+    else:
+        voxel = inside[below(len(inside))].tolist()
+        places = [v - below(core) for v, core in zip(voxel, core_shape, strict=True)]
+    core_start = [min(max(a, 0), n - core) for a, n, core in zip(places, shape, core_shape, strict=True)]
     return make_crop(shape, core_start, core_shape, halo=halo)
