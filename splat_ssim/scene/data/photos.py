@@ -97,23 +97,23 @@ def read_views(
 
     They stay in memory where they take less than `MEMORY_SHARE` of what is free. Otherwise each is written to `cache`
     once, as it is after its lens distortion is undone, and the system reads what a step needs. Views that are asked for
-    seldom need not stay anywhere: all are decoded once to find errors, and then anew each time.
+    seldom need no memory: all are decoded once to find errors, and then anew each time.
 
     Args:
         photos: What to read.
         background: RGB under transparent images.
         cache: Folder of the images on disk, made where it is needed; None: all stay in memory.
         notes: A line is added where images are kept on disk.
-        late: No image stays in memory or in the cache.
+        late: Images that would stay in memory stay in their files instead.
     """
-    if late:
-        return _in_parallel(lambda photo: _late(photo, background), photos)
     total = sum(photo.nbytes for photo in photos)
     free = available_memory()
     store = cache if free is not None and total > MEMORY_SHARE * free else None
 
     def read(photo: Photo) -> View:
-        return photo.view(background) if store is None else _stored(photo, background, store)
+        if store is not None:
+            return _stored(photo, background, store)
+        return _late(photo, background) if late else photo.view(background)
 
     views = _in_parallel(read, photos)
     if store is not None:
