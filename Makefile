@@ -16,6 +16,13 @@ PIP_ARGS ?=
 # Where nvcc is found, kernels are built for these; other GPUs compile theirs at first use. `make wheel` builds all.
 export TORCH_CUDA_ARCH_LIST ?= 7.5;8.9;9.0+PTX
 
+# Files whose tests take a few seconds each: what `make test-fast` runs.
+FAST := benchmarks_curve benchmarks_volume build compat_fused_ssim compat_fussim compat_gsplat compat_kornia_losses \
+  compat_monai compat_skimage config_ranges ct data definition doctests finite format_files formats full_disk \
+  high_opacity house_bugs loss observing optim oracle photos platforms ply progressive rasterize_cuda registry \
+  report scene_checks seeing strategy_capped theirs volume_formats volume_io volume_itk volume_memory \
+  volume_models volume_readers volume_strategies voxelize voxelize_cuda xray
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
@@ -31,9 +38,9 @@ train: $(VENV)/train.done
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-## test-fast: what a change breaks most often, in a minute: no training, no compiler, no subprocess
+## test-fast: the loss, readers, formats and drop-ins in under a minute; no long training, no compiler
 test-fast: $(VENV)/test.done
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST:%=tests/test_%.py) $(ARGS)
 
 ## docs: the documentation site in build/docs/html, its short examples run; any warning or broken link is an error
 docs: $(VENV)/docs.done
