@@ -16,7 +16,7 @@ import types
 import torch
 from torch.overrides import TorchFunctionMode
 
-from splat_ssim.ops import _cuda_module, dispatch
+from splat_ssim.ops import _cuda_module, dispatch, ssim_cuda
 from tests import devices
 
 CUDA = torch.device("cuda", 0)
@@ -142,6 +142,8 @@ def _stub_cuda():
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.get_device_properties = lambda device=None: properties
     torch.cuda.current_stream = lambda device=None: Stream()
+    # A torch that is built for CUDA asks the driver by itself.
+    ssim_cuda._current_stream = lambda index: torch.cuda.current_stream(index).cuda_stream
     torch.cuda.Stream, torch.cuda.Event, torch.cuda.CUDAGraph = Stream, Event, Graph
     torch.cuda.stream = torch.cuda.graph = _in_place
     torch.cuda.get_rng_state = torch.get_rng_state
