@@ -38,7 +38,7 @@ train: $(VENV)/train.done
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-## test-fast: the loss, readers, formats and drop-ins in under a minute; no long training, no compiler
+## test-fast: the loss, readers, formats and drop-ins in about a minute; no long training, no compiler
 test-fast: $(VENV)/test.done
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST:%=tests/test_%.py) $(ARGS)
 
