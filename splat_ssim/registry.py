@@ -123,9 +123,9 @@ def get_loss(name: str, **kwargs: object) -> Loss:
     """Returns the loss of this name.
 
     Args:
-        name: "l1"; "l2"; "fused_ssim", L1 + DSSIM in one pass; "ssim", the same formula in plain torch; "ms_ssim",
-            L1 + MS-SSIM; or "package.module:function", which is imported.
-        **kwargs: The options of that loss.
+        name: "l1"; "l2"; "fused_ssim" for L1 + DSSIM in one pass; "ssim" for the same formula in plain torch; "ms_ssim"
+            for L1 + MS-SSIM; or "package.module:function", which is imported.
+        **kwargs: Options of that loss.
 
     Returns:
         A callable `(pred, target, *, mask=None)` -> scalar or (scalar, terms).

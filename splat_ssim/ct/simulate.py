@@ -28,15 +28,16 @@ _SAMPLES, _CHUNK = 2, 1 << 17
 
 
 def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
-    """Integrals of a volume along the rays: trilinear between voxel centres, to 0 half a voxel past the outermost ones.
+    """Integrates a volume along rays. It is trilinear between voxel centres and falls to 0 one voxel past the last
+    centres.
 
     Args:
-        values: (n0, n1, n2), computed in float64.
-        grid: Its voxels, in mm.
-        geometry: The rays.
+        values: (n0, n1, n2) densities. They are computed in float64.
+        grid: Position of the voxels, in mm.
+        geometry: Geometry of the rays.
 
     Returns:
-        (V, rows, columns) float64, in the values' unit times mm.
+        (V, rows, columns) float64, in the unit of the values times mm.
 
     Example:
         >>> import torch
@@ -115,11 +116,11 @@ def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor
 
 
 def with_photon_noise(pictures: Tensor, *, photons: float, attenuation: float, seed: int) -> Tensor:
-    """Projections as counted photons give them.
+    """Adds the noise of counted photons to projections.
 
     Args:
         pictures: Line integrals in any unit.
-        photons: Expected count of a ray that nothing attenuates.
+        photons: Expected number of photons of a ray that nothing attenuates.
         attenuation: A fraction exp(-attenuation) of the photons passes where the line integral is largest.
         seed: Seed of the random counts.
 
@@ -175,14 +176,15 @@ def simulate(
         size: Reconstruct on a cube of this many voxels a side, along x, y and z, instead of on the volume's own voxels.
             truth.npz holds the volume interpolated there. Since rays are summed over that interpolation, no method is
             judged on the voxels that the projections were made from.
-        detector: Rows and columns of the detector. By default as many as it takes to see the whole volume.
-        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis.
+        detector: Rows and columns of the detector. By default it is just large enough to see the whole volume.
+        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis to the
+            detector.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
         attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
         seed: Seed of the noise.
 
     Returns:
-        The folder.
+        The folder written.
     """
     if views < 1 or (photons is not None and photons < 1) or not attenuation > 0:
         raise UserError(

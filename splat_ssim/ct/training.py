@@ -42,13 +42,13 @@ _BRIGHT, _FAINT = 0.5, 0.02
 
 
 class CTTask:
-    """Gaussians whose X-ray pictures become the measured projections.
+    """Fits Gaussians so that their X-ray projections become the measured ones.
 
     The field is fitted in units of `scale`, an estimate of the brightest voxels from the filtered backprojection.
 
     Args:
-        config: Options; the projections are read from its data_dir.
-        projections: They themselves, where they are in memory already.
+        config: Options of the run. Its data_dir names the folder of projections.
+        projections: Projections that are already in memory, to be used instead of those in data_dir.
 
     Raises:
         UserError: Something in the config or on disk is not as required.

@@ -34,7 +34,7 @@ class FormatError(UserError):
 
 @dataclass
 class Cloud:
-    """Gaussians between a file and the rest.
+    """Gaussians as arrays, independent of any file format.
 
     Attributes:
         means: (N, 3) float32.
@@ -44,8 +44,8 @@ class Cloud:
         sh0: (N, 3) float32.
         shN: (N, K-1, 3) float32, with K = 1, 4, 9 or 16.
         antialiased: Whether they were trained with Mip-Splatting's compensation.
-        offset: What was subtracted from the coordinates: the world's are means + offset.
-        notes: What was cut, left out or assumed, a line each.
+        offset: Offset that was subtracted from the coordinates. World coordinates are means + offset.
+        notes: One line for each thing that was cut, left out or assumed.
     """
 
     means: np.ndarray
@@ -117,11 +117,11 @@ def cloud_of(
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
     source: str | Path = "splats",
 ) -> Cloud:
-    """Gaussians as `splat_ssim.save_ply` takes them, checked: finite, of unit quaternions.
+    """Checks Gaussians as `splat_ssim.save_ply` takes them, and normalises their quaternions.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
-        FormatError: There is no Gaussian, or one with a value that is NaN or infinite.
+        FormatError: There are no Gaussians, or one has a value that is NaN or infinite.
     """
     missing = [name for name in NAMES if name not in splats]
     if missing:

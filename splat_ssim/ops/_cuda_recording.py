@@ -55,11 +55,11 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 class Recorder:
-    """Takes the place of `Kernels` and records the launches instead of starting kernels.
+    """Replaces `Kernels` and records launches instead of starting kernels.
 
     Args:
-        kernels: Prepares the problems.
-        tensors: The tensors that the launches read and write, one for each slot, None for an unused one. Two more
+        kernels: The kernels, which prepare the problems.
+        tensors: The tensors that the launches read and write, one for each slot. An unused slot holds None. Two more
             slots follow: the workspace, and the counter of `Kernels.arrivals`.
     """
 
@@ -117,7 +117,7 @@ class Recording:
     """Launches that can be repeated.
 
     Attributes:
-        workspace: Bytes of the workspace.
+        workspace: Size of the workspace in bytes.
     """
 
     def __init__(
