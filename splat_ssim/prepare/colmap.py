@@ -37,22 +37,23 @@ def run_job(
     lock: int,
     count: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
-    """Runs a job of `worker.py` to its end.
+    """Runs a job of `worker.py` in a process of its own and waits for its end.
 
     Args:
-        job: What the worker is told; `job["job"]` names it.
-        log: File for what COLMAP says; the job itself is written beside it, as .json.
-        bar: Progress bar; its total is the number of things to do.
-        stall_minutes: The job is stopped after so many minutes in which neither progress nor log changed; 0: never.
-        lock: Descriptor of a lock, which the worker holds too until it ends, except on Windows.
-        count: Returns how many things are done, where the worker cannot tell.
+        job: Options of the job; `job["job"]` names it.
+        log: File for COLMAP's output. The job itself is written beside it, as .json.
+        bar: Progress bar. Its total is the number of things to do.
+        stall_minutes: The job is stopped if neither the progress nor the log has changed for this many minutes. 0:
+            never.
+        lock: Descriptor of a lock. The worker holds it too until it ends, except on Windows.
+        count: Function that returns how many things are done, if the worker cannot tell.
 
     Returns:
-        The job's result.
+        Result of the job.
 
     Raises:
         UserError: COLMAP failed, aborted or made no progress.
-        RuntimeError: The worker has a defect; the message is its traceback.
+        RuntimeError: The worker has a defect. The message is its traceback.
     """
     name = job["job"]
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -36,23 +36,23 @@ def prepare(
     scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")],
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Makes a COLMAP scene of photographs or a video, for scripts/train.py.
+    """Makes a COLMAP scene from photographs or a video, for scripts/train.py.
 
     A run that was stopped goes on where it was when the same command is given again; other options do only those
     stages again that they touch.
 
     Args:
         source: Folder of photographs (JPEG, PNG, TIFF, WebP, HEIC), or a video file.
-        scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. What is kept
-            between runs is in its folder prepare, which may be deleted in the end.
-        options: How.
+        scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. Its folder
+            `prepare` keeps what later runs need; delete it when the scene is finished.
+        options: Options of the command.
 
     Returns:
-        What report.json holds.
+        The contents of report.json.
 
     Raises:
         UserError: Something in the command or in a file is not as required.
-        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+        Interrupted: SIGINT or SIGTERM came. The same command goes on from there.
     """
     options.check()
     if not source.exists():

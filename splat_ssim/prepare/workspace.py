@@ -43,8 +43,8 @@ class Workspace:
     """The work folder of one scene, locked until `close`.
 
     Args:
-        scene: Scene folder; it is made.
-        source: The photographs or the video it is made of.
+        scene: Scene folder. It is created.
+        source: The photographs or the video that the scene is made from.
 
     Raises:
         UserError: The folder holds another scene, is in use, or cannot be written to.
@@ -123,10 +123,10 @@ class Workspace:
         return {stage: self.state["stages"][stage]["seconds"] for stage in STAGES if stage in self.state["stages"]}
 
     def start(self, stage: str, key: str) -> bool:
-        """Enters that a stage runs; it and all later ones are no longer done.
+        """Records that a stage has started. The stage and all later ones no longer count as done.
 
         Returns:
-            Whether it was done before, with other inputs or options.
+            Whether the stage had been done before, with other inputs or options.
         """
         again = stage in self.state["stages"]
         for later in STAGES[STAGES.index(stage) :]:

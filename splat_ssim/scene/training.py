@@ -59,7 +59,7 @@ LOSSES_OF_BYTES = ("fused_ssim",)
 
 
 class SceneTask:
-    """Gaussians that are rendered and compared with photographs: scene, model, loss, strategy and optimisers.
+    """Trains Gaussians by rendering them and comparing the images with photographs.
 
     Args:
         config: Options of the run. Its data_dir names the scene.

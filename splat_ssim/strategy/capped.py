@@ -38,7 +38,7 @@ class CappedStrategy(Strategy):
             transmittance times alpha over the pixels of a few training views, since others cover them.
         score_views: Function that takes a number and yields a `ViewStats` for each of that many training views.
             `final_prune` needs it.
-        num_views: Number of views that it is asked for.
+        num_views: Number of views to request from `score_views`.
 
     Example:
         >>> from splat_ssim.strategy import CappedStrategy

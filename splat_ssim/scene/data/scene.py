@@ -25,11 +25,11 @@ class SceneError(UserError):
 
 @dataclass(frozen=True)
 class LateImage:
-    """An image that stays in its file, decoded anew whenever its pixels are asked for.
+    """An image that stays in its file. It is decoded again each time its pixels are used.
 
     Attributes:
-        shape: (H, W, 3 or 4), known without decoding.
-        decode: Returns the uint8 image.
+        shape: (H, W, 3 or 4). It is known without decoding.
+        decode: Function that returns the uint8 image.
     """
 
     shape: tuple[int, int, int]
@@ -129,7 +129,7 @@ class View:
         return replace(self, **moved)
 
     def reduced(self, factor: int) -> View:
-        """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
+        """Returns the view at 1/factor of its size, by a box filter. Rows and columns beyond a whole box are left out.
 
         A transparent image is composited over its background.
 
