@@ -17,7 +17,7 @@ def pick_device(name: str) -> torch.device:
     """Returns the device of `--device`: auto is CUDA if torch can use it, otherwise the CPU.
 
     Raises:
-        UserError: cuda was asked for, but torch cannot use it.
+        UserError: cuda was requested, but torch cannot use it.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda requires a CUDA device and a CUDA build of torch, got none")

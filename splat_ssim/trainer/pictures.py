@@ -26,12 +26,12 @@ class PictureError(UserError):
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
-    """(H, W, 3) or, with transparency, (H, W, 4) uint8 of a file, at 1/factor of its size.
+    """Reads an image as uint8 (H, W, 3), or (H, W, 4) if it is transparent, at 1/factor of its size.
 
     Grey pictures of 16 bits are scaled by their whole range.
 
     Raises:
-        PictureError: The file is missing, does not decode, or has samples of 32 bits, whose range is unknown.
+        PictureError: The file is missing, cannot be decoded, or has samples of 32 bits, whose range is unknown.
     """
     with opened(path) as file:
         image = decoded(path, file)
@@ -138,7 +138,7 @@ def said_without_video() -> Iterator[None]:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30) -> None:
-    """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other.
+    """Writes an MP4 from (H, W, 3) uint8 frames with even sides, one after the other.
 
     Raises:
         NoVideoError: The packages that write videos are not installed.

@@ -146,12 +146,12 @@ def find_task(name: str, where: str) -> type[Task]:
     """Imports the class of a task by its name in a config.
 
     Args:
-        name: A short name such as "scene", which stands for `splat_ssim.scene:Task`, or "package.module:Class". Its
-            module is imported, and so runs its code.
-        where: What names it, such as a file, for messages.
+        name: A short name such as "scene", which stands for `splat_ssim.scene:Task`, or "package.module:Class". The
+            module is imported, which runs its code.
+        where: Source of the name, such as a file, for messages.
 
     Raises:
-        ConfigError: There is no such class, or it is no task.
+        ConfigError: There is no such class, or it is not a task.
     """
     try:
         found: Any = imported(import_path(name)) if isinstance(name, str) else name
