@@ -79,7 +79,7 @@ class BrickConfig(VolumeConfig):
 
 
 class BrickTask:
-    """Gaussians that become a volume, brick by brick.
+    """Fits Gaussians to a volume, brick by brick.
 
     In the first pass, the Gaussians of earlier bricks stay fixed. What they add to a brick is subtracted from it, and
     its new Gaussians must also keep to what has been fitted beyond its border. The bricks of the second pass are
@@ -87,7 +87,7 @@ class BrickTask:
     again. If Gaussians are few, both passes work at a reduced resolution, and a third pass at all of it.
 
     Args:
-        config: Options; the volume is read from its data_dir.
+        config: Options of the run. Its data_dir names the volume.
 
     Raises:
         UserError: Something in the config or on disk is not as required.

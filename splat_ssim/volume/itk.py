@@ -32,7 +32,7 @@ def call_itk(function: Callable[[], Any]) -> Any:
     """Calls a function of SimpleITK without its warnings on stderr.
 
     Raises:
-        ValueError: What ITK says of an error, without its lines of source.
+        ValueError: ITK reports an error. The message is its text without the lines of its source.
     """
     import SimpleITK as sitk
 

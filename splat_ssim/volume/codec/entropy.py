@@ -19,10 +19,10 @@ _FIRST, _LAST = 32, 2048
 
 
 def library() -> Any:
-    """The package constriction.
+    """Imports the package constriction.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: constriction is not installed.
     """
     try:
         import constriction

@@ -55,13 +55,13 @@ def code_occupancy(coder: Coder, counts: np.ndarray | None, shape: tuple[int, ..
     """Codes the number of Gaussians in each cell.
 
     Args:
-        coder: Either side.
-        counts: (n0, n1, n2) int64, or None to decode them.
-        shape: Cells along the axes.
-        total: Sum of the counts.
+        coder: The encoder or the decoder.
+        counts: (n0, n1, n2) int64 counts to encode, or None to decode them.
+        shape: Number of cells along each axis.
+        total: Sum of all counts.
 
     Returns:
-        The counts.
+        The counts, (n0, n1, n2) int64.
     """
     few = Adaptive((_EXACT + 1) * _BINS, _EXACT + 1)
     many = Adaptive(_SIZES * _BINS, _PARTS)

@@ -31,10 +31,10 @@ def encode(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> bytes:
 
 
 def decode(content: bytes, steps: Steps, shape: tuple[int, ...], count: int) -> Codes:
-    """What `encode` has coded.
+    """Decodes the result of `encode`.
 
     Raises:
-        ValueError: Bytes that are no such code.
+        ValueError: The bytes are not such a code.
     """
     return _code(Decoder(content), None, None, steps, shape, count)
 
