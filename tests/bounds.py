@@ -99,15 +99,15 @@ def recording() -> Iterator[list[Evaluation]]:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a function computes.
+    """The arithmetic of a function.
 
     Attributes:
-        dtype: What is computed in, float32 or float64.
+        dtype: Dtype of the computation, float32 or float64.
         form: "kernel", "definition" or "textbook".
-        rounded: How often the pixels themselves are rounded before the moments are taken.
-        sigma: Of the window.
-        slack: A factor of what the definition's arithmetic costs. The CUDA kernels take moments about a mean of a few
-            samples, which may lie farther from a window than the image's own mean.
+        rounded: How many times the pixels themselves are rounded before the moments are computed.
+        sigma: Standard deviation of the window.
+        slack: Factor on the error bound of the definition's arithmetic. The CUDA kernels take moments about the mean of
+            a few samples, which may lie farther from a window's values than the image's own mean.
     """
 
     dtype: torch.dtype

@@ -55,12 +55,13 @@ class Layout:
     """How the elements of a tensor lie in a buffer whose other elements are poison.
 
     Attributes:
-        order: The axes from the outermost in memory to the innermost; empty for the usual order.
-        steps: Distance of neighbours along each axis, in elements of a buffer that is packed otherwise; empty for 1.
-        margins: Poisoned elements behind each axis; empty for none.
-        offset: Elements of the buffer before the first one.
-        single: Stride of every axis of length 1, which no element depends on; None leaves what comes of the others.
-        repeated: Whether axes along which the values are constant have the stride 0.
+        order: The axes from the outermost in memory to the innermost. Empty: the usual order.
+        steps: Distance of neighbours along each axis, in elements of an otherwise packed buffer. Empty: 1.
+        margins: Number of poisoned elements behind each axis. Empty: none.
+        offset: Number of elements in the buffer before the first one.
+        single: Stride of every axis of length 1, which has no effect on the elements. None: the stride that follows
+            from the other axes.
+        repeated: Whether axes along which the values are constant get the stride 0.
     """
 
     order: tuple[int, ...] = ()
@@ -73,13 +74,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a call runs; nothing of it may change the result.
+    """Where and how a call runs. No setting may change the result.
 
     Attributes:
-        layouts: Of img1, img2, the mask and the upstream gradient.
+        layouts: Layouts of img1, img2, the mask and the upstream gradient.
         requires: Which images require a gradient: "none", "first", "second" or "both".
-        threads: torch.set_num_threads.
-        isa: Instruction set of the CPU kernels: 0 is the best one, counted modulo those available.
+        threads: Number of threads, for torch.set_num_threads.
+        isa: Instruction set of the CPU kernels. 0 is the best one; numbers wrap around at the number of those
+            available.
         default_device: torch's default device during the call.
         fill: Whether torch fills fresh memory with NaN (deterministic mode).
         numbers: Type of the number options: "python", "numpy" or "tensor".
@@ -110,25 +112,25 @@ class Mask:
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a function on two images, tried in each of the settings.
+    """A call of a function on two images, which is made in each of the settings.
 
     Attributes:
-        kind: The function, a key of tests.fuzz_checks.FUNCTIONS.
+        kind: Name of the function, a key of tests.fuzz_checks.FUNCTIONS.
         shape: (B, C, spatial…), whatever the layout.
-        dtypes: Of img1 and img2.
-        content: What the images show, see `images`.
-        offset: Added to all pixels.
-        uneven: Whether the offset is that of the first channel of three, with 0 for the second and -1/2 of it for the
-            third: what is one constant for a plane is none for pixels with interleaved channels.
+        dtypes: Dtypes of img1 and img2.
+        content: Content of the images, see `images`.
+        offset: Number added to all pixels.
+        uneven: Whether the offset applies to the first of three channels only. The second then gets 0 and the third
+            -1/2 of it. This is a constant for each plane, but not for pixels with interleaved channels.
         constant: For each image the axes along which it is constant.
         spoilt: Pixels (image, flat index, value) that are not finite.
         options: Keyword arguments of the function.
         mask: The mask, or None.
-        upstream: The gradient backward starts from: "ones", "random", "single", "rows" (constant along the last axis),
+        upstream: Gradient that backward starts from: "ones", "random", "single", "rows" (constant along the last axis),
             or "scaled" (a constant other than 1).
-        transform: A transform that the function is called through, see tests.fuzz_transforms; None for a plain call.
-        seed: Of the pixels.
-        settings: The calls.
+        transform: Transform that the function is called through, see tests.fuzz_transforms. None: a plain call.
+        seed: Seed of the pixels.
+        settings: Settings of the calls.
     """
 
     kind: str = "ssim"

@@ -49,12 +49,12 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the package and what the oracle makes of the same arguments.
+    """A function of the package, and the oracle's counterpart.
 
     Attributes:
-        call: (options, img1, img2, mask) -> the result.
-        expected: (case, img1, img2, mask) -> the oracle's, in float64.
-        dtype: The dtype of the result from those of the images.
+        call: Function (options, img1, img2, mask) -> the package's result.
+        expected: Function (case, img1, img2, mask) -> the oracle's result, in float64.
+        dtype: Function (dtypes of both images) -> dtype of the result.
     """
 
     call: Callable[[dict[str, Any], Tensor, Tensor, Tensor | None], Any]
@@ -656,7 +656,7 @@ def check(case: Case, device: str = "cpu") -> int:
     """Runs every setting of a case and returns the number of calls.
 
     Raises:
-        MismatchError: A result is not the oracle's, with the setting in which it was found.
+        MismatchError: A result differs from the oracle's. The message names the setting.
     """
     if case.transform is not None:
         from tests import fuzz_transforms

@@ -42,14 +42,14 @@ Change = Callable[[random.Random, bytes], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of file.
+    """A kind of file, and how it is damaged and read.
 
     Attributes:
-        name: What it is called.
-        weight: How often it comes up.
-        files: Valid ones, each in a folder of its own, by path below the seeds' folder.
-        change: Makes a damaged file of one.
-        read: Reads the file at a path, within its folder.
+        name: Name of the kind.
+        weight: Relative frequency of the kind.
+        files: Valid files, each in a folder of its own, as paths below the seeds' folder.
+        change: Function that makes a damaged file from a valid one.
+        read: Function that reads the file at a path, within its folder.
     """
 
     name: str

@@ -138,11 +138,11 @@ def _work(first: int, end: int, targets: list[Target], seeds: Path, place: Path,
 
 
 class Fuzzing:
-    """Reads the files of a range of cases in workers, one at a time, and gathers what is found.
+    """Reads the files of a range of cases in workers, one at a time, and collects the findings.
 
     Args:
-        place: Folder for the valid files, the workers' and the findings.
-        only: Names of targets; by default all.
+        place: Folder for the valid files, the workers' files and the findings.
+        only: Names of the targets to use. By default all.
     """
 
     def __init__(self, place: Path, only: list[str] | None = None) -> None:

@@ -218,7 +218,7 @@ def check(case: Case) -> int:
     """Runs the transform of a case and returns the number of calls, 1 or 0.
 
     Raises:
-        MismatchError: The result is another one than the oracle's, or an error is no sentence.
+        MismatchError: The result differs from the oracle's, or an error message is not a sentence.
     """
     case = plain(case)
     if fuzz_checks.refused(case) or fuzz_checks.undefined(case) or 0 in case.shape:

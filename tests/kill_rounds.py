@@ -117,14 +117,14 @@ def write_data(folder: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Strike:
-    """What happens to a training, and when.
+    """An event that ends or disturbs a training, and its time.
 
     Attributes:
-        way: A key of WAYS.
-        seconds: When, since its start; or
-        write: at which write to its run folder, counted from 1;
-        delay: and how long after it. A signal other than SIGKILL, and a full disk, come at once.
-        size: Bytes that a file may have, or that are left on the disk.
+        way: Kind of the event, a key of WAYS.
+        seconds: Time of the event in seconds since the start. None if `write` is given.
+        write: Write to the run folder at which the event happens, counted from 1.
+        delay: Seconds between that write and the event. A signal other than SIGKILL, and a full disk, have no delay.
+        size: Number of bytes that a file may have, or that are left on the disk.
     """
 
     way: str
@@ -245,7 +245,7 @@ def run_child(
     """Trains in a forked child, strikes, and waits for its end.
 
     Raises:
-        FindingError: The child does not end.
+        FindingError: The child process does not end.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -390,12 +390,12 @@ def small_disk(folder: Path, megabytes: int = 16) -> Iterator[Path | None]:
 
 
 class Rounds:
-    """Rounds of a seed; runs that nothing happens to are made once, when they are first needed.
+    """The rounds of a seed. Undisturbed runs for comparison are made once, when they are first needed.
 
     Args:
         place: Folder for data and runs.
-        seed: Of all rounds.
-        names: Trainings to choose from; by default all.
+        seed: Seed of all rounds.
+        names: Names of the trainings to choose from. By default all.
     """
 
     def __init__(self, place: Path, seed: int, names: list[str] | None = None) -> None:
@@ -425,10 +425,10 @@ class Rounds:
         return [*self.trainings[name], "--result-dir", str(folder), *more]
 
     def run(self, number: int) -> str:
-        """One round. Returns it in words.
+        """Runs one round. Returns a description of it.
 
         Raises:
-            FindingError: Something is not as promised; the message names the round and what it did.
+            FindingError: A promise is broken. The message names the round and what happened.
         """
         source = random.Random(f"{self.seed} {number}")
         name = source.choice(list(self.trainings))

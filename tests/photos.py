@@ -85,14 +85,14 @@ def write_jpeg(path: Path, pixels, **exif):
 
 
 def angles_to_truth(expected, result):
-    """How far cameras are from where they should be, after the similarity that fits them best.
+    """Measures the errors of cameras after the similarity transform that fits them best.
 
     Args:
         expected: (N, 4, 4) world to camera.
         result: (N, 4, 4) world to camera in other coordinates.
 
     Returns:
-        (N,) degrees between the rotations, and (N,) distances over the extent of the cameras.
+        (N,) angles in degrees between the rotations, and (N,) distances as fractions of the extent of the cameras.
     """
     expected, result = np.asarray(expected), np.asarray(result)
     centers = [-np.einsum("nji,nj->ni", poses[:, :3, :3], poses[:, :3, 3]) for poses in (expected, result)]
