@@ -28,8 +28,9 @@ _SAMPLES, _CHUNK = 2, 1 << 17
 
 
 def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
-    """Integrates a volume along rays. It is trilinear between voxel centres and falls to 0 one voxel past the last
-    centres.
+    """Integrates a volume along rays.
+
+    The volume is interpolated trilinearly between voxel centres. It falls to 0 one voxel past the outermost centres.
 
     Args:
         values: (n0, n1, n2) densities. They are computed in float64.

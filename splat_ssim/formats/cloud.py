@@ -119,9 +119,12 @@ def cloud_of(
 ) -> Cloud:
     """Checks Gaussians as `splat_ssim.save_ply` takes them, and normalises their quaternions.
 
+    Infinite opacity logits are allowed and cut to a large finite value.
+
     Raises:
         ValueError: A tensor is missing or has another shape.
-        FormatError: There are no Gaussians, or one has a value that is NaN or infinite.
+        FormatError: There are no Gaussians, another value is NaN or infinite, or the degree of the harmonics is above
+            3.
     """
     missing = [name for name in NAMES if name not in splats]
     if missing:
