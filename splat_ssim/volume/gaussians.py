@@ -136,7 +136,7 @@ class GaussianField(nn.Module):
 
     @torch.no_grad()
     def crop(self, box: Sequence[Sequence[float]]) -> GaussianField:
-        """Keeps the Gaussians that reach into a box, with the source's grid cut to it. The field inside does not
+        """Keeps the Gaussians that reach into a box, and cuts the source's grid to it. The field inside does not
         change.
 
         Args:

@@ -33,7 +33,7 @@ class _CutError(torch.autograd.Function):
 
 
 def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: float = -math.inf) -> Tensor:
-    """Mean squared error of values that a decoder will clamp to at least `low`. It is differentiable by `pred`.
+    """Mean squared error of values that a decoder will clamp to at least `low`. `pred` gets a gradient.
 
     A value below `low` costs nothing where the target is `low`. Elsewhere values are compared without clamping, so that
     all of them have a gradient.
