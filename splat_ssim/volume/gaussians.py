@@ -136,8 +136,7 @@ class GaussianField(nn.Module):
 
     @torch.no_grad()
     def crop(self, box: Sequence[Sequence[float]]) -> GaussianField:
-        """Keeps the Gaussians that reach into a box, and cuts the source's grid to it. The field inside does not
-        change.
+        """Keeps the Gaussians that reach into a box, and cuts the source's grid to it. The field inside is unchanged.
 
         Args:
             box: Smallest and largest world x, y, z, such as ((0, 0, 0), (10, 10, 5)).
