@@ -36,7 +36,7 @@ def prepare(
     scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")],
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Makes a COLMAP scene from photographs or a video, for scripts/train.py.
+    """Makes a COLMAP scene of photographs or a video, for scripts/train.py.
 
     A run that was stopped goes on where it was when the same command is given again; other options do only those
     stages again that they touch.

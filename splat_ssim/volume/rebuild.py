@@ -48,7 +48,7 @@ def rebuild(
     low: float | None = None,
     high: float | None = None,
 ) -> Path:
-    """Writes the volume that fitted Gaussians represent, with the intensities and the position of the original.
+    """Writes the volume that fitted Gaussians stand for, with the intensities and the position of the original.
 
     Args:
         gaussians: gaussians.quantized or gaussians.ply of a run.

@@ -98,7 +98,7 @@ def compress(
 
 
 def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Path]) -> Path:
-    """Decodes a file of Gaussians to a volume, with the dtype and the position of the original.
+    """Writes the volume that a file of Gaussians stands for, with the dtype and the position of the original.
 
     Args:
         file: A file that splat-compress has written.
