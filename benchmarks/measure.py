@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine and its peaks, timing, memory at the peak of a call, commit, CSV files."""
+"""Shared parts of the benchmarks: the machine and its peaks, timing, peak memory of a call, commit, CSV files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _cpu_name() -> str:
 
 
 def describe(machine: Machine) -> dict[str, object]:
-    """What a row's figures belong to, the machine's peaks at this time included."""
+    """Returns the columns that describe a row's figures: the machine, its peaks at this time, torch and the commit."""
     return {
         "fma_gflops": machine.fma_peak() / 1e9,
         "copy_gb_s": machine.copy_peak() / 1e9,
@@ -111,7 +111,7 @@ def describe(machine: Machine) -> dict[str, object]:
 
 
 def repeats_for(machine: Machine, call: Call) -> int:
-    """How many calls in a row take ten milliseconds: shorter ones are not timed one by one. Warms up, too."""
+    """Returns how many calls take about ten milliseconds, so that short calls are timed together. Also warms up."""
     if machine.time(call) > 1 or hasattr(call, "seconds"):
         return 1
     return max(1, min(100, int(0.01 / max(machine.time(call), 1e-7))))

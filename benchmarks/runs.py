@@ -29,7 +29,7 @@ class Job:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """What a finished run's metrics.json holds; None where it has none."""
+    """Reads metrics.json of a finished run. Returns None if there is none."""
     path = folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else None
 

@@ -114,7 +114,7 @@ def kernel_image(folder: Path) -> Path:
 
 
 def host_units(folder: Path) -> list[tuple[Path, list[str]]]:
-    """What the C++ compiler is to compile: (source, extra flags). Compiles the kernels first."""
+    """Compiles the kernels and returns the units for the C++ compiler: (source, extra flags)."""
     if not supported():
         return []
     folder.mkdir(parents=True, exist_ok=True)

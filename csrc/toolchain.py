@@ -83,7 +83,7 @@ class Toolchain:
 
     @property
     def link_flags(self) -> list[str]:
-        """Of the library. The C++ runtime goes inside and stays inside: torch brings its own, the wheel none."""
+        """Linker flags of the library, which contains the C++ runtime and does not export it: torch has its own."""
         if self.system == "linux":
             runtime = ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
             return [*([] if self.is_zig else runtime), f"-Wl,--version-script={_EXPORTS}", "-ldl"]
