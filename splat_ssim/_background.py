@@ -1,4 +1,4 @@
-"""What RGBA targets are composited over: the checks, and the tensor that the operators take."""
+"""Backgrounds of RGBA targets: their checks, and the tensor that the operators take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What losses do around the map of S: dtypes, layouts, masks, means, and the pyramid of MS-SSIM, in plain torch.
+"""Steps of the losses around the SSIM map, in plain torch: dtypes, layouts, masks, means, and MS-SSIM's pyramid.
 
 Every path uses these, with kernels and without. `tests/oracle.py`, which imports nothing of splat_ssim, judges them.
 """

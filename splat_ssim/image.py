@@ -44,7 +44,7 @@ SORT_EVERY = 200  # steps between two Morton sorts
 
 @dataclass
 class ImageDataConfig:
-    """How the image is read."""
+    """Options of reading the image."""
 
     #: Images are reduced until their longer side has at most this many pixels. 0 keeps their size.
     max_side: int = 0
@@ -96,7 +96,7 @@ class ImageOptimizerConfig:
 
 @dataclass
 class ImageOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Write the fit as render.png, and render | truth | error as pictures/comparison.png.
     picture: bool = True

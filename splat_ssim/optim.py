@@ -120,7 +120,7 @@ class Adam(torch.optim.Adam):
         return loss
 
     def _updates(self) -> list[_ops.Update]:
-        """What a compiled step is to do; counts the step."""
+        """Returns the updates for a compiled step, and increments the step counts."""
         updates = []
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

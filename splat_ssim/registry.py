@@ -34,7 +34,7 @@ _PROBE_SHAPES = ((1, 3, 176, 176), (1, 1, 24, 24, 24))
 
 
 class Loss(Protocol):
-    """What `get_loss` returns."""
+    """The type of the losses that `get_loss` returns."""
 
     def __call__(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> loss.LossResult:
         """The loss, or the loss and its terms."""

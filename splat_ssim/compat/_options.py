@@ -69,7 +69,7 @@ def integer(name: str, value: object) -> int:
 
 
 def whole(name: str, value: object) -> int:
-    """As `integer`, but also accepts a bool and a float without a fraction.
+    """`integer` that also accepts a bool and a float without a fraction.
 
     Raises:
         TypeError: The value is not a number.

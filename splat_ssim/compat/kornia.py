@@ -319,7 +319,7 @@ class InverseDepthSmoothnessLoss(nn.Module):
 
 
 class _RobustLoss(nn.Module):
-    """What the four robust losses keep."""
+    """Base class of the four robust losses."""
 
     def __init__(self, reduction: str | None = "none"):
         super().__init__()

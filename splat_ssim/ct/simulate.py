@@ -91,7 +91,7 @@ def _at(padded: Tensor, points: Tensor) -> Tensor:
 
 
 def interpolated(values: Tensor, grid: VoxelGrid, points: Tensor) -> Tensor:
-    """What `ray_sums` integrates, at points (..., 3) in mm: (...) float64."""
+    """The interpolated volume that `ray_sums` integrates, (...) float64, at points (..., 3) in mm."""
     indices = grid.to_index(points.reshape(1, -1, 3)) + 1
     return _at(_padded(values), indices).reshape(points.shape[:-1])
 
@@ -106,7 +106,7 @@ def around(grid: VoxelGrid, size: int) -> VoxelGrid:
 
 
 def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Where lines start + t · step enter and leave the box from 0 to `size`: (M,) each, high below low for a miss."""
+    """The t, (M,) each, where lines start + t · step enter and leave the box from 0 to `size`; in reverse for a miss."""
     flat = step.abs() < 1e-12
     safe = torch.where(flat, torch.ones_like(step), step)
     first, second = -start / safe, (size - start) / safe

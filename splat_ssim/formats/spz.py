@@ -59,7 +59,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
 
 
 def _fraction_bits(cloud: Cloud, path: Path) -> int:
-    """How many bits of a position lie behind the point: 12, fewer for a large scene, more for a tiny one."""
+    """The number of fractional bits of a position: 12, fewer for a large scene, more for a tiny one."""
     largest = float(np.abs(cloud.means).max())
     most = int(np.floor(np.log2(_LARGEST / largest))) if largest > 0 else _MOST_BITS
     require(most >= 0, path, f"positions within ±{_LARGEST}, which 24 bits hold", f"{largest:.6g}")

@@ -17,7 +17,7 @@ _OPTIONS = ("--std=c++17",)
 
 
 def _candidates() -> list[str]:
-    """Where NVRTC may be: in NVIDIA's wheels and PyTorch's own libraries on sys.path, then in the system."""
+    """Possible paths of NVRTC: NVIDIA's wheels and PyTorch's own libraries on sys.path, then the system's."""
     found: list[str] = []
     for entry in map(Path, sys.path):
         for pattern in ("nvidia/*/lib/libnvrtc.so.*", "torch/lib/libnvrtc*.so*"):

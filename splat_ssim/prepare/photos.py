@@ -45,7 +45,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: photographs by name, and lines that say what is left out or noteworthy."""
+    """The photographs in a folder by name, and lines on what is left out or noteworthy."""
 
     photos: list[Photo]
     notes: list[str]

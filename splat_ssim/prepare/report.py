@@ -1,4 +1,4 @@
-"""What became of the photographs: report.json and the table that is printed."""
+"""The report on the photographs: report.json, and the table that is printed."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class _Run:
         return report
 
     def _stage_options(self) -> dict[str, Any]:
-        """What each stage depends on besides the stages before it."""
+        """Stage -> the options and files that it depends on, besides the stages before it."""
         options, version = self.options, importlib.metadata.version("pycolmap")
         photos: dict[str, Any] = {"max_size": options.max_size}
         if self.source.is_dir():

@@ -46,7 +46,7 @@ def sharpness(frame: np.ndarray) -> float:
 
 @contextmanager
 def _video_errors(path: Path) -> Iterator[None]:
-    """What ffmpeg says of a file that it cannot read is a UserError that names the file."""
+    """Converts ffmpeg's errors about a file that it cannot read to a UserError that names the file."""
     try:
         yield
     except UserError:

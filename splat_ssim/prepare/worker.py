@@ -32,7 +32,7 @@ JPEG_QUALITY = 95
 
 
 class JobError(Exception):
-    """What went wrong in one sentence that the user can act on."""
+    """An error that the user can fix. Its message is one sentence."""
 
 
 def features(job: dict[str, Any]) -> dict[str, Any]:

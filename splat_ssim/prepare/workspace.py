@@ -114,7 +114,7 @@ class Workspace:
         return self.state["stages"].get(stage, {}).get("key") == key and place.exists()
 
     def info(self, stage: str) -> dict[str, Any]:
-        """What a finished stage found."""
+        """The results of a finished stage."""
         recorded: dict[str, Any] = self.state["stages"][stage]["info"]
         return recorded
 

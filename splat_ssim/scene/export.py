@@ -152,7 +152,7 @@ class _Comparison:
         self.quality = self._psnr(self.renders)
 
     def of(self, cloud: Cloud) -> str:
-        """What a file costs in dB, in words."""
+        """Describes how much quality a file loses, in dB."""
         renders = [self._render(cloud.splats(), cloud.degree, view) for view in self.views]
         quality = self._psnr(renders)
         likeness = np.mean([reported_psnr(psnr(a, b)) for a, b in zip(renders, self.renders, strict=True)])

@@ -79,7 +79,7 @@ class Exposures:
         return rows[None] + alphas * cells[3::4].permute(1, 2, 0)[None]
 
     def penalty(self, index: int) -> Tensor | None:
-        """What is added to the loss of a training view: the total variation of its grid."""
+        """The term that is added to the loss of a training view: the total variation of its grid."""
         if not self.bilateral or self.smoothness == 0:
             return None
         own = self.maps[index]

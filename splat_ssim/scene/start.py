@@ -1,4 +1,4 @@
-"""Where Gaussians start: at the points of a scene, or at random inside its silhouettes."""
+"""Starting positions of Gaussians: the points of a scene, or random positions inside its silhouettes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training views a step renders, and what they are compared with."""
+"""The training views that each step renders, and the images that they are compared with."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ R = TypeVar("R", bound="RunConfig")
 
 @dataclass
 class OutputConfig:
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Number of steps between evaluations. 0 evaluates only at the end.
     eval_every: int = 0

@@ -49,7 +49,7 @@ def check_example(path: Path) -> None:
 
 
 def program(name: str) -> str:
-    """How the user calls a command, such as "train": splat-train, or python scripts/train.py in the source folder."""
+    """The command line of a command such as "train": splat-train, or python scripts/train.py in the source folder."""
     if Path(sys.argv[0]).stem.startswith("splat-") or source_folder() is None:
         return f"splat-{name}"
     return f"python scripts/{name}.py"

@@ -84,7 +84,7 @@ def title_of(task: Task, step: int) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What metrics.json of a run folder holds; empty where the run is not over."""
+    """Reads metrics.json of a run folder. The result is empty if the run is not finished."""
     path = folder / METRICS
     if not path.exists():
         return {}
@@ -92,7 +92,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What eval/<step>.json of a run folder hold, in the order of their steps."""
+    """Reads all eval/<step>.json of a run folder, in the order of their steps."""
     return sorted((_json(path) for path in (folder / "eval").glob("*.json")), key=lambda found: found.get("step", 0))
 
 

@@ -198,7 +198,7 @@ def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
 
 
 def tensors_problem(value: Any) -> str | None:
-    """What is wrong with the first tensor in nested containers that `save_checkpoint` would not write, or None.
+    """Describes the first tensor in nested containers that `save_checkpoint` would not have written, if there is one.
 
     Strides of 0 can make one number look like many. Tensors can be sparse, or have no values at all.
     """

@@ -91,7 +91,7 @@ def install_viewer(path: Path | None = None) -> Path:
 
 
 def how_to_install() -> str:
-    """What a page says where the package is missing."""
+    """The text of a page if the package is missing."""
     return (
         f"to turn the scene in the page: {program('report')} --install-viewer ({NAME} {VERSION}, MIT, 3 MB), then again"
     )

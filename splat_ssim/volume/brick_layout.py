@@ -1,4 +1,4 @@
-"""How a fit by bricks is divided: regions, weights of their voxels, and shares of the budget."""
+"""The division of a fit by bricks: regions, weights of their voxels, and shares of the budget."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class ValueRange:
         return self.source_high - self.source_low or 1.0
 
     def lines(self) -> list[str]:
-        """What a user should know about the values, one sentence for each line."""
+        """Notes on the values for the user, one sentence in each line."""
         lines = [
             f"values: {self.source_low:.6g} to {self.source_high:.6g} in the file; fitted from {self.low:.6g} to "
             f"{self.high:.6g}; cut off: {100 * self.cut_below:.3g}% of the voxels below, "

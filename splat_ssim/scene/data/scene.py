@@ -215,7 +215,7 @@ def split_words(test_every: int) -> str:
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:
-    """How many names there are, and the first few of them.
+    """Shortens a list of names to their number and the first few.
 
     Example:
         >>> from splat_ssim.scene.data.scene import shortened

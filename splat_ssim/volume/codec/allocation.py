@@ -1,4 +1,4 @@
-"""How many Gaussians, and how fine steps, a number of bytes pays for."""
+"""The number of Gaussians and the quantisation steps for a given number of bytes."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class _FitInside(VolumeTask):
     """
 
     def fit_step(self, step: int) -> Tensor:
-        """As of other fits; then means outside the volume return to its border."""
+        """Performs a step as in other fits. Then it moves means outside the volume to its border."""
         loss = super().fit_step(step)
         assert isinstance(self.model, GaussianField)
         means = self.model.tensors["means"].data
@@ -267,7 +267,7 @@ class _Maker:
 
     @staticmethod
     def _finenesses(spare: float) -> tuple[float, ...]:
-        """What steps are multiplied by, one after the other, for a fit that is so many dB above what is asked for."""
+        """Factors of the quantisation steps to try in turn, for a fit that exceeds the requested PSNR by `spare` dB."""
         if spare < 0.05:
             return (1.0,)
         return (2.0, 1.0, 0.5, 0.25) if spare > 2 * _ROUNDING else (1.0, 0.5, 0.25)

@@ -78,12 +78,12 @@ class Codes:
 
     @classmethod
     def none(cls) -> Codes:
-        """Of no Gaussian."""
+        """The codes of no Gaussians."""
         zero = np.zeros((0, 6), np.int64)
         return cls(zero[:, :3], zero[:, 0], zero, zero[:, :3])
 
     def taken(self, chosen: np.ndarray) -> Codes:
-        """Those at some indices, in their order."""
+        """The codes at the chosen indices, in the order of these."""
         return Codes(self.cells[chosen], self.weights[chosen], self.shapes[chosen], self.places[chosen])
 
 
@@ -142,7 +142,7 @@ def quantize(means: np.ndarray, shapes: np.ndarray, weights: np.ndarray, steps: 
 
 
 def coded_values(codes: Codes, steps: Steps) -> dict[str, np.ndarray]:
-    """What codes stand for, float64: means (N, 3), shapes (N, 6) and weights (N,)."""
+    """The values of codes in float64: means (N, 3), shapes (N, 6) and weights (N,)."""
     shapes = shape_values(codes.weights, codes.shapes, steps)
     levels = place_levels(codes.weights, shapes, steps)
     means = (codes.cells + (codes.places + 0.5) / levels) * float(steps.cell) - 0.5

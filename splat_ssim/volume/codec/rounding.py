@@ -84,7 +84,7 @@ def round_field(
 
 
 class _Rounder:
-    """Which numbers of a field are rounded, and an optimiser that leaves those alone."""
+    """Keeps track of the rounded numbers of a field, and optimises only the others."""
 
     def __init__(self, field: CodedField, steps: Steps, target: Tensor, seed: int) -> None:
         self.field, self.steps = field, steps
