@@ -106,7 +106,7 @@ def around(grid: VoxelGrid, size: int) -> VoxelGrid:
 
 
 def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The t, (M,) each, where lines start + t · step enter and leave the box from 0 to `size`; in reverse for a miss."""
+    """The t, (M,) each, where lines start + t · step enter and leave the box from 0 to `size`; reversed for a miss."""
     flat = step.abs() < 1e-12
     safe = torch.where(flat, torch.ones_like(step), step)
     first, second = -start / safe, (size - start) / safe

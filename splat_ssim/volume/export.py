@@ -372,7 +372,7 @@ def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any],
 
 
 def _smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the largest of |w|, |x|, |y|, |z|, (N,) uint8, and the other three, (N, 3), signed to make it positive."""
+    """Index of the largest of |w|, |x|, |y|, |z|, (N,) uint8, and the other three, (N, 3), if that is made positive."""
     quats = quats / np.linalg.norm(quats, axis=1, keepdims=True)
     largest = np.abs(quats).argmax(1)
     rows = np.arange(len(quats))
