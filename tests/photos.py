@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
-#: EXIF's 35 mm equivalent of the focal length above.
+#: EXIF's 35 mm equivalent of the focal length above, for a film that is 35 mm wide.
 FOCAL_35MM = round(FOCAL / WIDTH * 35)
 
 

@@ -39,7 +39,7 @@ def assert_held(make, options, images):
 
 
 def draw_window(rng, spatial_dims):
-    """Draws options of the window. Returns them and the radius of the window."""
+    """Draws options of the window. Returns them and the largest number of taps or padding size."""
     if rng.random() < 0.4:
         sizes = [rng.choice([3, 5, 7]) for _ in range(spatial_dims)]
         same = rng.random() < 0.5

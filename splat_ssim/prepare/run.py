@@ -44,7 +44,7 @@ def prepare(
     Args:
         source: Folder of photographs (JPEG, PNG, TIFF, WebP, HEIC), or a video file.
         scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. Its folder
-            `prepare` keeps what later runs need; delete it when the scene is finished.
+            `prepare` is kept between runs. It may be deleted when the scene is finished.
         options: Options of the command.
 
     Returns:
