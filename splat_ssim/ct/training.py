@@ -198,7 +198,7 @@ class CTTask:
         return densities
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """PSNR and SSIM of the projections, and of the volume where the truth is known; slices as a picture."""
+        """Computes PSNR and SSIM of the projections, and of the volume if the truth is known. Draws slices."""
         with torch.no_grad():
             drawn = self.project(range(self.data.geometry.views))
         measured = self.data.pictures[:, None] / self.bright
@@ -232,7 +232,7 @@ class CTTask:
         load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The reconstruction as a volume file, the Gaussians as PLY; their sizes."""
+        """Writes the reconstruction as a volume file and the Gaussians as PLY. Returns their sizes."""
         output = self.config.output
         if output.format:
             save_volume(folder / f"volume.{output.format}", Volume(self.volume().numpy(), self.grid, "mm"))

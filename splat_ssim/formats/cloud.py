@@ -1,4 +1,4 @@
-"""Gaussians as every file format here takes and gives them, and what several formats do alike; numpy only."""
+"""Gaussians as all file formats here exchange them, and code that several formats share. It needs only numpy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ODD = np.array(
 
 
 class FormatError(UserError):
-    """Gaussians that a format cannot hold, or a file that is not what its name says; the message says which."""
+    """A format cannot hold the Gaussians, or a file is not what its name says. The message says which."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Cloud:
 
     @property
     def colors(self) -> np.ndarray:
-        """(N, 3) float64 colours of degree 0, in [0, 1] but for what the training pushed beyond."""
+        """(N, 3) float64 colours of degree 0, in [0, 1] unless training has moved them outside."""
         return 0.5 + SH0 * self.sh0.astype(np.float64)
 
     def note_cut(self, cut: np.ndarray, what: str) -> None:
@@ -86,7 +86,7 @@ class Cloud:
         return replace(self, **{name: getattr(self, name)[order] for name in NAMES})
 
     def flipped(self, axes: str) -> Cloud:
-        """The Gaussians in a frame whose axes named here ("yz") point the other way; exact, and its own inverse.
+        """The Gaussians in a frame in which the named axes, such as "yz", are reversed. Exact, and its own inverse.
 
         Two axes at once are a turn by 180 degrees, so rotations stay rotations.
         """
@@ -166,7 +166,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
 
 
 def logits(alphas: np.ndarray) -> np.ndarray:
-    """Float32 logits of opacities; what a file rounded to 0 or 1 stays finite."""
+    """Float32 logits of opacities. Opacities that a file has rounded to 0 or 1 stay finite."""
     clipped = np.clip(alphas.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(clipped / (1 - clipped)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""SPZ, Niantic's compressed Gaussians (.spz): version 3 is written; 2, 3 and, where zstandard is installed, 4 are read.
+"""SPZ, Niantic's compressed Gaussians (.spz). Writes version 3; reads versions 2, 3 and, with zstandard installed, 4.
 
 Source: the README of nianticlabs/spz (MIT), and the constants of its definition: a header, then one array for each
 property; positions as 24-bit fixed point, opacities, colours (a gain of 0.15) and scales (a sixteenth of the logarithm
@@ -82,7 +82,7 @@ def _packed_rotations(quats: np.ndarray) -> bytes:
 
 
 def _packed_harmonics(shN: np.ndarray) -> bytes:
-    """A byte each, in steps that grow with the degree; 128 is 0."""
+    """Packs each coefficient into a byte, in steps that grow with the degree. 128 stands for 0."""
     steps = np.repeat([2.0 ** (8 - bits) for bits in _SH_BITS], (3, 5, 7))[: shN.shape[1], None]
     return to_bytes(np.rint((shN * 128 + 128) / steps) * steps).tobytes()
 

@@ -108,7 +108,7 @@ def _watch(
     name: str,
     count: Callable[[], int] | None,
 ) -> str:
-    """Shows the progress of a job until it ends; returns its result or error line, "" if it told neither."""
+    """Shows the progress of a job until it ends. Returns the line with its result or error, "" if there is none."""
     end, seen, since = "", (0, 0), time.monotonic()
     while True:
         try:
@@ -152,7 +152,7 @@ def _last_line(log: Path) -> str:
 
 
 def rows(database: Path, table: str) -> int:
-    """The number of rows of a table of a database that another process may be writing; 0 if that cannot be told."""
+    """The number of rows of a table in a database that another process may be writing; 0 if it cannot be read."""
     if not database.is_file():
         return 0
     try:
@@ -171,7 +171,7 @@ def settle(database: Path) -> None:
 
 
 def copied(database: Path, target: Path) -> Path:
-    """Copies a settled database, in one piece; a `target` that is there stays as it is, to go on with."""
+    """Copies a settled database in one piece. If `target` exists, it is kept, to go on with it."""
     if not target.is_file():
         new = target.with_suffix(".new")
         shutil.copyfile(database, new)

@@ -25,7 +25,7 @@ _TURNS = {
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
-    """A picture as it is to be seen, of one with this orientation (1 to 8) in its EXIF."""
+    """Turns a stored picture upright, given its EXIF orientation, 1 to 8."""
     return image if turn == 1 else image.transpose(_TURNS[turn])
 
 

@@ -213,7 +213,7 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _kept_exif(file: Image.Image) -> bytes:
-    """EXIF with the tags that a camera is told by and where it stood, and nothing else."""
+    """EXIF data with only the tags that identify the camera and its position."""
     before, after = file.getexif(), Image.Exif()
     for tag in CAMERA_TAGS:
         if tag in before:

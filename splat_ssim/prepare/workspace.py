@@ -155,7 +155,7 @@ class Workspace:
         return place
 
     def publish(self, made: Path) -> None:
-        """Moves a whole scene from `made` to the scene folder; the model, by which readers know it, comes last."""
+        """Moves a complete scene from `made` to the scene folder, the model last, because readers recognise a scene by it."""
         (self.scene / REPORT).unlink(missing_ok=True)
         shutil.rmtree(self.scene / "sparse", ignore_errors=True)
         for name in OUTPUTS:

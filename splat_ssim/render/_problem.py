@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Scene(NamedTuple):
-    """Gaussians and the cameras that see them; the shapes are those of `rasterization`."""
+    """Gaussians and the cameras that see them. Shapes are as for `rasterization`."""
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4]

@@ -29,7 +29,7 @@ _TILE = 32
 
 
 class Projection(NamedTuple):
-    """Gaussians as a camera sees them; everything is zero for those it does not see."""
+    """Gaussians as a camera sees them. All values are zero for Gaussians that it does not see."""
 
     radii: Tensor  # [C, N, 2] int32, pixels, zero where not visible
     means2d: Tensor  # [C, N, 2] pixels

@@ -133,7 +133,7 @@ def _kind_of(scene: Scene) -> str:
 
 
 def _in_memory(task: SceneTask) -> dict[str, Any]:
-    """Trains without a folder; what metrics.json would hold."""
+    """Trains without a folder. Returns what metrics.json would hold."""
     one: Run = Unkept(task)
     one.train()
     one.save()

@@ -1,4 +1,4 @@
-"""Joins the views of a step, which may be of several processes, so that optimisers and strategy see one step."""
+"""Joins the views of a step, possibly from several processes, so that optimisers and strategy see a single step."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _LARGEST = 2**26
 
 @dataclass
 class CameraPath:
-    """Cameras one after the other; their images have a size and no content."""
+    """A sequence of cameras. Their images only have a size."""
 
     views: list[View]
     fps: float

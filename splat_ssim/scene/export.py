@@ -90,7 +90,7 @@ def export(
 
 
 def save_trained(path: str | Path, task: SceneTask) -> list[str]:
-    """Writes the Gaussians of a task in the format that a file's name says; returns what was cut or left out."""
+    """Writes the Gaussians of a task in the format that the file's name says. Returns what was cut or left out."""
     kind = format_of(path)
     cloud = _of_task(task, path)
     kind.write(cloud, Path(path))

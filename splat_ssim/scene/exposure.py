@@ -121,7 +121,7 @@ class Exposures:
 
     @torch.no_grad()
     def matrices(self) -> list[list[list[float]]]:
-        """For each training view the 3x4 matrix of its map, that of a grid on average."""
+        """The 3x4 matrix of each training view's map; for a grid, the mean of its matrices."""
         return [self.map_of(index).reshape(12, -1).mean(1).reshape(3, 4).tolist() for index in range(len(self.maps))]
 
 

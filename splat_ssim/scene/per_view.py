@@ -56,7 +56,7 @@ class PerView:
         return len(self.values)
 
     def share(self, used: Sequence[int], ranks: Ranks) -> None:
-        """Sums the gradients of the views of a step over the ranks, each of which has rendered some of them."""
+        """Sums the gradients of a step's views over the ranks. Each rank has rendered some of the views."""
         if ranks.count == 1:
             return
         for index in sorted(set(used)):

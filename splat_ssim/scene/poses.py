@@ -45,7 +45,7 @@ class RefinedPoses:
         self._places = (centers - centers.mean(0)) / extent
 
     def apply(self, view: View) -> View:
-        """A training view with its camera refined; differentiable by the changes."""
+        """Returns a training view with its camera refined. The camera is differentiable with respect to the changes."""
         change = self.changes[view.index]
         return replace(view, viewmat=moved(view.viewmat, change[:3], self.extent * change[3:]))
 

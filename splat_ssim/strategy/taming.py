@@ -106,7 +106,7 @@ class TamingStrategy(Strategy):
         return list(range(first * self.refine_every, self.refine_stop_iter, self.refine_every))
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
-        """The running state, to be handed to both hooks; its tensors are made at the first step, on their device."""
+        """Returns the running state for both hooks. Its tensors are created on the device of the first step."""
         return {
             "grad2d": None,
             "count": None,

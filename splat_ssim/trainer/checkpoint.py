@@ -21,7 +21,7 @@ NAME = "checkpoint.pt"
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing or does not read; the message names it."""
+    """A checkpoint is missing or cannot be read. The message names it."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ class RunConfig:
     asks: ClassVar[Sequence[str]] = ()
 
     def fill_in(self) -> None:
-        """Scales and fills in the schedules of a subclass; `steps` is final already, steps_scaler still to be used."""
+        """Scales and fills in the schedules of a subclass. `steps` is already scaled, steps_scaler not yet reset."""
 
     def check(self) -> None:
         """Raises ConfigError for the first value that is out of its range."""
@@ -158,7 +158,7 @@ class RunConfig:
         )
 
     def scaled(self, steps: int | None, default: int = 0) -> int:
-        """A schedule in steps, scaled; `default` (not scaled) where it is None."""
+        """Scales a schedule in steps. Returns `default`, not scaled, if it is None."""
         if steps is None:
             return default
         if max(abs(steps), abs(self.steps_scaler)) >= 2**63:
@@ -174,7 +174,7 @@ class RunConfig:
         return {"seed": "the draws of the run are made from it"}
 
     def growth_end(self) -> int | None:
-        """The step after which the model grows no more, of a resolved config; None where it has no such step."""
+        """The step after which the model of a resolved config does not grow. None if there is no such step."""
         return None
 
 
@@ -256,7 +256,7 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 
 def check_ranges(*rows: tuple[str, float, float, float | None]) -> None:
-    """Raises ConfigError for the first of (name, value, low, high) that is out of its range; high may be None."""
+    """Raises ConfigError for the first of (name, value, low, high) that is out of its range. `high` may be None."""
     for name, value, low, high in rows:
         if not low <= value or (high is not None and value > high):
             limit = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -14,7 +14,7 @@ from splat_ssim.trainer.task import Report
 
 
 class NotFiniteError(UserError):
-    """The loss or the state of a run is NaN or infinite; the message names step and tensor."""
+    """The loss or the state of a run is NaN or infinite. The message names the step and the tensor."""
 
 
 class LossWatch:

@@ -80,7 +80,7 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
 
 
 def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, with_loss: bool = True) -> Run:
-    """Returns a run folder's last checkpoint to look at, as of `load`; the folder and torch's generators stay.
+    """Loads a run folder's last checkpoint for viewing, like `load`. The folder and torch's generators do not change.
 
     Without its loss, which only training needs, a run whose loss cannot be imported any more can be looked at too.
     """
@@ -249,7 +249,7 @@ class Run:
         return f"{program('train')} --resume {shlex.quote(str(self.folder))}"
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
+        """Evaluates the task in its current state, and also writes the result to eval/<step>.json."""
         result = self.task.evaluate(pictures)
         write_json(self.folder / "eval" / f"{self.step:07d}.json", self.dated(result))
         return result
@@ -369,7 +369,7 @@ class Unkept(Run):
         """Does nothing: such a run writes no files."""
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Evaluates the task as it is."""
+        """Evaluates the task in its current state."""
         return self.task.evaluate(pictures)
 
     def _stop(self, number: int) -> None:

@@ -142,7 +142,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The mapping of a config file; a relative data_dir may be relative to the file's folder or one above it.
+    """Reads the mapping of a config file. A relative data_dir may be relative to the file's folder or to one above it.
 
     A path that exists from the working directory stays as it is.
     """

@@ -41,7 +41,7 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
 
 
 def decoded(path: Path, file: Image.Image) -> Image.Image:
-    """Decodes a file that `opened` has opened, to RGB or, with transparency, RGBA; see `read_image`."""
+    """Decodes a file opened by `opened` to RGB, or to RGBA if it is transparent. See `read_image`."""
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
     transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
@@ -50,7 +50,7 @@ def decoded(path: Path, file: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Opens a picture with Pillow; what fails while it is read is a PictureError that names the file."""
+    """Opens a picture with Pillow. Errors while it is read become a PictureError that names the file."""
     if not is_file(path):
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
@@ -125,7 +125,7 @@ def save_comparison(path: str | Path, pred: Tensor, target: Tensor) -> None:
 
 
 class NoVideoError(UserError):
-    """This machine cannot write videos; the message says what is missing."""
+    """This machine cannot write videos. The message says what is missing."""
 
 
 @contextmanager

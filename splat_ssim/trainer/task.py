@@ -106,7 +106,7 @@ class Task(Protocol):
         """
 
     def evaluate(self, pictures: Path | None) -> dict[str, Any]:
-        """Returns metrics of the model as it is; pictures of it go to a folder where one is given.
+        """Returns metrics of the current model. If a folder is given, pictures are written to it.
 
         Single values enter metrics.json and TensorBoard; lists, such as a row for each view, only eval/<step>.json.
         """
@@ -124,7 +124,7 @@ class Task(Protocol):
         """Writes the files that a finished run leaves, and returns further metrics."""
 
     def render(self, views: str, output: Path, frames: int) -> None:
-        """Writes what `views`, a key of VIEWS, names to a file or folder; `frames` is the length of a video."""
+        """Draws `views`, a key of VIEWS, to a file or folder. `frames` is the number of frames of a video."""
 
 
 #: What a class must have to be a task.
@@ -132,7 +132,7 @@ _INTERFACE = ("Config", "VIEWS", "step", "evaluate", "state_dict", "load_state_d
 
 
 def import_path(name: str) -> str:
-    """The import path of a task: "module:Class" as it is, a short name by rule.
+    """The import path of a task. "module:Class" is unchanged, and a short name is expanded.
 
     Example:
         >>> from splat_ssim.trainer.task import import_path

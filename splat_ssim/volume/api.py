@@ -186,7 +186,7 @@ def _mask(mask: str | Path | np.ndarray | Tensor | Volume | None, volume: Volume
 def _trained(
     config: VolumeConfig, target: Target, volume: Volume, mask: Volume | None, folder: str | Path | None, *, kept: bool
 ) -> GaussianField:
-    """The field after a run in memory, or in a folder; `kept`: the volume is a file already."""
+    """Runs a fit in memory or in a folder, and returns the field. `kept` says that the volume is already a file."""
     # A caller's own draws go on as if nothing had happened.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         if folder is None:

@@ -105,7 +105,7 @@ def read_source(path: str | Path) -> FieldSource | None:
 
 
 def save_gaussians_ply(path: str | Path, field: GaussianField, source: FieldSource | None = None) -> Path:
-    """Writes the Gaussians as binary PLY, every property float32; returns the path.
+    """Writes the Gaussians as binary PLY, every property float32. Returns the path.
 
     x y z, scale_0..2 (natural logarithms) and rot_0..3 (w, x, y, z) are those of 3D Gaussian splatting.
     `signed_density` is the weight of the Gaussian, which may be negative: no opacity, and additive. `feature_0`, … are

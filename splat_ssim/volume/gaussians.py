@@ -26,7 +26,7 @@ GAUSSIAN_FLOATS = 11
 
 
 class GaussianField(nn.Module):
-    """Gaussians as parameters: `field(grid)` is their volume; `render` and `sample` give the source's intensities.
+    """Gaussians as parameters. `field(grid)` is their volume; `render` and `sample` give the source's intensities.
 
     Args:
         tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
@@ -194,7 +194,7 @@ class GaussianField(nn.Module):
         grid: VoxelGrid,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        """New Gaussians that take the residual away, see `new_gaussians`; features start from the target's."""
+        """Makes Gaussians that reduce the residual, see `new_gaussians`. Features start from the target's."""
         new = new_gaussians(chosen, sigma, residual, grid, generator)
         # Gaussians that are placed close together share the residual, so that their sum does not overshoot.
         alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
@@ -257,14 +257,14 @@ class GaussianField(nn.Module):
 
 
 def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` different flat indices, drawn in proportion to the weights (Gumbel's trick; no limit on the voxels)."""
+    """Draws `count` different flat indices in proportion to the weights, of any number of voxels (Gumbel's trick)."""
     noise = upload(torch.rand(weight.numel(), generator=generator), weight.device).clamp_(1e-20, 1.0 - 1e-7)
     keys = weight.flatten().clamp(min=1e-30).log() - (-noise.log()).log()
     return keys.topk(count, sorted=False).indices.sort().values
 
 
 def blur(volume: Tensor) -> Tensor:
-    """(n0, n1, n2) under SSIM's Gaussian window, zeros outside; an axis of one voxel is left alone."""
+    """Filters (n0, n1, n2) by SSIM's Gaussian window, with zeros outside. An axis of one voxel is not filtered."""
     shape = [n for n in volume.shape if n > 1]
     if not shape:
         return volume

@@ -118,7 +118,7 @@ class VoxelGrid:
         return axis, bool(along_z[axis] < 0)
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
-        """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""
+        """The grid of `array[start:start + shape]`. A voxel rendered there has the same bits as in the whole grid."""
         return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
 
     def moved(self, offset: Sequence[float]) -> VoxelGrid:

@@ -208,7 +208,7 @@ def _arranged(
     origin: float | Sequence[float] | None,
     nonfinite: float | None,
 ) -> Volume:
-    """The volume that a reader's result stands for."""
+    """Makes a volume of a reader's result."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
     data = array if isinstance(array, np.ndarray) else _read(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
@@ -247,7 +247,7 @@ def _open(
 
 
 def _read(path: Path, function: Callable[[], Any]) -> Any:
-    """Calls a function that reads a file; its errors name the file, and what is missing where it is not the file's."""
+    """Calls a function that reads a file. Errors name the file, or the missing package."""
     kind = volume_format(path)
     try:
         return function()

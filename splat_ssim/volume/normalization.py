@@ -114,7 +114,7 @@ class ValueRange:
 
     @property
     def span(self) -> float:
-        """Largest minus least intensity of the file; 1 for a constant volume."""
+        """Difference between the largest and the smallest intensity of the file; 1 for a constant volume."""
         return self.source_high - self.source_low or 1.0
 
     def lines(self) -> list[str]:

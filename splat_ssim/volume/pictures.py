@@ -117,7 +117,7 @@ def save_slice_sheet(
     count: int = 5,
     spacing: Sequence[float] | None = None,
 ) -> Path:
-    """Writes `slice_sheet` as a picture; returns the path."""
+    """Writes `slice_sheet` as a picture. Returns the path."""
     save_bytes(path, slice_sheet(field, target, count=count, spacing=spacing))
     return Path(path)
 
@@ -168,6 +168,6 @@ def save_mip_video(
     spacing: Sequence[float] | None = None,
     fps: int = 16,
 ) -> Path:
-    """Writes `mip_frames` as an MP4; returns the path."""
+    """Writes `mip_frames` as an MP4. Returns the path."""
     write_video(path, mip_frames(field, frames=frames, axis=axis, spacing=spacing), fps=fps)
     return Path(path)

@@ -45,7 +45,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def find_image(file: Path) -> Path | None:
-    """The file of an image: as it is named, or with another extension; None where there is none."""
+    """Finds the file of an image, under its name or with another extension. Returns None if there is none."""
     if is_file(file):
         return file
     if not file.name:  # the root, to which no extension can be added
@@ -156,7 +156,7 @@ def make_view(
 
 
 def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
-    """Image, mask and pinhole camera without distortion; no pixel of the result lies outside the original."""
+    """Undistorts image and mask. Returns them and a pinhole camera; no pixel comes from outside the original."""
     import pycolmap
 
     def warp(channels: np.ndarray) -> tuple[np.ndarray, Any]:

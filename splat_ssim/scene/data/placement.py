@@ -38,7 +38,7 @@ def ordinary(centers: Tensor) -> Tensor:
 
 
 def extent_of(centers: Tensor) -> float:
-    """1.1 times the largest distance of an ordinary camera from their mean; 1 where they are at one place."""
+    """1.1 times the largest distance of an ordinary camera from their mean, or 1 if all are at one place."""
     centers = centers[ordinary(centers)]
     extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
     # A single camera, or several at one place, define no length.

@@ -105,7 +105,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of image, mask and depths; none of an image that stays in its file."""
+        """Bytes in memory of image, mask and depths. An image that stays in its file counts 0."""
         parts = (vars(self)["stored_image"], self.mask, self.depth, self.sparse_depth)
         return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 

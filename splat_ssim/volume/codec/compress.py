@@ -85,8 +85,8 @@ def compress_volume(
         name: Name of the volume, in messages.
 
     Raises:
-        ValueError: Not exactly one of bytes, psnr and ratio is given, or it is out of range; or the volume has several
-            channels, NaN or infinities.
+        ValueError: Not exactly one of bytes, psnr and ratio is given, or it is out of range; or the bytes do not
+            suffice for one Gaussian; or the volume has several channels, NaN or infinities.
         Interrupted: SIGINT or SIGTERM came.
 
     Example:
@@ -216,7 +216,7 @@ class _Maker:
         return self._within(field, steps, size)
 
     def _within(self, field: CodedField, steps: Steps, size: int) -> Compressed:
-        """The file of a rounded field; what is worth least is left out until it fits."""
+        """Makes the file of a rounded field. The least valuable Gaussians are left out until it fits."""
         while True:
             packed = self._packed(steps, field.codes(steps))
             content = packed.to_bytes()
@@ -273,7 +273,7 @@ class _Maker:
         return (2.0, 1.0, 0.5, 0.25) if spare > 2 * _ROUNDING else (1.0, 0.5, 0.25)
 
     def _rounded(self, field: CodedField, finer: float, spare: float) -> Compressed:
-        """The file of a fit whose steps are the suitable ones times `finer`; the fit is left as it is.
+        """Makes the file of a fit with the suitable steps times `finer`. The fit is not changed.
 
         Coarse steps take fewer Gaussians too, for a fit that is `spare` dB better than it must be.
         """

@@ -121,7 +121,7 @@ class Packed:
         return intensities
 
     def field(self) -> GaussianField:
-        """The Gaussians where they lie in the world, with their source; with a base, its values are not cut."""
+        """The Gaussians in world coordinates, with their source. If there is a base, values are not clamped."""
         grid, source = self.source.grid, self.source
         if self.base:
             raised = self.base * (source.high - source.low)

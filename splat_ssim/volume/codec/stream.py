@@ -19,7 +19,7 @@ _PARTS = round((MAX_SHAPE + MAX_STEP) / _WIDTH)
 
 
 def encode(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> bytes:
-    """The Gaussians of a volume of `shape` voxels; they come back in another order."""
+    """Encodes the Gaussians of a volume of `shape` voxels. Decoding returns them in another order."""
     cells = _cells(shape, steps)
     counts = np.zeros(cells, np.int64)
     np.add.at(counts, tuple(codes.cells.T), 1)
