@@ -155,7 +155,7 @@ class Workspace:
         return place
 
     def publish(self, made: Path) -> None:
-        """Moves a complete scene from `made` to the scene folder, the model last, because readers recognise a scene by it."""
+        """Moves a complete scene from `made` to the scene folder. The model comes last: readers look for it."""
         (self.scene / REPORT).unlink(missing_ok=True)
         shutil.rmtree(self.scene / "sparse", ignore_errors=True)
         for name in OUTPUTS:

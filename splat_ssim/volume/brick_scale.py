@@ -76,7 +76,7 @@ def slabs_of(region: Block, channels: int, factor: int = 1) -> Iterator[Block]:
 
 
 def in_blocks(block: Block, factor: int) -> Block:
-    """Converts a block of voxels, which begins at a multiple of `factor`, to blocks of `factor`; the last may be cut."""
+    """Converts a block of voxels that begins at a multiple of `factor` to blocks of `factor`, the last perhaps cut."""
     return tuple(first // factor for first in block[0]), blocks_along(block[1], factor)
 
 
