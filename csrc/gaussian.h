@@ -1,7 +1,7 @@
 // The rotation of a Gaussian and its gradient, shared by the CPU kernels and the CUDA voxeliser.
 //
-// T is a number or a vector of numbers: double in the voxelisers, kLanes float32 in the renderer. The caller normalises
-// the quaternion, since each caller does so in its own precision.
+// T is a number or a vector of numbers: kLanes float32 in the renderer, double elsewhere. The caller normalises the
+// quaternion, since each caller does so in its own precision.
 #pragma once
 
 #if defined(SPLAT_DEVICE)
