@@ -1,8 +1,7 @@
 // Composites tiles of pixels front to back, forward and backward, and computes the sums from which scores are made.
 //
 // A tile is 16 or 32 pixels wide and high. It consists of blocks of 4×4 pixels, whose 16 values are one, two or four
-// vectors. Each Gaussian of a tile's list is tested against every block: the test computes the largest alpha that it
-// reaches there.
+// vectors. Each Gaussian of a tile's list is tested against every block, by the largest alpha that it reaches there.
 //
 // Forward takes 64 Gaussians at a time and goes block by block. Transmittance and colours of the block stay in
 // registers while its Gaussians are composited, until all its pixels have finished. Alphas are computed four at a time.

@@ -64,8 +64,8 @@ SPLAT_INLINE Floats part_of_rows(const Floats* rows, Floats so_far) {
     return part_of_rows<columns, j, source + 1>(rows, pick<columns, j, source>(so_far, rows[source], Lanes{}));
   }
 }
-// The inverse: element i of the consecutive elements, of which vector k holds those from k·kLanes on, is lane i /
-// columns of part i % columns.
+// The inverse: element i of the consecutive elements is lane i / columns of part i % columns. Vector k holds the
+// elements from k·kLanes on.
 template <int columns, int k, int source, int... l>
 SPLAT_INLINE Floats place(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(so_far, next,

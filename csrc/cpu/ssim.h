@@ -11,8 +11,8 @@
 // If channels are interleaved, each channel has its own constants, and there is one for every column. Otherwise one
 // vector serves all columns, and the mask is 0.
 //
-// Gradients subtract centre_d from d, which is the part of its mean that is left. If the images hardly differ, c_d is
-// 0, because d has to be exactly 0 where they are equal.
+// Gradients also subtract centre_d, the part of d's mean that is left. If the images hardly differ, c_d is 0, because d
+// has to be exactly 0 where they are equal.
 struct ColumnConstants {
   const float *each, *difference, *centre_d;
   int64_t mask;

@@ -300,7 +300,8 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   if (!describe(*args, true, problem)) return kBadArgument;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
-  // The bands are chosen such that the ring of slices of a tile fits kRingBytes. They are the same without a gradient.
+  // The bands are chosen such that a tile's ring of slices fits kRingBytes. Calls without a gradient use the same
+  // bands.
   const int64_t columns = problem.width / problem.strips + 2 * problem.border + kLanes;
   const int64_t row_bytes = make_schedule(problem, true).ring_slices * columns * 3 * int64_t(sizeof(float));
   const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.axes[kRowsDown].radius);

@@ -1,5 +1,5 @@
-// The loops over rows, which take nearly all the time. They have instances for windows and layouts, of which each call
-// picks one. All code around them is the same for any window and layout.
+// The loops over rows, which take nearly all the time. There are instances for certain windows and layouts, and each
+// call picks one. All code around them is the same for any window and layout.
 #pragma once
 #include "ssim.h"
 

@@ -134,7 +134,7 @@ SPLAT_INLINE Floats over(Ints pixels, Ints shifts, Floats background, float data
   return in_range<uint8_t>(colour, data_range) * alpha + background * (1.0f - alpha);
 }
 
-// The pixels from `p` on, of which there are `there`. Loads at most kLanes.
+// Loads at most kLanes pixels from `p` on, where only `there` pixels exist.
 SPLAT_INLINE Ints load_pixels(const char* p, int64_t there) {
   if (there >= kLanes) return load_raw<Ints>(p);
   int32_t raw[kLanes] = {};

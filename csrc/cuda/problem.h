@@ -1,5 +1,5 @@
-// The arguments of the SSIM kernels, one structure each, for host, device and Python (splat_ssim/ops/_cuda_kernels.py
-// mirrors them).
+// The arguments of the SSIM kernels, one structure for each kind of kernel. Host, device and Python share them
+// (splat_ssim/ops/_cuda_kernels.py mirrors them).
 //
 // They are plain structures of fixed-size members in a fixed order, so that ctypes, g++, nvcc and NVRTC agree on the
 // layout.
@@ -114,7 +114,7 @@ struct SsimPadding {
   SsimTensor source[2];  // pad: the image; l1: both images; fold: both images, for the sign of the L1 term
   SsimTensor target;     // pad: out, padded; fold: in, gradient of the padded image
   SsimTensor grad;       // fold: out, gradient of the image
-  SsimTensor l1_weight;  // fold, l1: weight of |source[0] - source[1]|, where given
+  SsimTensor l1_weight;  // fold, l1: weight of |source[0] - source[1]|, if given
   int size[5];           // of the unpadded images
   int radius[3];         // 0 along the depth of images
   int reflect;           // 1 reflects (the edge not repeated), 0 replicates

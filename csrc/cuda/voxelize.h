@@ -68,8 +68,8 @@ SPLAT_DEVICE double normalise(double (&v)[3]) {
   return length;
 }
 
-// Factorises the exponent q = |W d|^2, where W is the whitening matrix, by making W's columns orthogonal in the order
-// z, y, x. Returns false if column z or y vanishes, or if a factor is not finite or too large.
+// Factorises the exponent q = |W d|^2 by making the columns of the whitening matrix W orthogonal in the order z, y, x.
+// Returns false if column z or y vanishes, or if a factor is not finite or too large.
 SPLAT_DEVICE bool factorise(const VoxelFrame& frame, double (&factor)[6]) {
   double column[3][3];
 #pragma unroll
