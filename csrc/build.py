@@ -33,14 +33,15 @@ COMMON = ["library.cpp", "loss.cpp", "parallel.cpp", "processors.cpp"]
 KERNELS = sorted(p.name for p in (CSRC / "cpu").glob("*.cpp") if p.name not in COMMON)
 
 BASE_FLAGS = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-# Contraction to FMA is wanted; neither errno nor floating-point traps are read. No -ffast-math: infinities, NaN and the
-# order of additions keep their meaning.
+# Contraction to FMA is wanted. Neither errno nor floating-point traps are read. There is no -ffast-math, so that
+# infinities, NaN and the order of additions keep their meaning.
 FLOAT_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti"]
-# The kernels are vectorised by hand: -O3 takes twice the time to compile, and serves where loops are to be unrolled.
+# The kernels are vectorised by hand, and -O3 takes twice as long to compile. It is used only where loops must be
+# unrolled.
 OPTIMISE = ["-O2"]
 UNROLLED = {"ms_ssim.cpp", "raster_composite.cpp", "raster_project.cpp", "raster_records.cpp", "peak.cpp"}
-# -O1 compiles fastest; -fexpensive-optimizations contracts to FMA, as in the ordinary build.
+# -O1 compiles fastest. -fexpensive-optimizations contracts to FMA, as in the ordinary build.
 DEBUG = ["-O1", "-fexpensive-optimizations", "-g1", "-fno-omit-frame-pointer"]
 SANITIZERS = {
     "address": [*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],

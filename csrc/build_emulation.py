@@ -22,7 +22,7 @@ SOURCES = (
     "cuda/launch_voxelize.cpp",
     "cuda/replay.cpp",
 )
-# No contraction: the kernels say where they fuse a multiplication and an addition.
+# No contraction, because the kernels say explicitly where they fuse a multiplication and an addition.
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 VARIANTS = {
     "plain": ["-O2"],

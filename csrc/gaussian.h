@@ -1,7 +1,7 @@
-// The rotation of a Gaussian and its gradient, for the CPU's renderer and voxeliser and for CUDA's voxeliser.
+// The rotation of a Gaussian and its gradient, shared by the CPU kernels and the CUDA voxeliser.
 //
-// T is a number or a vector of numbers: double in the voxelisers, kLanes float32 in the renderer. Who calls normalises
-// the quaternion, since each does so in its own precision.
+// T is a number or a vector of numbers: kLanes float32 in the renderer, double elsewhere. The caller normalises the
+// quaternion, since each caller does so in its own precision.
 #pragma once
 
 #if defined(SPLAT_DEVICE)
@@ -21,8 +21,9 @@ SPLAT_GAUSSIAN void rotation_of(const T (&q)[4], T (&R)[9]) {
   R[6] = 2.0f * (x * z - w * y), R[7] = 2.0f * (y * z + w * x), R[8] = 1.0f - 2.0f * (x * x + y * y);
 }
 
-// From dR, the gradient by the rotation matrix, to dq, the gradient by the quaternion before it was normalised, times its
-// length: the part along q is taken out, since the length of the quaternion does not change the rotation.
+// Computes dq from dR, the gradient with respect to the rotation matrix. dq is the gradient with respect to the
+// quaternion before its normalisation, times the quaternion's length. The part along q is removed, since the length of
+// the quaternion does not change the rotation.
 template <class T>
 SPLAT_GAUSSIAN void rotation_gradient(const T (&q)[4], const T (&dR)[9], T (&dq)[4]) {
   const T w = q[0], x = q[1], y = q[2], z = q[3];

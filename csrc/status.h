@@ -1,4 +1,4 @@
-// What a kernel or a launcher returns, on the CPU and on CUDA. Python reads the numbers from the library.
+// The status that a kernel or a launcher returns, on the CPU and on CUDA. Python reads the numbers from the library.
 #pragma once
 
 enum Status : int {

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMPILERS = ("g++", "clang++", "c++")
-#: What the vector extensions of csrc/cpu/simd.h need.
+#: The oldest versions with the vector extensions that csrc/cpu/simd.h uses.
 OLDEST = {"g++": 12, "clang++": 14}
 
-#: How each system names the library.
+#: The name of the library on each system.
 LIBRARY_NAMES = {"linux": "libsplat_ssim.so", "macos": "libsplat_ssim.dylib", "windows": "libsplat_ssim.dll"}
 #: The library of the system that runs this.
 LIBRARY_NAME = LIBRARY_NAMES[{"darwin": "macos", "win32": "windows"}.get(sys.platform, "linux")]
@@ -65,8 +65,8 @@ class Toolchain:
         wide = ["-mprefer-vector-width=512"]
         sets = {"baseline": [], "avx2": AVX2_FLAGS, "avx512": [*AVX512_FLAGS, *wide]}
         if (self.system, self.kind) == ("windows", "g++"):
-            # The stack of Windows is aligned to 16 bytes, and g++ may spill wider vectors to it by aligned moves, which
-            # would crash: the assembler makes unaligned ones of them, at the same speed.
+            # On Windows the stack is aligned to 16 bytes. g++ may spill wider vectors to it by aligned moves, which
+            # would crash. The assembler turns these into unaligned moves, which are as fast.
             unaligned = ["-Wa,-muse-unaligned-vector-move"]
             return {name: [*flags, *unaligned] if flags else flags for name, flags in sets.items()}
         return sets
@@ -90,7 +90,7 @@ class Toolchain:
         if self.system == "macos":
             shown = [] if self.is_zig else ["-Wl,-exported_symbol,_splat_ssim_*"]
             return [f"-Wl,-install_name,@rpath/{self.library_name}", *shown]
-        # Of -shared -static zig makes an archive.
+        # Given -shared -static, zig makes an archive.
         return ["-s"] if self.is_zig else ["-static", "-s"]
 
 
@@ -131,7 +131,7 @@ def found() -> Toolchain:
     Raises:
         NoCompilerError: There is no such compiler. The message says what was found instead.
     """
-    # cibuildwheel names the architecture of a macOS wheel so.
+    # cibuildwheel sets ARCHFLAGS to the architecture of a macOS wheel.
     options = tuple(shlex.split(os.environ.get("ARCHFLAGS", ""))) if sys.platform == "darwin" else ()
     named = os.environ.get("CXX")
     if named:

@@ -66,7 +66,7 @@ def driver(monkeypatch):
     properties = type("Properties", (), {"major": 9, "minor": 0, "multi_processor_count": 132})
     monkeypatch.setattr(_cuda_module, "_driver", lambda: fake)
     for name in ("_devices", "_ready", "_paused", "_told"):
-        monkeypatch.setattr(_cuda_module, name, {})
+        monkeypatch.setattr(_cuda_module, name, type(getattr(_cuda_module, name))())
     monkeypatch.setattr(_cuda_module, "embedded_image", lambda: 4096)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     return fake

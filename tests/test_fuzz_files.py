@@ -393,6 +393,7 @@ def _with_header(path, change):
         lambda header: header["fields"]["means"].update(low=[float("nan")] * 3),
         lambda header: header["fields"]["log_scales"].update(high=[1e5] * 3),
         lambda header: header["fields"]["quats"].update(bits=10**9),
+        lambda header: header["fields"]["quats"].update(low=[1e39, 0, 0]),
         lambda header: header["fields"].update(other={}),
         lambda header: header["source"].update(shape=[10**6] * 3),
         lambda header: header["source"].update(shape=3),

@@ -1,4 +1,4 @@
-// Adam, one pass over parameter, gradient and both moments; and its form for the rows that were visible.
+// Adam in one pass over parameter, gradient and both moments. A second form updates only the rows that were visible.
 #include "layout.h"
 #include "parallel.h"
 #include "simd.h"
@@ -25,7 +25,7 @@ struct Adam {
   }
 
   SPLAT_INLINE void update_rest(int64_t i, int count) const {
-    // The last few elements go through a whole vector of their own.
+    // The last few elements are copied to whole vectors.
     alignas(64) float p[kLanes] = {}, g[kLanes] = {}, m[kLanes] = {}, v[kLanes] = {};
     const size_t bytes = static_cast<size_t>(count) * sizeof(float);
     std::memcpy(p, parameter + i, bytes), std::memcpy(g, gradient + i, bytes);
@@ -59,9 +59,9 @@ Adam make_adam(float* parameter, const float* gradient, float* first, float* sec
 
 extern "C" {
 
-// One step of `arrays` parameters at once. pointers: parameter, gradient, first and second moment of each; constants of
-// each: beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias correction;
-// counts: elements of each.
+// One step of `arrays` parameters at once. `pointers` has the parameter, gradient, first and second moment of each.
+// `constants` has beta1, beta2, eps, the learning rate over its bias correction, and 1 / sqrt of the second bias
+// correction of each. `counts` has the number of elements of each.
 SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts,
                                        int64_t arrays, int threads) {
   int64_t tasks = 0;
@@ -76,7 +76,8 @@ SPLAT_EXPORT Status SPLAT_KERNEL(adam)(float* const* pointers, const double* con
   return kOk;
 }
 
-// One step of one parameter for the rows of `width` elements whose byte in `visible` is set; the others are not touched.
+// One step of one parameter, for the rows of `width` elements whose byte in `visible` is set. Other rows stay as they
+// are.
 SPLAT_EXPORT Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
                                             const double* constants, const uint8_t* visible, int64_t rows,
                                             int64_t width, int threads) {
@@ -85,7 +86,7 @@ SPLAT_EXPORT Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradi
   parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int) {
     const int64_t end = (task + 1) * kRows < rows ? (task + 1) * kRows : rows;
     for (int64_t row = task * kRows; row < end;) {
-      // Neighbouring visible rows are one range.
+      // Consecutive visible rows are updated as one range.
       int64_t last = row;
       while (last < end && visible[last]) ++last;
       if (last > row) adam.update_range(row * width, last * width);

@@ -1,4 +1,5 @@
-// Marks what the shared library shows; everything else is hidden (-fvisibility=hidden, and on Windows by itself).
+// Marks the symbols that the shared library exports. All others are hidden (by -fvisibility=hidden, and on Windows by
+// default).
 #pragma once
 
 #if defined(_WIN32)

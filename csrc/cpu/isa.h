@@ -1,10 +1,10 @@
-// What a kernel source needs to be compiled once for each instruction set.
+// Lets a kernel source be compiled once for each instruction set.
 //
 // Every file listed under KERNELS in csrc/build.py is compiled several times, with SPLAT_ISA one of baseline (SSE2 or
-// NEON), avx2, avx512. It exports its entry points as SPLAT_KERNEL(name), which becomes splat_ssim_<name>_<isa>; Python
-// picks the best one the machine can run when the library is loaded. Everything else in such a file lives in an
-// anonymous namespace, and no standard-library template is instantiated: a weak symbol compiled for AVX-512 could be
-// the copy the linker keeps for all. tests/test_build.py checks the objects for weak symbols.
+// NEON), avx2 and avx512. It exports its entry points as SPLAT_KERNEL(name), which becomes splat_ssim_<name>_<isa>.
+// When the library is loaded, Python picks the best instruction set that the machine can run. Everything else in such a
+// file lives in an anonymous namespace, and no standard-library template is instantiated. Otherwise the linker could
+// keep a weak symbol compiled for AVX-512 as the copy for all. tests/test_build.py checks the objects for weak symbols.
 #pragma once
 #include <cstdint>
 

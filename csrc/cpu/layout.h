@@ -35,9 +35,9 @@ struct Arguments {
   int64_t weighs_l1;           // the weight is as large as the image and weighs |x - y| too, not only 1 - S
   int64_t similarities;        // the sums are of S and CS themselves; they are not weighted
   const double* window;        // [taps] of each axis, one after the other; symmetric, each sums to 1
-  const double* coefficients;  // [planes][3]: what the gradient is of: of 1 - S, 1 - CS and |x - y|
+  const double* coefficients;  // [planes][3]: the gradient is that of the sum of 1 - S, 1 - CS and |x - y| times these
   double* sums;                // [planes][3]: weighted sums of 1 - S, 0 and |x - y|, or of S, CS and |x - y|; written
-  const float* background;     // [3], of images `background_batch` floats apart: what kRgba of img2 is composited over
+  const float* background;     // [3], of images `background_batch` floats apart: background of a kRgba img2
   int64_t background_batch;
   double c1, c2, data_range;  // (k1 L)², (k2 L)², L
   double eps;                 // added to the denominator of S, not of CS
@@ -57,11 +57,11 @@ static_assert(sizeof(LossArguments) == sizeof(Arguments) + 48, "six words follow
 // The arguments of MS-SSIM.
 struct PyramidArguments {
   Arguments finest;  // planar float32 images; the gradients are dense planes; coefficients and sums are not read
-  int64_t volumes;   // images have one slice, which is not halved, and a window of two axes
+  int64_t volumes;   // 0 for images: they have one slice, which is not halved, and a window of two axes
   int64_t scales;
   const double* weights;   // [scales]
-  double* terms;           // [planes][scales]; written, or read where there is an upstream gradient
-  double* values;          // [planes]; written, where there is no upstream gradient
+  double* terms;           // [planes][scales]; written, or read if there is an upstream gradient
+  double* values;          // [planes]; written if there is no upstream gradient
   const double* upstream;  // [planes], of the values; null for the values themselves
 };
 static_assert(sizeof(PyramidArguments) == sizeof(Arguments) + 48, "six words follow");
@@ -79,7 +79,7 @@ struct alignas(64) Record {
   float slope_x, slope_y;  // at fixed dx alpha is largest at dy = slope_x dx, at fixed dy at dx = slope_y dy
   float colors[4];
   float reach_x, reach_y;  // half the box outside which alpha is under 1/255
-  float D;                 // of the same as A (dx - slope_y dy)² + D dy² + log_opacity
+  float D;                 // log2(alpha) is also A (dx - slope_y dy)² + D dy² + log_opacity
   float unused;
 };
 static_assert(sizeof(Record) == 64 && offsetof(Record, unused) == 60, "one cache line, 16 floats");
@@ -100,12 +100,12 @@ constexpr int kAdamConstants =
 
 constexpr int kVoxelGeometry = 21;  // doubles: index to world (9) and back (9), and the origin
 constexpr int kVoxelWindow = 6;     // int64: start and size of the crop
-constexpr int kVoxelMinWidth = 16;  // of a crop: kernels load and store whole vectors
+constexpr int kVoxelMinWidth = 16;  // of a crop, because kernels load and store whole vectors
 
 // --- X-rays ----------------------------------------------------------------------------------------------------------
 
-constexpr int kXrayFrame = 12;   // doubles of a view: origin, column step, row step and what leads to the first pixel
+constexpr int kXrayFrame = 12;   // doubles of a view: origin, column step, row step and the vector to the first pixel
 constexpr int kXrayNumbers = 5;  // int64: views, rows, columns, floats from row to row, cone
-constexpr int kXraySlack = 15;   // floats past the columns of a row: kernels load and store whole vectors
+constexpr int kXraySlack = 15;   // floats past the columns of a row, because kernels load and store whole vectors
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What the library says of itself: its ABI, and which instruction sets it has and the machine can run. And what it asks
-// of the system.
+// Facts about the library: its ABI version, the instruction sets that it contains and the machine can run, and its
+// constants. Also its request for huge pages.
 
 #include <cstdint>
 #include <string>
@@ -14,19 +14,19 @@
 #include "export.h"
 #include "layout.h"
 
-// Raised with every change to a signature of the C ABI; splat_ssim/ops/compiled.py states the one it speaks.
+// Raised with every change to a signature of the C ABI. splat_ssim/ops/compiled.py states the version that it expects.
 constexpr int kAbiVersion = 8;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 
 #if defined(__x86_64__)
-// Asked of the processor itself: __builtin_cpu_supports says no to everything in what zig links.
+// Asks the processor itself, because __builtin_cpu_supports answers no to everything in libraries that zig links.
 static bool has_bits(unsigned leaf, int reg, unsigned bits) {
   unsigned regs[4] = {};  // a, b, c, d
   return __get_cpuid_count(leaf, 0, &regs[0], &regs[1], &regs[2], &regs[3]) && (regs[reg] & bits) == bits;
 }
 
-// Whether the system keeps these registers when it changes threads: bits of the control register XCR0.
+// Whether the system saves some registers when it switches threads. `bits` are bits of the control register XCR0.
 static bool saves_registers(unsigned bits) {
   unsigned low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -38,7 +38,7 @@ static bool supported(const std::string& isa) {
 #if defined(__x86_64__)
   constexpr unsigned kFma = 1u << 12, kOsXsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;        // leaf 1, c
   constexpr unsigned kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8;                              // leaf 7, b
-  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;  // AVX-512's, there
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;  // leaf 7, b
   constexpr unsigned kLzcnt = 1u << 5;  // leaf 0x80000001, c
   const bool avx2 = has_bits(1, 2, kFma | kOsXsave | kAvx | kF16c) && saves_registers(0x06) &&
                     has_bits(7, 1, kBmi1 | kAvx2 | kBmi2) && has_bits(0x80000001, 2, kLzcnt);
@@ -60,8 +60,8 @@ extern "C" SPLAT_EXPORT const char* splat_ssim_cpu_isas(void) {
   return names.c_str();
 }
 
-// Memory about to be written for the first time: with pages of 2 MiB, where the system has them, it takes a hundredth of
-// the page faults. A hint, which changes no value.
+// Asks for pages of 2 MiB for memory that is about to be written for the first time. If the system has them, there are
+// a hundredth of the page faults. This is a hint, which changes no value.
 extern "C" SPLAT_EXPORT void splat_ssim_prefer_huge_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 4096;
@@ -80,7 +80,7 @@ struct Constant {
   int64_t value;
 };
 
-// What Python would otherwise repeat. splat_ssim/ops/compiled.py reads it as a dictionary.
+// Constants that Python would otherwise repeat. splat_ssim/ops/compiled.py reads them as a dictionary.
 constexpr Constant kConstants[] = {
     {"status_ok", kOk},
     {"status_out_of_memory", kOutOfMemory},
@@ -125,7 +125,7 @@ extern "C" SPLAT_EXPORT const char* splat_ssim_constant_name(int index) {
   return index >= 0 && index < kConstantCount ? kConstants[index].name : nullptr;
 }
 
-// Its value; 0 past the last.
+// The value of constant `index`; 0 past the last.
 extern "C" SPLAT_EXPORT int64_t splat_ssim_constant(int index) {
   return index >= 0 && index < kConstantCount ? kConstants[index].value : 0;
 }

@@ -1,5 +1,5 @@
-// The loss of whole images in one call: L1 and 1 - S, their weighted sum and its gradients. Around the kernel of SSIM
-// there is little to do, yet for small images it would take longer in Python than the kernel does.
+// The loss of whole images in one call: L1 and 1 - S, their weighted sum and its gradients. There is little work around
+// the SSIM kernel, but for small images it would take longer in Python than the kernel itself.
 
 #include <cstdlib>
 
@@ -7,8 +7,8 @@
 #include "export.h"
 #include "layout.h"
 
-// What one call differs from another in: the images, the gradients and the background (null where not wanted) and the threads. Writes the
-// loss, the mean of |x - y| and that of 1 - S into `means`.
+// The arguments after `prepared` may differ from call to call: images, gradients, background (null if absent) and
+// threads. Writes the loss, the mean of |x - y| and the mean of 1 - S into `means`.
 extern "C" SPLAT_EXPORT Status splat_ssim_loss(const LossArguments* prepared, char* img1, char* img2, char* grad1,
                                                char* grad2, const float* background, int64_t threads, float* means) {
   Arguments arguments = prepared->kernel;

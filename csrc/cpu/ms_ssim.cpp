@@ -1,8 +1,10 @@
 // MS-SSIM of float32 images or volumes in one call: the pyramid of both, the terms of every scale, and the gradient.
 //
-// A scale is half the one before: means of blocks of 2 along each axis, where an odd side has a zero before its first
-// place, which counts. The value of a plane is the product over scales of CS, and on the last scale of S, each a mean over
-// the windows that lie inside, to the power of the scale's weight; 0, with a gradient of 0, where a term is 0 or less.
+// Each scale has half the size of the previous one: it holds the means of blocks of 2 along each axis. An odd side has
+// a zero before its first element, which counts in the mean.
+//
+// The value of a plane is a product of one term a scale: the mean of CS, or on the last scale of S, over the windows
+// that lie inside, to the power of the scale's weight. If a term is 0 or less, the value is 0, with a gradient of 0.
 // (Wang, Simoncelli, Bovik, Asilomar 2003, eq. 7.)
 #include <cmath>
 #include <cstdlib>
@@ -13,17 +15,17 @@
 namespace {
 
 constexpr int64_t kMaxScales = 32;
-constexpr int64_t kTaskFloats = 16384;  // of an image that a task pools
+constexpr int64_t kTaskFloats = 16384;  // floats of an image that a task averages
 
-// The sizes of a scale, and where the blocks of 2 of each axis begin.
+// The size of a scale.
 struct Size {
   int64_t depth, height, width;
   int64_t voxels() const { return depth * height * width; }
 };
 
-// One axis on the way from a scale to the next.
+// How one axis is halved from a scale to the next.
 struct Halving {
-  int64_t blocks, first, step;  // block i is of places [first + i step, first + (i + 1) step), of which -1 is a zero
+  int64_t blocks, first, step;  // block i has elements [first + i step, first + (i + 1) step); element -1 is a zero
   explicit Halving(int64_t side, bool halved) : blocks(side), first(0), step(1) {
     if (!halved) return;
     step = 2;
@@ -37,8 +39,8 @@ struct Pyramid {
   const Arguments& finest;
   int64_t planes;
   Size sizes[kMaxScales];
-  float* images[2][kMaxScales];  // [planes] dense planes; of the finest scale the caller's, not dense
-  float* grads[2][kMaxScales];   // the same, null where a gradient is not wanted
+  float* images[2][kMaxScales];  // [planes] dense planes; null for the finest scale, whose images are the caller's
+  float* grads[2][kMaxScales];   // the same; also null if a gradient is not wanted
   double *coefficients, *sums;   // [planes][3]
   float* memory;
 
@@ -97,7 +99,7 @@ struct Pyramid {
            plane % finest.channels * view.channel + slice * view.slice + row * view.row;
   }
 
-  // body(plane, slice, row) for every row of every plane of a scale, as tasks of some rows.
+  // Calls body(plane, slice, row) for every row of every plane of a scale. A task has several rows.
   template <class Body>
   void each_row(const Size& size, int64_t elements_of_row, Body&& body) const {
     const int64_t rows_of_task = most(1, kTaskFloats / most(1, elements_of_row));
@@ -109,7 +111,7 @@ struct Pyramid {
     });
   }
 
-  // Both images of a scale from those of the scale before.
+  // Makes both images of a scale from those of the previous scale.
   bool halve(int64_t scale) const {
     const Size& fine = sizes[scale - 1];
     const Halving slices(fine.depth, call.volumes), rows(fine.height, true), columns(fine.width, true);
@@ -136,7 +138,7 @@ struct Pyramid {
     return !failed;
   }
 
-  // Adds the gradient of a scale to that of the finer one it is the mean of.
+  // Adds the gradient of a scale to that of the next finer scale.
   void add_to_finer(int64_t scale) const {
     const Size& fine = sizes[scale - 1];
     const Halving slices(fine.depth, call.volumes), rows(fine.height, true), columns(fine.width, true);
@@ -148,7 +150,7 @@ struct Pyramid {
         const float* __restrict__ in =
             row_of(from, plane, (slice - slices.first) / slices.step, (row - rows.first) / rows.step);
         float* __restrict__ out = row_of(to, plane, slice, row);
-        // Without the first place of an odd side, whose block is that place alone, the places are pairs.
+        // On an odd side, the first element is alone in its block. All other elements are pairs.
         const int64_t single = -columns.first;
         if (single) out[0] += in[0] * share;
         in += single;
@@ -162,7 +164,7 @@ struct Pyramid {
     }
   }
 
-  // Runs the kernel of one scale: sums of S and CS, and gradients where they are wanted.
+  // Runs the kernel of one scale: sums of S and CS, and gradients if they are wanted.
   Status run(int64_t scale) const {
     Arguments arguments = finest;
     arguments.img1 = image(scale, 0);
@@ -219,7 +221,7 @@ struct Pyramid {
         const double* terms = call.terms + plane * call.scales;
         const double value = product(terms);
         const double by_term = value == 0 ? 0 : call.weights[scale] * value / terms[scale];
-        // The kernel's coefficients are those of 1 - S and 1 - CS.
+        // The kernel takes coefficients of 1 - S and 1 - CS, hence the sign.
         coefficients[3 * plane + (scale + 1 < call.scales)] = -call.upstream[plane] * by_term / positions(scale);
         coefficients[3 * plane + (scale + 1 == call.scales)] = 0;
       }
@@ -232,7 +234,7 @@ struct Pyramid {
 
 }  // namespace
 
-// The terms and values, or with an upstream gradient the gradients of the finest images. Returns a status.
+// Computes the terms and values, or, given an upstream gradient, the gradients of the finest images.
 extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ms_ssim)(const PyramidArguments* call) {
   const Arguments& finest = call->finest;
   if (call->scales < 1 || call->scales > kMaxScales || finest.interleaved) return kBadArgument;

@@ -17,8 +17,8 @@
 
 namespace {
 
-// An idle worker looks for work this long before it sleeps: long enough to bridge the gap between two kernels of one
-// training step, short enough not to compete with torch's own threads.
+// An idle worker looks for work this long before it sleeps. This is long enough to bridge the gap between two kernels
+// of one training step, and short enough not to compete with torch's own threads.
 constexpr auto kSpin = std::chrono::microseconds(60);
 
 thread_local bool inside_task = false;
@@ -31,8 +31,8 @@ inline void relax() {
 #endif
 }
 
-// While a task runs, numbers under 1e-38 count as 0: x86 takes a hundred times as long for them, and squares of what is
-// nearly nothing (the tail of a Gaussian, a forgotten moment) are such numbers.
+// While a task runs, numbers under 1e-38 count as 0. x86 takes a hundred times as long for them, and squares of tiny
+// numbers (the tail of a Gaussian, a moment that has decayed) are that small.
 class Task {
  public:
 #if defined(__SSE2__)
@@ -161,9 +161,9 @@ Pool* pool() {
 std::atomic<int> last_thread_count{0};
 std::atomic<bool> oversubscribed{false};
 
-// The OpenMP runtime of the process, torch's, if there is one that speaks GNU's interface (GNU's, LLVM's and Intel's do).
-// Its workers wait for work by spinning: threads of our own would have to share the cores with them for some
-// milliseconds after every operation of torch's.
+// The OpenMP runtime of the process, which is torch's, if there is one with GNU's interface (GNU's, LLVM's and Intel's
+// runtimes have it). Its workers wait for work by spinning. Threads of our own would have to share the cores with them
+// for some milliseconds after every operation of torch.
 class OpenMp {
  public:
   bool usable() const { return parallel_ && this_process() == process_; }
@@ -197,7 +197,7 @@ class OpenMp {
 
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   const Parallel parallel_ = reinterpret_cast<Parallel>(symbol_of_process("GOMP_parallel"));
-  const Process process_ = this_process();  // the runtime has no workers after a fork, and waits for them for ever
+  const Process process_ = this_process();  // after a fork the runtime has no workers, yet waits for them forever
 };
 
 struct Arena {

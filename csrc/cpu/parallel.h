@@ -1,9 +1,11 @@
-// The thread pool every CPU kernel shares, and the scratch memory of its threads.
+// The thread pool that all CPU kernels share, and the scratch memory of its threads.
 //
-// Kernels receive the number of threads from the caller (torch.get_num_threads()). No more are started than there are
-// processors for them: threads that share one wait for one another's turns.
-// The threads are those of the OpenMP runtime that torch has loaded, reached without linking to it: two sets of threads
-// that wait by spinning slow each other down. Where there is none, and after a fork, the pool's own threads.
+// The caller tells kernels the number of threads (torch.get_num_threads()). No more threads are started than there are
+// processors, because threads that share a processor wait for each other's turns.
+//
+// The threads are those of the OpenMP runtime that torch has loaded, because two sets of threads that wait by spinning
+// slow each other down. The runtime is looked up in the process, not linked to. If there is none, and after a fork, the
+// pool uses its own threads.
 #pragma once
 #include <cstdint>
 
@@ -11,12 +13,12 @@
 
 extern "C" {
 
-// How many threads of those asked for would be started: min(threads, processors), at least 1. For kernels that cut their
-// work by the number of threads.
+// The number of threads that are started if `threads` are asked for: min(threads, processors), at least 1. It is for
+// kernels that cut their work by the number of threads.
 int splat_ssim_usable_threads(int64_t threads);
 
-// Whether as many threads are started as are asked for, however few processors there are; false at first. For tests of
-// threads that get in each other's way. Returns what it was before.
+// Sets whether as many threads are started as are asked for, even if there are fewer processors. This is false at
+// first. It is for tests of threads that get in each other's way. Returns the previous setting.
 SPLAT_EXPORT int splat_ssim_oversubscribe(int allowed);
 
 // Calls body(context, task, thread) for every task in [0, tasks), 0 <= thread < usable threads. Tasks are handed out in
@@ -26,18 +28,18 @@ SPLAT_EXPORT int splat_ssim_oversubscribe(int allowed);
 void splat_ssim_parallel_for(int64_t tasks, int threads, void (*body)(void* context, int64_t task, int thread),
                              void* context);
 
-// Memory of the calling thread, 64-byte aligned, contents undefined, valid until this thread asks again; it only grows
-// and is freed when the thread ends. Returns nullptr when the machine has none.
+// Memory of the calling thread, 64-byte aligned, contents undefined. It is valid until this thread asks again. It only
+// grows, and is freed when the thread ends. Returns nullptr if the machine has no memory left.
 void* splat_ssim_scratch(int64_t bytes);
 
-// The same, a second piece: for what all tasks of a call share, while they use the first.
+// A second piece of such memory, for data that all tasks of a call share while they use the first piece.
 void* splat_ssim_shared_scratch(int64_t bytes);
 
-// A task waits for another of its parallel_for, one with a smaller number: those are all done or under way. Returns when
-// `*counter`, changed by __atomic operations, is at least `least`.
+// Lets a task wait for a task of the same parallel_for that has a smaller number. Such tasks are all done or under way.
+// Returns when `*counter`, which is changed by __atomic operations, is at least `least`.
 void splat_ssim_wait(const int32_t* counter, int32_t least);
 
-// How many distinct threads took at least one task in the last parallel_for (a test asks).
+// The number of distinct threads that took at least one task in the last parallel_for. A test reads it.
 SPLAT_EXPORT int splat_ssim_last_thread_count(void);
 }
 

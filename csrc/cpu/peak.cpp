@@ -1,4 +1,4 @@
-// What this machine can do at most, for benchmarks/measure.py: fused multiply-adds from registers, and copying memory.
+// The peak rates of this machine, for benchmarks/measure.py: fused multiply-adds from registers, and copying memory.
 
 #include "parallel.h"
 #include "simd.h"
@@ -24,14 +24,14 @@ SPLAT_INLINE float fma_chains(int64_t iterations, float factor, float addend) {
 
 }  // namespace
 
-// Runs on every thread at once; sums[thread] keeps the work from being optimised away. Returns the number of
-// floating-point operations each thread did, an FMA counting as two.
+// Runs on every thread at once. sums[thread] keeps the work from being optimised away. Returns the number of
+// floating-point operations of each thread, where an FMA counts as two.
 extern "C" SPLAT_EXPORT int64_t SPLAT_KERNEL(peak_fma)(int64_t iterations, int threads, float* sums) {
   parallel_for(threads, threads, [&](int64_t task, int) { sums[task] = fma_chains(iterations, 0.5f, 1.0f); });
   return 2 * kChains * kLanes * iterations;
 }
 
-// Copies `count` floats, each thread a share.
+// Copies `count` floats. Each thread copies a share.
 extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(peak_copy)(const float* __restrict__ from, float* __restrict__ to,
                                                        int64_t count, int threads) {
   const int64_t share = (count + threads - 1) / threads;

@@ -12,7 +12,7 @@
 namespace {
 
 int processors_of_mask() {
-  // Where OMP_PROC_BIND is set, the OpenMP runtime has bound this thread to one processor, and remembers the mask before.
+  // If OMP_PROC_BIND is set, the OpenMP runtime has bound this thread to one processor, but remembers its earlier mask.
   using Processors = int (*)();
   static const auto openmp_processors = reinterpret_cast<Processors>(symbol_of_process("omp_get_num_procs"));
   if (openmp_processors) return openmp_processors();
@@ -33,7 +33,7 @@ constexpr const char* kRead = "re";  // children do not inherit the file
 constexpr const char* kRead = "r";
 #endif
 
-// The first line of a file, empty where there is no such file.
+// The first line of a file. Empty if there is no such file.
 std::string first_line(const std::string& path) {
   char text[4096] = "";
   std::FILE* file = std::fopen(path.c_str(), kRead);
@@ -60,7 +60,7 @@ int own_quota() {
 int splat_ssim_cpu_quota(const char* root, const char* group) {
   int smallest = INT_MAX;
   for (std::string path = group;; path.erase(path.rfind('/'))) {
-    // "200000 100000": microseconds of CPU time in microseconds; "max 100000" without a quota.
+    // "200000 100000" grants 200000 microseconds of CPU time in every 100000. Without a quota it is "max 100000".
     long quota = 0, period = 0;
     const std::string line = first_line(root + path + "/cpu.max");
     if (std::sscanf(line.c_str(), "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0)

@@ -1,6 +1,8 @@
-// Which Gaussians meet which tile, front to back: one radix sort by depth over all images, then a counting scatter to the
-// tiles, which keeps that order. An instance is one Gaussian before one camera, numbered camera·N + Gaussian; tiles are
-// numbered through all images as well.
+// Lists the Gaussians that meet each tile, front to back. It sorts by depth over all images (one radix sort), then
+// scatters to the tiles by counting, which keeps that order.
+//
+// An instance is one Gaussian as one camera sees it, with number camera·N + Gaussian. Tiles are numbered through all
+// images as well.
 #pragma once
 #include "layout.h"
 #include "parallel.h"
@@ -11,18 +13,19 @@ namespace {
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kLog2MinAlpha = -7.99435344f;
 
-// Parts of the int32 buffer that forward hands to backward; `pairs` is a bound of the (instance, tile) pairs.
+// The parts of the int32 buffer that forward hands to backward. `pairs` is an upper bound of the number of (instance,
+// tile) pairs.
 struct Lists {
   int64_t instances, tiles;
   const Record* records;  // [instances]
-  uint64_t* masks;        // [pairs] blocks of the tile each list entry met
+  uint64_t* masks;        // [pairs] blocks of the tile that each list entry met
   int32_t* ids;           // [pairs + padding] instances of tile 0, of tile 1, …
   int32_t* pair_tiles;    // [pairs] tiles of instance 0, of instance 1, …
-  int32_t* pair_slots;    // [pairs] where in `ids` that is
+  int32_t* pair_slots;    // [pairs] the place of each of these pairs in `ids`
   int32_t* starts;        // [instances] first pair of an instance
   int32_t* counts;        // [instances] its number of pairs
   int32_t* tile_starts;   // [tiles + 1]
-  int32_t* tile_ends;     // [tiles] end of what was composited before all pixels had finished
+  int32_t* tile_ends;     // [tiles] end of the entries that were composited before all pixels had finished
 };
 
 inline Lists split_lists(const float* records, int32_t* buffer, int64_t instances, int64_t tiles, int64_t pairs) {
@@ -43,20 +46,21 @@ inline Lists split_lists(const float* records, int32_t* buffer, int64_t instance
 struct Bins {
   int64_t gaussians, columns, rows;  // columns and rows of tiles in an image
   int tile, threads;
-  const int32_t* boxes;  // [instances, 2] packed tile boxes, of no tiles where it is not seen
-  const float* depths;   // [instances] positive where seen
+  const int32_t* boxes;  // [instances, 2] packed tile boxes, empty if the instance is not seen
+  const float* depths;   // [instances] positive if seen
 };
 
-// The tiles of an image that an instance's box meets: left and top in one number, width and height in the other.
-constexpr int64_t kMaxTiles = 1 << 15;  // in a row or column of an image
+// The tiles of an image that an instance's box meets. Packed, one number has left and top, the other width and height.
+constexpr int64_t kMaxTiles = 1 << 15;  // a row or column of an image has fewer
 struct TileBox {
   int left, top, wide, high;
 };
 inline TileBox unpack_box(const int32_t* box) { return {box[0] & 0xffff, box[0] >> 16, box[1] & 0xffff, box[1] >> 16}; }
 inline int32_t tiles_of_box(const int32_t* box) { return (box[1] & 0xffff) * (box[1] >> 16); }
 
-// One bit a box, given by its edges relative to the mean: whether alpha reaches 1/255 in it. Alpha is largest on one of
-// the two edges next to the mean: there the best point of the line is clamped to the edge.
+// One bit for each box: whether alpha reaches 1/255 in it. A box is given by its edges relative to the mean. Alpha is
+// largest on one of the two edges next to the mean. On each of them, the best point of the edge's line is clamped to
+// the edge.
 SPLAT_INLINE uint32_t reaches(const Record& g, Floats left, Floats right, Floats top, Floats bottom) {
   const Floats zero{};
   const Floats x = minimum(maximum(zero, left), right), y = minimum(maximum(zero, top), bottom);
@@ -64,11 +68,11 @@ SPLAT_INLINE uint32_t reaches(const Record& g, Floats left, Floats right, Floats
   const Floats best_x = minimum(maximum(g.slope_y * y, left), right);
   const Floats at_x = x * (g.A * x + g.B * best_y) + g.C * best_y * best_y;
   const Floats at_y = best_x * (g.A * best_x + g.B * y) + g.C * y * y;
-  // The margin is more than the rounding of what the pixels compute.
+  // The margin exceeds the rounding of the pixels' own alphas.
   return at_least_bits(maximum(at_x, at_y), broadcast(kLog2MinAlpha - 1e-3f - g.log_opacity));
 }
 
-// Calls body(tile of the image) for the tiles the instance meets, row by row.
+// Calls body(tile of the image) for the tiles that the instance meets, row by row.
 template <class Body>
 SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g, Body&& body) {
   const TileBox box = unpack_box(bins.boxes + 2 * instance);
@@ -93,7 +97,7 @@ SPLAT_INLINE void for_tiles(const Bins& bins, int64_t instance, const Record& g,
   }
 }
 
-// Sorts by the high 32 bits, keeping the order of equals; returns which of the two arrays has the result.
+// Sorts by the high 32 bits. Equal keys keep their order. Returns the one of the two arrays that has the result.
 inline uint64_t* sort_by_key(uint64_t* values, uint64_t* other, int64_t count) {
   constexpr int kDigit = 11, kPasses = 3, kBins = 1 << kDigit;
   uint32_t histogram[kPasses][kBins];
@@ -126,7 +130,7 @@ inline uint64_t* sort_by_key(uint64_t* values, uint64_t* other, int64_t count) {
   return values;
 }
 
-// Fills `lists`. False: no memory.
+// Fills `lists`. Returns false if there is no memory.
 inline bool fill_lists(const Bins& bins, const Lists& lists) {
   const int64_t n = lists.instances, tiles = lists.tiles;
   const int64_t chunks = bins.threads > 1 ? 4 * static_cast<int64_t>(bins.threads) : 1;
@@ -148,7 +152,7 @@ inline bool fill_lists(const Bins& bins, const Lists& lists) {
   }
   order = sort_by_key(order, order + n, seen);
   const int64_t image_tiles = bins.columns * bins.rows;
-  constexpr int64_t kAhead = 12;  // instances are in the order of depth: their memory is asked for this far ahead
+  constexpr int64_t kAhead = 12;  // instances are in the order of depth, so their memory is prefetched this far ahead
   parallel_for(chunks, bins.threads, [&](int64_t chunk, int) {
     int32_t* histogram = offsets + chunk * tiles;
     std::memset(histogram, 0, static_cast<size_t>(tiles) * 4);

@@ -1,16 +1,19 @@
-// Tiles of pixels composited front to back, forward and backward, and the sums a score is made of.
+// Composites tiles of pixels front to back, forward and backward, and computes the sums from which scores are made.
 //
-// A tile is 16 or 32 pixels wide and high, and made of blocks of 4×4 pixels: the 16 values of a block are one, two or four
-// vectors. Each Gaussian of a tile's list is tested against every block (the largest alpha it reaches there).
+// A tile is 16 or 32 pixels wide and high. It consists of blocks of 4×4 pixels, whose 16 values are one, two or four
+// vectors. Each Gaussian of a tile's list is tested against every block, by the largest alpha that it reaches there.
 //
-// Forward takes 64 Gaussians at a time and goes block by block: transmittance and colours of the block stay in
-// registers while its Gaussians are composited, their alphas computed four at a time, until all its pixels have
-// finished. It keeps which blocks each Gaussian met (a 64-bit mask). Backward takes 16 Gaussians at a time and goes
-// Gaussian by Gaussian, whose sums stay in registers: the pairs of Gaussian and block are written to a flat list,
-// their alphas computed four at a time, and then replayed in the forward's order: its transmittance is exactly the
-// forward's, and the colour behind a Gaussian is the total minus what came so far. It writes the sums of one Gaussian
-// over one tile to a slot of its own; they are then added for each Gaussian in the order of tiles. No atomics, and
-// the result does not depend on the number of threads.
+// Forward takes 64 Gaussians at a time and goes block by block. Transmittance and colours of the block stay in
+// registers while its Gaussians are composited, until all its pixels have finished. Alphas are computed four at a time.
+// Forward stores which blocks each Gaussian met (a 64-bit mask).
+//
+// Backward takes 16 Gaussians at a time and goes Gaussian by Gaussian, whose sums stay in registers. The pairs of
+// Gaussian and block are written to a flat list, and their alphas are computed four at a time. Then the pairs are
+// replayed in forward's order: the transmittance is exactly forward's, and the colour behind a Gaussian is the total
+// minus what has been composited so far.
+//
+// Backward writes the sums of one Gaussian over one tile to a slot of their own. Then the slots of each Gaussian are
+// added in the order of tiles. There are no atomics, and the result does not depend on the number of threads.
 #include "parallel.h"
 #include "raster_bins.h"
 #include "raster_vector.h"
@@ -20,12 +23,12 @@ namespace {
 constexpr int kBlockSide = 4;
 constexpr int kBlockPixels = kBlockSide * kBlockSide;
 constexpr int kParts = kBlockPixels / kLanes;
-constexpr int kUnroll = 4;  // alphas computed side by side: one alone waits for its own results
+constexpr int kUnroll = 4;  // alphas computed side by side; a single one would wait for its own results
 constexpr int kSlot = 16;   // floats of a slot: gq, gx, gy, gxx, gxy, gyy, colours, |x|, |y|
 constexpr float kMinTransmittance = 1e-4f;
 static_assert(kBlockPixels % kLanes == 0 && kUnroll % kParts == 0, "a block is whole vectors, a step whole blocks");
 
-// Coordinates inside a tile of the pixels of each block, and the boxes of their centres.
+// For each block, the coordinates of its pixels inside a tile, and the left and top of the box of their centres.
 template <int kTile>
 struct Grid {
   static constexpr int kSide = kTile / kBlockSide;
@@ -46,7 +49,7 @@ struct Grid {
 template <int kTile>
 constexpr Grid<kTile> kGrid{};
 
-// The next Gaussians of a tile's list, and the blocks each of them meets.
+// The next Gaussians of a tile's list, and the blocks that each of them meets.
 template <int kTile, int kCount>
 struct Chunk {
   static constexpr int kBlocks = Grid<kTile>::kBlocks;
@@ -56,10 +59,10 @@ struct Chunk {
   int count = 0;
 };
 
-// Forward works block by block: a bit for each Gaussian of a chunk.
+// Forward works block by block. The Gaussians that meet a block are a 64-bit set, with one bit for each of the chunk.
 template <int kTile>
 using ForwardChunk = Chunk<kTile, 64>;
-// Backward works Gaussian by Gaussian: few enough to keep their alphas in the nearest cache.
+// Backward works Gaussian by Gaussian. They are few enough to keep their alphas in the nearest cache.
 template <int kTile>
 using BackwardChunk = Chunk<kTile, 16>;
 
@@ -89,8 +92,8 @@ template <int kTile>
 SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
   const Grid<kTile>& grid = kGrid<kTile>;
   uint64_t mask = 0;
-  constexpr int kRows = kLanes < grid.kSide ? 1 : kLanes / grid.kSide;  // of blocks, in a vector
-  // Vectors wholly above or below the box are left out.
+  constexpr int kRows = kLanes < grid.kSide ? 1 : kLanes / grid.kSide;  // rows of blocks in a vector
+  // Vectors of blocks that lie wholly above or below the Gaussian's box are skipped.
   const float margin = kRows * kBlockSide - 1;
   for (int first = 0; first < grid.kBlocks; first += kLanes) {
     if (grid.top[first] > g.y + g.reach_y || grid.top[first] + margin < g.y - g.reach_y) continue;
@@ -101,8 +104,8 @@ SPLAT_INLINE uint64_t touched_blocks(const Record& g) {
   return mask;
 }
 
-// log2(alpha) at a pixel. Every product is added to something that is none, so that there is one way to contract it:
-// forward and backward get the same bits.
+// log2(alpha) at a pixel. Every product is added to something that is not a product, so that the compiler can contract
+// it to an FMA in only one way. So forward and backward get the same bits.
 SPLAT_INLINE Floats log_alpha(const Record& g, Floats dx, Floats dy) {
   const Floats u = dx - g.slope_y * dy;
   const Floats across = g.D * dy;
@@ -110,7 +113,7 @@ SPLAT_INLINE Floats log_alpha(const Record& g, Floats dx, Floats dy) {
   return along * u + (across * dy + g.log_opacity);
 }
 
-// From log2(alpha): alphas not yet clamped, 0 under 1/255.
+// Turns log2(alpha) into alpha. Values under 1/255 become 0; large ones are not yet clamped.
 SPLAT_INLINE void finish_alphas(Floats (&e)[kUnroll]) {
   for (int u = 0; u < kUnroll; ++u) e[u] = exp2(e[u]);
   for (int u = 0; u < kUnroll; ++u) e[u] = keep(e[u] >= kMinAlpha, e[u]);
@@ -147,7 +150,7 @@ SPLAT_INLINE void evaluate(const BackwardChunk<kTile>& chunk, Alphas<kTile>& alp
   }
 }
 
-// Takes the next Gaussians of a list into the chunk: mean relative to the tile.
+// Takes the next Gaussians of a list into the chunk, and makes their means relative to the tile.
 template <int kTile, int kCount>
 SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_t end, Chunk<kTile, kCount>& chunk) {
   chunk.count = static_cast<int>(end - next < kCount ? end - next : kCount);
@@ -160,7 +163,7 @@ SPLAT_INLINE void take(const Job& job, const TilePlace& at, int64_t next, int64_
   }
 }
 
-// The same with the masks that forward left.
+// The same with the masks that forward stored, followed by the alphas.
 template <int kTile>
 SPLAT_INLINE void take_again(const Job& job, const TilePlace& at, int64_t next, int64_t end,
                              BackwardChunk<kTile>& chunk, Alphas<kTile>& alphas) {
@@ -169,7 +172,8 @@ SPLAT_INLINE void take_again(const Job& job, const TilePlace& at, int64_t next, 
   evaluate(chunk, alphas);
 }
 
-// A transmittance is negative once its pixel has finished. Composites `alpha`: returns the weight and updates T.
+// Composites `alpha`: returns the weight and updates T, the transmittance. T becomes negative once its pixel has
+// finished.
 SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
   const Floats behind = T - alpha * T;
   counts = behind > kMinTransmittance;
@@ -178,7 +182,8 @@ SPLAT_INLINE Floats advance(Floats alpha, Floats& T, Ints& counts) {
   return weight;
 }
 
-// Three channels are compiled for, and four, which serve for one and two as well: the colours beyond are zero.
+// There are instances for three and for four channels. The latter serve one and two channels as well, where the other
+// colours are zero.
 template <int kColors>
 SPLAT_INLINE int channels_of(const Job& job) {
   return kColors == 3 ? 3 : job.channels;
@@ -213,7 +218,8 @@ SPLAT_INLINE void for_pixels(const Job& job, const TilePlace& at, Body&& body) {
   }
 }
 
-// T starts at 1 inside the image; outside, the pixel has finished. Returns the bits of blocks with a pixel inside.
+// Sets T to 1 inside the image. Pixels outside have finished from the start. Returns the bits of the blocks with a
+// pixel inside.
 template <int kTile>
 SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
   for (int i = 0; i < Grid<kTile>::kBlocks * kBlockPixels; ++i) T[i] = -1.0f;
@@ -225,7 +231,7 @@ SPLAT_INLINE uint64_t start(const Job& job, const TilePlace& at, float* T) {
   return alive;
 }
 
-// sets[block] = bits of the chunk's Gaussians that meet the block, for the blocks in `wanted`.
+// sets[block] = the bits of the chunk's Gaussians that meet the block, for the blocks in `wanted`.
 template <int kTile>
 SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t wanted, uint64_t* sets) {
   using Chunk = ForwardChunk<kTile>;  // clang takes no constants from a reference
@@ -246,7 +252,8 @@ SPLAT_INLINE void sets_of_blocks(const ForwardChunk<kTile>& chunk, uint64_t want
   }
 }
 
-// Composites a set of the chunk's Gaussians on one vector of pixels. Returns those left when all its pixels had finished.
+// Composites a set of the chunk's Gaussians on one vector of pixels. Returns the Gaussians that were left when all
+// these pixels had finished.
 template <int kTile, int kColors>
 SPLAT_INLINE uint64_t composite_pixels(const ForwardChunk<kTile>& chunk, uint64_t set, int pixel, float limit,
                                        Canvas<kTile, kColors>& canvas) {
@@ -273,8 +280,8 @@ SPLAT_INLINE uint64_t composite_pixels(const ForwardChunk<kTile>& chunk, uint64_
   return set;
 }
 
-// Composites the chunk block by block. Blocks where all pixels finish leave `alive`, and the masks of the Gaussians
-// behind.
+// Composites the chunk block by block. A block whose pixels have all finished is removed from `alive`, and from the
+// masks of the Gaussians behind.
 template <int kTile, int kColors>
 SPLAT_INLINE void composite_chunk(ForwardChunk<kTile>& chunk, float max_alpha, Canvas<kTile, kColors>& canvas,
                                   uint64_t& alive) {
@@ -328,7 +335,8 @@ void forward_tile(const Job& job, int64_t tile) {
   });
 }
 
-// Per tile: gradients of the pixels, and what is still behind, both weighted by them.
+// The state of one tile in backward: transmittance, gradients of the pixels, and `behind`. The latter is what lies
+// behind the Gaussians so far: its colours and alpha, times their gradients.
 template <int kTile, int kColors>
 struct Replay {
   Canvas<kTile, kColors> canvas;  // T, and the gradient by the colours
@@ -336,10 +344,10 @@ struct Replay {
   alignas(64) float behind[Grid<kTile>::kBlocks * kBlockPixels];
 };
 
-// All blocks one Gaussian met in this tile: its slot.
+// Fills the slot of one Gaussian: the sums over all blocks that it met in this tile.
 //
-// With w = alpha·T and g = dL/dpixel·colour, dL/dalpha = T g - (what is behind) / (1 - alpha). Alpha is a channel of
-// colour 1 over a background of 0.
+// With w = alpha·T and g = dL/dpixel·colour, dL/dalpha = T g - (what is behind) / (1 - alpha). Alpha counts as a
+// channel of colour 1 over a background of 0.
 template <int kTile, int kColors, bool kAbsolute>
 SPLAT_INLINE void backward_gaussian(const Record& g, const uint32_t* pairs, const Floats* alphas, int count,
                                     Floats max_alpha, Replay<kTile, kColors>& tile, float* slot) {
@@ -456,7 +464,7 @@ SPLAT_INLINE void gather(const Job& job, int64_t instance, float* sums) {
   for (int i = 0; i < kSlot; ++i) sums[i] = 0.0f;
   const Lists& lists = job.lists;
   const int64_t first = lists.starts[instance];
-  // What a later instance will read: its slots lie wherever its tiles put them.
+  // Prefetches what a later instance will read. Its slots are scattered, since their places depend on its tiles.
   const int64_t later = instance + 8 < lists.instances ? instance + 8 : instance;
   for (int64_t p = lists.starts[later]; p < lists.starts[later] + lists.counts[later]; ++p) {
     __builtin_prefetch(job.slots + lists.pair_slots[p] * int64_t{kSlot});
@@ -536,7 +544,7 @@ SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite)(const int64_t* sizes, double 
   return kOk;
 }
 
-// v_colors or v_alphas may be null where they are zero.
+// v_colors or v_alphas may be null if they are zero.
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_composite_backward)(const int64_t* sizes, double max_alpha, float* records,
                                                             int32_t* lists, const float* conics, const float* opacities,
                                                             float* colors, float* alphas, const float* v_colors,

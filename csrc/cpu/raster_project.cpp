@@ -1,8 +1,10 @@
-// Gaussians as cameras see them: EWA projection and spherical harmonics, forward and backward, kLanes Gaussians at a time.
+// Projects Gaussians to cameras: EWA projection and spherical harmonics, forward and backward, kLanes Gaussians at a
+// time.
 //
-// With p = R mean + t, (u, v) = (x / z, y / z) and M = R_q diag(s), the projected covariance is T Tᵀ + eps2d·1, where the
-// rows of T are T0 = fx/z (V0 - u' V2) and T1 = fy/z (V1 - v' V2), V = R M, and u', v' are u, v clamped to a widened field
-// of view. Its determinant is |T0 × T1|² + eps2d (|T0|² + |T1|²) + eps2d², a sum of positive terms: nothing cancels.
+// Let p = R mean + t, (u, v) = (x / z, y / z) and M = R_q diag(s). The projected covariance is T Tᵀ + eps2d·1. The rows
+// of T are T0 = fx/z (V0 - u' V2) and T1 = fy/z (V1 - v' V2), where V = R M, and u', v' are u, v clamped to a widened
+// field of view. The determinant of the covariance is |T0 × T1|² + eps2d (|T0|² + |T1|²) + eps2d². All its terms are
+// positive, so nothing cancels.
 #include <cmath>
 
 #include "../gaussian.h"
@@ -40,7 +42,7 @@ Camera read_camera(const Options& o, int64_t index) {
     for (int j = 0; j < 3; ++j) c.R[i * 3 + j] = view[i * 4 + j];
     c.t[i] = view[i * 4 + 3];
   }
-  // The position is -R⁻¹ t by Cramer's rule: R may be scaled.
+  // The position is -R⁻¹ t, by Cramer's rule, since R may be scaled.
   const double r[9] = {c.R[0], c.R[1], c.R[2], c.R[3], c.R[4], c.R[5], c.R[6], c.R[7], c.R[8]};
   const double adjugate[9] = {r[4] * r[8] - r[5] * r[7], r[2] * r[7] - r[1] * r[8], r[1] * r[5] - r[2] * r[4],
                               r[5] * r[6] - r[3] * r[8], r[0] * r[8] - r[2] * r[6], r[2] * r[3] - r[0] * r[5],
@@ -57,7 +59,7 @@ Camera read_camera(const Options& o, int64_t index) {
   return c;
 }
 
-// What of kLanes Gaussians does not depend on the camera.
+// The part of kLanes Gaussians that does not depend on the camera.
 struct Gaussians {
   Floats mean[3], quat[4], scale[3], opacity;  // activated; quat normalised
   Floats inverse_norm;
@@ -73,7 +75,7 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
   for (int i = 0; i < 3 && o.raw; ++i) g.scale[i] = fast_exponential(g.scale[i]);
   Floats norm2{};
   for (int i = 0; i < 4; ++i) norm2 += g.quat[i] * g.quat[i];
-  // As torch.nn.functional.normalize: a quaternion of zeros stays one, and is no rotation.
+  // Like torch.nn.functional.normalize: a quaternion of zeros stays zero, which means no rotation.
   g.inverse_norm = 1.0f / maximum(square_root(norm2), broadcast(1e-12f));
   for (int i = 0; i < 4; ++i) g.quat[i] *= g.inverse_norm;
   if (o.raw) g.opacity = 1.0f / (1.0f + fast_exponential(-g.opacity));
@@ -82,13 +84,13 @@ Gaussians read_gaussians(const Options& o, int64_t first, int valid) {
   return g;
 }
 
-// Those Gaussians before one camera.
+// The same Gaussians as one camera sees them.
 struct Projected {
   Floats z, inverse_z, u, v, clamped_u, clamped_v;
   Floats kx, ky;  // fx / z, fy / z
   Floats V[9], T0[3], T1[3];
   Floats xx, xy, yy;          // covariance, without eps2d
-  Floats sharp, determinant;  // of the covariance without and with eps2d
+  Floats sharp, determinant;  // determinants of the covariance without and with eps2d
   Floats a, b, c;             // conic
   Ints in_front;
 };
@@ -102,7 +104,7 @@ Projected look(const Options& o, const Camera& cam, const Gaussians& g) {
     p[i] = cam.R[i * 3] * g.mean[0] + cam.R[i * 3 + 1] * g.mean[1] + cam.R[i * 3 + 2] * g.mean[2] + cam.t[i];
   }
   w.in_front = (p[2] >= o.near_plane) & (p[2] <= o.far_plane);
-  // A Gaussian outside is computed at a harmless depth.
+  // A Gaussian outside the range of depths is computed at a harmless depth.
   w.z = w.in_front ? p[2] : broadcast(1.0f);
   w.inverse_z = 1.0f / w.z;
   w.u = p[0] * w.inverse_z, w.v = p[1] * w.inverse_z;
@@ -128,7 +130,7 @@ Projected look(const Options& o, const Camera& cam, const Gaussians& g) {
   return w;
 }
 
-// sqrt of the share of the area that is there without eps2d.
+// The ratio of the ellipse's area without eps2d to its area with it.
 SPLAT_INLINE Floats compensation(const Projected& w) {
   return square_root(keep(w.sharp > 0.0f, w.sharp / w.determinant));
 }
@@ -154,7 +156,7 @@ SPLAT_INLINE void harmonics(int degree, Floats x, Floats y, Floats z, Floats* ba
   basis[14] = kC34 * z * (xx - yy), basis[15] = -kC3 * x * (xx - 3.0f * yy);
 }
 
-// Adds the gradient by the direction of Σ s[k] basis[k].
+// Adds the gradient of Σ s[k] basis[k] by the direction to d.
 SPLAT_INLINE void harmonics_gradient(int degree, Floats x, Floats y, Floats z, const Floats* s, Floats* d) {
   if (degree < 1) return;
   d[0] -= kC1 * s[3], d[1] -= kC1 * s[1], d[2] += kC1 * s[2];
@@ -188,7 +190,7 @@ SPLAT_INLINE void read_harmonics(const Options& o, int64_t first, int valid, Har
   }
 }
 
-// Unit direction from the camera, and 1 / distance.
+// Computes the unit direction d from the camera. Returns 1 / distance.
 SPLAT_INLINE Floats direction(const Camera& cam, const Gaussians& g, Floats* d) {
   for (int i = 0; i < 3; ++i) d[i] = g.mean[i] - cam.position[i];
   const Floats inverse = 1.0f / maximum(square_root(dot3(d, d)), broadcast(1e-12f));
@@ -203,18 +205,19 @@ struct Outputs {
   float *means2d, *depths, *conics, *opacities, *colors;  // [C, N, 2], [C, N], [C, N, 3], [C, N], [C, N, 3] or null
 };
 
-// Radii in pixels of the box around the ellipse where alpha reaches 1/255, and who is seen at all.
+// Computes the radii in pixels of the box around the ellipse where alpha reaches 1/255. Returns which Gaussians are
+// seen.
 SPLAT_INLINE Ints bounds(const Options& o, const Projected& w, Floats opacity, Floats x, Floats y, Floats* radii) {
   const Floats reach = square_root(2.0f * kLn2 * log2(maximum(opacity / kMinAlpha, broadcast(1.0f))));
   const Floats extent = minimum(reach, broadcast(kMaxExtent));
   const Floats variance[2] = {w.xx + o.eps2d, w.yy + o.eps2d};
   for (int i = 0; i < 2; ++i) {
-    // Rounded up by truncation; the bound keeps the conversion defined.
+    // Rounds up by truncation. The bound keeps the conversion defined.
     const Floats r = minimum(extent * square_root(variance[i]), broadcast(1e9f));
     const Floats whole = __builtin_convertvector(__builtin_convertvector(r, Ints), Floats);
     radii[i] = whole + keep(r > whole, broadcast(1.0f));
   }
-  // Written so that NaN anywhere makes it false.
+  // Written so that NaN anywhere makes the result false.
   const Floats largest = broadcast(1e30f);
   return w.in_front & (w.determinant > 0.0f) & (opacity >= kMinAlpha) & (w.a < largest) & (w.c < largest) &
          (w.a + w.c > 2.0f * w.b) & ((radii[0] > o.radius_clip) | (radii[1] > o.radius_clip)) & (x + radii[0] > 0.0f) &
@@ -235,7 +238,7 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
   write_rows<1>(out.depths + first, valid, &depth);
   write_rows<1>(out.opacities + first, valid, &opacity);
   for (int i = 0; i < 2; ++i) radii[i] = bits_as<Floats>(__builtin_convertvector(keep(seen, radii[i]), Ints));
-  // Only moved about, as bits.
+  // The radii are integers here; their bits are only moved.
   write_rows<2>(reinterpret_cast<float*>(out.radii + first * 2), valid, radii);
   if (!out.colors) return;
   Floats d[3], basis[kMaxCoefficients];
@@ -254,8 +257,8 @@ void project_block(const Options& o, const Camera& cam, const Gaussians& g, cons
 struct Gradients {
   const int32_t* radii;
   const float* colors;                                                    // of the forward pass
-  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;  // null where there is none
-  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;        // shaped like what they belong to
+  const float *v_means2d, *v_depths, *v_conics, *v_opacities, *v_colors;  // null if there is none
+  float *v_means, *v_quats, *v_scales, *v_opacity, *v_sh0, *v_shN;        // with the shapes of their inputs
   float* v_poses;                                                         // [tasks, C, kPoseSums] or null
 };
 
@@ -265,14 +268,15 @@ struct Sums {
   alignas(64) float harmonics[3 * kMaxCoefficients * kLanes];
 };
 
-// Reads `columns` values of each lane, zero where there are none or the Gaussian is not seen.
+// Reads `columns` values of each lane. They are zero if `rows` is null or the Gaussian is not seen.
 template <int columns>
 SPLAT_INLINE void read_gradient(const float* rows, int64_t first, int valid, Ints seen, Floats* values) {
   if (rows) read_rows<columns>(rows + first * columns, valid, values);
   for (int i = 0; i < columns; ++i) values[i] = rows ? keep(seen, values[i]) : Floats{};
 }
 
-// Colours back to coefficients and to the direction, and so to the mean: returns dL/dmean in `v`.
+// Takes the gradient of the colours back to the coefficients and to the direction, and from there to the mean. Stores
+// dL/dmean in `v`.
 SPLAT_INLINE void color_gradient(const Options& o, const Gradients& io, const Camera& cam, const Gaussians& g,
                                  const Harmonics& h, int64_t first, int valid, Ints seen, Sums& sums, Floats* v) {
   Floats color[3], v_color[3], d[3], basis[kMaxCoefficients];
@@ -296,10 +300,11 @@ SPLAT_INLINE void color_gradient(const Options& o, const Gradients& io, const Ca
   for (int i = 0; i < 3; ++i) v[i] = (v_direction[i] - d[i] * along) * inverse;
 }
 
-// The gradient by the covariance (xx, half of xy, yy), and by the opacity before compensation.
+// Computes G, the gradient by the covariance (xx, half of xy, yy), and adds to `sums` the gradient by the opacity
+// before compensation.
 SPLAT_INLINE void covariance_gradient(const Options& o, const Projected& w, const Gaussians& g, const Floats* v_conic,
                                       Floats v_opacity, Floats* G, Sums& sums) {
-  // d(covariance) = -Q dQ Q with Q the conic.
+  // dL/d(covariance) = -Q (dL/dQ) Q, with Q the conic.
   const Floats da = v_conic[0], db = 0.5f * v_conic[1], dc = v_conic[2];
   const Floats m00 = w.a * da + w.b * db, m01 = w.a * db + w.b * dc;
   const Floats m10 = w.b * da + w.c * db, m11 = w.b * db + w.c * dc;
@@ -363,7 +368,7 @@ void backward_block(const Options& o, const Gradients& io, const Camera& cam, co
   }
 }
 
-// From the sums to the gradients of the parameters.
+// Computes the gradients of the parameters from the sums.
 void write_gradients(const Options& o, const Gradients& io, const Gaussians& g, const Sums& sums, int64_t first,
                      int valid) {
   Floats v_scale[3], dR[9];
@@ -403,7 +408,7 @@ void backward_task(const Options& o, const Gradients& io, int64_t task) {
       Floats v_pose[16] = {};
       backward_block(o, io, read_camera(o, c), g, h, c * o.gaussians + first, valid, sums, v_pose);
       if (!io.v_poses) continue;
-      // Lanes beyond the last Gaussian repeat it, but saw no gradient.
+      // Lanes beyond the last Gaussian repeat it, but their gradients are zero.
       alignas(64) float pose[16];
       sum_lanes_of_each(v_pose, pose);
       float* total = io.v_poses + (task * o.cameras + c) * kPoseSums;

@@ -1,4 +1,4 @@
-// Projected Gaussians packed to one cache line each, and a bound of the tiles each can meet.
+// Packs projected Gaussians into one cache line each, and bounds the tiles that each can meet.
 #include "raster_bins.h"
 
 namespace {
@@ -7,14 +7,14 @@ struct Inputs {
   const float *means2d, *conics, *opacities, *colors;
   const int32_t* radii;
   int channels;
-  float last_x, last_y;  // pixels of the last tile
+  float last_x, last_y;  // last pixel of the last tile
   int tile_bits;         // log2 of the tile's side
 };
 
-// kMaxExtent of the projection: its radii reach this many standard deviations at most.
+// The same as kMaxExtent of the projection, whose radii reach at most this many standard deviations.
 constexpr float kRadiusExtent = 3.33f;
 
-// First and number of the tiles between two pixel coordinates, of which the lower is not negative.
+// The first tile between two pixel coordinates, and the number of tiles. `low` is not negative.
 SPLAT_INLINE void tile_range(const Inputs& in, Floats low, Floats high, Ints& first, Ints& count) {
   Ints begin = __builtin_convertvector(low, Ints);
   begin -= __builtin_convertvector(begin, Floats) < low;  // rounded up: a comparison gives -1
@@ -31,7 +31,7 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
   read_rows<1>(in.opacities + first, valid, &opacity);
   read_rows<2>(reinterpret_cast<const float*>(in.radii + first * 2), valid, radii);
   const Floats a = conic[0], b = conic[1], c = conic[2], log_opacity = log2(opacity);
-  // An opacity above one reaches further than the radii, which stop at kRadiusExtent.
+  // With an opacity above 1, alpha reaches farther than the radii, which stop at kRadiusExtent.
   const Floats further = 1.0f + maximum(log_opacity, Floats{}) * (2.0f * kLn2 / (kRadiusExtent * kRadiusExtent));
   const Floats stretch = square_root(further);
   const Ints seen = (bits_as<Ints>(radii[0]) > 0) & (bits_as<Ints>(radii[1]) > 0);
@@ -60,8 +60,9 @@ void pack(const Inputs& in, int64_t first, int valid, Record* records, int32_t* 
 
 extern "C" {
 
-// sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16], tile boxes [C·N, 2], and to `totals` a
-// bound of all pairs and the length of the int32 buffer of lists; kOutOfMemory where that is too long for 32-bit numbers.
+// sizes: C, N, width, height, tile, channels, threads. Writes records [C·N, 16] and tile boxes [C·N, 2]. Writes to
+// `totals` an upper bound of the number of pairs and the length of the int32 buffer of lists. Returns kOutOfMemory if
+// that length exceeds 32-bit numbers.
 SPLAT_EXPORT Status SPLAT_KERNEL(raster_records)(const int64_t* sizes, const float* means2d, const float* conics,
                                                  const float* opacities, const float* colors, const int32_t* radii,
                                                  float* records, int32_t* boxes, int64_t* totals) {

@@ -1,4 +1,4 @@
-// Rows of the rasteriser's tensors to vectors and back, and lists of bits.
+// Converts rows of the rasteriser's tensors to vectors and back, and bits to lists.
 #pragma once
 #include <cstring>
 #include <utility>
@@ -7,8 +7,8 @@
 
 namespace {
 
-// Appends base | i to `list` for each bit i that is set, in increasing order, and returns how many; may write
-// kAppendSlack entries more.
+// Appends base | i to `list` for each bit i that is set, in increasing order. Returns the number of entries. It may
+// write kAppendSlack more.
 constexpr int kAppendSlack = 16;
 SPLAT_INLINE int append_bits(uint32_t* list, uint32_t base, uint64_t bits) {
 #if defined(__AVX512F__)
@@ -37,7 +37,7 @@ template <int... i>
 SPLAT_INLINE Floats interleave_high(Floats a, Floats b, std::integer_sequence<int, i...>) {
   return __builtin_shufflevector(a, b, (kLanes / 2 + i / 2 + (i % 2) * kLanes)...);
 }
-// rows[i][j] becomes rows[j][i]: the perfect shuffle, log2(kLanes) times.
+// Transposes: rows[i][j] becomes rows[j][i]. This is the perfect shuffle, applied log2(kLanes) times.
 SPLAT_INLINE void transpose(Floats (&rows)[kLanes]) {
   for (int width = 1; width < kLanes; width *= 2) {
     Floats shuffled[kLanes];
@@ -49,7 +49,8 @@ SPLAT_INLINE void transpose(Floats (&rows)[kLanes]) {
   }
 }
 
-// Lane l of part j is element columns·l + j of kLanes·columns consecutive ones: `next` is merged in where they are its.
+// Lane l of part j is element columns·l + j of kLanes·columns consecutive elements. `pick` merges in the lanes whose
+// elements are in `next`, the vector of number `source`.
 template <int columns, int j, int source, int... l>
 SPLAT_INLINE Floats pick(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(so_far, next,
@@ -63,7 +64,8 @@ SPLAT_INLINE Floats part_of_rows(const Floats* rows, Floats so_far) {
     return part_of_rows<columns, j, source + 1>(rows, pick<columns, j, source>(so_far, rows[source], Lanes{}));
   }
 }
-// Element i of vector k is lane i / columns of part i % columns, counting i from k·kLanes.
+// The inverse: element i of the consecutive elements is lane i / columns of part i % columns. Vector k holds the
+// elements from k·kLanes on.
 template <int columns, int k, int source, int... l>
 SPLAT_INLINE Floats place(Floats so_far, Floats next, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(so_far, next,
@@ -78,7 +80,7 @@ SPLAT_INLINE Floats vector_of_rows(const Floats* parts, Floats so_far) {
   }
 }
 
-// The `columns` parts of kLanes rows of that many values; lanes beyond `valid` repeat the last valid row.
+// Reads kLanes rows of `columns` values as `columns` parts. Lanes beyond `valid` repeat the last valid row.
 template <int columns, int... j>
 SPLAT_INLINE void read_rows(const float* rows, int valid, Floats* parts, std::integer_sequence<int, j...>) {
   alignas(64) float padded[kLanes * columns];
@@ -96,7 +98,7 @@ SPLAT_INLINE void read_rows(const float* rows, int valid, Floats* parts) {
   read_rows<columns>(rows, valid, parts, std::make_integer_sequence<int, columns>{});
 }
 
-// The inverse; writes the valid rows only.
+// The inverse of read_rows. It writes only the valid rows.
 template <int columns, int... k>
 SPLAT_INLINE void write_rows(float* rows, int valid, const Floats* parts, std::integer_sequence<int, k...>) {
   if (valid == kLanes) {
@@ -112,7 +114,7 @@ SPLAT_INLINE void write_rows(float* rows, int valid, const Floats* parts) {
   write_rows<columns>(rows, valid, parts, std::make_integer_sequence<int, columns>{});
 }
 
-// soa[j·kLanes + l] = rows[l·stride + j] for j < columns; lanes beyond `valid` repeat the last valid row.
+// soa[j·kLanes + l] = rows[l·stride + j] for j < columns. Lanes beyond `valid` repeat the last valid row.
 SPLAT_INLINE void load_rows(const float* rows, int64_t stride, int columns, int valid, float* soa) {
   int done = 0;
   // The last block of columns may overlap the one before it, so that whole vectors are always read.

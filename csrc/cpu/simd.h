@@ -1,4 +1,4 @@
-// Vectors of float32 and int32, and what the compiler's vector extensions do not say by themselves.
+// Vectors of float32 and int32, and operations that the compiler's vector extensions lack.
 //
 // Some functions differ only in precision or order. Each has its own users, whose results must keep their bits.
 #pragma once
@@ -71,7 +71,8 @@ SPLAT_INLINE To bits_as(From value) {
 
 // --- masks: all bits of a lane or none, as comparisons give them -----------------------------------------------------
 
-// `yes` where the mask is set, else `no`. By bits: of `mask ? yes : no` g++ makes other fused multiply-adds.
+// `yes` where the mask is set, else `no`. It works on bits, because g++ forms other fused multiply-adds from `mask ?
+// yes : no`.
 SPLAT_INLINE Floats select(Ints mask, Floats yes, Floats no) {
   return bits_as<Floats>((mask & bits_as<Ints>(yes)) | (~mask & bits_as<Ints>(no)));
 }
@@ -163,7 +164,7 @@ SPLAT_INLINE Floats exp2_fraction(Floats f) {
   return p * f + 9.9999994e-1f;
 }
 
-// 2^x; 0 or tiny for x under -126, which nobody here tells apart.
+// 2^x; 0 or tiny for x under -126, which no caller tells apart.
 SPLAT_INLINE Floats exp2(Floats x) {
 #if defined(__AVX512F__)
   // x - floor(x), then times 2^floor(x).
@@ -179,10 +180,10 @@ SPLAT_INLINE Floats exp2(Floats x) {
 #endif
 }
 
-// e^x by way of 2^x, which for large |x| costs digits: relative error 1e-7 |x|.
+// e^x by way of 2^x, which loses digits for large |x|: relative error 1e-7 |x|.
 SPLAT_INLINE Floats fast_exponential(Floats x) { return exp2(x * kLog2E); }
 
-// e^x to 2 units in the last place for x in [-87, 87]; any number at all for other x.
+// e^x to 2 units in the last place for x in [-87, 87]. The result is arbitrary for other x.
 template <class V = Wide>
 SPLAT_INLINE typename V::F exponential(typename V::F x) {
   typedef typename V::F F;
@@ -234,7 +235,7 @@ SPLAT_INLINE float sum_lanes(Sixteen v) {
                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-// In double precision: quarters are added first.
+// In double precision. The quarters of the vector are added first.
 SPLAT_INLINE double sum_lanes_in_double(Floats lanes) {
   typedef double Doubles __attribute__((vector_size(32)));
   Doubles sum = {};
@@ -266,7 +267,7 @@ SPLAT_INLINE void sum_lanes_from(Floats* values, float* sums) {
   }
 }
 
-// sums[i] = the sum over the lanes of values[i], for i < n: neighbours are added first. Destroys `values`, and writes
+// sums[i] = the sum over the lanes of values[i], for i < n. Neighbours are added first. Destroys `values`, and writes
 // `sums` up to n rounded up to kLanes.
 template <int n>
 SPLAT_INLINE void sum_lanes_of_each(Floats (&values)[n], float* sums) {

@@ -1,10 +1,10 @@
 // SSIM of images: value, map and gradient in one pass over the rows of a tile, kRows at a time:
 //   1. image rows are read, shifted and kept as rows of s and d (a ring);
 //   2. down the columns, then along the rows, they become the four moments; 1 - S and its partial derivatives follow;
-//   3. the rows of partials (a ring) are averaged down the columns, then along the rows, and give the gradient of rows
-//      `lag` behind: dx = w*mean + s (w*square_s) + d (w*square_d).
-// Scratch is a few rows of a strip for each thread; nothing of the size of an image is kept. Columns to the left and to
-// the right of all that differs, such as the background around an object, are read but not computed.
+//   3. the rows of partials (a ring) are averaged down the columns, then along the rows, which gives the gradient of
+//      the rows `lag` behind: dx = w*mean + s (w*square_s) + d (w*square_d).
+// Each thread's scratch is a few rows of a strip; nothing as large as an image is kept. Columns to the left and to the
+// right of all differences between the images, such as the background around an object, are read but not computed.
 #include "ssim_tile.h"
 
 namespace {
@@ -19,14 +19,16 @@ struct Tile2d : Tile {
   static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
 
   int64_t lag, first_row, next_input;
-  Ring inputs, partials;  // rows of s and d; of partials
-  // Of the rows in the rings: the input columns where the images differ, the forward columns where partials are not 0.
+  Ring inputs, partials;  // rows of s and d, and rows of partials
+  // For the rows in the rings: the input columns where the images differ, and the forward columns where partials are
+  // not 0.
   Span differing[kMaxTaps + 2 * kRows], computed[kMaxTaps + 2 * kRows];
   float *averaged, *adjoint;
 
   bool prepare() {
     first_row = most(gradient ? gradient_rows.begin - radius : rows.begin, problem.rows.begin);
-    // The gradient's blocks of rows start `lag` behind the forward ones, so that both start where they must.
+    // The gradient's blocks of rows begin `lag` rows behind the forward blocks. This `lag` makes one of them begin at
+    // the gradient's first row.
     const int64_t behind = (first_row - gradient_rows.begin - radius) % kRows;
     lag = radius + (behind + kRows) % kRows;
     next_input = first_row - radius;
@@ -57,7 +59,7 @@ struct Tile2d : Tile {
     }
   }
 
-  // The least stretch that holds those of the rows [row, row + number).
+  // The smallest stretch that contains the stretches of the rows [row, row + number).
   static Span joined(const Span* spans, const Ring& ring, int64_t row, int64_t number) {
     Span all = {0, 0};
     for (int64_t t = 0; t < number; ++t) all = all.joined(spans[ring.slot(row + t)]);
@@ -70,7 +72,7 @@ struct Tile2d : Tile {
     std::memset(partials[row], 0, size_t(maps * pitch) * sizeof(float));
   }
 
-  // The forward rows [row, row + kRows).
+  // Computes the forward rows [row, row + kRows).
   void forward_block(int64_t row) {
     load_rows(row + kRows + radius);
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
@@ -100,14 +102,15 @@ struct Tile2d : Tile {
     }
   }
 
-  // The gradient of rows [row, row + kRows).
+  // Computes the gradient of rows [row, row + kRows).
   void gradient_block(int64_t row) {
     const float* from[kMaxTaps + kRows];
     const Axis& down = problem.axes[kRowsDown];
     partials.list(row - radius, reads(kRowsDown), from);
     const Span stretch = joined(computed, partials, row - radius, reads(kRowsDown));
     const Span columns_back = problem.folds ? all_gradient() : reached_back(stretch);
-    // Wide enough that all which is read along the row is of this block: the partials outside the stretch are 0.
+    // Wide enough that everything that is read along the row comes from this block. The partials outside the stretch
+    // are 0.
     const Span wide = stretch.empty() ? stretch : stretch.widened(2 * border + kLanes);
     const Span read = problem.folds ? all_forward() : wide.in_vectors(forward_columns.count());
     for (int64_t t = 0; t < reads(kRowsDown); ++t) from[t] += read.begin;

@@ -1,10 +1,11 @@
 // SSIM of volumes: value, map and gradient, kRows slices of a tile at a time.
 //
-// A forward block: for each row, the slices around the block are read, shifted and averaged across slices (a ring of
-// rows); then every slice of the block is averaged down its rows and along them, which gives 1 - S and its partial
-// derivatives. These go to the tile's ring of slices. A gradient block averages the partials around it the same way.
-// Each block is a task, or where threads are many, a piece of its rows is; ssim3d_schedule.h says in which order.
-// Scratch is the ring of slices of some tiles, for all threads together, and rings of rows for each thread.
+// In a forward block, each row of the slices around the block is read, shifted and averaged across slices (a ring of
+// rows). Then every slice of the block is averaged down its rows and along them, which gives 1 - S and its partial
+// derivatives. These go to the tile's ring of slices. A gradient block averages the partials around it in the same way.
+//
+// A task is a block, or with many threads a piece of its rows; ssim3d_schedule.h defines their order. All threads share
+// the rings of slices of some tiles, and each thread has rings of rows of its own.
 #include "ssim3d_schedule.h"
 #include "ssim_tile.h"
 
@@ -12,15 +13,15 @@ namespace {
 
 constexpr int64_t kStripColumns = 256;
 constexpr int64_t kLeastBandRows = 32;
-constexpr int64_t kRingBytes = 8 << 20;  // of the rings of slices, if it suffices for one
+constexpr int64_t kRingBytes = 8 << 20;  // bytes of the rings of slices, unless one ring needs more
 
-// A call: its cut into tiles and tasks, and what these share.
+// A call: its cut into tiles and tasks, and the data that these share.
 struct Volumes {
   Schedule schedule;
-  int threads;          // that can be used
-  int64_t row_blocks;   // blocks of kRows rows of a tile, at most
-  int64_t ring_floats;  // of a tile's ring of slices, at most
-  int64_t pieces;       // of a block's rows
+  int threads;          // number of usable threads
+  int64_t row_blocks;   // blocks of kRows rows in a tile, at most
+  int64_t ring_floats;  // floats of a tile's ring of slices, at most
+  int64_t pieces;       // pieces into which the rows of a block are cut
   double* totals;       // [tiles, blocks, row_blocks, 3]
   float* constants;     // [tiles, channels, 3], see ColumnConstants
   float* rings;         // [tiles of a group, ring_floats]
@@ -29,15 +30,15 @@ struct Volumes {
 };
 
 struct Tile3d : Tile {
-  static constexpr int kMaps = 4;     // in the ring: means and variances going forward, partials (3 or 4) going back
+  static constexpr int kMaps = 4;     // in the ring: means and variances in forward, 3 or 4 partials in backward
   static constexpr int kMoments = 6;  // of s and d: means, means of squares, variances
 
   const Schedule& schedule;
-  const Axis &across, &down;  // the window along slices, and along rows
+  const Axis &across, &down;  // the window along slices, and down the rows
   const int64_t slice_radius;
   Span forward_rows;
   int64_t partial_pitch, partial_rows;
-  Ring ring, partials;  // rows of kRows slices; slices of partials
+  Ring ring, partials;  // rows of kRows slices, and slices of partials
   float *inputs, *averaged, *zeros, *adjoint;
 
   Tile3d(const Problem& p, const Schedule& s, int64_t tile)
@@ -71,7 +72,8 @@ struct Tile3d : Tile {
 
   int64_t partial_offset(int64_t row) const { return (row - forward_rows.begin) * maps * partial_pitch; }
 
-  // A ring row of moments, averaged across the slices around [slice, slice + kRows). With `total`, |x - y| is added up.
+  // Fills a row of the ring with moments, averaged across the slices around [slice, slice + kRows). With `total`, it
+  // also adds up |x - y|.
   void average_inputs(int64_t slice, int64_t row, bool total) {
     float* out = ring[row];
     const int64_t count = input_columns.count();
@@ -86,7 +88,7 @@ struct Tile3d : Tile {
     const float *s[kMaxTaps + kRows], *d[kMaxTaps + kRows];
     for (int64_t t = 0; t < reads(kSlices); ++t) {
       float* to = inputs + 2 * t * pitch;
-      // Every owned slice is once in the middle of a block: there its rows are counted.
+      // Every owned slice is in the middle of one block, which counts its rows.
       const int64_t at = slice - slice_radius + t;
       load_row(at, row, to, to + pitch, total && at >= slice && at < least(slice + kRows, schedule.forward.end));
       s[t] = to;
@@ -100,7 +102,7 @@ struct Tile3d : Tile {
     average(d, out + pitch);
   }
 
-  // The moments of one of the block's slices, averaged down `around`, rows of the ring from `first` on.
+  // Averages the moments of one of the block's slices down the rows. `around` has the rows of the ring from `first` on.
   void average_moments(const float* const* around, int64_t first, int64_t in_block) {
     const float *means[kMaxTaps + kRows], *variances[kMaxTaps + kRows];
     for (int m = 0; m < 2; ++m) {
@@ -114,12 +116,12 @@ struct Tile3d : Tile {
     }
   }
 
-  // Forward block `block`, rows of the row blocks `piece`; `cells`, the totals of the block's row blocks, are added to.
+  // Computes the row blocks `piece` of forward block `block`. Adds to `cells`, the totals of the block's row blocks.
   void forward(int64_t block, Span piece, double* cells) {
     const int64_t slice = schedule.forward.begin + block * kRows, slices_end = schedule.forward.end;
     const Span span = Span{forward_rows.begin + piece.begin * kRows, forward_rows.begin + piece.end * kRows};
     const Span mine = span.within(forward_rows);
-    // What a tile owns but its window does not reach counts for |x - y| too.
+    // Rows that the tile owns, but where the index is not defined, count for |x - y| too.
     const Span counted = {mine.begin == forward_rows.begin ? rows.begin : mine.begin,
                           mine.end == forward_rows.end ? rows.end : mine.end};
     const float* around[kMaxTaps + kRows];
@@ -131,7 +133,8 @@ struct Tile3d : Tile {
       totals = cells + 3 * (row - forward_rows.begin) / kRows;
       for (; next < least(row + kRows, mine.end) + radius; ++next)
         average_inputs(slice, next, !gradient && counted.contains(next));
-      // Below the last rows there are none: the pass reads the last one in their place, for its middle rows.
+      // No rows are loaded below the last ones that count. But the pass may read such rows for its centre, so the last
+      // row takes their place.
       const int64_t there = next - (row - radius);
       ring.list(row - radius, there, around);
       for (int64_t t = there; t < reads(kRowsDown); ++t) around[t] = around[there - 1];
@@ -146,14 +149,14 @@ struct Tile3d : Tile {
       }
     }
     if (gradient || block > 0 || piece.begin > 0) return;
-    // Slices where the index is not defined, for Σ |x - y|.
+    // Reads the slices where the index is not defined, for Σ |x - y|.
     totals = cells;
     for (int64_t at = slices.begin; at < slices.end; ++at)
       for (int64_t row = rows.begin; row < rows.end && !schedule.forward.contains(at); ++row)
         load_row(at, row, inputs, inputs + pitch, true);
   }
 
-  // A ring row of partials, averaged across `slices`; there are none (null) where the index is not defined.
+  // Fills a row of the ring with partials, averaged across `slices`. These are null where the index is not defined.
   void average_partials(const float* const* slices, int64_t row) {
     const float* from[kMaxTaps + kRows];
     for (int m = 0; m < maps; ++m) {
@@ -163,7 +166,7 @@ struct Tile3d : Tile {
     }
   }
 
-  // The same down `around`, rows of the ring, for one of the block's slices.
+  // Averages the partials of one of the block's slices down `around`, which are rows of the ring.
   void average_adjoints(const float* const* around, int64_t in_block) {
     const float* from[kMaxTaps + kRows];
     for (int m = 0; m < maps; ++m) {
@@ -174,7 +177,7 @@ struct Tile3d : Tile {
     }
   }
 
-  // Rows or slices (by `axis`) of a ring around a block, null where they are not defined.
+  // Lists the rows or slices (by `axis`) of a ring around a block. They are null where they are not defined.
   void list_defined(const Ring& of, int64_t block, Span defined, int axis, const float** around) const {
     const int64_t first = block - problem.axes[axis].radius, count = reads(axis);
     for (int64_t t = 0; t < count; ++t) around[t] = nullptr;
@@ -182,7 +185,7 @@ struct Tile3d : Tile {
     if (there.count() > 0) of.list(there.begin, there.count(), around + (there.begin - first));
   }
 
-  // Gradient block `block`, likewise.
+  // Computes the row blocks `piece` of gradient block `block`, like `forward`.
   void backward(int64_t block, Span piece, double* cells) {
     const int64_t slice = schedule.gradient.begin + block * kRows, slices_end = schedule.gradient.end;
     const Span span = {gradient_rows.begin + piece.begin * kRows, gradient_rows.begin + piece.end * kRows};
@@ -208,7 +211,7 @@ struct Tile3d : Tile {
     }
   }
 
-  // One piece of a step of the schedule.
+  // Runs one piece of a step of the schedule.
   bool run(const Volumes& volumes, int64_t tile, float* ring_of_slices, Step step, int64_t piece) {
     if (!prepare(volumes.constants + 3 * channels() * tile, ring_of_slices)) return false;
     const int64_t blocks = row_blocks();
@@ -223,7 +226,7 @@ struct Tile3d : Tile {
   }
 };
 
-// Runs the tiles [first, first + count), their steps in the order of the schedule.
+// Runs the tiles [first, first + count). Their steps have the order of the schedule.
 bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, int64_t count, Progress progress) {
   int failed = 0;
   progress.tiles = count;
@@ -243,7 +246,7 @@ bool run_group(const Problem& problem, const Volumes& volumes, int64_t first, in
   return !failed;
 }
 
-// All tiles, some at a time. Returns a status.
+// Runs all tiles, a group at a time. Returns a status.
 Status run_volumes(const Problem& problem) {
   const Arguments& args = *problem.args;
   const bool gradient = problem.partials > 0;
@@ -261,7 +264,8 @@ Status run_volumes(const Problem& problem) {
   }
   const int64_t floats = int64_t(sizeof(float)), ring_bytes = most(1, volumes.ring_floats * floats);
   const int64_t group = gradient ? least(tiles, volumes.threads > 1 ? most(1, kRingBytes / ring_bytes) : 1) : tiles;
-  // Forward blocks alone need not wait for one another. A piece has all rows that padding folds back to.
+  // Without a gradient, forward blocks need not wait for each other. A piece is large enough to have all rows to which
+  // its padding folds back.
   const int64_t together = group * (gradient ? 1 : schedule.forward_blocks);
   const int64_t row_radius = problem.axes[kRowsDown].radius;
   const int64_t blocks_of_piece = problem.folds ? (2 * row_radius + kRows) / kRows + 1 : 2;
@@ -296,7 +300,8 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(ssim3d)(const Arguments* args) {
   if (!describe(*args, true, problem)) return kBadArgument;
   const int64_t strip = most(kStripColumns, 8 * problem.border);
   problem.strips = (problem.width + strip - 1) / strip;
-  // The bands are such that a tile's ring of slices fits, with a gradient or without.
+  // The bands are chosen such that a tile's ring of slices fits kRingBytes. Calls without a gradient use the same
+  // bands.
   const int64_t columns = problem.width / problem.strips + 2 * problem.border + kLanes;
   const int64_t row_bytes = make_schedule(problem, true).ring_slices * columns * 3 * int64_t(sizeof(float));
   const int64_t most_rows = most(kLeastBandRows, kRingBytes / row_bytes - 2 * problem.axes[kRowsDown].radius);

@@ -1,20 +1,23 @@
-// The passes of a separable window down the columns and along the rows, and the index itself.
+// The passes of a separable window down the columns and along the rows, and the computation of SSIM from the moments.
 //
 // With s = x + y, d = x - y, mu and V their windowed means and variances (Wang et al. 2004, eq. 13, rearranged):
 //   A = mu_s² + mu_d² + 2 C1,  B = V_s + V_d + 2 C2,  u = 2 mu_d² / A,  v = 2 V_d / B,  1 - S = u + v - u v
-// so four maps are averaged (s, d, s², d²) and the distance from 1 needs no difference of nearly equal numbers. The
-// constants c_s and c_d are taken off s and d before anything is squared, which keeps V = E[s²] - E[s]² exact where the
-// images stay near them. Where they do not, and V is small, V is summed again about the window's own centre
-// (`local_moments`): in a photograph or a scan those are the flat bright and dark parts. No constant of a tile can do
-// there, since what is next to a flat part may be anything. For that, the passes before the last yield V as well: that of
-// an axis is summed about the middle rows, and to it comes the mean of the V of the axes before.
+// So four maps are averaged (s, d, s², d²), and the distance from 1 needs no difference of nearly equal numbers. The
+// constants c_s and c_d are subtracted from s and d before anything is squared. This keeps V = E[s²] - E[s]² exact
+// where the images stay near these constants.
+//
+// Where they do not and V is small, V is summed again about the window's own centre (`local_moments`). In a photograph
+// or a scan this happens in the flat bright and dark parts. No constant of a tile would do there, since anything may
+// lie next to a flat part. For this purpose the earlier passes make V as well: the V of an axis is summed about the
+// middle rows, and the mean of the V of the previous axes is added to it.
 #include <cstring>
 
 #include "ssim_passes.h"
 
 namespace {
 
-// One axis of the window. The count of taps is a template argument where it matters for speed, else (0) a member.
+// One axis of the window. The number of taps is a template argument if it matters for speed. Otherwise that is 0, and
+// the number is a member.
 template <int kTaps>
 struct Window {
   Floats half[kTaps / 2 + 1];
@@ -84,8 +87,8 @@ void column_sums(const float* const* rows, const Taps& taps, int64_t count, floa
   }
 }
 
-// kBlock rows of the output from row `first` on, taken about their centre while they are summed. With `kNested`, the
-// rows come with variances of their values, which add to the squares.
+// kBlock rows of the output, from row `first` on. Their centre is subtracted while they are summed. With `kNested`, the
+// values of the rows have variances, which are added to the squares.
 template <int kTaps, bool kNested>
 void block_moments(const ColumnRows& rows, int first, const Taps& taps, int64_t count, ColumnMoments out) {
   const Window<kTaps> w(taps);
@@ -170,8 +173,8 @@ SPLAT_INLINE Floats row_tap(const float* p, const Floats* vectors) {
                                            kOffset % kLanes);
 }
 
-// Σ_k w_k of the taps [kTap, kTaps - kTap). Taps of equal weight are added first: additions have ports of their own on
-// some processors, and cost what they save on others.
+// The weighted sum over the taps [kTap, kTaps - kTap). Values with equal weights are added first. Some processors have
+// separate ports for additions; on others this costs as much as it saves.
 template <int kTaps, int kStride, int kTap>
 SPLAT_INLINE Floats add_taps(const float* p, const Floats* vectors, const Window<kTaps>& w) {
   if constexpr (kTap == kTaps / 2) {
@@ -208,7 +211,7 @@ SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, con
   for (int m = 0; m < kMaps; ++m) {
     const float* centre = maps + m * pitch + middle * stride;
     sum[m] = w[middle] * load(centre);
-    // Taps of equal weight are added first: see add_taps.
+    // Values with equal weights are added first, see add_taps.
     const auto add = [&](int k) __attribute__((always_inline)) {
       sum[m] += w[middle - k] * (load(centre - k * stride) + load(centre + k * stride));
     };
@@ -221,7 +224,7 @@ SPLAT_INLINE void row_sums(const float* maps, int64_t pitch, int64_t stride, con
   }
 }
 
-// c_s, c_d and centre_d of lanes of columns.
+// c_s, c_d and centre_d of kLanes columns.
 struct LaneConstants {
   Floats sum, difference, centre_d;
 
@@ -229,7 +232,8 @@ struct LaneConstants {
       : sum(2.0f * load(columns.each)), difference(load(columns.difference)), centre_d(load(columns.centre_d)) {}
 };
 
-// Those of the columns from j on. Of planar images, one vector serves all: `first`, loaded before the loop.
+// The constants of the columns from j on. In planar images one vector serves all columns: `first`, loaded before the
+// loop.
 template <int kStride>
 SPLAT_INLINE LaneConstants lane_constants(const ColumnConstants& columns, int64_t j, const LaneConstants& first) {
   return kStride == 1 ? first : LaneConstants(columns.from(j));
@@ -240,11 +244,12 @@ struct Moments {
   Floats s, d, var_s, var_d;
 };
 
-// 1 - S, S and CS themselves, and how they change with the moments, combined for the gradients by x and y:
+// 1 - S, S and CS themselves, and their derivatives by the moments, combined for the gradients by x and y:
 //   dL/dx = w * mean_1 + s (w * square_s) + d (w * square_d),  dL/dy = w * mean_2 + s (w * square_s) - d (w * square_d)
-// where s is the shifted one and d is taken about centre_d. With one gradient, mean_1 and square_d carry its sign.
+// where s is shifted and centre_d is subtracted from d. With one gradient, mean_1 and square_d carry its sign.
 //
-// S and CS are not formed as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
+// S and CS are not computed as 1 - (1 - S) and 1 - (1 - CS), because MS-SSIM divides by their means, which may be
+// nearly 0.
 struct Point {
   Floats dssim, ssim, contrast, mean_1, mean_2, square_s, square_d;
 };
@@ -266,7 +271,7 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const Lan
   if (c.eps > 0) {
     const Floats product = a * b, over_all = 1.0f / (product + c.eps), missing = c.eps * over_all;
     const Floats kept =
-        product * over_all;  // not 1 less missing: where eps is all of the denominator, kept is nearly 0
+        product * over_all;  // not 1 - missing, because kept is nearly 0 if eps dominates the denominator
     slope = c.a * kept;
     lost = slope * ((1.0f - p.dssim) * missing);
     p.dssim = missing + kept * p.dssim;
@@ -290,7 +295,8 @@ SPLAT_INLINE Point evaluate(const Moments& m, const PointConstants& c, const Lan
   return p;
 }
 
-// Mean and variance along a row of columns with these means and variances, summed about the window's middle column.
+// The mean and variance along a row, from the means and variances of its columns, summed about the window's middle
+// column.
 template <int kTaps, int kStride>
 SPLAT_INLINE void local_moments(const float* means, const float* variances, int64_t stride, const Window<kTaps>& w,
                                 Floats& mean, Floats& variance) {
@@ -348,7 +354,8 @@ SPLAT_INLINE Moments row_moments(const float* sums, int64_t pitch, int64_t strid
   return {means[0], means[1], found[0], found[1]};
 }
 
-// In two loops, each short enough for the processor to overlap its iterations: the first replaces the row's sums.
+// There are two loops, each short enough for the processor to overlap its iterations. The first one replaces the row's
+// sums.
 template <int kTaps, int kStride, bool kNarrow, int kPartials>
 void point_row(const PointRow& work, const Taps& taps, const PointConstants& values) {
   const PointRow row = work;  // so that what is stored cannot change them

@@ -1,4 +1,4 @@
-// Rows of images of any dtype, as shifted sums and differences.
+// Reads rows of images of any dtype as shifted sums and differences.
 #include <cstring>
 #include <utility>
 
@@ -34,9 +34,9 @@ SPLAT_INLINE Floats load_lanes(const Half* p) {
 #elif defined(__F16C__)
   return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  // Normal halves: the bits moved into place have an exponent too small by 112, which is added in the exponent's bits;
-  // infinity and NaN need all of these. Subnormal halves are their bits as a number, times 2^-24: as float32 they would
-  // be subnormal until they are multiplied, and such numbers count as 0 here (parallel.cpp).
+  // Normal halves: once the bits are moved into place, the exponent is too small by 112, which is added to it. Infinity
+  // and NaN: all bits of the exponent are set. Subnormal halves: the value is the integer with the same bits, times
+  // 2^-24. With the bits moved into place it would be a subnormal float32, and those count as 0 here (parallel.cpp).
   const Ints raw = __builtin_convertvector(load_raw<Words>(p), Ints);
   const Ints size = raw & 0x7fff, exponent = raw & 0x7c00;
   const Ints normal = (size << 13) + (112 << 23), special = (size << 13) | 0x7f800000;
@@ -51,7 +51,8 @@ SPLAT_INLINE Floats load_lanes(const uint8_t* p) {
   return __builtin_convertvector(__builtin_convertvector(load_raw<Bytes>(p), Ints), Floats);
 }
 
-// value / 255 · data_range, rounded as a division would round it: a float image made by dividing is equal to it.
+// Bytes become value · data_range / 255, rounded as a division would round it. So a float image made by dividing equals
+// it. Other types are unchanged.
 template <class T>
 SPLAT_INLINE Floats in_range(Floats value, float data_range) {
   if constexpr (sizeof(T) > 1) return value;
@@ -126,14 +127,14 @@ Reader reader_for(int64_t dtype2) {
   return {};
 }
 
-// One colour of kLanes pixels; `shifts` bring it to the lowest byte.
+// One colour of kLanes pixels over the background. `shifts` move the colour to the lowest byte.
 SPLAT_INLINE Floats over(Ints pixels, Ints shifts, Floats background, float data_range) {
   const Floats colour = __builtin_convertvector((pixels >> shifts) & 255, Floats);
   const Floats alpha = in_range<uint8_t>(__builtin_convertvector((pixels >> 24) & 255, Floats), 1.0f);
   return in_range<uint8_t>(colour, data_range) * alpha + background * (1.0f - alpha);
 }
 
-// As many of the pixels from `p` on as there are, at most kLanes of them.
+// Loads at most kLanes pixels from `p` on, where only `there` pixels exist.
 SPLAT_INLINE Ints load_pixels(const char* p, int64_t there) {
   if (there >= kLanes) return load_raw<Ints>(p);
   int32_t raw[kLanes] = {};
@@ -141,7 +142,7 @@ SPLAT_INLINE Ints load_pixels(const char* p, int64_t there) {
   return load_raw<Ints>(raw);
 }
 
-// Pixels side by side to their three colours side by side: in lane k the pixel of element `kFirst` + k.
+// Repeats each pixel for its three colours: lane k has the pixel of element `kFirst` + k.
 template <int kFirst, int... k>
 SPLAT_INLINE Ints thrice(Ints pixels, std::integer_sequence<int, k...>) {
   return __builtin_shufflevector(pixels, pixels, ((kFirst + k) / 3)...);
@@ -151,11 +152,11 @@ SPLAT_INLINE Ints thrice(Ints pixels, int64_t first) {
   return first == 0 ? thrice<0>(pixels, Lanes{}) : first == 1 ? thrice<1>(pixels, Lanes{}) : thrice<2>(pixels, Lanes{});
 }
 
-// Elements of one colour, or of three side by side: kLanes at a time, each the colour of the pixel that is its element by
-// `channels`.
+// Composites elements of one colour, or of three interleaved colours, kLanes at a time. Element e belongs to pixel e /
+// kChannels.
 template <int kChannels>
 void composite(const char* pixels, int64_t element, int64_t count, const Composite& how, float* __restrict__ colours) {
-  // By the colour of the first lane: how far to shift a pixel, and the background.
+  // Indexed by the colour of the first lane: the shift of each lane's pixel, and its background.
   Ints shifts[kChannels];
   Floats background[kChannels];
   for (int first = 0; first < kChannels; ++first)

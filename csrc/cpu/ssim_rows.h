@@ -1,16 +1,16 @@
-// Reading image rows of any dtype: what the kernels see are rows of the shifted sum and difference in float32.
+// Reads image rows of any dtype. The kernels get rows of the shifted sum and difference in float32.
 #pragma once
 #include "ssim.h"
 
-// How raw values become the rows: scaled by a power of two near 1 / data_range, so that nothing over- or underflows,
-// then shifted.
+// How raw values become these rows: they are scaled by a power of two near 1 / data_range, so that nothing over- or
+// underflows, then shifted.
 struct Shift {
   float scale, data_range;
   ColumnConstants columns;
 };
 
-// Writes `count` shifted sums and differences, of columns from `column` on; returns Σ |x - y|, unscaled, weighted where
-// there is a weight.
+// Writes `count` shifted sums and differences, for the columns from `column` on. Returns Σ |x - y|, unscaled, and
+// weighted if there is a weight.
 typedef double (*ShiftRow)(const char* x, const char* y, const float* __restrict__ weight, int64_t count,
                            const Shift& shift, int64_t column, float* __restrict__ sums,
                            float* __restrict__ differences);
@@ -21,16 +21,18 @@ struct Reader {
   int64_t bytes1, bytes2;
 };
 
-// Colours of `count` elements of a row of RGBA bytes over a background of three: colour · alpha + background · (1 - alpha),
-// in [0, data_range]. They begin with element `element` of the row, whose pixels begin at `pixels`. With `channels` 1 an
-// element is a pixel's `channel`, with 3 the colours of neighbouring pixels follow each other.
+// How RGBA bytes are composited over a background of three colours: colour · alpha + background · (1 - alpha), in [0,
+// data_range]. If `channels` is 1, a row has one element for each pixel, its colour `channel`. If it is 3, a row has
+// three elements for each pixel, one colour after the other.
 struct Composite {
   int64_t channels, channel;
   const float* background;
   float data_range;
 };
+// Writes the colours of `count` elements of a row, from element `element` on. The row's pixels begin at `pixels`.
 extern "C" void SPLAT_KERNEL(ssim_composite)(const char* pixels, int64_t element, int64_t count, const Composite& how,
                                              float* __restrict__ colours);
 
-// Reads kRgba of the second image as float32, which is composited first. Without a function where a dtype is unknown.
+// The reader for two dtypes. It reads kRgba of the second image as float32, since that is composited first. Its
+// function is null if a dtype is unknown.
 extern "C" Reader SPLAT_KERNEL(ssim_reader)(int64_t dtype1, int64_t dtype2);

@@ -44,8 +44,8 @@ struct Axis {
   Passes passes;
 };
 
-// The axes of the window. A window that is narrower along one of them has loops of its own there: it is not padded by
-// zero taps, which would spread what is not finite.
+// The axes of the window. Each axis has passes for its own number of taps. A narrower axis is not padded with zero
+// taps, because they would spread values that are not finite.
 enum { kSlices = 0, kRowsDown = 1, kAlong = 2, kAxes = 3 };
 
 // The data that all tiles of a call share. Columns are elements of a row.
@@ -56,11 +56,11 @@ struct Problem {
   int64_t border;         // radius of the window along a row, in elements
   int64_t planes, bands, strips;
   Span slices, rows, columns;  // where the index is defined
-  bool folds;                  // padding by copies: the gradient of the border is added to what was copied
+  bool folds;                  // padding copies pixels: the gradient of the border is added to these pixels
   bool skips;                  // where the images are equal, 1 - S and the gradient are 0 and are not computed
   Axis axes[kAxes];
   int partials;       // maps of partial derivatives: 0 without a gradient, 3 for one image's, 4 for both
-  float scale, sign;  // sign: +1 for the gradient of the first image, -1 where only the second's is wanted
+  float scale, sign;  // sign: +1 for the gradient of the first image, -1 if only the second's is wanted
   float c1_twice, c2_twice, eps;
 };
 
@@ -98,15 +98,15 @@ struct Tile {
   const int64_t stride, radius, border;  // the radius is that down the rows
   const int64_t maps;                    // of partial derivatives: 0, 3 or 4
   const bool gradient;
-  const int images;  // how many gradients
+  const int images;  // number of gradients
 
   int64_t plane;
   Span slices, rows, columns;            // what the tile owns
-  Span gradient_rows, gradient_columns;  // where it computes gradients: the padding too, where that folds back
+  Span gradient_rows, gradient_columns;  // where it computes gradients: the padding too, if that folds back
   Span forward_columns, input_columns;
   int64_t pitch;                // of the rows of scratch memory
-  int64_t lead, adjoint_pitch;  // rows of averaged partials start `lead` in: zeros are around them
-  int32_t* copied;              // for each input column the one it copies, or -1
+  int64_t lead, adjoint_pitch;  // rows of averaged partials start `lead` in, with zeros around them
+  int32_t* copied;              // for each input column, the column that it copies, or -1
 
   float *dssim, *ssim, *contrast, *folded;  // one row each; `folded` one for each gradient
   const char *image1, *image2;
@@ -137,7 +137,7 @@ struct Tile {
     l1_weight = args.weighs_l1 ? weight : nullptr;
   }
 
-  // A stretch that ends at the border of the image, and the padding beyond it where the gradient folds back.
+  // Extends a stretch that ends at the border of the image by the padding beyond it, if the gradient folds back.
   Span with_padding(Span owned, int64_t side, int64_t by) const {
     if (!problem.folds || !gradient) return owned;
     return {owned.begin == 0 ? -by : owned.begin, owned.end == side ? side + by : owned.end};
@@ -150,9 +150,9 @@ struct Tile {
   }
 
   int64_t common_rows() const { return 7 + images; }
-  // Channels that have constants of their own.
+  // Number of channels that have constants of their own.
   int64_t channels() const { return stride; }
-  // `memory` has `common_rows` rows; `constants` are of `choose_constants`.
+  // `memory` has `common_rows` rows. `constants` come from `choose_constants`.
   void begin(float* memory, const float* constants) {
     copied = reinterpret_cast<int32_t*>(memory);
     memory += pitch;
@@ -176,7 +176,7 @@ struct Tile {
     l1 = static_cast<float>(coefficients[2]) * (maps == 3 ? problem.sign : 1.0f);
   }
 
-  // Three rows of constants, for the input columns, from those of each channel.
+  // Fills three rows of constants for the input columns from the constants of each channel.
   void lay_out(const float* constants, float* rows_of_constants) {
     float* const out[3] = {rows_of_constants, rows_of_constants + pitch, rows_of_constants + 2 * pitch};
     const int64_t first = (input_columns.begin % channels() + channels()) % channels();
@@ -187,9 +187,10 @@ struct Tile {
     shift = {problem.scale, static_cast<float>(args.data_range), {out[0], out[1], out[2], channels() == 1 ? 0 : -1}};
   }
 
-  // The constants of the tile's channels, 3 each: see ColumnConstants. They are means over up to 64 pixels of the tile,
-  // of those that are finite: of the inner half of each sampled row's, then of the rows'. So neither a bright row nor a
-  // bright column costs dark pixels their digits. d is shifted only where the images are clearly apart.
+  // Chooses the constants of the tile's channels, 3 each, see ColumnConstants. They are means over up to 64 pixels of
+  // the tile that are finite: first over the inner half of each sampled row's pixels, then over the inner half of these
+  // rows' means. So neither a bright row nor a bright column costs dark pixels their digits. d is shifted only if the
+  // images clearly differ.
   void choose_constants(float* constants) {
     static const float zeros[kLanes] = {};
     shift = {problem.scale, static_cast<float>(args.data_range), {zeros, zeros, zeros, 0}};
@@ -225,8 +226,8 @@ struct Tile {
     }
   }
 
-  // Sorts the values, by hand: a template of the standard library compiled for one instruction set could be linked for
-  // another. 0 where there are none.
+  // The mean of the inner half of the values, which it sorts. 0 if there are none. It sorts by hand, because a template
+  // of the standard library compiled for one instruction set could be linked for another.
   static float mean_of_inner_half(float* values, int64_t count) {
     for (int64_t i = 1; i < count; ++i) {
       const float value = values[i];
@@ -247,7 +248,7 @@ struct Tile {
     return weight + slice * args.weight.slice + row * args.weight.row;
   }
 
-  // Columns of an image row, shifted, to s and d; returns Σ |x - y|.
+  // Reads columns of an image row, shifted, into s and d. Returns Σ |x - y|.
   double read(int64_t slice, int64_t row, Span stretch, const float* w, float* s, float* d) const {
     if (stretch.count() <= 0) return 0;
     if (args.img2.dtype == kRgba) return read_composited(slice, row, stretch, w, s, d);
@@ -294,7 +295,7 @@ struct Tile {
     return {values, variances, shown.begin - first, shown.end - first};
   }
 
-  // Zeros, shifted, into columns of rows of s and d; whole vectors, up to kLanes - 1 beyond them too.
+  // Fills columns of rows of s and d with shifted zeros. It writes whole vectors, so up to kLanes - 1 columns more.
   void fill_outside(Span stretch, float* s, float* d) const {
     for (int64_t j = stretch.begin; j < stretch.end; j += kLanes) {
       const ColumnConstants here = shift.columns.from(j);
@@ -303,14 +304,15 @@ struct Tile {
     }
   }
 
-  // The input columns of a row of the padded images. With `total`, a row the tile owns adds Σ |x - y| to the totals.
+  // Loads the input columns of a row of the padded images. With `total`, a row that the tile owns adds Σ |x - y| to the
+  // totals.
   void load_row(int64_t slice, int64_t row, float* s, float* d, bool total) {
     const int64_t from_slice = source_of(slice, args.depth, args.padding);
     const int64_t from_row = source_of(row, args.height, args.padding);
     if (from_slice < 0 || from_row < 0) return fill_outside({0, input_columns.count()}, s, d);
     const Span inside = input_columns.within({0, problem.width});
     float *s0 = s - input_columns.begin, *d0 = d - input_columns.begin;
-    // Before the row is read, which goes over what this writes too much.
+    // This precedes reading the row, which overwrites what is filled beyond the stretch.
     fill_outside({0, inside.begin - input_columns.begin}, s, d);
     if (total && slices.contains(slice) && rows.contains(row)) {
       read(from_slice, from_row, {inside.begin, columns.begin}, nullptr, s0 + inside.begin, d0 + inside.begin);
@@ -340,9 +342,9 @@ struct Tile {
     return copied < 0 ? -1 : copied * stride + (e - pixel * stride);
   }
 
-  // A row of the four moments (averaged but along the row, overwritten) to 1 - S and to partials, in a stretch of the
-  // forward columns; both are 0 outside it. The image row `next_row`, if there is one, is prefetched meanwhile: all at
-  // once it would be waited for.
+  // Turns a row of the four moments (averaged along every axis except the row, and overwritten) into 1 - S and
+  // partials, in a stretch of the forward columns. Both are 0 outside it. The image row `next_row`, if there is one, is
+  // prefetched meanwhile. Prefetching it all at once would have to wait.
   void point_row(float* sums, float* out, int64_t out_pitch, Span stretch, int64_t slice, int64_t next_row) const {
     zero_outside(stretch, dssim);
     if (out)
@@ -373,7 +375,7 @@ struct Tile {
   Span all_forward() const { return {0, forward_columns.count()}; }
   Span all_gradient() const { return {0, gradient_columns.count()}; }
 
-  // Zeros into the columns of a forward row outside a stretch of it, and up to a whole vector.
+  // Zeroes the columns of a forward row outside a stretch of it, up to a whole vector.
   void zero_outside(Span stretch, float* row) const {
     const int64_t count = round_up(forward_columns.count(), kLanes);
     std::memset(row, 0, size_t(stretch.begin) * sizeof(float));
@@ -381,8 +383,8 @@ struct Tile {
       std::memset(row + stretch.end, 0, size_t(count - stretch.end) * sizeof(float));
   }
 
-  // The input columns, counted from the first, from the first vector in which the images differ to the last. What is
-  // not finite differs.
+  // The input columns from the first vector in which the images differ to the last one, counted from the first column.
+  // Values that are not finite differ.
   Span differing_columns(const float* d) const {
     const int64_t count = input_columns.count();
     if (!problem.skips) return {0, count};
@@ -412,7 +414,8 @@ struct Tile {
     return stretch.shifted(apart).widened(border).in_vectors(gradient_columns.count());
   }
 
-  // Weights, totals and the map; partials are 0 beyond the columns where the index is defined.
+  // Applies the weights, adds to the totals and writes the map. Zeroes the partials beyond the columns where the index
+  // is defined.
   void finish_point_row(int64_t slice, int64_t row, float* out, int64_t out_pitch) {
     const int64_t end = forward_columns.count();
     const float* w = weight ? weight_row(slice, row) + forward_columns.begin : nullptr;
@@ -444,11 +447,11 @@ struct Tile {
            row * view.row;
   }
 
-  // The view of gradient `image` of those wanted.
+  // The view of gradient number `image` among those that are wanted.
   const View& gradient_view(int image) const { return image == 1 || !args.grad1.data ? args.grad2 : args.grad1; }
 
-  // One row of the gradient in a stretch of its columns, given the partials averaged but along the row (zeros around
-  // them), and the row's s and d; it is 0 outside the stretch.
+  // Computes one row of the gradient in a stretch of its columns; it is 0 outside the stretch. `sums` has the partials,
+  // averaged along every axis except the row, with zeros around them. s and d are those of the row.
   void finish_gradient_row(int64_t slice, int64_t row, const float* sums, Span stretch, const float* s,
                            const float* d) {
     const int64_t column = gradient_columns.begin + stretch.begin;
@@ -480,7 +483,8 @@ struct Tile {
     problem.axes[kAlong].passes.gradient_row(work, problem.axes[kAlong].taps);
   }
 
-  // Adds the row in `folded` to the image row it is a copy of, and its columns to those they are copies of.
+  // Adds the row in `folded` to the image row that it copies. Columns of the padding are added to the columns that they
+  // copy.
   void fold_row(int64_t slice, int64_t row, const float* d) {
     const bool inside = slices.contains(slice) && rows.contains(row);
     const int64_t to_slice = source_of(slice, args.depth, args.padding);
@@ -504,7 +508,7 @@ struct Tile {
     }
   }
 
-  // If padding folds back, gradients are accumulated.
+  // If padding folds back, gradients are accumulated, so they begin at zero.
   void clear_folded_gradients() const {
     if (!gradient || !problem.folds) return;
     for (int image = 0; image < images; ++image)
@@ -552,7 +556,7 @@ bool describe(const Arguments& args, bool volumes, Problem& problem) {
   problem.c2_twice = static_cast<float>(2 * args.c2 * squared);
   problem.eps = static_cast<float>(4 * args.eps * squared * squared);
   problem.sign = args.grad1.data ? 1.0f : -1.0f;
-  // With eps, S of equal images is not 1; without C1 or C2 it is 0 / 0 where they are 0 or flat.
+  // With eps, S of equal images is not 1. Without C1 or C2, it is 0 / 0 where the images are 0 or flat.
   problem.skips = !volumes && !problem.folds && !args.similarities && problem.eps == 0 && problem.c1_twice > 0 &&
                   problem.c2_twice > 0;
   return true;

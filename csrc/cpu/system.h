@@ -1,4 +1,5 @@
-// What POSIX systems and Windows name differently: the process, turns of threads, aligned memory, loaded symbols.
+// Functions that POSIX systems and Windows name differently: the process's number, yielding a thread's turn, aligned
+// memory, and symbols of loaded libraries.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -22,13 +23,13 @@ namespace {
 
 #if defined(_WIN32)
 
-// Windows has no fork: the number of the process never changes.
+// Windows has no fork, so the number of the process never changes.
 using Process = DWORD;
 inline Process this_process() { return GetCurrentProcessId(); }
 inline void yield_turn() { SwitchToThread(); }
 inline void* allocate_aligned(size_t bytes) { return _aligned_malloc(bytes, 64); }
 inline void free_aligned(void* memory) { _aligned_free(memory); }
-// No library of the process is searched: torch's OpenMP for Windows lacks GNU's interface.
+// Searches no library, because torch's OpenMP for Windows lacks GNU's interface.
 inline void* symbol_of_process(const char*) { return nullptr; }
 
 #else

@@ -1,8 +1,9 @@
 // Volumes from 3D Gaussians, and the gradients: V_c(x) = sum over i of values_ic * g_i(x), see voxelize.h.
 //
 // Forward: every thread owns a slab of planes and adds the Gaussians that touch it in their order, so the result does
-// not depend on the number of threads. Backward: every Gaussian gathers its own gradient, in one order. Neighbouring
-// Gaussians should be neighbours in memory (sorted along a Morton curve): the voxels they share are then in cache.
+// not depend on the number of threads. Backward: every Gaussian gathers its own gradient, always in the same order.
+// Gaussians that are close in space should be close in memory (sorted along a Morton curve), because the voxels that
+// they share are then in cache.
 #include "voxelize.h"
 
 #if defined(__linux__)
@@ -17,7 +18,7 @@ constexpr int kGroup = 4;         // channels rendered at once
 constexpr int64_t kBatch = 64;    // Gaussians a backward task takes
 constexpr int kMaxThreads = 256;  // slabs at most
 static_assert(kVoxelMinWidth >= kLanes, "the narrowest crop holds a vector");
-constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured, in rows
+constexpr double kRowCost = 1.0, kGaussianCost = 24.0;  // measured costs, in rows
 
 struct Gaussians {
   const float* means;   // (N, 3) world x, y, z as `Lattice` maps them
@@ -115,20 +116,20 @@ void add_slab(const Gaussians& gaussians, const Footprint* footprints, const Cro
   }
 }
 
-// A fresh large volume costs more in page faults than in Gaussians: 2 MiB pages are asked for where the system has them.
+// Asks for pages of 2 MiB, if the system has them. A large new volume costs more in page faults than in Gaussians.
 void prefer_huge_pages(float* volume, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(volume) + kPage - 1) & ~(kPage - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(volume) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
-  // A refusal changes nothing but the speed.
+  // A refusal changes only the speed.
   if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)volume, (void)bytes;
 #endif
 }
 
-// Boundaries of `slabs` runs of planes of about equal cost. `cost` has room for size[2] + 1 numbers.
+// Cuts the planes into `slabs` runs of about equal cost. `cost` has room for size[2] + 1 numbers.
 void balance(const Gaussians& gaussians, const Footprint* footprints, const Crop& crop, int slabs, double* cost,
              int* boundaries) {
   const int first = crop.start[2], depth = crop.size[2];
@@ -136,13 +137,13 @@ void balance(const Gaussians& gaussians, const Footprint* footprints, const Crop
   for (int64_t i = 0; i < gaussians.count; ++i) {
     const Footprint& f = footprints[i];
     if (f.high[2] < f.low[2]) continue;
-    // Spread evenly over the planes: a difference array, summed below.
+    // The cost is spread evenly over the planes. `cost` is a difference array here, which is summed below.
     const double planes = f.high[2] - f.low[2] + 1;
     const double each = kRowCost * (f.high[1] - f.low[1] + 1) + kGaussianCost / planes;
     cost[f.low[2] - first] += each;
     cost[f.high[2] - first + 1] -= each;
   }
-  // An empty plane costs its clearing.
+  // Even an empty plane has a cost: it must be cleared.
   double running = 0, total = 0;
   for (int z = 0; z < depth; ++z) {
     running += cost[z];
@@ -170,15 +171,15 @@ struct Moments {
   double by_value[kGroup];                    // sums of g * dL/dV_c
 };
 
-// With one channel its value is left out of w, and by_value is the sum of w: one multiplication less a voxel.
+// With one channel, its value is left out of w, and by_value is the sum of w. This saves one multiplication a voxel.
 template <int kChannels>
 struct Gather {
   template <class V>
   struct Visitor {
     typedef typename V::F F;
     Moments& moments;
-    F m0, my, mz, myy, myz, mzz;  // over a chunk, by column
-    F row0, row_y, row_yy;        // over a plane
+    F m0, my, mz, myy, myz, mzz;  // sums over a chunk, for each column
+    F row0, row_y, row_yy;        // sums over a plane
     F by_value[kChannels];
     SPLAT_INLINE explicit Visitor(Moments& m) : moments(m) {}
     SPLAT_INLINE void begin() {
@@ -188,7 +189,7 @@ struct Gather {
     SPLAT_INLINE void row(int64_t offset, F g, typename V::I inside, float dy) {
       F weight{};
       for (int c = 0; c < kChannels; ++c) {
-        // The product is masked, not g: infinities in lanes outside would make it NaN.
+        // The product is masked instead of g, because infinities in lanes outside would make the product NaN.
         const F part = keep_bits(inside, g * load<V>(moments.gradient + c * moments.channel + offset));
         if (kChannels > 1) by_value[c] += part;
         weight = kChannels > 1 ? part * moments.values[c] + weight : part;
@@ -252,7 +253,8 @@ SPLAT_INLINE void gather_group(const Footprint& f, const Crop& crop, const float
   for (int c = 0; c < kChannels; ++c) by_value[c] = static_cast<float>(m.by_value[c]);
 }
 
-// From the sums over voxels, in index space, to the parameters: with P the precision and F = to_world' R,
+// Computes the gradients of the parameters from the sums over voxels in index space. With P the precision and F =
+// to_world' R,
 //   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
 void chain(const Footprint& f, const Frame& frame, const Lattice& lattice, const Sums& sums, int64_t i,
            const Gradients& out) {
@@ -340,7 +342,7 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(voxelize_forward)(const float* means
     Frame frame;
     for (int64_t i = batch * kBatch; i < end; ++i) {
       if (!make_footprint(means + i * 3, quats + i * 4, scales + i * 3, lattice, crop, frame, footprints[i])) {
-        // Above every slab: nothing else of the footprint is set, so it must be skipped.
+        // This lies above every slab, so the footprint is skipped. Nothing else of it is set.
         footprints[i].low[2] = INT32_MAX;
         footprints[i].high[2] = INT32_MIN;
       }

@@ -2,9 +2,9 @@
 //
 //   g(x) = exp(-q(x)/2),  q(x) = (x - mean)' Sigma^-1 (x - mean),  g = 0 where q > 9 (Mahalanobis distance 3)
 //
-// Everything happens in index space: an affine map takes voxel indices to the world the Gaussians live in. Axis order
-// here is x (the array's last, contiguous axis), y, z. A crop is a window of the endless lattice, and a voxel gets the
-// same bits from every crop that holds it.
+// All computation happens in index space. An affine map takes voxel indices to the world in which the Gaussians are
+// given. The order of axes here is x (the array's last, contiguous axis), y, z. A crop is a window of the infinite
+// lattice, and a voxel gets the same bits from every crop that contains it.
 #pragma once
 #include "../gaussian.h"
 #include "layout.h"
@@ -14,8 +14,8 @@ namespace {
 
 constexpr float kCutoff = 9.0f;                  // squared Mahalanobis distance
 constexpr float kSmallest = 0.011108996538242f;  // exp(-kCutoff / 2)
-constexpr int kTable = 64;                       // rows the factorised walk has room for, planes handled at once
-// Largest exponent of one factor in the factorised walk: its rounding, 32 * 2^-24, bounds the relative error of g.
+constexpr int kTable = 64;                       // most rows of the factorised walk, and planes handled at once
+// Largest exponent of one factor in the factorised walk. Its rounding, 32 * 2^-24, bounds the relative error of g.
 constexpr double kFactorBound = 32.0;
 
 // The part of the lattice that is rendered, x, y, z.
@@ -31,7 +31,7 @@ struct Lattice {
   const double* origin;
 };
 
-// The rotation of a Gaussian and what backward needs again.
+// The rotation of a Gaussian, and other values that backward needs again.
 struct Frame {
   double rotation[9];  // row-major, columns are the axes of the Gaussian
   double unit[4];      // normalised quaternion w, x, y, z
@@ -46,7 +46,7 @@ struct Footprint {
   float precision[6];   // xx xy xz yy yz zz
   float whitening[9];   // [c][k]: q = sum over c of (whitening_c . d)^2
   int low[3], high[3];  // bounding box inside the crop, inclusive
-  int bottom;           // its lowest plane, inside the crop or not
+  int bottom;           // lowest plane of the Gaussian, inside the crop or not
   float slope;          // the y interval of the ellipsoid's shadow on (y, z) is slope * dz +- a half width:
   float y_variance;     // half^2 = y_variance * (cutoff - dz^2 * inverse_zz)
   float inverse_zz;
@@ -91,7 +91,7 @@ inline void index_covariance(const Frame& frame, const float* scale, const Latti
   }
 }
 
-// Whether the exponent may be split into factors of x and y, of x and z, of y and z without losing precision.
+// Whether g may be split into factors of x and y, of x and z, and of y and z without losing precision.
 inline bool can_factorise(const double* precision, const double* extent) {
   const double xz = __builtin_fabs(precision[2]) * extent[0] * extent[2] + 0.5 * precision[5] * square(extent[2]);
   const double yz = __builtin_fabs(precision[4]) * extent[1] * extent[2];
@@ -100,7 +100,7 @@ inline bool can_factorise(const double* precision, const double* extent) {
   return xy < kFactorBound && xz < kFactorBound && yz < kFactorBound && 2 * extent[1] + 2 < kTable;
 }
 
-// Fills the footprint; false when the Gaussian touches no voxel of the crop (or is not finite).
+// Fills the footprint. Returns false if the Gaussian touches no voxel of the crop or is not finite.
 inline bool make_footprint(const float* mean, const float* quat, const float* scale, const Lattice& lattice,
                            const Crop& crop, Frame& frame, Footprint& footprint) {
   make_frame(quat, scale, lattice, frame);
@@ -113,7 +113,7 @@ inline bool make_footprint(const float* mean, const float* quat, const float* sc
     // Written so that NaN fails.
     if (!(__builtin_fabs(at) < 5e8)) return false;
     extent[k] = 3.0 * __builtin_sqrt(covariance[diagonal[k]]);
-    // A little wider than exact: the test on g decides, rounding here must not.
+    // A little wider than exact: the test on g must decide, not rounding here.
     const double low = __builtin_ceil(at - extent[k] - 1e-5), high = __builtin_floor(at + extent[k] + 1e-5);
     const int first = crop.start[k], last = crop.start[k] + crop.size[k] - 1;
     if (!(low <= last && high >= first)) return false;
@@ -144,7 +144,7 @@ inline bool make_footprint(const float* mean, const float* quat, const float* sc
   return true;
 }
 
-// To int with the far ends cut off, where the conversion would be undefined.
+// Converts to int. Very large values are clamped, because their conversion would be undefined.
 SPLAT_INLINE int to_int(float a) { return static_cast<int>(a < -5e8f ? -5e8f : a > 5e8f ? 5e8f : a); }
 
 // For up to kTable planes from plane z on, the rows [first, last] that the ellipsoid may touch.
@@ -165,9 +165,9 @@ struct RowRanges {
   }
 };
 
-// table[i - low] = exp(a + b t - c t^2 / 2) with t = i - offset, for low <= i <= high. Each step to the next i is a
-// multiplication by a ratio, itself multiplied by exp(-c): two instead of an exponential. Starts lie at multiples of 16,
-// at most kReach steps away, which bounds the rounding and lets crops agree.
+// table[i - low] = exp(a + b t - c t^2 / 2) with t = i - offset, for low <= i <= high. Each step to the next i
+// multiplies the value by a ratio, and the ratio by exp(-c): two multiplications instead of an exponential. The steps
+// start at multiples of 16 and are at most kReach in number. This bounds the rounding, and makes crops agree.
 template <class V>
 SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offset, typename V::F a, typename V::F b,
                              float c, typename V::I valid) {
@@ -194,9 +194,9 @@ SPLAT_INLINE void fill_table(typename V::F* table, int low, int high, float offs
 // g over one vector-wide chunk of columns, from tables: with d = (dx, dy, dz) and P the precision,
 //   g = xy[y] * xz[z] * yz(y, z),  xy = exp(-(Pxx dx^2 + 2 Pxy dx dy + Pyy dy^2)/2),
 //   xz = exp(-(2 Pxz dx dz + Pzz dz^2)/2),  yz = exp(-Pyz dy dz).
-// xy <= 1 and the other factors are below exp(kFactorBound) inside the footprint; outside, xy = 0, and a product that
-// is not a number fails the comparison with the cut-off. yz goes from plane to plane by a multiplication and starts
-// afresh every kRestart planes, counted from the Gaussian's own bottom so that crops agree.
+// Inside the footprint, xy <= 1 and the other factors are below exp(kFactorBound). Outside, xy = 0, and a product that
+// is not a number fails the comparison with the cut-off. From plane to plane, yz is updated by a multiplication. It is
+// computed afresh every kRestart planes, counted from the Gaussian's own lowest plane, so that crops agree.
 template <class V>
 struct FactorisedRows {
   typedef typename V::F F;
@@ -242,7 +242,7 @@ struct FactorisedRows {
   SPLAT_INLINE F row(int plane, int i, float) const { return xy_first[i] * xz[plane] * yz_first[i]; }
 };
 
-// The same by one exponential a voxel, from whitened coordinates: exact for thin and for large Gaussians.
+// The same with one exponential a voxel, from whitened coordinates. This is exact for thin and for large Gaussians too.
 template <class V>
 struct DirectRows {
   typedef typename V::F F;
@@ -265,22 +265,22 @@ struct DirectRows {
       const F t = u[c] + (f.whitening[c * 3 + 1] * dy + plane[c]);
       q = t * t + q;
     }
-    // Past the cut-off only "less" matters, and the exponential must not leave its range.
+    // Past the cut-off only the result of the comparison matters. The limit keeps the exponential in its range.
     q = q < broadcast<V>(2 * kCutoff) ? q : broadcast<V>(2 * kCutoff);
     return keep_bits(valid, exponential<V>(q * -0.5f));
   }
 };
 
 // Visits the rows of the footprint in planes [z_begin, z_end), one vector-wide chunk of columns after the other:
-//   visitor.begin(), then for each plane visitor.row(offset, g, inside, dy) ... visitor.plane(dz), then visitor.end(dx).
-// `offset` is where the chunk's first voxel lies in a channel of the crop; `inside` marks the lanes where g counts, and
-// g is 0 in the others. Chunks are shifted left at the end of a row, so whole vectors may be loaded and stored: the
-// crop must be at least kLanes wide.
+//   visitor.begin(), for each plane visitor.row(offset, g, inside, dy) ... visitor.plane(dz), and visitor.end(dx).
+// `offset` is the position of the chunk's first voxel in a channel of the crop. `inside` marks the lanes where g
+// counts; g is 0 in the others. A chunk at the end of a row is shifted left, so that whole vectors may be loaded and
+// stored. So the crop must be at least kLanes wide.
 template <class V, class Rows, class Visitor>
 SPLAT_INLINE void walk_rows(const Footprint& footprint, const Crop& window, int z_begin, int z_end, Visitor& visitor) {
   typedef typename V::F F;
   typedef typename V::I I;
-  // Copies that nothing points to stay in registers whatever the visitor stores.
+  // Nothing points to these copies, so they stay in registers whatever the visitor stores.
   const Footprint f = footprint;
   const Crop crop = window;
   const int bottom = larger(f.low[2], z_begin), top = smaller(f.high[2], z_end - 1);

@@ -1,9 +1,9 @@
-// X-ray pictures of 3D Gaussians, and the gradients: P_c(ray) = sum over i of values_ic times the integral of exp(-q_i/2)
-// along the ray where q_i <= 9; see xray.h and docs/xray.md.
+// X-ray pictures of 3D Gaussians, and the gradients: P_c(ray) = sum over i of values_ic times the integral of
+// exp(-q_i/2) along the ray where q_i <= 9; see xray.h and docs/xray.md.
 //
-// Forward: for some views at a time the shadows of all Gaussians are found, then every thread owns a band of rows and
-// adds the shadows that touch it in their order, so the result does not depend on the number of threads. Backward: every
-// Gaussian gathers its own gradient, over the views in their order.
+// Forward finds the shadows of all Gaussians in some views at a time. Then every thread owns a band of rows and adds
+// the shadows that touch it in their order, so the result does not depend on the number of threads. Backward: every
+// Gaussian gathers its own gradient over the views, in their order.
 #include "xray.h"
 
 #include "parallel.h"
@@ -14,7 +14,7 @@ constexpr int kXrayGroup = 4;                        // channels rendered at onc
 constexpr int64_t kXrayBatch = 64;                   // Gaussians a task takes
 constexpr int kMaxBands = 256;                       // bands of rows at most
 constexpr int64_t kShadowBytes = 32 << 20;           // scratch for shadows, unless one view takes more
-constexpr double kRowTime = 1.0, kShadowTime = 4.0;  // of a row of a shadow and of looking at one, for equal bands
+constexpr double kRowTime = 1.0, kShadowTime = 4.0;  // of a row of a shadow, and of visiting a shadow
 
 struct XrayGaussians {
   const float* means;   // (N, 3) world x, y, z
@@ -131,7 +131,7 @@ void add_band(const XrayGaussians& gaussians, const Shadow* shadows, const Detec
   }
 }
 
-// Boundaries of `bands` runs of rows of about equal time. `time` has room for a number a row and one more.
+// Cuts the rows into `bands` runs of about equal time. `time` has room for height + 1 numbers.
 void balance(const Shadow* shadows, int64_t count, int height, int bands, double* time, int* boundaries) {
   for (int row = 0; row <= height; ++row) time[row] = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -158,7 +158,7 @@ void balance(const Shadow* shadows, int64_t count, int height, int bands, double
   boundaries[bands] = height;
 }
 
-// The shadows of every Gaussian in some views, (views, N).
+// Finds the shadows of every Gaussian in some views, (views, N).
 void find_shadows(const XrayGaussians& gaussians, const XrayView* views, int64_t count, const Detector& detector,
                   Shadow* shadows, int threads) {
   parallel_for((gaussians.count + kXrayBatch - 1) / kXrayBatch, threads, [&](int64_t batch, int) {
@@ -170,7 +170,7 @@ void find_shadows(const XrayGaussians& gaussians, const XrayView* views, int64_t
       for (int64_t v = 0; v < count; ++v) {
         Shadow& shadow = shadows[v * gaussians.count + i];
         if (!make_shadow(body, views[v], detector, frame, shadow)) {
-          // Below every band: nothing else of the shadow is set, so it must be skipped.
+          // This lies below every band, so the shadow is skipped. Nothing else of it is set.
           shadow.low[1] = INT32_MAX;
           shadow.high[1] = INT32_MIN;
         }
@@ -185,8 +185,8 @@ struct Gathered {
   const float* gradient;  // first channel of the group
   int64_t channel;        // floats of a channel
   float values[kXrayGroup];
-  // With G = sum over c of values_c dL/dP_c and I the integral: the sums of G dI/dN and of G dI/dB, each times 1, dx, dy,
-  // dx^2, dx dy, dy^2, N and B over B(0); and sums of I dL/dP_c.
+  // Let G = sum over c of values_c dL/dP_c, I the integral, and N and B relative to B(0). by_N and by_B are the sums of
+  // G dI/dN and of G dI/dB, each times 1, dx, dy, dx^2, dx dy and dy^2. by_value has the sums of I dL/dP_c.
   double by_N[6], by_B[6], by_value[kXrayGroup];
 };
 
@@ -196,14 +196,15 @@ struct GatherShadow {
   struct Visitor {
     typedef typename V::F F;
     Gathered& sums;
-    F n0, ny, nyy, b0, by, byy;  // over a chunk, by column
+    F n0, ny, nyy, b0, by, byy;  // sums over a chunk, for each column
     F by_value[kChannels];
     SPLAT_INLINE explicit Visitor(Gathered& s) : sums(s) {}
     SPLAT_INLINE void begin() {
       n0 = ny = nyy = b0 = by = byy = F{};
       for (int c = 0; c < kChannels; ++c) by_value[c] = F{};
     }
-    // With Z = G sqrt(y D / B): dI/dy = Z (M + 1/(2y)), y = (9 - N/B)/2, and I = sqrt(D / B) ... has its own 1/sqrt(B).
+    // With y = (9 - N/B)/2 and Z = G sqrt(y D / B), G dI/dy = Z (M + 1/(2y)). Besides, I has a factor 1/sqrt(B) of its
+    // own.
     SPLAT_INLINE void row(int64_t offset, float dy, F y, F ratio, F inverse) {
       const F size = root(kCone ? y * ratio : y), M = through(y), integral = size * M;
       F upstream{};
@@ -213,10 +214,10 @@ struct GatherShadow {
         upstream = kChannels > 1 ? part * sums.values[c] + upstream : part;
       }
       const F bounded = y > broadcast<V>(kRim) ? y : broadcast<V>(kRim);
-      const F slope = upstream * (size * (0.5f / bounded) + integral);  // by y
+      const F slope = upstream * (size * (0.5f / bounded) + integral);  // G dI/dy
       const F half = kCone ? -0.5f * inverse : broadcast<V>(-0.5f);
       const F n = half * slope;
-      // By B: q/(2B) of the slope by y, and -1/(2B) of the integral itself; q = 9 - 2y.
+      // G dI/dB is q/(2B) times this slope, minus 1/(2B) times G I. Here q = 9 - 2y.
       const F b = half * (upstream * integral) - n * (9.0f - 2.0f * y);
       n0 += n;
       ny += n * dy;
@@ -260,7 +261,8 @@ SPLAT_INLINE void gather_group(const Shadow& f, const Detector& detector, const 
   for (int c = 0; c < kChannels; ++c) by_value[c] += f.factor * sums.by_value[c];
 }
 
-// What the sums of a view say of W and of the mean; docs/xray.md has the formulas. C holds b_k x b0, whose norm is N's.
+// Adds the gradients by W and by the mean that follow from the sums of a view. docs/xray.md has the formulas. gC holds
+// the gradients by the vectors C, which determine N, and gB those by b0, b1 and b2.
 void chain_view(const Gathered& sums, const Body& body, const XrayView& view, const ShadowFrame& frame, bool cone,
                 double* by_W, double* by_mean) {
   const double unit = frame.inverse_B, depth = frame.depth;
@@ -279,10 +281,10 @@ void chain_view(const Gathered& sums, const Body& body, const XrayView& view, co
     gB[1][k] = cone ? u * m[1] + v * m[3] + w * m[4] : 0.0;
     gB[2][k] = cone ? u * m[2] + v * m[4] + w * m[5] : 0.0;
   }
-  // The mean moves a alone, and N's lower terms with it.
+  // The mean moves only a, and with it the lower terms of N.
   cross(b[0], gC[0], g0);
   if (cone) {
-    // c_k = a x b_k with a = -depth b0: the parts of gC[0] that W has in a and in b0 take each other away.
+    // c_k = a x b_k with a = -depth b0. The parts of gC[0] that reach W through a and through b0 cancel.
     double t1[3], t2[3], from[3];
     cross(b[1], gC[1], t1);
     cross(b[2], gC[2], t2);
@@ -299,7 +301,7 @@ void chain_view(const Gathered& sums, const Body& body, const XrayView& view, co
       for (int k = 0; k < 3; ++k) by_W[c * 3 + k] += by_a[c] * from[k];
     }
   } else {
-    // c_k = b_k x b0, the steps in a and the direction in b0.
+    // c_k = b_k x b0, with the steps in a and the direction in b0.
     double t[3];
     for (int j = 1; j < 3; ++j) {
       cross(b[0], gC[j], t);
@@ -378,7 +380,7 @@ constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 }  // namespace
 
 // frames: (V, 4, 3), see `XrayGeometry.frames`. numbers: views, rows, columns, floats from row to row, cone.
-// pictures: (V, C, rows, row length), overwritten; what lies past the columns means nothing.
+// pictures: (V, C, rows, row length), overwritten. Values past the columns are undefined.
 extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(xray_forward)(const float* means, const float* quats, const float* scales,
                                                           const float* values, int64_t count, int64_t channels,
                                                           const double* frames, const int64_t* numbers, float* pictures,

@@ -1,12 +1,15 @@
-// A 3D Gaussian on an X-ray picture: its footprint, and the walk over the pixels inside it. docs/xray.md derives it.
+// A 3D Gaussian in an X-ray picture: its footprint, and the walk over the pixels inside it. docs/xray.md derives the
+// formulas.
 //
-// With W = diag(1/s) R', a ray x = o + t d and a = W (o - mean), b = W d, the Gaussian's exponent is q = |a + t b|^2. It
-// is least where q = N / B, N = |a x b|^2, B = |b|^2, and with y = (9 - q) / 2 the integral over q <= 9 is
-//   sqrt(2 pi D / B) exp(-q/2) erf(sqrt y) = 2 sqrt 2 exp(-9/2) sqrt(y D / B) M(y),   D = |d|^2,
-// M(y) = sqrt(pi)/2 exp(y) erf(sqrt y) / sqrt y, which has no pole: a polynomial stands for it, no exponential is taken.
+// Let W = diag(1/s) R', x = o + t d a ray, a = W (o - mean) and b = W d. The Gaussian's exponent is |a + t b|^2. Its
+// smallest value on the ray is q = N / B, with N = |a x b|^2 and B = |b|^2. With y = (9 - q) / 2 and D = |d|^2, the
+// integral over the part of the ray where the exponent is at most 9 is
+//   sqrt(2 pi D / B) exp(-q/2) erf(sqrt y) = 2 sqrt 2 exp(-9/2) sqrt(y D / B) M(y),
+//   M(y) = sqrt(pi)/2 exp(y) erf(sqrt y) / sqrt y.
+// M has no pole. A polynomial approximates it, so that no exponential is computed.
 //
-// Pixels are counted from the projected mean, by dx columns and dy rows. There a and b are parallel, so that N is a
-// quadratic form without lower terms, (p dx + r dy)^2 + (s dy)^2; B and D are quadratic polynomials.
+// A pixel lies dx columns and dy rows from the projected mean. At the mean itself a and b are parallel, so N is a
+// quadratic form without lower terms, (p dx + r dy)^2 + (s dy)^2. B and D are quadratic polynomials.
 #pragma once
 #include "../gaussian.h"
 #include "layout.h"
@@ -16,9 +19,9 @@ namespace {
 
 constexpr double kXrayCutoff = 9.0;                  // squared Mahalanobis distance
 constexpr double kXrayFactor = 0.03142098713747607;  // 2 sqrt 2 exp(-9/2)
-constexpr float kRim = 1e-6f;                        // y below which the slope 1/(2y) of the rim rises no further
+constexpr float kRim = 1e-6f;                        // y below which the slope 1/(2y) at the rim no longer rises
 
-// The root of a vector of any width.
+// The square root of a vector of any width.
 typedef float RootFour __attribute__((vector_size(16)));
 typedef float RootEight __attribute__((vector_size(32)));
 typedef float RootSixteen __attribute__((vector_size(64)));
@@ -54,9 +57,9 @@ SPLAT_INLINE F through(F y) {
   return m * y + 9.99999994e-01f;
 }
 
-// One view: a point on the rays and the steps between them, and back from space to pixels.
+// One view: a point on the rays, the steps between them, and the matrix from space back to pixels.
 struct XrayView {
-  double origin[3];   // the source, or of a parallel beam the first pixel
+  double origin[3];   // the source, or the first pixel of a parallel beam
   double column[3];   // from a column to the next
   double row[3];      // from a row to the next
   double last[3];     // from the source to the first pixel, or the direction of all rays
@@ -66,7 +69,7 @@ struct XrayView {
 
 struct Detector {
   int width, height;
-  int64_t stride;  // from row to row; kLanes - 1 more than the width at least
+  int64_t stride;  // floats from row to row, at least kLanes - 1 more than the width
   bool cone;
 };
 
@@ -80,19 +83,19 @@ struct Body {
 };
 
 struct Shadow {
-  float factor;         // of sqrt(y D / B) M(y), with D and B as below
+  float factor;         // factor of sqrt(y D / B) M(y), with D and B as below
   float offset[2];      // projected mean - center
   float p, r, s;        // N / B(0)
   float B[5], D[5];     // B / B(0) = 1 + B0 dx + B1 dy + B2 dx^2 + B3 dx dy + B4 dy^2, D alike
   int center[2];        // pixel nearest to the projected mean: column, row
-  int low[2], high[2];  // bounding box on the detector, inclusive; high[1] < low[1] where it is empty
+  int low[2], high[2];  // bounding box on the detector, inclusive; high[1] < low[1] if it is empty
 };
 
-// What backward needs besides.
+// Further values that backward needs.
 struct ShadowFrame {
   double depth;                // t of the mean along the ray through it; 1 in a parallel beam
   double direction[3];         // of the ray through the mean
-  double b0[3], b1[3], b2[3];  // W times it, the column step and the row step
+  double b0[3], b1[3], b2[3];  // W times this direction, the column step and the row step
   double inverse_B;            // 1 / B(0)
 };
 
@@ -124,13 +127,14 @@ inline void make_body(const float* mean, const float* quat, const float* scale, 
   }
 }
 
-// The pixels that the ellipsoid q <= 9 may touch along one axis, `deviation` and `along` being its spreads in that
-// direction and with depth, and `left` = depth^2 - 9 times the spread of depth > 0: the tangents of the cone over it.
+// Finds the pixels that the ellipsoid q <= 9 may touch along one axis, from the tangents of the cone over it.
+// `deviation` is the variance in the direction of that axis and `along` its covariance with depth. `left` is depth^2 -
+// 9 times the variance of depth, which is above 0.
 SPLAT_INLINE bool bounds(double at, double deviation, double along, double left, int size, int& low, int& high) {
   const double middle = -kXrayCutoff * along / left;
   const double square_half = kXrayCutoff * deviation / left + middle * middle;
   const double half = __builtin_sqrt(square_half);
-  // A little wider than exact: the test on q decides, rounding here must not.
+  // A little wider than exact: the test on q must decide, not rounding here.
   const double first = __builtin_ceil(at + middle - half - 1e-5), last = __builtin_floor(at + middle + half + 1e-5);
   // Written so that NaN fails.
   if (!(first <= size - 1 && last >= 0 && first <= last)) return false;
@@ -139,7 +143,7 @@ SPLAT_INLINE bool bounds(double at, double deviation, double along, double left,
   return true;
 }
 
-// The polynomial |v0 + v1 dx + v2 dy|^2 over `unit`.
+// The coefficients of unit·|v0 + v1 dx + v2 dy|^2 except the constant one.
 SPLAT_INLINE void polynomial(const double* v0, const double* v1, const double* v2, double unit, float* result) {
   result[0] = static_cast<float>(2 * unit * dot(v0, v1));
   result[1] = static_cast<float>(2 * unit * dot(v0, v2));
@@ -148,7 +152,8 @@ SPLAT_INLINE void polynomial(const double* v0, const double* v1, const double* v
   result[4] = static_cast<float>(unit * dot(v2, v2));
 }
 
-// Fills the shadow; false when the Gaussian touches no pixel, does not lie before the source, or is not finite.
+// Fills the shadow. Returns false if the Gaussian touches no pixel, does not lie in front of the source, or is not
+// finite.
 inline bool make_shadow(const Body& body, const XrayView& view, const Detector& detector, ShadowFrame& frame,
                         Shadow& shadow) {
   double from[3], z[3], spread[3][3];
@@ -191,7 +196,7 @@ inline bool make_shadow(const Body& body, const XrayView& view, const Detector& 
   times(body.W, view.row, frame.b2);
   const double B = dot(frame.b0, frame.b0), length = dot(frame.direction, frame.direction);
   frame.inverse_B = 1.0 / B;
-  // N / B(0) of the sine between b0 and the steps: (p dx + r dy)^2 + (s dy)^2.
+  // N / B(0) = (p dx + r dy)^2 + (s dy)^2, from the cross products of the steps with b0.
   double c1[3], c2[3];
   cross(frame.b1, frame.b0, c1);
   cross(frame.b2, frame.b0, c2);
@@ -199,7 +204,7 @@ inline bool make_shadow(const Body& body, const XrayView& view, const Detector& 
   const double unit = depth / root_B;
   shadow.p = static_cast<float>(unit * width);
   shadow.r = static_cast<float>(unit * dot(c1, c2) / width);
-  // |c1 x c2| = |b0| |det(b0, b1, b2)|, without the cancellation.
+  // |c1 x c2| = |b0| |det(b0, b1, b2)|. The right side has no cancellation.
   shadow.s = static_cast<float>(depth * __builtin_fabs(view.determinant) * body.inverse_volume / width);
   shadow.factor = static_cast<float>(kXrayFactor * __builtin_sqrt(length) / root_B);
   if (detector.cone) {
@@ -210,13 +215,14 @@ inline bool make_shadow(const Body& body, const XrayView& view, const Detector& 
 }
 
 // Visits the rows of a shadow in [row_begin, row_end), one vector-wide chunk of columns after the other:
-//   visitor.begin(), then visitor.row(offset, dy, dx, y, B, D) ..., then visitor.end(dx).
-// `offset` is where the chunk's first pixel lies in a picture; y is 0 or less outside the shadow, and B is 1/B.
+//   visitor.begin(), then visitor.row(offset, dy, y, ratio, inverse) ..., then visitor.end(dx).
+// `offset` is the position of the chunk's first pixel in a picture. y is 0 outside the shadow. ratio is D / B and
+// inverse is 1 / B, where D and B are relative to their values at the projected mean. Both are 1 in a parallel beam.
 template <class V, bool kCone, class Visitor>
 SPLAT_INLINE void walk_shadow(const Shadow& shadow, const Detector& detector, int row_begin, int row_end,
                               Visitor& visitor) {
   typedef typename V::F F;
-  // A copy that nothing points to stays in registers whatever the visitor stores.
+  // Nothing points to this copy, so it stays in registers whatever the visitor stores.
   const Shadow f = shadow;
   const int64_t stride = detector.stride;
   const int top = f.low[1] > row_begin ? f.low[1] : row_begin;
@@ -239,7 +245,7 @@ SPLAT_INLINE void walk_shadow(const Shadow& shadow, const Detector& detector, in
         ratio = D * inverse;
       }
       const F rest = 4.5f - 0.5f * q;
-      // Past the cut-off 0; not a number is 0 too.
+      // 0 past the cut-off, and for NaN.
       const F y = rest > F{} ? rest : F{};
       visitor.row(offset, dy, y, ratio, inverse);
     }

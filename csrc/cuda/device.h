@@ -1,7 +1,8 @@
-// The few things kernels ask of their machine, for nvcc and NVRTC here and for the host emulation in ../emulation.
+// The operations of kernels that depend on the machine. This file defines them for nvcc and NVRTC;
+// ../emulation/emulation.h defines them for the host emulation.
 //
-// Kernels are written with these names only, so that one source compiles for all three. Every access to global and
-// shared memory goes through load_/store_ functions: the emulation counts them.
+// Kernels use these names only, so that one source compiles for all three. Every access to global and shared memory
+// goes through load_/store_ functions, because the emulation counts them.
 #pragma once
 #include "problem.h"
 
@@ -19,17 +20,17 @@ typedef float Real;
 SPLAT_DEVICE int thread_index() { return threadIdx.x; }
 SPLAT_DEVICE unsigned block_index() { return blockIdx.x; }
 SPLAT_DEVICE void barrier() { __syncthreads(); }
-// All `threads` threads of the block meet, whole warps of them coming from different places of the program: not the
-// aligned form, which synccheck takes for an error there.
+// A barrier for `threads` threads of the block. Its warps may reach it at different places of the program, so this is
+// not the aligned form: synccheck reports that one as an error there.
 SPLAT_DEVICE void barrier_of_roles(int threads) { asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory"); }
 SPLAT_DEVICE Real shuffle_down(Real v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
 SPLAT_DEVICE double shuffle_down(double v, int lanes) { return __shfl_down_sync(0xffffffffu, v, lanes); }
-// Of the warp's first thread: the compiler knows that all have the same.
+// The value of the warp's first thread. The compiler then knows that all threads have the same value.
 SPLAT_DEVICE Real broadcast(Real v) { return __shfl_sync(0xffffffffu, v, 0); }
 
 SPLAT_DEVICE Real multiply_add(Real a, Real b, Real c) { return fmaf(a, b, c); }
 SPLAT_DEVICE Real reciprocal(Real x) {
-  Real r;  // one rounding error of 2^-23 against the correctly rounded one, a fifth of its cost
+  Real r;  // the error is 2^-23 instead of correct rounding, at a fifth of the cost
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
@@ -48,11 +49,12 @@ SPLAT_DEVICE unsigned load_global(const unsigned short* p) { return __ldg(p); }
 SPLAT_DEVICE unsigned load_global(const unsigned char* p) { return __ldg(p); }
 SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
 SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
-// Of memory that the same thread writes later: not through the read-only path.
+// For memory that the same thread writes later. It does not take the read-only path.
 SPLAT_DEVICE Real load_own(const float* p) { return *p; }
-// Of memory that another block has written: from the cache that all share.
+// For memory that another block has written. It reads from the cache that all blocks share.
 SPLAT_DEVICE Real load_fresh(const float* p) { return __ldcg(p); }
-// Counts round from 0 to `last`. Returns the count before; what the thread wrote is seen by who comes later.
+// Increments *count, which wraps to 0 after `last`, and returns the previous count. Threads that arrive later see what
+// this thread has written.
 SPLAT_DEVICE unsigned arrive(unsigned* count, unsigned last) {
   __threadfence();
   const unsigned before = atomicInc(count, last);
@@ -65,7 +67,7 @@ SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }
 SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
 SPLAT_DEVICE void store_global(unsigned short* p, unsigned short bits) { *p = bits; }
 
-// p += elements. In volatile assembly because the compiler otherwise takes up to five instructions, copies included.
+// p += elements. This is volatile assembly because the compiler otherwise takes up to five instructions, with copies.
 template <class T>
 SPLAT_DEVICE void advance(T*& p, int elements) {
   static_assert(sizeof(T) == 4, "float");
@@ -85,8 +87,9 @@ SPLAT_DEVICE unsigned short to_float16(Real v) {
 SPLAT_DEVICE Real from_bits(unsigned bits) { return __uint_as_float(bits); }
 SPLAT_DEVICE unsigned to_bits(Real v) { return __float_as_uint(v); }
 
-// One step of the marching filter, see filter.h. In volatile assembly because ptxas otherwise renames the state around
-// the loop and copies it back: up to 79 moves a row. The order is fixed: each register is read before it is written.
+// One step of the marching filter, see filter.h. This is volatile assembly because ptxas otherwise renames the state
+// around the loop and copies it back: up to 79 moves a row. The order matters: each register is read before it is
+// written.
 template <int kState>
 SPLAT_DEVICE Real filter_step(Real (&state)[kState], Real v, const float* taps) {
   Real out;
@@ -102,7 +105,7 @@ SPLAT_DEVICE Real filter_step(Real (&state)[kState], Real v, const float* taps) 
 
 #endif
 
-// The sum over the lanes of a warp, in the first one.
+// The sum over the lanes of a warp. Only the first lane gets it.
 template <class T>
 SPLAT_DEVICE T warp_sum(T v) {
 #pragma unroll
@@ -110,7 +113,7 @@ SPLAT_DEVICE T warp_sum(T v) {
   return v;
 }
 
-// `magnitude` with the sign of v on top of its own; 0 where v is 0.
+// `magnitude`, negated if v is negative; 0 if v is 0.
 SPLAT_DEVICE Real times_sign(Real magnitude, Real v) {
   const Real flipped = from_bits(to_bits(magnitude) ^ (to_bits(v) & 0x80000000u));
   return v != 0.f ? flipped : Real(0.f);

@@ -1,5 +1,5 @@
-// The compiled kernels (a fat binary of nvcc, empty where there was none) and their source in one text, as data of the
-// library. csrc/build_cuda.py makes both files.
+// Embeds two files in the library, which csrc/build_cuda.py makes: the compiled kernels (a fat binary of nvcc, or an
+// empty file if there was no nvcc) and their source as one text.
 
 #include "../cpu/export.h"
 
@@ -25,14 +25,14 @@ extern const char splat_ssim_image_begin[] __attribute__((visibility("hidden")))
 extern const long long splat_ssim_image_bytes __attribute__((visibility("hidden")));
 extern const char splat_ssim_source_begin[] __attribute__((visibility("hidden")));
 
-// The fat binary, or nullptr.
+// The fat binary, or nullptr if there is none.
 SPLAT_EXPORT const void* splat_ssim_cuda_image(void) {
   return splat_ssim_image_bytes ? splat_ssim_image_begin : nullptr;
 }
 
-// The architectures in the fat binary, "sm_89,sm_90,compute_90"; empty without one.
+// The architectures in the fat binary, such as "sm_89,sm_90,compute_90". Empty if there is none.
 SPLAT_EXPORT const char* splat_ssim_cuda_architectures(void) { return SPLAT_ARCHITECTURES; }
 
-// The source of all kernels, a zero-terminated text for NVRTC.
+// The source of all kernels as zero-terminated text, for NVRTC.
 SPLAT_EXPORT const char* splat_ssim_cuda_source(void) { return splat_ssim_source_begin; }
 }

@@ -1,8 +1,9 @@
 // The window as a filter: along a row in shared memory, and along the marching axis in registers.
 //
-// Taps are symmetric and stand in the problem from the edge to the centre, so kernels read them as constants of the
-// launch, at the price of an immediate: any sigma costs the same. Their number is a template argument and never more
-// than the window has: a zero tap would spread a pixel that is not finite beyond the windows that hold it.
+// Taps are symmetric. The problem holds them from the edge to the centre, and kernels read them as constants of the
+// launch, which cost no more than immediates. So every sigma costs the same. The number of taps is a template argument.
+// It never exceeds that of the window, because a zero tap would spread a pixel that is not finite to windows that do
+// not contain it.
 #pragma once
 #include "device.h"
 
@@ -14,10 +15,10 @@ SPLAT_DEVICE float tap(const SsimProblem& a, int t) {
   return a.taps[t <= kTaps / 2 ? t : kTaps - 1 - t];
 }
 
-// filter_step (device.h) is the transposed form of the filter along the marching axis: `state` holds the partial sums
-// of the next kTaps - 1 outputs, every new input is added to all of them and completes one:
+// filter_step (device.h) is the transposed form of the filter along the marching axis. `state` holds the partial sums
+// of the next kTaps - 1 outputs. Each new input is added to all of them and completes one:
 //     out = taps[0]·v + state[0];  state[k] = taps[k + 1]·v + state[k + 1]
-// so no input is kept, and no index depends on the step.
+// So no input is kept, and no index depends on the step.
 
 template <int kMaps, int kState>
 SPLAT_DEVICE void clear(Real (&state)[kMaps][kState]) {
@@ -28,12 +29,13 @@ SPLAT_DEVICE void clear(Real (&state)[kMaps][kState]) {
   }
 }
 
-// sum (+)= weight·v, where the first tap starts the sum.
+// sum += weight·v. The first tap starts the sum.
 SPLAT_DEVICE void add_tap(Real& sum, Real v, float weight, bool first) {
   sum = first ? v * weight : multiply_add(weight, v, sum);
 }
 
-// Adds column `column` of a row, seen from the first of kColumns neighbouring outputs, to their four moments.
+// Adds one column of a row to the four moments of kColumns adjacent outputs. `column` counts from the first tap of the
+// first output.
 template <int kTaps, int kColumns>
 SPLAT_DEVICE void add_moments(const SsimProblem& a, Real (&h)[kColumns][4], int column, Real s, Real d) {
   const Real s2 = s * s, d2 = d * d;
@@ -50,7 +52,7 @@ SPLAT_DEVICE void add_moments(const SsimProblem& a, Real (&h)[kColumns][4], int 
   }
 }
 
-// One column after the other: the fewest registers, which is what the kernels for 11 taps need.
+// Adds one column after the other. This takes the fewest registers, which the kernels for 11 taps need.
 template <int kTaps, bool kOwn, int kColumns>
 SPLAT_DEVICE Real moments_in_order(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4], Real shift_d) {
   static_assert(kColumns % 2 == 0, "two columns are read at once");
@@ -70,9 +72,9 @@ SPLAT_DEVICE Real moments_in_order(const SsimProblem& a, const Pair* row, Real (
   return own;
 }
 
-// From both ends of the window to its centre. Where sigma is small the centre is nearly the whole sum, and each
-// addition after it would be rounded as the whole is. At a sigma of 0.35 the error of S is a seventh smaller (root mean
-// square), the largest errors more.
+// Adds from both ends of the window to its centre. If sigma is small, the centre is nearly the whole sum, and every
+// addition after it would be rounded like the whole sum. At a sigma of 0.35 this order makes the error of S a seventh
+// smaller (root mean square), and the largest errors shrink more.
 template <int kTaps, bool kOwn, int kColumns>
 SPLAT_DEVICE Real moments_to_the_centre(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4], Real shift_d) {
   static_assert(kColumns == 1 || kColumns % 2 == 0, "two columns are read at once");
@@ -106,15 +108,15 @@ SPLAT_DEVICE Real moments_to_the_centre(const SsimProblem& a, const Pair* row, R
   return own;
 }
 
-// Horizontal moments E[s], E[d], E[s²], E[d²] of kColumns neighbouring outputs from a row of (s, d) in shared memory.
-// With kOwn, returns Σ|d + shift_d| over the outputs' own columns.
+// Horizontal moments E[s], E[d], E[s²], E[d²] of kColumns adjacent outputs from a row of (s, d) in shared memory. With
+// kOwn, returns Σ|d + shift_d| over the outputs' own columns.
 template <int kTaps, bool kOwn = false, int kColumns>
 SPLAT_DEVICE Real row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4], Real shift_d = 0.f) {
   if constexpr (kTaps == 11) return moments_in_order<kTaps, kOwn>(a, row, h, shift_d);
   return moments_to_the_centre<kTaps, kOwn>(a, row, h, shift_d);
 }
 
-// The same filter over one plain map: sums[j] for kColumns neighbouring outputs.
+// The same filter over a single map: sums[j] for kColumns adjacent outputs.
 template <int kTaps, int kColumns>
 SPLAT_DEVICE void row_filter(const SsimProblem& a, const Real* row, Real (&sums)[kColumns]) {
 #pragma unroll
@@ -138,16 +140,16 @@ SPLAT_DEVICE void row_filter(const SsimProblem& a, const Real* row, Real (&sums)
 
 // --- Windows that differ along the axes ------------------------------------------------------------------------------
 //
-// A kernel for kTaps runs every window that is no wider along any axis. In the plane the window lies in the middle of the
-// kTaps; a tap beyond its radius is skipped. It is not taken as 0, as said above. All threads skip the same taps. Sums run
-// from the edge to the centre, see moments_to_the_centre.
+// A kernel for kTaps runs every window that is no wider along any axis. In the plane, the window lies in the middle of
+// the kTaps. A tap beyond its radius is skipped instead of taken as 0, which would spread pixels that are not finite.
+// All threads skip the same taps. Sums run from the edge to the centre, see moments_to_the_centre.
 
 enum PlaneAxis { kHeight = 0, kWidth = 1 };
 
 // The radius along a plane's axis.
 SPLAT_DEVICE int plane_radius(const SsimProblem& a, PlaneAxis axis) { return a.radius[axis + 1]; }
 
-// Moments along the width as row_moments.
+// Moments along the width, like row_moments.
 template <int kTaps, int kColumns>
 SPLAT_DEVICE void axis_row_moments(const SsimProblem& a, const Pair* row, Real (&h)[kColumns][4]) {
   static_assert(kColumns % 2 == 0, "two columns are read at once");
@@ -178,7 +180,7 @@ SPLAT_DEVICE void axis_row_moments(const SsimProblem& a, const Pair* row, Real (
   }
 }
 
-// sums[j] = Σ_t w_t in[j + t] along an axis of the plane, of the taps that there are.
+// sums[j] = Σ_t w_t in[j + t] along an axis of the plane, over the taps that the axis has.
 template <int kTaps, int kCount, int kLoaded>
 SPLAT_DEVICE void axis_filter(const SsimProblem& a, PlaneAxis axis, const Real (&in)[kLoaded], Real (&sums)[kCount]) {
   constexpr int kRadius = kTaps / 2;
@@ -197,8 +199,8 @@ SPLAT_DEVICE void axis_filter(const SsimProblem& a, PlaneAxis axis, const Real (
   }
 }
 
-// filter_step along the slices: the window's taps are the first of the kTaps, so that an output is complete as soon as
-// the window's last slice is there.
+// Like filter_step, along the slices. The window's taps are the first of the kTaps, so that an output is complete as
+// soon as the window's last slice is there.
 template <int kState>
 SPLAT_DEVICE Real axis_filter_step(const SsimProblem& a, Real (&state)[kState], Real v) {
   const int last = 2 * a.radius[0];

@@ -1,15 +1,19 @@
-// The loss of images, a mean or weighted by maps, and its gradient by the first image in one kernel, warps specialised.
+// The loss of images (a mean, or weighted by maps) and its gradient with respect to the first image, in one kernel. The
+// two halves of its warps have different roles.
 //
 // A block of 256 threads owns a strip of 246 columns (all numbers here are for 11 taps) and walks down `segment` rows.
-// Threads 0-127 filter the loaded rows, form the loss and the adjoint maps; threads 128-255 load the rows ahead and
-// filter the adjoint maps of the row before into the gradient. All meet at one barrier a row. In shared memory: a ring
-// of 13 rows of (s, d), since the gradient of a row needs its s and d ten rows later, and two rows of three adjoint
-// maps: 33,840 bytes.
-// Images of 247 to 256 columns are one strip in a kernel of their own: there the block filters what is in the image and
-// no more, since outside it the adjoint maps are zeros. It stores and loads less at once.
-// Row r of the walk: loaded at step r, moments complete for row r - 5, gradient complete for row r - 11.
+// Threads 0-127 filter the loaded rows and form the loss and the adjoint maps. Threads 128-255 load the next rows and
+// filter the adjoint maps of the previous row into the gradient. All threads meet at one barrier a row. Shared memory
+// holds a ring of 13 rows of (s, d), since the gradient of a row needs its s and d eleven rows later, and two rows of
+// three adjoint maps: together 33,808 bytes, to which the block's sums add a little.
 //
-// Bytes an element, float32: reads 8, and 4 for each weight, writes 4; nothing else is kept.
+// Images of 247 to 256 columns are one strip, which has its own kernel (kLone). There the block filters only columns of
+// the image, since outside it the adjoint maps are zero. It stores and loads fewer values at once, because the columns
+// of those maps are not aligned.
+//
+// Step r of the walk loads row r, completes the moments of row r - 5, and completes the gradient of row r - 11.
+//
+// Bytes an element, float32: the kernel reads 8, and 4 for each weight, and writes 4. Nothing else is kept.
 #pragma once
 #include "ssim2d.h"
 
@@ -17,23 +21,25 @@ namespace {
 
 constexpr int kFusedThreads = 256, kFusedColumns = 2, kFusedWidth = kThreads2d * kFusedColumns;
 
-// The sizes that a window decides, and whether the strip is the whole width of the image.
+// The sizes that depend on the window and on kLone: whether the strip is the whole width of the image.
 template <int kTaps, bool kLone>
 struct Fused {
   static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
-  static constexpr int kRow = kFusedWidth + kHalo;                            // columns loaded
-  static constexpr int kOutputs = kLone ? kFusedWidth : kFusedWidth - kHalo;  // and made
+  static constexpr int kRow = kFusedWidth + kHalo;                            // columns that are loaded
+  static constexpr int kOutputs = kLone ? kFusedWidth : kFusedWidth - kHalo;  // columns that are made
   static constexpr int kRing = kTaps + 2;                                     // rows
-  // Columns of the adjoint maps to the left of the strip's first output, which a thread forms or which are zeros.
+  // Columns of the adjoint maps to the left of the strip's first output: the ones that threads form, and the zeros.
   static constexpr int kFormed = kLone ? 0 : kRadius, kZeros = kRadius - kFormed;
   static constexpr int kAdjointRow = kFusedWidth + (kLone ? 2 * kRadius + 2 : 0);  // a multiple of 16 bytes
 };
 
-// Whether voxels have weights: of 1 - S (SsimProblem::weight) and of |x - y| (l1_weight). The kernels for 11 taps know
-// at compile time; those of narrower windows are told at run time, and then either weight may be missing.
+// Whether voxels have weights: for 1 - S (SsimProblem::weight) and for |x - y| (l1_weight). Most kernels for 11 taps
+// know at compile time. The one for RGBA and those for narrower windows look at run time (kMaybeWeights), and either
+// weight may then be missing.
 enum Weights { kNoWeights, kGivenWeights, kMaybeWeights };
 
-// Columns x and x + 1 of a float32 weight, walking down its rows; the caller makes sure that the steps fit an int.
+// Reads columns x and x + 1 of a float32 weight while walking down its rows. The launcher checks that the steps fit an
+// int.
 struct WeightCursor {
   const float* here;
   int row, column;  // steps
@@ -42,7 +48,7 @@ struct WeightCursor {
       : here(static_cast<const float*>(weight.data) + plane_offset(weight, b.batch, b.channel) + y * weight.stride[3] +
              x * weight.stride[4]),
         row(static_cast<int>(weight.stride[3])), column(static_cast<int>(weight.stride[4])) {}
-  // 0 where the voxel is not `wanted`, 1 where no weight is given.
+  // Returns 0 if the voxel is not `wanted`, and 1 if no weight is given.
   SPLAT_DEVICE Real read(int j, bool wanted, bool given = true) const {
     if (!given) return wanted ? 1.f : 0.f;
     return wanted ? load_global(here + j * column) : Real(0.f);
@@ -50,7 +56,7 @@ struct WeightCursor {
   SPLAT_DEVICE void advance() { ::advance(here, row); }
 };
 
-// First half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
+// The role of the first half of the block: moments, loss, adjoint maps. Returns this thread's sum of 1 - S.
 template <int kTaps, Weights kWeights, bool kLone>
 SPLAT_DEVICE Real fused_forward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift,
                                      const Pair* ring, Real* adjoint) {
@@ -128,7 +134,7 @@ SPLAT_DEVICE Target target(const SsimProblem& a, const Block2d& b, const Cursor<
   }
 }
 
-// Both images, row by row on their way to the ring: the columns a thread of the second half loads, fetched a row ahead.
+// Loads both images row by row into the ring: the columns of one thread of the second half, fetched one row ahead.
 template <int kTaps, bool kPlain, bool kLone, class Target>
 struct FusedRows {
   using F = Fused<kTaps, kLone>;
@@ -137,7 +143,7 @@ struct FusedRows {
   Real next_x[kFusedColumns + 1], next_y[kFusedColumns + 1];
   bool loads[kFusedColumns + 1];
 
-  // From row `first_row` on; t is the thread's number in its half.
+  // Begins at row `first_row`. t is the thread's number in its half of the block.
   SPLAT_DEVICE FusedRows(const SsimProblem& a, const Block2d& b, int t, int first_row)
       : x(start(a.image[0], b, first_column(b) + t, first_row)),
         y(target<Target>(a, b, start(a.image[1], b, first_column(b) + t, first_row))) {
@@ -165,7 +171,7 @@ struct FusedRows {
     y.advance();
   }
 
-  // `row` is the thread's first place in the ring.
+  // `row` is the thread's first place in a row of the ring.
   SPLAT_DEVICE void put(Pair* row, int t, const Shift& shift) const {
 #pragma unroll
     for (int k = 0; k <= kFusedColumns; ++k) {
@@ -214,7 +220,7 @@ struct FusedGradient {
   }
 };
 
-// Two neighbours in shared memory, at once where they are aligned.
+// Two consecutive pairs in shared memory, loaded at once if they are aligned.
 template <bool kAligned>
 SPLAT_DEVICE Quad two_pairs(const Pair* p) {
   if (kAligned) return load_shared(reinterpret_cast<const Quad*>(p));
@@ -242,7 +248,8 @@ SPLAT_DEVICE void combine(const SsimProblem& a, const Shift& shift, const Quad& 
   }
 }
 
-// Second half: loads rows ahead, filters the adjoint maps, writes the gradient. Returns this thread's sum of |d|.
+// The role of the second half of the block: loads the next rows, filters the adjoint maps, writes the gradient. Returns
+// this thread's sum of |d|.
 template <int kTaps, bool kPlain, Weights kWeights, bool kLone, class Target>
 SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, int y1, const Shift& shift, Pair* ring,
                                       const Real* adjoint) {
@@ -255,7 +262,7 @@ SPLAT_DEVICE Real fused_backward_role(const SsimProblem& a, const Block2d& b, in
   Real state[kFusedColumns][3][F::kHalo], l1 = 0.f;
 #pragma unroll
   for (int j = 0; j < kFusedColumns; ++j) clear(state[j]);
-  // Idle threads (the last five) read what thread 0 reads, inside the arrays.
+  // Idle threads (the last five) read the same as thread 0, which keeps them inside the arrays.
   const int column = active ? first : 0;
   Pair *row = ring + t, *const end = row + F::kRing * F::kRow;
   const int own = first + F::kFormed + F::kRadius;  // column of the ring

@@ -1,5 +1,5 @@
-// The entry points of all kernels; problem.h lists them. Compiled by nvcc, by NVRTC (one unit, named by SPLAT_UNIT), and
-// by g++ for the emulation.
+// The entry points of all kernels, which problem.h lists. This file is compiled by nvcc, by NVRTC (one unit, which
+// SPLAT_UNIT names) and by g++ for the emulation.
 #include "fused2d.h"
 #include "padding.h"
 #include "scale.h"
@@ -11,8 +11,8 @@
 #endif
 #define SPLAT_IN_UNIT(unit) (SPLAT_UNIT == SPLAT_UNIT_ALL || SPLAT_UNIT == (unit))
 
-// Registers: 65,536 an SM. value2d runs 4 blocks of 128 threads on one (128 registers), the fused and the plain 3D
-// kernels 2 of 256. The kAny kernels may use more.
+// An SM has 65,536 registers. They suffice for 4 blocks of 128 threads of value2d (128 registers a thread), or for 2
+// blocks of 256 threads of the fused and the plain 3D kernels. The kAny kernels may use more registers a thread.
 #if SPLAT_IN_UNIT(11)
 SPLAT_ENTRY(splat_value2d, 128, 4, SsimProblem) { forward2d<11, 2, kValue>(a); }
 SPLAT_ENTRY(splat_forward2d, 128, 3, SsimProblem) { forward2d<11, 2, kAny>(a); }

@@ -1,7 +1,7 @@
-// The C ABI of the CUDA kernels: fills in a problem, cuts it into blocks, starts kernels. Host code only, compiled by
-// the C++ compiler into the library and, with another launch(), into the emulation.
+// The C ABI of the CUDA kernels: it fills in a problem, cuts it into blocks and starts kernels. This is host code. The
+// C++ compiler compiles it into the library and, with another start(), into the emulation.
 //
-// Nothing here allocates, synchronises or reads device memory; stream, device and every buffer come from the caller.
+// Nothing here allocates, synchronises or reads device memory. Stream, device and every buffer come from the caller.
 
 #include "launch.h"
 
@@ -13,14 +13,14 @@
 
 namespace {
 
-constexpr Int64 kMostBlocks = 2147483647;  // the x axis of a CUDA grid
+constexpr Int64 kMostBlocks = 2147483647;  // limit of the x axis of a CUDA grid
 constexpr int kFusedWidth = 256;           // columns that a block of a fused kernel filters
-constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do without
+constexpr int kDefaultWindow = 11;         // has kernels for plain data that other windows do not have
 
-// The first of a window's axes that the images have.
+// The first axis of a window that the images have: 0 for volumes, 1 for images.
 int first_axis(const SsimOptions& o) { return 3 - o.spatial_dims; }
 
-// Whether the window is the same along all axes, and has kernels of its own.
+// Whether the window is the same along all axes. Such windows have kernels of their own.
 bool is_cubic(const SsimOptions& o) {
   bool alike = true;
   for (int axis = first_axis(o); axis < 3; ++axis) {
@@ -29,7 +29,7 @@ bool is_cubic(const SsimOptions& o) {
   return alike;
 }
 
-// The taps of the kernels that run a window: its own, or where its axes differ those of the narrower shared kernels that
+// The number of taps of the kernels that run a window. If its axes differ, these are the narrowest shared kernels that
 // are wide enough.
 int kernel_taps(const SsimOptions& o) {
   if (is_cubic(o)) return o.window_size[2];
@@ -38,14 +38,15 @@ int kernel_taps(const SsimOptions& o) {
   return widest <= kDefaultWindow ? kDefaultWindow : kMaxTaps;
 }
 
-// What the launcher must know of a kernel: outputs a block covers, steps before the first output, blocks an SM holds.
+// What the launcher must know about a kernel: the columns and rows of outputs that a block covers, the steps before the
+// first output, and the number of blocks that an SM holds.
 struct Shape {
   int columns, rows, warm_up, resident;
 };
 
-// Of a kernel as `choose` names it, for the window's taps.
+// The shape of a kernel that `choose` returns, for a window of `taps` taps.
 Shape shape_of(SsimKernel kernel, int taps) {
-  const int halo = taps - 1, outputs = taps > kDefaultWindow ? 1 : 2;  // of a thread
+  const int halo = taps - 1, outputs = taps > kDefaultWindow ? 1 : 2;  // outputs of a thread
   switch (kernel) {
     case kForward2d:
     case kAdjoint2d: return {128 * outputs, 1, halo, 3};
@@ -69,12 +70,13 @@ Int64 divide_up(Int64 a, Int64 b) { return (a + b - 1) / b; }
 
 bool fits_int(Int64 stride) { return stride == static_cast<int>(stride); }
 
-// Float32 with neighbouring columns side by side, rows less than 2^31 apart: what the plain kernels read and write.
+// Whether the plain kernels can read and write a tensor: float32, columns contiguous, rows less than 2^31 elements
+// apart.
 bool plain(const SsimTensor& tensor) {
   return tensor.type == kFloat32 && tensor.stride[4] == 1 && fits_int(tensor.stride[3]);
 }
 
-// Whether a weight of the map lies like an adjoint map: what the plain kernels read.
+// Whether a weight of the map has the layout of an adjoint map, as the plain kernels require.
 bool like_a_map(const SsimTensor& weight, const SsimProblem& p) {
   const Int64 plane = p.map_slice * p.map_size[0];
   const Int64 stride[5] = {plane * p.size[1], plane, p.map_slice, p.map_size[2], 1};
@@ -90,8 +92,9 @@ bool plain_slices(const SsimProblem& p) {
          static_cast<Int64>(p.size[3]) * p.size[4] < limit;
 }
 
-// Whether one kernel makes the sums and the gradient: of one image, by 1 - S of its voxels, without eps; it walks down
-// weights by steps of 32 bits.
+// Whether one kernel can make both the sums and the gradient. There is one for images with a window of at most 11 taps.
+// It makes the gradient of one image, without weights of planes and without eps, and its steps along the weights have
+// 32 bits.
 bool has_fused(const SsimProblem& p, const SsimOptions& o) {
   if (o.spatial_dims == 3 || o.window_size[2] > kDefaultWindow || o.eps != 0. || o.both || p.plane_weight) return false;
   for (const SsimTensor& weight : {p.weight, p.l1_weight}) {
@@ -100,7 +103,8 @@ bool has_fused(const SsimProblem& p, const SsimOptions& o) {
   return true;
 }
 
-// The kernel, of those of the default window.
+// Chooses one of the kernels of the default window. of_window and of_axes then find the corresponding kernel of the
+// actual window.
 SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation operation) {
   const bool volume = o.spatial_dims == 3;
   bool simple = plain(p.image[0]) && plain(p.image[1]) && kernel_taps(o) <= kDefaultWindow && is_cubic(o) && !o.both;
@@ -111,7 +115,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
     if (p.weight.data) return simple ? kFused2dWeighted : kFused2dWeightedStrided;
     if (!simple) return kFused2dStrided;
     const int window = o.window_size[2];
-    const bool two_strips = p.size[4] > kFusedWidth - (window - 1);  // the second with a few columns
+    const bool two_strips = p.size[4] > kFusedWidth - (window - 1);  // the second would have few columns
     return two_strips && p.size[4] <= kFusedWidth && window == kDefaultWindow ? kFused2dLone : kFused2d;
   }
   if (operation == kOperationBackward) {
@@ -125,7 +129,7 @@ SsimKernel choose(const SsimProblem& p, const SsimOptions& o, SsimOperation oper
   return volume ? kForward3d : kForward2d;
 }
 
-// The adjoint maps that the pair of a forward and a backward kernel hand on. Both must agree: three where both are
+// The number of adjoint maps that a forward kernel hands to a backward kernel. The two must agree: three if both are
 // plain, else the four that serve any tensor.
 int partial_maps(const SsimProblem& p, const SsimOptions& o) {
   const SsimKernel forward = choose(p, o, kOperationForward), backward = choose(p, o, kOperationBackward);
@@ -133,15 +137,15 @@ int partial_maps(const SsimProblem& p, const SsimOptions& o) {
   return three ? 3 : 4;
 }
 
-// The kernel for windows that differ along the axes, of `taps` taps: one of those for any tensor.
+// The kernel of `taps` taps for windows that differ along the axes. Only kernels for any tensor have one.
 SsimKernel of_axes(SsimKernel kernel, int taps) {
   if (kernel == kForward3d) return taps == kMaxTaps ? kForward3dAxes_15 : kForward3dAxes_11;
   if (kernel == kAdjoint3d) return taps == kMaxTaps ? kAdjoint3dAxes_15 : kAdjoint3dAxes_11;
   return kKernelCount;
 }
 
-// The same kernel for `window`. Narrower windows have one kernel where the default one has several, wider ones the
-// kernels for any tensor alone.
+// The kernel for `window` that corresponds to `kernel` of the default window. Narrower windows have one kernel where
+// the default window has several. Wider windows have only the kernels for any tensor.
 SsimKernel of_window(SsimKernel kernel, int window) {
   struct Kernels {
     SsimKernel forward2d, adjoint2d, forward3d, adjoint3d, value2d, fused2d, fused2d_strided, plain3d, backward3d;
@@ -181,8 +185,9 @@ SsimKernel of_window(SsimKernel kernel, int window) {
   }
 }
 
-// Cuts `length` steps of the marching axis for `columns` independent walks: the number of segments whose blocks finish
-// first when every one of `places` places takes blocks in turn, each costing its steps and the warm-up.
+// The length of the segments into which `length` steps of the marching axis are cut. There are `columns` independent
+// walks, and `places` blocks run at once. Among all numbers of segments it takes the one that finishes first, where a
+// block costs its steps and its warm-up.
 int segment_length(int length, Int64 columns, int warm_up, Int64 places) {
   const Int64 most = divide_up(8 * places, columns) < length ? divide_up(8 * places, columns) : length;
   Int64 best_cost = 0;
@@ -197,7 +202,7 @@ int segment_length(int length, Int64 columns, int warm_up, Int64 places) {
   return best;
 }
 
-// Weights of one axis from the edge to the centre, in double precision.
+// The weights of one axis from the edge to the centre, computed in double precision.
 void fill_taps(float (&taps)[kMaxTaps / 2 + 1], int window, double sigma) {
   const int radius = window / 2;
   double weight[kMaxTaps / 2 + 1], sum = 0.;
@@ -225,8 +230,8 @@ void fill_taps(SsimProblem& p, const SsimOptions& o) {
   }
 }
 
-// The stride of an axis of length 1 says nothing, and torch leaves anything there. The kernels step over it all the
-// same, to places that they then do not read, and the choice of a kernel looks at strides.
+// Sets the strides of axes of length 1. Such a stride means nothing, and torch leaves any value there. But kernels do
+// step by it, to places that they then do not read, and the choice of a kernel looks at strides.
 void settle_strides(SsimTensor& tensor, const int (&size)[5]) {
   for (int axis = 0; axis < 5; ++axis) {
     if (size[axis] == 1) tensor.stride[axis] = axis == 4 ? 1 : 0;
@@ -241,7 +246,7 @@ void settle_strides(SsimProblem& p) {
   for (SsimTensor* tensor : {&p.map, &p.weight}) settle_strides(*tensor, map_size);
 }
 
-// A background is for one kernel alone.
+// Only one kernel takes a background.
 bool valid_background(const SsimProblem& p, const SsimOptions& o, int operation) {
   if ((p.image[1].type == kRgba) != (p.background != nullptr)) return false;
   if (!p.background) return true;
@@ -267,7 +272,7 @@ bool valid_options(const SsimProblem& p, const SsimOptions& o) {
   return true;
 }
 
-// The product, or one more than a grid has where it is larger.
+// The product of the factors. If it exceeds the limit of a grid, the result is that limit plus 1.
 Int64 block_count(std::initializer_list<int> factors) {
   const Int64 most = kMostBlocks + 1ll;
   Int64 blocks = 1;
@@ -277,8 +282,8 @@ Int64 block_count(std::initializer_list<int> factors) {
 
 Int64 block_count(const SsimProblem& p) { return block_count({p.strips, p.tiles, p.segments, p.size[0], p.size[1]}); }
 
-// Cuts the slices, with `radius` more on both sides, into tiles that are no wider than needed. Returns their number in
-// the whole batch.
+// Cuts the slices, with `radius` more on both sides, into tiles that are no wider than needed. Returns the number of
+// tiles in the whole batch.
 Int64 cut_into_tiles(SsimPadding& a, const int (&radius)[3]) {
   const int depth = a.size[2] + 2 * radius[0], height = a.size[3] + 2 * radius[1], width = a.size[4] + 2 * radius[2];
   for (SsimTensor* tensor : {&a.source[0], &a.source[1], &a.grad, &a.l1_weight}) settle_strides(*tensor, a.size);
@@ -301,10 +306,10 @@ Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* a
 
 extern "C" {
 
-// How often kernel `id` was started in this process, on whatever device.
+// How often kernel `id` was started in this process, on any device.
 SPLAT_EXPORT Int64 splat_ssim_cuda_starts(int id) { return id >= 0 && id < kKernelCount ? starts[id].load() : 0; }
 
-// Bytes of the structures, for Python to compare with its own: problem, options, padding, reduction, scaling.
+// Sizes in bytes of the structures, which Python compares with its own: problem, options, padding, reduction, scaling.
 SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
   bytes[0] = sizeof(SsimProblem);
   bytes[1] = sizeof(SsimOptions);
@@ -313,7 +318,7 @@ SPLAT_EXPORT void splat_ssim_cuda_layout(int* bytes) {
   bytes[4] = sizeof(SsimScaling);
 }
 
-// Name of kernel `id`, or nullptr past the last: what a module must contain, in the order of its table.
+// Name of kernel `id`, or nullptr past the last one. A module must contain all of them, and its table has this order.
 SPLAT_EXPORT const char* splat_ssim_cuda_kernel_name(int id) {
 #define SPLAT_SSIM_NAME(id, name, threads, unit) #name,
   static const char* const names[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_NAME)};
@@ -321,7 +326,7 @@ SPLAT_EXPORT const char* splat_ssim_cuda_kernel_name(int id) {
   return id >= 0 && id < kKernelCount ? names[id] : nullptr;
 }
 
-// The unit of compilation that has kernel `id`.
+// The unit of compilation that contains kernel `id`.
 SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
 #define SPLAT_SSIM_UNIT(id, name, threads, unit) unit,
   static const int units[] = {SPLAT_SSIM_KERNELS(SPLAT_SSIM_UNIT)};
@@ -329,9 +334,9 @@ SPLAT_EXPORT int splat_ssim_cuda_kernel_unit(int id) {
   return id >= 0 && id < kKernelCount ? units[id] : SPLAT_UNIT_ALL;
 }
 
-// Fills in everything of `p` that follows from tensors, sizes and options, and chooses the kernel. Gradients must be
-// set where they follow. Puts the number of blocks into *blocks: block_sums takes kSumKinds times as many floats. It is 0
-// where a fused kernel is asked for and none does that.
+// Fills in all members of `p` that follow from tensors, sizes and options, and chooses the kernel. If gradients follow,
+// p->grad must be set. Stores the number of blocks in *blocks; block_sums takes kSumKinds times as many floats. *blocks
+// is 0 if a fused kernel is asked for and none can do the task.
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks) {
   SsimOptions own = *options;
   const SsimOptions* const o = &own;
@@ -375,7 +380,7 @@ SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* opti
   return *blocks <= kMostBlocks ? kOk : kBadArgument;
 }
 
-// Starts the kernel splat_ssim_cuda_prepare chose.
+// Starts the kernel that splat_ssim_cuda_prepare chose.
 SPLAT_EXPORT int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream) {
   if (p->kernel < 0 || p->kernel >= kPad) return kBadArgument;
   return launch(module, static_cast<SsimKernel>(p->kernel), block_count(*p), p, stream);
@@ -398,7 +403,7 @@ SPLAT_EXPORT int splat_ssim_cuda_fold(const void* module, const SsimPadding* a, 
   return launch(module, kFold, tiles, &tiled, stream);
 }
 
-// Fills a->block_sums, a->blocks for each image, with sums of |source[0] - source[1]|.
+// Fills a->block_sums with sums of |source[0] - source[1]|, a->blocks sums for each image.
 SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, void* stream) {
   SsimPadding tiled = *a;
   if (cut_into_tiles(tiled, {0, 0, 0}) > kMostBlocks) return kBadArgument;

@@ -1,4 +1,5 @@
-// How a launcher starts a kernel: launch_driver.cpp through the CUDA driver, ../emulation/launch_emulation.cpp on the CPU.
+// The function by which a launcher starts a kernel. launch_driver.cpp starts it through the CUDA driver,
+// ../emulation/launch_emulation.cpp on the CPU.
 #pragma once
 #include "../cpu/export.h"
 #include "../status.h"
@@ -8,10 +9,10 @@
 // caller's handle to the loaded kernels (launch_driver.cpp says what it is).
 Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);
 
-// The same without the count: what launch_driver.cpp and launch_emulation.cpp define.
+// The same without the count. launch_driver.cpp and launch_emulation.cpp each define it.
 Status start(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);
 
-// The C ABI of launch.cpp and launch_voxelize.cpp, which says what each of them does.
+// The C ABI of launch.cpp and launch_voxelize.cpp, which describe each function.
 struct VoxelProblem;
 extern "C" {
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks);

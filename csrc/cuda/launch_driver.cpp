@@ -1,19 +1,19 @@
-// Starting kernels through the CUDA driver, whose functions Python looks up (splat_ssim/ops/_cuda_module.py): the
-// library itself needs neither the driver nor the CUDA runtime to load.
+// Starts kernels through the CUDA driver. Python looks up the driver's functions (splat_ssim/ops/_cuda_module.py), so
+// the library loads without the driver and without the CUDA runtime.
 
 #include "launch.h"
 
 namespace {
 
-// The driver's functions used here, declared as cuda.h has them: CUresult is an int with 0 for success.
+// The driver's functions used here, declared as in cuda.h. CUresult is an int; 0 means success.
 typedef int (*LaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                             unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** arguments,
                             void** extra);
 typedef int (*ContextGet)(void** context);
 typedef int (*ContextSet)(void* context);
 
-// The kernels loaded on one device. The context is made current for the launch where the calling thread has another
-// one or none, as a new autograd thread may.
+// The kernels loaded on one device. If the calling thread has another context or none, as a new autograd thread may,
+// the launch makes `context` current.
 struct Module {
   LaunchKernel launch_kernel;
   ContextGet get_current;

@@ -1,4 +1,4 @@
-// Starts the voxeliser's kernels. Host code only, compiled into the library and into the emulation, as launch.cpp is.
+// Starts the voxeliser's kernels. Like launch.cpp, this is host code, compiled into the library and into the emulation.
 
 #include "../cpu/export.h"
 #include "launch.h"
@@ -24,14 +24,14 @@ bool valid(const VoxelProblem& p) {
 
 extern "C" {
 
-// Bytes of the problem and of a record, and the edge of a brick, for Python to compare with its own.
+// Sizes in bytes of the problem and of a record, and the edge of a brick. Python compares them with its own.
 SPLAT_EXPORT void splat_ssim_cuda_voxel_layout(int* values) {
   values[0] = sizeof(VoxelProblem);
   values[1] = sizeof(VoxelRecord);
   values[2] = kBrick;
 }
 
-// Runs the stage p->stage.
+// Runs stage p->stage.
 SPLAT_EXPORT int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream) {
   if (!valid(*p)) return kBadArgument;
   const Int64 gaussians = blocks_for(p->count, kVoxelThreads);

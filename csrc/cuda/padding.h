@@ -1,21 +1,23 @@
-// Reflect and replicate padding as a copy, its adjoint, and the sum of |x - y|.
+// Reflect and replicate padding as a copy, the adjoint of that copy, and the sum of |x - y|.
 //
-// A padded image is computed with "valid"; the gradient of the padded image is folded back: every voxel gathers the
-// padded places that show it, in a fixed order.
+// The SSIM of the padded image is computed with "valid". The gradient of the padded image is then folded back: every
+// voxel sums over the padded positions that show it, in a fixed order.
 #pragma once
 #include "reduce.h"
 
 namespace {
 
-// The index inside [0, size) that place `i` of the padded axis shows. The launcher makes sure that radius < size.
+// The index in [0, size) that position `i` of the padded axis shows. For reflection the launcher checks that
+// radius < size.
 SPLAT_DEVICE int shown(int i, int size, int reflect) {
   if (i < 0) return reflect ? -i : 0;
   if (i >= size) return reflect ? 2 * (size - 1) - i : size - 1;
   return i;
 }
 
-// What a thread sees of a tile: column x, and kTileRows rows `pitch` apart from y on, of one slice. Tiles are numbered
-// along the width, the height, the slices of `depth`, channels and the batch; 32-bit divisions, once for all rows.
+// The part of a tile that one thread processes: column x of slice z, in kTileRows rows that begin at y and are `pitch`
+// apart. Tiles are numbered along the width, then the height, the `depth` slices, the channels and the batch. The
+// divisions have 32 bits and are done once for all rows.
 struct TilePlace {
   int batch, channel, z, y, x, pitch;
 
@@ -37,7 +39,7 @@ SPLAT_DEVICE Int64 offset_of(const SsimTensor& tensor, const TilePlace& p, int z
   return plane_offset(tensor, p.batch, p.channel) + z * tensor.stride[2] + y * tensor.stride[3] + x * tensor.stride[4];
 }
 
-// One tile a block: target, float32, = source at the shown place.
+// Fills one tile a block: target (float32) = source at the position shown.
 SPLAT_DEVICE void pad(const SsimPadding& a) {
   const TilePlace p(a, block_index(), a.size[2] + 2 * a.radius[0]);
   if (p.x >= a.size[4] + 2 * a.radius[2]) return;
@@ -59,10 +61,11 @@ SPLAT_DEVICE void pad(const SsimPadding& a) {
   }
 }
 
-// The places of the padded axis that show voxel i: two runs of consecutive ones beside i itself.
-// Replicate: the borders show all that lies beyond them. Reflect: -i and 2(size - 1) - i, where they are in reach.
+// The positions of the padded axis that show voxel i: a run of consecutive positions that contains the voxel's own, and
+// up to two mirror images. With replication, all positions beyond a border voxel show it. With reflection, -i and
+// 2(size - 1) - i show voxel i if the padding reaches that far.
 struct Shows {
-  int first, last, mirror_low, mirror_high;  // mirrors: -1 (never a padded index) where there is none
+  int first, last, mirror_low, mirror_high;  // a mirror is -1, never a padded index, if there is none
 
   SPLAT_DEVICE Shows(int i, int size, int radius, int reflect) {
     first = last = i + radius;
@@ -82,7 +85,8 @@ struct Shows {
   }
 };
 
-// One tile a block: the sum of the padded gradient over the places that show a voxel, and the gradient of the L1 term.
+// Fills one tile a block: for each voxel, the sum of the padded gradient over the positions that show it, plus the
+// gradient of the L1 term.
 SPLAT_DEVICE void fold(const SsimPadding& a) {
   const TilePlace p(a, block_index(), a.size[2]);
   if (p.x >= a.size[4]) return;
@@ -110,7 +114,7 @@ SPLAT_DEVICE void fold(const SsimPadding& a) {
   }
 }
 
-// `blocks` blocks an image, each the sum of |x - y| over every `blocks`-th tile.
+// Each image has `blocks` blocks. Each block sums |x - y|, times its weight, over every `blocks`-th tile.
 SPLAT_DEVICE void l1(const SsimPadding& a) {
   const unsigned tiles = static_cast<unsigned>(a.strips) * a.tiles * a.size[2] * a.size[1];  // of an image
   const unsigned first = block_index() / a.blocks * tiles;

@@ -1,4 +1,4 @@
-// SSIM of one voxel from its four moments, and the derivatives by them.
+// SSIM of one voxel from its four moments, and its derivatives with respect to them.
 //
 // With s = x + y and d = x - y, their windowed means mu_s, mu_d and variances V_s, V_d:
 //     A = (mu_s² + mu_d²)/2 + C1,  B = (V_s + V_d)/2 + C2,  a = mu_d²/A,  b = V_d/B
@@ -15,7 +15,7 @@ struct Similarity {
   Real a, inverse_a, inverse_b, mu_s, mu_d, variance_s, variance_d;
 };
 
-// From E[s], E[d], E[s²], E[d²], of s and d less their shifts.
+// From E[s], E[d], E[s²], E[d²], where the shifts are subtracted from s and d.
 SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4], const Shift& shift) {
   Similarity r;
   const Real s = moment[0], d = moment[1];
@@ -34,7 +34,8 @@ SPLAT_DEVICE Similarity similarity(const SsimProblem& a, const Real (&moment)[4]
   return r;
 }
 
-// CS itself, and S without eps. Not as 1 less their distances: where their means are nearly 0, MS-SSIM divides by them.
+// CS itself, and S without eps. They are not computed as 1 - r.dcs and 1 - r.dssim, because MS-SSIM divides by their
+// means, which may be nearly 0.
 SPLAT_DEVICE Real contrast_structure(const SsimProblem& a, const Similarity& r) {
   return multiply_add(0.5f, r.variance_s - r.variance_d, a.c2) * r.inverse_b;
 }
@@ -43,7 +44,7 @@ SPLAT_DEVICE Real similarity_itself(const SsimProblem& a, const Similarity& r) {
   return contrast_structure(a, r) * (multiply_add(0.5f, twice, a.c1) * r.inverse_a);
 }
 
-// What eps in the denominator makes of S: q·S, q = AB / (AB + eps).
+// The effect of eps in the denominator: S becomes q·S with q = AB / (AB + eps).
 struct Damping {
   Real kept = 1.f, missing = 0.f;  // q and 1 - q
 
@@ -55,8 +56,8 @@ struct Damping {
   }
 };
 
-// Derivatives of v·(1 - S) by the four moments; with kOneImage those by E[s] and E[d] are added into [0], which is all
-// the gradient of the first image needs, and [1] is unused.
+// Derivatives of v·(1 - S) with respect to the four moments. With kOneImage, by[0] is the sum of the derivatives with
+// respect to E[s] and E[d], which is all that the gradient of the first image needs; by[1] is unused.
 //     by E[s²]: -b·t/2,  by E[d²]: (1 - b/2)·t,  t = v(1 - a)/B
 //     by E[s]: -q·a·mu_s - 2·E[s]·(by E[s²]),  by E[d]: q·(2 - a)·mu_d - 2·E[d]·(by E[d²]),  q = v(1 - b)/A
 template <bool kOneImage>
@@ -73,14 +74,14 @@ SPLAT_DEVICE void derivatives(const Similarity& r, const Real (&moment)[4], Real
   }
 }
 
-// The above for upstream v of 1 - S alone.
+// The derivatives of 1 - S: those above for v = 1.
 template <bool kOneImage>
 SPLAT_DEVICE void dssim_derivatives(const Similarity& r, const Real (&moment)[4], Real (&by)[4]) {
   derivatives<kOneImage>(r, moment, multiply_add(-r.a, r.inverse_b, r.inverse_b),
                          multiply_add(-r.dcs, r.inverse_a, r.inverse_a), by);
 }
 
-// Adds what eps brings to the derivatives of v·q·(1 - S) to make them those of v·(1 - qS): with L = v·q·(1 - q)·S
+// Turns the derivatives of v·q·(1 - S) with a constant q into those of v·(1 - qS). `lost` is v·q·(1 - q)·S.
 //     d(1 - qS) = q·d(1 - S) - q(1 - q)·S·(dA/A + dB/B)
 SPLAT_DEVICE void add_damping(const Similarity& r, const Real (&moment)[4], Real lost, Real (&by)[4]) {
   const Real by_a = lost * r.inverse_a, by_b = 0.5f * (lost * r.inverse_b);

@@ -1,16 +1,18 @@
-// The one argument of every SSIM kernel, shared by host, device and Python (splat_ssim/ops/_cuda_kernels.py mirrors it).
+// The arguments of the SSIM kernels, one structure for each kind of kernel. Host, device and Python share them
+// (splat_ssim/ops/_cuda_kernels.py mirrors them).
 //
-// Plain structures of fixed-size members in a fixed order, so that ctypes, g++, nvcc and NVRTC agree on the layout.
+// They are plain structures of fixed-size members in a fixed order, so that ctypes, g++, nvcc and NVRTC agree on the
+// layout.
 #pragma once
 
 typedef long long Int64;
 
-// What one element of a tensor is.
-// kRgba: bytes of one channel of four, composited over a background by the fourth.
+// The type of a tensor's elements. kRgba is a colour channel of RGBA bytes, composited over a background with the
+// fourth channel as alpha.
 enum SsimType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kUint8 = 3, kRgba = 4 };
 
-// A tensor (batch, channel, depth, height, width) of any strides, in elements. A uint8 means itself times
-// top / 255, where `top` is the data range. Images have depth 1. `data` is null where the tensor is not wanted.
+// A tensor (batch, channel, depth, height, width) of any strides, in elements. A uint8 v stands for v · top / 255,
+// where `top` is the data range. Images have depth 1. `data` is null if the tensor is absent.
 struct SsimTensor {
   void* data;
   Int64 stride[5];
@@ -19,13 +21,14 @@ struct SsimTensor {
 };
 static_assert(sizeof(SsimTensor) == 56, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// Block sums have three kinds: of 1 - S (of S with `similarities`), of |image1 - image2|, of CS (contrast-structure).
+// The three kinds of block sums: of 1 - S (with `similarities` of S), of |image1 - image2| and of CS
+// (contrast-structure).
 enum SsimSum { kSumDssim = 0, kSumL1 = 1, kSumContrast = 2, kSumKinds = 3 };
 
 // Argument of the reduction over block sums. For every group (image, plane or batch) and kind k:
 //     results[k][group] = scale[k] · Σ values[k][group][0 … count[k])
-// and, where combined is given, combined[group] = offset + Σ combine[k]·results[k][group]. Neighbouring results are
-// `result_stride` elements apart.
+// If combined is given, combined[group] = offset + Σ combine[k]·results[k][group]. The results of consecutive groups
+// are `result_stride` elements apart.
 struct SsimReduction {
   const float* values[kSumKinds];
   Int64 count[kSumKinds];
@@ -38,17 +41,17 @@ struct SsimReduction {
 };
 static_assert(sizeof(SsimReduction) == 128, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// Windows have 3, 5, … 15 taps, and each has kernels of its own. Where those of a volume's axes differ (1 to 15 taps), they
-// share kernels, which skip the taps that an axis has not.
+// Windows have 3, 5, … 15 taps, and each size has kernels of its own. Windows of volumes that differ along the axes (1
+// to 15 taps each) share kernels, which skip the taps that an axis does not have.
 constexpr int kMaxTaps = 15;
 
 struct SsimProblem {
   SsimTensor image[2];
-  SsimTensor grad[2];         // out: gradients; type and strides of their own
+  SsimTensor grad[2];         // out: gradients, with their own types and strides
   SsimTensor map;             // out: S of every voxel
   SsimTensor weight;          // in: weight of every voxel of the map, in sums and gradients; strides may be 0
   SsimTensor l1_weight;       // in: weight of |x - y| of every voxel of the images
-  const float* plane_weight;  // in: derivatives of the loss by 1 - S and by 1 - CS, [plane][2]
+  const float* plane_weight;  // in: dL/d(1 - S) and dL/d(1 - CS), [plane][2]
   float* partials;       // workspace [4][plane][map voxels]: adjoints of E[s], E[d], E[s²], E[d²] (or 3, see kernels)
   float* block_sums;     // workspace [3][plane][blocks a plane]
   Int64 map_slice;       // voxels of a slice of the map
@@ -59,82 +62,83 @@ struct SsimProblem {
   int strips;            // blocks along the width
   int tiles;             // blocks along the height (volumes only)
   int segments;          // blocks along the marching axis: height of images, depth of volumes
-  int segment;           // outputs of the marching axis a block makes
+  int segment;           // outputs along the marching axis that a block makes
   float taps[kMaxTaps / 2 + 1];  // window weights from the edge to the centre
   float c1, c2;                  // (k1·L)², (k2·L)²
   float eps;                     // added to the denominator of S, not of CS
-  float apart;                   // difference of the images' means from which x - y is shifted, see shift.h
-  float dssim_scale;  // derivative of the loss by 1 - S of a voxel of weight 1, where plane_weight is not given
-  float l1_scale;     // derivative of the loss by |x - y| of a voxel of weight 1
-  int similarities;   // 1: the sums are of S and CS themselves, without weights
-  int kernel;         // SsimKernel, chosen by splat_ssim_cuda_prepare
-  int partial_maps;   // adjoint maps that `partials` must hold, where gradients follow: 3, or 4
-  int counts_l1;      // 1: the kernel sums |x - y| too
-  // Fused kernels: where `arrivals` is given the last block that is done reduces the block sums. It counts the blocks that
-  // are done, and is 0 before and after; kernels that may run at the same time must not share it.
+  float apart;                   // x - y is shifted if the images' means differ by more than this, see shift.h
+  float dssim_scale;             // dL/d(1 - S) of a voxel of weight 1, if plane_weight is not given
+  float l1_scale;                // dL/d|x - y| of a voxel of weight 1
+  int similarities;              // 1: the sums are of S and CS themselves, without weights
+  int kernel;                    // SsimKernel, chosen by splat_ssim_cuda_prepare
+  int partial_maps;              // number of adjoint maps that `partials` must hold if gradients follow: 3 or 4
+  int counts_l1;                 // 1: the kernel sums |x - y| too
+  // For fused kernels: if `arrivals` is given, the last block to finish reduces the block sums. `arrivals` counts the
+  // finished blocks and is 0 before and after a launch. Kernels that may run at the same time must not share it.
   unsigned* arrivals;
   SsimReduction means;
-  const float* background;  // of kRgba of image[1]: 3 of every image, `background_stride` apart
+  const float* background;  // if image[1] is kRgba: 3 values an image; images are `background_stride` apart
   Int64 background_stride;
-  // Of each axis, for the kernels of windows that differ along them.
+  // For the kernels of windows that differ along the axes: the window of each axis.
   int radius[3];
   float slice_taps[kMaxTaps];             // along the slices, from the first to the last
   float plane_taps[2][kMaxTaps / 2 + 1];  // along the height and the width, from the centre to the edge
 };
 static_assert(sizeof(SsimProblem) == 856, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// What splat_ssim_cuda_prepare makes a problem from.
+// The operations for which splat_ssim_cuda_prepare fills in a problem.
 enum SsimOperation {
-  kOperationForward = 0,   // sums, and the map and the adjoint maps where their pointers are set
+  kOperationForward = 0,   // sums; also the map and the adjoint maps if their pointers are set
   kOperationBackward = 1,  // gradients from the adjoint maps
-  kOperationFused = 2,     // sums and grad[0] at once, where there is a kernel for that
+  kOperationFused = 2,     // sums and grad[0] in one kernel, if there is one for the problem
 };
 
 struct SsimOptions {
   double sigma[3], k1, k2, data_range, eps;
   int spatial_dims;     // 2 or 3
-  int window_size[3];   // along slices, height and width: odd, 3 to 15, or where they differ 1 to 15
+  int window_size[3];   // along slices, height and width: odd, 3 to 15, or 1 to 15 if they differ
   int valid;            // 1: only windows inside the image; 0: zeros outside
   int gradient;         // 1: gradients follow; the forward kernel writes adjoint maps for the backward one
   int both;             // 1: the adjoint maps must serve the gradients of both images
-  int similarities;     // 1: the sums of S and CS are wanted, in the place of that of 1 - S
-  int multiprocessors;  // of the device, to cut the marching axis well
+  int similarities;     // 1: sums of S and of CS instead of the sum of 1 - S
+  int multiprocessors;  // of the device; the cut of the marching axis depends on them
 };
 static_assert(sizeof(SsimOptions) == 96, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// A tile of the padding kernels: 2^lane_bits columns by 256 >> lane_bits rows of threads, each with kTileRows rows.
+// A tile of the padding kernels has 2^lane_bits columns and 256 >> lane_bits rows of threads. Each thread has kTileRows
+// rows.
 constexpr int kTileThreads = 256, kTileRows = 4;
 
-// Argument of the padding kernels: `source` (size without padding) and `target` (with `radius` more on both sides).
+// Argument of the padding kernels. `source` has the size without padding, `target` has `radius` more on both sides.
 struct SsimPadding {
-  SsimTensor source[2];  // pad: the image; fold: the two images, for the sign of the L1 term
+  SsimTensor source[2];  // pad: the image; l1: both images; fold: both images, for the sign of the L1 term
   SsimTensor target;     // pad: out, padded; fold: in, gradient of the padded image
   SsimTensor grad;       // fold: out, gradient of the image
-  SsimTensor l1_weight;  // fold, l1: weight of |source[0] - source[1]|, where given
+  SsimTensor l1_weight;  // fold, l1: weight of |source[0] - source[1]|, if given
   int size[5];           // of the unpadded images
-  int radius[3];         // 0 on the depth of images
+  int radius[3];         // 0 along the depth of images
   int reflect;           // 1 reflects (the edge not repeated), 0 replicates
-  float l1_scale;        // fold: times weight and sign of source[0] - source[1] is added
+  float l1_scale;        // fold: this times the weight and the sign of source[0] - source[1] is added
   float* block_sums;     // l1: workspace [blocks]
   int blocks;            // l1: blocks an image
-  int lane_bits;         // filled in by the launchers, and tiles along the width and the height of a slice
+  int lane_bits;         // set by the launchers, like the tiles along the width and the height of a slice
   int strips, tiles;
 };
 static_assert(sizeof(SsimPadding) == 344, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// Argument of the kernel that multiplies gradients by the upstream value of their loss, in place. Group g, of `count`
-// neighbouring elements, is multiplied by upstream[g·upstream_stride].
+// Argument of the kernel that multiplies gradients in place by the upstream gradient of their loss. Group g has `count`
+// consecutive elements, which are multiplied by upstream[g·upstream_stride].
 struct SsimScaling {
   float* gradient;
   const float* upstream;
   Int64 count, upstream_stride;
   int groups;
-  int blocks;  // a group
+  int blocks;  // of each group
 };
 static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py");
 
-// The kernels of a window: those for any tensor. Windows narrower than 11 have some for plain float32 images too, one
-// where 11 has several.
+// The kernels of a window. Every window has kernels for any tensor. Windows narrower than 11 have some for plain
+// float32 images too, but only one where 11 has several.
 #define SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)                  \
   ENTRY(kForward2d_##taps, splat_forward2d_##taps, 128, taps) \
   ENTRY(kAdjoint2d_##taps, splat_adjoint2d_##taps, 128, taps) \
@@ -148,13 +152,14 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
   ENTRY(kBackward3d_##taps, splat_backward3d_##taps, 256, taps)          \
   SPLAT_SSIM_WIDE_KERNELS(ENTRY, taps)
 
-// Units of compilation: NVRTC compiles one at its first use, nvcc all together. A window's unit is its size.
+// Units of compilation. NVRTC compiles a unit at its first use, nvcc compiles all together. The unit of a window has
+// the window's size as its number.
 #define SPLAT_UNIT_ALL 0
-#define SPLAT_UNIT_SHARED 1  // what every window needs
+#define SPLAT_UNIT_SHARED 1  // kernels that every window needs
 #define SPLAT_UNIT_VOXELS 2
 #define SPLAT_UNIT_AXES 4  // windows that differ along the axes
 
-// Every kernel: identifier, entry point, threads a block, unit. The order is the ABI of launcher and module loader.
+// Every kernel: identifier, entry point, threads a block, unit. Launcher and module loader rely on the order.
 #define SPLAT_SSIM_KERNELS(ENTRY)                                          \
   ENTRY(kValue2d, splat_value2d, 128, 11)                                  \
   ENTRY(kForward2d, splat_forward2d, 128, 11)                              \

@@ -3,7 +3,7 @@
 
 #include "problem.h"
 
-// Which launcher of launch.cpp is called; the order is Python's LAUNCHERS.
+// The launchers of launch.cpp, in the order of LAUNCHERS in Python.
 enum RecordedLauncher {
   kRecordedSsim = 0,
   kRecordedPad = 1,
@@ -13,7 +13,8 @@ enum RecordedLauncher {
   kRecordedScale = 5,
 };
 
-// A pointer of an argument: `place` bytes into it, `offset` bytes into the tensor of a slot.
+// A pointer in an argument. It is stored `place` bytes into the argument and points `offset` bytes into the tensor of
+// slot `slot`.
 struct RecordedPointer {
   int place, slot;
   Int64 offset;
@@ -22,7 +23,7 @@ static_assert(sizeof(RecordedPointer) == 16, "as in splat_ssim/ops/_cuda_recordi
 
 struct RecordedLaunch {
   int launcher, bytes;
-  const void* argument;  // with pointers that no longer mean anything
+  const void* argument;  // its pointers are stale; a replay replaces them
   const RecordedPointer* pointer;
   Int64 pointers;
 };

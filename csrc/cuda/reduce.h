@@ -1,15 +1,15 @@
-// Sums in a fixed order: inside a block, and of the blocks' sums. No atomics, so results repeat bit by bit.
+// Sums in a fixed order: inside a block, and over the blocks' sums. There are no atomics, so results repeat bit by bit.
 #pragma once
 #include "tensor.h"
 
 namespace {
 
-// The sum of v over the block, in *result. Every thread must call it.
+// Stores the sum of v over the block in *result. Every thread must call this function.
 template <int kThreads>
 SPLAT_DEVICE void block_sum(Real v, float* result) {
   SPLAT_SHARED(Real, warps, kThreads / 32);
   v = warp_sum(v);
-  barrier();  // the array may still be read by the sum before this one
+  barrier();  // the previous sum may still read the array
   if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, v);
   barrier();
   if (thread_index() == 0) {
@@ -19,7 +19,7 @@ SPLAT_DEVICE void block_sum(Real v, float* result) {
   }
 }
 
-// One group, by a whole block of 256 threads; sums in double precision.
+// Reduces one group with a whole block of 256 threads. It sums in double precision.
 SPLAT_DEVICE void reduce(const SsimReduction& a, Int64 group) {
   SPLAT_SHARED(double, warps, 8);
   double combined = a.offset;
@@ -28,7 +28,7 @@ SPLAT_DEVICE void reduce(const SsimReduction& a, Int64 group) {
     double sum = 0.;
     for (Int64 i = thread_index(); i < a.count[k]; i += 256) sum += static_cast<double>(load_fresh(values + i));
     sum = warp_sum(sum);
-    barrier();  // thread 0 may still read the sums of the kind before this one
+    barrier();  // thread 0 may still read the sums of the previous kind
     if ((thread_index() & 31) == 0) store_shared(warps + thread_index() / 32, sum);
     barrier();
     if (thread_index() == 0) {
@@ -44,8 +44,8 @@ SPLAT_DEVICE void reduce(const SsimReduction& a, Int64 group) {
   }
 }
 
-// What every block does once thread 0 has stored its sums: the last of `blocks` reduces all of them, in the order that a
-// kernel of its own would.
+// Every block calls this once its thread 0 has stored the block's sums. The last of the `blocks` blocks to finish
+// reduces all sums, in the same order as the separate reduction kernel.
 SPLAT_DEVICE void reduce_in_last_block(const SsimProblem& a, unsigned blocks) {
   SPLAT_SHARED(int, is_last, 1);
   if (!a.arrivals) return;

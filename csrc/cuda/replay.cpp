@@ -1,5 +1,6 @@
-// Starts a recorded sequence of kernels again for other tensors. splat_ssim/ops/_cuda_recording.py records what the
-// launchers of launch.cpp are given, once for each kind of call: in C a replay costs little more than its launches.
+// Starts a recorded sequence of kernels again, with other tensors. splat_ssim/ops/_cuda_recording.py records the
+// arguments of the launchers in launch.cpp, once for each kind of call. A replay in C costs little more than its
+// launches.
 
 #include <cstring>
 
@@ -9,14 +10,14 @@
 
 extern "C" {
 
-// Bytes of the structures, for Python to compare with its own: a launch, a pointer.
+// Sizes in bytes of a launch and of a pointer, which Python compares with its own.
 SPLAT_EXPORT void splat_ssim_cuda_recording_layout(int* bytes) {
   bytes[0] = sizeof(RecordedLaunch);
   bytes[1] = sizeof(RecordedPointer);
 }
 
-// Starts `count` launches with the tensors at `slots`. Returns the status of the first that fails, with its place in
-// the bits above the lowest 24.
+// Starts `count` launches with the tensors at `slots`. Returns the status of the first launch that fails, with its
+// index in the bits above the lowest 24.
 SPLAT_EXPORT int splat_ssim_cuda_replay(const void* module, void* stream, const RecordedLaunch* launches, int count,
                                         char* const* slots) {
   alignas(16) char argument[kMaxArgument];

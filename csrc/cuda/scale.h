@@ -1,8 +1,8 @@
-// Multiplies a gradient by the upstream value of its loss where backward starts from something else than the loss.
+// Multiplies a gradient by the upstream gradient of its loss, for a backward pass that does not start at the loss.
 //
-// `blocks` blocks of 256 threads a group, each walking over every `blocks`-th run of 1,024 elements. The upstream value is
-// read here, so that the host need not wait for it: where it is 1, the common case, nothing else is read or written.
-// Otherwise 8 bytes an element.
+// A group has `blocks` blocks of 256 threads. Each block processes every `blocks`-th run of 1,024 elements. The kernel
+// reads the upstream gradient itself, so that the host need not wait for it. If it is 1, the common case, nothing else
+// is read or written. Otherwise 8 bytes an element are read and written.
 #pragma once
 #include "device.h"
 

@@ -1,12 +1,12 @@
 // SSIM of images in two kernels that march down the rows: forward (sums, map, or the adjoint maps), then backward.
 //
-// A block of 128 threads owns a strip of 128·kColumns output columns and walks down `segment` rows of it. Each row it
-// needs is loaded once, as shifted s = x + y and d = x - y, into one of two row buffers in shared memory; threads filter
-// the row for their own columns there and feed the result to the vertical filter in registers (filter.h). One barrier
-// a row: while a row is read from one buffer, the next one is written to the other. The next row's loads are under way
-// meanwhile. A segment starts kTaps - 1 rows early to fill the filter.
+// A block of 128 threads owns a strip of 128·kColumns output columns and walks down `segment` rows of it. It loads each
+// row once, as shifted s = x + y and d = x - y, into one of two row buffers in shared memory. There each thread filters
+// the row for its own columns and feeds the result to the vertical filter in registers (filter.h). One barrier a row
+// suffices: while a row is read from one buffer, the next one is written to the other. The loads of the next row are
+// issued before the barrier. A segment starts kTaps - 1 rows early to fill the filter.
 //
-// Bytes an element, float32: forward reads 8, writes 12 with adjoint maps; backward reads 20, writes 4.
+// Bytes an element, float32: forward reads 8 and writes 16 with adjoint maps; backward reads 24 and writes 4.
 #pragma once
 #include "filter.h"
 #include "pointwise.h"
@@ -16,10 +16,14 @@
 
 namespace {
 
-// What a forward kernel makes. kValue (sums) and, of volumes, kPartials (three adjoint maps), kWeighted (the same,
-// every voxel with a weight) and kPlain (one of the three, decided at run time: narrow windows have the registers) are
-// for plain float32 images; kAny takes every type and layout and decides at run time between sums, map and the four
-// adjoint maps that gradients of both images need.
+// What a forward kernel makes. All kinds but kAny are for plain float32 images, and kPartials, kWeighted and kPlain
+// exist for volumes only.
+//     kValue     the sums of 1 - S and |x - y|
+//     kPartials  the sum of 1 - S and three adjoint maps
+//     kWeighted  the same, where every voxel has a weight
+//     kPlain     one of these three, decided at run time; narrow windows have the registers for that
+//     kAny       any type and layout; decides at run time between sums, map and the four adjoint maps that the
+//                gradients of both images need
 enum Forward { kValue, kPartials, kWeighted, kPlain, kAny };
 
 constexpr int kThreads2d = 128;
@@ -48,15 +52,16 @@ SPLAT_DEVICE float* block_sum_place(const SsimProblem& a, int kind) {
   return a.block_sums + kind * blocks + block_index();
 }
 
-// Derivatives of the loss by the four moments of one voxel whose upstream gradients are v (of 1 - S) and c (of 1 - CS).
+// Derivatives of the loss with respect to the four moments of one voxel. The upstream gradients are v for its 1 - S and
+// c for its 1 - CS.
 SPLAT_DEVICE void any_derivatives(const Similarity& r, const Real (&moment)[4], Real v, Real c, Real (&by)[4]) {
   const Real t = multiply_add(v, 1.f - r.a, c) * r.inverse_b;
   derivatives<false>(r, moment, t, v * multiply_add(-r.dcs, r.inverse_a, r.inverse_a), by);
 }
 
-// One voxel of the kAny kernels: (z, y, x) of the map, `place` its index in an adjoint map.
+// Processes voxels in the kAny kernels: voxel (z, y, x) of the map, which has index `place` in an adjoint map.
 struct AnyVoxel {
-  Real dssim = 0.f, contrast = 0.f;  // running sums; with `similarities` of S and CS
+  Real dssim = 0.f, contrast = 0.f;  // running sums of 1 - S, or with `similarities` of S and CS
 
   SPLAT_DEVICE void add(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, int batch, int channel,
                         int z, int y, int x, Int64 place) {
@@ -95,22 +100,22 @@ struct AnyVoxel {
   }
 };
 
-// The sizes a window decides.
+// The sizes that depend on the window.
 template <int kTaps, int kColumns>
 struct Strip {
   static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
-  static constexpr int kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;  // columns made and loaded
+  static constexpr int kWidth = kThreads2d * kColumns, kRow = kWidth + kHalo;  // columns that are made and loaded
 };
 
-// Both images, row by row on their way to shared memory: the columns a thread loads, fetched a row ahead.
+// Loads both images row by row into shared memory: the columns of one thread, fetched one row ahead.
 template <int kTaps, int kColumns, bool kPlain>
 struct ImageRows {
   using S = Strip<kTaps, kColumns>;
   Cursor<kPlain> x, y;
-  int loaded_rows[kColumns + 1];  // as many as the image has where the thread loads the column, else none
+  int loaded_rows[kColumns + 1];  // the image's height if the thread loads the column, else 0
   Real next_x[kColumns + 1], next_y[kColumns + 1];
 
-  // From row load_y on.
+  // Begins at row load_y.
   SPLAT_DEVICE ImageRows(const SsimProblem& a, const Block2d& b, int load_x, int load_y)
       : x(start(a.image[0], b, load_x, load_y)), y(start(a.image[1], b, load_x, load_y)) {
     const int t = thread_index();
@@ -126,7 +131,7 @@ struct ImageRows {
     return Cursor<kPlain>(image, at + load_x * image.stride[4], image.stride[3]);
   }
 
-  // `row` is the next one, counted in the image.
+  // Fetches the next row, which is `row` of the image.
   SPLAT_DEVICE void fetch(const SsimProblem& a, int row) {
     bool wanted[kColumns + 1];
 #pragma unroll
@@ -170,7 +175,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
   }
   Int64 place = (b.plane * a.map_size[1] + b.y0) * a.map_size[2] + b.x0 + first;
   int buffer = 0;
-  // Filters the fetched row and fetches `next`.
+  // Filters the fetched row and fetches row `next`.
   auto step = [&](int next, bool emits, bool counts) {
     images.put(rows + buffer, shift);
     images.fetch(a, next);
@@ -212,7 +217,7 @@ SPLAT_DEVICE void forward2d(const SsimProblem& a) {
 
 constexpr int kAdjointMaps = 4;
 
-// The adjoint maps, row by row on their way to shared memory: the columns a thread loads, fetched a row ahead.
+// Loads the adjoint maps row by row into shared memory: the columns of one thread, fetched one row ahead.
 template <int kTaps, int kColumns>
 struct AdjointRows {
   using S = Strip<kTaps, kColumns>;
@@ -258,7 +263,7 @@ struct AdjointRows {
   }
 };
 
-// A thread's own columns of the row the next output belongs to: of both images, both gradients and the weight.
+// A thread's own columns in the row of the next output, of both images, both gradients and the weight.
 template <int kColumns>
 struct OwnColumns {
   Int64 at_x, at_y, at_1, at_2, at_weight;
@@ -274,7 +279,7 @@ struct OwnColumns {
     at_weight = start(a.l1_weight);
   }
 
-  // s, shifted, and d, not shifted; 0 outside the images and where the row is not `wanted`.
+  // Reads s, shifted, and d, not shifted. They are 0 outside the images and if the row is not `wanted`.
   SPLAT_DEVICE void read(const SsimProblem& a, const Shift& shift, bool wanted, Real (&s)[kColumns],
                          Real (&d)[kColumns]) const {
 #pragma unroll
@@ -289,7 +294,7 @@ struct OwnColumns {
     }
   }
 
-  // The gradients from the filtered adjoint maps f; adds |d| to l1.
+  // Stores the gradients from the filtered adjoint maps f, and adds |d| to l1.
   SPLAT_DEVICE void store(const SsimProblem& a, const Shift& shift, const Real (&s)[kColumns],
                           const Real (&d)[kColumns], const Real (&f)[kColumns][kAdjointMaps], Real& l1) const {
 #pragma unroll
@@ -314,10 +319,10 @@ struct OwnColumns {
   }
 };
 
-// Gradients from the adjoint maps: filters them like the forward kernel filters images, then
+// Gradients from the adjoint maps. It filters the maps like the forward kernel filters images, then computes
 //     dL/dx = F[E_s] + F[E_d] + 2 s F[E_s²] + 2 d F[E_d²] + l1_scale·sign(d),   dL/dy = F[E_s] - F[E_d] + ... - ...
-// where F is the filter, whose adjoint with zeros outside the map is itself. Of any type and layout; makes whichever of
-// the two are wanted.
+// where F is the filter. With zeros outside the map, F is its own adjoint. Takes any type and layout, and makes one
+// gradient or both.
 template <int kTaps, int kColumns>
 SPLAT_DEVICE void backward2d(const SsimProblem& a) {
   using S = Strip<kTaps, kColumns>;

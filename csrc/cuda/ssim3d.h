@@ -1,12 +1,14 @@
-// SSIM of volumes in two kernels that march through the slices: forward (sums, map, or the adjoint maps), then backward.
+// SSIM of volumes in two kernels that march through the slices: forward (sums, map, or adjoint maps), then backward.
 //
-// A block of 256 threads owns a tile of 32 columns and kTileRows rows and walks through `segment` slices. A slice with
-// its halo is loaded once, as shifted s = x + y and d = x - y, into shared memory, filtered there along the width by
-// all threads (four neighbouring outputs each), then along the height by each thread for its own kOutputs voxels, whose
-// vertical filter (filter.h) runs along the slices in registers. Two barriers a slice. The next slice's loads are under
-// way meanwhile. A segment starts kTaps - 1 slices early to fill the filter.
+// A block of 256 threads owns a tile of 32 columns and Tile::kRows rows and walks through `segment` slices. It loads
+// each slice with its halo once, as shifted s = x + y and d = x - y, into shared memory. There all threads filter the
+// slice along the width (four adjacent outputs each). Then each thread filters along the height for its own kOutputs
+// voxels and feeds the result to the filter along the slices in registers (filter.h). There are two barriers a slice.
+// The loads of the next slice are issued before the first one. A segment starts kTaps - 1 slices early to fill the
+// filter.
 //
-// Bytes a voxel, float32: forward reads 8 and the halo, writes 12 with adjoint maps; backward reads 20, writes 4.
+// Bytes a voxel, float32, of the kernels for plain images: forward reads 8 and the halo and writes 12 with adjoint
+// maps; backward reads 20 and writes 4. The kernels for any tensor have one adjoint map more.
 #pragma once
 #include "ssim2d.h"
 
@@ -14,14 +16,15 @@ namespace {
 
 constexpr int kThreads3d = 256, kTileColumns = 32, kGroup = 4, kGroups = kTileColumns / kGroup;
 
-// The sizes a window decides.
+// The sizes that depend on the window.
 template <int kTaps>
 struct Tile {
   static constexpr int kHalo = kTaps - 1, kRadius = kTaps / 2;
   static constexpr int kOutputs = kTaps <= 11 ? 2 : 1;  // voxels a thread, one above the other
   static constexpr int kRows = kThreads3d / kTileColumns * kOutputs;
   static constexpr int kLoadedRows = kRows + kHalo, kLoadedColumns = kTileColumns + kHalo;
-  // Distances between rows that keep vector loads aligned and spread over the banks: an odd number of vectors of four.
+  // Distances between rows. They are an odd number of vectors of four, which keeps vector loads aligned and spreads
+  // them over the banks.
   static constexpr int kPairPitch = (kLoadedColumns / 2 | 1) * 2, kMapPitch = ((kLoadedColumns + 3) / 4 | 1) * 4;
   static constexpr int kQuadPitch = kTileColumns + 1;
   static constexpr int kFilteredPitch = kTileColumns + 4;
@@ -47,7 +50,8 @@ SPLAT_DEVICE Block3d block3d(const SsimProblem& a) {
   return b;
 }
 
-// Indices of a slice: the launcher sends slices of 2^31 voxels and more to the kernels for any tensor.
+// The type of an index in a slice. An int suffices for plain images, because the launcher sends slices of 2^31 voxels
+// and more to the kernels for any tensor.
 template <bool kPlain>
 struct SliceIndex {
   typedef Int64 Type;
@@ -57,13 +61,13 @@ struct SliceIndex<true> {
   typedef int Type;
 };
 
-// The elements of one slice a thread loads, a fixed set for the whole walk: `where` is the element's index in the
-// slice for plain images, (row << 8 | column) of the halo tile otherwise, and -1 outside the image.
+// The elements of a slice that one thread loads, the same for the whole walk. `where` is the element's index in the
+// slice for plain images, and (row << 8 | column) in the halo tile otherwise. It is -1 outside the image.
 template <bool kPlain, int kCount, class Index = int>
 struct SliceLoads {
   Index where[kCount];
 
-  // Where kSpares, so many rows and columns at every edge of the tile are not read.
+  // With kSpares, `spare_rows` rows and `spare_columns` columns at every edge of the tile are not read.
   template <int kLoadedRows, int kPitch, int kLoadedColumns, bool kSpares>
   SPLAT_DEVICE void aim(int first_y, int first_x, int height, int width, Int64 row_stride, int spare_rows,
                         int spare_columns) {
@@ -80,7 +84,7 @@ struct SliceLoads {
     }
   }
 
-  // Plain: from the slice's first element, where the slice is inside the volume; else zeros.
+  // For plain images. `slice` is the slice's first element. The values are 0 if the slice is not `inside` the volume.
   SPLAT_DEVICE void read(const float* slice, bool inside, Real (&values)[kCount]) const {
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
@@ -89,7 +93,7 @@ struct SliceLoads {
     }
   }
 
-  // Any tensor: from the corner of the halo tile.
+  // For any tensor. `corner` is the offset of the halo tile's first element.
   SPLAT_DEVICE void read(const SsimTensor& tensor, Int64 corner, bool inside, Real (&values)[kCount]) const {
     Int64 offset[kCount];
     bool wanted[kCount];
@@ -102,7 +106,8 @@ struct SliceLoads {
   }
 };
 
-// How far the window reaches along the slices, and by how much less than the tile's halo in the plane.
+// The window's radius along the slices, and the rows and columns at each edge of the tile's halo that it does not
+// reach.
 template <int kTaps, bool kAxes>
 struct Reach {
   int slices, spare_rows, spare_columns;
@@ -112,14 +117,14 @@ struct Reach {
         spare_columns(kAxes ? kTaps / 2 - a.radius[2] : 0) {}
 };
 
-// Along the slices: see filter.h.
+// One step of the filter along the slices, see filter.h.
 template <bool kAxes, int kState>
 SPLAT_DEVICE Real slice_step(const SsimProblem& a, Real (&state)[kState], Real v) {
   if constexpr (kAxes) return axis_filter_step(a, state, v);
   return filter_step(state, v, a.taps);
 }
 
-// Along the width: rows of (s, d) to rows of four moments.
+// Filters along the width: rows of (s, d) become rows of four moments.
 template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice, Quad* filtered) {
   using T = Tile<kTaps>;
@@ -139,7 +144,7 @@ SPLAT_DEVICE void filter_rows_of_moments(const SsimProblem& a, const Pair* slice
   }
 }
 
-// Along the height: the four moments of a thread's own outputs, one above the other.
+// Filters along the height: the four moments of a thread's own outputs, which lie one above the other.
 template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* filtered,
                                             Real (&moment)[Tile<kTaps>::kOutputs][4]) {
@@ -176,7 +181,7 @@ SPLAT_DEVICE void filter_columns_of_moments(const SsimProblem& a, const Quad* fi
   }
 }
 
-// Both images, slice by slice on their way to shared memory: the elements a thread loads, fetched a slice ahead.
+// Loads both images slice by slice into shared memory: the elements of one thread, fetched one slice ahead.
 template <int kTaps, bool kPlain, bool kAxes>
 struct ImageSlices {
   using T = Tile<kTaps>;
@@ -205,7 +210,7 @@ struct ImageSlices {
     }
   }
 
-  // Slice z of the map, the next one.
+  // Fetches the next slice, which is slice z of the map.
   SPLAT_DEVICE void fetch(const SsimProblem& a, int z) {
     const bool inside = static_cast<unsigned>(z + a.lead[0]) < static_cast<unsigned>(a.size[2]);
     if constexpr (kPlain) {
@@ -232,8 +237,8 @@ struct ImageSlices {
   }
 };
 
-// What the kernels for plain images make of one voxel, `at` its index in an adjoint map: its share of the sum of 1 - S,
-// and the three adjoint maps unless only the `value` is wanted.
+// Processes one voxel in the kernels for plain images: adds its 1 - S to dssim and stores its values of the three
+// adjoint maps, unless only the `value` is wanted. `at` is the voxel's index in an adjoint map.
 SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4], const Shift& shift, Int64 at,
                                   bool value, bool weighted, Real& dssim) {
   const Similarity r = similarity(a, moment, shift);
@@ -256,7 +261,7 @@ SPLAT_DEVICE void add_plain_voxel(const SsimProblem& a, const Real (&moment)[4],
   store_global(here + 2 * a.partial_stride, by[3] * v);
 }
 
-// With kAxes, for any window of at most kTaps along each axis.
+// With kAxes, the window may be any that has at most kTaps along each axis.
 template <int kTaps, Forward kMode, bool kAxes = false>
 SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   using T = Tile<kTaps>;
@@ -280,7 +285,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
     clear(state[j]);
     stores[j] = b.y0 + row0 + j < a.map_size[1] && b.x0 + lane < a.map_size[2];
   }
-  // Of the thread's first output in an adjoint map.
+  // Index of the thread's first output in an adjoint map.
   Int64 place =
       (b.plane * a.map_size[0] + b.z0) * a.map_slice + static_cast<Int64>(b.y0 + row0) * a.map_size[2] + b.x0 + lane;
   auto step = [&](int z, bool emits) {
@@ -324,7 +329,7 @@ SPLAT_DEVICE void forward3d(const SsimProblem& a) {
   if (value) block_sum<kThreads3d>(l1, block_sum_place(a, kSumL1));
 }
 
-// Along the width, one adjoint map.
+// Filters one adjoint map along the width: kGroup adjacent outputs of a row.
 template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_map(const SsimProblem& a, const Real* slice, Real* filtered, int row, int group) {
   using T = Tile<kTaps>;
@@ -351,7 +356,7 @@ SPLAT_DEVICE void filter_rows_of_map(const SsimProblem& a, const Real* slice, Re
                Quad{sums[0], sums[1], sums[2], sums[3]});
 }
 
-// Along the height, one adjoint map: a thread's own outputs.
+// Filters one adjoint map along the height: a thread's own outputs.
 template <int kTaps, bool kAxes>
 SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filtered,
                                         Real (&sums)[Tile<kTaps>::kOutputs]) {
@@ -374,8 +379,8 @@ SPLAT_DEVICE void filter_columns_of_map(const SsimProblem& a, const Real* filter
   }
 }
 
-// The adjoint maps, three for plain images and else four, slice by slice on their way to shared memory: the elements a
-// thread loads, fetched a slice ahead.
+// Loads the adjoint maps (three for plain images, else four) slice by slice into shared memory: the elements of one
+// thread, fetched one slice ahead.
 template <int kTaps, bool kPlain, bool kAxes>
 struct AdjointSlices {
   using T = Tile<kTaps>;
@@ -391,7 +396,7 @@ struct AdjointSlices {
     loads.template aim<T::kLoadedRows, T::kMapPitch, T::kLoadedColumns, kAxes>(
         b.y0 - T::kRadius - a.lead[1], b.x0 - T::kRadius - a.lead[2], a.map_size[1], a.map_size[2], a.map_size[2],
         reach.spare_rows, reach.spare_columns);
-    // The same as a.map_slice, but with that ptxas 13.0 runs out of registers and spills.
+    // This equals a.map_slice. If that is used instead, ptxas 13.0 runs out of registers and spills.
     slice_voxels = static_cast<Int64>(a.map_size[1]) * a.map_size[2];
     const int load_z = b.z0 - reach.slices - a.lead[0];
 #pragma unroll
@@ -421,8 +426,8 @@ struct AdjointSlices {
   }
 };
 
-// A thread's own voxels, one above the other, of the slice the next output belongs to: of both images, both gradients
-// and the weight.
+// A thread's own voxels, one above the other, in the slice of the next output, of both images, both gradients and the
+// weight.
 template <int kTaps, bool kPlain>
 struct OwnVoxels {
   static constexpr int kOutputs = Tile<kTaps>::kOutputs, kMaps = kPlain ? 3 : 4;
@@ -445,7 +450,7 @@ struct OwnVoxels {
     return kPlain ? load_global(static_cast<const float*>(image.data) + at) : load_element(image, at);
   }
 
-  // s, shifted, and d, not shifted; 0 outside the images and where the slice is not `wanted`.
+  // Reads s, shifted, and d, not shifted. They are 0 outside the images and if the slice is not `wanted`.
   SPLAT_DEVICE void read(const SsimProblem& a, const Shift& shift, bool wanted, Real (&s)[kOutputs],
                          Real (&d)[kOutputs]) const {
 #pragma unroll
@@ -459,7 +464,7 @@ struct OwnVoxels {
     }
   }
 
-  // The gradients of voxel j from its filtered adjoint maps f; adds |d| to l1.
+  // Stores the gradients of voxel j from its filtered adjoint maps f, and adds |d| to l1.
   SPLAT_DEVICE void store(const SsimProblem& a, const Shift& shift, int j, Real s, Real d, const Real (&f)[kMaps],
                           Real& l1) const {
     Real share = 1.f;
@@ -488,7 +493,7 @@ struct OwnVoxels {
   }
 };
 
-// Along the width, all adjoint maps: the threads share the rows and groups of columns.
+// Filters all adjoint maps along the width. The threads divide the rows and groups of columns among themselves.
 template <int kTaps, int kMaps, bool kAxes>
 SPLAT_DEVICE void filter_rows_of_maps(const SsimProblem& a, const Real* slice, Real* filtered) {
   using T = Tile<kTaps>;
@@ -506,7 +511,7 @@ SPLAT_DEVICE void filter_rows_of_maps(const SsimProblem& a, const Real* slice, R
   }
 }
 
-// Gradients from the adjoint maps, as backward2d.
+// Gradients from the adjoint maps, as in backward2d.
 template <int kTaps, bool kPlain, bool kAxes = false>
 SPLAT_DEVICE void backward3d(const SsimProblem& a) {
   using T = Tile<kTaps>;

@@ -4,7 +4,7 @@
 
 namespace {
 
-// A byte as itself times top / 255, rounded once: images made by that division are equal to the last bit.
+// byte · top / 255, rounded once. So a byte equals, to the last bit, an image that was made by that division.
 SPLAT_DEVICE Real fraction(unsigned byte, float top) {
   const Real product = Real(static_cast<float>(byte)) * top, quotient = product * (1.f / 255);
   return multiply_add(multiply_add(-quotient, 255.f, product), 1.f / 255, quotient);
@@ -31,7 +31,7 @@ SPLAT_DEVICE Real load_element(const SsimTensor& tensor, Int64 offset) {
   }
 }
 
-// values[k] = the element at offset[k] where wanted[k] is set, else 0. Switches once, so that the loads leave together.
+// values[k] = the element at offset[k] if wanted[k] is set, else 0.
 template <int kType, int kCount>
 SPLAT_DEVICE void load_elements_as(const SsimTensor& tensor, const Int64 (&offset)[kCount],
                                    const bool (&wanted)[kCount], Real (&values)[kCount]) {
@@ -39,6 +39,7 @@ SPLAT_DEVICE void load_elements_as(const SsimTensor& tensor, const Int64 (&offse
   for (int k = 0; k < kCount; ++k) values[k] = wanted[k] ? load_as<kType>(tensor, offset[k]) : Real(0.f);
 }
 
+// The same for a type known at run time. It branches once for all elements, so that their loads are issued together.
 template <int kCount>
 SPLAT_DEVICE void load_elements(const SsimTensor& tensor, const Int64 (&offset)[kCount], const bool (&wanted)[kCount],
                                 Real (&values)[kCount]) {
@@ -69,8 +70,9 @@ SPLAT_DEVICE Int64 plane_offset(const SsimTensor& tensor, int batch, int channel
   return batch * tensor.stride[0] + channel * tensor.stride[1];
 }
 
-// A place in a tensor that walks along the marching axis. read() fetches values[k] = the element k·spacing columns to
-// the right where wanted[k] is set, else 0. The plain kind is a bare pointer: float32, width stride 1.
+// A position in a tensor that moves along the marching axis. read() sets values[k] to the element k·spacing columns to
+// the right if wanted[k] is set, else to 0. The plain kind is a bare pointer: float32, width stride 1. It leaves
+// values[k] unchanged if wanted[k] is not set, so its callers fill in zeros first.
 template <bool kPlain>
 struct Cursor {
   static constexpr bool kComposites = false;
@@ -89,7 +91,7 @@ struct Cursor {
   }
 };
 
-// How a pixel of RGBA becomes a colour: its alpha is `alpha` bytes after the channel, and what is behind it.
+// Composites a channel of an RGBA pixel over `background`. The pixel's alpha lies `alpha` bytes after the channel.
 struct Over {
   Int64 alpha;
   Real background;
@@ -103,7 +105,7 @@ struct Over {
   }
 };
 
-// The cursor of an image that is composited.
+// The cursor of an RGBA image, which it composites over the background.
 struct RgbaCursor : Cursor<false> {
   static constexpr bool kComposites = true;
   Over over;
@@ -124,7 +126,7 @@ template <>
 struct Cursor<true> {
   static constexpr bool kComposites = false;
   const float* here;
-  int step;  // the launcher makes sure that it fits: one instruction a row less
+  int step;  // saves one instruction a row; the launcher checks that the stride fits
 
   SPLAT_DEVICE Cursor(const SsimTensor& tensor, Int64 offset, Int64 step_)
       : here(static_cast<const float*>(tensor.data) + offset), step(static_cast<int>(step_)) {}

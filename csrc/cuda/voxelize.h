@@ -1,9 +1,10 @@
-// The voxeliser on a GPU: volumes from 3D Gaussians, and the gradients. No atomics, every sum in a fixed order: results
-// repeat bit by bit, and a voxel has the same bits in every crop that holds it.
+// The voxeliser on a GPU: volumes from 3D Gaussians, and the gradients. There are no atomics, and every sum has a fixed
+// order. So results repeat bit by bit, and a voxel has the same bits in every crop that contains it.
 //
-// Forward, one block a brick of 8x8x8 voxels: adds the Gaussians that touch the brick in their order. Torch sorts the
-// pairs of brick and Gaussian in between (stable, so that order is kept). Backward, one warp a Gaussian: every lane
-// sums over columns of its box, then the lanes' sums are added pairwise.
+// Forward has one block for each brick of 8x8x8 voxels. The block adds the Gaussians that touch the brick, in their
+// order. Torch sorts the pairs of brick and Gaussian beforehand, with a stable sort that keeps this order. Backward has
+// one warp for each Gaussian. Every lane sums over columns of the Gaussian's box, then the lanes' sums are added
+// pairwise.
 #pragma once
 #include "../gaussian.h"
 #include "device.h"
@@ -51,7 +52,7 @@ SPLAT_DEVICE void make_frame(const VoxelProblem& a, Int64 i, VoxelFrame& frame) 
 
 SPLAT_DEVICE double dot3(const double (&u)[3], const double (&v)[3]) { return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]; }
 
-// v without its part along the unit vector u; returns that part's length.
+// Removes from v its part along the unit vector u. Returns the signed length of that part.
 SPLAT_DEVICE double take_out(const double (&u)[3], double (&v)[3]) {
   const double along = dot3(u, v);
 #pragma unroll
@@ -59,7 +60,7 @@ SPLAT_DEVICE double take_out(const double (&u)[3], double (&v)[3]) {
   return along;
 }
 
-// v becomes a unit vector; returns its length.
+// Makes v a unit vector. Returns its former length.
 SPLAT_DEVICE double normalise(double (&v)[3]) {
   const double length = sqrt(dot3(v, v));
 #pragma unroll
@@ -67,8 +68,8 @@ SPLAT_DEVICE double normalise(double (&v)[3]) {
   return length;
 }
 
-// The factor of the exponent: q = |W d|^2 with whitening W, whose columns are made orthogonal in the order z, y, x.
-// False where a column vanishes or is not finite.
+// Factorises the exponent q = |W d|^2 by making the columns of the whitening matrix W orthogonal in the order z, y, x.
+// Returns false if column z or y vanishes, or if a factor is not finite or too large.
 SPLAT_DEVICE bool factorise(const VoxelFrame& frame, double (&factor)[6]) {
   double column[3][3];
 #pragma unroll
@@ -88,7 +89,8 @@ SPLAT_DEVICE bool factorise(const VoxelFrame& frame, double (&factor)[6]) {
   return finite;
 }
 
-// Position and bounding box in the crop along axis k; false where the Gaussian does not touch it (or is not finite).
+// Sets the position and the bounding box in the crop along axis k. Returns false if the Gaussian does not touch the
+// crop or is not finite.
 SPLAT_DEVICE bool place(const VoxelProblem& a, const VoxelFrame& frame, Int64 i, int k, VoxelRecord& record) {
   double at = 0., variance = 0.;
 #pragma unroll
@@ -100,7 +102,7 @@ SPLAT_DEVICE bool place(const VoxelProblem& a, const VoxelFrame& frame, Int64 i,
     variance += reach * reach;
   }
   const double extent = 3. * sqrt(variance);
-  // A little wider than exact: the test on q decides, rounding here must not.
+  // A little wider than exact: the test on q must decide, not rounding here.
   const double low = ceil(at - extent - 1e-5), high = floor(at + extent + 1e-5), nearest = floor(at + 0.5);
   const int first = a.start[k], last = a.start[k] + a.size[k] - 1;
   // Written so that NaN fails.
@@ -164,7 +166,7 @@ SPLAT_DEVICE void voxel_pairs(const VoxelProblem& a) {
 
 // ---- forward
 
-// A Gaussian in shared memory, of which a block holds 128 at a time (8 KiB).
+// A Gaussian in shared memory. A block holds 128 of them at a time (8 KiB).
 struct Staged {
   Quad place;   // center counted from the brick's corner, offset along x
   Quad middle;  // offset along y and z, factors a and b
@@ -217,7 +219,8 @@ SPLAT_DEVICE void add_gaussian(const Staged* staged, Real x, Real y, Real z, Rea
   }
 }
 
-// Synchronises after a batch is staged and before the next one overwrites it. kGroup channels a walk over the list.
+// Renders a brick, with one walk over its list for every kGroup channels. Synchronises after a batch is staged and
+// before the next one overwrites it.
 template <int kGroup>
 SPLAT_DEVICE void voxel_render(const VoxelProblem& a) {
   SPLAT_SHARED(Staged, staged, kVoxelThreads);
@@ -264,12 +267,12 @@ SPLAT_DEVICE void voxel_render(const VoxelProblem& a) {
 
 // ---- backward
 
-// The sums of w, w dz and w dz^2 of a column, w = g sum_c values_c dL/dV_c; of g dL/dV_c where there are more channels.
+// The sums of w, w dz and w dz^2 over a column, with w = g sum_c values_c dL/dV_c.
 struct Column {
   Real w, z, zz;
 };
 
-// A lane's Gaussian with what a column needs of it.
+// The Gaussian of a lane: its record in registers.
 struct Lane {
   int center[3], low[3], high[3];
   Real offset[3], factor[6];
@@ -288,7 +291,8 @@ struct Lane {
   SPLAT_DEVICE Real distance(int k, int at) const { return Real(static_cast<float>(at - center[k])) - offset[k]; }
 };
 
-// Walks the column of voxels at (x, y), from the lowest to the highest. With one channel its value is left out of w.
+// Walks the column of voxels at (x, y), from the lowest to the highest. If kGroup is 1, the value is left out of w.
+// Otherwise by_value also receives the sums of g dL/dV_c.
 template <int kGroup>
 SPLAT_DEVICE Column walk_column(const VoxelProblem& a, const Lane& lane, Real dx, Real dy, int x, int y, int channel,
                                 const Real (&values)[kGroup], Real (&by_value)[kGroup]) {
@@ -335,7 +339,8 @@ SPLAT_DEVICE void add_column(const Column& column, Real dx, Real dy, Real (&mome
   moments[9] = moments[9] + column.w;
 }
 
-// One warp a Gaussian; lanes are 8 columns along x by 4 along y. No shared memory, no barrier.
+// One warp processes one Gaussian. Its lanes are 8 columns along x by 4 along y. There is no shared memory and no
+// barrier.
 template <int kGroup>
 SPLAT_DEVICE void voxel_gather(const VoxelProblem& a) {
   const int index = thread_index() % 32;
@@ -375,7 +380,8 @@ SPLAT_DEVICE void voxel_gather(const VoxelProblem& a) {
   }
 }
 
-// From the sums S1 of w d and S2 of w d d' in index space to the parameters: with P the precision, F = to_world' R,
+// Computes the gradients of the parameters from the sums S1 of w d and S2 of w d d' in index space. With P the
+// precision and F = to_world' R,
 //   dL/dmean = to_index' P S1,  G = dL/dP = -S2/2,  dL/ds_c = -2 F_c' G F_c / s_c^3,  dL/dF_c = 2 G F_c / s_c^2.
 SPLAT_DEVICE void voxel_chain(const VoxelProblem& a) {
   const Int64 i = static_cast<Int64>(block_index()) * kVoxelThreads + thread_index();
@@ -385,7 +391,7 @@ SPLAT_DEVICE void voxel_chain(const VoxelProblem& a) {
   double S[kMoments];
 #pragma unroll
   for (int k = 0; k < kMoments; ++k) S[k] = static_cast<double>(load_global(a.sums + i * kMoments + k));
-  // A Gaussian that touched nothing may have a frame that is not finite: its gradient is zero all the same.
+  // A Gaussian that touched nothing may have a frame that is not finite. Its gradient is zero nevertheless.
   const bool touches = load_global(&a.records[i].low[0]) <= load_global(&a.records[i].high[0]);
   const double second[9] = {S[3], S[4], S[5], S[4], S[6], S[7], S[5], S[7], S[8]};
   double by_index[3] = {0., 0., 0.}, dR[9];

@@ -1,8 +1,9 @@
-// Counts what the kernels do: floating-point operations, global bytes, shared-memory wavefronts. For
-// scripts/cuda_counts.py; included by emulation.h where SPLAT_COUNT is defined.
+// Counts the floating-point operations, global bytes and shared-memory wavefronts of the kernels, for
+// scripts/cuda_counts.py. emulation.h includes this file if SPLAT_COUNT is defined.
 //
-// A wavefront is what shared memory serves at once: 32 banks of one word each. The lanes' accesses of one instruction
-// are told by warp, barriers passed, source line and how often the thread has been there since the barrier.
+// A wavefront is what shared memory serves at once: 32 banks of one word each. Accesses of different lanes count as one
+// instruction if they have the same warp, number of barriers passed, source line, and number of visits to that line
+// since the barrier.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -19,7 +20,7 @@ namespace emulation {
 struct Counts {
   double fused = 0, added = 0, multiplied = 0, reciprocals = 0;  // by all threads
   double bytes_read = 0, bytes_written = 0;
-  double shared_words = 0, wavefronts = 0;  // words as requested, of all lanes
+  double shared_words = 0, wavefronts = 0;  // words that all lanes request
 };
 
 struct Access {
@@ -38,7 +39,8 @@ struct Counter {
 
 inline Counter counter;
 
-// Distinct words of one bank need a wavefront each; 8-byte accesses are served by half warps, 16-byte by quarters.
+// Distinct words of one bank need a wavefront each. Accesses of 8 bytes are served half a warp at a time, those of 16
+// bytes a quarter at a time.
 inline int wavefronts_of(const std::array<Access, 32>& lanes) {
   int bytes = 4, total = 0;
   for (const Access& lane : lanes) bytes = std::max(bytes, lane.bytes);
@@ -92,7 +94,7 @@ inline void count_global(int bytes, bool written) {
 
 }  // namespace emulation
 
-// float32 that counts its operations.
+// A float32 that counts its operations.
 struct Real {
   float value;
   Real() = default;

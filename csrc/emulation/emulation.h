@@ -1,4 +1,4 @@
-// The device side of the emulation: what ../cuda/device.h gives nvcc, for g++ and clang++.
+// The device side of the emulation: defines for g++ and clang++ what ../cuda/device.h defines for nvcc.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -6,7 +6,7 @@
 #include "fibers.h"
 
 #define SPLAT_DEVICE inline
-// The lambda's own static variable gives every declaration (and template instance) an address to be known by.
+// The lambda's static variable gives every declaration (and template instance) an address that identifies it.
 #define SPLAT_SHARED(Type, name, count)                    \
   Type* const name = static_cast<Type*>(emulation::shared( \
       [] {                                                 \

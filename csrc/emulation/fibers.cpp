@@ -53,7 +53,7 @@ struct Machine {
   char fault[200] = "";
   // Settings, see splat_emulation_configure.
   int order = kShuffled, skipped_site = -1, shrink = 0;
-  Int64 last_blocks = -1;  // how many blocks of a launch run, from its end; all where negative
+  Int64 last_blocks = -1;  // only the last `last_blocks` blocks of a launch run; all if negative
   std::mt19937 random{1};
 };
 
@@ -97,7 +97,8 @@ void release(int first, int last, Wait what) {
   }
 }
 
-// Lets the warp of thread `first` pass the shuffle at which all of it waits. False where it does not.
+// Lets the warp of thread `first` pass a shuffle, if all its threads that have not returned wait there. Returns whether
+// it did.
 bool release_warp(int first) {
   const int last = std::min(first + kWarp, machine.threads), waiting = count(first, last, Wait::kWarp);
   if (!waiting || waiting + count(first, last, Wait::kDone) < last - first) return false;
@@ -105,7 +106,8 @@ bool release_warp(int first) {
   return true;
 }
 
-// Lets whole warps and the whole block pass what they all wait for. False on a fault.
+// Lets each warp pass its shuffle, or else the whole block its barrier, if all threads wait there. Returns false on a
+// fault.
 bool release_all() {
   bool moved = false;
   for (int first = 0; first < machine.threads; first += kWarp) moved |= release_warp(first);
@@ -125,17 +127,18 @@ bool release_all() {
   return true;
 }
 
-// Puts the threads into the order of their next turn, where that changes: kWarps shuffles whole warps, and their lanes.
+// Shuffles the order of the threads' next turn if the setting asks for it. kWarps shuffles whole warps, and the lanes
+// in each.
 void shuffle(std::vector<int>& order) {
   if (machine.order < kShuffled) return;
   std::shuffle(order.begin(), order.end(), machine.random);
   if (machine.order == kShuffled) return;
-  std::vector<int> turn(machine.threads / kWarp);  // of each warp: the place of its first thread
+  std::vector<int> turn(machine.threads / kWarp);  // for each warp, the place of its first thread
   for (int i = machine.threads - 1; i >= 0; --i) turn[order[i] / kWarp] = i;
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return turn[a / kWarp] < turn[b / kWarp]; });
 }
 
-// Lets those of `count` threads that do not wait run until they do. False on a fault.
+// Runs each of the `count` threads that does not wait, until it waits. Returns false on a fault.
 bool resume_all(const int* threads, int count) {
   for (int i = 0; i < count; ++i) {
     if (machine.fibers[threads[i]].waiting == Wait::kNone) resume(threads[i]);
@@ -156,7 +159,7 @@ bool run_block(unsigned block) {
   }
   while (count(0, machine.threads, Wait::kDone) < machine.threads) {
     shuffle(order);
-    // Blocks are of whole warps.
+    // A block consists of whole warps.
     const int together = machine.order == kWarps ? kWarp : machine.threads;
     for (int first = 0; first < machine.threads; first += together) {
       do {
@@ -205,7 +208,7 @@ void* shared(const void* site, std::size_t bytes) {
 
 void exchange(void* value, std::size_t bytes, int from) {
   const int self = machine.current;
-  // Two sets of slots by turns: a fast thread may come to the next exchange before a slow one has read this one.
+  // Two sets of slots alternate, because a fast thread may reach the next exchange before a slow one has read this one.
   Int64* slots = machine.slots[machine.fibers[self].rounds++ & 1];
   std::memcpy(slots + self, value, bytes);
   wait(Wait::kWarp, 0);
@@ -232,9 +235,9 @@ bool run(Int64 blocks, int threads, void (*body)(const void*), const void* argum
 
 extern "C" {
 
-// order: 0 ascending, 1 descending, 2 shuffled from `seed`, 3 the same but each warp alone as far as it comes. Faults to
-// plant: barriers of source line `skipped_site` do nothing (-1: none), every shared array is declared `shrink` bytes too
-// short.
+// order: 0 ascending, 1 descending, 2 shuffled from `seed`, 3 the same, but each warp runs as far as it gets before the
+// next. Two faults can be planted: barriers in source line `skipped_site` do nothing (-1: no fault), and every shared
+// array is `shrink` bytes too short.
 SPLAT_EXPORT void splat_emulation_configure(int order, unsigned seed, int skipped_site, int shrink) {
   emulation::machine.order = order;
   emulation::machine.random.seed(seed);
@@ -242,9 +245,9 @@ SPLAT_EXPORT void splat_emulation_configure(int order, unsigned seed, int skippe
   emulation::machine.shrink = shrink;
 }
 
-// Of every launch only the last `blocks` blocks run (-1: all), to see the far end of images that are too large to walk.
+// Runs only the last `blocks` blocks of every launch (-1: all). Tests reach the far end of very large images this way.
 SPLAT_EXPORT void splat_emulation_only_last(Int64 blocks) { emulation::machine.last_blocks = blocks; }
 
-// What went wrong in the last launch; empty when nothing did.
+// Describes the fault of the last launch. Empty if there was none.
 SPLAT_EXPORT const char* splat_emulation_fault(void) { return emulation::machine.fault; }
 }

@@ -1,4 +1,4 @@
-// start() of the emulation, and the kernels themselves: ../cuda/kernels.cu as C++.
+// start() of the emulation, and the kernels: ../cuda/kernels.cu compiled as C++.
 
 #include "../cuda/kernels.cu"
 #include "../cuda/launch.h"

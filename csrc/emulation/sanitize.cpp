@@ -1,6 +1,7 @@
-// Runs every kernel once on images of awkward sizes under the sanitizers: no Python, so that every buffer is an exact
-// heap block AddressSanitizer fences. Built and started by tests/test_cuda_emulation.py; prints the number of launches.
-// With --overrun one launch is told of a tensor longer than it is, which must not go unseen.
+// Runs every kernel at least once under the sanitizers, on images of awkward sizes. It does without Python, so that
+// every buffer is a heap block of exact size, which AddressSanitizer fences. tests/test_cuda_emulation.py builds and
+// starts this program. It prints the number of launches. With --overrun, one launch is told that a tensor is longer
+// than it is, which the sanitizers must detect.
 
 #include <algorithm>
 #include <cstdio>
@@ -36,7 +37,7 @@ struct Size {
 
 Int64 voxels(const int (&size)[5]) { return 1ll * size[0] * size[1] * size[2] * size[3] * size[4]; }
 
-// A tensor of exactly the bytes its elements take, planar or with the channels last.
+// A tensor with exactly the bytes that its elements take, planar or with the channels last.
 struct Buffer {
   std::unique_ptr<unsigned char[]> bytes;
   SsimTensor tensor{};
@@ -128,7 +129,7 @@ void run(const Case& c) {
   }
 }
 
-// RGBA over a background for each image, and the means by the last block.
+// RGBA images, each over its own background. The last block reduces the means.
 void run_rgba(bool channels_last) {
   const int size[5] = {2, 3, 1, 19, 23}, rgba_size[5] = {2, 4, 1, 19, 23};
   SsimOptions o{{1.5, 1.5, 1.5}, 0.01, 0.03, 1., 0., 2, {11, 11, 11}, 0, 1, 0, 0, 2};
@@ -187,7 +188,7 @@ void run_padding(int reflect) {
   check(splat_ssim_cuda_reduce(nullptr, &r, nullptr), "reduce");
 }
 
-// `beyond`: how many elements too many the kernel is told of.
+// The kernel is told of `beyond` elements too many.
 void run_scaling(Int64 beyond) {
   std::vector<float> gradient(3 * 1501, 1.f), upstream{2.f, 1.f, 3.f};
   SsimScaling a{gradient.data(), upstream.data(), 1501 + beyond, 1, 3, 2};

@@ -175,7 +175,7 @@ _ready: dict[tuple[int, int], Kernels] = {}
 #: (device, unit) -> time of the next attempt to load its kernels, and the pause if that attempt fails too.
 _paused: dict[tuple[int, int], tuple[float, float]] = {}
 #: (device, cause) of every failure that a warning has told.
-_told: dict[tuple[int, str], bool] = {}
+_told: set[tuple[int, str]] = set()
 
 
 def kernels(index: int, unit: int) -> Kernels | None:
@@ -195,9 +195,9 @@ def kernels(index: int, unit: int) -> Kernels | None:
         return found
     except (RuntimeError, OSError) as error:
         _paused[index, unit] = (time.monotonic() + pause, 2 * pause)
-        if _told.get((index, str(error))):
+        if (index, str(error)) in _told:
             return None
-        _told[index, str(error)] = True
+        _told.add((index, str(error)))
         warnings.warn(
             f"splat_ssim has no CUDA kernels for {torch.cuda.get_device_name(index)}: every function gives the same "
             f"numbers through plain torch, more slowly. The cause: {error}",

@@ -319,7 +319,8 @@ def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
     if set(fields) - {"features"} != set(_COLUMNS) - {"features"} or type(count) is not int or count < 1:
         raise ValueError(f"{count} Gaussians of {', '.join(fields)}")
     for name, described in fields.items():
-        low, high = (np.asarray(described[end], np.float64) for end in ("low", "high"))
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused below
+            low, high = (np.asarray(described[end], np.float64).astype(np.float32) for end in ("low", "high"))
         fits = low.ndim == 1 and low.shape == high.shape and len(low) == (_COLUMNS[name] or len(low)) > 0
         if not fits or not np.isfinite([low, high]).all() or described["bits"] not in range(2, 17):
             raise ValueError(f"{name} from {described['low']} to {described['high']} in {described['bits']} bits")

@@ -42,7 +42,7 @@ class _Image:
     def __get__(self, view: View | None, owner: type[View]) -> Tensor:
         if view is None:  # dataclass asks the class whether the field has a default
             raise AttributeError("image")
-        stored: Tensor | LateImage = vars(view)["stored_image"]
+        stored = view.stored_image
         return stored.decode() if isinstance(stored, LateImage) else stored
 
     def __set__(self, view: View, value: Tensor | LateImage) -> None:
@@ -73,6 +73,12 @@ class View:
     sparse_depth: Tensor | None = None
 
     @property
+    def stored_image(self) -> Tensor | LateImage:
+        """The image as it was assigned."""
+        stored: Tensor | LateImage = vars(self)["stored_image"]
+        return stored
+
+    @property
     def is_transparent(self) -> bool:
         """Whether the image has an alpha channel."""
         return self.shape[2] == 4
@@ -85,13 +91,12 @@ class View:
     @property
     def shape(self) -> tuple[int, ...]:
         """(H, W, channels) of the image, without decoding it."""
-        stored: Tensor | LateImage = vars(self)["stored_image"]
-        return tuple(stored.shape)
+        return tuple(self.stored_image.shape)
 
     @property
     def is_late(self) -> bool:
         """Whether the image stays in its file."""
-        return isinstance(vars(self)["stored_image"], LateImage)
+        return isinstance(self.stored_image, LateImage)
 
     @property
     def height(self) -> int:
@@ -106,7 +111,7 @@ class View:
     @property
     def nbytes(self) -> int:
         """Bytes in memory of image, mask and depths. An image that stays in its file counts 0."""
-        parts = (vars(self)["stored_image"], self.mask, self.depth, self.sparse_depth)
+        parts = (self.stored_image, self.mask, self.depth, self.sparse_depth)
         return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     @property
