@@ -68,11 +68,12 @@ INGREDIENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "final pruning": ("--strategy.final-prune", "0"),
     },
     "photos": {
-        "sparse Adam": ("--optimizer.name", "adam"),
+        "dense Adam": ("--optimizer.name", "sparse_adam"),
         "lazy SH": EVERY_STEP,
         "progressive resolution": ("--data.coarse-factor", "1"),
         "growth to the budget": ("--strategy.growth", "0.05"),
-        "low rate of positions": POSITIONS,
+        "high rate of scales": ("--optimizer.scales", str(OptimizerConfig.scales)),
+        "rate of positions": ("--optimizer.means", "1.6e-4", "--optimizer.means-final", "1.6e-6"),
     },
 }
 
@@ -81,7 +82,10 @@ NOTES = {
         "Without the score, growth and pruning are drawn evenly; without the budget, gsplat's DefaultStrategy grows by "
         "its threshold (and has no score either). Without all of them, it is 3DGS."
     ),
-    "photos": "Without the low rate of positions, it is that of a config without a preset.",
+    "photos": (
+        "Without dense Adam, sparse Adam steps only the Gaussians in view. Without the rates of scales and positions, "
+        "they are those of gsplat's trainer."
+    ),
     "fast": (
         "Without the fused optimiser, torch.optim.Adam steps every Gaussian. Without the high rates, and the low one "
         "of positions, they are those of a config without a preset."

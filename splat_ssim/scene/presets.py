@@ -16,14 +16,24 @@ from splat_ssim.trainer.pictures import PictureError, opened
 
 KINDS, QUALITIES = ("object", "photos"), ("fast", "default", "quality")
 
-#: Only Gaussians in view are updated, and higher harmonics only at every 16th step. This takes a third less time.
-_LAZY = {"name": "sparse_adam", "sh_every": 16, "shN": 4e-3}
-#: An object is seen from all sides, so two to three times gsplat's rates are stable and a short run gets farther. The
-#: cameras' extent is many times the distance between neighbouring Gaussians.
-_AROUND = {**_LAZY, "scales": 1e-2, "quats": 3e-3, "opacities": 0.05, "sh0": 5e-3, "means": 2e-4, "means_final": 2.5e-6}
-#: Each part of a place is seen by few cameras, and higher rates would overfit these. Cameras stand inside the scene, so
-#: their extent is small compared with what they see.
-_INSIDE = {**_LAZY, "opacities": 0.05, "means": 1.6e-4, "means_final": 1.6e-6}
+#: Higher harmonics are updated only at every 16th step, by the sum of their gradients.
+_LAZY = {"sh_every": 16, "shN": 4e-3}
+#: An object is seen from all sides, so two to three times gsplat's rates are stable and a short run gets farther. In
+#: sparse Adam, which has no bias correction, the first hundreds of steps of a Gaussian are larger still. The cameras'
+#: extent is many times the distance between neighbouring Gaussians.
+_AROUND = {
+    **_LAZY,
+    "name": "sparse_adam",
+    "scales": 1e-2,
+    "quats": 3e-3,
+    "opacities": 0.05,
+    "sh0": 5e-3,
+    "means": 2e-4,
+    "means_final": 2.5e-6,
+}
+#: Each part of a place is seen by few cameras, and sparse Adam's rates would overfit these. Cameras stand inside the
+#: scene, so their extent is small compared with what they see.
+_INSIDE = {**_LAZY, "name": "adam", "scales": 1e-2, "opacities": 0.05, "means": 3e-4, "means_final": 3e-6}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("object", "fast"): {
