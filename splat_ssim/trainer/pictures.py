@@ -28,15 +28,23 @@ class PictureError(UserError):
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
     """(H, W, 3) or, with transparency, (H, W, 4) uint8 of a file, at 1/factor of its size.
 
-    Grey pictures of 16 bits are scaled by their whole range.
+    Grey pictures of 16 bits are scaled by their whole range. A reduced pixel is the mean of a box, weighted by alpha;
+    rows and columns beyond a whole box are left out.
 
     Raises:
-        PictureError: The file is missing, does not decode, or has samples of 32 bits, whose range is unknown.
+        PictureError: The file is missing, does not decode, has samples of 32 bits, whose range is unknown, or is
+            smaller than one box.
     """
     with opened(path) as file:
         image = decoded(path, file)
     if factor > 1:
-        image = image.reduce(factor)
+        width, height = image.width // factor, image.height // factor
+        if min(width, height) < 1:
+            raise PictureError(
+                f"{path}: required at least {factor}x{factor} pixels to reduce by {factor}, got "
+                f"{image.width}x{image.height}"
+            )
+        image = image.reduce(factor, (0, 0, width * factor, height * factor))
     return np.asarray(image)
 
 

@@ -22,7 +22,7 @@ from splat_ssim.trainer.device import available_memory
 #: Images that take more than this fraction of the free memory are kept on disk.
 MEMORY_SHARE = 0.5
 #: Version of the cache. It changes whenever the same files would give other bytes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Photo:
         where: What the camera is from, for messages.
         factor: The image is read at 1/factor of its size.
         mask: The mask's file, or None.
-        read: Decodes (file, factor) to (H, W, 3 or 4) uint8.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Photo:
     where: str
     factor: int = 1
     mask: Path | None = None
-    read: Callable[[Path, int], np.ndarray] = read_image
 
     def view(self, background: tuple[float, float, float]) -> View:
         """Decodes it.
@@ -55,7 +53,7 @@ class Photo:
         Raises:
             SceneError: The image, its mask, camera or pose is not as required.
         """
-        image = self.read(self.file, self.factor)
+        image = read_image(self.file, self.factor)
         mask = None if self.mask is None else mask_of_size(self.mask, image.shape[:2])
         return make_view(
             self.name,
