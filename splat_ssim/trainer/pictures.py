@@ -49,11 +49,49 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
 
 
 def decoded(path: Path, file: Image.Image) -> Image.Image:
-    """Decodes a file that `opened` has opened, to RGB or, with transparency, RGBA; see `read_image`."""
-    if file.mode in ("I", "F") or file.mode.startswith("I;16"):
-        return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
-    transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
-    return file.convert("RGBA" if transparent else "RGB")
+    """Decodes a file that `opened` has opened, to RGB or, where a pixel is transparent, RGBA; see `read_image`."""
+    clear = file.info.get("transparency")
+    if is_wide_grey(file):
+        image = Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.uint8(255) * (np.asarray(file) != clear)))
+    else:
+        image = file.convert("RGBA" if has_alpha(file) else "RGB")
+    # Many tools write an alpha channel that says nothing.
+    opaque = image.mode == "RGBA" and image.getchannel("A").getextrema()[0] == 255
+    return image.convert("RGB") if opaque else image
+
+
+def has_alpha(file: Image.Image) -> bool:
+    """Whether a picture that is not decoded yet has an alpha channel or a transparent colour."""
+    return file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
+
+
+def is_wide_grey(file: Image.Image) -> bool:
+    """Whether a picture is grey with samples of more than 8 bits."""
+    return file.mode in ("I", "F") or file.mode.startswith("I;16")
+
+
+def remarks(path: Path) -> list[str]:
+    """What a picture holds that is not read, or is hardly meant as it is read: the same words for the same case.
+
+    Only grey pictures of more than 8 bits are decoded for it.
+
+    Raises:
+        PictureError: The file is missing or does not decode.
+    """
+    found = []
+    with opened(path) as file:
+        # Pillow turns TIFFs itself, and decodes a PNG to look for EXIF behind its pixels.
+        has_exif = file.format not in ("TIFF", "PNG") or (file.format == "PNG" and "exif" in file.info)
+        if has_exif and file.getexif().get(274, 1) in range(2, 9):
+            found.append("read as stored, not turned as EXIF says")
+        # A phone's MPO holds one photograph and what the phone made of it.
+        if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
+            found.append("of several pictures in a file the first is read")
+        if is_wide_grey(file) and _bytes_of_wide(path, file).max() <= 16:
+            found.append("read as nearly black, since the values of 16 bits use at most 12 of them")
+    return found
 
 
 @contextmanager
@@ -65,7 +103,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         # Pillow memory-maps a file that it opens by name, and then swaps the sides of a rotated grey TIFF.
         with path.open("rb") as stream, Image.open(stream) as file:
             yield file
-    except PictureError:
+    except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
         raise PictureError(f"{path}: required an image that decodes, got {type(broken).__name__}: {broken}") from None

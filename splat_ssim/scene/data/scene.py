@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -228,6 +228,21 @@ def shortened(names: Sequence[str], count: int = 3) -> str:
         '4 (a, b, c, …)'
     """
     return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
+
+
+def grouped(remarks: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """A line for each remark on files, with the files that it is about.
+
+    Example:
+        >>> from splat_ssim.scene.data.scene import grouped
+        >>> grouped([("a", ["turned"]), ("b", ["turned", "dark"])])
+        ['turned: 2 (a, b)', 'dark: 1 (b)']
+    """
+    files: dict[str, list[str]] = {}
+    for name, words in remarks:
+        for remark in words:
+            files.setdefault(remark, []).append(name)
+    return [f"{remark}: {shortened(names)}" for remark, names in files.items()]
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
