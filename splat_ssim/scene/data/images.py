@@ -1,4 +1,4 @@
-"""The images of a scene: decoding in parallel, masks, removal of lens distortion."""
+"""The images of a scene: found by name, decoded, masked, and made views."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from splat_ssim._files import is_file
 from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
 from splat_ssim.scene.data.scene import SceneError, View, shortened
+from splat_ssim.scene.data.undistortion import is_distorted, undistort
 from splat_ssim.trainer import pictures
 
 #: Extensions of images, which are tried if a name has none or a file has another one.
@@ -42,6 +43,12 @@ def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of an image file. Its pixels are not decoded."""
     with _scene_errors(), pictures.opened(path) as file:
         return file.size
+
+
+def file_remarks(path: Path) -> list[str]:
+    """As `splat_ssim.trainer.pictures.remarks`."""
+    with _scene_errors():
+        return pictures.remarks(path)
 
 
 def find_image(file: Path) -> Path | None:
@@ -139,9 +146,9 @@ def make_view(
     check_camera(camera, where or name)
     check_shape((width, height), camera, file or Path(name))
     camera = rescaled(camera, width, height)
-    if camera.model_name not in ("PINHOLE", "SIMPLE_PINHOLE"):
+    if is_distorted(camera):
         try:
-            image, mask, camera = _undistort(image, mask, camera)
+            image, mask, camera = undistort(image, mask, camera)
         except (RuntimeError, ValueError) as failed:
             raise SceneError(f"{where or name}: required a lens that can be undistorted, got: {failed}") from None
         check_camera(camera, f"{where or name}: after undistortion")
@@ -153,24 +160,3 @@ def make_view(
         mask=None if mask is None else torch.from_numpy(mask),
         background=background,
     )
-
-
-def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
-    """Image, mask and pinhole camera without distortion; no pixel of the result lies outside the original."""
-    import pycolmap
-
-    def warp(channels: np.ndarray) -> tuple[np.ndarray, Any]:
-        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(channels))
-        warped, pinhole = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), bitmap, camera)
-        array = warped.to_array()
-        return (array[..., None] if array.ndim == 2 else array), pinhole
-
-    color, pinhole = warp(image[..., :3])
-    if image.shape[2] == 4:
-        alpha, _ = warp(image[..., 3])
-        color = np.concatenate([color, alpha[..., :1]], axis=2)
-    if mask is not None:
-        warped, _ = warp(mask.astype(np.uint8) * 255)
-        # A pixel that mixes valid and masked pixels is masked.
-        mask = warped[..., 0] == 255
-    return color, mask, pinhole
