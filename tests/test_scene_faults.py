@@ -76,6 +76,42 @@ def test_grey_with_white_as_zero_is_turned_round(tmp_path):
     np.testing.assert_array_equal(read_image(path)[..., 1], 255 - grey())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_one_grey_may_be_transparent_at_every_depth(tmp_path, dtype):
+    values = np.full((32, 32), 200, dtype) * dtype(np.iinfo(dtype).max // 255)
+    values[:, :8] = 0
+    for path in (write_nerfstudio(tmp_path) / "images").iterdir():
+        Image.fromarray(values).save(path, transparency=0)
+    view = load_scene(tmp_path, background=WHITE).train[0]
+    assert view.pixels()[0, 0, 0, [0, 7, 8]].tolist() == pytest.approx([1.0, 1.0, 200 / 255])
+
+
+def test_alpha_of_255_everywhere_is_none(tmp_path):
+    for path in (write_nerfstudio(tmp_path) / "images").iterdir():
+        Image.fromarray(grey()).convert("RGBA").save(path)
+    scene = load_scene(tmp_path, background=WHITE)
+    assert scene.train[0].shape == (32, 32, 3) and scene.background == (0.0, 0.0, 0.0)
+
+
+def test_what_is_not_read_of_a_picture_is_said(tmp_path):
+    images, exif = write_nerfstudio(tmp_path, count=8) / "images", Image.Exif()
+    exif[274] = 3
+    for index, suffix in ((1, ".png"), (2, ".jpg"), (3, ".webp"), (4, ".tif")):
+        Image.fromarray(grey()).convert("RGB").save(images / f"{index}{suffix}", exif=exif)
+    Image.fromarray(grey()).save(images / "5.tif", save_all=True, append_images=[Image.fromarray(grey())])
+    Image.fromarray(grey().astype(np.uint16) * 16).save(images / "6.png")
+
+    def change(content):
+        for frame, name in zip(content["frames"], ["00.png", "1.png", "2.jpg", "3.webp", "4.tif", "5.tif", "6.png"]):
+            frame["file_path"] = f"images/{name}"
+
+    assert load_scene(edit(tmp_path, change)).notes == [
+        "read as stored, not turned as EXIF says: 3 (images/1.png, images/2.jpg, images/3.webp)",
+        "of several pictures in a file the first is read: 1 (images/5.tif)",
+        "read as nearly black, since the values of 16 bits use at most 12 of them: 1 (images/6.png)",
+    ]
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "integer")])
 def test_samples_of_unknown_range_are_refused(tmp_path, dtype, kind):
     Image.fromarray(grey().astype(dtype)).save(tmp_path / "x.tif")
@@ -116,6 +152,9 @@ MASKS = {
     ),
     "small.png": half_kept(np.uint8, 1)[::2, ::2],
     "lossy.jpg": half_kept(np.uint8, 255),
+    "lossy.avif": half_kept(np.uint8, 255),
+    "lossy.tif": half_kept(np.uint8, 255),
+    "nan.tif": np.where(half_kept(bool, True), np.float32(1), np.float32(np.nan)),
 }
 
 
@@ -123,7 +162,7 @@ def masked(folder, masks):
     """A nerfstudio scene of five views with these masks, by the view's index."""
     write_nerfstudio(folder, count=5)
     for index, (name, values) in masks.items():
-        Image.fromarray(values).save(folder / name)
+        Image.fromarray(values).save(folder / name, **({"compression": "jpeg"} if name == "lossy.tif" else {}))
         edit(folder, lambda content, index=index, name=name: content["frames"][index].update(mask_path=name))
     return folder
 
@@ -513,6 +552,26 @@ def test_reduced_images_with_another_extension_or_gaps(tmp_path):
     # The first from the full size, the second as JPEG.
     assert [view.image.shape for view in scene.train + scene.test] == [(24, 32, 3)] * 2
     assert [int(view.image[0, 0, 0]) for view in scene.train + scene.test] == [120, 60]
+
+
+@pytest.mark.parametrize("suffix", [".Png", ".PNG", ".WEBP", ".avif", ".Jpg", ".bmp"])
+def test_images_of_names_without_an_extension(tmp_path, suffix):
+    folder = write_blender(tmp_path)
+    for path in (folder / "train").iterdir():
+        with Image.open(path) as file:
+            file.convert("RGB").save(path.with_suffix(suffix))
+        path.unlink()
+    assert len(load_scene(folder).train) == 6
+
+
+def test_a_number_behind_a_point_is_no_extension(tmp_path):
+    folder = write_blender(tmp_path, train=5)
+    edit(folder, lambda content: content["frames"][2].update(file_path="./train/r_1.5"), "transforms_train.json")
+    scene = load_scene(folder)
+    assert len(scene.train) == 4
+    assert scene.notes == ["left out of transforms_train.json, since their images are missing: 1 (r_1.5) of 5"]
+    (folder / "train" / "r_2.png").rename(folder / "train" / "r_1.5.png")
+    assert len(load_scene(folder).train) == 5
 
 
 def test_a_name_that_colmap_cut_at_a_blank(tmp_path):

@@ -17,6 +17,8 @@ from splat_ssim import _maps
 from splat_ssim._files import is_file, replacing, replacing_path
 from splat_ssim.errors import UserError
 
+#: Extensions of the pictures that are looked for, in lower case.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
 #: The error picture is |pred - target| times this, so that small errors are visible.
 ERROR_GAIN = 5.0
 

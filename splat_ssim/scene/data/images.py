@@ -16,8 +16,12 @@ from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.scene.data.undistortion import is_distorted, undistort
 from splat_ssim.trainer import pictures
 
-#: Extensions of images, which are tried if a name has none or a file has another one.
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
+#: Extensions as they are tried if a name has none or a file has another one: .png, .PNG and .Png.
+_TRIED = [form(suffix) for form in (str.lower, str.upper, str.title) for suffix in pictures.SUFFIXES]
+#: Extensions of images, which a name may have had before its file was converted. Others, as in v1.5, are of the name.
+_OF_IMAGES = (*pictures.SUFFIXES, *".heic .heif .gif .jp2 .tga .ppm .exr .dng .cr2 .nef .arw".split())
+#: Formats whose compression blurs edges, and the compressions of TIFF that do.
+_LOSSY, _LOSSY_TIFF = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF"), ("jpeg", "tiff_jpeg", "webp")
 
 
 @contextmanager
@@ -57,8 +61,8 @@ def find_image(file: Path) -> Path | None:
         return file
     if not file.name:  # the root, to which no extension can be added
         return None
-    for stem in (file.name, file.stem):
-        for suffix in _SUFFIXES:
+    for stem in (file.name, file.stem) if file.suffix.lower() in _OF_IMAGES else (file.name,):
+        for suffix in _TRIED:
             candidate = file.with_name(stem + suffix)
             if is_file(candidate):
                 return candidate
@@ -85,15 +89,16 @@ def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of a mask image, true where the image counts, resized to `size` by its nearest pixels.
 
     Whatever is not zero counts, as with COLMAP and nerfstudio; in a file of lossy compression, whatever exceeds half of
-    its maximum. A mask may be in the alpha channel.
+    its maximum. NaN is zero. A mask may be in the alpha channel.
 
     Raises:
         SceneError: The file is missing, does not decode, or has another shape than the image.
     """
     with _scene_errors(), pictures.opened(path) as file:
-        threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
+        is_lossy = file.format in _LOSSY or file.info.get("compression") in _LOSSY_TIFF
+        threshold = 0.5 if is_lossy else 0.0
         if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
-            layers = [np.asarray(file)]
+            layers = [np.nan_to_num(np.asarray(file))]
         else:
             rgba = np.asarray(file.convert("RGBA"))
             layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
