@@ -136,7 +136,8 @@ class View:
     def reduced(self, factor: int) -> View:
         """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
 
-        A transparent image is composited over its background.
+        A transparent image is composited over its background. A masked one is averaged over the pixels that count, and
+        a reduced pixel counts if half of its box does, or, if no box has that many, if any of it does.
 
         Raises:
             SceneError: The image is smaller than one box.
@@ -146,9 +147,14 @@ class View:
                 f"{self.name}: required at least {factor}x{factor} pixels to reduce by {factor}, "
                 f"got {self.height}x{self.width}"
             )
-        pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
-        # A reduced pixel counts if all pixels of its box do.
-        mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
+        pixels, mask = self.pixels(), None
+        reduced = F.avg_pool2d(pixels, factor)
+        if self.mask is not None:
+            counted = self.mask[None].float()
+            share = F.avg_pool2d(counted, factor)
+            reduced = torch.where(share > 0, F.avg_pool2d(pixels * counted, factor) / share, reduced)
+            mask = share[0] >= 0.5 if (share >= 0.5).any() else share[0] > 0
+        pixels = reduced[0].permute(1, 2, 0).contiguous()
         K = self.K.clone()
         K[:2] /= factor
         # Take a depth in the middle of the box, because the mean of a near and a far depth is neither.
