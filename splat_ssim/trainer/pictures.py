@@ -74,6 +74,11 @@ def is_wide_grey(file: Image.Image) -> bool:
     return file.mode in ("I", "F") or file.mode.startswith("I;16")
 
 
+def is_wide(file: Image.Image) -> bool:
+    """Whether samples of a picture that is not decoded yet have more than 8 bits; of colours Pillow keeps 8."""
+    return is_wide_grey(file) or ";16" in str(getattr(file, "tile", ""))
+
+
 def remarks(path: Path) -> list[str]:
     """What a picture holds that is not read, or is hardly meant as it is read: the same words for the same case.
 
