@@ -102,8 +102,8 @@ def test_what_is_not_read_of_a_picture_is_said(tmp_path):
     Image.fromarray(grey().astype(np.uint16) * 16).save(images / "6.png")
 
     def change(content):
-        for frame, name in zip(content["frames"], ["00.png", "1.png", "2.jpg", "3.webp", "4.tif", "5.tif", "6.png"]):
-            frame["file_path"] = f"images/{name}"
+        for index, suffix in enumerate((".png", ".jpg", ".webp", ".tif", ".tif", ".png"), 1):
+            content["frames"][index]["file_path"] = f"images/{index}{suffix}"
 
     assert load_scene(edit(tmp_path, change)).notes == [
         "read as stored, not turned as EXIF says: 3 (images/1.png, images/2.jpg, images/3.webp)",

@@ -144,8 +144,9 @@ def _name_in_scene(name: str) -> str:
 def write_upright(photo: Photo, folder: Path, max_size: int) -> tuple[int, int]:
     """Writes a photograph turned as EXIF says, with its mask and its alpha channel.
 
-    Below `folder` are made images/<name> (RGB, weighted by alpha, so that undistortion mixes no hidden colours in), masks/<name>.png (the mask of its own), alphas/<name>.png (the alpha
-    channel, where something is transparent) and counted/<name>.png (white where both say that a pixel counts).
+    Below `folder` are made images/<name> (RGB), masks/<name>.png (the mask of its own), alphas/<name>.png (the alpha
+    channel, where something is transparent) and counted/<name>.png (white where both say that a pixel counts). Colours
+    are weighted by alpha, so that undistortion does not mix in those of transparent pixels.
 
     Args:
         photo: The photograph.

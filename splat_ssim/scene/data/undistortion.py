@@ -45,7 +45,7 @@ def undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[
 
 
 def seen_pixels(camera: Any) -> np.ndarray | None:
-    """(H, W) bool of an image that `undistort` returns, true where the lens has seen the pixel; None if it is so of all.
+    """(H, W) bool of an image that `undistort` returns: which pixels the lens has seen. None: all of them.
 
     Beyond some angle a polynomial turns back, so that rays farther out meet pixels that nearer ones have met.
     """
@@ -70,8 +70,8 @@ def lens_remarks(camera: Any) -> list[str]:
 def _seen_pixels(model: str, width: int, height: int, params: tuple[float, ...]) -> np.ndarray | None:
     import pycolmap
 
-    camera = pycolmap.Camera(model=model, width=width, height=height, params=params)
-    pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+    camera: Any = pycolmap.Camera(model=model, width=width, height=height, params=params)
+    pinhole: Any = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     columns, rows = (np.linspace(0.5, side - 0.5, _POINTS) for side in (pinhole.width, pinhole.height))
     rays = pinhole.cam_from_img(np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2))
     points = camera.img_from_cam(np.concatenate([rays, np.ones_like(rays[:, :1])], 1))
