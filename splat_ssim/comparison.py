@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +16,17 @@ from splat_ssim import distributed, functional
 from splat_ssim._files import to_json, write_text
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.reference import MS_SSIM_WEIGHTS
+from splat_ssim.scene.data.scene import grouped
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
-from splat_ssim.trainer.pictures import read_image, save_bytes
+from splat_ssim.trainer.pictures import SUFFIXES, is_wide, opened, over_background, read_image, remarks, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+#: A TIFF, and a folder of nothing but TIFFs, is a volume.
+_TIFF = (".tif", ".tiff")
+#: What is behind transparent images.
+_WHITE = (1.0, 1.0, 1.0)
 
 #: Volumes of more voxels are never held whole: MS-SSIM is left out for them.
 _WHOLE = 1 << 28
@@ -41,6 +46,8 @@ def compare(
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Compares two images, two folders of images with the same names, or two volumes.
+
+    Images are compared as 8 bits, transparent ones over white.
 
     Volumes in zarr, npy and raw files are read block by block and may be larger than memory. They are compared voxel by
     voxel: spacing and orientation are ignored, and a map gets those of `a`. SSIM depends on the offset of intensities:
@@ -82,10 +89,11 @@ def compare(
             sources = [open_array(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
             grid = open_grid(a, key=key) if map is not None else None
         result = _compare_volumes((a, b), sources, map, grid, data_range, window, padding, block)
-    elif kinds[0] == "image":
-        result = _compare_images(a, b, map, data_range or 1.0, padding)
     else:
-        result = _compare_folders(a, b, map, data_range or 1.0, padding)
+        images = _Images(data_range or 1.0, padding)
+        result = (images.compare if kinds[0] == "image" else images.compare_folders)(a, b, map)
+        for line in images.notes():
+            print(line, file=sys.stderr)
     text = to_json(result)
     if output is not None:
         write_text(output, text + "\n")
@@ -96,17 +104,18 @@ def compare(
 def _kind(path: Path) -> str:
     if not path.exists():
         raise UserError(f"required an image, a folder or a volume, got nothing at {path}")
-    if path.suffix.lower() in _IMAGES:
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() not in _TIFF:
         return "image"
-    if path.is_dir() and path.suffix.lower() != ".zarr" and _pictures(path):
-        return "folder"
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        if any(not name.lower().endswith(_TIFF) for name in _pictures(path)):
+            return "folder"
     with user_errors():
         volume_format(path)
     return "volume"
 
 
 def _pictures(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _IMAGES)
+    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
 
 
 def _errors(mse: float, data_range: float) -> dict[str, float]:
@@ -121,45 +130,64 @@ def _ms_ssim(first: Tensor, second: Tensor, data_range: float) -> float | None:
     return float(functional.ms_ssim(first, second, data_range=data_range))
 
 
-def _read_image(path: Path) -> Tensor:
-    pixels = read_image(path)[..., :3]
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous()
+class _Images:
+    """Comparisons of images, and remarks on the files that were read."""
 
+    def __init__(self, data_range: float, padding: str) -> None:
+        self.data_range, self.padding = data_range, padding
+        self._remarks: list[tuple[str, list[str]]] = []
 
-def _compare_images(a: Path, b: Path, map_path: Path | None, data_range: float, padding: str) -> dict[str, Any]:
-    first, second = _read_image(a), _read_image(b)
-    if first.shape != second.shape:
-        raise UserError(f"{a} and {b} must have the same size, got {first.shape[2:]} and {second.shape[2:]}")
-    with user_errors():
-        ssim_map = functional.ssim(first, second, data_range=data_range, padding=padding, reduction="none")
-    if map_path is not None:
-        save_bytes(map_path, (ssim_map[0].mean(0).clamp(0, 1) * 255).round().byte().numpy())
-    return {
-        **_errors(float((first.double() - second.double()).square().mean()), data_range),
-        "ssim": float(ssim_map.double().mean()),
-        "ms_ssim": _ms_ssim(first, second, data_range),
-        "data_range": data_range,
-    }
+    def notes(self) -> list[str]:
+        """A line for each remark."""
+        return grouped(self._remarks)
 
+    def _read(self, path: Path) -> Tensor:
+        """(1, 3, H, W) float32 in [0, 1]."""
+        pixels, found = read_image(path), remarks(path)
+        with opened(path) as file:
+            if is_wide(file):
+                found.append("of 16 bits, compared as 8")
+        if pixels.shape[2] == 4:
+            found.append("transparent, compared over white")
+        self._remarks.append((str(path), found))
+        return over_background(torch.from_numpy(pixels.copy()), _WHITE).contiguous()
 
-def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float, padding: str) -> dict[str, Any]:
-    names = _pictures(a)
-    if names != _pictures(b):
-        different = sorted(set(names) ^ set(_pictures(b)))
-        raise UserError(f"{a} and {b} must hold images of the same names, got {different} in only one of them")
-    rows = [
-        {
-            "name": name,
-            **_compare_images(a / name, b / name, map_path and map_path / f"{name}.png", data_range, padding),
+    def compare(self, a: Path, b: Path, map_path: Path | None) -> dict[str, Any]:
+        """The figures of two images."""
+        first, second = self._read(a), self._read(b)
+        if first.shape != second.shape:
+            raise UserError(f"{a} and {b} must have the same size, got {first.shape[2:]} and {second.shape[2:]}")
+        options: dict[str, Any] = {"data_range": self.data_range, "padding": self.padding}
+        with user_errors():
+            ssim_map = functional.ssim(first, second, reduction="none", **options)
+        if map_path is not None:
+            save_bytes(map_path, (ssim_map[0].mean(0).clamp(0, 1) * 255).round().byte().numpy())
+        return {
+            **_errors(float((first.double() - second.double()).square().mean()), self.data_range),
+            "ssim": float(ssim_map.double().mean()),
+            "ms_ssim": _ms_ssim(first, second, self.data_range),
+            "data_range": self.data_range,
         }
-        for name in names
-    ]
 
-    def mean(key: str) -> float | None:
-        values = [row[key] for row in rows]
-        return None if None in values else float(np.mean(values))
+    def compare_folders(self, a: Path, b: Path, map_path: Path | None) -> dict[str, Any]:
+        """The figures of the pairs of images in two folders, and their means."""
+        names = _pictures(a)
+        if names != _pictures(b):
+            different = sorted(set(names) ^ set(_pictures(b)))
+            raise UserError(f"{a} and {b} must hold images of the same names, got {different} in only one of them")
+        for folder in (a, b):
+            others = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in names]
+            self._remarks += [(str(path), ["passed over, since it is no image"]) for path in others]
+        rows = [
+            {"name": name, **self.compare(a / name, b / name, map_path and map_path / f"{name}.png")} for name in names
+        ]
 
-    return {**{key: mean(key) for key in ("psnr", "mse", "ssim", "ms_ssim")}, "data_range": data_range, "images": rows}
+        def mean(key: str) -> float | None:
+            values = [row[key] for row in rows]
+            return None if None in values else float(np.mean(values))
+
+        means = {key: mean(key) for key in ("psnr", "mse", "ssim", "ms_ssim")}
+        return {**means, "data_range": self.data_range, "images": rows}
 
 
 def _compare_volumes(

@@ -12,7 +12,7 @@ from splat_ssim.scene.data.images import make_view
 from splat_ssim.scene.data.scene import split_views
 from splat_ssim.scene.data.summary import summary
 from splat_ssim.scene.model import random_points
-from tests.scenes import write_blender, write_colmap, write_nerfstudio
+from tests.scenes import disc, write_blender, write_colmap, write_nerfstudio
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -156,6 +156,58 @@ def test_undistortion_moves_pixels_to_where_a_pinhole_sees_them():
     expected = (view.K.double() @ torch.tensor(direction))[:2].float()
     torch.testing.assert_close(found, expected, atol=1.0, rtol=0)
     assert view.mask.shape == bright.shape
+
+
+def hidden(folder, color):
+    """The images of a nerfstudio scene as RGBA, with this colour where alpha is 0."""
+    for path in (folder / "images").iterdir():
+        image = disc(32)
+        image[image[..., 3] == 0, :3] = color
+        Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "factor"), [({}, 2), ({"k1": -0.05}, 1), ({"camera_model": "OPENCV_FISHEYE", "k1": 0.1}, 2)]
+)
+def test_colours_under_alpha_0_are_never_seen(tmp_path, fields, factor):
+    shown = []
+    for color in (0, 255):
+        folder = hidden(write_nerfstudio(tmp_path / str(color), **fields), color)
+        view = load_scene(folder, factor=factor, background=(0.0, 1.0, 0.0)).train[0]
+        assert view.is_transparent
+        shown.append(view.pixels())
+    assert torch.equal(*shown)
+
+
+@pytest.mark.parametrize("write", [write_blender, write_nerfstudio, write_colmap])
+def test_images_smaller_than_the_factor_are_refused(tmp_path, write):
+    with pytest.raises(SceneError, match=r"png: required at least 99x99 pixels to reduce by 99, got (32x32|64x48)"):
+        load_scene(write(tmp_path / "scene"), factor=99)
+
+
+@pytest.mark.parametrize(("k1", "focal"), [(-0.3, 16.0), (-0.9, 16.0), (-0.9, 26.0)])
+def test_pixels_beyond_the_fold_of_a_lens_are_masked(tmp_path, k1, focal):
+    folder = write_nerfstudio(tmp_path, k1=k1, fl_x=focal, fl_y=focal, cx=16.0, cy=16.0)
+    half = np.full((32, 32, 3), 50, np.uint8)
+    half[:, 16:] = 255
+    for path in (folder / "images").iterdir():
+        Image.fromarray(half).save(path)
+    scene = load_scene(folder)
+    view = scene.train[0]
+    kept = view.mask
+    assert 0 < kept.float().mean() < 0.5
+    # No pixel that counts is black or of the mirrored half.
+    middle = view.width // 2
+    assert (view.image[:, : middle - 1][kept[:, : middle - 1]] == 50).all()
+    assert (view.image[:, middle + 1 :][kept[:, middle + 1 :]] == 255).all()
+    assert any(note.startswith("masked for the most part") and "9 (images/00.png" in note for note in scene.notes)
+
+
+def test_undistortion_is_said_and_masks_nothing_of_a_lens_that_does_not_fold(tmp_path):
+    scene = load_scene(write_nerfstudio(tmp_path, k1=-0.1))
+    assert scene.notes == ["undistorted, to another size: 9 (images/00.png, images/01.png, images/02.png, …)"]
+    assert scene.train[0].mask is None
 
 
 def test_nerfstudio_views(tmp_path):

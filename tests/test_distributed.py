@@ -194,6 +194,30 @@ def test_compare_images_and_folders(tmp_path):
         compare(tmp_path / "a", tmp_path / "b" / "0.png")
 
 
+def test_compare_shows_transparency_and_says_what_it_does_not_see(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, alpha in ((a, 255), (b, 51)):
+        folder.mkdir()
+        pixels = np.full((16, 16, 4), 100, np.uint8)
+        pixels[..., 3] = alpha
+        Image.fromarray(pixels).save(folder / "1.png")
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "2.tif")
+        (folder / "notes.txt").write_text("seen")
+    result = compare(a, b)
+    assert [row["name"] for row in result["images"]] == ["1.png", "2.tif"]
+    # Over white, a fifth of the alpha is a fifth of the distance to it.
+    assert result["images"][0]["mse"] == pytest.approx((0.8 * 155 / 255) ** 2, rel=1e-5)
+    assert capsys.readouterr().err.splitlines() == [
+        f"passed over, since it is no image: 2 ({a}/notes.txt, {b}/notes.txt)",
+        f"transparent, compared over white: 1 ({b}/1.png)",
+        f"of 16 bits, compared as 8: 2 ({a}/2.tif, {b}/2.tif)",
+    ]
+    Image.fromarray(pixels).save(a / "3.avif")
+    Image.fromarray(pixels).save(b / "3.bmp")
+    with pytest.raises(ValueError, match=r"same names, got \['3.avif', '3.bmp'\]"):
+        compare(a, b)
+
+
 def test_compare_volumes(tmp_path):
     grid = VoxelGrid.regular((30, 28, 26), spacing=2.0)
     first, second = pair((1, 30, 28, 26))

@@ -523,7 +523,7 @@ def test_colours_of_16_bits(tmp_path):
 
 
 def test_names_in_the_scene_are_unique(tmp_path):
-    for name in ("a.jpg", "a.tif", "a.png", "a.webp", "b.tiff", "sub/a.jpg"):
+    for name in ("a.jpg", "a.tif", "a.png", "a.webp", "b.tiff", "sub/a.jpg", "c.avif", "d.BMP"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     found = find_photos(tmp_path, recursive=True, masks=None)
@@ -535,6 +535,8 @@ def test_names_in_the_scene_are_unique(tmp_path):
         "a.webp": "a_webp.png",
         "b.tiff": "b.png",
         "sub/a.jpg": "sub/a.jpg",
+        "c.avif": "c.png",
+        "d.BMP": "d.png",
     }
 
 
@@ -574,6 +576,21 @@ def test_transparent_colours_do_not_bleed(tmp_path):
     assert result[0, 4, 3] == pytest.approx(128, abs=1)
     np.testing.assert_allclose(result[0, 4, :3], (200, 100, 50), atol=2)
     assert not (tmp_path / "alphas").exists()
+
+
+def test_undistortion_sees_no_hidden_colour(tmp_path):
+    pixels = np.full((16, 16, 4), 255, np.uint8)
+    pixels[:, :9] = (200, 100, 50, 255)
+    pixels[:, 9:12, 3] = (51, 153, 0)
+    pixels[:, 12:, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    write_upright(Photo(tmp_path / "x.png", "x.png"), tmp_path / "out", 0)
+    written = read_image(tmp_path / "out" / "images" / "x.png")
+    assert (written[:, 11:] == 0).all()
+    finish_images(tmp_path / "out", ["x.png"], threads=1, step=lambda: None)
+    result = read_image(tmp_path / "out" / "images" / "x.png")
+    np.testing.assert_array_equal(result[:, :11], pixels[:, :11])
+    np.testing.assert_array_equal(result[..., 3], pixels[..., 3])
 
 
 def test_a_state_that_does_not_read_is_refused(tmp_path):

@@ -50,6 +50,9 @@ def test_the_preset_follows_the_data(ball, street, tmp_path):
     for path in (silhouettes / "images").iterdir():
         Image.fromarray(disc(32)).save(path)
     assert config_of("--data-dir", silhouettes).preset == "object"
+    for path in (silhouettes / "images").iterdir():
+        Image.fromarray(disc(32)[..., :3]).convert("RGBA").save(path)
+    assert config_of("--data-dir", silhouettes).preset == "photos"
     assert config_of(f"--data_dir={street}").preset == "photos"
 
 

@@ -56,7 +56,7 @@ def test_a_reduced_view_shows_what_the_whole_one_shows(ball):
 
 def test_rows_and_columns_beyond_a_whole_box_are_left_out():
     image, mask = torch.rand(7, 9, 3), torch.ones(7, 9, dtype=torch.bool)
-    mask[0, 0] = False
+    mask[:3, :4] = False
     K = torch.tensor([[8.0, 0, 4.5], [0, 8.0, 3.5], [0, 0, 1]])
     view = View("a", torch.eye(4), K, image, mask).reduced(4)
     assert view.image.shape == (1, 2, 3)
@@ -65,6 +65,16 @@ def test_rows_and_columns_beyond_a_whole_box_are_left_out():
     assert view.K.tolist() == [[2.0, 0.0, 1.125], [0.0, 2.0, 0.875], [0.0, 0.0, 1.0]]
     with pytest.raises(SceneError, match="a: required at least 8x8 pixels to reduce by 8, got 7x9"):
         View("a", torch.eye(4), K, image).reduced(8)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, 1.0), (2, 1.0), (3, 1 / 3), (5, 5 / 6)])
+def test_a_thin_mask_keeps_pixels_of_the_colours_that_it_keeps(every, kept):
+    image, mask = torch.zeros(24, 24, 3), torch.zeros(24, 24, dtype=torch.bool)
+    mask[:, ::every] = True
+    image[mask] = 0.75
+    view = View("a", torch.eye(4), torch.eye(3), image, mask).reduced(4)
+    assert view.mask.float().mean() == pytest.approx(kept)
+    torch.testing.assert_close(view.image[view.mask], torch.full_like(view.image[view.mask], 0.75))
 
 
 def test_sizes_grow_to_the_full_one(ball, tmp_path):

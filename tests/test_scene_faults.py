@@ -76,6 +76,42 @@ def test_grey_with_white_as_zero_is_turned_round(tmp_path):
     np.testing.assert_array_equal(read_image(path)[..., 1], 255 - grey())
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_one_grey_may_be_transparent_at_every_depth(tmp_path, dtype):
+    values = np.full((32, 32), 200, dtype) * dtype(np.iinfo(dtype).max // 255)
+    values[:, :8] = 0
+    for path in (write_nerfstudio(tmp_path) / "images").iterdir():
+        Image.fromarray(values).save(path, transparency=0)
+    view = load_scene(tmp_path, background=WHITE).train[0]
+    assert view.pixels()[0, 0, 0, [0, 7, 8]].tolist() == pytest.approx([1.0, 1.0, 200 / 255])
+
+
+def test_alpha_of_255_everywhere_is_none(tmp_path):
+    for path in (write_nerfstudio(tmp_path) / "images").iterdir():
+        Image.fromarray(grey()).convert("RGBA").save(path)
+    scene = load_scene(tmp_path, background=WHITE)
+    assert scene.train[0].shape == (32, 32, 3) and scene.background == (0.0, 0.0, 0.0)
+
+
+def test_what_is_not_read_of_a_picture_is_said(tmp_path):
+    images, exif = write_nerfstudio(tmp_path, count=8) / "images", Image.Exif()
+    exif[274] = 3
+    for index, suffix in ((1, ".png"), (2, ".jpg"), (3, ".webp"), (4, ".tif")):
+        Image.fromarray(grey()).convert("RGB").save(images / f"{index}{suffix}", exif=exif)
+    Image.fromarray(grey()).save(images / "5.tif", save_all=True, append_images=[Image.fromarray(grey())])
+    Image.fromarray(grey().astype(np.uint16) * 16).save(images / "6.png")
+
+    def change(content):
+        for index, suffix in enumerate((".png", ".jpg", ".webp", ".tif", ".tif", ".png"), 1):
+            content["frames"][index]["file_path"] = f"images/{index}{suffix}"
+
+    assert load_scene(edit(tmp_path, change)).notes == [
+        "read as stored, not turned as EXIF says: 3 (images/1.png, images/2.jpg, images/3.webp)",
+        "of several pictures in a file the first is read: 1 (images/5.tif)",
+        "read as nearly black, since the values of 16 bits use at most 12 of them: 1 (images/6.png)",
+    ]
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "integer")])
 def test_samples_of_unknown_range_are_refused(tmp_path, dtype, kind):
     Image.fromarray(grey().astype(dtype)).save(tmp_path / "x.tif")
@@ -116,6 +152,7 @@ MASKS = {
     ),
     "small.png": half_kept(np.uint8, 1)[::2, ::2],
     "lossy.jpg": half_kept(np.uint8, 255),
+    "nan.tif": np.where(half_kept(bool, True), np.float32(1), np.float32(np.nan)),
 }
 
 
@@ -133,6 +170,21 @@ def test_masks_of_every_convention(tmp_path, name):
     mask = load_scene(masked(tmp_path, {1: (name, MASKS[name])})).train[0].mask
     expected = torch.from_numpy(half_kept(bool, True))
     torch.testing.assert_close(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("m.jpg", {}), ("m.avif", {"quality": 60}), ("m.tif", {"compression": "jpeg"})]
+)
+def test_the_ringing_of_lossy_masks_is_not_kept(tmp_path, name, options):
+    distance = 10 - np.sqrt(((np.mgrid[:32, :32] - 15.5) ** 2).sum(0))
+    soft = (distance * 100 + 128).clip(0, 255).astype(np.uint8)
+    masked(tmp_path, {1: (name, soft)})
+    Image.fromarray(soft).save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as file:
+        assert 0 < np.asarray(file.convert("L"))[soft == 0].max() < 128
+    mask = load_scene(tmp_path).train[0].mask.numpy()
+    sure = np.abs(distance) > 0.5
+    np.testing.assert_array_equal(mask[sure], distance[sure] > 0)
 
 
 def test_blender_scenes_have_masks_too(tmp_path):
@@ -513,6 +565,26 @@ def test_reduced_images_with_another_extension_or_gaps(tmp_path):
     # The first from the full size, the second as JPEG.
     assert [view.image.shape for view in scene.train + scene.test] == [(24, 32, 3)] * 2
     assert [int(view.image[0, 0, 0]) for view in scene.train + scene.test] == [120, 60]
+
+
+@pytest.mark.parametrize("suffix", [".Png", ".PNG", ".WEBP", ".avif", ".Jpg", ".bmp"])
+def test_images_of_names_without_an_extension(tmp_path, suffix):
+    folder = write_blender(tmp_path)
+    for path in (folder / "train").iterdir():
+        with Image.open(path) as file:
+            file.convert("RGB").save(path.with_suffix(suffix))
+        path.unlink()
+    assert len(load_scene(folder).train) == 6
+
+
+def test_a_number_behind_a_point_is_no_extension(tmp_path):
+    folder = write_blender(tmp_path, train=5)
+    edit(folder, lambda content: content["frames"][2].update(file_path="./train/r_1.5"), "transforms_train.json")
+    scene = load_scene(folder)
+    assert len(scene.train) == 4
+    assert scene.notes == ["left out of transforms_train.json, since their images are missing: 1 (r_1.5) of 5"]
+    (folder / "train" / "r_2.png").rename(folder / "train" / "r_1.5.png")
+    assert len(load_scene(folder).train) == 5
 
 
 def test_a_name_that_colmap_cut_at_a_blank(tmp_path):

@@ -18,10 +18,11 @@ from splat_ssim._files import replacing
 from splat_ssim.errors import UserError, WriteError
 from splat_ssim.prepare.masks import find_masks, read_mask, upright
 from splat_ssim.scene.data.scene import shortened
-from splat_ssim.trainer.pictures import decoded, opened
+from splat_ssim.trainer.pictures import SUFFIXES, decoded, opened
 
-#: Suffixes of photographs; what is lossless stays so.
-LOSSLESS, LOSSY, HEIF = (".png", ".tif", ".tiff", ".webp"), (".jpg", ".jpeg"), (".heic", ".heif")
+#: Suffixes of photographs. What may be lossless or transparent is written as PNG, the rest as JPEG.
+LOSSY, HEIF = (".jpg", ".jpeg"), (".heic", ".heif")
+LOSSLESS = tuple(suffix for suffix in SUFFIXES if suffix not in LOSSY)
 #: Quality of photographs that are written anew before they are undistorted.
 QUALITY = 97
 #: Fewer photographs than these make no scene.
@@ -144,7 +145,8 @@ def write_upright(photo: Photo, folder: Path, max_size: int) -> tuple[int, int]:
     """Writes a photograph, turned upright as its EXIF data say, and its mask and alpha channel.
 
     Below `folder` are made images/<name> (RGB), masks/<name>.png (the mask of its own), alphas/<name>.png (the alpha
-    channel, where something is transparent) and counted/<name>.png (white where both say that a pixel counts).
+    channel, where something is transparent) and counted/<name>.png (white where both say that a pixel counts). Colours
+    are weighted by alpha, so that undistortion does not mix in those of transparent pixels.
 
     Args:
         photo: Photograph to write.
@@ -173,7 +175,8 @@ def write_upright(photo: Photo, folder: Path, max_size: int) -> tuple[int, int]:
     else:
         if size != image.size:
             image = image.resize(size, Image.Resampling.LANCZOS)
-        save(image.convert("RGB"), target, exif)
+        weighted = Image.merge("RGB", image.convert("RGBa").split()[:3]) if image.mode == "RGBA" else image
+        save(weighted, target, exif)
     alpha = np.asarray(image)[..., 3] if image.mode == "RGBA" else None
     _write_counted(folder, photo.name, size, mask, alpha)
     return size

@@ -21,6 +21,8 @@ QUALITY = 95
 def finish_images(scene: Path, names: list[str], *, threads: int, step: Callable[[], Any]) -> None:
     """Adds the alpha channels in `alphas` to the images, removes `alphas`, and writes images_2, images_4 and images_8.
 
+    The colours of an image with an alpha channel are expected to be weighted by it.
+
     A pixel of a reduced copy is the mean over the area that it covers, weighted by alpha. Sides are rounded to whole
     pixels, and none becomes 0.
 
@@ -37,7 +39,7 @@ def finish_images(scene: Path, names: list[str], *, threads: int, step: Callable
             image = file.convert("RGB")
         if alpha.is_file():
             with Image.open(alpha) as file:
-                image.putalpha(file.convert("L"))
+                image = Image.merge("RGBa", (*image.split(), file.convert("L"))).convert("RGBA")
             _save(image, path)
         for factor in FACTORS:
             size = max(1, round(image.width / factor)), max(1, round(image.height / factor))

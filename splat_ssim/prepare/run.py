@@ -28,7 +28,7 @@ from splat_ssim.prepare.workspace import OUTPUTS, REPORT, STAGES, Workspace, fin
 from splat_ssim.trainer.signals import Signals
 
 #: Raised whenever a stage comes to do something else, so that scenes begun before do it again.
-VERSION = 1
+VERSION = 2
 
 
 def prepare(

@@ -12,7 +12,7 @@ from typing import Any
 
 from splat_ssim.errors import UserError
 from splat_ssim.scene.data import detect_format
-from splat_ssim.trainer.pictures import PictureError, opened
+from splat_ssim.trainer.pictures import PictureError, decoded, has_alpha, opened
 
 KINDS, QUALITIES = ("object", "photos"), ("fast", "default", "quality")
 
@@ -83,11 +83,11 @@ def kind_of(folder: Path, format: str = "auto") -> str:
 
 
 def _is_transparent(images: Path) -> bool:
-    """Whether the first of a folder's images has an alpha channel."""
+    """Whether a pixel of the first of a folder's images is transparent."""
     for path in sorted(images.iterdir()) if images.is_dir() else ():
         try:
             with opened(path) as file:
-                return "A" in file.mode or "transparency" in file.info
+                return has_alpha(file) and decoded(path, file).mode == "RGBA"
         except PictureError:
             continue
     return False

@@ -17,6 +17,8 @@ from splat_ssim import _maps
 from splat_ssim._files import is_file, replacing, replacing_path
 from splat_ssim.errors import UserError
 
+#: Extensions of the pictures that are looked for, in lower case.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
 #: The error picture is |pred - target| times this, so that small errors are visible.
 ERROR_GAIN = 5.0
 
@@ -28,24 +30,75 @@ class PictureError(UserError):
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
     """Reads an image as uint8 (H, W, 3), or (H, W, 4) if it is transparent, at 1/factor of its size.
 
-    Grey pictures of 16 bits are scaled by their whole range.
+    Grey pictures of 16 bits are scaled by their whole range. A reduced pixel is the mean of a box, weighted by alpha;
+    rows and columns beyond a whole box are left out.
 
     Raises:
-        PictureError: The file is missing, cannot be decoded, or has samples of 32 bits, whose range is unknown.
+        PictureError: The file is missing, cannot be decoded, has samples of 32 bits, whose range is unknown, or is
+            smaller than one box.
     """
     with opened(path) as file:
         image = decoded(path, file)
     if factor > 1:
-        image = image.reduce(factor)
+        width, height = image.width // factor, image.height // factor
+        if min(width, height) < 1:
+            raise PictureError(
+                f"{path}: required at least {factor}x{factor} pixels to reduce by {factor}, got "
+                f"{image.width}x{image.height}"
+            )
+        image = image.reduce(factor, (0, 0, width * factor, height * factor))
     return np.asarray(image)
 
 
 def decoded(path: Path, file: Image.Image) -> Image.Image:
-    """Decodes a file opened by `opened` to RGB, or to RGBA if it is transparent. See `read_image`."""
-    if file.mode in ("I", "F") or file.mode.startswith("I;16"):
-        return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
-    transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
-    return file.convert("RGBA" if transparent else "RGB")
+    """Decodes a file opened by `opened` to RGB, or to RGBA if a pixel is transparent. See `read_image`."""
+    clear = file.info.get("transparency")
+    if is_wide_grey(file):
+        image = Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.uint8(255) * (np.asarray(file) != clear)))
+    else:
+        image = file.convert("RGBA" if has_alpha(file) else "RGB")
+    # Many tools write an alpha channel that says nothing.
+    opaque = image.mode == "RGBA" and image.getchannel("A").getextrema()[0] == 255
+    return image.convert("RGB") if opaque else image
+
+
+def has_alpha(file: Image.Image) -> bool:
+    """Whether a picture that is not decoded yet has an alpha channel or a transparent colour."""
+    return file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
+
+
+def is_wide_grey(file: Image.Image) -> bool:
+    """Whether a picture is grey with samples of more than 8 bits."""
+    return file.mode in ("I", "F") or file.mode.startswith("I;16")
+
+
+def is_wide(file: Image.Image) -> bool:
+    """Whether samples of a picture that is not decoded yet have more than 8 bits; of colours Pillow keeps 8."""
+    return is_wide_grey(file) or ";16" in str(getattr(file, "tile", ""))
+
+
+def remarks(path: Path) -> list[str]:
+    """What a picture holds that is not read, or is hardly meant as it is read: the same words for the same case.
+
+    Only grey pictures of more than 8 bits are decoded for it.
+
+    Raises:
+        PictureError: The file is missing or does not decode.
+    """
+    found = []
+    with opened(path) as file:
+        # Pillow turns TIFFs itself, and decodes a PNG to look for EXIF behind its pixels.
+        has_exif = file.format not in ("TIFF", "PNG") or (file.format == "PNG" and "exif" in file.info)
+        if has_exif and file.getexif().get(274, 1) in range(2, 9):
+            found.append("read as stored, not turned as EXIF says")
+        # A phone's MPO holds one photograph and what the phone made of it.
+        if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:
+            found.append("of several pictures in a file the first is read")
+        if is_wide_grey(file) and _bytes_of_wide(path, file).max() <= 16:
+            found.append("read as nearly black, since the values of 16 bits use at most 12 of them")
+    return found
 
 
 @contextmanager
@@ -57,7 +110,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         # Pillow memory-maps a file that it opens by name, and then swaps the sides of a rotated grey TIFF.
         with path.open("rb") as stream, Image.open(stream) as file:
             yield file
-    except PictureError:
+    except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as broken:
         raise PictureError(f"{path}: required an image that decodes, got {type(broken).__name__}: {broken}") from None

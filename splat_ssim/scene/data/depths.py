@@ -14,6 +14,7 @@ from splat_ssim.scene.data.lens import fits
 from splat_ssim.scene.data.photos import Photo
 from splat_ssim.scene.data.scene import SceneError, View
 from splat_ssim.scene.data.transforms import read_path
+from splat_ssim.scene.data.undistortion import is_distorted
 from splat_ssim.trainer import pictures
 
 
@@ -39,7 +40,7 @@ def depth_map(frame: dict[str, Any], folder: Path, photo: Photo, view: View, uni
     path = folder / named
     if not is_file(path):
         raise SceneError(f"{path}: required the depth file that {photo.where} names, got nothing there")
-    if photo.camera.model_name not in ("PINHOLE", "SIMPLE_PINHOLE"):
+    if is_distorted(photo.camera):
         raise SceneError(
             f"{photo.where}: depth_file_path requires an image without lens distortion, got the camera model "
             f"{photo.camera.model_name}: undistort images and depths"

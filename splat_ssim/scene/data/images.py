@@ -1,4 +1,4 @@
-"""The images of a scene: decoding in parallel, masks, removal of lens distortion."""
+"""The images of a scene: found by name, decoded, masked, and made views."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ import torch
 from splat_ssim._files import is_file
 from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
 from splat_ssim.scene.data.scene import SceneError, View, shortened
+from splat_ssim.scene.data.undistortion import is_distorted, undistort
 from splat_ssim.trainer import pictures
 
-#: Extensions of images, which are tried if a name has none or a file has another one.
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ".JPG", ".JPEG", ".TIF", ".TIFF")
+#: Extensions as they are tried if a name has none or a file has another one: .png, .PNG and .Png.
+_TRIED = [form(suffix) for form in (str.lower, str.upper, str.title) for suffix in pictures.SUFFIXES]
+#: Extensions of images, which a name may have had before its file was converted. Others, as in v1.5, are of the name.
+_OF_IMAGES = (*pictures.SUFFIXES, *".heic .heif .gif .jp2 .tga .ppm .exr .dng .cr2 .nef .arw".split())
+#: Formats whose compression blurs edges, and the compressions of TIFF that do.
+_LOSSY, _LOSSY_TIFF = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF"), ("jpeg", "tiff_jpeg", "webp")
 
 
 @contextmanager
@@ -44,14 +49,20 @@ def image_size(path: Path) -> tuple[int, int]:
         return file.size
 
 
+def file_remarks(path: Path) -> list[str]:
+    """As `splat_ssim.trainer.pictures.remarks`."""
+    with _scene_errors():
+        return pictures.remarks(path)
+
+
 def find_image(file: Path) -> Path | None:
     """Finds the file of an image, under its name or with another extension. Returns None if there is none."""
     if is_file(file):
         return file
     if not file.name:  # the root, to which no extension can be added
         return None
-    for stem in (file.name, file.stem):
-        for suffix in _SUFFIXES:
+    for stem in (file.name, file.stem) if file.suffix.lower() in _OF_IMAGES else (file.name,):
+        for suffix in _TRIED:
             candidate = file.with_name(stem + suffix)
             if is_file(candidate):
                 return candidate
@@ -77,16 +88,17 @@ def check_found(files: Sequence[Path], found: Sequence[Path | None], where: str,
 def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Reads a mask image as (H, W) bool, true where the image counts, resized to `size` by its nearest pixels.
 
-    Every pixel that is not zero counts, as with COLMAP and nerfstudio. In a format with lossy compression, such as
-    JPEG, a pixel counts if it exceeds half of the maximum. The mask may be in the alpha channel.
+    Every pixel that is not zero counts, as with COLMAP and nerfstudio; NaN does not. In a format with lossy
+    compression, such as JPEG, a pixel counts if it exceeds half of the maximum. The mask may be in the alpha channel.
 
     Raises:
         SceneError: The file is missing, cannot be decoded, or has another shape than the image.
     """
     with _scene_errors(), pictures.opened(path) as file:
-        threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
+        is_lossy = file.format in _LOSSY or file.info.get("compression") in _LOSSY_TIFF
+        threshold = 0.5 if is_lossy else 0.0
         if file.mode in ("1", "L", "I", "F") or file.mode.startswith("I;16"):
-            layers = [np.asarray(file)]
+            layers = [np.nan_to_num(np.asarray(file))]
         else:
             rgba = np.asarray(file.convert("RGBA"))
             layers = [rgba[..., :3].max(axis=2), rgba[..., 3]]
@@ -139,9 +151,9 @@ def make_view(
     check_camera(camera, where or name)
     check_shape((width, height), camera, file or Path(name))
     camera = rescaled(camera, width, height)
-    if camera.model_name not in ("PINHOLE", "SIMPLE_PINHOLE"):
+    if is_distorted(camera):
         try:
-            image, mask, camera = _undistort(image, mask, camera)
+            image, mask, camera = undistort(image, mask, camera)
         except (RuntimeError, ValueError) as failed:
             raise SceneError(f"{where or name}: required a lens that can be undistorted, got: {failed}") from None
         check_camera(camera, f"{where or name}: after undistortion")
@@ -153,24 +165,3 @@ def make_view(
         mask=None if mask is None else torch.from_numpy(mask),
         background=background,
     )
-
-
-def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
-    """Undistorts image and mask. Returns them and a pinhole camera; no pixel comes from outside the original."""
-    import pycolmap
-
-    def warp(channels: np.ndarray) -> tuple[np.ndarray, Any]:
-        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(channels))
-        warped, pinhole = pycolmap.undistort_image(pycolmap.UndistortCameraOptions(), bitmap, camera)
-        array = warped.to_array()
-        return (array[..., None] if array.ndim == 2 else array), pinhole
-
-    color, pinhole = warp(image[..., :3])
-    if image.shape[2] == 4:
-        alpha, _ = warp(image[..., 3])
-        color = np.concatenate([color, alpha[..., :1]], axis=2)
-    if mask is not None:
-        warped, _ = warp(mask.astype(np.uint8) * 255)
-        # A pixel that mixes valid and masked pixels is masked.
-        mask = warped[..., 0] == 255
-    return color, mask, pinhole

@@ -10,7 +10,7 @@ import numpy as np
 from splat_ssim._files import is_file
 from splat_ssim.ply import SH0, PlyError, read_ply
 from splat_ssim.scene.data.depths import depth_map
-from splat_ssim.scene.data.images import check_found, find_image, image_size, read_image
+from splat_ssim.scene.data.images import check_found, find_image, image_size
 from splat_ssim.scene.data.photos import Photo, read_views
 from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
 from splat_ssim.scene.data.transforms import (
@@ -62,7 +62,7 @@ def load_nerfstudio(
         width, height = (whole * pixels for pixels in image_size(file))
         camera = read_camera(merged(content, frame), where, (width, height))
         viewmat, mask = opengl_to_viewmat(frame["transform_matrix"]), frame_mask(frame, folder, where)
-        photos.append(Photo(frame["file_path"], file, viewmat, camera, where, reduce, mask, _read_reduced))
+        photos.append(Photo(frame["file_path"], file, viewmat, camera, where, reduce, mask))
     views = read_views(photos, background, cache, notes)
     if depth_unit is not None:
         for view, photo, (index, *_) in zip(views, photos, there, strict=True):
@@ -80,22 +80,6 @@ def load_nerfstudio(
         split=f"split by {path.name}" if any(content.get(key) for key in _SPLITS) else split_words(test_every),
         notes=notes,
     )
-
-
-def _read_reduced(file: Path, factor: int) -> np.ndarray:
-    """Reads an image at 1/factor of its size. Rows and columns beyond a whole box are left out."""
-    image = read_image(file)
-    if factor == 1:
-        return image
-    height, width = (size // factor for size in image.shape[:2])
-    if min(height, width) < 1:
-        raise SceneError(
-            f"{file}: required at least {factor}x{factor} pixels to reduce by {factor}, got "
-            f"{image.shape[1]}x{image.shape[0]}"
-        )
-    image = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
-    reduced: np.ndarray = image.mean((1, 3)).round().astype(np.uint8)
-    return reduced
 
 
 def _reduced(file: Path, folder: Path, factor: int) -> tuple[Path | None, int]:

@@ -8,21 +8,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from splat_ssim._files import is_file, replacing
-from splat_ssim.scene.data.images import image_size, make_view, mask_of_size, read_image
-from splat_ssim.scene.data.scene import LateImage, SceneError, View
+from splat_ssim.scene.data.images import file_remarks, image_size, make_view, mask_of_size, read_image
+from splat_ssim.scene.data.lens import rescaled
+from splat_ssim.scene.data.scene import LateImage, SceneError, View, grouped
+from splat_ssim.scene.data.undistortion import is_distorted, lens_remarks
 from splat_ssim.trainer.device import available_memory
 
+T = TypeVar("T")
 #: Images that take more than this fraction of the free memory are kept on disk.
 MEMORY_SHARE = 0.5
 #: Version of the cache. It changes whenever the same files would give other bytes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,6 @@ class Photo:
         where: Source of the camera, for messages.
         factor: The image is read at 1/factor of its size.
         mask: The mask file, or None.
-        read: Function that decodes (file, factor) to (H, W, 3 or 4) uint8.
     """
 
     name: str
@@ -47,7 +49,6 @@ class Photo:
     where: str
     factor: int = 1
     mask: Path | None = None
-    read: Callable[[Path, int], np.ndarray] = read_image
 
     def view(self, background: tuple[float, float, float]) -> View:
         """Decodes the file and makes the view.
@@ -55,7 +56,7 @@ class Photo:
         Raises:
             SceneError: The image, its mask, its camera or its pose is not as required.
         """
-        image = self.read(self.file, self.factor)
+        image = read_image(self.file, self.factor)
         mask = None if self.mask is None else mask_of_size(self.mask, image.shape[:2])
         return make_view(
             self.name,
@@ -103,7 +104,7 @@ def read_views(
         photos: Photographs to read.
         background: RGB behind transparent images.
         cache: Folder for images on disk. It is created when needed. None: all images stay in memory.
-        notes: List that gets a line if images are kept on disk.
+        notes: List that gets a line for each thing that is not read as one might expect, and if images are kept on disk.
         late: Whether images that would stay in memory are decoded from their files each time instead.
     """
     total = sum(photo.nbytes for photo in photos)
@@ -116,6 +117,7 @@ def read_views(
         return _late(photo, background) if late else photo.view(background)
 
     views = _in_parallel(read, photos)
+    notes += grouped(zip([photo.name for photo in photos], _in_parallel(_remarks, photos), strict=True))
     if store is not None:
         notes.append(
             f"images of {total / 1e9:.1f} GB are more than {MEMORY_SHARE:.0%} of the free memory: they are read from "
@@ -124,7 +126,16 @@ def read_views(
     return views
 
 
-def _in_parallel(read: Callable[[Photo], View], photos: Sequence[Photo]) -> list[View]:
+def _remarks(photo: Photo) -> list[str]:
+    """What a reader should know of a photograph that was read: about its file and about its lens."""
+    remarks = file_remarks(photo.file)
+    if is_distorted(photo.camera):
+        width, height = (side // photo.factor for side in image_size(photo.file))
+        remarks += lens_remarks(rescaled(photo.camera, width, height))
+    return remarks
+
+
+def _in_parallel(read: Callable[[Photo], T], photos: Sequence[Photo]) -> list[T]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(read, photos))
 
@@ -158,7 +169,7 @@ def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -
         viewmat=torch.tensor(photo.viewmat, dtype=torch.float64),
         K=torch.from_numpy(np.load(folder / "K.npy")),
         image=_mapped(folder / "image.npy"),
-        mask=None if photo.mask is None else _mapped(folder / "mask.npy"),
+        mask=_mapped(folder / "mask.npy") if (folder / "mask.npy").is_file() else None,
         background=background,
     )
 

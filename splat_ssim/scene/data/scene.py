@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -136,7 +136,8 @@ class View:
     def reduced(self, factor: int) -> View:
         """Returns the view at 1/factor of its size, by a box filter. Rows and columns beyond a whole box are left out.
 
-        A transparent image is composited over its background.
+        A transparent image is composited over its background. A masked one is averaged over the pixels that count, and
+        a reduced pixel counts if half of its box does, or, if no box has that many, if any of it does.
 
         Raises:
             SceneError: The image is smaller than one box.
@@ -146,9 +147,14 @@ class View:
                 f"{self.name}: required at least {factor}x{factor} pixels to reduce by {factor}, "
                 f"got {self.height}x{self.width}"
             )
-        pixels = F.avg_pool2d(self.pixels(), factor)[0].permute(1, 2, 0).contiguous()
-        # A reduced pixel counts if all pixels of its box do.
-        mask = None if self.mask is None else F.avg_pool2d(self.mask[None].float(), factor)[0] == 1
+        pixels, mask = self.pixels(), None
+        reduced = F.avg_pool2d(pixels, factor)
+        if self.mask is not None:
+            counted = self.mask[None].float()
+            share = F.avg_pool2d(counted, factor)
+            reduced = torch.where(share > 0, F.avg_pool2d(pixels * counted, factor) / share, reduced)
+            mask = share[0] >= 0.5 if (share >= 0.5).any() else share[0] > 0
+        pixels = reduced[0].permute(1, 2, 0).contiguous()
         K = self.K.clone()
         K[:2] /= factor
         # Take a depth in the middle of the box, because the mean of a near and a far depth is neither.
@@ -228,6 +234,21 @@ def shortened(names: Sequence[str], count: int = 3) -> str:
         '4 (a, b, c, …)'
     """
     return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
+
+
+def grouped(remarks: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """A line for each remark on files, with the files that it is about.
+
+    Example:
+        >>> from splat_ssim.scene.data.scene import grouped
+        >>> grouped([("a", ["turned"]), ("b", ["turned", "dark"])])
+        ['turned: 2 (a, b)', 'dark: 1 (b)']
+    """
+    files: dict[str, list[str]] = {}
+    for name, words in remarks:
+        for remark in words:
+            files.setdefault(remark, []).append(name)
+    return [f"{remark}: {shortened(names)}" for remark, names in files.items()]
 
 
 def split_views(views: list[View], test_every: int) -> tuple[list[View], list[View]]:
