@@ -104,7 +104,7 @@ def read_views(
         photos: Photographs to read.
         background: RGB behind transparent images.
         cache: Folder for images on disk. It is created when needed. None: all images stay in memory.
-        notes: List that gets a line for each thing that is not read as one might expect, and if images are kept on disk.
+        notes: List that gets a line for what is not read as one might expect, and if images are kept on disk.
         late: Whether images that would stay in memory are decoded from their files each time instead.
     """
     total = sum(photo.nbytes for photo in photos)
