@@ -57,18 +57,18 @@ def compare(
         window: Intensities LOW and HIGH of volumes that become 0 and 1; values outside are cut off.
         key: The array in a zarr group or npz file, or the series of a TIFF file, for volumes in both `a` and `b`.
         key_b: The same for `b`, if it differs.
-        padding: same: zeros outside the borders, as for metrics.json. valid: only windows that lie inside, as in
-            scikit-image and most others; the result is larger for noisy pairs.
+        padding: "same" pads with zeros outside the borders, as for metrics.json. "valid" uses only windows that lie
+            inside, as scikit-image and most others do; the result is larger for noisy pairs.
         block: Edge of a block of a volume in voxels.
         output: JSON file to write the result to.
 
     Returns:
-        psnr, mse, ssim, ms_ssim and data_range; for folders also `images`, one entry for each pair. ms_ssim is None if
-        a side is too short for five scales or a volume is too large. PSNR is capped at 100 dB, which equal images have;
-        the mean squared error is not.
+        psnr, mse, ssim, ms_ssim and data_range; for folders also `images`, with one entry for each pair. ms_ssim is
+        None if a side is too short for five scales or a volume is too large. PSNR is capped at 100 dB, the value for
+        equal images. The mean squared error is not capped.
 
     Raises:
-        UserError: The two differ in kind or shape, or do not read.
+        UserError: The two differ in kind or shape, or cannot be read.
     """
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:

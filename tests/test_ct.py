@@ -1,4 +1,4 @@
-"""Projections in folders, made of voxels, projected back, and reconstructed with Gaussians."""
+"""Projections: their folders, their simulation from voxels, backprojection, and reconstruction with Gaussians."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ GEOMETRY = XrayGeometry("cone", (24, 30), (2, 2), circle(12, "cone"), **CONE)
 
 
 def blobs():
-    """A smooth volume on GRID: three Gaussians, which vanish at its borders."""
+    """A smooth volume on GRID: three Gaussians that vanish at its borders."""
     means = torch.tensor([[0.0, 0, 0], [4, -3, 2], [-5, 2, -3]])
     quats, scales = torch.eye(4)[:1].repeat(3, 1), torch.tensor([[2.0, 2.5, 2.2], [1.6, 1.8, 1.7], [1.8, 1.5, 2.0]])
     return means, quats, scales, torch.tensor([1.0, 0.6, 0.8])
@@ -33,7 +33,7 @@ def blobs():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of projections, and the volume that they are of."""
+    """A folder of projections, and the volume that they show."""
     place = tmp_path_factory.mktemp("ct")
     truth = voxelize(*blobs(), GRID)
     save_volume(place / "truth.npy", Volume(truth.numpy(), GRID, "mm"))
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["cone", "parallel"])
 def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
-    """Both projectors, which share no formula, on a field that a fine grid resolves."""
+    """Compares both projectors, which share no formula, on a field that a fine grid resolves."""
     grid = VoxelGrid.regular((48, 48, 48), spacing=0.6, origin=-14.1)
     distances = CONE if kind == "cone" else {}
     geometry = XrayGeometry(kind, (11, 13), (3, 3), (0, 33), **distances, center=(0.5, 0, -0.3))
@@ -56,7 +56,8 @@ def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
 
 
 def test_a_ray_through_a_slab_has_its_thickness():
-    # To 0 half a voxel past the outermost centres on either side: 9 voxels of 2 mm, at 60 degrees twice as long.
+    # The volume falls to 0 within a voxel past the outermost centres, which adds half a voxel on either side. So the
+    # slab counts as 9 voxels of 2 mm. At 60 degrees, the ray through it is twice as long.
     grid = VoxelGrid.regular((41, 41, 9), spacing=2.0, origin=(-8, -40, -40))
     sums = ray_sums(torch.ones(grid.shape), grid, XrayGeometry("parallel", (1, 1), (1, 1), (0, 60)))
     torch.testing.assert_close(sums.flatten(), torch.tensor([18.0, 36.0], dtype=torch.float64), rtol=2e-3, atol=0)
@@ -82,7 +83,7 @@ def test_photon_noise_is_seeded_and_has_its_size():
     pictures = torch.full((1, 200, 200), 3.0, dtype=torch.float64)
     first, again, other = (with_photon_noise(pictures, photons=1e4, attenuation=2, seed=s) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    # -log of counts N has the deviation 1/sqrt(N), here in units of 1.5.
+    # The standard deviation of -log(N) for a count N is 1/sqrt(N), here in units of 1.5.
     assert abs(float(first.std()) - 1.5 / (1e4 * np.exp(-2)) ** 0.5) < 0.001
     assert abs(float(first.mean()) - 3) < 0.002
 
@@ -291,7 +292,7 @@ def test_a_simulation_on_other_voxels_has_the_truth_there(folder, tmp_path):
     exact = voxelize(*blobs(), data.grid)
     error = (torch.from_numpy(truth.data) - exact).abs()
     assert error.max() < 0.2 and error.mean() < 0.005
-    # What is projected is the file itself.
+    # The file's own voxels are projected, not those of the new grid.
     assert data.geometry.center == own.geometry.center
     assert abs(float(data.pictures.max() / own.pictures.max()) - 1) < 0.02
 

@@ -1,4 +1,4 @@
-"""Fits brick by brick, for volumes beyond memory: the same as in memory but for little, and resumed to the byte."""
+"""Fits brick by brick, for volumes beyond memory: nearly the same as in memory, and resumed byte by byte."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def test_blocks_are_evaluated_as_the_whole_volume_is(tmp_path, volume):
     assert abs(found["psnr3d"] - expected["psnr3d"]) < 1e-4
     assert abs(found["ssim3d"] - expected["ssim3d"]) < 1e-6
     assert len(task) == 120
-    # Borders of bricks are no worse than the rest.
+    # The error at the borders of bricks is not much larger than elsewhere.
     error = (task.field(whole) - task.volume.read(whole))[0].square()
     border = torch.cat([error[18:22].flatten(), error[:, 18:22].flatten(), error[:, :, 18:22].flatten()]).mean()
     assert found["psnr3d"] > 30 and border < 2.5 * error.mean()
@@ -144,7 +144,7 @@ def test_gaussians_in_blocks_of_voxels_are_those_of_the_volume():
     coarse = into(tensors, start, factor)
     back = out_of(coarse, start, factor)
     assert all(torch.allclose(back[name], tensors[name], atol=1e-5) for name in tensors)
-    # The middles of the blocks, in voxels of the volume.
+    # The centres of the blocks, in voxels of the volume.
     middles = VoxelGrid((9, 8, 10)).points() * factor + (factor - 1) / 2 + torch.tensor(start)
     expected = GaussianField(tensors).sample(middles)
     assert torch.allclose(GaussianField(coarse)(VoxelGrid((9, 8, 10))), expected, atol=2e-5)
@@ -183,7 +183,7 @@ def test_a_region_is_averaged_and_weighed_without_being_read_whole(tmp_path, mon
     for factor, means in zip((1, 2, 3, 8), expected, strict=True):
         sizes.clear()
         assert torch.equal(read_averaged(volume, region, factor), means)
-        most = max(20_000, channels * factor * 38 * 37)  # A row of blocks at least.
+        most = max(20_000, channels * factor * 38 * 37)  # At least a row of blocks.
         assert factor == 1 or (len(sizes) > 1 and channels * max(map(np.prod, sizes)) <= most)
     sizes.clear()
     assert weight_of(volume, region) == pytest.approx(weight, rel=1e-9)
@@ -204,7 +204,7 @@ def test_a_volume_that_changes_while_it_is_fitted_is_refused(tmp_path, lost):
     if lost == "a voxel":
         array[23, 19, 21] += 1
     else:
-        # zarr gives zeros for it, without a word.
+        # zarr silently returns zeros for a missing chunk.
         next(p for p in place.rglob("*") if p.is_file() and p.stat().st_size and "1" in p.name[:1]).unlink()
     with pytest.raises(UserError, match=rf"{place} must stay as it is while it is fitted, got other voxels .*checksum"):
         task.evaluate(None)

@@ -1,4 +1,4 @@
-"""HDF5, MRC, OME-Zarr and compressed TIFF; formats that are not read name what converts them."""
+"""HDF5, MRC, OME-Zarr and compressed TIFF. For other formats, the error names a converter."""
 
 import sys
 
@@ -87,7 +87,7 @@ def test_mrc_has_voxel_size_origin_and_order_of_axes(tmp_path):
 @pytest.mark.parametrize("suffix", [".mrc", ".map.gz"])
 def test_mrc_is_written_along_z(tmp_path, suffix):
     mrcfile = pytest.importorskip("mrcfile")
-    # TURNED runs down z along its first axis, and down x along its last.
+    # Along TURNED's first axis, z decreases; along its last, x decreases.
     path = save_volume(tmp_path / f"out{suffix}", Volume(VOXELS[None], VoxelGrid(SHAPE, TURNED.tolist()), "nm"))
     with mrcfile.open(path) as file:
         np.testing.assert_array_equal(file.data, VOXELS[::-1, :, ::-1])
@@ -140,7 +140,7 @@ def test_zarr_is_written_as_an_ome_zarr_image(tmp_path, channels):
     assert image["axes"][-1] == {"name": "x", "type": "space", "unit": "micrometer"}
     scale, translation = image["datasets"][0]["coordinateTransformations"]
     assert scale["scale"][-3:] == [2.0, 1.0, 0.5] and translation["translation"][-3:] == [5.0, 4.0, -3.0]
-    # Without what we add for turned volumes, others read the same place.
+    # Without our extra attributes for turned volumes, other readers get the same position.
     array = zarr.open_array(str(path / "0"), mode="r+")
     array.attrs.clear()
     volume = load_volume(path)

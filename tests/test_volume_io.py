@@ -1,4 +1,4 @@
-"""Volume files: what goes in comes out, with its affine, and damaged files say so."""
+"""Volume files come back as they were written, with their affine. Damaged files are refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Volume files that once were read or written wrong: world axes, spacing, channels, slices, microscopes' files."""
+"""Volume files that once were read or written wrongly: world axes, spacing, channels, slices, microscopes' files."""
 
 import numpy as np
 import pytest
@@ -240,7 +240,7 @@ def test_the_largest_series_is_read_and_key_chooses(tmp_path):
 
 @pytest.fixture(params=["0.4", "0.5"])
 def ome_zarr(request, tmp_path):
-    """tczyx of one time point and one channel in three resolutions, the full one not first, and a raw array."""
+    """An OME-Zarr tczyx image with one time point and channel in three resolutions, and a raw array."""
     zarr = pytest.importorskip("zarr")
     root = zarr.open_group(str(tmp_path / "cells.zarr"), mode="w")
     datasets = []

@@ -30,13 +30,14 @@ class Projections:
     """Projections, their geometry, and the voxels to reconstruct.
 
     Args:
-        pictures: (V, rows, columns) float32, line integrals of the density along the rays, in its unit times mm.
+        pictures: (V, rows, columns) float32, line integrals of the density along the rays, in the density's unit times
+            mm.
         geometry: Source, detector and angle of each view.
         grid: Voxels of the volume to reconstruct, in mm.
 
     Raises:
-        ValueError: The pictures differ from the geometry in number or size, the source is inside the volume, or no ray
-            meets the volume.
+        ValueError: The number or the size of the pictures does not match the geometry, the source is inside the
+            volume, or no ray meets the volume.
     """
 
     pictures: Tensor

@@ -31,15 +31,17 @@ _COUNTABLE = 2.0**63
 
 
 def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
-    """Integrals of a volume along the rays: trilinear between voxel centres, to 0 half a voxel past the outermost ones.
+    """Integrates a volume along rays.
+
+    The volume is interpolated trilinearly between voxel centres. It falls to 0 one voxel past the outermost centres.
 
     Args:
-        values: (n0, n1, n2), computed in float64.
-        grid: Its voxels, in mm.
-        geometry: The rays.
+        values: (n0, n1, n2) densities. They are computed in float64.
+        grid: Position of the voxels, in mm.
+        geometry: Geometry of the rays.
 
     Returns:
-        (V, rows, columns) float64, in the values' unit times mm.
+        (V, rows, columns) float64, in the unit of the values times mm.
 
     Example:
         >>> import torch
@@ -92,7 +94,7 @@ def _at(padded: Tensor, points: Tensor) -> Tensor:
 
 
 def interpolated(values: Tensor, grid: VoxelGrid, points: Tensor) -> Tensor:
-    """What `ray_sums` integrates, at points (..., 3) in mm: (...) float64."""
+    """The interpolated volume that `ray_sums` integrates, (...) float64, at points (..., 3) in mm."""
     indices = grid.to_index(points.reshape(1, -1, 3)) + 1
     return _at(_padded(values), indices).reshape(points.shape[:-1])
 
@@ -107,7 +109,7 @@ def around(grid: VoxelGrid, size: int) -> VoxelGrid:
 
 
 def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Where lines start + t · step enter and leave the box from 0 to `size`: (M,) each, high below low for a miss."""
+    """The t, (M,) each, where lines start + t · step enter and leave the box from 0 to `size`; reversed for a miss."""
     flat = step.abs() < 1e-12
     safe = torch.where(flat, torch.ones_like(step), step)
     first, second = -start / safe, (size - start) / safe
@@ -118,11 +120,11 @@ def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor
 
 
 def with_photon_noise(pictures: Tensor, *, photons: float, attenuation: float, seed: int) -> Tensor:
-    """Projections as counted photons give them.
+    """Adds the noise of counted photons to projections.
 
     Args:
         pictures: Line integrals in any unit, the largest above 0.
-        photons: Expected count of a ray that nothing attenuates.
+        photons: Expected number of photons of a ray that nothing attenuates.
         attenuation: A fraction exp(-attenuation) of the photons passes where the line integral is largest.
         seed: Seed of the random counts.
 
@@ -239,14 +241,15 @@ def simulate(
         size: Reconstruct on a cube of this many voxels a side, along x, y and z, instead of on the volume's own voxels.
             truth.npz holds the volume interpolated there. Since rays are summed over that interpolation, no method is
             judged on the voxels that the projections were made from.
-        detector: Rows and columns of the detector. By default as many as it takes to see the whole volume.
-        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis.
+        detector: Rows and columns of the detector. By default it is just large enough to see the whole volume.
+        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis to the
+            detector.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
         attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
         seed: Seed of the noise.
 
     Returns:
-        The folder.
+        The folder written.
     """
     if views < 1 or (photons is not None and not 1 <= photons < math.inf) or not 0 < attenuation < math.inf:
         raise UserError(

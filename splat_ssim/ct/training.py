@@ -41,13 +41,13 @@ _BRIGHT, _FAINT = 0.5, 0.02
 
 
 class CTTask:
-    """Gaussians whose X-ray pictures become the measured projections.
+    """Fits Gaussians so that their X-ray projections become the measured ones.
 
     The field is fitted in units of `scale`, an estimate of the brightest voxels from the filtered backprojection.
 
     Args:
-        config: Options; the projections are read from its data_dir.
-        projections: They themselves, where they are in memory already.
+        config: Options of the run. Its data_dir names the folder of projections.
+        projections: Projections that are already in memory, to be used instead of those in data_dir.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -205,7 +205,7 @@ class CTTask:
         return densities
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """PSNR and SSIM of the projections, and of the volume where the truth is known; slices as a picture."""
+        """Computes PSNR and SSIM of the projections, and of the volume if the truth is known. Draws slices."""
         with torch.no_grad():
             drawn = self.project(range(self.data.geometry.views))
         measured = self.data.pictures[:, None] / self.bright
@@ -239,7 +239,7 @@ class CTTask:
         load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The reconstruction as a volume file, the Gaussians as PLY; their sizes."""
+        """Writes the reconstruction as a volume file and the Gaussians as PLY. Returns their sizes."""
         output = self.config.output
         if output.format:
             save_volume(folder / f"volume.{output.format}", Volume(self.volume().numpy(), self.grid, "mm"))

@@ -28,11 +28,11 @@ Block = tuple[tuple[int, ...], tuple[int, ...]]  # first voxel, and voxels along
 
 
 def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Block]:
-    """Blocks of at most `edge` voxels a side that cover a volume, in row-major order.
+    """Yields blocks of at most `edge` voxels a side that cover a volume, in row-major order.
 
     Args:
-        shape: (n0, n1, n2).
-        edge: Voxels along each axis.
+        shape: Shape (n0, n1, n2) of the volume.
+        edge: Number of voxels of a block along each axis.
         shift: Unless it is 0, the first block along each axis ends after this many voxels.
 
     Example:
@@ -54,20 +54,20 @@ def checked(voxels: np.ndarray, checksum: int = 0) -> int:
 
 
 class BlockedVolume:
-    """The voxels of a file as they are fitted, read when they are needed.
+    """A volume in a file. Its voxels are read when they are needed, and normalised for the fit.
 
     One pass over all of them determines their range and a checksum, and finds NaN and infinite values.
 
     Args:
-        path: npy, raw, zarr or HDF5, whose voxels can be read piece by piece; others are read whole.
-        config: Normalisation and options of reading.
-        edge: Voxels along each axis of what is read at once.
+        path: Volume file. The voxels of npy, raw, zarr and HDF5 files are read piece by piece, other files whole.
+        config: Options of normalisation and of reading.
+        edge: Number of voxels along each axis that are read at once.
 
     Attributes:
         lines: What a user should know about it, as of `Target`, without the name of the file.
 
     Raises:
-        ValueError: The file does not read, holds numbers that are not finite, or spans no range.
+        ValueError: The file cannot be read, holds numbers that are not finite, or has no range of intensities to fit.
     """
 
     def __init__(self, path: Path, config: VolumeDataConfig, edge: int) -> None:
@@ -100,15 +100,15 @@ class BlockedVolume:
         return 1.0 if self.normalization.clip else self.intensities.span
 
     def check_unchanged(self, checksum: int) -> None:
-        """Refuses voxels that have changed since the first pass.
+        """Checks that the voxels have not changed since the first pass.
 
         zarr reads a missing chunk as zeros, so otherwise nobody would notice that a volume was deleted meanwhile.
 
         Args:
-            checksum: `checked` of all blocks of `edge` voxels, in their order.
+            checksum: Checksum by `checked` of all blocks of `edge` voxels, in their order.
 
         Raises:
-            UserError: They have another checksum.
+            UserError: The voxels have another checksum than in the first pass.
         """
         if checksum != self.checksum:
             raise UserError(

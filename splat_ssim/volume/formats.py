@@ -96,7 +96,7 @@ def _write_npz(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
 
 
 def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | None) -> Stored:
-    """The memory-mapped array of a raw file; what is None comes from its JSON file."""
+    """Memory-maps the array of a raw file. Arguments that are None come from its JSON file."""
     described = read_sidecar(path)
     sizes = shape if shape is not None else described.get("shape", ())
     dtype = dtype if dtype is not None else described.get("dtype")

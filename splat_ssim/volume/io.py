@@ -79,7 +79,7 @@ class Volume:
         data: (C, n0, n1, n2), any real dtype.
         grid: Position of the voxels; `grid.shape` is (n0, n1, n2).
         unit: Unit of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty if unknown.
-        notes: What was assumed when it was read, one sentence each.
+        notes: One sentence for each thing that was assumed when it was read.
 
     Raises:
         ValueError: The shapes of data and grid differ.
@@ -99,10 +99,11 @@ class Volume:
 
 
 def volume_format(path: str | Path) -> str:
-    """The format of a path by its suffix; a path inside a zarr folder is zarr, other folders are TIFF slices or DICOM.
+    """Returns the format of a path by its suffix. Paths inside a zarr folder are zarr, other folders TIFF or DICOM.
 
     Raises:
-        ValueError: A suffix that is none of `SUFFIXES`; the message names what converts such a file.
+        ValueError: The suffix is none of `SUFFIXES`. For some other formats, the message names a program that converts
+            the file.
     """
     name = Path(path).name.lower()
     for suffix, kind in SUFFIXES.items():
@@ -145,7 +146,7 @@ def load_volume(
             axes remain the file's, or follow `axes` if it has none.
         origin: World x, y, z of voxel (0, 0, 0), instead of the file's.
         axes: The world axis that each axis of the array follows, with c for channels and t for time, such as "zyx",
-            "tczyx" or "xyzc". By default as the file says; if it does not, "xyz" for NIfTI and NRRD, otherwise "zyx".
+            "tczyx" or "xyzc". By default the file decides. If it does not, "xyz" for NIfTI and NRRD, otherwise "zyx".
         key: The array in an npz or HDF5 file or a zarr group (a path inside it), or the series of a TIFF file or a
             DICOM folder (its number, name or UID).
         channel: Index of the only channel to read. By default all channels are read.
@@ -178,10 +179,10 @@ def array_volume(
     nonfinite: float | None = None,
     name: str = "volume",
 ) -> Volume:
-    """An array as a volume; the options and what is made of axes are those of `load_volume` for npy files.
+    """Makes a volume of an array. Options and the treatment of axes are those of `load_volume` for npy files.
 
     Args:
-        array: (n0, n1, n2), or with channels; real numbers.
+        array: (n0, n1, n2) real numbers, or with channels.
         spacing: Distance between voxel centres along the world's x, y, z; 1 by default.
         origin: World x, y, z of voxel (0, 0, 0); 0 by default.
         axes: The world axis that each axis of the array follows, "zyx" by default.
@@ -207,7 +208,7 @@ def _arranged(
     origin: float | Sequence[float] | None,
     nonfinite: float | None,
 ) -> Volume:
-    """The volume that a reader's result stands for."""
+    """Makes a volume of a reader's result."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
     data = array if isinstance(array, np.ndarray) else reading(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
@@ -246,7 +247,7 @@ def open_stored(
 
 
 def reading(path: Path, function: Callable[[], Any]) -> Any:
-    """Calls a function that reads a file; its errors name the file, and what is missing where it is not the file's."""
+    """Calls a function that reads a file. Errors name the file, or the missing package."""
     kind = volume_format(path)
     try:
         return function()
@@ -279,13 +280,13 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray
 
 
 def load_stack(path: str | Path) -> np.ndarray:
-    """Reads pictures of one size, such as projections: (pictures, rows, columns) in the file's dtype.
+    """Reads pictures of equal size, such as projections, as (pictures, rows, columns) in the file's dtype.
 
     The order of the axes in memory is kept: npy and TIFF list pictures first, NIfTI, NRRD and MetaImage columns first.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: The file does not read, does not have three axes, or holds NaN or infinite numbers.
+        ValueError: The file cannot be read, does not have three axes, or holds NaN or infinite numbers.
         TypeError: The file does not hold real numbers.
         ImportError: The package that reads the format is not installed.
     """
@@ -304,13 +305,13 @@ def load_stack(path: str | Path) -> np.ndarray:
 
 
 def save_volume(path: str | Path, volume: Volume) -> Path:
-    """Writes a volume in the format of the path's suffix, with its affine; returns the path.
+    """Writes a volume in the format of the path's suffix, with its affine. Returns the path.
 
     A single channel is written as a three-dimensional array. NIfTI, NRRD and MetaImage put channels last, as their
     readers expect; a TIFF stack has planes across the world's z on its pages.
 
     Raises:
-        ValueError: An unknown suffix, a format that is read only (DICOM), or a volume that the format cannot hold.
+        ValueError: The suffix is unknown, the format can only be read (DICOM), or it cannot hold the volume.
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
@@ -340,11 +341,11 @@ def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
 def stored_shape(
     path: str | Path, *, shape: Sequence[int] | None = None, dtype: str | None = None, key: str | None = None
 ) -> tuple[tuple[int, ...], int] | None:
-    """Shape of a file's array and bytes of one of its numbers, its voxels unread; None where only reading tells.
+    """Returns the shape of a file's array and the bytes of each number, without reading voxels; None if unknown.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: A file that does not read.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The file cannot be read.
     """
     path = Path(path)
     kind = volume_format(path)

@@ -62,10 +62,10 @@ class Target:
 
 @user_errors()
 def read_target(path: Path, config: VolumeDataConfig) -> Target:
-    """Reads the volume of a file, normalised, with its mask.
+    """Reads a volume and its mask from files, and normalises the volume.
 
     Raises:
-        UserError: The volume does not read, is constant, or differs from its mask in shape.
+        UserError: The volume cannot be read, is constant, or differs from its mask in shape.
     """
     options = list(inspect.signature(load_volume).parameters)[1:]
     for name in config.read:
@@ -90,7 +90,7 @@ def make_target(
 
     Args:
         volume: The volume to fit.
-        config: How it is scaled. Its mask is not read.
+        config: Options of the normalisation. Its mask is not read.
         mask: Weights of the voxels.
         name: Name of the volume in messages.
         mask_name: Name of the mask in messages.
@@ -131,14 +131,14 @@ def make_target(
 
 
 def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
-    """The map of the options normalize, low and high.
+    """Makes the normalisation that the options normalize, low and high describe.
 
     Args:
-        data: Voxels; of a volume that is read by blocks its extremes and a sample.
-        config: The options.
+        data: Voxels. For a volume that is read by blocks, its extremes and a sample.
+        config: Options of the data.
 
     Raises:
-        ValueError: A window without both of its bounds, or voxels that span no range.
+        ValueError: A window lacks one of its bounds, or the voxels have no range of intensities to fit.
     """
     mode, low, high = config.normalize, config.low, config.high
     if mode == "percentile":
