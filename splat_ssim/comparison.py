@@ -20,8 +20,9 @@ from splat_ssim.scene.data.scene import grouped
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import SUFFIXES, is_wide, opened, over_background, read_image, remarks, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
+from splat_ssim.volume.io import Volume, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization
+from splat_ssim.volume.opened import OpenVolume, open_volume
 
 #: A TIFF, and a folder of nothing but TIFFs, is a volume.
 _TIFF = (".tif", ".tiff")
@@ -86,9 +87,11 @@ def compare(
         raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
     if kinds[0] == "volume":
         with user_errors():
-            sources = [open_array(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
-            grid = open_grid(a, key=key) if map is not None else None
-        result = _compare_volumes((a, b), sources, map, grid, data_range, window, padding, block)
+            volumes = [open_volume(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
+        for volume in volumes:
+            for line in volume.notes:
+                print(f"{volume.path}: {line}", file=sys.stderr)
+        result = _compare_volumes(volumes, map, data_range, window, padding, block)
     else:
         images = _Images(data_range or 1.0, padding)
         result = (images.compare if kinds[0] == "image" else images.compare_folders)(a, b, map)
@@ -191,16 +194,15 @@ class _Images:
 
 
 def _compare_volumes(
-    names: tuple[Path, Path],
-    sources: list[Any],
+    volumes: list[OpenVolume],
     map_path: Path | None,
-    grid: VoxelGrid | None,
     data_range: float | None,
     window: tuple[float, float] | None,
     padding: str,
     block: int,
 ) -> dict[str, Any]:
-    a, b = names
+    a, b = (volume.path for volume in volumes)
+    sources = [volume.array for volume in volumes]
     with user_errors():
         import dask
         import dask.array as da
@@ -238,8 +240,8 @@ def _compare_volumes(
     with user_errors():
         # Nothing is computed yet: the options are checked.
         ssim_map = distributed.ssim3d(floats[0], floats[1], reduction="none", **options)
-    if map_path is not None and grid is not None:
-        _save_map(map_path, ssim_map, grid, radius=5 if padding == "valid" else 0)
+    if map_path is not None:
+        _save_map(map_path, ssim_map, volumes[0].grid, radius=5 if padding == "valid" else 0)
     return {
         **_errors(float(error), data_range),
         "ssim": distributed.ssim3d(floats[0], floats[1], **options),

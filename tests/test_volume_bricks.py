@@ -14,10 +14,12 @@ from splat_ssim.volume.brick_scale import averaged, in_blocks, into, out_of, rea
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeDataConfig
 from splat_ssim.volume.evaluation import evaluate_volume
+from splat_ssim.volume.export import load_field
 from splat_ssim.volume.gaussians import GaussianField
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import load_volume
+from splat_ssim.volume.io import Volume, load_volume, save_volume
 from splat_ssim.volume.rebuild import rebuild
+from splat_ssim.volume.target import read_target
 
 
 def smooth_volume(shape=(36, 30, 40), seed=0):
@@ -216,6 +218,9 @@ def test_blocks_that_are_larger_than_the_volume_are_refused(tmp_path):
 
 
 def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):
+    turned = [[0, 0, -0.7, 120.5], [0, 0.8, 0, -90.25], [-2.5, 0, 0, 33], [0, 0, 0, 1]]
+    placed = Volume(volume[None], VoxelGrid(volume.shape, turned), "um")
+    save_volume(tmp_path / "volume.npy", placed)
     config = config_of(tmp_path)
     config.output.format = "npy"
     metrics = run(BrickTask(config))
@@ -223,8 +228,11 @@ def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):
     assert written.shape == volume.shape and written.dtype == np.float32
     mse = np.square(written - volume.astype(float)).mean()
     assert abs(10 * np.log10(255**2 / mse) - metrics["psnr3d_source"]) < 0.01
-    rebuilt = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy")).data[0]
-    assert np.abs(rebuilt - written).max() < 0.01
+    rebuilt = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy"))
+    assert np.abs(rebuilt.data[0] - written).max() < 0.01
+    source = load_field(tmp_path / "run").source
+    for left in (load_volume(tmp_path / "run" / "volume.npy"), rebuilt, source):
+        assert left.grid == placed.grid and left.unit == "um"
     assert {"slice_0.png", "slice_1.png", "slice_2.png"} <= {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
 
 
@@ -241,6 +249,26 @@ def test_a_volume_of_zarr_in_the_world_and_of_floats_is_fitted_where_it_lies(tmp
     assert (before[0].numpy() - values[4:7, 4:7, 4:7]).max() < 1e-3
     metrics = run(task)
     assert metrics["psnr3d"] > 20
+
+
+def test_a_fit_says_what_a_fit_in_memory_says(tmp_path):
+    np.save(tmp_path / "volume.npy", np.stack([smooth_volume((18, 20, 22)) // 64] * 3, -1))
+    config = config_of(tmp_path)
+    own, target = BrickTask(config).notes, read_target(config.data_dir, config.data)
+    assert own[: len(target.lines)] == list(target.lines)
+    assert "read as 3 channels" in own[0] and "as label maps do" in own[2]
+
+
+def test_a_damaged_chunk_names_its_file(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    options = {"compressors": None} if zarr.__version__ >= "3" else {"compressor": None}
+    create = zarr.create_array if zarr.__version__ >= "3" else zarr.create
+    array = create(store=str(tmp_path / "v.zarr"), shape=(16, 16, 16), chunks=(8, 8, 8), dtype="i2", **options)
+    array[...] = np.arange(4096).reshape(16, 16, 16)
+    chunk = next(p for p in (tmp_path / "v.zarr").rglob("*") if p.is_file() and p.stat().st_size == 1024)
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"v\.zarr must be a complete zarr volume, got "):
+        BlockedVolume(tmp_path / "v.zarr", VolumeDataConfig(), 16)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,14 @@ def test_compare_takes_arrays_by_their_key(tmp_path, capsys):
     assert load_volume(tmp_path / "map.nii").data.shape == (1, 14, 15, 16)
 
 
+def test_compare_says_what_it_assumed(tmp_path, capsys):
+    np.save(tmp_path / "c.npy", np.random.default_rng(0).random((12, 14, 15, 3)))
+    compare(tmp_path / "c.npy", tmp_path / "c.npy")
+    written = capsys.readouterr()
+    assert json.loads(written.out)["psnr"] == 100
+    assert written.err.count(f"{tmp_path / 'c.npy'}: shape (12, 14, 15, 3) is read as 3 channels") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from splat_ssim.volume.io import open_array, open_grid
+from splat_ssim.volume.io import open_grid
+from splat_ssim.volume.opened import open_volume
 from tests.volumes import GRID, SHAPE, TURNED, VOXELS
 
 PLACED = VoxelGrid.regular(SHAPE, spacing=(0.5, 1.0, 2.0), origin=(-3, 4, 5), axes="zyx")
@@ -32,7 +33,7 @@ def test_a_dataset_is_chosen_by_name(tmp_path):
     ):
         load_volume(path)
     np.testing.assert_array_equal(load_volume(path, key="volumes/labels").data[0], VOXELS[:3])
-    np.testing.assert_array_equal(np.asarray(open_array(path, key="/raw")[2:5]), VOXELS[2:5])
+    np.testing.assert_array_equal(np.asarray(open_volume(path, key="/raw").array[2:5]), VOXELS[2:5])
     assert open_grid(path, key="raw").shape == SHAPE
     for key in ("volumes", "nothing"):
         with pytest.raises(ValueError, match=rf"key must name an array .* in .*cells.h5, raw .*; got '{key}'"):

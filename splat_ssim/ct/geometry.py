@@ -132,6 +132,16 @@ class XrayGeometry:
         frames = np.stack([origin, column_step * columns, row_step * rows, last], 1)
         return torch.from_numpy(np.ascontiguousarray(frames))
 
+    def pixels(self, points: Tensor) -> Tensor:
+        """Column and row of the detector at which points (N, 3) appear in each view: (V, N, 2) float64.
+
+        The points of a cone must lie on the detector's side of the source.
+        """
+        frames = self.frames()
+        along = (points.double() - frames[:, :1]) @ torch.linalg.inv(frames[:, 1:])  # [V, N, 3]: column, row, depth
+        places: Tensor = along[..., :2] / along[..., 2:] if self.kind == "cone" else along[..., :2]
+        return places
+
     def chosen(self, views: Sequence[int]) -> XrayGeometry:
         """The same geometry with only these views, given by their indices."""
         return dataclasses.replace(self, angles=tuple(self.angles[v] for v in views))

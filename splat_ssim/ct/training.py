@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ from ..volume.losses import tv3d
 from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
 from .config import CTConfig
-from .data import Projections, load_projections
+from .data import Projections, in_mm, load_projections
 from .fdk import fdk
 from .project import project_field
 
@@ -63,10 +62,13 @@ class CTTask:
         if config.device == "cuda":
             raise UserError("--device cuda requires a projector on CUDA, got none: this task trains on the CPU")
         self.device = torch.device("cpu")
+        #: What was assumed of the data, a line each.
+        self.notes: list[str] = []
         torch.manual_seed(config.seed)
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
             self.data = load_projections(config.data_dir) if projections is None else projections
+            self.notes += [f"{config.data_dir}: {line}" for line in self.data.lines()]
             self.truth = self._truth()
         pictures = self.data.pictures
         self.bright = float(pictures.max())
@@ -77,6 +79,11 @@ class CTTask:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.grid = self.data.grid
         first = fdk(pictures, self.data.geometry, self.grid)
+        if not first.max() > 0:
+            raise UserError(
+                f"{config.data_dir}: projections must show something inside the volume of geometry.json, got a "
+                f"filtered backprojection of at most {float(first.max()):g}"
+            )
         self.scale = float(first[first > _BRIGHT * first.max()].median())
         self.model = self._start(first / self.scale)
         rounds: tuple[int, ...] = ()
@@ -97,12 +104,12 @@ class CTTask:
             raise ValueError(
                 f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
             )
+        place, lines = in_mm(volume)
         corners = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.shape]], dtype=torch.float64)
-        apart = float((grid.to_index(volume.grid.to_world(corners)) - corners).abs().max())
+        apart = float((grid.to_index(place.to_world(corners)) - corners).abs().max())
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
-        for line in volume.notes:
-            print(f"{path}: {line}", file=sys.stderr)
+        self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]
         return torch.from_numpy(volume.data.astype("float32"))
 
     def _start(self, first: Tensor) -> GaussianField:

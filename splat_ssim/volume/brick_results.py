@@ -17,6 +17,7 @@ from ..trainer.metrics import psnr_of_mse, reported_psnr
 from ..trainer.pictures import save_comparison
 from .blocks import Block, BlockedVolume, blocks_of, checked
 from .crops import make_crop
+from .formats import write_sidecar
 
 #: Region -> (C, …) field there.
 Field = Callable[[Block], Tensor]
@@ -110,7 +111,7 @@ def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> Non
 
 @torch.no_grad()
 def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> None:
-    """The field in the file's intensities, float32, written block by block."""
+    """The field in the file's intensities and at its place, float32, written block by block."""
     shape = volume.shape if volume.channels == 1 else (volume.channels, *volume.shape)
     with replacing_path(path) as new:
         array = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=shape)
@@ -122,3 +123,4 @@ def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> Non
             )
         array.flush()
         del array
+    write_sidecar(path, len(shape), volume.grid.matrix, volume.unit)

@@ -112,7 +112,7 @@ class BrickTask:
         self.device = pick_volume_device(config)
         with user_errors():
             self.volume = BlockedVolume(config.data_dir, config.data, config.brick)
-        self.notes = [f"{config.data_dir}: {line}" for line in self.volume.intensities.lines()]
+        self.notes = [f"{config.data_dir}: {line}" for line in self.volume.lines]
         if not self.volume.lazy:
             self.notes.append(
                 f"{config.data_dir}: its format is read whole; zarr, HDF5 and npy are read piece by piece"
@@ -320,7 +320,7 @@ class BrickTask:
     def gaussians(self) -> GaussianField:
         """The Gaussians as they lie in the world, with their source."""
         scale = self.volume.normalization
-        source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, "")
+        source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, self.volume.unit)
         return GaussianField(*in_world(self.whole(), self.volume.grid, source))
 
     def report(self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, **_: Any) -> Path:

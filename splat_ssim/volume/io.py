@@ -164,7 +164,7 @@ def load_volume(
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
-    stored = _open(path, shape=shape, dtype=dtype, key=key)
+    stored = open_stored(path, shape=shape, dtype=dtype, key=key)
     return _arranged(
         stored, path, axes=axes, channel=channel, time=time, spacing=spacing, origin=origin, nonfinite=nonfinite
     )
@@ -210,7 +210,7 @@ def _arranged(
 ) -> Volume:
     """Makes a volume of a reader's result."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
-    data = array if isinstance(array, np.ndarray) else _read(path, lambda: np.asarray(array[...]))
+    data = array if isinstance(array, np.ndarray) else reading(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
     if data.ndim != 4 or 0 in data.shape:
         raise ValueError(f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {data.shape}")
@@ -220,7 +220,7 @@ def _arranged(
     return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes))
 
 
-def _open(
+def open_stored(
     path: Path,
     *,
     shape: Sequence[int] | None = None,
@@ -234,11 +234,11 @@ def _open(
         raise FileNotFoundError(f"no volume at {path}")
     key = None if key is None else str(key)
     if kind == "raw":
-        stored: Stored = _read(path, lambda: read_raw(path, shape, dtype))
+        stored: Stored = reading(path, lambda: read_raw(path, shape, dtype))
     elif kind == "npy":
-        stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
+        stored = reading(path, lambda: READERS[kind](path, key, lazy=lazy))
     else:
-        stored = _read(path, lambda: READERS[kind](path, key))
+        stored = reading(path, lambda: READERS[kind](path, key))
     if key is not None and kind not in ("npz", "tiff", "zarr", "hdf5", "dicom"):
         stored.notes.append(f"key {key} is left out: a {kind} file holds one array")
     if kind != "raw" and (shape is not None or dtype is not None):
@@ -246,7 +246,7 @@ def _open(
     return stored
 
 
-def _read(path: Path, function: Callable[[], Any]) -> Any:
+def reading(path: Path, function: Callable[[], Any]) -> Any:
     """Calls a function that reads a file. Errors name the file, or the missing package."""
     kind = volume_format(path)
     try:
@@ -291,8 +291,8 @@ def load_stack(path: str | Path) -> np.ndarray:
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
-    stored = _open(path)
-    data: np.ndarray = _read(path, lambda: np.asarray(stored.array[...]))
+    stored = open_stored(path)
+    data: np.ndarray = reading(path, lambda: np.asarray(stored.array[...]))
     if data.ndim != 3 or 0 in data.shape:
         raise ValueError(f"{path} must hold (pictures, rows, columns), got shape {data.shape}")
     if data.dtype.kind not in "biuf":
@@ -327,35 +327,12 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
     return path
 
 
-def open_array(
-    path: str | Path,
-    *,
-    key: str | None = None,
-    axes: str | None = None,
-    channel: int | None = None,
-    time: int | None = None,
-) -> Any:
-    """Opens the voxels of a file as an array. npy, raw, zarr and HDF5 files are read piece by piece, others whole.
-
-    The options are those of `load_volume`.
-
-    Returns:
-        (n0, n1, n2) or (C, n0, n1, n2): a numpy array, memory-mapped for npy and raw (with its JSON file); or an object
-        with shape, dtype and indexing by slices.
-    """
-    path = Path(path)
-    if volume_format(path) in LAZY:
-        return arrange(_open(path, key=key, lazy=True), path, axes=axes, channel=channel, time=time)[0]
-    data = load_volume(path, key=key, axes=axes, channel=channel, time=time).data
-    return data[0] if data.shape[0] == 1 else data
-
-
 def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
-    """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_array` leaves them so."""
+    """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_volume` leaves them so."""
     path = Path(path)
     if volume_format(path) not in LAZY:
         return load_volume(path, key=key).grid
-    stored = _open(path, key=key, lazy=True)
+    stored = open_stored(path, key=key, lazy=True)
     # The grid is the same for every channel and time point.
     array, spatial, _ = arrange(stored, path, axes=None, channel=0, time=0 if "t" in stored.axes else None)
     return place(stored, path, array.shape[-3:], spatial, axes=None, spacing=None, origin=None)
@@ -373,9 +350,9 @@ def stored_shape(
     path = Path(path)
     kind = volume_format(path)
     if kind in LAZY:
-        array = _open(path, shape=shape, dtype=dtype, key=key, lazy=True).array
+        array = open_stored(path, shape=shape, dtype=dtype, key=key, lazy=True).array
         return tuple(int(n) for n in array.shape), int(array.dtype.itemsize)
     if kind not in HEADERS or not path.is_file():
         return None
-    header: tuple[tuple[int, ...], int] | None = _read(path, lambda: HEADERS[kind](path, key))
+    header: tuple[tuple[int, ...], int] | None = reading(path, lambda: HEADERS[kind](path, key))
     return header

@@ -124,7 +124,7 @@ def make_target(
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *_label_lines(volume.data)))
+        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *label_lines(volume.data)))
         + mask_lines,
         unit=volume.unit,
     )
@@ -154,7 +154,7 @@ def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalizatio
     return choose_normalization(data, mode, window=(low, high))
 
 
-def _label_lines(data: np.ndarray) -> list[str]:
+def label_lines(data: np.ndarray) -> list[str]:
     """Notes for a volume of a few whole numbers: labels are names, but a field takes values between them."""
     if data.dtype.kind not in "iu" or data.size < _SAMPLE:
         return []
