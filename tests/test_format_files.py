@@ -195,12 +195,74 @@ def test_gltf_that_is_not_ours_to_read(tmp_path):
     file = pygltflib.GLTF2().load_binary(str(path))
     file.nodes[0].translation = [1, 2, 3]
     file.save_binary(str(tmp_path / "b.glb"))
-    with pytest.raises(FormatError, match="required a node without a transformation, got one with a translation"):
+    with pytest.raises(
+        FormatError, match="required nodes without a transformation, got one with a translation: node 0"
+    ):
         read_splats(tmp_path / "b.glb")
     del file.meshes[0].primitives[0].extensions[EXTENSION]
     file.save_binary(str(tmp_path / "c.glb"))
     with pytest.raises(FormatError, match=f"required a node with a primitive of {EXTENSION}, got none"):
         read_splats(tmp_path / "c.glb")
+
+
+def rewritten_gltf(path, change):
+    """A file whose JSON was changed."""
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    content = json.loads(data[20 : 20 + length])
+    change(content)
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    path.write_bytes(struct.pack("<5I", 0x46546C67, 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest)
+
+
+def _primitive(content):
+    return content["meshes"][0]["primitives"][0]
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (
+            lambda c: c.update(nodes=[{"children": [1], "translation": [9, 0, 0]}, {"mesh": 0}]),
+            "required nodes without a transformation, got one with a translation: node 0",
+        ),
+        (
+            lambda c: _primitive(c)["extensions"][EXTENSION].update(colorSpace="lin_rec709_display"),
+            "required Gaussians of the colorSpace srgb_rec709_display, got 'lin_rec709_display'",
+        ),
+        (
+            lambda c: _primitive(c)["extensions"][EXTENSION].update(kernel="other"),
+            "required Gaussians of the kernel ellipse, got 'other'",
+        ),
+        (lambda c: c["accessors"][0].update(sparse={"count": 1}), "required dense accessors, got a sparse one"),
+    ],
+)
+def test_gltf_that_moves_or_recolours_gaussians_is_refused(tmp_path, change, message):
+    save_splats(tmp_path / "a.glb", make(3, 1))
+    rewritten_gltf(tmp_path / "a.glb", change)
+    with pytest.raises(FormatError, match=rf"a\.glb: {message}"):
+        read_splats(tmp_path / "a.glb")
+
+
+def test_gltf_that_moves_nothing_is_read_and_what_is_left_out_is_said(tmp_path):
+    path = tmp_path / "a.glb"
+    save_splats(path, make(3, 2))
+
+    def change(content):
+        unmoved = {"translation": [0.0, 0.0, 0.0], "rotation": [0, 0, 0, 1], "scale": [1, 1, 1]}
+        content["nodes"] = [{"mesh": 0, **unmoved}, {"children": [0], "matrix": np.eye(4).ravel().tolist()}]
+        del _primitive(content)["attributes"][f"{EXTENSION}:SH_DEGREE_2_COEF_3"]
+        del _primitive(content)["extensions"][EXTENSION]["colorSpace"]
+
+    rewritten_gltf(path, change)
+    back = read_splats(path)
+    np.testing.assert_array_equal(back.means, make(3, 2)["means"])
+    assert back.degree == 1 and back.notes == [
+        "it names no colorSpace: taken as srgb_rec709_display",
+        "harmonics above degree 1 are not whole: 4 coefficients were ignored",
+    ]
 
 
 def test_gltf_of_numbers_that_are_none(tmp_path):
