@@ -106,6 +106,13 @@ def test_a_lossy_file_does_not_replace_what_it_was_made_from(run, tmp_path, caps
     assert export(tmp_path / "a.spz", tmp_path / "a.ply") == [tmp_path / "a.ply"]
 
 
+def test_scene_ply_says_that_the_run_is_antialiased(run, tmp_path, capsys):
+    folder, _ = run
+    assert ply_comments(folder / "scene.ply") == ["antialiased"]
+    export(folder / "scene.ply", tmp_path / "a.spz")
+    assert read_splats(tmp_path / "a.spz").antialiased
+
+
 def test_the_offset_goes_along_and_is_said(tmp_path, capsys):
     save_ply(tmp_path / "a.ply", make(9, 0), comments=["offset 400000.0 5000000.0 0.0"])
     export(tmp_path / "a.ply", tmp_path, formats=("compressed-ply", "glb", "sog", "spz"))

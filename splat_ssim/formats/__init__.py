@@ -13,8 +13,8 @@ from splat_ssim.errors import user_errors
 from splat_ssim.formats import compressed_ply, glb, sog, splat, spz
 from splat_ssim.formats.cloud import Cloud as Cloud
 from splat_ssim.formats.cloud import FormatError as FormatError
-from splat_ssim.formats.cloud import check_finite, cloud_of
-from splat_ssim.ply import load_ply, ply_comments, ply_count, save_ply
+from splat_ssim.formats.cloud import check_finite, cloud_of, comments_of, said_by_comments
+from splat_ssim.ply import load_ply, ply_count, save_ply
 
 __all__ = ["FORMATS", "Cloud", "Format", "FormatError", "count_splats", "format_of", "read_splats", "save_splats"]
 
@@ -43,14 +43,12 @@ def _with_bytes(
 
 
 def _write_ply(cloud: Cloud, path: Path) -> None:
-    comments = [f"offset {' '.join(map(repr, cloud.offset))}"] if any(cloud.offset) else []
-    save_ply(path, cloud.splats(), comments=[*comments, *(["antialiased"] if cloud.antialiased else [])])
+    save_ply(path, cloud.splats(), comments=comments_of(cloud.offset, cloud.antialiased))
 
 
 def _read_ply(path: Path) -> Cloud:
-    comments = [line.split() for line in ply_comments(path)]
-    offset = compressed_ply.offset_of(comments, path)
-    return cloud_of(load_ply(path), antialiased=["antialiased"] in comments, offset=offset, source=path)
+    offset, antialiased = said_by_comments(path)
+    return cloud_of(load_ply(path), antialiased=antialiased, offset=offset, source=path)
 
 
 def _write_compressed_ply(cloud: Cloud, path: Path) -> None:

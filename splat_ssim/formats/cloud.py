@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splat_ssim.errors import UserError
-from splat_ssim.ply import SH0
+from splat_ssim.ply import SH0, ply_comments
 
 #: Names of the tensors of Gaussians, as `splat_ssim.ply` has them.
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
@@ -196,6 +196,27 @@ def morton_order(means: np.ndarray) -> np.ndarray:
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
         cells = (cells | (cells << shift)) & mask
     return np.argsort((cells[:, 2] << 2) | (cells[:, 1] << 1) | cells[:, 0], kind="stable")
+
+
+def comments_of(offset: tuple[float, float, float], antialiased: bool) -> list[str]:
+    """The comments in which PLY files record them; `said_by_comments` reads them."""
+    comments = [f"offset {' '.join(map(repr, offset))}"] if any(offset) else []
+    return [*comments, "antialiased"] if antialiased else comments
+
+
+def said_by_comments(path: Path) -> tuple[tuple[float, float, float], bool]:
+    """What the comments of a PLY say was subtracted from its coordinates, and whether it is antialiased."""
+    comments = [line.split() for line in ply_comments(path)]
+    antialiased = ["antialiased"] in comments
+    for words in comments:
+        if words[:1] == ["offset"] and len(words) == 4:
+            try:
+                x, y, z = map(float, words[1:])
+            except ValueError:
+                raise FormatError(f"{path}: required three numbers after comment offset, got {words[1:]}") from None
+            require(all(abs(each) < 1e30 for each in (x, y, z)), path, "a finite offset", " ".join(words[1:]))
+            return (x, y, z), antialiased
+    return (0.0, 0.0, 0.0), antialiased
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
