@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import re
 import struct
 import zipfile
 
@@ -12,6 +13,7 @@ import pygltflib
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial import KDTree
 
 from splat_ssim.errors import UserError
 from splat_ssim.formats import FORMATS, FormatError, format_of, read_splats, save_splats
@@ -139,6 +141,33 @@ def test_spz_of_large_and_tiny_scenes(tmp_path):
     splats["means"][0, 0] = 1e8
     with pytest.raises(FormatError, match=r"a.spz: required positions within ±8388607, which 24 bits hold, got 1e\+08"):
         save_splats(path, splats)
+
+
+def test_far_gaussians_spoil_few_others_in_compressed_ply_and_are_said(tmp_path):
+    splats = make(20_000, 0)
+    splats["scales"][:] = -5
+    splats["means"][7_777] = torch.tensor([1e5, 0, 0])
+    path = tmp_path / "a.compressed.ply"
+    notes = save_splats(path, splats)
+    # 19,999 others fill 78 chunks; only the 31 in the chunk of the far one are as coarse along x.
+    back = read_splats(path).means[:-32].astype(np.float64)
+    places = KDTree(splats["means"].double().numpy())
+    assert places.query(back)[0].max() < math.exp(-5)
+    count = int(
+        re.fullmatch(r"(\d+) of 20000 positions are rounded by more than the size of their Gaussian", notes[0])[1]
+    )
+    assert 20 < count <= 31
+    splats["means"][7_777] = 0
+    assert save_splats(path, splats) == []
+
+
+def test_sog_says_which_positions_it_moves(tmp_path):
+    splats = make(50, 0)
+    splats["scales"][:] = -12
+    notes = save_splats(tmp_path / "a.sog", splats)
+    assert any("positions are rounded by more than the size of their Gaussian" in note for note in notes)
+    splats["scales"][:] = -5
+    assert save_splats(tmp_path / "a.sog", splats) == []
 
 
 def test_a_single_place_for_all(tmp_path):
@@ -316,3 +345,11 @@ def test_a_morton_order_keeps_neighbours_together():
     points = np.random.default_rng(0).random((2000, 3))
     steps = np.linalg.norm(np.diff(points[morton_order(points)], axis=0), axis=1)
     assert steps.mean() < 0.3 * np.linalg.norm(np.diff(points, axis=0), axis=1).mean()
+
+
+def test_a_morton_order_of_points_with_some_far_away():
+    points = np.random.default_rng(0).random((2000, 3))
+    points[:2] = [[1e6, 0, 0], [1e9, 0, 0]]
+    order = morton_order(points)
+    assert sorted(order) == list(range(2000)) and order[-2:].tolist() == [0, 1]
+    np.testing.assert_array_equal(order[:-2] - 2, morton_order(points[2:]))

@@ -81,6 +81,15 @@ class Cloud:
         if count := int(np.count_nonzero(cut)):
             self.notes.append(f"{count} of {cut.size} {what}")
 
+    def note_moved(self, means: np.ndarray) -> None:
+        """Notes how many Gaussians a format puts farther from their place than they are large, if any.
+
+        Args:
+            means: (N, 3) positions as they were written.
+        """
+        moved = np.linalg.norm(means.astype(np.float64) - self.means, axis=1) > np.exp(self.scales.max(1))
+        self.note_cut(moved, "positions are rounded by more than the size of their Gaussian")
+
     def ordered(self, order: np.ndarray) -> Cloud:
         """The same Gaussians in another order."""
         return replace(self, **{name: getattr(self, name)[order] for name in NAMES})
@@ -190,9 +199,23 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def morton_order(means: np.ndarray) -> np.ndarray:
-    """The order of points along a Morton curve through 1024³ cells of their bounding box: neighbours stay together."""
-    low, high = means.min(0).astype(np.float64), means.max(0).astype(np.float64)
-    cells = np.clip((means - low) / np.maximum(high - low, 1e-30) * 1024, 0, 1023).astype(np.int64)
+    """The order of points along a Morton curve through 1024³ cells of a cube around them: neighbours stay together.
+
+    Points far from nearly all the others come last, in such an order of their own. A single one of them in the cube
+    would leave all the others in one cell.
+    """
+    points = means.astype(np.float64)
+    low, high = np.percentile(points, (1, 99), axis=0)
+    near = ((points >= 2 * low - high) & (points <= 2 * high - low)).all(1)
+    if near.all() or not near.any():
+        return _along_the_curve(points)
+    near_rows, far_rows = np.flatnonzero(near), np.flatnonzero(~near)
+    return np.concatenate([near_rows[_along_the_curve(points[near])], far_rows[morton_order(points[far_rows])]])
+
+
+def _along_the_curve(points: np.ndarray) -> np.ndarray:
+    low, edge = points.min(0), max(float(np.ptp(points, axis=0).max()), 1e-30)
+    cells = np.clip((points - low) / edge * 1024, 0, 1023).astype(np.int64)
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
         cells = (cells | (cells << shift)) & mask
     return np.argsort((cells[:, 2] << 2) | (cells[:, 1] << 1) | cells[:, 0], kind="stable")

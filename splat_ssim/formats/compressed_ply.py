@@ -50,6 +50,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         cloud.notes.append("that the scene is antialiased is kept as a comment, which viewers ignore")
     cloud = cloud.ordered(morton_order(cloud.means))
     position, position_bounds = _packed(cloud.means)
+    cloud.note_moved(_unpacked(position, position_bounds[np.arange(len(cloud)) // _CHUNK]))
     scale, scale_bounds = _packed(cloud.scales.clip(-_MAX_SCALE, _MAX_SCALE))
     parts, color_bounds = _fractions(cloud.colors)
     rgba = np.column_stack([to_bytes(parts * 255), to_bytes(cloud.alphas * 255)]).astype(np.uint32)
