@@ -20,7 +20,7 @@ from splat_ssim.formats import FORMATS, FormatError, format_of, read_splats, sav
 from splat_ssim.formats.cloud import from_smallest_three, morton_order, smallest_three
 from splat_ssim.formats.palette import codebook, palette
 
-from .gaussians import EXTENSION, OFFSET, make, matrices
+from .gaussians import EXTENSION, OFFSET, make, matrices, write_doubles
 
 
 def test_the_bytes_of_splat(tmp_path):
@@ -168,6 +168,21 @@ def test_sog_says_which_positions_it_moves(tmp_path):
     assert any("positions are rounded by more than the size of their Gaussian" in note for note in notes)
     splats["scales"][:] = -5
     assert save_splats(tmp_path / "a.sog", splats) == []
+
+
+def test_large_coordinates_in_double_precision_are_kept_by_an_offset(tmp_path):
+    path = tmp_path / "a.ply"
+    world = write_doubles(path, make(300, 1), (500_000.123, 4_600_000.456, 80))
+    back = read_splats(path)
+    np.testing.assert_allclose(back.means + np.array(back.offset), world, atol=1e-6, rtol=0)
+    assert re.fullmatch(r"coordinates are too large for float32: the offset \(\d+, \d+, 80\) .*", back.notes[0])
+    # An offset that the file has stays part of it.
+    write_doubles(path, make(300, 1), (500_000.123, 4_600_000.456, 80), "comment offset 1000.0 0.0 -2.0")
+    back = read_splats(path)
+    np.testing.assert_allclose(back.means + np.array(back.offset), world + np.array([1000, 0, -2]), atol=1e-6, rtol=0)
+    # What float32 holds is not moved.
+    write_doubles(path, make(300, 1), (5, 4, 8))
+    assert read_splats(path).offset == (0, 0, 0) and read_splats(path).notes == []
 
 
 def test_a_single_place_for_all(tmp_path):

@@ -17,6 +17,8 @@ from splat_ssim.ply import SH0, ply_comments
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 #: Logits beyond it are 0 or 1 in every format.
 MAX_LOGIT = 30.0
+#: Part of a Gaussian's size that rounding a position to float32 may take, in the median.
+_MAX_LOST = 0.1
 #: Coefficients of degree 1, 2 and 3, in the order of shN, as products of the coordinates: 1 where x, y or z occurs
 #: an odd number of times.
 _ODD = np.array(
@@ -155,6 +157,21 @@ def cloud_of(
     cloud = Cloud(means, scales, quats.astype(np.float32), opacities, sh0[:, 0], shN, antialiased, offset)
     cloud.note_cut(lengths[:, 0] == 0, "rotations had no length and were written as none")
     return cloud
+
+
+def large_offset(means: Tensor, scales: Tensor) -> tuple[float, float, float]:
+    """What to subtract from positions in double precision, so that float32 keeps them: 0 where it does as they are.
+
+    Args:
+        means: (N, 3) positions; those that are float32 already are kept as they are.
+        scales: (N, 3) logarithms.
+    """
+    rounding = (means - means.float().double()).abs().amax(1)
+    lost = float((rounding / scales.double().amax(1).exp()).median())
+    if not _MAX_LOST < lost < np.inf:
+        return 0.0, 0.0, 0.0
+    x, y, z = means.median(dim=0).values.round().tolist()
+    return x, y, z
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
