@@ -422,6 +422,28 @@ def split(folder, **lists):
     return [[view.name[7:9] for view in views] for views in (scene.train, scene.test)], scene.notes
 
 
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_an_image_of_two_frames_is_refused(tmp_path, write, name):
+    path = write(tmp_path) / name
+    content = json.loads(path.read_text())
+    file = content["frames"][1]["file_path"].removeprefix("./")
+    content["frames"].append({**content["frames"][1], "file_path": f"./{file}"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(SceneError, match=rf"frame \d: required an image of its own, got {file} of frame 1$"):
+        load_scene(tmp_path)
+
+
+def test_test_views_that_are_trained_on_are_said(tmp_path):
+    write_blender(tmp_path)
+    (tmp_path / "transforms_test.json").write_bytes((tmp_path / "transforms_train.json").read_bytes())
+    scene = load_scene(tmp_path)
+    assert len(scene.test) == 6 and scene.notes == [
+        "transforms_test.json names images that are trained on: 6 (train/r_0.png, train/r_1.png, train/r_2.png, …)"
+    ]
+
+
 def images(*names):
     return [f"images/{name}.png" for name in names]
 
