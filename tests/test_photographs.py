@@ -215,7 +215,17 @@ def test_depth_maps_are_read_in_their_unit_and_reduced_with_their_images(tmp_pat
     assert depth.shape == (32, 32) and depth.dtype == torch.float32
     assert depth[0].abs().max() == 0 and (depth[1:] - 3.25).abs().max() < 1e-6
     assert scene.train[0].reduced(4).depth.shape == (8, 8)
-    assert any("depth maps of 7 of 7 training views" in note for note in scene.notes)
+    assert "depth maps of 7 of 7 training views, depths 3.25 to 3.25 (--depth.unit 0.001)" in scene.notes
+
+
+def test_depth_maps_count_where_a_depth_is_known(tmp_path):
+    write_depths(write_nerfstudio(tmp_path), 3.0)
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(tmp_path / "depths" / "3.png")
+    assert any("depth maps of 6 of 7 training views" in note for note in load_scene(tmp_path, depth_unit=1e-3).notes)
+    for path in (tmp_path / "depths").iterdir():
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    with pytest.raises(SceneError, match=r"depth\.weight requires depths, .*, got 7 maps in which none is known"):
+        load_scene(tmp_path, depth_unit=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -115,22 +115,29 @@ def load_scene(
 
 
 def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
-    """Adds a note on which training views have depths.
+    """Adds a note on which training views have depths, and on their range, which a wrong unit would show in.
 
     Raises:
         SceneError: Depths were asked for, and no view has any.
     """
     if depth_unit is None:
         return
-    maps = sum(view.depth is not None for view in scene.train)
+    maps = [view.depth for view in scene.train if view.depth is not None]
+    known = (depth[depth > 0] for depth in maps)
+    ranges = [(float(depths.min()), float(depths.max())) for depths in known if len(depths)]
     points = [len(view.sparse_depth) for view in scene.train if view.sparse_depth is not None]
-    if not maps and not sum(points):
+    if not ranges and not sum(points):
+        got = f"{len(maps)} maps in which none is known" if maps else "none"
         raise SceneError(
-            f"{folder}: depth.weight requires depths, depth_file_path of nerfstudio or points of COLMAP, got none"
+            f"{folder}: depth.weight requires depths, depth_file_path of nerfstudio or points of COLMAP, got {got}"
         )
-    words = [f"depth maps of {maps}"] if maps else []
+    words = [f"depth maps of {len(ranges)}"] if ranges else []
     words += [f"depths at {sum(points)} points of {len(points)}"] if points else []
-    scene.notes.append(f"{' and '.join(words)} of {len(scene.train)} training views")
+    note = f"{' and '.join(words)} of {len(scene.train)} training views"
+    if ranges:
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        note += f", depths {low:.4g} to {high:.4g} (--depth.unit {depth_unit:g})"
+    scene.notes.append(note)
 
 
 def _place(scene: Scene, folder: Path, offset: Sequence[float] | None) -> None:
