@@ -183,6 +183,8 @@ POSES = [
     (np.ones((4, 4)).tolist(), "required an invertible matrix"),
     (np.diag([1.0, 1.0, 1.0, 2.0]).tolist(), "required 0 0 0 1 as its last row, got 0 0 0 2"),
     (sheared(), "required axes at right angles"),
+    (np.diag([1.0, -1.0, 1.0, 1.0]).tolist(), "required a rotation, got a reflection"),
+    (np.diag([-2.0, -2.0, -2.0, 1.0]).tolist(), "required a rotation, got a reflection"),
     (moved(1e39), "required a position that float32 holds"),
 ]
 
