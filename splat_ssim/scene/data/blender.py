@@ -62,7 +62,6 @@ def load_blender(
 def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list[Photo]:
     path = folder / f"transforms_{split}.json"
     content, frames, corrected = read_frames(path)
-    check_unrepeated(frames, path)
     notes += corrected
     # NeRF-synthetic leaves out the extension.
     named = [folder / frame["file_path"] for frame in frames]
@@ -72,6 +71,7 @@ def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list
         notes.append(f"{path.name} is skipped: none of its {len(frames)} images is there")
         return []
     check_found(named, found, path.name, notes)
+    check_unrepeated(frames, path)
     files = [file for file in found if file is not None]
     numbered = [(index, frame) for index, frame in enumerate(frames) if found[index] is not None]
     photos = []

@@ -52,9 +52,9 @@ def load_nerfstudio(
     """
     path = folder / "transforms.json"
     content, frames, notes = read_frames(path)
-    check_unrepeated(frames, path)
     reduced = [_reduced(folder / frame["file_path"], folder, factor) for frame in frames]
     check_found([folder / frame["file_path"] for frame in frames], [file for file, _ in reduced], path.name, notes)
+    check_unrepeated(frames, path)
     there = [(index, file, reduce) for index, (file, reduce) in enumerate(reduced) if file is not None]
     photos = []
     for index, file, reduce in there:
