@@ -437,6 +437,15 @@ def test_an_image_of_two_frames_is_refused(tmp_path, write, name):
         load_scene(tmp_path)
 
 
+def test_principal_points_outside_the_image_are_said(tmp_path):
+    note = "cameras whose principal point (cx, cy) lies outside their image: "
+    assert load_scene(write_nerfstudio(tmp_path / "a", count=3)).notes == []
+    scene = load_scene(write_nerfstudio(tmp_path / "a", count=3, cx=200.0))
+    assert scene.notes == [f"{note}3 (images/01.png, images/02.png, images/00.png)"]
+    scene = load_scene(write_colmap(tmp_path / "b", camera="PINHOLE 64 48 40 41 32 -1"))
+    assert scene.notes == [f"{note}2 (1.png, 0.png)"]
+
+
 def test_test_views_that_are_trained_on_are_said(tmp_path):
     write_blender(tmp_path)
     (tmp_path / "transforms_test.json").write_bytes((tmp_path / "transforms_train.json").read_bytes())

@@ -108,10 +108,19 @@ def load_scene(
     for index, view in enumerate(scene.train):
         view.index = index
     _note_depths(scene, folder, depth_unit)
+    beside = [view.name for view in (*scene.train, *scene.test) if not _looks_into_its_image(view)]
+    if beside:
+        # Such cameras may be of crops, but are more often of images of another size.
+        scene.notes.append(f"cameras whose principal point (cx, cy) lies outside their image: {shortened(beside)}")
     far = [view.name for view, near in zip(scene.train, ordinary(scene.centers).tolist(), strict=True) if not near]
     if far:
         scene.notes.append(f"cameras far from all the others, which the scene's extent leaves out: {shortened(far)}")
     return scene
+
+
+def _looks_into_its_image(view: View) -> bool:
+    x, y = map(float, view.K[:2, 2])
+    return 0 <= x <= view.width and 0 <= y <= view.height
 
 
 def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
