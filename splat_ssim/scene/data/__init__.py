@@ -103,6 +103,7 @@ def load_scene(
     scene.format = name
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")
+    _check_handedness(scene, folder)
     _place(scene, folder, None if origin is None else origin["offset"])
     _drop_masked(scene, folder)
     for index, view in enumerate(scene.train):
@@ -116,6 +117,16 @@ def load_scene(
     if far:
         scene.notes.append(f"cameras far from all the others, which the scene's extent leaves out: {shortened(far)}")
     return scene
+
+
+def _check_handedness(scene: Scene, folder: Path) -> None:
+    """Notes that poses are mirrored, as they are in left-handed coordinates. Raises SceneError if only some are."""
+    views = [*scene.train, *scene.test]
+    mirrored = [view.name for view in views if torch.linalg.det(view.viewmat[:3, :3]) < 0]
+    if 0 < len(mirrored) < len(views):
+        raise SceneError(f"{folder}: required poses of one handedness, got {shortened(mirrored)} mirrored")
+    if mirrored:
+        scene.notes.append("all poses are mirrored: coordinates are left-handed, or an axis of the cameras is reversed")
 
 
 def _looks_into_its_image(view: View) -> bool:

@@ -86,8 +86,6 @@ def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     skew = np.abs(directions.T @ directions - np.eye(3)).max()
     if skew > _SKEW:
         raise SceneError(f"{where}: required axes at right angles, got a cosine of {skew:.2g} between two of them")
-    if determinant < 0:
-        raise SceneError(f"{where}: required a rotation, got a reflection: an axis points the other way")
     if np.abs(lengths - 1).max() <= _ROUNDING:
         return matrix
     unscaled: np.ndarray = matrix.copy()
