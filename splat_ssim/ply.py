@@ -99,6 +99,8 @@ def _columns(splats: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def load_ply(path: str | Path) -> dict[str, Tensor]:
     """Reads Gaussians from a PLY of the standard layout. Other properties, such as normals, are ignored.
 
+    Positions in double precision are rounded to float32; `splat_ssim.formats.read_splats` keeps them.
+
     Args:
         path: File to read, binary or text.
 
@@ -111,7 +113,12 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
     Example: see `save_ply`.
     """
-    path = Path(path)
+    splats = read_gaussians(Path(path))
+    return {**splats, "means": splats["means"].float()}
+
+
+def read_gaussians(path: Path) -> dict[str, Tensor]:
+    """As `load_ply`, but with means in float64 where the file has doubles."""
     vertices = read_ply(path)
     rest = sum(name.startswith("f_rest_") for name in vertices)
     if rest not in (0, 9, 24, 45):
@@ -125,7 +132,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
             )
         if not names:
             return np.zeros((len(next(iter(vertices.values()))), 0), np.float32)
-        return np.stack([vertices[name] for name in names], axis=1).astype(np.float32)
+        return np.stack([vertices[name] for name in names], axis=1)
 
     shN = block(*(f"f_rest_{i}" for i in range(rest)))
     arrays = {
@@ -136,7 +143,12 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
         "sh0": block("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
         "shN": shN.reshape(len(shN), 3, rest // 3).transpose(0, 2, 1),
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+    # Only positions may need more.
+    kinds = {"means": np.float64 if arrays["means"].dtype == np.float64 else np.float32}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(values, kinds.get(name, np.float32)))
+        for name, values in arrays.items()
+    }
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:

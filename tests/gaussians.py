@@ -1,10 +1,13 @@
 """Random Gaussians, comparisons of files of them, and independent readers."""
 
+import re
+
 import gaussforge
 import numpy as np
 import pygltflib
 import torch
 
+from splat_ssim.formats import save_splats
 from splat_ssim.formats.cloud import cloud_of
 
 OFFSET = (412_345.5, -5_123_456.25, 80.0)
@@ -27,6 +30,23 @@ def make(count=300, degree=3, seed=0, spread=1.0):
         "sh0": draw(1, 3).clamp(-1.7, 1.7),
         "shN": (draw((degree + 1) ** 2 - 1, 3) * 0.3).clamp(-0.95, 0.95),
     }
+
+
+def write_doubles(path, splats, place, comment="comment by another tool"):
+    """A PLY of positions in double precision, `place` away from those of `splats`; returns the positions."""
+    save_splats(path, splats)
+    header, _, body = path.read_bytes().partition(b"end_header\n")
+    names = re.findall(r"property float (\w+)", header.decode())
+    floats = np.frombuffer(body, [(name, "<f4") for name in names])
+    table = np.empty(len(floats), [(name, "<f8" if name in "xyz" else "<f4") for name in names])
+    for name in names:
+        table[name] = floats[name]
+    for name, value in zip("xyz", place, strict=True):
+        table[name] += value
+    text = re.sub(r"property float ([xyz])\n", r"property double \1\n", header.decode())
+    text = text.replace("element", f"{comment}\nelement", 1)
+    path.write_bytes(text.encode() + b"end_header\n" + table.tobytes())
+    return np.stack([table[name] for name in "xyz"], 1)
 
 
 def matrices(quats):

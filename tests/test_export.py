@@ -88,6 +88,31 @@ def test_a_file_in_another_format(tmp_path, capsys):
     assert len(load_ply(tmp_path / "b.ply")["means"]) == 30
 
 
+def test_a_lossy_file_does_not_replace_what_it_was_made_from(run, tmp_path, capsys):
+    folder, _ = run
+    export(folder, formats=("splat",))
+    save_splats(tmp_path / "a.ply", make(30, 2))
+    export(tmp_path / "a.ply", formats=("spz",))
+    before = [(folder / "scene.ply").read_bytes(), (tmp_path / "a.ply").read_bytes()]
+    for output in (None, folder, folder / "scene.ply"):
+        with pytest.raises(UserError, match=r"scene\.ply: required an output other than the scene\.ply of a run, got "):
+            export(folder / "scene.splat", output, formats=("ply",))
+    for output in (None, tmp_path):
+        with pytest.raises(UserError, match=r"a\.ply: required an output that is not there, .*a\.spz was made from"):
+            export(tmp_path / "a.spz", output, formats=("ply",))
+    assert before == [(folder / "scene.ply").read_bytes(), (tmp_path / "a.ply").read_bytes()]
+    # A run may write its own again, and a PLY that is named may be replaced.
+    assert export(folder, formats=("ply",)) == [folder / "scene.ply"]
+    assert export(tmp_path / "a.spz", tmp_path / "a.ply") == [tmp_path / "a.ply"]
+
+
+def test_scene_ply_says_that_the_run_is_antialiased(run, tmp_path, capsys):
+    folder, _ = run
+    assert ply_comments(folder / "scene.ply") == ["antialiased"]
+    export(folder / "scene.ply", tmp_path / "a.spz")
+    assert read_splats(tmp_path / "a.spz").antialiased
+
+
 def test_the_offset_goes_along_and_is_said(tmp_path, capsys):
     save_ply(tmp_path / "a.ply", make(9, 0), comments=["offset 400000.0 5000000.0 0.0"])
     export(tmp_path / "a.ply", tmp_path, formats=("compressed-ply", "glb", "sog", "spz"))

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import re
 import struct
 import zipfile
 
@@ -12,13 +13,14 @@ import pygltflib
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial import KDTree
 
 from splat_ssim.errors import UserError
 from splat_ssim.formats import FORMATS, FormatError, format_of, read_splats, save_splats
 from splat_ssim.formats.cloud import from_smallest_three, morton_order, smallest_three
 from splat_ssim.formats.palette import codebook, palette
 
-from .gaussians import EXTENSION, OFFSET, make, matrices
+from .gaussians import EXTENSION, OFFSET, make, matrices, write_doubles
 
 
 def test_the_bytes_of_splat(tmp_path):
@@ -141,6 +143,48 @@ def test_spz_of_large_and_tiny_scenes(tmp_path):
         save_splats(path, splats)
 
 
+def test_far_gaussians_spoil_few_others_in_compressed_ply_and_are_said(tmp_path):
+    splats = make(20_000, 0)
+    splats["scales"][:] = -5
+    splats["means"][7_777] = torch.tensor([1e5, 0, 0])
+    path = tmp_path / "a.compressed.ply"
+    notes = save_splats(path, splats)
+    # 19,999 others fill 78 chunks; only the 31 in the chunk of the far one are as coarse along x.
+    back = read_splats(path).means[:-32].astype(np.float64)
+    places = KDTree(splats["means"].double().numpy())
+    assert places.query(back)[0].max() < math.exp(-5)
+    count = int(
+        re.fullmatch(r"(\d+) of 20000 positions are rounded by more than the size of their Gaussian", notes[0])[1]
+    )
+    assert 20 < count <= 31
+    splats["means"][7_777] = 0
+    assert save_splats(path, splats) == []
+
+
+def test_sog_says_which_positions_it_moves(tmp_path):
+    splats = make(50, 0)
+    splats["scales"][:] = -12
+    notes = save_splats(tmp_path / "a.sog", splats)
+    assert any("positions are rounded by more than the size of their Gaussian" in note for note in notes)
+    splats["scales"][:] = -5
+    assert save_splats(tmp_path / "a.sog", splats) == []
+
+
+def test_large_coordinates_in_double_precision_are_kept_by_an_offset(tmp_path):
+    path = tmp_path / "a.ply"
+    world = write_doubles(path, make(300, 1), (500_000.123, 4_600_000.456, 80))
+    back = read_splats(path)
+    np.testing.assert_allclose(back.means + np.array(back.offset), world, atol=1e-6, rtol=0)
+    assert re.fullmatch(r"coordinates are too large for float32: the offset \(\d+, \d+, 80\) .*", back.notes[0])
+    # An offset that the file has stays part of it.
+    write_doubles(path, make(300, 1), (500_000.123, 4_600_000.456, 80), "comment offset 1000.0 0.0 -2.0")
+    back = read_splats(path)
+    np.testing.assert_allclose(back.means + np.array(back.offset), world + np.array([1000, 0, -2]), atol=1e-6, rtol=0)
+    # What float32 holds is not moved.
+    write_doubles(path, make(300, 1), (5, 4, 8))
+    assert read_splats(path).offset == (0, 0, 0) and read_splats(path).notes == []
+
+
 def test_a_single_place_for_all(tmp_path):
     splats = make(10, 1)
     splats["means"][:] = torch.tensor([3.0, -2, 1])
@@ -195,12 +239,74 @@ def test_gltf_that_is_not_ours_to_read(tmp_path):
     file = pygltflib.GLTF2().load_binary(str(path))
     file.nodes[0].translation = [1, 2, 3]
     file.save_binary(str(tmp_path / "b.glb"))
-    with pytest.raises(FormatError, match="required a node without a transformation, got one with a translation"):
+    with pytest.raises(
+        FormatError, match="required nodes without a transformation, got one with a translation: node 0"
+    ):
         read_splats(tmp_path / "b.glb")
     del file.meshes[0].primitives[0].extensions[EXTENSION]
     file.save_binary(str(tmp_path / "c.glb"))
     with pytest.raises(FormatError, match=f"required a node with a primitive of {EXTENSION}, got none"):
         read_splats(tmp_path / "c.glb")
+
+
+def rewritten_gltf(path, change):
+    """A file whose JSON was changed."""
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    content = json.loads(data[20 : 20 + length])
+    change(content)
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    path.write_bytes(struct.pack("<5I", 0x46546C67, 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest)
+
+
+def _primitive(content):
+    return content["meshes"][0]["primitives"][0]
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (
+            lambda c: c.update(nodes=[{"children": [1], "translation": [9, 0, 0]}, {"mesh": 0}]),
+            "required nodes without a transformation, got one with a translation: node 0",
+        ),
+        (
+            lambda c: _primitive(c)["extensions"][EXTENSION].update(colorSpace="lin_rec709_display"),
+            "required Gaussians of the colorSpace srgb_rec709_display, got 'lin_rec709_display'",
+        ),
+        (
+            lambda c: _primitive(c)["extensions"][EXTENSION].update(kernel="other"),
+            "required Gaussians of the kernel ellipse, got 'other'",
+        ),
+        (lambda c: c["accessors"][0].update(sparse={"count": 1}), "required dense accessors, got a sparse one"),
+    ],
+)
+def test_gltf_that_moves_or_recolours_gaussians_is_refused(tmp_path, change, message):
+    save_splats(tmp_path / "a.glb", make(3, 1))
+    rewritten_gltf(tmp_path / "a.glb", change)
+    with pytest.raises(FormatError, match=rf"a\.glb: {message}"):
+        read_splats(tmp_path / "a.glb")
+
+
+def test_gltf_that_moves_nothing_is_read_and_what_is_left_out_is_said(tmp_path):
+    path = tmp_path / "a.glb"
+    save_splats(path, make(3, 2))
+
+    def change(content):
+        unmoved = {"translation": [0.0, 0.0, 0.0], "rotation": [0, 0, 0, 1], "scale": [1, 1, 1]}
+        content["nodes"] = [{"mesh": 0, **unmoved}, {"children": [0], "matrix": np.eye(4).ravel().tolist()}]
+        del _primitive(content)["attributes"][f"{EXTENSION}:SH_DEGREE_2_COEF_3"]
+        del _primitive(content)["extensions"][EXTENSION]["colorSpace"]
+
+    rewritten_gltf(path, change)
+    back = read_splats(path)
+    np.testing.assert_array_equal(back.means, make(3, 2)["means"])
+    assert back.degree == 1 and back.notes == [
+        "it names no colorSpace: taken as srgb_rec709_display",
+        "harmonics above degree 1 are not whole: 4 coefficients were ignored",
+    ]
 
 
 def test_gltf_of_numbers_that_are_none(tmp_path):
@@ -254,3 +360,11 @@ def test_a_morton_order_keeps_neighbours_together():
     points = np.random.default_rng(0).random((2000, 3))
     steps = np.linalg.norm(np.diff(points[morton_order(points)], axis=0), axis=1)
     assert steps.mean() < 0.3 * np.linalg.norm(np.diff(points, axis=0), axis=1).mean()
+
+
+def test_a_morton_order_of_points_with_some_far_away():
+    points = np.random.default_rng(0).random((2000, 3))
+    points[:2] = [[1e6, 0, 0], [1e9, 0, 0]]
+    order = morton_order(points)
+    assert sorted(order) == list(range(2000)) and order[-2:].tolist() == [0, 1]
+    np.testing.assert_array_equal(order[:-2] - 2, morton_order(points[2:]))

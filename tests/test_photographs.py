@@ -20,10 +20,12 @@ from splat_ssim.scene.data import SceneError, load_scene
 from splat_ssim.scene.exposure import Exposures, color_corrected
 from splat_ssim.scene.options import DataConfig, DepthConfig, ExposureConfig, ModelConfig, PoseConfig, StrategyConfig
 from splat_ssim.scene.poses import moved, without_common
+from splat_ssim.scene.start import trained_splats
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.trainer.config import ConfigError
 from splat_ssim.trainer.loop import load, run
 from splat_ssim.trainer.ranks import ALONE
+from tests.gaussians import make, write_doubles
 from tests.scenes import write_blender, write_colmap, write_nerfstudio
 
 
@@ -213,7 +215,17 @@ def test_depth_maps_are_read_in_their_unit_and_reduced_with_their_images(tmp_pat
     assert depth.shape == (32, 32) and depth.dtype == torch.float32
     assert depth[0].abs().max() == 0 and (depth[1:] - 3.25).abs().max() < 1e-6
     assert scene.train[0].reduced(4).depth.shape == (8, 8)
-    assert any("depth maps of 7 of 7 training views" in note for note in scene.notes)
+    assert "depth maps of 7 of 7 training views, depths 3.25 to 3.25 (--depth.unit 0.001)" in scene.notes
+
+
+def test_depth_maps_count_where_a_depth_is_known(tmp_path):
+    write_depths(write_nerfstudio(tmp_path), 3.0)
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(tmp_path / "depths" / "3.png")
+    assert any("depth maps of 6 of 7 training views" in note for note in load_scene(tmp_path, depth_unit=1e-3).notes)
+    for path in (tmp_path / "depths").iterdir():
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    with pytest.raises(SceneError, match=r"depth\.weight requires depths, .*, got 7 maps in which none is known"):
+        load_scene(tmp_path, depth_unit=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -443,6 +455,21 @@ def test_a_start_from_more_gaussians_than_the_budget_is_refused(tmp_path):
         SceneTask(config_of(tmp_path / "scene", model=model, strategy=StrategyConfig(budget=10)))
     with pytest.raises(ConfigError, match=r"model\.init_ply requires model.init ply, and the reverse"):
         config_of(tmp_path / "scene", model=ModelConfig(init="ply")).resolved()
+
+
+def test_a_start_from_large_coordinates_in_double_precision_loses_none(tmp_path):
+    place = (500_000.0, 4_600_000.0, 80.0)
+    path = write_nerfstudio(tmp_path) / "transforms.json"
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        for row, value in zip(frame["transform_matrix"], place, strict=False):
+            row[3] += value
+    path.write_text(json.dumps(content))
+    world = write_doubles(tmp_path / "a.ply", make(50, 1, spread=0.1), place)
+    scene = load_scene(tmp_path)
+    splats = trained_splats(scene, ModelConfig(init="ply", init_ply=tmp_path / "a.ply"), None)
+    np.testing.assert_allclose(splats["means"], world - scene.offset, atol=1e-6, rtol=0)
+    assert any("a.ply: coordinates are too large for float32: the offset" in note for note in scene.notes)
 
 
 def test_an_offset_that_is_none_is_refused_and_a_true_one_is_undone(tmp_path):

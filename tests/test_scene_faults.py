@@ -235,6 +235,7 @@ POSES = [
     (np.ones((4, 4)).tolist(), "required an invertible matrix"),
     (np.diag([1.0, 1.0, 1.0, 2.0]).tolist(), "required 0 0 0 1 as its last row, got 0 0 0 2"),
     (sheared(), "required axes at right angles"),
+    (np.diag([1.0, -1.0, 1.0, 1.0]).tolist(), r"required poses of one handedness, got 1 \(\S+\) mirrored"),
     (moved(1e39), "required a position that float32 holds"),
 ]
 
@@ -324,7 +325,10 @@ def test_the_mirror_image_of_a_scene_is_read(tmp_path):
         for frame in content["frames"]:
             frame["transform_matrix"] = (mirror @ np.array(frame["transform_matrix"])).tolist()
 
-    assert len(load_scene(edit(write_nerfstudio(tmp_path), mirrored)).train) == 7
+    scene = load_scene(edit(write_nerfstudio(tmp_path), mirrored))
+    assert len(scene.train) == 7
+    # An axis of the cameras that is reversed by mistake has the same sign, so it is said.
+    assert scene.notes == ["all poses are mirrored: coordinates are left-handed, or an axis of the cameras is reversed"]
 
 
 # --- F9: an image must have its camera's shape
@@ -472,6 +476,37 @@ def test_k3_is_the_k3_of_opencv(tmp_path):
 def split(folder, **lists):
     scene = load_scene(write_nerfstudio(folder, count=6, **lists))
     return [[view.name[7:9] for view in views] for views in (scene.train, scene.test)], scene.notes
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")]
+)
+def test_an_image_of_two_frames_is_refused(tmp_path, write, name):
+    path = write(tmp_path) / name
+    content = json.loads(path.read_text())
+    file = content["frames"][1]["file_path"].removeprefix("./")
+    content["frames"].append({**content["frames"][1], "file_path": f"./{file}"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(SceneError, match=rf"frame \d: required an image of its own, got {file} of frame 1$"):
+        load_scene(tmp_path)
+
+
+def test_principal_points_outside_the_image_are_said(tmp_path):
+    note = "cameras whose principal point (cx, cy) lies outside their image: "
+    assert load_scene(write_nerfstudio(tmp_path / "a", count=3)).notes == []
+    scene = load_scene(write_nerfstudio(tmp_path / "a", count=3, cx=200.0))
+    assert scene.notes == [f"{note}3 (images/01.png, images/02.png, images/00.png)"]
+    scene = load_scene(write_colmap(tmp_path / "b", camera="PINHOLE 64 48 40 41 32 -1"))
+    assert scene.notes == [f"{note}2 (1.png, 0.png)"]
+
+
+def test_test_views_that_are_trained_on_are_said(tmp_path):
+    write_blender(tmp_path)
+    (tmp_path / "transforms_test.json").write_bytes((tmp_path / "transforms_train.json").read_bytes())
+    scene = load_scene(tmp_path)
+    assert len(scene.test) == 6 and scene.notes == [
+        "transforms_test.json names images that are trained on: 6 (train/r_0.png, train/r_1.png, train/r_2.png, …)"
+    ]
 
 
 def images(*names):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from splat_ssim._files import replacing
@@ -13,8 +14,8 @@ from splat_ssim.errors import user_errors
 from splat_ssim.formats import compressed_ply, glb, sog, splat, spz
 from splat_ssim.formats.cloud import Cloud as Cloud
 from splat_ssim.formats.cloud import FormatError as FormatError
-from splat_ssim.formats.cloud import check_finite, cloud_of
-from splat_ssim.ply import load_ply, ply_comments, ply_count, save_ply
+from splat_ssim.formats.cloud import check_finite, cloud_of, comments_of, large_offset, said_by_comments
+from splat_ssim.ply import ply_count, read_gaussians, save_ply
 
 __all__ = ["FORMATS", "Cloud", "Format", "FormatError", "count_splats", "format_of", "read_splats", "save_splats"]
 
@@ -43,14 +44,20 @@ def _with_bytes(
 
 
 def _write_ply(cloud: Cloud, path: Path) -> None:
-    comments = [f"offset {' '.join(map(repr, cloud.offset))}"] if any(cloud.offset) else []
-    save_ply(path, cloud.splats(), comments=[*comments, *(["antialiased"] if cloud.antialiased else [])])
+    save_ply(path, cloud.splats(), comments=comments_of(cloud.offset, cloud.antialiased))
 
 
 def _read_ply(path: Path) -> Cloud:
-    comments = [line.split() for line in ply_comments(path)]
-    offset = compressed_ply.offset_of(comments, path)
-    return cloud_of(load_ply(path), antialiased=["antialiased"] in comments, offset=offset, source=path)
+    (x, y, z), antialiased = said_by_comments(path)
+    splats = read_gaussians(path)
+    moved = large_offset(splats["means"], splats["scales"])
+    splats["means"] = splats["means"] - torch.tensor(moved, dtype=splats["means"].dtype)
+    offset = (x + moved[0], y + moved[1], z + moved[2])
+    cloud = cloud_of(splats, antialiased=antialiased, offset=offset, source=path)
+    if any(moved):
+        words = ", ".join(f"{each:.10g}" for each in moved)
+        cloud.notes.append(f"coordinates are too large for float32: the offset ({words}) is subtracted")
+    return cloud
 
 
 def _write_compressed_ply(cloud: Cloud, path: Path) -> None:

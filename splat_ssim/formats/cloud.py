@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from splat_ssim.errors import UserError
-from splat_ssim.ply import SH0
+from splat_ssim.ply import SH0, ply_comments
 
 #: Names of the tensors of Gaussians, as `splat_ssim.ply` has them.
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 #: Logits beyond it are 0 or 1 in every format.
 MAX_LOGIT = 30.0
+#: Part of a Gaussian's size that rounding a position to float32 may take, in the median.
+_MAX_LOST = 0.1
 #: Coefficients of degree 1, 2 and 3, in the order of shN, as products of the coordinates: 1 where x, y or z occurs
 #: an odd number of times.
 _ODD = np.array(
@@ -80,6 +82,15 @@ class Cloud:
         """Notes how many entries of an array of booleans are true, if any are."""
         if count := int(np.count_nonzero(cut)):
             self.notes.append(f"{count} of {cut.size} {what}")
+
+    def note_moved(self, means: np.ndarray) -> None:
+        """Notes how many Gaussians a format puts farther from their place than they are large, if any.
+
+        Args:
+            means: (N, 3) positions as they were written.
+        """
+        moved = np.linalg.norm(means.astype(np.float64) - self.means, axis=1) > np.exp(self.scales.max(1))
+        self.note_cut(moved, "positions are rounded by more than the size of their Gaussian")
 
     def ordered(self, order: np.ndarray) -> Cloud:
         """The same Gaussians in another order."""
@@ -151,6 +162,21 @@ def cloud_of(
     return cloud
 
 
+def large_offset(means: Tensor, scales: Tensor) -> tuple[float, float, float]:
+    """What to subtract from positions in double precision, so that float32 keeps them: 0 where it does as they are.
+
+    Args:
+        means: (N, 3) positions; those that are float32 already are kept as they are.
+        scales: (N, 3) logarithms.
+    """
+    rounding = (means - means.float().double()).abs().amax(1)
+    lost = float((rounding / scales.double().amax(1).exp()).median())
+    if not _MAX_LOST < lost < np.inf:
+        return 0.0, 0.0, 0.0
+    x, y, z = means.median(dim=0).values.round().tolist()
+    return x, y, z
+
+
 def check_finite(arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
     """Raises FormatError where an array of `Cloud`, by name, has NaN or infinity, or another length than the first."""
     count = len(arrays["means"])
@@ -193,12 +219,47 @@ def from_smallest_three(largest: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def morton_order(means: np.ndarray) -> np.ndarray:
-    """The order of points along a Morton curve through 1024³ cells of their bounding box: neighbours stay together."""
-    low, high = means.min(0).astype(np.float64), means.max(0).astype(np.float64)
-    cells = np.clip((means - low) / np.maximum(high - low, 1e-30) * 1024, 0, 1023).astype(np.int64)
+    """The order of points along a Morton curve through 1024³ cells of a cube around them: neighbours stay together.
+
+    Points far from nearly all the others come last, in such an order of their own. A single one of them in the cube
+    would leave all the others in one cell.
+    """
+    points = means.astype(np.float64)
+    low, high = np.percentile(points, (1, 99), axis=0)
+    near = ((points >= 2 * low - high) & (points <= 2 * high - low)).all(1)
+    if near.all() or not near.any():
+        return _along_the_curve(points)
+    near_rows, far_rows = np.flatnonzero(near), np.flatnonzero(~near)
+    return np.concatenate([near_rows[_along_the_curve(points[near])], far_rows[morton_order(points[far_rows])]])
+
+
+def _along_the_curve(points: np.ndarray) -> np.ndarray:
+    low, edge = points.min(0), max(float(np.ptp(points, axis=0).max()), 1e-30)
+    cells = np.clip((points - low) / edge * 1024, 0, 1023).astype(np.int64)
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
         cells = (cells | (cells << shift)) & mask
     return np.argsort((cells[:, 2] << 2) | (cells[:, 1] << 1) | cells[:, 0], kind="stable")
+
+
+def comments_of(offset: tuple[float, float, float], antialiased: bool) -> list[str]:
+    """The comments in which PLY files record them; `said_by_comments` reads them."""
+    comments = [f"offset {' '.join(map(repr, offset))}"] if any(offset) else []
+    return [*comments, "antialiased"] if antialiased else comments
+
+
+def said_by_comments(path: Path) -> tuple[tuple[float, float, float], bool]:
+    """What the comments of a PLY say was subtracted from its coordinates, and whether it is antialiased."""
+    comments = [line.split() for line in ply_comments(path)]
+    antialiased = ["antialiased"] in comments
+    for words in comments:
+        if words[:1] == ["offset"] and len(words) == 4:
+            try:
+                x, y, z = map(float, words[1:])
+            except ValueError:
+                raise FormatError(f"{path}: required three numbers after comment offset, got {words[1:]}") from None
+            require(all(abs(each) < 1e30 for each in (x, y, z)), path, "a finite offset", " ".join(words[1:]))
+            return (x, y, z), antialiased
+    return (0.0, 0.0, 0.0), antialiased
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:

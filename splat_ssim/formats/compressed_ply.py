@@ -15,15 +15,16 @@ import numpy as np
 
 from splat_ssim.formats.cloud import (
     Cloud,
-    FormatError,
+    comments_of,
     from_smallest_three,
     logits,
     morton_order,
     require,
+    said_by_comments,
     smallest_three,
     to_bytes,
 )
-from splat_ssim.ply import SH0, ply_comments, ply_elements
+from splat_ssim.ply import SH0, ply_elements
 
 _CHUNK = 256
 #: Logarithms of scales that SuperSplat's packing keeps.
@@ -49,6 +50,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         cloud.notes.append("that the scene is antialiased is kept as a comment, which viewers ignore")
     cloud = cloud.ordered(morton_order(cloud.means))
     position, position_bounds = _packed(cloud.means)
+    cloud.note_moved(_unpacked(position, position_bounds[np.arange(len(cloud)) // _CHUNK]))
     scale, scale_bounds = _packed(cloud.scales.clip(-_MAX_SCALE, _MAX_SCALE))
     parts, color_bounds = _fractions(cloud.colors)
     rgba = np.column_stack([to_bytes(parts * 255), to_bytes(cloud.alphas * 255)]).astype(np.uint32)
@@ -62,8 +64,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     steps = np.clip(np.floor((harmonics / (2 * _MAX_HARMONIC) + 0.5) * 256), 0, 255).astype(np.uint8)
 
     header = ["ply", "format binary_little_endian 1.0"]
-    header += [f"comment offset {' '.join(map(repr, cloud.offset))}"] if any(cloud.offset) else []
-    header += ["comment antialiased"] if cloud.antialiased else []
+    header += [f"comment {line}" for line in comments_of(cloud.offset, cloud.antialiased)]
     header += [f"element chunk {len(chunks)}", *(f"property float {name}" for name in _BOUNDS)]
     header += [f"element vertex {len(cloud)}", *(f"property uint packed_{name}" for name in _PACKED)]
     if cloud.degree:
@@ -119,7 +120,7 @@ def decode(path: Path) -> Cloud:
     others = ((rotation[:, None] >> np.array(_ROTATION_BITS) & 1023) / 1023 - 0.5) * math.sqrt(2)
     rgba = (vertices["packed_color"].astype(np.int64)[:, None] >> np.array([24, 16, 8, 0]) & 255) / 255
     colors = bounds[:, 12:15] + rgba[:, :3] * (bounds[:, 15:] - bounds[:, 12:15])
-    comments = [line.split() for line in ply_comments(path)]
+    offset, antialiased = said_by_comments(path)
     return Cloud(
         means=means,
         scales=scales,
@@ -127,8 +128,8 @@ def decode(path: Path) -> Cloud:
         opacities=logits(rgba[:, 3]),
         sh0=((colors - 0.5) / SH0).astype(np.float32),
         shN=_harmonics(elements.get("sh", {}), count, path),
-        antialiased=["antialiased"] in comments,
-        offset=offset_of(comments, path),
+        antialiased=antialiased,
+        offset=offset,
     )
 
 
@@ -152,16 +153,3 @@ def _harmonics(columns: dict[str, np.ndarray], count: int, path: Path) -> np.nda
     values = (fractions - 0.5) * 2 * _MAX_HARMONIC
     harmonics: np.ndarray = values.reshape(count, 3, width // 3).transpose(0, 2, 1).astype(np.float32)
     return harmonics
-
-
-def offset_of(comments: list[list[str]], path: Path) -> tuple[float, float, float]:
-    """The offset that was subtracted from a PLY's coordinates, according to its comments."""
-    for words in comments:
-        if words[:1] == ["offset"] and len(words) == 4:
-            try:
-                x, y, z = map(float, words[1:])
-            except ValueError:
-                raise FormatError(f"{path}: required three numbers after comment offset, got {words[1:]}") from None
-            require(all(abs(each) < 1e30 for each in (x, y, z)), path, "a finite offset", " ".join(words[1:]))
-            return x, y, z
-    return 0.0, 0.0, 0.0

@@ -27,6 +27,16 @@ _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 #: Component type -> numpy's, and what 1 is where it is normalised.
 _COMPONENTS = {5120: ("i1", 127), 5121: ("u1", 255), 5122: ("<i2", 32767), 5123: ("<u2", 65535), 5126: ("<f4", 1)}
 
+#: What a node has where it moves nothing.
+_UNMOVED: dict[str, list[float]] = {
+    "matrix": np.eye(4).ravel().tolist(),
+    "translation": [0, 0, 0],
+    "rotation": [0, 0, 0, 1],
+    "scale": [1, 1, 1],
+}
+#: What Gaussians are drawn as, and what their colours are.
+_KIND = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+
 
 def _coefficient_names(degree: int) -> list[str]:
     return [f"{_NAME}:SH_DEGREE_{each}_COEF_{i}" for each in range(1, degree + 1) for i in range(2 * each + 1)]
@@ -64,8 +74,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
         parts.append(part)
         start += len(part)
     accessors[0].update(min=turned.means.min(0).tolist(), max=turned.means.max(0).tolist())
-    kind = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
-    kind.update(sortingMethod="cameraDistance", projection="perspective")
+    kind = {**_KIND, "sortingMethod": "cameraDistance", "projection": "perspective"}
     primitive = {
         "attributes": {name: index for index, name in enumerate(attributes)},
         "mode": 0,
@@ -122,19 +131,20 @@ def _chunks(data: bytes, path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _decode(content: dict[str, Any], body: bytes, path: Path) -> Cloud:
     found = [
-        (node, primitive)
-        for node in content["nodes"]
+        (index, primitive)
+        for index, node in enumerate(content["nodes"])
         if "mesh" in node
         for primitive in content["meshes"][node["mesh"]]["primitives"]
         if _NAME in primitive.get("extensions", {})
     ]
     require(bool(found), path, f"a node with a primitive of {_NAME}", "none")
-    node, primitive = found[0]
-    # Where such a node stands is not ours to say: our own have no place but the origin.
-    moved = [key for key in ("matrix", "translation", "rotation", "scale") if key in node]
-    require(not moved, path, "a node without a transformation", f"one with a {moved[0] if moved else ''}")
-    packed = primitive["extensions"][_NAME].get("extensions", {})
+    place, primitive = found[0]
+    _check_unmoved(content["nodes"], place, path)
+    kind = primitive["extensions"][_NAME]
+    packed = kind.get("extensions", {})
     require(not packed, path, "uncompressed attributes", ", ".join(packed))
+    for key, known in _KIND.items():
+        require(kind.get(key, known) == known, path, f"Gaussians of the {key} {known}", f"{kind.get(key)!r:.40}")
 
     def read(name: str) -> np.ndarray:
         return _accessor(content, primitive["attributes"][name], body, path)
@@ -145,7 +155,7 @@ def _decode(content: dict[str, Any], body: bytes, path: Path) -> Cloud:
     lengths = np.linalg.norm(rotations, axis=1, keepdims=True)
     require(bool((lengths > 0).all() and np.isfinite(lengths).all()), path, "unit quaternions", "others")
     harmonics = [read(name) for name in _coefficient_names(degree)]
-    extras = node.get("extras") or {}
+    extras = content["nodes"][place].get("extras") or {}
     offset = extras.get("offset", [0.0, 0.0, 0.0])
     right = isinstance(offset, list) and len(offset) == 3 and all(type(each) in (int, float) for each in offset)
     require(right, path, "an offset of three numbers", str(offset)[:40])
@@ -161,7 +171,23 @@ def _decode(content: dict[str, Any], body: bytes, path: Path) -> Cloud:
     ).flipped("xy")
     if len(found) > 1:
         cloud.notes.append(f"the first of {len(found)} primitives was read, the others were ignored")
+    cloud.notes += [f"it names no {key}: taken as {known}" for key, known in _KIND.items() if key not in kind]
+    ignored = sum(name.startswith(f"{_NAME}:SH_") for name in names) - (degree + 1) ** 2
+    if ignored > 0:
+        cloud.notes.append(f"harmonics above degree {degree} are not whole: {ignored} coefficients were ignored")
     return cloud
+
+
+def _check_unmoved(nodes: list[dict[str, Any]], index: int, path: Path) -> None:
+    """Raises FormatError where a node, or one that it hangs from, has a transformation: ours stand at the origin."""
+    parents = {child: parent for parent, node in enumerate(nodes) for child in node.get("children", ())}
+    seen: list[int] = []
+    while index not in seen:
+        for key, unmoved in _UNMOVED.items():
+            moves = nodes[index].get(key, unmoved) != unmoved
+            require(not moves, path, "nodes without a transformation", f"one with a {key}: node {index}")
+        seen.append(index)
+        index = parents.get(index, index)
 
 
 def _stacked(parts: list[np.ndarray], path: Path) -> np.ndarray:
@@ -172,6 +198,7 @@ def _stacked(parts: list[np.ndarray], path: Path) -> np.ndarray:
 def _accessor(content: dict[str, Any], index: int, body: bytes, path: Path) -> np.ndarray:
     """(count, components) float32 of an accessor."""
     accessor = content["accessors"][index]
+    require("sparse" not in accessor, path, "dense accessors", "a sparse one")
     view = content["bufferViews"][accessor["bufferView"]]
     kind, unit = _COMPONENTS[accessor["componentType"]]
     width = {name: number for number, name in _TYPES.items()}[accessor["type"]]

@@ -66,6 +66,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
     logs = np.sign(cloud.means) * np.log1p(np.abs(cloud.means.astype(np.float64)))
     low, high = logs.min(0), logs.max(0)
     steps = np.rint((logs - low) / np.where(high > low, high - low, 1) * 65535).astype(np.int64)
+    cloud.note_moved(_places(steps, low, high))
     largest, others = smallest_three(cloud.quats)
     rotations = to_bytes((others * math.sqrt(0.5) + 0.5) * 255)
     scale_values, scales = codebook(cloud.scales)
@@ -148,7 +149,6 @@ def _decode(meta: dict[str, Any], pictures: _Pictures, path: Path) -> Cloud:
     require(type(count) is int and 0 < count <= _READ_PIXELS, path, "at least one Gaussian", f"{count}")
     low, high = (_numbers(meta["means"][key], 3, path) for key in ("mins", "maxs"))
     steps = [pictures.pixels(name, count)[:, :3].astype(np.int64) for name in meta["means"]["files"]]
-    logs = low + (steps[0] | steps[1] << 8) / 65535 * (high - low)
     rotations = pictures.pixels(meta["quats"]["files"][0], count)
     require(bool((rotations[:, 3] >= 252).all()), path, "rotations with an alpha of 252 to 255", "others")
     others = (rotations[:, :3] / 255.0 - 0.5) * math.sqrt(2)
@@ -157,7 +157,7 @@ def _decode(meta: dict[str, Any], pictures: _Pictures, path: Path) -> Cloud:
     asset = meta.get("asset") or {}
     offset = _numbers(asset["offset"], 3, path) if "offset" in asset else np.zeros(3)
     return Cloud(
-        means=(np.sign(logs) * np.expm1(np.abs(logs))).astype(np.float32),
+        means=_places(steps[0] | steps[1] << 8, low, high),
         scales=_numbers(meta["scales"]["codebook"], 256, path)[scales[:, :3]].astype(np.float32),
         quats=from_smallest_three(rotations[:, 3].astype(np.int64) - 252, others),
         opacities=logits(colors[:, 3] / 255.0),
@@ -166,6 +166,13 @@ def _decode(meta: dict[str, Any], pictures: _Pictures, path: Path) -> Cloud:
         antialiased=bool(meta.get("antialias", False)),
         offset=(float(offset[0]), float(offset[1]), float(offset[2])),
     )
+
+
+def _places(steps: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(N, 3) float32 positions of their logarithms' 65536 steps."""
+    logs = low + steps / 65535 * (high - low)
+    places: np.ndarray = (np.sign(logs) * np.expm1(np.abs(logs))).astype(np.float32)
+    return places
 
 
 def _harmonics(meta: dict[str, Any], pictures: _Pictures, count: int, path: Path) -> np.ndarray:

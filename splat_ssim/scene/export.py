@@ -74,9 +74,8 @@ def export(
     seen = _Comparison(task, cloud, views) if task is not None and views else None
     for note in cloud.notes:
         print(f"{source}: {note}")
-    for path, _ in targets:
-        if path.exists() and source.is_file() and path.samefile(source):
-            raise UserError(f"{path}: required an output other than the input, got the same file")
+    for path, kind in targets:
+        _check_original(path, source, replaces=kind.name != "ply" or path == output)
     for path, kind in targets:
         written = replace(cloud, notes=[])
         kind.write(written, path)
@@ -117,6 +116,26 @@ def _targets(source: Path, output: Path | None, formats: Sequence[str]) -> list[
     folder = output or (source if source.is_dir() else source.parent)
     stem = "scene" if source.is_dir() else source.name.removesuffix(format_of(source).suffix)
     return [(folder / f"{stem}{kind.suffix}", kind) for kind in kinds]
+
+
+def _check_original(path: Path, source: Path, *, replaces: bool) -> None:
+    """Raises UserError for an output that would replace the Gaussians which the source may have been rounded from.
+
+    Such is the scene.ply of a run that is not the source, and such may be a file beside the source, unless the output
+    `replaces` it on purpose.
+    """
+    if not path.exists():
+        return
+    if source.is_file() and path.samefile(source):
+        raise UserError(f"{path}: required an output other than the input, got the same file")
+    beside = path.parent.samefile(source if source.is_dir() else source.parent)
+    if path.name == "scene.ply" and (path.parent / CONFIG).is_file() and not (beside and source.is_dir()):
+        raise UserError(f"{path}: required an output other than the scene.ply of a run, got it for {source}")
+    if source.is_file() and beside and not replaces:
+        raise UserError(
+            f"{path}: required an output that is not there, since this PLY may be what {source} was made from: "
+            "name the output to replace it"
+        )
 
 
 def _of_run(folder: Path, with_views: bool, device: str, data_dir: Path | None) -> tuple[Cloud, SceneTask | None]:

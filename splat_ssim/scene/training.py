@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splat_ssim._files import write_json
 from splat_ssim.errors import user_errors
+from splat_ssim.formats.cloud import comments_of
 from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.batch import Seen, together
@@ -331,7 +332,7 @@ class SceneTask:
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
             metrics["budget_counts"] = self.strategy_state["num_gaussians"]
         if self.config.output.ply:
-            comments = [f"offset {' '.join(map(repr, self.scene.offset))}"] if any(self.scene.offset) else []
+            comments = comments_of(self.scene.offset, self.config.model.antialiased)
             splats = standard_splats(self.splats, self.opacity_activation)
             save_ply(folder / "scene.ply", splats, comments=comments)
         if self.exposures is not None or self.poses is not None:

@@ -103,34 +103,61 @@ def load_scene(
     scene.format = name
     if not scene.train:
         raise SceneError(f"{folder}: required at least one training view, got none")
+    _check_handedness(scene, folder)
     _place(scene, folder, None if origin is None else origin["offset"])
     _drop_masked(scene, folder)
     for index, view in enumerate(scene.train):
         view.index = index
     _note_depths(scene, folder, depth_unit)
+    beside = [view.name for view in (*scene.train, *scene.test) if not _looks_into_its_image(view)]
+    if beside:
+        # Such cameras may be of crops, but are more often of images of another size.
+        scene.notes.append(f"cameras whose principal point (cx, cy) lies outside their image: {shortened(beside)}")
     far = [view.name for view, near in zip(scene.train, ordinary(scene.centers).tolist(), strict=True) if not near]
     if far:
         scene.notes.append(f"cameras far from all the others, which the scene's extent leaves out: {shortened(far)}")
     return scene
 
 
+def _check_handedness(scene: Scene, folder: Path) -> None:
+    """Notes that poses are mirrored, as they are in left-handed coordinates. Raises SceneError if only some are."""
+    views = [*scene.train, *scene.test]
+    mirrored = [view.name for view in views if torch.linalg.det(view.viewmat[:3, :3]) < 0]
+    if 0 < len(mirrored) < len(views):
+        raise SceneError(f"{folder}: required poses of one handedness, got {shortened(mirrored)} mirrored")
+    if mirrored:
+        scene.notes.append("all poses are mirrored: coordinates are left-handed, or an axis of the cameras is reversed")
+
+
+def _looks_into_its_image(view: View) -> bool:
+    x, y = map(float, view.K[:2, 2])
+    return 0 <= x <= view.width and 0 <= y <= view.height
+
+
 def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
-    """Adds a note on which training views have depths.
+    """Adds a note on which training views have depths, and on their range, which a wrong unit would show in.
 
     Raises:
         SceneError: Depths were requested, and no view has any.
     """
     if depth_unit is None:
         return
-    maps = sum(view.depth is not None for view in scene.train)
+    maps = [view.depth for view in scene.train if view.depth is not None]
+    known = (depth[depth > 0] for depth in maps)
+    ranges = [(float(depths.min()), float(depths.max())) for depths in known if len(depths)]
     points = [len(view.sparse_depth) for view in scene.train if view.sparse_depth is not None]
-    if not maps and not sum(points):
+    if not ranges and not sum(points):
+        got = f"{len(maps)} maps in which none is known" if maps else "none"
         raise SceneError(
-            f"{folder}: depth.weight requires depths, depth_file_path of nerfstudio or points of COLMAP, got none"
+            f"{folder}: depth.weight requires depths, depth_file_path of nerfstudio or points of COLMAP, got {got}"
         )
-    words = [f"depth maps of {maps}"] if maps else []
+    words = [f"depth maps of {len(ranges)}"] if ranges else []
     words += [f"depths at {sum(points)} points of {len(points)}"] if points else []
-    scene.notes.append(f"{' and '.join(words)} of {len(scene.train)} training views")
+    note = f"{' and '.join(words)} of {len(scene.train)} training views"
+    if ranges:
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        note += f", depths {low:.4g} to {high:.4g} (--depth.unit {depth_unit:g})"
+    scene.notes.append(note)
 
 
 def _place(scene: Scene, folder: Path, offset: Sequence[float] | None) -> None:

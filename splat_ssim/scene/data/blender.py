@@ -6,8 +6,15 @@ from pathlib import Path
 
 from splat_ssim.scene.data.images import check_found, find_image, image_size
 from splat_ssim.scene.data.photos import Photo, read_views
-from splat_ssim.scene.data.scene import Scene, split_views, split_words
-from splat_ssim.scene.data.transforms import frame_mask, merged, opengl_to_viewmat, read_camera, read_frames
+from splat_ssim.scene.data.scene import Scene, shortened, split_views, split_words
+from splat_ssim.scene.data.transforms import (
+    check_unrepeated,
+    frame_mask,
+    merged,
+    opengl_to_viewmat,
+    read_camera,
+    read_frames,
+)
 
 #: Half the edge of the cube every NeRF-synthetic scene fits in.
 HALF_BOX = 1.3
@@ -29,9 +36,15 @@ def load_blender(
     Read beyond camera_angle_x: the camera fields and mask_path of nerfstudio's transforms.json.
     """
     notes: list[str] = []
-    train = read_views(_read_split(folder, "train", factor, notes), background, cache, notes)
+    photos = _read_split(folder, "train", factor, notes)
+    train = read_views(photos, background, cache, notes)
     if (folder / "transforms_test.json").exists():
-        test = read_views(_read_split(folder, "test", factor, notes), background, cache, notes, late=True)
+        held_out = _read_split(folder, "test", factor, notes)
+        test = read_views(held_out, background, cache, notes, late=True)
+        trained = {photo.file for photo in photos}
+        both = [photo.name for photo in held_out if photo.file in trained]
+        if both:
+            notes.append(f"transforms_test.json names images that are trained on: {shortened(both)}")
         split = "split by transforms_test.json"
     else:
         (train, test), split = split_views(train, test_every), split_words(test_every)
@@ -58,6 +71,7 @@ def _read_split(folder: Path, split: str, factor: int, notes: list[str]) -> list
         notes.append(f"{path.name} is skipped: none of its {len(frames)} images is there")
         return []
     check_found(named, found, path.name, notes)
+    check_unrepeated(frames, path)
     files = [file for file in found if file is not None]
     numbered = [(index, frame) for index, frame in enumerate(frames) if found[index] is not None]
     photos = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from splat_ssim.scene.data.images import check_found, find_image, image_size
 from splat_ssim.scene.data.photos import Photo, read_views
 from splat_ssim.scene.data.scene import Scene, SceneError, View, shortened, split_views, split_words
 from splat_ssim.scene.data.transforms import (
+    check_unrepeated,
     frame_mask,
     merged,
     opengl_to_viewmat,
+    plain,
     read_camera,
     read_frames,
     read_path,
-    with_slashes,
 )
 
 #: Names of the colours of a point cloud; the last are spherical harmonics of Gaussians.
@@ -53,6 +54,7 @@ def load_nerfstudio(
     content, frames, notes = read_frames(path)
     reduced = [_reduced(folder / frame["file_path"], folder, factor) for frame in frames]
     check_found([folder / frame["file_path"] for frame in frames], [file for file, _ in reduced], path.name, notes)
+    check_unrepeated(frames, path)
     there = [(index, file, reduce) for index, (file, reduce) in enumerate(reduced) if file is not None]
     photos = []
     for index, file, reduce in there:
@@ -126,16 +128,11 @@ def _names(content: dict[str, Any], key: str, frames: list[dict[str, Any]], path
     names = content[key]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SceneError(f"{path}: {key}: required a list of file names, got {names!r:.80}")
-    known = {_plain(frame["file_path"]): frame["file_path"] for frame in frames}
-    unknown = [name for name in names if _plain(name) not in known]
+    known = {plain(frame["file_path"]): frame["file_path"] for frame in frames}
+    unknown = [name for name in names if plain(name) not in known]
     if unknown:
         raise SceneError(f"{path}: {key}: required names of frames, got {unknown[0]!r}")
-    return list(dict.fromkeys(known[_plain(name)] for name in names))
-
-
-def _plain(name: str) -> str:
-    """A path without ./ and backslashes, to compare."""
-    return str(PurePosixPath(with_slashes(name)))
+    return list(dict.fromkeys(known[plain(name)] for name in names))
 
 
 def _points(folder: Path, content: dict[str, Any], path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,20 @@ def read_frames(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[
         read.append({**frame, "file_path": with_slashes(frame["file_path"]), "transform_matrix": pose})
     notes = [f"{path.name}: poses with a scale, which was removed: {shortened(scaled)}"] if scaled else []
     return content, read, notes
+
+
+def check_unrepeated(frames: list[dict[str, Any]], path: Path) -> None:
+    """Raises SceneError where two frames of `read_frames` have one image, which would count twice or train and test."""
+    first: dict[str, int] = {}
+    for index, frame in enumerate(frames):
+        name = plain(frame["file_path"])
+        if first.setdefault(name, index) != index:
+            raise SceneError(f"{path}: frame {index}: required an image of its own, got {name} of frame {first[name]}")
+
+
+def plain(name: str) -> str:
+    """A path without ./ and backslashes, to compare."""
+    return str(PurePosixPath(with_slashes(name)))
 
 
 def with_slashes(path: str) -> str:
