@@ -6,6 +6,7 @@ import torch
 
 import splat_ssim
 from splat_ssim import reference
+from splat_ssim.loss import photometric_loss
 from splat_ssim.options import SSIMOptions
 from tests import devices
 from tests.compare import random_pair
@@ -329,6 +330,22 @@ def test_compiles_to_one_graph(function, reduction):
     expected = run(function, img1, img2, reduction=reduction)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_compiles_once_for_all_windows():
+    """torch.compile makes symbols of numbers that change, or with `dynamic` of all."""
+
+    def function(img1, img2, size, sigma):
+        options = {"window_size": size, "sigma": sigma}
+        similarities = splat_ssim.ssim(img1, img2, reduction="none", **options)
+        scales = splat_ssim.ms_ssim(img1, img2, weights=(0.4, 0.6), **options)
+        return photometric_loss(img1, img2, **options) + similarities.square().mean() + scales
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    img1, img2 = pair(1, 3, 24, 23)
+    for window in ({"size": 11, "sigma": 1.5}, {"size": 7, "sigma": 1.0}):
+        found, expected = run(compiled, img1, img2, **window), run(function, img1, img2, **window)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_modules_keep_their_options():

@@ -57,7 +57,7 @@ def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tup
 
     Returns:
         None if the call cannot be prepared: there is a mask, something traces, transforms, profiles or batches the
-        call, or a tensor is of a subclass.
+        call, or a tensor is of a subclass or lazy.
     """
     if mask is not None or torch.compiler.is_compiling():
         return None
