@@ -194,8 +194,8 @@ def is_watched(*tensors: Tensor) -> bool:
 def is_lazy(tensor: Tensor) -> bool:
     """Whether the tensor's memory does not hold its values, so that kernels must not read it.
 
-    The imaginary part of a conjugate is negated lazily: its memory holds the opposite sign. Some derivatives that are 0,
-    such as that of `Tensor.sgn`, have no memory at all.
+    The imaginary part of a conjugate is negated lazily: its memory holds the opposite sign. Some zeros, such as the
+    derivative of `Tensor.sgn`, have no memory at all.
     """
     return tensor.is_neg() or tensor._is_zerotensor()
 
