@@ -8,8 +8,8 @@ NaN; MS-SSIM averages over channels before it multiplies scales, rounds `betas` 
 NaN where a term is negative.
 
 Different from the original: with `normalize="relu"`, the gradient is 0 rather than NaN where a term is 0 or less; half
-precision is computed in float32 and rounded once; integer images raise a TypeError. Where the original raises a
-RuntimeError, the error is a ValueError as well.
+precision is computed in float32 and rounded once; integer images raise a TypeError, unless SSIM clamps them to floats.
+Where the original raises a RuntimeError, the error is a ValueError as well.
 
 The functions need only torch. The metrics are torchmetrics' own classes with our numbers, so they need torchmetrics.
 
@@ -129,7 +129,7 @@ def multiscale_structural_similarity_index_measure(
         normalize: "relu", negative terms count as 0; "simple", terms are (1 + term) / 2; or None.
 
     Returns:
-        () or (B,), in the dtype of `preds`, differentiable in both images.
+        () or (B,), in the dtype of `preds` but at least float32, differentiable in both images.
 
     Raises:
         ValueError: As for `structural_similarity_index_measure`; `betas` or `normalize` is not as above; the two last
