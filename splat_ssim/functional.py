@@ -62,7 +62,7 @@ def ssim(
             "none", the map itself, in the layout of the images. The map is smaller than the images for "valid".
         mask: Weights of the pixels, (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C):
             bool, or float of 0 or more. "valid" reads it at the centres of the windows. None, the default: all count.
-            Its values are not checked, which would cost a pass and stop a GPU: negative ones make the result useless.
+            Its values are not checked, since that would cost a pass: negative ones give a meaningless result.
         mask_mode: "weight", the default: the map is multiplied by the mask, and a mean is divided by the sum of the
             weights; it is 1 where that sum is 0. Masked pixels must be finite: a NaN there gives NaN. "zero": both
             images are multiplied by the mask, and the mean is over all pixels. "normalize": windows see pixels in
