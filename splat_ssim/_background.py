@@ -42,7 +42,9 @@ def as_tensor(background: Background, pred: Tensor) -> Tensor:
         raise ValueError("background must not require a gradient: it is not differentiated, got requires_grad=True")
     if background.device != device:
         raise ValueError(f"background must be on the device of the images, {device}, got {background.device}")
-    return background.detach().to(dtype).reshape(-1, 3).contiguous()
+    found = background.detach().to(dtype).reshape(-1, 3)
+    # Kernels read its memory.
+    return found.clone() if not torch.compiler.is_compiling() and dispatch.is_lazy(found) else found.contiguous()
 
 
 def check_rgba(pred: Tensor, target: Tensor, channels_last: bool) -> None:

@@ -16,6 +16,10 @@ PADDINGS = ("same", "valid", "reflect", "replicate")
 MASK_MODES = ("zero", "weight", "normalize")
 MAX_WINDOW_SIZE = 33
 
+#: Bounds of sigma, k1 and k2, and of the data range. Outside, their squares leave the range of the images' dtype.
+_CONSTANTS = (1e-9, 1e9)
+_DATA_RANGES = (1e-36, 1e36)
+
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 _LAYOUTS = {
     (2, False): "(B, C, H, W)",
@@ -27,7 +31,7 @@ _LAYOUTS = {
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """`value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -50,13 +54,35 @@ def _described(value: object) -> str:
 
 
 def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, closed: bool = False) -> float:
-    """`value` as a float, which is finite and above `low`, or with `closed` in [low, high]."""
+    """`value` as a number, which is finite and above `low`, or with `closed` in [low, high]."""
     number: float = _plain_number(name, value)
     inside = low <= number <= high if closed else low < number < high
     if not inside:
         required = f"in [{low:g}, {high:g}]" if closed else f"a finite number above {low:g}"
         raise ValueError(f"{name} must be {required}, got {number}")
     return number
+
+
+def check_data_range(value: Any) -> float:
+    """`value` as the data range, a number whose powers can be computed."""
+    low, high = _DATA_RANGES
+    return check_number("data_range", value, low=low, high=high, closed=True)
+
+
+def _check_constant(name: str, value: Any) -> float:
+    """`value` as sigma, k1 or k2, likewise."""
+    low, high = _CONSTANTS
+    return check_number(name, value, low=low, high=high, closed=True)
+
+
+def check_weights(values: Any) -> list[float]:
+    """`values` as the exponents of MS-SSIM, one for each scale."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"weights must have one exponent for each scale, got {values!r}")
+    exponents = [check_number("weights", value) for value in values]
+    if not exponents:
+        raise ValueError("weights must have at least one exponent, got none")
+    return exponents
 
 
 def check_window_size(value: Any) -> int:
@@ -102,10 +128,10 @@ def check_sigmas(value: Any, spatial_dims: int = 3) -> float | tuple[float, ...]
     """`value` as the standard deviation of the window, likewise."""
     if isinstance(value, (tuple, list)):
         sigmas: float | tuple[float, ...] = one_or_each(
-            [check_number("sigma", sigma) for sigma in _each_axis("sigma", value, spatial_dims)]
+            [_check_constant("sigma", sigma) for sigma in _each_axis("sigma", value, spatial_dims)]
         )
         return sigmas
-    return check_number("sigma", value)
+    return _check_constant("sigma", value)
 
 
 def check_constants(
@@ -116,9 +142,9 @@ def check_constants(
     return (
         check_windows(window_size, spatial_dims),
         check_sigmas(sigma, spatial_dims),
-        check_number("data_range", data_range),
-        check_number("k1", k1),
-        check_number("k2", k2),
+        check_data_range(data_range),
+        _check_constant("k1", k1),
+        _check_constant("k2", k2),
     )
 
 
@@ -130,9 +156,10 @@ def check_images(
     names: tuple[str, str] = ("img1", "img2"),
 ) -> None:
     """Two tensors of one shape and device, of a rank and dtype that is read."""
+    if not isinstance(channels_last, bool):
+        raise TypeError(f"channels_last must be a bool, got {channels_last!r}")
     for name, img in zip(names, (img1, img2), strict=True):
-        if not isinstance(img, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(img).__name__}")
+        _check_dense(name, img)
         if img.dtype not in _DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             raise TypeError(f"{name} must be of dtype {allowed}, got {str(img.dtype).removeprefix('torch.')}")
@@ -148,6 +175,15 @@ def check_images(
         raise ValueError(f"{first} and {second} must be on the same device, got {img1.device} and {img2.device}")
     if 0 in img1.shape[1:]:
         raise ValueError(f"{first} must have no empty axis but the batch, got {tuple(img1.shape)}")
+
+
+def _check_dense(name: str, value: Any) -> None:
+    """`value` is a tensor that has strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor of layout strided, got {got}")
 
 
 def spatial_shape(img: Tensor, channels_last: bool) -> tuple[int, ...]:
@@ -184,8 +220,7 @@ def check_mask(mask: Tensor | None, mask_mode: str, img: Tensor, channels_last: 
     check_choice("mask_mode", mask_mode, MASK_MODES)
     if mask is None:
         return
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    _check_dense("mask", mask)
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise TypeError(f"mask must be bool or floating point, got {str(mask.dtype).removeprefix('torch.')}")
     if mask.requires_grad:

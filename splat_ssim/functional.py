@@ -12,9 +12,9 @@ from splat_ssim._checks import (
     check_constants,
     check_images,
     check_mask,
-    check_number,
     check_padding,
     check_reduction,
+    check_weights,
     spatial_shape,
 )
 from splat_ssim.ops import prepared
@@ -52,20 +52,22 @@ def ssim(
             strides. Values lie in [0, data_range]; a uint8 value v stands for v / 255 · data_range.
         img2: Same shape and device as `img1`. Its dtype may be another of these.
         window_size: Width of the Gaussian window in pixels, along each axis: odd, from 3 to 33; 11 by default.
-        sigma: Standard deviation of the window in pixels; 1.5 by default.
-        data_range: Difference between the largest and the smallest possible value; 1 by default.
-        k1: Constant of the luminance term, C1 = (k1 · data_range)²; 0.01 by default.
-        k2: Constant of the contrast-structure term, C2 = (k2 · data_range)²; 0.03 by default.
+        sigma: Standard deviation of the window in pixels, from 1e-9 to 1e9; 1.5 by default.
+        data_range: Difference between the largest and the smallest possible value, from 1e-36 to 1e36; 1 by default.
+        k1: Constant of the luminance term, C1 = (k1 · data_range)², from 1e-9 to 1e9; 0.01 by default.
+        k2: Constant of the contrast-structure term, C2 = (k2 · data_range)², from 1e-9 to 1e9; 0.03 by default.
         padding: What windows see outside the images. "same", the default: zeros, in every moment. "reflect" and
             "replicate": the image continued that way. "valid": only windows that lie inside the images count.
         reduction: "mean", the default, over the whole batch; "sum" over it; "image", the mean of each image, (B,);
             "none", the map itself, in the layout of the images. The map is smaller than the images for "valid".
         mask: Weights of the pixels, (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C):
             bool, or float of 0 or more. "valid" reads it at the centres of the windows. None, the default: all count.
+            Its values are not checked, since that would cost a pass: negative ones give a meaningless result.
         mask_mode: "weight", the default: the map is multiplied by the mask, and a mean is divided by the sum of the
-            weights; it is 1 where that sum is 0. "zero": both images are multiplied by the mask, and the mean is over
-            all pixels. "normalize": windows see pixels in proportion to the mask (normalised convolution), then as for
-            "weight"; masked pixels may be NaN. With "same", nothing outside the image is seen in that mode.
+            weights; it is 1 where that sum is 0. Masked pixels must be finite: a NaN there gives NaN. "zero": both
+            images are multiplied by the mask, and the mean is over all pixels. "normalize": windows see pixels in
+            proportion to the mask (normalised convolution), then as for "weight". In the last two, masked pixels may be
+            NaN. With "same", "normalize" sees nothing outside the image.
         channels_last: Whether the channels are the last axis; False by default. Either layout is read in place.
 
     Returns:
@@ -199,9 +201,7 @@ def ms_ssim(
     """
     check_images(img1, img2, (2, 3), channels_last)
     constants = check_constants((window_size, sigma, data_range, k1, k2), img1.ndim - 2)
-    exponents = [check_number("weights", weight) for weight in weights]
-    if not exponents:
-        raise ValueError("weights must have at least one exponent, got none")
+    exponents = check_weights(weights)
     options = SSIMOptions(*constants, "valid", channels_last)
     sides = spatial_shape(img1, channels_last)
     smallest = [(size - 1) * 2 ** (len(exponents) - 1) for size in options.windows(len(sides))]

@@ -14,6 +14,7 @@ from splat_ssim._checks import (
     PADDINGS,
     check_choice,
     check_constants,
+    check_data_range,
     check_images,
     check_mask,
     check_number,
@@ -341,7 +342,7 @@ def ms_ssim_l1_loss(
     """
     check_images(pred, target, (2, 3), channels_last, names=("pred", "target"))
     lambda_ms_ssim = check_number("lambda_ms_ssim", lambda_ms_ssim, high=1.0, closed=True)
-    data_range = check_number("data_range", data_range)
+    data_range = check_data_range(data_range)
     check_reduction("mean", ("mean",), pred)
     check_mask(mask, "zero", pred, channels_last)
     pred, target = _maps.in_one_dtype(pred, target, data_range)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from splat_ssim import functional
-from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants
+from splat_ssim._checks import MASK_MODES, PADDINGS, check_choice, check_constants, check_weights
 from splat_ssim.options import Constants, Sigma, SSIMKeywords, WindowSize
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 
@@ -134,7 +134,7 @@ class MSSSIM(_WithOptions):
                 data_range=data_range,
                 k1=k1,
                 k2=k2,
-                weights=tuple(weights),
+                weights=tuple(check_weights(weights)),
                 reduction=reduction,
                 channels_last=channels_last,
             )

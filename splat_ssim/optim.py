@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .ops import adam as _ops
+from .ops.dispatch import is_lazy
 
 # What `hold_gradient` keeps beside the moments of a parameter.
 _HELD, _HELD_VISIBILITY = "held_gradient", "held_visibility"
@@ -157,7 +158,10 @@ class Adam(torch.optim.Adam):
                 moments = [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
                 if not _ops.supported(parameter, *moments):
                     return False
-                if parameter.grad is not None and (parameter.grad.is_sparse or parameter.grad.dtype != torch.float32):
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                if gradient.is_sparse or gradient.dtype != torch.float32 or is_lazy(gradient):
                     return False
         return True
 
@@ -247,8 +251,8 @@ class SelectiveAdam(torch.optim.Optimizer):
     def _update(parameter: Tensor, state: dict[str, Any], visibility: Tensor, group: dict[str, Any]) -> None:
         m, v, gradient, (beta1, beta2) = state["exp_avg"], state["exp_avg_sq"], parameter.grad, group["betas"]
         assert gradient is not None
-        on_cpu = visibility.device.type == "cpu"
-        if on_cpu and _ops.supported(parameter, m, v) and gradient.dtype == parameter.dtype:
+        readable = visibility.device.type == "cpu" and not is_lazy(visibility) and not is_lazy(gradient)
+        if readable and _ops.supported(parameter, m, v) and gradient.dtype == parameter.dtype:
             rate, eps = float(group["lr"]), group["eps"]
             update = _ops.Update(parameter, gradient.contiguous(), m, v, rate, group["betas"], eps, 1.0)
             _ops.step_rows(update, visibility.contiguous())

@@ -62,6 +62,13 @@ class SSIMOptions(NamedTuple):
         """The options from the arguments of an operator, which torch's dispatcher hands on with lists of three."""
         return cls(one_or_each(window_size), one_or_each(sigma), *rest)
 
+    def arguments(self) -> tuple[Any, ...]:
+        """The options as the operators take them, with a list of three for window and sigma.
+
+        torch makes the list from a plain number, but not from one that torch.compile traces as a symbol.
+        """
+        return [*of_each(self.window_size, 3)], [*of_each(self.sigma, 3)], *self[2:]
+
     @property
     def is_cubic(self) -> bool:
         """Whether all axes have the same window."""

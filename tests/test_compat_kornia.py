@@ -281,6 +281,16 @@ def test_ms_ssim_loss_in_every_dtype(dtype):
         torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(found.dtype).eps + 1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("package", [newest, kornia_0_8])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_does_not_change_ms_ssim_loss(package, reduction):
+    pair = random_pair(torch.Generator().manual_seed(0), (1, 3, 24, 25), torch.float32)
+    loss = package.MS_SSIMLoss((0.5, 1.0, 2.0), reduction=reduction).to(pair[0].device)
+    with torch.autocast(pair[0].device.type, torch.bfloat16):
+        found = loss(*pair)
+    torch.testing.assert_close(found, loss(*pair), rtol=0, atol=0)
+
+
 def test_ms_ssim_loss_with_windows_that_are_no_gaussians():
     """The windows are a buffer, which a user may fill with any outer products."""
     images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)

@@ -145,6 +145,16 @@ def test_other_inputs():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_a_default_device_does_not_move_metatensors():
+    pair = random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 20), torch.float32)
+    expected = ours.SSIMLoss(2)(*pair)
+    pair = [monai.data.MetaTensor(image) for image in pair]
+    with torch.device("meta"):
+        found = ours.SSIMLoss(2)(*pair)
+    assert found == expected
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("kernel", ["gaussian", "uniform"])
 def test_extremes(spatial_dims, kernel, double):
@@ -225,6 +235,11 @@ def test_errors():
     for options, text in (({}, "sides larger than 160"), ({"weights": (1.0, 1.0), "kernel_size": 21}, "than 20 for 2")):
         multiscale = [lambda p=p, o=options: p.compute_ms_ssim(image, image, 2, **o) for p in (ours, regression)]
         assert_same_error(*multiscale, text=text)
+    maps = [lambda p=p: p.compute_ssim_and_cs(volume, volume, 2, (5, 5), (1.0, 1.0)) for p in (ours, regression)]
+    with pytest.raises(RuntimeError):
+        maps[1]()
+    with pytest.raises(ValueError, match=r"y_pred must have the shape \(B, C, H, W\) for spatial_dims=2"):
+        maps[0]()
     # Cases that the original does not handle.
     for options, text in (
         ({"kernel_type": "box"}, "kernel_type must be 'gaussian' or 'uniform', got 'box'"),

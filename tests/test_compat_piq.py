@@ -103,6 +103,15 @@ def test_other_dtypes():
         assert found.dtype == dtype
         exact = piq.ssim(*(image.double() for image in changed), data_range=255.0)
         torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+        for weights in (None, torch.ones(2), torch.ones(2, dtype=torch.float64)):
+            options = {"kernel_size": 3, "scale_weights": weights, "data_range": 255.0}
+            if weights is not None:
+                options["scale_weights"] = weights.to(pair[0].device)
+            scales = [
+                package.multi_scale_ssim(*(image.repeat(1, 1, 2, 2) for image in changed), **options).dtype
+                for package in (ours, piq)
+            ]
+            assert scales[0] == scales[1]
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

@@ -316,6 +316,13 @@ def test_modules_have_a_window(name, spatial_dims):
     for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         torch.testing.assert_close(again(*images), module(*images), rtol=0, atol=0)
         torch.testing.assert_close(again.win, module.win, rtol=0, atol=0)
+    # It can be learnt.
+    for changed in (module, theirs):
+        changed.win = torch.nn.Parameter(wide.clone())
+        changed(*images).backward()
+    check()
+    torch.testing.assert_close(module.win.grad, theirs.win.grad, rtol=1e-3, atol=1e-5)
+    assert [name for name, _ in module.named_parameters()] == ["win"]
 
 
 class Operators(TorchDispatchMode):

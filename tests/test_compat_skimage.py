@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from splat_ssim.compat.skimage import structural_similarity as ours
 from tests import devices
@@ -88,6 +89,13 @@ def test_random_calls(seed):
     assert_held(random_pair(np.random.default_rng(seed), shape, dtype), options)
 
 
+def in_a_packed_structure(image):
+    """float32 whose steps of five bytes are no whole number of elements."""
+    pixels = np.zeros(image.shape, [("value", "f4"), ("flag", "u1")])
+    pixels["value"] = image
+    return pixels["value"]
+
+
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_arrays_that_are_no_plain_blocks():
     """Steps, negative strides, Fortran order, foreign byte order, read-only memory, and inputs of two dtypes."""
@@ -99,11 +107,35 @@ def test_arrays_that_are_no_plain_blocks():
         lambda image: image.astype(">u2"),
         lambda image: np.broadcast_to(image[:1], image.shape),
         lambda image: image.astype(">f8"),
+        in_a_packed_structure,
     ]
     for change in changes:
         changed = [change(image) for image in pair]
         assert_held(changed, {"data_range": 255})
         assert_held((changed[0], np.ascontiguousarray(changed[1]).astype(np.float64)), {"data_range": 255})
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_a_matrix_counts_as_an_array():
+    """It has two axes whatever is done with it. The original multiplies matrices where it should multiply pixels."""
+    pair = random_pair(np.random.default_rng(0), (30, 40), np.float32)
+    for options in ({"full": True}, {"gradient": True}, {"channel_axis": -1}):
+        found = ours(*map(np.asmatrix, pair), data_range=1.0, **options)
+        for value, expected in zip(as_tuple(found), as_tuple(ours(*pair, data_range=1.0, **options)), strict=True):
+            np.testing.assert_array_equal(value, expected, strict=True)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("options", [{}, {"full": True}, {"gradient": True}])
+def test_a_default_device_changes_nothing(options):
+    """ "meta" stands for "cuda": a tensor that is made there is of no use here."""
+    pair = random_pair(np.random.default_rng(0), (30, 40), np.float32)
+    expected = as_tuple(ours(*pair, data_range=1.0, **options))
+    with torch.device("meta"):
+        found = as_tuple(ours(*pair, data_range=1.0, **options))
+    for value, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(value, right)
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

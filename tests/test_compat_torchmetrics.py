@@ -112,7 +112,7 @@ def test_half_precision_is_rounded_once(dtype):
         )
         exact = make(functional, **options)(*(img.double() for img in pair))
         found = make(ours, **options)(*pair)
-        assert found.dtype == dtype
+        assert found.dtype == make(functional, **options)(*(img.to(dtype) for img in pair)).dtype
         torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
@@ -190,6 +190,15 @@ def test_errors(make):
         assert_same_error(make(ours, **options), make(functional, **options), first, second, text=text)
     with pytest.raises(TypeError, match=r"preds must be of a floating-point dtype, got torch.uint8"):
         make(ours)(img.byte(), img.byte())
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_integers_clamped_to_floats_are_floats():
+    pair = [
+        image.byte() for image in random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 20), torch.float32, 255.0)
+    ]
+    found, expected = (single(package, data_range=(10.0, 200.0))(*pair) for package in (ours, functional))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

@@ -62,6 +62,14 @@ def test_compile(name, pair):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["torchmetrics", "torchmetrics uniform", "gsplat"])
+def test_compile_with_symbols(name, pair):
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True, dynamic=True)
+    found, expected = value_and_gradients(compiled, pair), value_and_gradients(CALLS[name], pair)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [*CALLS, *READING])
 def test_forward_derivative(name, pair):
     function = {**CALLS, **READING}[name]

@@ -196,6 +196,15 @@ def test_compile(call):
         assert_near(found, value_and_gradients(original, pair), 2e-4)
 
 
+@pytest.mark.parametrize("name", ["ssim_loss", "pytorch_msssim ssim", "pytorch_msssim SSIM", "fused_ssim"])
+def test_compile_with_symbols(name):
+    function, _, shape = ALL[name]
+    torch._dynamo.reset()
+    pair = images(*shape)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert_near(value_and_gradients(compiled, pair), value_and_gradients(function, pair), 1e-5)
+
+
 def test_compile_with_tensors_as_options():
     torch._dynamo.reset()
     pair = images(*FLAT)

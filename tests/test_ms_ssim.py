@@ -84,6 +84,15 @@ def test_a_pixel_that_is_not_a_number_is_not_hidden():
         assert values[1] > 0
 
 
+@pytest.mark.parametrize("weights", [0.5, None, "0.5"])
+def test_weights_that_are_no_sequence(weights):
+    images = torch.zeros(1, 1, 20, 20)
+    with pytest.raises(TypeError, match=f"weights must have one exponent for each scale, got {weights!r}"):
+        splat_ssim.ms_ssim(images, images, weights=weights)
+    with pytest.raises(TypeError, match="weights must have one exponent"):
+        splat_ssim.MSSSIM(weights=weights)
+
+
 @pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 def test_same_bits_for_any_number_of_threads_and_close_on_every_instruction_set(threads, monkeypatch):
     if devices.current() != "cpu":

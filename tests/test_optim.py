@@ -106,6 +106,17 @@ def test_gradients_that_are_not_dense_or_absent():
     assert torch.equal(r, torch.ones(6, 4))
 
 
+@pytest.mark.parametrize("lazy", [lambda g: torch._efficientzerotensor(g.shape), torch._neg_view])
+def test_gradients_whose_memory_does_not_hold_them(lazy):
+    for make in (Adam, SelectiveAdam):
+        p, q = (torch.nn.Parameter(torch.ones(6, 4)) for _ in range(2))
+        p.grad = lazy(torch.arange(24.0).reshape(6, 4))
+        q.grad = torch.zeros(6, 4) + p.grad
+        for parameter in (p, q):
+            make([parameter]).step(*([torch.ones(6, dtype=torch.bool)] if make is SelectiveAdam else []))
+        torch.testing.assert_close(p, q)
+
+
 def test_threads_change_nothing(threads):
     results = []
     for number in (1, 2, 5):

@@ -154,6 +154,21 @@ def test_lazily_negated_images():
         assert torch.allclose(splat_ssim.ssim(wrapped, img1), splat_ssim.ssim(img2, img1))
 
 
+def test_lazy_zeros():
+    """Zeros without memory, as the derivative of `Tensor.sgn`."""
+    img1, img2 = pair(1, 3, 21, 30)
+    zeros = torch._efficientzerotensor(img2.shape, device=img2.device)
+    rgba = torch.randint(256, (1, 4, 21, 30), dtype=torch.uint8)
+    for _ in range(2):
+        assert torch.allclose(splat_ssim.ssim(img2, zeros), splat_ssim.ssim(img2, torch.zeros_like(img2)), atol=1e-6)
+        found = photometric_loss(img1, rgba, background=zeros[0, :, 0, 0])
+        assert torch.allclose(found, photometric_loss(img1, rgba, background=torch.zeros(3)))
+    assert splat_ssim.ssim(img1, img2, mask=zeros) == 1
+    for reduction in ("none", "image", "mean"):
+        (grad,) = torch.autograd.grad(splat_ssim.ssim(img1, img2, reduction=reduction).sgn().sum(), img1)
+        assert grad.abs().max() == 0
+
+
 def test_threads_share_what_is_prepared():
     if devices.current() == "emulation":
         pytest.skip("the emulation runs one kernel at a time")

@@ -164,7 +164,7 @@ def check_call(
     dtype = torch.promote_types(img1.dtype, img2.dtype)
     dtype = dtype if dtype.is_floating_point else torch.float32
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)
-    if not isinstance(top, Tensor) and not math.isfinite(top):
+    if not isinstance(top, Tensor) and not -math.inf < top < math.inf:
         raise ValueError(f"max_val must be finite, got {max_val}")
     options = None
     # The operators do not repeat a border further than an image is wide; kornia 0.8 does.

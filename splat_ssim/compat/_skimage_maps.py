@@ -42,7 +42,7 @@ def mirrored(planes: Tensor, amount: int) -> Tensor:
     """Planes (C, spatial…) continued on all sides by mirroring, the border pixel repeated, as often as it takes."""
     for dim in range(1, planes.ndim) if amount else ():
         side = planes.shape[dim]
-        places = torch.arange(-amount, side + amount) % (2 * side)
+        places = torch.arange(-amount, side + amount, device=planes.device) % (2 * side)
         planes = planes.index_select(dim, torch.where(places < side, places, 2 * side - 1 - places))
     return planes
 

@@ -40,12 +40,12 @@ class Geometry(NamedTuple):
     reach: tuple[int, ...]
 
 
-def check_images(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images in the dtype of `preds`, checked."""
+def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) -> tuple[Tensor, Tensor]:
+    """Both images in the dtype of `preds`, checked, and clamped where a range is given as (low, high)."""
     for name, image in (("preds", preds), ("target", target)):
         if not isinstance(image, Tensor):
             raise RefusedTypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
-        if not image.is_floating_point() and (name == "preds" or image.is_complex()):
+        if image.is_complex():
             raise TypeError(f"{name} must be of a floating-point dtype, got {image.dtype}")
     if preds.shape != target.shape:
         raise RefusedRuntimeError(
@@ -59,7 +59,12 @@ def check_images(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise RefusedRuntimeError(
             f"preds and target must be on the same device, got {preds.device} and {target.device}"
         )
-    return preds, target.to(preds.dtype)
+    target = target.to(preds.dtype)
+    if isinstance(data_range, tuple):
+        preds, target = preds.clamp(*data_range), target.clamp(*data_range)  # floats make floats of integers
+    if not preds.is_floating_point():
+        raise TypeError(f"preds must be of a floating-point dtype, got {preds.dtype}")
+    return preds, target
 
 
 def reduced(values: Tensor, reduction: str | None) -> Tensor:
@@ -75,7 +80,7 @@ def reduced(values: Tensor, reduction: str | None) -> Tensor:
 
 def similarity(preds: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
     """SSIM of each image, (B,), and what else is asked for: the map, the contrast-structure means (B,), or None."""
-    preds, target = check_images(preds, target)
+    preds, target = check_images(preds, target, options.data_range)
     geometry = _geometry(options, preds)
     dtype = preds.dtype
     preds, target, constants = _prepared(preds, target, options)
@@ -95,7 +100,7 @@ def multiscale(
     preds, target = check_images(preds, target)
     geometry = _geometry(options, preds)
     _check_sides(preds, betas, each_axis(options.kernel_size, preds.ndim - 2))
-    dtype = preds.dtype
+    dtype = torch.promote_types(preds.dtype, torch.float32)  # that of the exponents
     preds, target = (image.to(_maps.compute_dtype(image)) for image in (preds, target))
     pool = F.avg_pool2d if preds.ndim == 4 else F.avg_pool3d
     terms = []

@@ -69,6 +69,8 @@ def read_constants(data_range: object, k1: object, k2: object) -> Constants:
 
 def each_axis(value: Any, spatial_dims: int) -> tuple[Any, ...]:
     """A sequence unchanged; a single value repeated for each axis."""
+    if isinstance(value, (int, float)):  # first, because torch.compile cannot ask a symbol for attributes
+        return (value,) * spatial_dims
     if isinstance(value, Sequence) or getattr(value, "ndim", None):
         return tuple(value)
     return (value,) * spatial_dims

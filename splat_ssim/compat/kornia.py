@@ -155,11 +155,19 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         dtype = float_dtype(img1, img2)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         images = torch.broadcast_tensors(img1.to(wide), img2.to(wide))
-        loss = self.compensation * (
-            self.alpha * (1 - self._similarity(images[0], images[1]))
-            + (1 - self.alpha) * self._distance(images[0], images[1]) / self.DR
-        )
+        # Autocast would convolve in half precision. torch.jit.script wants the device's name written out.
+        if images[0].is_cuda:
+            with torch.autocast("cuda", enabled=False):
+                loss = self._loss(images[0], images[1])
+        else:
+            with torch.autocast("cpu", enabled=False):
+                loss = self._loss(images[0], images[1])
         return reduce(loss, self.reduction).to(dtype)
+
+    def _loss(self, img1: Tensor, img2: Tensor) -> Tensor:
+        """(B, H, W), before the reduction."""
+        distance = (1 - self.alpha) * self._distance(img1, img2) / self.DR
+        return self.compensation * (self.alpha * (1 - self._similarity(img1, img2)) + distance)
 
     def _similarity(self, img1: Tensor, img2: Tensor) -> Tensor:
         """(B, H, W): the mean over channels of luminance times contrast-structure terms."""

@@ -77,6 +77,7 @@ def compute_ssim_and_cs(
         torch.Size([1, 1, 22, 22])
     """
     img1, img2 = _images(y_pred, y, spatial_dims)
+    check_rank(img1, spatial_dims)
     window = _window(img1, spatial_dims, kernel_type, kernel_size, kernel_sigma)
     return _windowed.maps(*_windowed.normalised(img1, img2, _windowed.read_constants(data_range, k1, k2)), window)
 
@@ -260,8 +261,9 @@ def _plain(image: Any) -> Tensor:
     if type(image) in (Tensor, torch.nn.Parameter):
         plain: Tensor = image
         return plain
-    found = torch.as_tensor(image)
-    return found.as_subclass(Tensor)
+    if isinstance(image, Tensor):
+        return image.as_subclass(Tensor)
+    return torch.as_tensor(image)
 
 
 def _window(

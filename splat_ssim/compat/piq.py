@@ -139,6 +139,8 @@ def multi_scale_ssim(
         found = _piq_complex.power_product(torch.stack(_terms(x, y, size, sigma, constants, len(weights))), weights)
     else:
         found = _products(x, y, size, sigma, constants, weights)
+    if scale_weights is not None:
+        dtype = torch.promote_types(dtype, weights.dtype)
     return _reduced(found.mean(1).to(dtype), reduction)
 
 
@@ -330,7 +332,7 @@ def _exponents(scale_weights: Tensor | Sequence[float] | None, x: Tensor) -> Ten
     """(scales,): the exponents of MS-SSIM."""
     if scale_weights is None:
         return torch.tensor(reference.MS_SSIM_WEIGHTS, dtype=_maps.compute_dtype(x), device=x.device)
-    weights = scale_weights if isinstance(scale_weights, Tensor) else torch.tensor(list(scale_weights))
+    weights = scale_weights if isinstance(scale_weights, Tensor) else torch.tensor(list(scale_weights), device=x.device)
     if weights.ndim != 1 or not len(weights):
         raise ValueError(f"scale_weights must be a vector, got the shape {tuple(weights.shape)}")
     return weights.to(x.device) / weights.sum()

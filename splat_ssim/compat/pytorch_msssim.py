@@ -230,6 +230,8 @@ def _ssim(
 class _WithWindow(nn.Module):
     """The attributes of both modules. As in the original, `win` may be replaced."""
 
+    #: (channel, 1, …, 1, taps): the window.
+    win: Tensor
     #: The sigma of `win` where it is a Gaussian, and the version of `win` that it belongs to.
     _sigma: float | None
     _version: int
@@ -255,24 +257,17 @@ class _WithWindow(nn.Module):
         taps = _textbook.float32_gaussian(whole("win_size", win_size), number("win_sigma", win_sigma))
         self.win = taps.repeat(self.channel, *[1] * (self.spatial_dims + 1))
 
-    @property
-    def win(self) -> Tensor:
-        """(channel, 1, …, 1, taps): the window."""
-        return self._win
-
-    @win.setter
-    def win(self, value: Tensor) -> None:
-        self._win = value
-        self._sigma, self._version = sigma_of(value), value._version
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "win":
+            self._sigma, self._version = sigma_of(value), value._version
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which has neither the sigma nor the number of channels."""
-        state = dict(state)
-        win = state.pop("win", None)
         restore: Callable[[dict[str, Any]], None] = super().__setstate__
         restore(state)
-        if win is not None:
-            self.channel, self.spatial_dims, self.win = win.shape[0], win.ndim - 2, win
+        if "_sigma" not in state:
+            self.channel, self.spatial_dims, self.win = self.win.shape[0], self.win.ndim - 2, self.win
 
     def _window(self, X: Tensor) -> dict[str, Any]:
         """The window as options of the functions, once the images are known to be those the module was made for."""
@@ -281,8 +276,8 @@ class _WithWindow(nn.Module):
         axes = sum(side != 1 for side in X.shape[2:]) if isinstance(X, Tensor) else self.spatial_dims
         if axes != self.spatial_dims:
             raise ValueError(f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}")
-        if not torch.compiler.is_compiling() and self._win._version != self._version:
-            self.win = self._win
+        if not torch.compiler.is_compiling() and self.win._version != self._version:
+            self.win = self.win  # changed in place
         # For float64 images only the taps themselves are exact enough.
         by_sigma = self._sigma is not None and isinstance(X, Tensor) and X.dtype != torch.float64
         return {"win_size": self.win.shape[-1], "win_sigma": self._sigma} if by_sigma else {"win": self.win}

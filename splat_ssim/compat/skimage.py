@@ -5,8 +5,9 @@ mean leaves out a border of half the window. With `gaussian_weights`, the window
 whatever `win_size`, which then only sets that border. `gradient` leaves out the factor of the sample covariance.
 Unknown keywords are ignored.
 
-It differs from the original in one way: a numpy scalar as `data_range` counts as a plain number, so that it changes
-neither the dtype of the maps nor the last digits of the constants.
+It differs from the original in two ways. A numpy scalar as `data_range` counts as a plain number, so that it changes
+neither the dtype of the maps nor the last digits of the constants. A numpy.matrix counts as an array: its products are
+by pixel.
 
 The kernels compute most cases fast, in float32: images and volumes of float32, float16, bool and integers of 8 or 16
 bits, with windows up to 33 taps, for the mean and with `full`. The mean is within 1e-6 of the original's, which
@@ -101,7 +102,7 @@ def structural_similarity(
         >>> structural_similarity(image, image[::-1], gaussian_weights=True, sigma=1.0, full=True)[1].shape
         (16, 16)
     """
-    _check_arrays(im1, im2)
+    im1, im2 = _check_arrays(im1, im2)
     dtype = np.float32 if im1.dtype.char in "fe" else np.float64
     img1, img2 = (image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0) for image in (im1, im2))
     options = _read(img1, img2, win_size, data_range, gaussian_weights, kwargs)
@@ -122,7 +123,8 @@ def structural_similarity(
 structural_similarity.__module__ = __name__
 
 
-def _check_arrays(im1: Any, im2: Any) -> None:
+def _check_arrays(im1: Any, im2: Any) -> tuple[Array, Array]:
+    """Both images as plain arrays: a numpy.matrix, for one, has two axes whatever is done with it."""
     for name, image in (("im1", im1), ("im2", im2)):
         if not isinstance(image, np.ndarray):
             raise RefusedTypeError(f"{name} must be a numpy.ndarray, got {type(image).__name__}")
@@ -130,6 +132,7 @@ def _check_arrays(im1: Any, im2: Any) -> None:
             raise ValueError(f"{name} must be real, got {image.dtype}")
     if im1.shape != im2.shape:
         raise ValueError(f"im1 and im2 must have the same shape, got {im1.shape} and {im2.shape}")
+    return np.asarray(im1), np.asarray(im2)
 
 
 def _read(
@@ -200,7 +203,8 @@ def _tensor(planes: Array, dtype: type) -> Tensor:
 def _planes(planes: Array) -> Tensor:
     """Bytes as they are, other numbers in float32; in the order of memory, if that has no gaps and is not reversed."""
     values = planes if planes.dtype == np.uint8 else planes.astype(np.float32, order="K", copy=False)
-    if any(stride < 0 for stride in values.strides) or not values.flags.writeable:
+    # torch takes no steps back, and none of a part of a number, such as from field to field of a packed structure.
+    if any(stride < 0 or stride % values.itemsize for stride in values.strides) or not values.flags.writeable:
         values = values.copy(order="K")
     return torch.from_numpy(values)
 

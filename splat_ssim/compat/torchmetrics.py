@@ -8,8 +8,8 @@ NaN. MS-SSIM averages over channels before it multiplies scales, and rounds `bet
 is NaN where a term is negative.
 
 It differs from the original in these ways. With `normalize="relu"`, the gradient is 0 instead of NaN where a term is 0
-or less. Half precision is computed in float32 and rounded once. Integer images raise a TypeError. Where the original
-raises a RuntimeError, the error is a ValueError too.
+or less. Half precision is computed in float32 and rounded once. Integer images raise a TypeError, unless SSIM clamps
+them to floats. Where the original raises a RuntimeError, the error is a ValueError too.
 
 The functions need only torch. The metrics subclass torchmetrics' own and compute our numbers, so they need
 torchmetrics.
@@ -136,7 +136,8 @@ def multiscale_structural_similarity_index_measure(
         normalize: "relu": negative terms count as 0. "simple": a term t becomes (1 + t) / 2. None: terms are unchanged.
 
     Returns:
-        A tensor of shape () or (B,), in the dtype of `preds`, differentiable with respect to both images.
+        A tensor of shape () or (B,), in the dtype of `preds` but at least float32, differentiable with respect to both
+        images.
 
     Raises:
         ValueError: In the same cases as `structural_similarity_index_measure`; or `betas` or `normalize` is not as

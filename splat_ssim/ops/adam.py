@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import compiled
+from .dispatch import is_lazy
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _ADAM = (_P, _P, _P, _N, ctypes.c_int)
@@ -36,6 +37,8 @@ def supported(*tensors: Tensor) -> bool:
     """Whether the compiled step can run: the tensors are dense float32 on the CPU and the library is there."""
     for tensor in tensors:
         if not (tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()):
+            return False
+        if is_lazy(tensor):
             return False
     return compiled.library() is not None
 

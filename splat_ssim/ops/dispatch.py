@@ -179,8 +179,7 @@ def _nobody_watches(arguments: Sequence[Any]) -> bool:
 def is_watched(*tensors: Tensor) -> bool:
     """Whether an eager call must use the dispatcher, because something traces, transforms, profiles or batches it.
 
-    The dispatcher is also needed for a tensor that is negated lazily, such as the imaginary part of a conjugate: its
-    memory holds the opposite sign.
+    The dispatcher is also needed for a tensor whose memory does not hold its values (`is_lazy`).
     """
     return (
         _dispatch_modes() > 0
@@ -188,8 +187,17 @@ def is_watched(*tensors: Tensor) -> bool:
         or _transforms_active()
         or _tracing_state() is not None
         or forward_ad._current_level >= 0
-        or any(_is_wrapped(tensor) or _is_legacy_batched(tensor) or tensor.is_neg() for tensor in tensors)
+        or any(_is_wrapped(tensor) or _is_legacy_batched(tensor) or is_lazy(tensor) for tensor in tensors)
     )
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether the tensor's memory does not hold its values, so that kernels must not read it.
+
+    The imaginary part of a conjugate is negated lazily: its memory holds the opposite sign. Some zeros, such as the
+    derivative of `Tensor.sgn`, have no memory at all.
+    """
+    return tensor.is_neg() or tensor._is_zerotensor()
 
 
 def is_batched(tensor: Tensor) -> bool:
@@ -202,5 +210,5 @@ def may_change_in_place(*tensors: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and _dispatch_modes() == 0
-        and all(type(tensor) is Tensor and not is_batched(tensor) for tensor in tensors)
+        and all(type(tensor) is Tensor and not is_batched(tensor) and not is_lazy(tensor) for tensor in tensors)
     )

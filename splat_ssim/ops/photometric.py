@@ -239,7 +239,8 @@ def photometric(
             if loss is not None:
                 prepared.store(key, loss)
                 return call_prepared(loss, img1, img2, background)
-        loss, l1, dssim, _, _ = call("photometric", img1, img2, weight, background, *scalars, *options, *needs)
+        arguments = (weight, background, *scalars, *options.arguments(), *needs)
+        loss, l1, dssim, _, _ = call("photometric", img1, img2, *arguments)
         return loss, l1, dssim
     return photometric_definition(img1, img2, options, l1_weight, dssim_weight, weight, per_image, offset)
 

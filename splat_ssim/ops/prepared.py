@@ -57,7 +57,7 @@ def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tup
 
     Returns:
         The key, or None if the call cannot be prepared: there is a mask, something traces, transforms, profiles or
-        batches the call, or a tensor is of a subclass.
+        batches the call, or a tensor is of a subclass or lazy.
     """
     if mask is not None or torch.compiler.is_compiling():
         return None
@@ -67,21 +67,24 @@ def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tup
     if tuple in kinds:  # a tuple holds a number for each axis
         kinds = tuple(kind for value in options for kind in map(type, value if type(value) is tuple else (value,)))
     recording = torch.is_grad_enabled()
-    return (
-        name,
-        options,
-        kinds,
-        img1.shape,
-        img1.stride(),
-        img1.dtype,
-        img1.device,
-        recording and img1.requires_grad,
-        img2.shape,
-        img2.stride(),
-        img2.dtype,
-        img2.device,
-        recording and img2.requires_grad,
-    )
+    try:
+        return (
+            name,
+            options,
+            kinds,
+            img1.shape,
+            img1.stride(),
+            img1.dtype,
+            img1.device,
+            recording and img1.requires_grad,
+            img2.shape,
+            img2.stride(),
+            img2.dtype,
+            img2.device,
+            recording and img2.requires_grad,
+        )
+    except RuntimeError:  # a tensor without strides, such as a sparse one: the checks refuse it
+        return None
 
 
 def find(key: Hashable | None) -> Prepared | None:

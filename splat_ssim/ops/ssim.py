@@ -185,7 +185,7 @@ dispatch.refuse_second_derivative("ms_ssim_backward")
 def ssim_map(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
     """S for every position of the window, in the layout of the images: float32, or float64 if an image is float64."""
     if has_kernel(img1, img2, options):
-        similarities: Tensor = call("ssim_map", img1, img2, *options)
+        similarities: Tensor = call("ssim_map", img1, img2, *options.arguments())
         return similarities
     return reference.ssim_map(img1, img2, **options.keywords())
 
@@ -193,7 +193,7 @@ def ssim_map(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
 def ssim_channel_means(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tensor:
     """(B, C, 2): for each image and channel the means of S and of its contrast-structure factor."""
     if has_kernel(img1, img2, options):
-        means: Tensor = call("ssim_channel_means", img1, img2, *options)
+        means: Tensor = call("ssim_channel_means", img1, img2, *options.arguments())
         return means
     return reference.ssim_channel_means(img1, img2, **options.keywords())
 
@@ -201,6 +201,6 @@ def ssim_channel_means(img1: Tensor, img2: Tensor, options: SSIMOptions) -> Tens
 def ms_ssim(img1: Tensor, img2: Tensor, options: SSIMOptions, weights: Sequence[float]) -> Tensor:
     """(B, C): MS-SSIM of each image and channel, with one exponent for each scale; `options.padding` is "valid"."""
     if has_kernel(img1, img2, options):
-        values: Tensor = call("ms_ssim", img1, img2, list(weights), *options)[0]
+        values: Tensor = call("ms_ssim", img1, img2, list(weights), *options.arguments())[0]
         return values
     return reference.ms_ssim(img1, img2, weights=weights, **options.keywords())

@@ -32,7 +32,9 @@ _EPS = (1e-30, 1e30)
 
 def unit_of(options: SSIMOptions) -> int:
     """The unit of compilation that holds the kernels of a window, see csrc/cuda/problem.h."""
-    return options.window_size if isinstance(options.window_size, int) and options.is_cubic else AXES
+    sizes = WINDOW_SIZES if options.is_cubic else ()
+    # One of our own numbers, since torch.compile may have made a symbol of the option.
+    return next((size for size in sizes if size == options.window_size), AXES)
 
 
 def _takes_window(options: SSIMOptions) -> bool:
