@@ -6,6 +6,7 @@ import json
 import signal
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,8 @@ def test_damaged_files_are_refused_by_name(made, tmp_path):
         {"affine": "no"},
         {"dtype": "complex64"},
         {"range": [5, 2]},
+        {"range": [0.5, 2]},
+        {"range": ["a", "b"]},
         {"range": [0, 1e999]},
         {"count": 1 << 50},
         {"count": -1},
@@ -418,11 +421,41 @@ def test_the_page_on_the_codec_runs():
     assert failed == 0 and tried > 8
 
 
-@pytest.mark.parametrize("value", [0, 7, -3])
-def test_constant_volumes_come_back(value):
-    source = np.full((1, 5, 6, 7), value, np.int16)
-    made = compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7))), ratio=1.01)
-    assert (Packed.of_bytes(made.content).volume().data == source).all()
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0, "int16"), (-3, "int16"), (True, "bool"), (0.1, "float64"), (2**53 + 1, "int64")]
+)
+def test_constant_volumes_come_back(value, dtype):
+    source = np.full((1, 5, 6, 7), value, dtype)
+    made = compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7)), "um"), ratio=0.5)
+    volume = Packed.of_bytes(made.content).volume()
+    assert (volume.data == source).all() and volume.data.dtype == dtype and volume.unit == "um"
+    with pytest.raises(ValueError, match=r"bytes must be at least \d+ for the header of this volume, got 10$"):
+        compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7))), bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 2**63 - 1, "int64"), (-(2**63), 2**63 - 1, "int64"), (1, 2**64 - 1, "uint64"), (2**60, 2**60 + 99, "int64")],
+)
+def test_integers_beyond_float64_keep_their_ends(low, high, dtype):
+    # The field is half of its range in the middle, and its ends outside.
+    values = np.array([0, 0.5, 1], np.float32).reshape(1, 1, 3)
+    packed = Packed(FieldSource(VoxelGrid((1, 1, 3)), low, high), dtype, Steps(1.0), Codes.none())
+    back = Packed.of_bytes(packed.to_bytes())
+    assert (back.source.low, back.source.high) == (low, high)
+    first, middle, last = back._intensities(values).ravel().tolist()
+    assert (first, last) == (low, high) and abs(middle - (low + high) / 2) <= 1e-15 * (high - low) + 64
+    header = replace(packed, source=FieldSource(VoxelGrid((1, 1, 3)), float(low), float(high)))
+    older = Packed.of_bytes(header.to_bytes()).source  # in float64, as files had it
+    assert low <= older.low <= older.high <= np.iinfo(dtype).max
+
+
+def test_differences_of_large_integers_are_kept():
+    source = blob(0, 200, "int64")
+    made = compress_volume(Volume(source[None] + 2**60, GRID), bytes=1500, steps=40, device="cpu")
+    decoded = Packed.of_bytes(made.content).volume().data[0] - 2**60
+    assert made.metrics["max_error"] == np.abs(decoded - source).max() > 0
+    assert made.metrics["psnr3d"] == pytest.approx(psnr(decoded, source), abs=1e-3) and psnr(decoded, source) > 25
 
 
 @pytest.mark.parametrize(
@@ -433,6 +466,7 @@ def test_constant_volumes_come_back(value):
         ({"bytes": 0}, "bytes must be above 0, got 0"),
         ({"ratio": float("nan")}, "ratio must be above 0, got nan"),
         ({"bytes": 20}, "bytes must be at least"),
+        ({"ratio": 1e9}, r"ratio must be at most \d+\.\d+ for the header of this volume and a Gaussian, got 1e\+09"),
         ({"bytes": 500, "steps": 0}, "steps must be at least 1, got 0"),
         ({"bytes": 500, "read": {"color": 1}}, "read must hold shape, .*, got 'color'"),
     ],
