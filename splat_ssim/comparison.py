@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,8 +188,8 @@ def _compare_volumes(
         finite_parts = []
     if data_range is None and first.dtype == second.dtype == np.uint8:
         data_range = 255.0
-    # Bytes are intensities here, not fractions of a range: the volumes are compared as float32.
-    first, second = (v if v.dtype == np.float64 else v.astype(np.float32) for v in (first, second))
+    # Bytes are intensities here, not fractions of a range.
+    first, second = (v.astype(distributed.float_dtype(v.dtype)) for v in (first, second))
     finite = da.isfinite(first).all() & da.isfinite(second).all()
     for part in finite_parts:
         finite = finite & part
@@ -197,6 +198,8 @@ def _compare_volumes(
     finite, low, high, error = dask.compute(finite, low, high, error)
     if not finite:
         raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
+    if max(abs(float(low)), abs(float(high))) > 2**53 and "f" not in (sources[0].dtype.kind, sources[1].dtype.kind):
+        print(f"{a} and {b} hold integers above 2^53: they are compared as float64, which rounds them", file=sys.stderr)
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
         raise UserError(f"two equal constant volumes require --data-range, got the value {float(low):g}")

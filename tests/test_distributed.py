@@ -218,6 +218,28 @@ def test_compare_volumes(tmp_path):
     assert bytes_result["ssim"] == pytest.approx(float(whole(*data)), abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_wide_integers_are_compared_exactly(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 3000, (14, 13, 12))
+    second = first + rng.integers(-20, 20, first.shape)
+    for name, values in (("a", first), ("b", second)):
+        np.save(tmp_path / f"{name}.npy", (values + 2**30).astype(dtype))
+    result = compare(tmp_path / "a.npy", tmp_path / "b.npy", padding="valid", data_range=60)
+    assert result["mse"] == np.square(first - second).mean()
+    exact = [(values + 2.0**30)[None] for values in (first, second)]
+    assert result["ssim"] == pytest.approx(float(whole(*exact, data_range=60, padding="valid")), abs=1e-9)
+    ones = [(values % 2 + 2**30).astype(dtype) for values in (first, second)]
+    assert distributed.ssim3d(*ones, block=12, padding="valid") < 0.9  # As float32 they would be equal.
+
+
+def test_integers_that_float64_rounds_are_told(tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 2**62, (12, 12, 12))
+    np.save(tmp_path / "a.npy", values)
+    compare(tmp_path / "a.npy", tmp_path / "a.npy")
+    assert "hold integers above 2^53: they are compared as float64" in capsys.readouterr().err
+
+
 def test_compare_refuses(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((12, 12, 12), np.float32))
     np.save(tmp_path / "small.npy", np.zeros((12, 12, 11), np.float32))
