@@ -389,6 +389,17 @@ def test_ratio_is_kept_for_every_dtype(low, high, dtype):
     assert psnr(decoded, source) > 25
 
 
+def test_ratio_counts_the_bytes_of_the_file(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    source = blob(0, 1000, "int16")
+    image = nibabel.Nifti1Image(source, GRID.matrix)
+    image.header.set_slope_inter(0.5, -100)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    made = compress(tmp_path / "ct.nii.gz", tmp_path / "ct.gsv", ratio=25, steps=5, device="cpu", progress=False)
+    assert load_volume(tmp_path / "ct.nii.gz").data.dtype == np.float32
+    assert made.metrics["ratio"] == source.nbytes / len(made.content) >= 25
+
+
 @pytest.mark.parametrize("size", [330, 700, 100_000])
 def test_bytes_are_never_exceeded(size):
     made = compress_volume(Volume(blob(0, 250, "uint8")[None], GRID), bytes=size, steps=30, device="cpu")

@@ -145,9 +145,33 @@ def _header_sizes(content: bytes) -> tuple[int, int]:
     return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
 
 
+def _scaled(image: Any) -> tuple[np.ndarray, list[str]]:
+    """The numbers of an image, slope and intercept applied, in a dtype that needs no more bytes than they do."""
+    slope, inter = (float(getattr(image.dataobj, name, default)) for name, default in (("slope", 1.0), ("inter", 0.0)))
+    stored = image.get_data_dtype()
+    if (slope, inter) == (1.0, 0.0) or stored.kind not in "iuf":
+        return np.asanyarray(image.dataobj), []
+    data = np.asarray(image.dataobj, dtype=np.float64)
+    dtype: np.dtype = np.dtype(np.float64)
+    if stored.kind != "f":
+        low, high = float(data.min()), float(data.max())
+        # The file's own dtype where it will do, else the smallest that does.
+        wholes = [stored.newbyteorder("="), *(np.dtype(f"{kind}{size}") for size in (1, 2, 4) for kind in "iu")]
+        fitting = [t for t in wholes if np.iinfo(t).min <= low and high <= np.iinfo(t).max and t.itemsize <= 4]
+        if slope.is_integer() and inter.is_integer() and fitting:
+            dtype = fitting[0]
+        elif np.spacing(np.float32(max(-low, high))) <= abs(slope) / 4:
+            # Neighbouring numbers of the file stay apart.
+            dtype = np.dtype(np.float32)
+    note = f"its numbers, {stored.name}, have slope {slope:g} and intercept {inter:g}: they are read as {dtype}"
+    return data.astype(dtype, copy=False), [note]
+
+
 def _read_nifti(path: Path, key: str | None) -> Stored:
     image, notes = _load_nifti(path)
-    data = np.asanyarray(image.dataobj)
+    data, scaling = _scaled(image)
+    notes += scaling
+    itemsize = image.get_data_dtype().itemsize if scaling else None
     if not hasattr(image.header, "get_xyzt_units"):
         notes.append("it is an Analyze file, which says no directions: x is taken to run to the left, as in SPM")
     letters = "xyztc"[: data.ndim] + "?" * (data.ndim - 5)
@@ -160,7 +184,7 @@ def _read_nifti(path: Path, key: str | None) -> Stored:
             unit = unit_name(image.header.get_xyzt_units()[0])
         except KeyError:  # a code that is not in the standard
             notes.append("its unit of length is none of NIfTI's")
-    return Stored(data, letters, image.affine, unit, "xyz", notes)
+    return Stored(data, letters, image.affine, unit, "xyz", notes, itemsize)
 
 
 def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
@@ -179,7 +203,7 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
 
 def _nifti_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
     image, _ = _load_nifti(path)
-    # Numbers with a slope become float64.
+    # Numbers with a slope go through float64.
     plain = getattr(image.dataobj, "slope", 1.0) == 1 and getattr(image.dataobj, "inter", 0.0) == 0
     return tuple(image.shape), image.get_data_dtype().itemsize if plain else 8
 

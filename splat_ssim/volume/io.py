@@ -80,6 +80,7 @@ class Volume:
         grid: Position of the voxels; `grid.shape` is (n0, n1, n2).
         unit: Unit of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty if unknown.
         notes: What was assumed when it was read, one sentence each.
+        itemsize: Bytes of a number in the file that it was read from; None where they are those of `data`.
 
     Raises:
         ValueError: The shapes of data and grid differ.
@@ -90,6 +91,12 @@ class Volume:
     grid: VoxelGrid
     unit: str = ""
     notes: tuple[str, ...] = ()
+    itemsize: int | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the voxels as their file has them, uncompressed."""
+        return self.data.size * (self.itemsize or self.data.itemsize)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape or self.data.shape[0] < 1:
@@ -216,7 +223,7 @@ def _arranged(
     if data.dtype.kind not in "biuf":
         raise TypeError(f"{path} must hold real numbers, got {data.dtype}")
     grid = place(stored, path, data.shape[1:], spatial, axes=axes, spacing=spacing, origin=origin)
-    return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes))
+    return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes), stored.itemsize)
 
 
 def _open(

@@ -34,6 +34,7 @@ class Stored:
         unit: Of the world: m, cm, mm, um, nm, angstrom, inch, or empty where the file does not say.
         order: The letters of the spatial axes where `axes` has none and no affine is given.
         notes: What was assumed, a sentence each.
+        itemsize: Bytes of a number in the file, where those of the array are others; else None.
     """
 
     array: Any
@@ -42,6 +43,7 @@ class Stored:
     unit: str = ""
     order: str = "zyx"
     notes: list[str] = field(default_factory=list)
+    itemsize: int | None = None
 
     def axes_in_space(self) -> str:
         """The letters of the spatial axes in the array's order."""

@@ -44,7 +44,7 @@ def compress(
         output: File to write; its name ends in .gsv.
         bytes: Largest size of the file in bytes.
         psnr: Lowest PSNR of the decoded volume in dB. The command says so if it could not be reached.
-        ratio: Lowest ratio of the size of the voxels, in their own dtype, to that of the file.
+        ratio: Lowest ratio of the size of the voxels, in the dtype of their file, to that of the file written.
         read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
         steps: Number of steps of the fit. 4000 give good quality, 1000 take a quarter of the time.
         seed: Seed of every random draw.

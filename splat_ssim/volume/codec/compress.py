@@ -48,8 +48,8 @@ class Compressed:
 
     Args:
         content: Of the file.
-        metrics: bytes, num_gaussians, ratio (of the voxels' own bytes), psnr3d and ssim3d over the range of the volume,
-            and max_error in the intensities of the volume, all of the decoded volume.
+        metrics: bytes, num_gaussians, ratio (of the voxels' bytes in their file), psnr3d and ssim3d over the range of
+            the volume, and max_error in the intensities of the volume, all of the decoded volume.
         reached: Whether the quality that was asked for is there; bytes always are.
     """
 
@@ -76,7 +76,7 @@ def compress_volume(
         volume: One channel of any dtype of `DTYPES`.
         bytes: The largest size of the file.
         psnr: The PSNR in dB of the decoded volume; its peak is the maximum of the volume less its minimum.
-        ratio: How many times smaller the file shall be than the voxels in their own dtype.
+        ratio: How many times smaller the file shall be than the voxels in the dtype of their file.
         steps: Length of each fit.
         seed: Of every draw.
         device: Where the fit computes.
@@ -177,7 +177,7 @@ def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | N
             raise ValueError(f"{key} must be above 0, got {value}")
     if psnr is not None:
         return None
-    voxels = volume.data.nbytes
+    voxels = volume.stored_bytes
     return _Size(int(size if size is not None else voxels / ratio), voxels, ratio)  # type: ignore[operator]
 
 
@@ -196,7 +196,7 @@ def _finished(volume: Volume, packed: Packed, content: bytes | None = None, reac
     errors = np.maximum(decoded, source).astype(kind) - np.minimum(decoded, source).astype(kind)
     metrics = {
         "bytes": len(content),
-        "ratio": volume.data.nbytes / len(content),
+        "ratio": volume.stored_bytes / len(content),
         "num_gaussians": len(packed.codes),
         **evaluate_volume(scaled[0], scaled[1]),
         "max_error": float(errors.max()),
