@@ -138,6 +138,21 @@ def test_normalization():
     np.testing.assert_allclose(choose_normalization(data, "none").apply(data), data)
 
 
+def test_a_constant_volume_may_lie_at_an_end_of_its_window():
+    assert choose_normalization(np.zeros(5), "window", window=(0, 80)) == Normalization(0.0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 1, "float32"), (-1024, 3071, "float32"), (1e8, 1e8 + 113, "float64"), (0, 1e300, "float64")],
+)
+def test_intensities_have_the_dtype_that_their_range_needs(low, high, dtype):
+    scale = Normalization(low, high)
+    values = scale.invert(np.linspace(0, 1, 101))
+    assert values.dtype == scale.dtype == dtype and len(np.unique(values)) == 101
+    np.testing.assert_allclose(values, np.linspace(low, high, 101), rtol=1e-7, atol=1e-4 * (high - low))
+
+
 @pytest.mark.parametrize(
     "data,arguments,text",
     [
@@ -147,6 +162,9 @@ def test_normalization():
         (np.arange(5), {"mode": "window", "window": (4, 4)}, "low < high"),
         (np.arange(5), {"mode": "percentile", "percentiles": (50, 50)}, "percentiles must be"),
         (np.arange(5), {"mode": "zscore"}, "mode must be one of"),
+        (np.arange(1701), {"mode": "window", "window": (5000, 6000)}, "hold some .* from 0 to 1700, got 5000 to 6000"),
+        (np.arange(1701), {"mode": "window", "window": (-9, 0)}, "hold some .* from 0 to 1700, got -9 to 0"),
+        (np.array([-1.7e308, 1.7e308]), {"mode": "minmax"}, "must span a range that float64 holds"),
     ],
 )
 def test_normalization_errors(data, arguments, text):

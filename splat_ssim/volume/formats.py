@@ -160,8 +160,8 @@ def _scaled(image: Any) -> tuple[np.ndarray, list[str]]:
         fitting = [t for t in wholes if np.iinfo(t).min <= low and high <= np.iinfo(t).max and t.itemsize <= 4]
         if slope.is_integer() and inter.is_integer() and fitting:
             dtype = fitting[0]
-        elif np.spacing(np.float32(max(-low, high))) <= abs(slope) / 4:
-            # Neighbouring numbers of the file stay apart.
+        elif max(-low, high) <= min(abs(slope) * 2**21, float(np.finfo(np.float32).max)):
+            # float32 rounds them by less than an eighth of the distance between neighbours.
             dtype = np.dtype(np.float32)
     note = f"its numbers, {stored.name}, have slope {slope:g} and intercept {inter:g}: they are read as {dtype}"
     return data.astype(dtype, copy=False), [note]

@@ -16,6 +16,7 @@ from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .io import Volume, open_grid, save_volume, volume_format
 from .layout import nearest_axes
+from .normalization import spoken
 from .voxelize import morton_order
 
 
@@ -94,5 +95,5 @@ def rebuild(
     whole = FieldSource(grid, low, high, unit="" if source is None else source.unit)
     with user_errors():
         save_volume(output, Volume(whole.normalization.invert(values.numpy()), grid, whole.unit))
-    print(f"{output}: {len(field)} Gaussians on {grid.shape} voxels, intensities {low:.6g} to {high:.6g}")
+    print(f"{output}: {len(field)} Gaussians on {grid.shape} voxels, intensities {' to '.join(spoken(low, high))}")
     return output
