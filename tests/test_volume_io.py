@@ -1,5 +1,7 @@
 """Volume files: what goes in comes out, with its affine, and damaged files say so."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -124,7 +126,19 @@ def test_nan_voxels(tmp_path):
     np.save(tmp_path / "nan.npy", data)
     with pytest.raises(ValueError, match=r"got 1 NaN or infinite ones, the first at .*\(0, 1, 2, 0\)"):
         load_volume(tmp_path / "nan.npy")
-    assert not load_volume(tmp_path / "nan.npy", nonfinite=0.0).data.any()
+    replaced = load_volume(tmp_path / "nan.npy", nonfinite=0)
+    assert not replaced.data.any()
+    assert replaced.notes == ("1 NaN or infinite voxels are replaced by 0, as nonfinite says",)
+    assert load_volume(tmp_path / "nan.npy", nonfinite=2.5).data.max() == 2.5
+
+
+@pytest.mark.parametrize("nonfinite", [math.nan, math.inf, 1e6, "zero", True, [0]])
+def test_what_nonfinite_must_be(tmp_path, nonfinite):
+    np.save(tmp_path / "half.npy", np.zeros((3, 3, 3), np.float16))
+    with pytest.raises(
+        ValueError, match=r"nonfinite must be a finite number that float16 holds, got .* for .*half\.npy"
+    ):
+        load_volume(tmp_path / "half.npy", nonfinite=nonfinite)
 
 
 def test_normalization():

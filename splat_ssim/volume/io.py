@@ -223,7 +223,8 @@ def _arranged(
     if data.dtype.kind not in "biuf":
         raise TypeError(f"{path} must hold real numbers, got {data.dtype}")
     grid = place(stored, path, data.shape[1:], spatial, axes=axes, spacing=spacing, origin=origin)
-    return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes), stored.itemsize)
+    data, replaced = _finite(data, path, nonfinite)
+    return Volume(data, grid, stored.unit, (*notes, *replaced), stored.itemsize)
 
 
 def _open(
@@ -270,19 +271,26 @@ def _read(path: Path, function: Callable[[], Any]) -> Any:
         raise ValueError(f"{path} must be a complete {kind} volume, got {type(error).__name__}: {error}") from error
 
 
-def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray:
+def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> tuple[np.ndarray, list[str]]:
+    """The voxels with NaN and infinities replaced, and a note of how many they were."""
+    if nonfinite is not None:
+        number = isinstance(nonfinite, int | float) and not isinstance(nonfinite, bool)
+        largest = float(np.finfo(data.dtype if data.dtype.kind == "f" else np.float64).max)
+        if not number or not abs(nonfinite) <= largest:
+            raise ValueError(f"nonfinite must be a finite number that {data.dtype} holds, got {nonfinite!r} for {path}")
     if data.dtype.kind != "f":
-        return data
+        return data, []
     bad = ~np.isfinite(data)
     if not bad.any():
-        return data
+        return data, []
     if nonfinite is None:
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"{path} must hold finite voxels, got {int(bad.sum())} NaN or infinite ones, the first at (channel, index) "
             f"{where}; pass nonfinite=0.0 (--data.read '{{nonfinite: 0.0}}') to replace them"
         )
-    return np.where(bad, data.dtype.type(nonfinite), data)
+    note = f"{int(bad.sum())} NaN or infinite voxels are replaced by {nonfinite:g}, as nonfinite says"
+    return np.where(bad, data.dtype.type(nonfinite), data), [note]
 
 
 def load_stack(path: str | Path) -> np.ndarray:
