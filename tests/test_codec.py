@@ -38,6 +38,7 @@ from splat_ssim.volume.codec.rounding import round_field
 from splat_ssim.volume.codec.stream import decode, encode
 from splat_ssim.volume.codec.ties import has_ties, without_ties
 from splat_ssim.volume.export import FieldSource
+from splat_ssim.volume.rebuild import rebuild
 from splat_ssim.volume.reference import mahalanobis_squared, rotation_matrices, voxelize_reference
 
 SHAPE = (24, 20, 26)
@@ -487,6 +488,42 @@ def test_wrong_options_are_refused(tmp_path, options, text):
     with pytest.raises(UserError, match=text):
         compress(scan, tmp_path / "scan.gsv", progress=False, **options)
     assert not (tmp_path / "scan.gsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "told"),
+    [
+        ("bool", "a.nii", "uint8, as the format has no bool"),
+        ("bool", "a.tif", "uint8, as the format has no bool"),
+        ("float16", "a.nii.gz", "float32, as the format has no float16"),
+        ("float16", "a.nrrd", "float32, as the format has no float16"),
+        ("float16", "a.tif", "float16"),
+        ("uint8", "a.mrc", "uint16, as the format has no uint8"),
+        ("bool", "a.npy", "bool"),
+    ],
+)
+def test_the_dtype_that_is_written_is_said(tmp_path, capsys, dtype, name, told):
+    packed = Packed(FieldSource(GRID, 0, 1), dtype, Steps(1.0), Codes.none(), base=1.0)
+    (tmp_path / "a.gsv").write_bytes(packed.to_bytes())
+    decompress(tmp_path / "a.gsv", tmp_path / name)
+    assert capsys.readouterr().out.endswith(f" voxels, {told}\n")
+    back = load_volume(tmp_path / name).data
+    assert back.dtype == told.partition(",")[0] and (back == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64"])
+def test_what_ome_tiff_cannot_hold(tmp_path, dtype):
+    (tmp_path / "a.gsv").write_bytes(Packed(FieldSource(GRID, 0, 1), dtype, Steps(1.0), Codes.none()).to_bytes())
+    with pytest.raises(UserError, match=rf"an OME-TIFF must have dtype int8, .*, got {dtype} for a\.ome\.tif"):
+        decompress(tmp_path / "a.gsv", tmp_path / "a.ome.tif")
+    decompress(tmp_path / "a.gsv", tmp_path / "a.tif")
+    assert load_volume(tmp_path / "a.tif").data.dtype == dtype
+
+
+def test_voxelize_names_the_command_for_such_a_file(tmp_path):
+    (tmp_path / "a.gsv").write_bytes(Packed(FieldSource(GRID, 0, 1), "uint8", Steps(1.0), Codes.none()).to_bytes())
+    with pytest.raises(UserError, match=r"a\.gsv is a file of splat-compress: splat-decompress writes its volume"):
+        rebuild(tmp_path / "a.gsv", tmp_path / "a.npy")
 
 
 def test_other_suffixes_and_several_channels_are_refused(tmp_path):

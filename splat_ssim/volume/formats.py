@@ -192,8 +192,6 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"a NIfTI volume must be written as .nii or .nii.gz, got {path.name!r}")
-    if data.dtype == bool:
-        data = data.astype(np.uint8)
     data = np.moveaxis(data, 0, 3) if data.ndim == 4 else data
     image = nibabel.Nifti1Image(data, affine, dtype=data.dtype)
     image.header.set_xyzt_units({"m": "meter", "mm": "mm", "um": "micron"}.get(unit, "unknown"))
@@ -242,3 +240,14 @@ WRITERS: dict[str, Any] = {
     "mrc": write_mrc,
     "zarr": write_zarr,
 }
+#: Format -> dtypes that it lacks -> those that hold the same numbers.
+_WIDER = {
+    **{kind: {"bool": "uint8", "float16": "float32"} for kind in ("nifti", "nrrd", "metaimage")},
+    "tiff": {"bool": "uint8"},
+    "mrc": {"bool": "int8", "uint8": "uint16"},
+}
+
+
+def written_dtype(kind: str, dtype: np.dtype) -> np.dtype:
+    """The dtype in which a format keeps voxels of another: the same, or one that holds the same numbers."""
+    return np.dtype(_WIDER.get(kind, {}).get(dtype.name, dtype))

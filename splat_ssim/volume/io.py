@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .dicom import holds_dicom, is_dicom
-from .formats import HEADERS, READERS, WRITERS, read_raw
+from .formats import HEADERS, READERS, WRITERS, read_raw, written_dtype
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
@@ -321,7 +321,8 @@ def load_stack(path: str | Path) -> np.ndarray:
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine; returns the path.
 
-    A single channel is written as a three-dimensional array. NIfTI, NRRD and MetaImage put channels last, as their
+    A single channel is written as a three-dimensional array. A dtype that the format lacks becomes one that holds the
+    same numbers: see `written_dtype`. NIfTI, NRRD and MetaImage put channels last, as their
     readers expect; a TIFF stack has planes across the world's z on its pages.
 
     Raises:
@@ -334,6 +335,7 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
         raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
+    data = data.astype(written_dtype(kind, data.dtype), copy=False)
     try:
         WRITERS[kind](path, np.ascontiguousarray(data), volume.grid.rebased().matrix, volume.unit)
     except ImportError as error:

@@ -67,6 +67,8 @@ def rebuild(
     """
     if not gaussians.is_file():
         raise UserError(f"required gaussians.quantized or gaussians.ply of a run, got no file {gaussians}")
+    if gaussians.suffix.lower() == ".gsv":
+        raise UserError(f"{gaussians} is a file of splat-compress: splat-decompress writes its volume")
     with user_errors():
         volume_format(output)
         load = load_gaussians_ply if gaussians.suffix.lower() == ".ply" else load_quantized

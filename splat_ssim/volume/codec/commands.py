@@ -15,6 +15,7 @@ from ...errors import UserError, user_errors
 from ...trainer.config import YamlMapping
 from ...trainer.device import available_memory
 from ...trainer.metrics import in_words
+from ..formats import written_dtype
 from ..io import load_volume, save_volume, volume_format
 from ..memory import check_memory
 from .compress import Compressed, compress_volume
@@ -123,5 +124,7 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
             )
         volume = packed.volume()
         save_volume(output, volume)
-    print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {packed.dtype}")
+    written = written_dtype(volume_format(output), volume.data.dtype).name
+    widened = "" if written == packed.dtype else f", as the format has no {packed.dtype}"
+    print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {written}{widened}")
     return output
