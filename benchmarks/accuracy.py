@@ -78,7 +78,7 @@ COLUMNS = ("value_error", "gradient_error", "gradient_error_l2")
 
 
 def errors(candidate: Candidate, img1: Tensor, img2: Tensor, data_range: float) -> list[float]:
-    """What COLUMNS says; of the value alone where the candidate has no gradient."""
+    """Returns the errors that COLUMNS names, or only the value's if the candidate has no gradient."""
     x = img1.double().requires_grad_()
     truth = reference.ssim(x, img2.double(), data_range=data_range, padding=candidate.padding)
     (true_grad,) = torch.autograd.grad(truth, x)
@@ -97,7 +97,7 @@ WINDOWS, SIGMAS, OFFSETS = (3, 5, 7, 13), (0.35, 0.5, 0.7, 1.0, 1.5), (100, 1000
 
 
 def map_errors(function: Callable[..., Tensor], window_size: int, sigma: float, offset: float, pad: str) -> list[float]:
-    """What COLUMNS says of the map of S, the worst over the heights from 8 to 24 that hold the window."""
+    """Returns the errors in COLUMNS for the SSIM map: the largest over heights of 8 (or the window) to 24."""
     generator = torch.Generator().manual_seed(0)
     worst = [0.0, 0.0, 0.0]
     for height in range(max(8, window_size), 25):

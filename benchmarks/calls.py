@@ -126,10 +126,11 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def begin(
     arguments: argparse.Namespace, sizes: tuple[str, ...], quick_sizes: tuple[str, ...]
 ) -> tuple[Machine, dict[str, Any]]:
-    """Fills in the sizes and the output folder; returns the machine, and what its figures belong to.
+    """Fills in the sizes and the output folder. Returns the machine and the columns that describe it in the results.
 
     Raises:
-        UserError: The device is not there, a size is none, or the figures would be of no commit.
+        UserError: There is no such device, a size cannot be parsed, or the output folder is refused (see
+            `output_folder`).
     """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda required a CUDA device that torch can reach, got none")

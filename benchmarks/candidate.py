@@ -48,7 +48,7 @@ class Candidate:
         """The version of the package.
 
         Raises:
-            ImportError: It is not installed; the message says what is missing.
+            ImportError: The package is not installed. The message says what is missing.
         """
         if self.package == "splat_ssim":
             return splat_ssim.__version__

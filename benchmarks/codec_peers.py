@@ -13,15 +13,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec with one setting.
+    """A codec with one numeric setting.
 
     Args:
-        name: As the table has it.
-        encode: Volume (n0, n1, n2) and setting to bytes.
-        decode: Bytes and the volume, for its shape and dtype, to an array of its shape.
-        low: The setting of the largest files.
-        high: That of the smallest.
-        whole: The setting is a whole number.
+        name: Name in the tables.
+        encode: Function (volume (n0, n1, n2), setting) -> bytes.
+        decode: Function (bytes, volume) -> array of the volume's shape. It uses only the shape, dtype and range of the
+            volume.
+        low: Setting that gives the largest files.
+        high: Setting that gives the smallest files.
+        whole: Whether the setting must be a whole number.
     """
 
     name: str

@@ -171,7 +171,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def versions() -> str:
-    """What was measured, on a line."""
+    """Names the measured codecs and their versions, on one line."""
     names = [f"{name} {importlib.metadata.version(name)}" for name in ("imagecodecs", "av") if _has(name)]
     return ", ".join([f"torch {torch.__version__}", *names])
 

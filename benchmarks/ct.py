@@ -129,7 +129,7 @@ def gaussians(folder: Path, steps: int | None, budget: int | None) -> tuple[np.n
 
 
 def measured(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What a function returns, and its seconds by the clock and of all processors."""
+    """Calls a function. Returns its result, and its seconds by the clock and summed over all processors."""
     processor, clock = time.process_time(), time.perf_counter()
     result = function()
     seconds = {"processor_seconds": time.process_time() - processor, "seconds": time.perf_counter() - clock}

@@ -54,10 +54,10 @@ def _about() -> tuple[str, str]:
 
 
 def ffmpeg_version(name: str = "ssim") -> str:
-    """The version of the program that has this filter.
+    """Returns the version of ffmpeg, once it is known to have this filter.
 
     Raises:
-        ImportError: There is none.
+        ImportError: ffmpeg does not run or lacks the filter.
     """
     version, filters = _about()
     if not re.search(rf"^\s*\S+\s+{name}\s", filters, re.MULTILINE):

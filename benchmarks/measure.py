@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine and its peaks, timing, memory at the peak of a call, commit, CSV files."""
+"""Shared parts of the benchmarks: the machine and its peaks, timing, peak memory of a call, commit, CSV files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _cpu_name() -> str:
 
 
 def describe(machine: Machine) -> dict[str, object]:
-    """What a row's figures belong to, the machine's peaks at this time included."""
+    """Returns the columns that describe a row's figures: the machine, its peaks at this time, torch and the commit."""
     return {
         "fma_gflops": machine.fma_peak() / 1e9,
         "copy_gb_s": machine.copy_peak() / 1e9,
@@ -111,7 +111,7 @@ def describe(machine: Machine) -> dict[str, object]:
 
 
 def repeats_for(machine: Machine, call: Call) -> int:
-    """How many calls in a row take ten milliseconds: shorter ones are not timed one by one. Warms up, too."""
+    """Returns how many calls take about ten milliseconds, so that short calls are timed together. Also warms up."""
     if machine.time(call) > 1 or hasattr(call, "seconds"):
         return 1
     return max(1, min(100, int(0.01 / max(machine.time(call), 1e-7))))
@@ -124,14 +124,14 @@ def interleaved(
     min_rounds: int,
     max_rounds: int = 50,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Times each peer beside ours, all by turns in one process.
+    """Times each peer and our counterpart in turns, all in one process.
 
     Args:
-        machine: Where they run.
-        pairs: Name -> (the peer's call, ours that computes the same).
-        seconds: Time for each peer's calls; ours come on top.
-        min_rounds: Rounds for each peer, however slow it is.
-        max_rounds: Rounds after which a peer is done, however fast it is.
+        machine: Machine that the calls run on.
+        pairs: Name -> (call of the peer, our call that computes the same).
+        seconds: Time for the calls of each peer. Our calls take additional time.
+        min_rounds: Smallest number of rounds for each peer, however slow it is.
+        max_rounds: Largest number of rounds for each peer, however fast it is.
 
     Returns:
         Name -> (seconds of the peer, seconds of ours) for each round. A peer that fails is reported and left out.
@@ -178,10 +178,10 @@ def peak_beyond(call: Call) -> int:
 
 
 def in_fresh_process(module: str, arguments: Sequence[str]) -> int:
-    """The last number that `python -m MODULE ARGUMENTS` prints, in a process whose malloc gives everything back.
+    """Runs `python -m MODULE ARGUMENTS` with a malloc that returns all freed memory. Gives the last number it prints.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The process failed.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, **GIVING_MALLOC, "PYTHONPATH": path}
@@ -241,10 +241,10 @@ def commit() -> str:
 
 
 def output_folder(output: Path | None, dirty_ok: bool) -> Path:
-    """The folder that figures go to: benchmarks/results, and with `dirty_ok` any other, results/benchmarks by default.
+    """Returns the folder for results: benchmarks/results by default, or results/benchmarks for a trial (`dirty_ok`).
 
     Raises:
-        UserError: The tree has uncommitted changes, or is no repository, and `dirty_ok` is not given; or `dirty_ok`
+        UserError: The tree has uncommitted changes or is not a repository, and `dirty_ok` is not given. Or `dirty_ok`
             is given with the folder of committed figures.
     """
     if not dirty_ok:

@@ -76,7 +76,7 @@ def _torchmetrics(x: Tensor, y: Tensor, data_range: float) -> Tensor:
 
 
 def _monai(x: Tensor, y: Tensor, data_range: float) -> Tensor:
-    """What `SSIMLoss` is 1 less."""
+    """The mean SSIM of MONAI, whose `SSIMLoss` is 1 minus it."""
     from monai.metrics.regression import compute_ssim_and_cs
 
     dims = x.ndim - 2

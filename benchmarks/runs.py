@@ -29,7 +29,7 @@ class Job:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """What a finished run's metrics.json holds; None where it has none."""
+    """Reads metrics.json of a finished run. Returns None if there is none."""
     path = folder / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -88,15 +88,15 @@ def bars(
     labels: Sequence[str] | None = None,
     from_zero: bool = False,
 ) -> None:
-    """Bars side by side, one colour a series; a value that is None has none.
+    """Draws a bar chart with one colour for each series. A value that is None has no bar.
 
     Args:
         path: PNG to write.
         groups: Names of the groups of bars.
         series: Name -> one value for each group.
-        axis: Name of the values.
-        labels: Written above the groups.
-        from_zero: Whether the axis begins at zero, for amounts; otherwise it shows differences.
+        axis: Label of the value axis.
+        labels: Texts above the groups.
+        from_zero: Whether the value axis begins at zero, as it should for amounts. Otherwise it shows differences.
     """
     import matplotlib
 

@@ -193,7 +193,7 @@ def peak(name: str, case: str, mode: str, threads: int) -> int:
 
 
 def peak_here(name: str, case: str, mode: str) -> int:
-    """As `peak`, in this process, which must be fresh."""
+    """`peak` in this process, which must be fresh."""
     call = make_call(name, case, mode)
     # Libraries, threads and their scratch are there before.
     make_call(name, "10@32" if case != LOSS else case, mode)()

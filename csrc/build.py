@@ -97,10 +97,10 @@ def compile_cpu(
     """Compiles the sources of csrc/cpu that are out of date. Returns all their objects.
 
     Args:
-        objects: Folder of the objects.
+        objects: Folder for the object files.
         sanitizer: A key of SANITIZERS, or None for the optimised build.
-        isas: Instruction sets to compile the kernels for; by default all of the target's architecture.
-        chain: The compiler, such as one for another system; by default this machine's.
+        isas: Instruction sets to compile the kernels for. By default all of the target's architecture.
+        chain: Compiler to use, such as one for another system. By default this machine's.
     """
     chain, newest_header = chain or toolchain.found(), _newest_header()
     objects.mkdir(parents=True, exist_ok=True)
@@ -149,11 +149,11 @@ def build(
     """Compiles what is out of date under `objects` and links `output`. Returns `output`.
 
     Args:
-        output: The library.
-        objects: Folder of the objects.
+        output: Library to write.
+        objects: Folder for the object files.
         sanitizer: As for `compile_cpu`.
         isas: As for `compile_cpu`.
-        chain: As for `compile_cpu`; a library for another system has no CUDA part.
+        chain: As for `compile_cpu`. A library for another system has no CUDA part.
     """
     linked = compile_cpu(objects, sanitizer=sanitizer, isas=isas, chain=chain)
     if chain is None:
@@ -171,7 +171,7 @@ def build_debug(isa: str | None = None) -> Path:
     """Builds the library with the address and undefined-behaviour sanitizers.
 
     Args:
-        isa: The instruction set to build it for; by default AVX2 where the architecture has it.
+        isa: Instruction set to build for. By default AVX2 where the architecture has it.
     """
     isa = isa or default_isa()
     folder = ROOT / "build" / f"csrc-address-{isa}"

@@ -34,11 +34,11 @@ def nvcc() -> str | None:
 
 
 def wanted() -> str | None:
-    """The nvcc to use, or None.
+    """Returns the path of the nvcc to use, or None.
 
     Raises:
-        ValueError: $SPLAT_SSIM_CUDA is none of auto, 0, 1.
-        RuntimeError: It is 1 and there is no nvcc.
+        ValueError: $SPLAT_SSIM_CUDA is not auto, 0 or 1.
+        RuntimeError: $SPLAT_SSIM_CUDA is 1 and there is no nvcc.
     """
     choice = os.environ.get("SPLAT_SSIM_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
@@ -50,10 +50,10 @@ def wanted() -> str | None:
 
 
 def architecture_flags(compiler: str) -> list[str]:
-    """The options of nvcc for the architectures to build.
+    """Returns nvcc's options for the architectures to build.
 
     Raises:
-        ValueError: $TORCH_CUDA_ARCH_LIST is not understood.
+        ValueError: $TORCH_CUDA_ARCH_LIST cannot be parsed.
     """
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if named:
@@ -114,7 +114,7 @@ def kernel_image(folder: Path) -> Path:
 
 
 def host_units(folder: Path) -> list[tuple[Path, list[str]]]:
-    """What the C++ compiler is to compile: (source, extra flags). Compiles the kernels first."""
+    """Compiles the kernels and returns the units for the C++ compiler: (source, extra flags)."""
     if not supported():
         return []
     folder.mkdir(parents=True, exist_ok=True)

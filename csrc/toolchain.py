@@ -39,10 +39,10 @@ class Toolchain:
     """A compiler and its target.
 
     Attributes:
-        command: The compiler with its own options.
+        command: Command that runs the compiler, with its own options.
         kind: "g++" or "clang++".
-        version: Its major version.
-        system: linux, macos or windows; other systems count as linux.
+        version: Major version of the compiler.
+        system: linux, macos or windows. Other systems count as linux.
         machine: x86_64, aarch64 or other.
     """
 
@@ -83,7 +83,7 @@ class Toolchain:
 
     @property
     def link_flags(self) -> list[str]:
-        """Of the library. The C++ runtime goes inside and stays inside: torch brings its own, the wheel none."""
+        """Linker flags of the library, which contains the C++ runtime and does not export it: torch has its own."""
         if self.system == "linux":
             runtime = ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
             return [*([] if self.is_zig else runtime), f"-Wl,--version-script={_EXPORTS}", "-ldl"]
@@ -107,10 +107,10 @@ def _macros(command: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def described(command: tuple[str, ...]) -> Toolchain:
-    """What a compiler is and makes.
+    """Runs a compiler to find out its kind, its version and its target.
 
     Raises:
-        NoCompilerError: It cannot be run, is neither g++ nor clang++, or is too old.
+        NoCompilerError: The compiler cannot be run, is neither g++ nor clang++, or is too old.
     """
     macros, name = _macros(command), shlex.join(command)
     if "__GNUC__" not in macros:
@@ -126,10 +126,10 @@ def described(command: tuple[str, ...]) -> Toolchain:
 
 @functools.cache
 def found() -> Toolchain:
-    """The compiler of $CXX, or the first that is installed and new enough.
+    """Returns the compiler that $CXX names, or the first one that is installed and new enough.
 
     Raises:
-        NoCompilerError: There is none; the message says what is there instead.
+        NoCompilerError: There is no such compiler. The message says what was found instead.
     """
     # cibuildwheel sets ARCHFLAGS to the architecture of a macOS wheel.
     options = tuple(shlex.split(os.environ.get("ARCHFLAGS", ""))) if sys.platform == "darwin" else ()

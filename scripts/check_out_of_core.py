@@ -75,9 +75,9 @@ def measure(options: Options, folder: Path) -> dict[str, float]:
     import dask
 
     from splat_ssim import distributed, ssim3d
-    from splat_ssim.volume.io import open_array
+    from splat_ssim.volume.opened import open_volume
 
-    volumes = [open_array(folder / name) for name in ("a.zarr", "b.zarr")]
+    volumes = [open_volume(folder / name).array for name in ("a.zarr", "b.zarr")]
     start = time.perf_counter()
     if options.only == "dask":
         with dask.config.set(scheduler="threads", num_workers=options.workers):

@@ -98,7 +98,7 @@ def build(target: str, program: str, chain: toolchain.Toolchain) -> Path:
     """Builds one library.
 
     Raises:
-        RuntimeError: It does not compile without a warning, or exports other names than it must.
+        RuntimeError: The compiler gives a warning or an error, or the library exports other names than it must.
     """
     folder = ROOT / "build" / "cross" / f"{target}-{program}"
     library = native.build(folder / chain.library_name, folder / "objects", chain=chain)

@@ -75,10 +75,10 @@ def say(*command: object, cwd: Path, environment: dict[str, str]) -> str:
 
 
 def find_python(name: str) -> str:
-    """A Python by its path, or by its version: python3.13, or pyenv's newest.
+    """Finds a Python by its path or its version. For 3.13 that is python3.13, or the newest 3.13 of pyenv.
 
     Raises:
-        RuntimeError: It is not installed.
+        RuntimeError: That Python is not installed.
     """
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for candidate in [name, f"python{name}", *sorted(map(str, versions.glob(f"{name}.*/bin/python")), reverse=True)]:
@@ -107,11 +107,11 @@ def copy_source(target: Path) -> Path:
 
 
 class Rounds:
-    """The folder in which environments and copies of the source are made.
+    """Makes environments and copies of the source, and installs the package in them.
 
     Args:
-        work: That folder.
-        bases: Folder of the environments with torch (torch-3.13 and so on), which are made once.
+        work: Folder for the environments and copies.
+        bases: Folder of the environments with torch (torch-3.13 and so on). Each is made once and used again.
         torches: Python -> the torch requirement to install, such as torch==2.4.1.
     """
 
@@ -153,7 +153,7 @@ class Rounds:
         return self.sdist
 
     def run(self, one: Round) -> Iterator[str]:
-        """Installs the package and checks it; yields a line for each folder that it was checked from.
+        """Installs the package and checks it. Yields a line for each folder that it was checked from.
 
         Raises:
             RuntimeError: A step failed, or a result is wrong.

@@ -11,7 +11,7 @@ from splat_ssim.ops import compiled
 
 
 def describe() -> dict[str, str]:
-    """What is built and what is used, name -> text."""
+    """Describes the built and the used parts: name -> text."""
     cpu = ", ".join(compiled.available_isas())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {

@@ -1,4 +1,4 @@
-"""What RGBA targets are composited over: the checks, and the tensor that the operators take."""
+"""Backgrounds of RGBA targets: their checks, and the tensor that the operators take."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Background = float | Sequence[float] | Tensor
 
 
 def as_tensor(background: Background, pred: Tensor) -> Tensor:
-    """(1 or B, 3), contiguous, on the device of `pred` and in the dtype that it is computed in.
+    """Returns the background as a contiguous (1 or B, 3) tensor in `pred`'s dtype of computation and on its device.
 
     Raises:
-        TypeError: The background is of a wrong type.
-        ValueError: It has a wrong shape or device, or asks for a gradient.
+        TypeError: The background has the wrong type.
+        ValueError: The background has a wrong shape or device, or requires a gradient.
     """
     device, dtype = pred.device, _maps.compute_dtype(pred)
     if not isinstance(background, Tensor):

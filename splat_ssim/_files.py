@@ -21,20 +21,20 @@ CACHE_VARIABLE = "SPLAT_SSIM_CACHE"
 
 @contextmanager
 def replacing(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` when the block ends without an error.
+    """Opens a temporary file, which replaces `path` when the block ends without an error.
 
     The bytes go to a temporary file beside it, which is flushed to the disk and renamed: whenever the process dies,
     `path` is the old file or the new one. Folders are made. Processes that write the same path do not meet.
 
     Args:
         path: File to write.
-        durable: Whether to wait for the disk. Off for pictures and other files that a run can draw again.
+        durable: Whether to wait for the disk. It is off for pictures and other files that a run can draw again.
 
     Yields:
-        The binary file to write to.
+        The temporary file, opened for writing in binary mode.
 
     Raises:
-        WriteError: The system refused, as on a full disk; `path` is the old file.
+        WriteError: The system refused to write, as on a full disk. `path` is unchanged.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -54,10 +54,10 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_path(path: str | Path) -> Iterator[Path]:
-    """As `replacing` for libraries that open files themselves, or write a folder: yields a path of the same name.
+    """`replacing` for libraries that open files themselves or write a folder. Yields a temporary path of the same name.
 
     Raises:
-        WriteError: The system refused, as on a full disk; `path` is what it was.
+        WriteError: The system refused to write, as on a full disk. `path` is unchanged.
     """
     path = Path(path)
     folder = _beside(path)
@@ -119,11 +119,11 @@ _LEFTOVER = re.compile(r".+\.(\d+|pt)\.tmp")
 
 
 def remove_leftovers(folder: Path, names: Sequence[str] = ("*",)) -> None:
-    """Deletes the temporary files and folders that killed processes left behind in a folder and those below it.
+    """Deletes the temporary files and folders that killed processes left behind, in a folder and in its subfolders.
 
     Args:
-        folder: Where to look.
-        names: Patterns of the files that were being written; by default all.
+        folder: Folder to search.
+        names: Patterns of the names of the files that were being written. By default all.
     """
     found = [path for name in names for path in folder.rglob(f"{name}.tmp") if _LEFTOVER.fullmatch(path.name)]
     for leftover in found:

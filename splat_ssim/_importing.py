@@ -8,12 +8,12 @@ from typing import Any
 
 
 def imported(path: str) -> Any:
-    """Returns the object that "package.module:name" names; the name may be dotted.
+    """Returns the object that "package.module:name" names. The name may be dotted.
 
     Raises:
         ImportError: There is no such module.
         AttributeError: The module has no such name.
-        ValueError: The path names no module.
+        ValueError: The path does not name a module.
 
     Example:
         >>> from splat_ssim._importing import imported

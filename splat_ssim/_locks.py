@@ -41,11 +41,11 @@ def take_lock(file: IO[Any]) -> bool:
 
 
 def inherited(descriptor: int) -> dict[str, Any]:
-    """Options of subprocess.Popen by which a child holds a lock too.
+    """Returns options for subprocess.Popen with which the child holds the lock too.
 
     On Windows no child can: there a lock ends with the process that took it.
 
     Args:
-        descriptor: Of the locked file.
+        descriptor: Descriptor of the locked file.
     """
     return {"pass_fds": [descriptor]} if fcntl is not None else {}

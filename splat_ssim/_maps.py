@@ -1,4 +1,4 @@
-"""What losses do around the map of S: dtypes, layouts, masks, means, and the pyramid of MS-SSIM, in plain torch.
+"""Steps of the losses around the SSIM map, in plain torch: dtypes, layouts, masks, means, and MS-SSIM's pyramid.
 
 Every path uses these, with kernels and without. `tests/oracle.py`, which imports nothing of splat_ssim, judges them.
 """
@@ -105,10 +105,11 @@ def weighted_mean(values: Tensor, mask: Tensor | None, reduction: str, channels_
 
     Args:
         values: The map, (B, C, spatial…) or, with `channels_last`, (B, spatial…, C).
-        mask: Weights (B, 1 or C, spatial…) in the layout of the map, as large as the images; None weighs all alike.
-        reduction: "mean": over all weights of the batch; "image": for each image, (B,); "sum": of value times weight;
-            "none": value times weight. Where no pixel has weight, the mean is 0.
-        channels_last: The layout of the map and the mask.
+        mask: Weights (B, 1 or C, spatial…) in the layout of the map, as large as the images. None: all weights are
+            equal.
+        reduction: "mean" divides by the sum of all weights of the batch. "image" gives such a mean for each image,
+            (B,). "sum" adds value times weight. "none" returns value times weight. A mean without any weight is 0.
+        channels_last: Whether the channels of map and mask are last.
     """
     if mask is not None:
         mask = _mask_like(values, mask, channels_last)

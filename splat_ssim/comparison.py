@@ -19,8 +19,9 @@ from splat_ssim.reference import MS_SSIM_WEIGHTS
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import read_image, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import Volume, open_array, open_grid, save_volume, volume_format
+from splat_ssim.volume.io import Volume, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization
+from splat_ssim.volume.opened import OpenVolume, open_volume
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -56,18 +57,18 @@ def compare(
         window: Intensities LOW and HIGH of volumes that become 0 and 1; values outside are cut off.
         key: The array in a zarr group or npz file, or the series of a TIFF file, for volumes in both `a` and `b`.
         key_b: The same for `b`, if it differs.
-        padding: same: zeros outside the borders, as for metrics.json. valid: only windows that lie inside, as in
-            scikit-image and most others; the result is larger for noisy pairs.
+        padding: "same" pads with zeros outside the borders, as for metrics.json. "valid" uses only windows that lie
+            inside, as scikit-image and most others do; the result is larger for noisy pairs.
         block: Edge of a block of a volume in voxels.
         output: JSON file to write the result to.
 
     Returns:
-        psnr, mse, ssim, ms_ssim and data_range; for folders also `images`, one entry for each pair. ms_ssim is None if
-        a side is too short for five scales or a volume is too large. PSNR is capped at 100 dB, which equal images have;
-        the mean squared error is not.
+        psnr, mse, ssim, ms_ssim and data_range; for folders also `images`, with one entry for each pair. ms_ssim is
+        None if a side is too short for five scales or a volume is too large. PSNR is capped at 100 dB, the value for
+        equal images. The mean squared error is not capped.
 
     Raises:
-        UserError: The two differ in kind or shape, or do not read.
+        UserError: The two differ in kind or shape, or cannot be read.
     """
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
@@ -80,9 +81,11 @@ def compare(
         raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
     if kinds[0] == "volume":
         with user_errors():
-            sources = [open_array(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
-            grid = open_grid(a, key=key) if map is not None else None
-        result = _compare_volumes((a, b), sources, map, grid, data_range, window, padding, block)
+            volumes = [open_volume(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
+        for volume in volumes:
+            for line in volume.notes:
+                print(f"{volume.path}: {line}", file=sys.stderr)
+        result = _compare_volumes(volumes, map, data_range, window, padding, block)
     elif kinds[0] == "image":
         result = _compare_images(a, b, map, data_range or 1.0, padding)
     else:
@@ -164,16 +167,15 @@ def _compare_folders(a: Path, b: Path, map_path: Path | None, data_range: float,
 
 
 def _compare_volumes(
-    names: tuple[Path, Path],
-    sources: list[Any],
+    volumes: list[OpenVolume],
     map_path: Path | None,
-    grid: VoxelGrid | None,
     data_range: float | None,
     window: tuple[float, float] | None,
     padding: str,
     block: int,
 ) -> dict[str, Any]:
-    a, b = names
+    a, b = (volume.path for volume in volumes)
+    sources = [volume.array for volume in volumes]
     with user_errors():
         import dask
         import dask.array as da
@@ -213,8 +215,8 @@ def _compare_volumes(
     with user_errors():
         # Nothing is computed yet: the options are checked.
         ssim_map = distributed.ssim3d(floats[0], floats[1], reduction="none", **options)
-    if map_path is not None and grid is not None:
-        _save_map(map_path, ssim_map, grid, radius=5 if padding == "valid" else 0)
+    if map_path is not None:
+        _save_map(map_path, ssim_map, volumes[0].grid, radius=5 if padding == "valid" else 0)
     return {
         **_errors(float(error), data_range),
         "ssim": distributed.ssim3d(floats[0], floats[1], **options),

@@ -109,14 +109,14 @@ def ssim3d(
         data_range: Difference between the largest and the smallest possible value.
         k1: Constant of the luminance term, as for `splat_ssim.ssim3d`.
         k2: Constant of the contrast-structure term, as for `splat_ssim.ssim3d`.
-        padding: "same" or "valid".
-        reduction: "mean" computes with dask's current scheduler; "none" returns the map as a dask array, not yet
-            computed.
+        padding: "same" or "valid", as for `splat_ssim.ssim3d`.
+        reduction: "mean" computes the mean with dask's current scheduler. "none" returns the map as a dask array that
+            has not been computed yet.
         block: Edge of a block in voxels, at least window_size.
 
     Returns:
-        A float, which is NaN if any voxel is NaN; or a dask array (C, n0, n1, n2), smaller by window_size - 1 along
-        each spatial axis for "valid".
+        For "mean" a float, which is NaN if any voxel is NaN. For "none" a dask array (C, n0, n1, n2); "valid" makes it
+        smaller by window_size - 1 along each spatial axis.
 
     Raises:
         TypeError: The voxels are not real numbers.

@@ -44,7 +44,7 @@ SORT_EVERY = 200  # steps between two Morton sorts
 
 @dataclass
 class ImageDataConfig:
-    """How the image is read."""
+    """Options of reading the image."""
 
     #: Images are reduced until their longer side has at most this many pixels. 0 keeps their size.
     max_side: int = 0
@@ -96,7 +96,7 @@ class ImageOptimizerConfig:
 
 @dataclass
 class ImageOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Write the fit as render.png, and render | truth | error as pictures/comparison.png.
     picture: bool = True
@@ -204,14 +204,14 @@ class ImageField(GaussianField):
     def from_image(
         cls, target: Tensor, grid: VoxelGrid, count: int, *, spread: float, generator: torch.Generator
     ) -> ImageField:
-        """Gaussians at an image's edges, with the image's colours. They are small where they are dense.
+        """Makes Gaussians at an image's edges, with the image's colours. They are small where they are dense.
 
         Args:
-            target: (3, H, 1, W) in [0, 1].
-            grid: Its pixels.
+            target: (3, H, 1, W) colours in [0, 1].
+            grid: Grid of the image's pixels.
             count: Number of Gaussians.
             spread: Standard deviation as a fraction of the local distance between Gaussians.
-            generator: Source of the random positions, on the CPU.
+            generator: Generator of the random positions, on the CPU.
         """
         grey = target.mean(0)
         weight = torch.full_like(grey, 0.02)  # above 0, so that flat areas get a few large Gaussians
@@ -242,13 +242,13 @@ def _coverage(tensors: dict[str, Tensor], grid: VoxelGrid) -> Tensor:
 def new_gaussians(
     chosen: Tensor, sigma: Tensor | float, values: Tensor, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Round Gaussians at random positions inside the chosen pixels, with the values there as colours.
+    """Makes round Gaussians at random positions inside the chosen pixels, with the values there as colours.
 
     Args:
         chosen: (N,) flat indices of pixels.
-        sigma: Standard deviation in pixels, one or (N,).
-        values: (3, H, 1, W).
-        generator: Source of the positions inside the pixels and of the orientations, on the CPU.
+        sigma: Standard deviation in pixels: one number, or (N,).
+        values: (3, H, 1, W) colours.
+        generator: Generator of the positions inside the pixels and of the orientations, on the CPU.
     """
     count, device, width = len(chosen), chosen.device, values.shape[-1]
     places = torch.stack([chosen % width, chosen // width], 1).float()
@@ -385,10 +385,10 @@ class Task:
 
 
 def read_target(config: ImageConfig) -> Tensor:
-    """(1, 3, H, W) float32 in [0, 1] of the image that a config names, reduced to max_side.
+    """Reads the image that a config names, reduced to max_side, as (1, 3, H, W) float32 in [0, 1].
 
     Raises:
-        PictureError: The file is missing or does not decode.
+        PictureError: The file is missing or cannot be decoded.
     """
     background = (1.0, 1.0, 1.0) if config.data.background == "white" else (0.0, 0.0, 0.0)
     image = over_background(torch.from_numpy(read_image(config.data_dir).copy()), background).contiguous()

@@ -14,7 +14,7 @@ from splat_ssim.reference import MS_SSIM_WEIGHTS
 
 
 class MSSSIMOptions(Constants, total=False):
-    """What `MSSSIM` keeps."""
+    """The options of `MSSSIM`."""
 
     weights: Sequence[float]
     reduction: str

@@ -32,14 +32,14 @@ def _start_state(state: dict[str, Any], parameter: Tensor) -> None:
 
 
 def hold_gradient(optimizer: torch.optim.Optimizer, visibility: Tensor | None = None) -> None:
-    """Adds the gradient to a sum in the optimiser's state and clears it: the step comes later, with `release_gradient`.
+    """Adds the gradient to a sum in the optimiser's state and clears it, for a later step with `release_gradient`.
 
-    The sum is stored beside the moments. Checkpoints include it. Densification, which carries moments over when it
-    appends, splits or removes Gaussians, treats it alike: a new Gaussian's sum is zero, an old one's is kept.
+    The sum is stored beside the moments, so checkpoints include it. Densification treats it like a moment when it
+    appends, splits or removes Gaussians: the sum of a new Gaussian is zero, that of an old one is kept.
 
     Args:
-        optimizer: Adam or SelectiveAdam of one parameter, as gsplat's strategies ask for.
-        visibility: [N] bool, the Gaussians in view; kept for `release_gradient`.
+        optimizer: Adam or SelectiveAdam with one parameter, as gsplat's strategies require.
+        visibility: [N] bool, the Gaussians in view. It is kept for `release_gradient`.
 
     Source: S. S. Mallick et al., "Taming 3DGS", 2024: the harmonics' step every 16 iterations.
     """
@@ -58,13 +58,14 @@ def hold_gradient(optimizer: torch.optim.Optimizer, visibility: Tensor | None = 
 
 
 def release_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Makes the sum of `hold_gradient` the parameter's gradient.
+    """Sets the parameter's gradient to the sum that `hold_gradient` has made, and clears the sum.
 
     Args:
-        optimizer: As of `hold_gradient`.
+        optimizer: Optimiser that was passed to `hold_gradient`.
 
     Returns:
-        [N] bool, the Gaussians that were in view at any of the calls; None where none was told.
+        [N] bool, the Gaussians that were in view at any of the calls of `hold_gradient`; None if no call had a
+        `visibility`.
 
     Example:
         >>> import torch
@@ -119,7 +120,7 @@ class Adam(torch.optim.Adam):
         return loss
 
     def _updates(self) -> list[_ops.Update]:
-        """What a compiled step is to do; counts the step."""
+        """Returns the updates for a compiled step, and increments the step counts."""
         updates = []
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
@@ -186,13 +187,13 @@ class SelectiveAdam(torch.optim.Optimizer):
     torch.optim.Adam.
 
     Args:
-        params: Parameters or groups; the first dimension of each is that of `visibility`.
+        params: Parameters or groups of them. The first dimension of each is that of `visibility`.
         lr: Learning rate.
-        betas: Decay of the two moments.
-        eps: Added to the denominator.
+        betas: Decay rates of the two moments.
+        eps: Number added to the denominator.
 
     Raises:
-        ValueError: A negative learning rate or eps, or betas outside [0, 1).
+        ValueError: The learning rate or eps is negative, or betas are outside [0, 1).
 
     Source: S. S. Mallick et al., "Taming 3DGS", 2024, "Sparse Adam".
 
@@ -220,7 +221,7 @@ class SelectiveAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, visibility: Tensor) -> None:  # type: ignore[override]
-        """One step for the rows where `visibility`, [N] bool, is true.
+        """Performs one step for the rows where `visibility`, [N] bool, is true.
 
         Raises:
             TypeError: `visibility` is not bool.

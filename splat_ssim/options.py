@@ -24,7 +24,7 @@ class Constants(TypedDict, total=False):
 
 
 class MapKeywords(Constants, total=False):
-    """What the map of S depends on besides the images, by keyword."""
+    """The keyword arguments that determine the SSIM map."""
 
     padding: str
     channels_last: bool
@@ -41,10 +41,10 @@ class SSIMKeywords(Constants, total=False):
 
 
 class SSIMOptions(NamedTuple):
-    """What every operator and the definition take after the images; public functions document and check the values.
+    """The options of every operator and of the definition. Public functions document and check the values.
 
-    Images and volumes are told apart by their number of axes. Window and sigma are numbers, or where the axes of a
-    volume differ, tuples of three; of three that are equal there is one, so that a cube is written in one way only.
+    The number of axes distinguishes images and volumes. Window and sigma are numbers, or tuples of three if the axes of
+    a volume differ. Three equal numbers are stored as one number, so that there is only one way to write a cube.
     """
 
     window_size: WindowSize = 11
@@ -76,7 +76,7 @@ class SSIMOptions(NamedTuple):
         return of_each(self.sigma, spatial_dims)
 
     def insets(self, spatial_dims: int) -> tuple[int, ...]:
-        """How far into the images the map starts, along each spatial axis."""
+        """Distance from the border at which the map starts, along each spatial axis."""
         if self.padding != "valid":
             return (0,) * spatial_dims
         return tuple(size // 2 for size in self.windows(spatial_dims))

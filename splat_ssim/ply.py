@@ -37,9 +37,9 @@ def save_ply(path: str | Path, splats: Mapping[str, Tensor], *, comments: Sequen
 
     Args:
         path: File to write.
-        splats: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz of any length, opacities (N,) logits,
+        splats: Tensors: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz of any length, opacities (N,) logits,
             sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device.
-        comments: Lines of the header, such as the offset of georeferenced coordinates.
+        comments: Comment lines of the header, such as the offset of georeferenced coordinates.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
@@ -104,7 +104,7 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
     Returns:
         float32 tensors on the CPU: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz, opacities (N,) logits,
-        sh0 (N, 1, 3), shN (N, K-1, 3), with K = 1, 4, 9 or 16 by what the file holds.
+        sh0 (N, 1, 3), shN (N, K-1, 3). The file decides whether K is 1, 4, 9 or 16.
 
     Raises:
         PlyError: The file is missing, is not a PLY, is truncated, or lacks a property of a Gaussian.
@@ -140,10 +140,11 @@ def load_ply(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_ply(path: str | Path) -> dict[str, np.ndarray]:
-    """The scalar vertex properties of a PLY file, name -> (N,) array; other elements are ignored.
+    """Reads the scalar vertex properties of a PLY file: name -> (N,) array. Other elements are ignored.
 
     Raises:
-        PlyError: The file is missing, is no PLY, is cut off, or is of another format for Gaussians, which is named.
+        PlyError: The file is missing, is not a PLY, is truncated, or has another format for Gaussians, which the
+            message names.
     """
     path = Path(path)
     header, body = _opened(path)
@@ -184,13 +185,13 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def ply_elements(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """Every element of a binary PLY file without lists, such as SuperSplat's compressed one.
+    """Reads every element of a binary PLY file without lists, such as SuperSplat's compressed one.
 
     Returns:
         Element -> property -> (count,) array, in the order of the file.
 
     Raises:
-        PlyError: The file is missing, is no PLY, is cut off, is text, or has lists.
+        PlyError: The file is missing, is not a PLY, is truncated, is text, or has lists.
     """
     path = Path(path)
     header, body = _opened(path)
@@ -209,20 +210,20 @@ def ply_elements(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def ply_comments(path: str | Path) -> list[str]:
-    """The comments in the header of a PLY file, such as `offset x y z`, which a scene's PLY has of large coordinates.
+    """Reads the comments in a PLY file's header. A scene with large coordinates has one of the form `offset x y z`.
 
     Raises:
-        PlyError: The file is missing, or is no PLY.
+        PlyError: The file is missing or is not a PLY.
     """
     lines = [line.strip() for line in _opened(Path(path))[0]]
     return [line.removeprefix("comment").strip() for line in lines if line.startswith("comment")]
 
 
 def ply_count(path: str | Path) -> int:
-    """How many vertices the header of a PLY file promises; what follows the header is not looked at.
+    """Returns the number of vertices that the header of a PLY file states. Nothing after the header is read.
 
     Raises:
-        PlyError: The file is missing, or is no PLY.
+        PlyError: The file is missing or is not a PLY.
     """
     path = Path(path)
     _, elements = _read_header(path, _opened(path)[0])
@@ -230,10 +231,10 @@ def ply_count(path: str | Path) -> int:
 
 
 def _opened(path: Path) -> tuple[list[str], bytes]:
-    """The lines of a file's header and what follows it.
+    """Returns the lines of a file's header and the rest of the file.
 
     Raises:
-        PlyError: The file is missing, or is no PLY.
+        PlyError: The file is missing or is not a PLY.
     """
     try:
         data = path.read_bytes()

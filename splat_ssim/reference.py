@@ -136,15 +136,16 @@ class Moments(NamedTuple):
 
 
 def moments(img1: Tensor, img2: Tensor, taps: Windows, c1: float, c2: float, valid: Tensor | None = None) -> Moments:
-    """The moments for every position of the window in images (B, C, spatial…), which are padded already.
+    """Computes the moments for every position of the window in images (B, C, spatial…) that are already padded.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), any float dtype.
-        img2: The same.
-        taps: The window of one axis, for all of them, or those of each.
+        img2: Same shape as `img1`.
+        taps: The window along one axis, used for all axes; or one window for each axis.
         c1: (k1 L)².
         c2: (k2 L)².
         valid: Weights (B, 1 or C, spatial…) of a normalised convolution: windows see the pixels in proportion to them.
+            None: all pixels count alike.
     """
     spatial_dims = img1.ndim - 2
     axes = tuple(range(2, img1.ndim))
@@ -222,12 +223,12 @@ def _moments(img1: Tensor, img2: Tensor, options: SSIMOptions, valid: Tensor | N
 
 
 def dssim_map(img1: Tensor, img2: Tensor, *, valid: Tensor | None = None, **keywords: Unpack[MapKeywords]) -> Tensor:
-    """1 - S for every position of the window, in the layout of the images; "valid" gives the smaller map.
+    """Returns 1 - S for every position of the window, in the layout of the images. "valid" gives a smaller map.
 
     Args:
         img1: As for `splat_ssim.ssim`.
-        img2: The same.
-        valid: As for `moments`, in the layout of the images.
+        img2: As for `splat_ssim.ssim`.
+        valid: As for `moments`, but in the layout of the images.
         **keywords: The fields of `SSIMOptions`.
     """
     options = SSIMOptions(**keywords)

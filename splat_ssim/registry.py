@@ -34,7 +34,7 @@ _PROBE_SHAPES = ((1, 3, 176, 176), (1, 1, 24, 24, 24))
 
 
 class Loss(Protocol):
-    """What `get_loss` returns."""
+    """The type of the losses that `get_loss` returns."""
 
     def __call__(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> loss.LossResult:
         """The loss, or the loss and its terms."""
@@ -123,9 +123,9 @@ def get_loss(name: str, **kwargs: object) -> Loss:
     """Returns the loss of this name.
 
     Args:
-        name: "l1"; "l2"; "fused_ssim", L1 + DSSIM in one pass; "ssim", the same formula in plain torch; "ms_ssim",
-            L1 + MS-SSIM; or "package.module:function", which is imported.
-        **kwargs: The options of that loss.
+        name: "l1"; "l2"; "fused_ssim" for L1 + DSSIM in one pass; "ssim" for the same formula in plain torch; "ms_ssim"
+            for L1 + MS-SSIM; or "package.module:function", which is imported.
+        **kwargs: Options of that loss.
 
     Returns:
         A callable `(pred, target, *, mask=None)` -> scalar or (scalar, terms).

@@ -1,12 +1,12 @@
-"""How far a result may be from the oracle's, and why: bounds of rounding, worked out for each call in float64.
+"""Bounds on the distance between a result and the oracle's, derived for each call in float64 from rounding errors.
 
 A bound is the larger of two things.
 
-1. What is promised. In float32 S is within 3e-6 of the truth wherever sigma is 0.7 or more, a mean of S is closer
+1. The promise. In float32 S is within 3e-6 of the truth wherever sigma is 0.7 or more, a mean of S is closer
    (below), and a gradient is within 5e-6 of its largest entry.
-2. What the arithmetic costs on these pixels, to first order. It shows where S or its gradient is ill-conditioned: data
-   far outside `data_range`, small constants, dark parts of a bright image. With s = x + y and d = x - y about the means
-   of their planes (c1, c2), one rounding each of x - c1, y - c2 and their sum leaves |Δs| <= 2 u (|x - c1| + |y - c2|),
+2. The error of the arithmetic on these pixels, to first order. It counts where S or its gradient is ill-conditioned:
+   data far outside `data_range`, small constants, dark parts of bright images. With s = x + y and d = x - y about means
+   c1 and c2 of their planes, one rounding each of x - c1, y - c2 and their sum gives |Δs| <= 2 u (|x - c1| + |y - c2|),
    with u = 2⁻²⁴. The moments of n axes, each a sum of products, which round twice, change by
 
        |Δmu| <= u |mu| + (2 + 2 n) u Σ w (|x - c1| + |y - c2|),    |ΔV| <= 2 Σ w |s - mu| |Δs|,
@@ -54,9 +54,9 @@ from tests import oracle
 
 #: The unit roundoffs of the dtypes.
 UNITS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-#: The smallest step of float16, that of its subnormal numbers; the others' are far below anything here.
+#: The smallest step of float16, between its subnormal numbers. The other dtypes' are too small to matter here.
 STEPS = {torch.float16: 2.0**-24}
-#: What is promised of S and of gradients relative to the largest entry, by the dtype that is computed in.
+#: Dtype of the computation -> promised errors of S, and of gradients relative to their largest entry.
 PROMISED = {torch.float32: (3e-6, 5e-6), torch.float64: (1e-10, 1e-10)}
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +64,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Evaluation:
-    """One evaluation of the index inside the oracle: what went in and what came out."""
+    """One evaluation of the index inside the oracle: its inputs and outputs."""
 
     img1: Tensor
     img2: Tensor
@@ -78,7 +78,7 @@ class Evaluation:
 
 @contextmanager
 def recording() -> Iterator[list[Evaluation]]:
-    """Notes every evaluation of the index inside."""
+    """Records every evaluation of the index inside the block."""
     evaluations: list[Evaluation] = []
     moments, terms = oracle.moments, oracle.terms
 
@@ -99,15 +99,15 @@ def recording() -> Iterator[list[Evaluation]]:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a function computes.
+    """The arithmetic of a function.
 
     Attributes:
-        dtype: What is computed in, float32 or float64.
+        dtype: Dtype of the computation, float32 or float64.
         form: "kernel", "definition" or "textbook".
-        rounded: How often the pixels themselves are rounded before the moments are taken.
-        sigma: Of the window.
-        slack: A factor of what the definition's arithmetic costs. The CUDA kernels take moments about a mean of a few
-            samples, which may lie farther from a window than the image's own mean.
+        rounded: How many times the pixels themselves are rounded before the moments are computed.
+        sigma: Standard deviation of the window.
+        slack: Factor on the error bound of the definition's arithmetic. The CUDA kernels take moments about the mean of
+            a few samples, which may lie farther from a window's values than the image's own mean.
     """
 
     dtype: torch.dtype
@@ -127,7 +127,7 @@ class Arithmetic:
 
 
 class _Windows:
-    """What bounds are made of for the windows of an evaluation: (B, C, positions…, taps), or without the taps."""
+    """The quantities for the bounds of an evaluation's windows, (B, C, positions…, taps) or without the taps."""
 
     def __init__(self, evaluation: Evaluation, arithmetic: Arithmetic):
         e, u = evaluation, arithmetic.unit
@@ -152,7 +152,7 @@ class _Windows:
         self.sums, self.differences = images[0] + images[1], images[0] - images[1]
         self.x, self.y = (oracle.windows(image, sizes, e.padding) for image in images)
         self.c1, self.c2 = (centre[..., None] for centre in (self.centre1, self.centre2))
-        # Kernels take a float32 number near the mean.
+        # Kernels subtract a float32 number near the mean.
         self.size = (self.x - self.c1).abs() + (self.y - self.c2).abs() + 2 * u * (self.c1.abs() + self.c2.abs())
         self.s, self.d = self.x + self.y, self.x - self.y
         self.mu_s, self.mu_d = (self.mean(values) for values in (self.s, self.d))
@@ -167,7 +167,7 @@ class _Windows:
         self.two_c1, self.two_c2 = 2 * evaluation.constants[0], 2 * evaluation.constants[1]
         self.b = self.var_s + self.var_d + self.two_c2
         self.a = self.mu_s**2 + self.mu_d**2 + self.two_c1
-        # What the roundings of E[s²], about the plane's centre or about 0, leave.
+        # The error that roundings of E[s²] leave, where s is taken about the plane's centre or about 0.
         about = self.size if arithmetic.form != "textbook" else self.x.abs() + self.y.abs()
         self.lost = 2 * len(sizes) * u * self.mean(about**2)
         if arithmetic.form != "kernel" or arithmetic.dtype == torch.float64:
@@ -178,13 +178,13 @@ class _Windows:
 
     @staticmethod
     def farthest(values: Tensor, plane: Tensor) -> Tensor:
-        """How far values may be from a constant that is one of those of the plane, (B, C, spatial…)."""
+        """The largest distance of each value from any value of its plane, (B, C, spatial…)."""
         axes = tuple(range(2, plane.ndim))
         low, high = plane.amin(axes, keepdim=True)[..., None], plane.amax(axes, keepdim=True)[..., None]
         return torch.maximum((values - low).abs(), (values - high).abs())
 
     def spread(self, shape: torch.Size, kernel: Tensor) -> Tensor:
-        """Σ over windows of `kernel` (positions…, taps) at each pixel of images of this shape."""
+        """Sums `kernel`, (positions…, taps), for each pixel over the windows that see it. `shape` is the images'."""
         pixels = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         total = (oracle.windows(pixels, self.sizes, self.padding) * kernel).sum()
         return torch.autograd.grad(total, pixels)[0]
@@ -243,7 +243,7 @@ def _derivatives(value: Tensor, upstream: Tensor, evaluation: Evaluation) -> tup
 
 
 def _like(errors: Tensor, value: Tensor, channels_last: bool) -> Tensor:
-    """Errors of each position (B, C, positions…) gathered into the shape of a value that they add up to."""
+    """Sums the errors of positions (B, C, positions…) to the shape of the value."""
     if value.ndim == 0:
         return errors.sum()
     if value.ndim == 1:
@@ -276,7 +276,7 @@ def of_value(
         share = promised
         if arithmetic.cancels and arithmetic.dtype == torch.float32:
             share = max(promised, 2 * arithmetic.slack * plain_error(evaluation, arithmetic.form))
-        # The first order counts the roundings of products too low, by a few hundredths of small images.
+        # The first-order bound underestimates the roundings of products, by a few hundredths for small images.
         # In float64 values may be a million ranges from 0: then the second order counts as well.
         factor = 1.25 * arithmetic.slack if arithmetic.form == "definition" else 1.0
         factor = 2.0 if arithmetic.dtype == torch.float64 else factor
@@ -290,7 +290,7 @@ def of_value(
 
 
 def _repeats(evaluation: Evaluation) -> bool:
-    """Whether an image is constant along an axis: then so are its errors, and a mean does not average them."""
+    """Whether an image is constant along an axis. Its errors are then equal too, and a mean does not average them."""
     return any(
         image.shape[dim] > 1 and bool((image.diff(dim=dim) == 0).all())
         for image in (evaluation.img1, evaluation.img2)
@@ -303,7 +303,7 @@ def _share_of_term(evaluation: Evaluation, windows: _Windows) -> Tensor:
     assert evaluation.terms is not None
     values = evaluation.terms.contrast_structure.detach()
     errors = 2 * (windows.error_var_s + windows.error_var_d) / windows.b + 2 * windows.unit * (1 + values.abs())
-    # Each pixel and each quotient is rounded by itself, so the mean's error is that of a mean of independent ones.
+    # The roundings of pixels and quotients are independent, so the error of the mean is that of independent errors.
     error = errors.flatten(2).mean(-1) * min(1.0, 3 / math.sqrt(max(1, values[0, 0].numel())))
     return error / values.flatten(2).mean(-1).abs().clamp(min=1e-12)
 
@@ -316,7 +316,7 @@ def of_gradient(
     arithmetic: Arithmetic,
     pyramid: bool = False,
 ) -> float:
-    """The bound of the largest error of a gradient, besides what is promised of it.
+    """The bound of the largest error of a gradient by its arithmetic, without the promise.
 
     With several evaluations of the index at one scale, a product, the error of each reaches the gradients of all.
     """
@@ -339,7 +339,7 @@ def of_gradient(
         else:
             far_s = w.farthest(w.s, w.sums) + w.farthest(w.mu_s[..., None], w.sums)
             far_d = w.farthest(w.d, w.differences) + w.farthest(w.mu_d[..., None], w.differences)
-            if arithmetic.form == "kernel":  # which take a constant off d after they average it
+            if arithmetic.form == "kernel":  # the kernels subtract a constant from d after averaging it
                 far_d = far_d + w.mu_d.abs()[..., None]
             parts = 2 * expand["var_s"] * far_s + 2 * expand["var_d"] * far_d
         taken_apart = w.flat * (expand["mu_s"] + expand["mu_d"] + parts)
@@ -348,7 +348,7 @@ def of_gradient(
             2 * distance / w.b[..., None]
             + ((w.mu_d / w.a).abs() * 2 + w.mu_d**2 * w.mu_s.abs() / w.a**2 * 2)[..., None]
         )
-        # Shares that B and A may be wrong by; A's counts in 1 / A and in the luminance, a factor of the slopes by B.
+        # Relative errors of B and A. A's counts twice: in 1 / A, and in the luminance, a factor of the slopes by B.
         share = (w.error_var_s + w.error_var_d) / w.b + 4 * (
             w.mu_s.abs() * w.error_mu_s + w.mu_d.abs() * w.error_mu_d
         ) / w.a
@@ -357,22 +357,22 @@ def of_gradient(
             share = share + w.lost / w.b
         if pyramid:  # The slope of a product of powers has the terms in its denominator.
             share = share + 3 * sum(shares).reshape(*share.shape[:2], *[1] * (share.ndim - 2))
-        # What the oracle itself may be wrong by: it subtracts quotients by A and by B that nearly cancel.
+        # The error of the oracle itself: it subtracts quotients by A and by B that nearly cancel.
         own = 2.0**-50 * by_terms[..., None] * (8 * (mus / w.a)[..., None] + distance / w.b[..., None])
         shape = evaluation.img1.shape
         pixels = w.pixel + w.mean(w.pixel)[..., None]
         of_pixels = w.flat * 2 * (expand["var_s"] + expand["var_d"]) * pixels
-        passes = 2 * len(w.sizes)  # of each axis a product and a sum
+        passes = 2 * len(w.sizes)  # a product and a sum for each axis
         total = w.spread(shape, passes * u * taken_apart + of_pixels + w.flat * (share[..., None] * inner + own))
         total = total + w.spread(shape, w.flat * (by_terms * 2 * w.error_mu_d / w.a)[..., None])
         if total.numel():
             bound += total.nan_to_num(0, 0, 0).max().item() / 2 ** ((total.ndim - 2) * scale * pyramid)
     if arithmetic.form == "definition":
-        # The first order counts the roundings of products too low: of a row of 5 pixels by a tenth.
+        # The first-order bound underestimates the roundings of products, for a row of 5 pixels by a tenth.
         bound *= 1.5 * arithmetic.slack
     return bound if pyramid else bound * len(evaluations)
 
 
 def of_rounding(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What rounding values to a dtype costs."""
+    """The error of rounding values to a dtype."""
     return UNITS[dtype] * values.abs() + STEPS.get(dtype, 0.0) / 2

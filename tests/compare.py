@@ -7,7 +7,7 @@ import torch
 
 from tests import devices
 
-#: Packages make their windows where a user's program does: on the CPU, whatever the tests' default device.
+#: Packages create their windows on the CPU, as in a user's program, whatever the tests' default device.
 plain = functools.partial(torch.device, "cpu")
 
 
@@ -20,7 +20,7 @@ def random_pair(generator, shape, dtype, top=1.0):
 
 
 def joined(function):
-    """The function with its result as one tensor: a package may return several."""
+    """Wraps a function so that it returns one tensor. A package's function may return several."""
 
     def flat(*images):
         found = function(*images)
@@ -30,12 +30,12 @@ def joined(function):
 
 
 def in_float64(function):
-    """The function on the images in float64, its result in their dtype."""
+    """Wraps a function so that it computes in float64 and returns the dtype of the images."""
     return lambda *images: joined(function)(*(img.double() for img in images)).to(images[0].dtype)
 
 
 def assert_same_error(ours, theirs, *arguments, text=None):
-    """Both refuse the arguments: ours by a ValueError or TypeError that is also what the original raises."""
+    """Both refuse the arguments. Our error is a ValueError or TypeError, and also of the original's type."""
     with pytest.raises(Exception) as original:
         theirs(*arguments)
     with pytest.raises((ValueError, TypeError), match=text) as found:
@@ -56,6 +56,6 @@ def assert_same(ours, theirs, images, tolerance):
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         if found.is_cuda and found.dtype == torch.float32:
-            tolerance = max(tolerance, 3e-6)  # what cuDNN's float32 convolutions leave
+            tolerance = max(tolerance, 3e-6)  # the error of cuDNN's float32 convolutions
         scale = expected.nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale, equal_nan=True)

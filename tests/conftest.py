@@ -1,4 +1,4 @@
-"""Fixtures of several modules."""
+"""Fixtures that several modules use."""
 
 import os
 
@@ -9,7 +9,7 @@ from splat_ssim.ops import compiled
 from tests import devices
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each process has one of the processors: threads of several would wait for each other.
+    # Each process has one processor. With more threads, those of several processes would wait for each other.
     torch.set_num_threads(1)
 
 

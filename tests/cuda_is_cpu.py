@@ -1,6 +1,6 @@
-"""Scripts that ask for "cuda", on the CPU: inside `cuda_is_cpu()` the device "cuda" stands for the CPU.
+"""Runs scripts that ask for "cuda" on the CPU: inside `cuda_is_cpu()`, the device "cuda" stands for the CPU.
 
-For code that never asks whether a tensor is on a GPU. What is computed is what a CPU computes; a transfer that a GPU
+It works for code that never asks whether a tensor is on a GPU. Everything is computed by the CPU. A transfer that a GPU
 would need is not checked (tests/pretend_device.py does that).
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch.overrides import TorchFunctionMode
 
-#: Functions of torch.cuda that scripts call, and what they give on the CPU.
+#: Functions of torch.cuda that scripts call, and their results on the CPU.
 _FUNCTIONS = {
     "is_available": True,
     "device_count": 1,
@@ -47,7 +47,7 @@ class _Mode(TorchFunctionMode):
 @contextmanager
 def cuda_is_cpu():
     """Makes "cuda" the CPU for all of torch."""
-    parse = torch._C._nn._parse_to  # what nn.Module.to asks, and no mode comes to
+    parse = torch._C._nn._parse_to  # nn.Module.to calls it directly, so no mode sees the call
 
     def parse_to(*arguments, **keywords):
         return parse(*map(_on_cpu, arguments), **{name: _on_cpu(value) for name, value in keywords.items()})
@@ -62,7 +62,7 @@ def cuda_is_cpu():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, result=result, **__: result))
         stack.enter_context(mock.patch.object(torch._C._nn, "_parse_to", parse_to))
         stack.enter_context(mock.patch.object(torch, "load", load_here))
-        # torch.compile would ask CUDA for its state; without it the same code runs as it stands.
+        # torch.compile would ask CUDA for its state. Without it the same code runs uncompiled.
         stack.enter_context(mock.patch.object(torch._dynamo.config, "disable", True))
         stack.enter_context(_Mode())
         yield

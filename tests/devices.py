@@ -29,12 +29,12 @@ DEVICES = (
     EMULATION,
     pytest.param("cuda", marks=[pytest.mark.cuda, needs_gpu]),
 )
-#: For tests of what happens above the operators, such as how options are read: the emulation adds nothing there.
+#: For tests of code above the operators, such as the reading of options: there the emulation adds nothing.
 NATIVE = tuple(name for name in DEVICES if name is not EMULATION)
 
 
 def draws(count, emulated):
-    """(device, seed) for tests that draw their case at random: fewer where each takes long, in the emulation."""
+    """(device, seed) pairs for tests that draw their case at random. The slow emulation gets fewer."""
     return [
         pytest.param(getattr(device, "values", (device,))[0], seed, marks=getattr(device, "marks", ()))
         for device in DEVICES
@@ -51,12 +51,12 @@ def current():
 
 
 def torch_device():
-    """Where its tensors are."""
+    """The torch device of the running test's tensors."""
     return torch.device("cuda" if _current == "cuda" else "cpu")
 
 
 def build_emulation(variant):
-    """The emulation's library, or its program "sanitize"; compiled where it is out of date."""
+    """The emulation's library, or its program "sanitize". It is compiled if it is out of date."""
     sys.path.insert(0, str(ROOT / "csrc"))
     import build_emulation
 
@@ -77,11 +77,11 @@ _available._dynamo_marked_constant = True
 
 
 def run_cuda_operators_on_the_cpu():
-    """The dispatcher gives the CPU's tensors to CUDA's operators until the returned library is destroyed."""
+    """Makes the dispatcher pass CPU tensors to CUDA's operators until the returned library is destroyed."""
     library = torch.library.Library("splat_ssim", "IMPL")
     operators = {"voxelize": voxelize_cuda._voxelize, "voxelize_backward": voxelize_cuda._voxelize_backward}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an operator that is overridden is meant
+        warnings.simplefilter("ignore")  # operators are overridden on purpose
         for name, function in (photometric_cuda.IMPLEMENTATIONS | operators).items():
             library.impl(name, function, "CPU", allow_override=True)
     return library
@@ -97,7 +97,7 @@ def _emulation():
         mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)),
         mock.patch.object(voxelize_cuda, "_target", lambda tensor: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
-        # Eager calls on the CPU's tensors go past the dispatcher.
+        # Eager calls on CPU tensors bypass the dispatcher.
         mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]),
     ):
         prepared.forget()
@@ -110,7 +110,7 @@ def _emulation():
 
 @contextmanager
 def use(name):
-    """Runs what is inside on the device called `name`."""
+    """Runs the block on the device called `name`."""
     global _current
     _current = name
     try:
@@ -118,7 +118,7 @@ def use(name):
             with _emulation():
                 yield
         elif name == "cuda":
-            # What peers make of float32 convolutions is to be float32.
+            # Peers must compute float32 convolutions in float32, not in TF32.
             with torch.device("cuda"), torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
                 yield
         else:

@@ -1,10 +1,10 @@
-"""The fuzzer's loop: random cases against the oracle for as long as asked, and the report of what was found.
+"""The fuzzer's loop: checks random cases against the oracle for a given time and reports the findings.
 
     python -m tests.fuzz --seconds 600 --seed 1 --workers 2     # as `make fuzz SECONDS=600 SEED=1 WORKERS=2`
     python -m tests.fuzz --case 123456789012                     # one case again
     python -m tests.fuzz --emulation                             # CUDA's kernels by the host emulation
 
-A case is drawn from its number alone: seed · 10¹² + worker · 10¹⁰ + a count. Workers are processes of their own, so a
+A case depends only on its number, which is seed · 10¹² + worker · 10¹⁰ + a count. Workers are separate processes, so a
 call that kills the process is a finding as well, and the search goes on. A finding is printed as the smallest case that
 still shows it, with the pixels where they are few; the exit code is then 1.
 """
@@ -32,17 +32,17 @@ from tests.fuzz_cases import Case, RandomSource, images, lay_out, literal, mask_
 from tests.fuzz_checks import MismatchError
 
 _SEED, _WORKER = 10**12, 10**10
-#: Tries and seconds that a finding is shrunk for.
+#: Largest number of tries and of seconds to shrink a finding.
 _TRIES, _SHRINK_SECONDS = 600, 30.0
 
 
 def case_of(number: int, device: str, kinds: list[str] | None) -> Case:
-    """The case that a number stands for."""
+    """Returns the case with this number."""
     return fuzz_cases.draw(RandomSource(number), device, kinds)
 
 
 def find(case: Case, device: str) -> MismatchError | None:
-    """What is wrong with a case; a defect of the fuzzer itself is a finding too."""
+    """Returns the finding of a case, if there is one. A defect of the fuzzer itself is a finding too."""
     try:
         fuzz_checks.check(case, device)
     except MismatchError as finding:
@@ -55,7 +55,7 @@ def find(case: Case, device: str) -> MismatchError | None:
 def shrink(
     case: Case, finding: MismatchError, device: str, seconds: float = _SHRINK_SECONDS
 ) -> tuple[Case, MismatchError]:
-    """The simplest case found within a time that shows a finding of the same kind."""
+    """Returns the simplest case, of those tried within a time, that shows a finding of the same kind."""
     if finding.setting is not None:
         case = dataclasses.replace(case, settings=(finding.setting,))
     deadline, tries = time.monotonic() + seconds, 0
@@ -74,7 +74,7 @@ def shrink(
 
 
 def _tensor_code(tensor: torch.Tensor) -> str:
-    """An expression for a tensor with its strides, from a buffer of the elements it spans."""
+    """Returns code that makes a tensor with its strides, from a buffer of the elements that it spans."""
     dtype = str(tensor.dtype)
     last = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
     span = tensor.as_strided((last + 1,), (1,)) if tensor.numel() else tensor.reshape(-1)
@@ -92,7 +92,7 @@ _CALLS = {
 
 
 def snippet(case: Case) -> str:
-    """Lines of Python that call the function on the same tensors."""
+    """Returns lines of Python that call the function on the same tensors."""
     options = ", ".join(f"{name}={value!r}" for name, value in case.options.items())
     comma = ", " if options else ""
     (setting, *_) = case.settings
@@ -129,7 +129,7 @@ def snippet(case: Case) -> str:
 
 
 def report(number: int, case: Case, finding: MismatchError, device: str) -> str:
-    """A finding for a person: what, the replay command, the smallest case and its code."""
+    """Describes a finding for people: what it is, the command that replays it, the smallest case and its code."""
     emulation = " --emulation" if device == "emulation" else ""
     try:
         code = "\n".join(f"    {line}" for line in snippet(case).splitlines())
@@ -151,7 +151,7 @@ def _device(name: str) -> contextlib.AbstractContextManager:
 
 
 def _work(worker: int, first: int, options: argparse.Namespace, deadline: float, results: Queue, current: Any) -> None:
-    """Tries case after case; `current` holds the number of the one under way, for when it kills the process."""
+    """Tries case after case. `current` holds the number of the running case, in case it kills the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     faulthandler.disable()
@@ -226,7 +226,7 @@ def loop(options: argparse.Namespace) -> int:
             if process.is_alive():
                 continue
             del workers[worker]
-            if current.value >= 0:  # It did not come to its end.
+            if current.value >= 0:  # The case did not end.
                 number = current.value
                 key = ("process", f"exit code {process.exitcode}")
                 kinds[key] += 1
@@ -255,7 +255,7 @@ def loop(options: argparse.Namespace) -> int:
 
 
 def replay(number: int, options: argparse.Namespace) -> int:
-    """One case, shrunk where it finds something."""
+    """Runs one case again, and shrinks a finding."""
     torch.set_num_threads(1)
     faulthandler.enable()
     case = case_of(number, options.device, options.kinds)
@@ -273,7 +273,7 @@ def replay(number: int, options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Parses the command line and runs what it asks for."""
+    """Parses the command line and runs it."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What the fuzzer tries: a `Case` says which function is called on which images, a `Setting` where and how.
+"""The fuzzer's cases. A `Case` says which function is called on which images, a `Setting` where and how.
 
 `draw` makes a case from a source of decisions: a seeded generator (tests/fuzz.py) or hypothesis (test_fuzz.py). Simple
 choices come first, so that hypothesis shrinks towards them. A case holds plain values only: its `repr` rebuilds it.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """Where decisions come from."""
+    """A source of decisions."""
 
     def choice(self, options: Sequence[T]) -> T: ...
     def integer(self, low: int, high: int) -> int: ...
@@ -55,12 +55,13 @@ class Layout:
     """How the elements of a tensor lie in a buffer whose other elements are poison.
 
     Attributes:
-        order: The axes from the outermost in memory to the innermost; empty for the usual order.
-        steps: Distance of neighbours along each axis, in elements of a buffer that is packed otherwise; empty for 1.
-        margins: Poisoned elements behind each axis; empty for none.
-        offset: Elements of the buffer before the first one.
-        single: Stride of every axis of length 1, which no element depends on; None leaves what comes of the others.
-        repeated: Whether axes along which the values are constant have the stride 0.
+        order: The axes from the outermost in memory to the innermost. Empty: the usual order.
+        steps: Distance of neighbours along each axis, in elements of an otherwise packed buffer. Empty: 1.
+        margins: Number of poisoned elements behind each axis. Empty: none.
+        offset: Number of elements in the buffer before the first one.
+        single: Stride of every axis of length 1, which has no effect on the elements. None: the stride that follows
+            from the other axes.
+        repeated: Whether axes along which the values are constant get the stride 0.
     """
 
     order: tuple[int, ...] = ()
@@ -73,13 +74,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a call runs; nothing of it may change the result.
+    """Where and how a call runs. No setting may change the result.
 
     Attributes:
-        layouts: Of img1, img2, the mask and the upstream gradient.
+        layouts: Layouts of img1, img2, the mask and the upstream gradient.
         requires: Which images require a gradient: "none", "first", "second" or "both".
-        threads: torch.set_num_threads.
-        isa: Instruction set of the CPU kernels: 0 is the best one, counted modulo those available.
+        threads: Number of threads, for torch.set_num_threads.
+        isa: Instruction set of the CPU kernels. 0 is the best one; numbers wrap around at the number of those
+            available.
         default_device: torch's default device during the call.
         fill: Whether torch fills fresh memory with NaN (deterministic mode).
         numbers: Type of the number options: "python", "numpy" or "tensor".
@@ -110,25 +112,25 @@ class Mask:
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a function on two images, tried in each of the settings.
+    """A call of a function on two images, which is made in each of the settings.
 
     Attributes:
-        kind: The function, a key of tests.fuzz_checks.FUNCTIONS.
+        kind: Name of the function, a key of tests.fuzz_checks.FUNCTIONS.
         shape: (B, C, spatial…), whatever the layout.
-        dtypes: Of img1 and img2.
-        content: What the images show, see `images`.
-        offset: Added to all pixels.
-        uneven: Whether the offset is that of the first channel of three, with 0 for the second and -1/2 of it for the
-            third: what is one constant for a plane is none for pixels with interleaved channels.
+        dtypes: Dtypes of img1 and img2.
+        content: Content of the images, see `images`.
+        offset: Number added to all pixels.
+        uneven: Whether the offset applies to the first of three channels only. The second then gets 0 and the third
+            -1/2 of it. This is a constant for each plane, but not for pixels with interleaved channels.
         constant: For each image the axes along which it is constant.
         spoilt: Pixels (image, flat index, value) that are not finite.
         options: Keyword arguments of the function.
         mask: The mask, or None.
-        upstream: The gradient backward starts from: "ones", "random", "single", "rows" (constant along the last axis),
+        upstream: Gradient that backward starts from: "ones", "random", "single", "rows" (constant along the last axis),
             or "scaled" (a constant other than 1).
-        transform: A transform that the function is called through, see tests.fuzz_transforms; None for a plain call.
-        seed: Of the pixels.
-        settings: The calls.
+        transform: Transform that the function is called through, see tests.fuzz_transforms. None: a plain call.
+        seed: Seed of the pixels.
+        settings: Settings of the calls.
     """
 
     kind: str = "ssim"
@@ -156,13 +158,13 @@ class Case:
 
     @property
     def data_range(self) -> float:
-        """The range the pixels are made for."""
+        """The data range that the pixels are made for."""
         default = {"pytorch_msssim": 255.0}.get(self.kind.partition(".")[0], 1.0)
         return float(self.options.get("data_range", self.options.get("max_val", default)))
 
 
 def literal(value: object) -> str:
-    """`repr` without the fields of a dataclass that have their default."""
+    """`repr` of a dataclass without the fields that have their default."""
     if dataclasses.is_dataclass(value):
         fields = []
         for each in dataclasses.fields(value):
@@ -198,13 +200,13 @@ CONTENTS = (
 
 
 def _content(kind: str, shape: tuple[int, ...], random_: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two images in shares of the range."""
+    """Two images, as fractions of the range."""
     x = random_.random(shape)
     if kind == "noise":
         return x, random_.random(shape)
     if kind in ("equal", "same"):
         return x, x
-    if kind == "object":  # equal but for a box, as a render in front of a plain background is
+    if kind == "object":  # equal except in a box, like a render in front of a plain background
         starts, ends = np.sort(random_.integers(0, np.asarray(shape[2:]) + 1, (2, len(shape) - 2)), axis=0)
         box = (..., *(slice(start, end) for start, end in zip(starts, ends, strict=True)))
         y = x.copy()
@@ -232,7 +234,7 @@ def _content(kind: str, shape: tuple[int, ...], random_: np.random.Generator) ->
 
 
 def _levels(case: Case) -> np.ndarray:
-    """What multiplies the offset of each channel."""
+    """The factor of the offset for each channel."""
     levels = np.resize([1.0, 0.0, -0.5], case.shape[1]) if case.uneven else np.ones(case.shape[1])
     return levels.reshape(1, -1, *[1] * case.spatial_dims)
 
@@ -295,12 +297,12 @@ def upstream_of(case: Case, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float64))
 
 
-#: What lies between the elements of a tensor: reading it spoils a result.
+#: The value between the elements of a tensor. A result that depends on it is spoilt.
 _POISON = {torch.uint8: 255, torch.bool: True}
 
 
 def lay_out(values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The values as a tensor of this layout, and the buffer it lies in."""
+    """Returns a tensor of this layout with the values, and its buffer."""
     if layout == Layout() or values.ndim == 0:
         values = values.clone()
         return values, values
@@ -377,8 +379,8 @@ TRANSFORMS = (
     "second derivative",
 )
 
-#: Windows times taps that the oracle gathers for an image, which its time goes into; one case in 30 has 8 times more.
-#: Emulated kernels pay for every thread, of tiles that are wider than the image.
+#: Largest number of windows times taps that the oracle gathers for an image, which determines its time. One case in 30
+#: may have 8 times as many. Emulated kernels take time for every thread of a tile, even if the image is narrower.
 _BUDGET = {"cpu": 30_000, "emulation": 8_000}
 
 
@@ -435,7 +437,7 @@ def _layout(source: Source, rank: int) -> Layout:
         margins = tuple(source.choice([0, 1, 2, 7]) for _ in range(rank))
     if kind in ("offset", "any", "cut"):
         offset = source.choice([1, 2, 3, 5, 16])
-    # 0 and lengths beyond 32 bits are what views of expanded or of huge tensors have.
+    # Views of expanded or of huge tensors have strides of 0 or beyond 32 bits.
     single = source.choice([0, 1, 3, 17, 2**33]) if source.chance(0.3) else None
     return Layout(order, steps, margins, offset, single, source.chance(0.5))
 
@@ -465,7 +467,7 @@ def _mask(source: Source) -> Mask:
 
 
 def _constants(source: Source, dims: int, kind: str) -> dict[str, Any]:
-    """The window and the constants, those that are not the function's defaults."""
+    """Draws the window and the constants. Those with the function's defaults are left out."""
     options: dict[str, Any] = {}
     if source.chance(0.7 if dims == 2 else 0.9):
         common, rare = ([3, 5, 7, 9], [13, 15, 17, 21, 33]) if dims == 2 else ([3, 3, 5, 7], [9, 13, 15])
@@ -482,7 +484,7 @@ def _constants(source: Source, dims: int, kind: str) -> dict[str, Any]:
 
 
 def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None) -> Case:
-    """A case for a device, "cpu" or "emulation"."""
+    """Draws a case for a device, "cpu" or "emulation"."""
     if kinds is None:
         group = source.integer(0, 99)
         groups = ((60, SSIM_KINDS), (72, PYRAMID_KINDS), (82, PLAIN_KINDS), (98, COMPAT_KINDS), (100, PIXEL_KINDS))
@@ -523,9 +525,9 @@ def draw(source: Source, device: str = "cpu", kinds: Sequence[str] | None = None
     if device == "cpu" and source.chance(0.05):
         return dataclasses.replace(case, transform=source.choice(TRANSFORMS), settings=(Setting(),), spoilt=())
     settings = tuple(_setting(source, rank, device) for _ in range(3 if device == "cpu" else 1))
-    if kind in PIXEL_KINDS:  # In plain torch, where a tensor among the options decides on the dtype.
+    if kind in PIXEL_KINDS:  # They are in plain torch, where a tensor among the options would change the dtype.
         settings = tuple(dataclasses.replace(setting, numbers="python") for setting in settings)
-    if "." in kind and not kind.startswith("registry."):  # Nothing is said of drop-ins under autocast.
+    if "." in kind and not kind.startswith("registry."):  # Nothing is promised of drop-ins under autocast.
         settings = tuple(dataclasses.replace(s, mode="plain") if s.mode == "autocast" else s for s in settings)
     return dataclasses.replace(case, settings=settings)
 
@@ -542,7 +544,7 @@ def _draw_ssim(source: Source, kind: str, device: str) -> Case:
         window = options.get("window_size", 11)
     least = {"same": 1, "valid": window}.get(padding, window // 2 + 1)
     if kind != "ssim_map" and source.chance(0.02):
-        least = 1  # too small now and then: it must be refused
+        least = 1  # sometimes too small, which must be refused
     budget = _budget(source, device, dims)
     shape = _shape(source, dims, window, least, budget)
     mask = None
@@ -643,7 +645,7 @@ def _draw_compat(source: Source, kind: str, device: str) -> Case:
         if source.chance(0.2):
             options["nonnegative_ssim"] = True
         dtype = source.choice(["float32", "float32", "float64", "float16", "bfloat16"])
-        # Axes shorter than the window are not smoothed; those of one pixel are dropped, which the rank must survive.
+        # Axes shorter than the window are not smoothed. Those of one pixel are dropped, and enough axes must remain.
         least = 2 if source.chance(0.3) else options.get("win_size", 11)
         shape = _shape(source, dims, options.get("win_size", 11), least, budget)
         return Case(kind, shape, (dtype, dtype), options=options)
@@ -656,7 +658,7 @@ def _draw_compat(source: Source, kind: str, device: str) -> Case:
             "compensation": source.choice([200.0, 1.0]),
             "reduction": source.choice(["mean", "sum", "none"]),
         }
-        # Moments about 0, as the original takes them: bytes, which are taken as they are, would cancel.
+        # Like the original, it takes moments about 0. Bytes, which are not rescaled, would cancel.
         dtypes = tuple("float32" if dtype == "uint8" else dtype for dtype in _dtypes(source))
         shape = (source.integer(1, 2), source.choice([1, 3, 2]), source.integer(3, 9), source.integer(3, 9))
         return Case(kind, shape, dtypes, options=options)
@@ -674,7 +676,7 @@ def _draw_compat(source: Source, kind: str, device: str) -> Case:
 
 
 def _draw_pixels(source: Source, kind: str, device: str) -> Case:
-    """Differences down to 1e-4, where the formulas as they stand cancel."""
+    """Draws losses of pixels, with differences down to 1e-4, where the formulas as published cancel."""
     dims = source.choice([2, 3])
     if kind == "kornia.psnr_loss":
         options: dict[str, Any] = {"max_val": source.choice([1.0, 2.0, 255.0])}
@@ -691,7 +693,7 @@ def _draw_pixels(source: Source, kind: str, device: str) -> Case:
 
 
 def simpler(case: Case) -> list[Case]:
-    """Cases that differ from this one by one simplification, the largest first."""
+    """Yields cases with one simplification of this one, the largest simplification first."""
     change = functools.partial(dataclasses.replace, case)
     found: list[Case] = []
     if len(case.settings) > 1:

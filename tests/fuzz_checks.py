@@ -1,4 +1,4 @@
-"""Runs a case of tests/fuzz_cases.py and holds what comes out to the oracle."""
+"""Runs a case of tests/fuzz_cases.py and compares the results with the oracle's."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from splat_ssim.options import SSIMOptions
 from tests import bounds, fuzz_cases, oracle
 from tests.fuzz_cases import Case, Setting, images, lay_out, mask_of, upstream_of
 
-#: What a function returns: the tensor that is differentiated first.
+#: Results of a function. The first is the tensor that is differentiated.
 Results = tuple[Tensor, ...]
 
 
 @dataclass(eq=False)
 class MismatchError(Exception):
-    """A result that is not the oracle's, or an error that is not one of the rules'."""
+    """A result differs from the oracle's, or an error is not one that the rules allow."""
 
     kind: str
     text: str
@@ -49,12 +49,12 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the package and what the oracle makes of the same arguments.
+    """A function of the package, and the oracle's counterpart.
 
     Attributes:
-        call: (options, img1, img2, mask) -> the result.
-        expected: (case, img1, img2, mask) -> the oracle's, in float64.
-        dtype: The dtype of the result from those of the images.
+        call: Function (options, img1, img2, mask) -> the package's result.
+        expected: Function (case, img1, img2, mask) -> the oracle's result, in float64.
+        dtype: Function (dtypes of both images) -> dtype of the result.
     """
 
     call: Callable[[dict[str, Any], Tensor, Tensor, Tensor | None], Any]
@@ -83,7 +83,7 @@ def _of_module(module: type) -> Callable:
 
 
 def _oracle(name: str) -> Callable:
-    """The oracle's function of this name with the case's options, which have the same names."""
+    """Calls the oracle's function of this name with the case's options, which have the same names."""
 
     def expected(case, x, y, mask):
         options = {key: value for key, value in case.options.items() if key != "return_terms"}
@@ -94,7 +94,7 @@ def _oracle(name: str) -> Callable:
 
 
 def _loss_alone(name: str) -> Callable:
-    """The loss, and its terms where the function returns them."""
+    """Returns the loss, and its terms if the function returns them."""
 
     def expected(case, x, y, mask):
         results = _oracle(name)(case, x, y, mask)
@@ -132,14 +132,14 @@ def _renamed(case: Case) -> dict[str, Any]:
 
 @functools.lru_cache(100)
 def _float32_taps(size: int, sigma: float) -> tuple[float, ...]:
-    """A Gaussian of one axis that is computed in float32."""
+    """The taps of a Gaussian of one axis, computed in float32."""
     offsets = torch.arange(size, dtype=torch.float32, device="cpu") - size // 2
     taps = torch.exp(-(offsets**2) / (2 * sigma**2))
     return tuple((taps / taps.sum()).tolist())
 
 
 def _msssim_window(case: Case, sides: Sequence[int]) -> Tensor | None:
-    """pytorch_msssim's window where it differs: axes shorter than it are left alone, float64 has taps of float32."""
+    """pytorch_msssim's window where it differs: shorter axes are not smoothed, and float64 images get float32 taps."""
     options = _renamed(case)
     size, sigma = options.get("window_size", 11), options.get("sigma", 1.5)
     if case.dtypes[0] != "float64" and min(sides) >= size:
@@ -242,7 +242,7 @@ _REFUSALS = (ValueError, TypeError, NotImplementedError)
 
 
 def refused(case: Case) -> bool:
-    """Whether the documentation says that this call raises."""
+    """Whether this call must raise, according to the documentation."""
     options, sides = case.options, case.shape[2:]
     package, _, name = case.kind.rpartition(".")
     if package == "pytorch_msssim":
@@ -267,17 +267,17 @@ def refused(case: Case) -> bool:
 
 
 def undefined(case: Case) -> bool:
-    """Whether nothing is promised: a weight of 0 times an S that is not a number, the slope of a log of infinity."""
+    """Whether nothing is promised, as for a weight of 0 times an S of NaN, or for the slope of log(infinity)."""
     if case.spoilt and case.kind == "kornia.psnr_loss":
         return True
     if case.kind == "ssim_map" and refused(dataclasses.replace(case, kind="ssim")):
-        return True  # The operators do not check what the public functions do.
+        return True  # The operators leave these checks to the public functions.
     weighted = case.mask is not None and case.options.get("mask_mode", "weight") == "weight"
     return bool(case.spoilt) and weighted and case.kind not in fuzz_cases.PYRAMID_KINDS
 
 
 def check_refusal(error: BaseException) -> None:
-    """An error of a kind that is promised, with a sentence that says what is required and what came."""
+    """Checks that an error has a promised type and a sentence that says what was required and what was got."""
     if not isinstance(error, _REFUSALS):
         raise MismatchError(f"error {type(error).__name__}", str(error)) from error
     text = str(error)
@@ -291,7 +291,7 @@ def check_refusal(error: BaseException) -> None:
 
 
 def _numbers(options: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The options with their numbers as another type."""
+    """Converts the numbers among the options to another type."""
     if kind == "python":
         return options
     changed = {}
@@ -309,7 +309,7 @@ def _numbers(options: dict[str, Any], kind: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def environment(setting: Setting) -> Iterator[None]:
-    """Threads, instruction set, default device and modes of a setting."""
+    """Sets the threads, instruction set, default device and modes of a setting for the block."""
     with contextlib.ExitStack() as stack:
         if torch.get_num_threads() != setting.threads:
             before = torch.get_num_threads()
@@ -335,14 +335,14 @@ def environment(setting: Setting) -> Iterator[None]:
 
 @dataclass
 class Outcome:
-    """What a call gave: the results, and the gradients by img1 and img2 where they were asked for."""
+    """The results of a call, and the gradients with respect to img1 and img2 if they were requested."""
 
     results: Results
     gradients: tuple[Tensor | None, Tensor | None]
 
 
 def run(case: Case, setting: Setting, mask: Tensor | None, pixels: tuple[Tensor, Tensor]) -> Outcome:
-    """Calls the function of a case; raises what it raises, and a MismatchError where an input is changed."""
+    """Calls the function of a case. Errors pass, and a changed input raises a MismatchError."""
     laid: list[tuple[Tensor, Tensor]] = []
     same = case.content == "same"
     for index, values in enumerate(pixels):
@@ -403,7 +403,7 @@ def _bits(buffer: Tensor) -> Tensor:
 
 
 def _fitted(layout: fuzz_cases.Layout, rank: int) -> fuzz_cases.Layout:
-    """A layout made for the images as one of a tensor of another rank."""
+    """Adapts a layout made for the images to a tensor with another number of axes."""
     if rank in (len(layout.order), len(layout.steps), len(layout.margins)):
         return layout
     return fuzz_cases.Layout(offset=layout.offset, single=layout.single, repeated=layout.repeated)
@@ -415,7 +415,7 @@ def _fitted(layout: fuzz_cases.Layout, rank: int) -> fuzz_cases.Layout:
 
 
 def arithmetic_of(case: Case, device: str = "cpu", transformed: bool = False) -> bounds.Arithmetic:
-    """How the function of a case is expected to compute, which its bounds follow from."""
+    """The arithmetic that the function of a case is expected to use. Its bounds follow from it."""
     options = _renamed(case)
     sigma, window = options.get("sigma", 1.5), options.get("window_size", 11)
     wide = torch.float64 if "float64" in case.dtypes else torch.float32
@@ -455,7 +455,7 @@ class Truth:
     _value_bounds: dict[int, Tensor] = field(default_factory=dict)
 
     def value_bound(self, index: int) -> Tensor:
-        """The bound of a result's error, worked out where it is asked for."""
+        """The bound of a result's error, computed when it is used."""
         if index not in self._value_bounds:
             self._value_bounds[index] = _value_bound(self.case, index, self)
         return self._value_bounds[index]
@@ -466,7 +466,7 @@ class Truth:
         pyramid = self.case.kind in fuzz_cases.PYRAMID_KINDS or self.case.kind == "pytorch_msssim.ms_ssim"
         bound = bounds.of_gradient(self.function, *self.images, self.upstream, self.arithmetic, pyramid)
         bound *= 2 if self.case.content == "same" else 1
-        if self.case.kind == "registry.l2":  # 2 (x - y) / N: a byte is rounded first
+        if self.case.kind == "registry.l2":  # the gradient is 2 (x - y) / N, and a byte is rounded first
             scale = max(_largest(image.nan_to_num(0, 0, 0).abs()) for image in self.images)
             bound += 8 * self.arithmetic.unit * scale * _largest(self.upstream.abs()) / self.images[0].numel()
         mask = mask_of(self.case)
@@ -474,7 +474,7 @@ class Truth:
 
     @functools.cached_property
     def kinks(self) -> Tensor | None:
-        """Where |x - y| has a kink that rounding of bytes or of masked pixels may cross."""
+        """Mask of the pixels where rounding of bytes or of masked pixels may cross the kink of |x - y|."""
         if not self.arithmetic.rounded:
             return None
         x, y = self.images
@@ -482,14 +482,14 @@ class Truth:
 
 
 def truth_of(case: Case, pixels: tuple[Tensor, Tensor], mask: Tensor | None, arithmetic: bounds.Arithmetic) -> Truth:
-    """What the oracle says."""
-    raw = case.kind.startswith("kornia.")  # bytes are taken as they are
+    """The oracle's results and gradients."""
+    raw = case.kind.startswith("kornia.")  # bytes are not rescaled
     wide = tuple(p.double() if raw else oracle.pixels(p, case.data_range) for p in pixels)
     leaves = [image.clone().requires_grad_() for image in wide]
     expected = FUNCTIONS[case.kind].expected
     results = flat(expected(case, *leaves, mask))
     value = results[0]
-    # What backward starts from is rounded to the dtype of the result.
+    # The upstream gradient is rounded to the dtype of the result.
     dtype = FUNCTIONS[case.kind].dtype(*(p.dtype for p in pixels))
     upstream = upstream_of(case, value.shape).to(dtype).double()
     if value.requires_grad:
@@ -524,7 +524,7 @@ def _largest(values: Tensor) -> float:
 
 
 def check_value(case: Case, index: int, found: Tensor, truth: Truth, expected_dtype: torch.dtype) -> None:
-    """A result's dtype, device and shape; where it is finite; its distance from the oracle's."""
+    """Checks a result: dtype, device, shape, the places where it is finite, and its distance from the oracle's."""
     expected = truth.results[index]
     if found.dtype != expected_dtype:
         raise MismatchError("dtype", f"the result must be {expected_dtype}, got {found.dtype}")
@@ -563,13 +563,13 @@ def check_value(case: Case, index: int, found: Tensor, truth: Truth, expected_dt
 
 
 def _value_bound(case: Case, index: int, truth: Truth) -> Tensor:
-    """The bound of a result: of the first by its arithmetic, of an L1 or an L2 by the roundings of its terms."""
+    """The bound of a result's error, from its arithmetic; for L1 and L2 from the roundings of the terms."""
     arithmetic = truth.arithmetic
-    if case.kind in fuzz_cases.PIXEL_KINDS:  # A few roundings of each entry; a logarithm turns them into absolute ones.
+    if case.kind in fuzz_cases.PIXEL_KINDS:  # A few roundings of each entry. A logarithm makes them absolute.
         size = truth.results[index].abs() + (8 if case.kind == "kornia.psnr_loss" else 0)
         return 8 * arithmetic.unit * size
     if case.kind in ("registry.l1", "registry.l2") or (index == 1 and len(truth.results) == 3):
-        # Differences are rounded once, with bytes and soft masks three times, relative to the pixels.
+        # Differences are rounded once, or three times with bytes and soft masks, relative to the pixels.
         scale = max((_largest(image.nan_to_num(0, 0, 0).abs()) for image in truth.images), default=0.0)
         power = 2 if case.kind == "registry.l2" else 1
         allowed = 8 * arithmetic.unit * (1 + arithmetic.rounded) * max(scale, scale**power)  # torch sums in float32
@@ -592,9 +592,9 @@ def _value_bound(case: Case, index: int, truth: Truth) -> Tensor:
 
 
 def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: Tensor) -> None:
-    """A gradient's dtype and shape, and its distance from the oracle's relative to its largest entry.
+    """Checks a gradient: dtype, shape, and its distance from the oracle's relative to its largest entry.
 
-    One rounding to the dtype of the image is allowed besides, for each entry by itself.
+    Each entry may also have one rounding to the dtype of the image.
     """
     expected = truth.gradients[index]
     if found.dtype != image.dtype:
@@ -624,14 +624,14 @@ def check_gradient(case: Case, index: int, found: Tensor, truth: Truth, image: T
         return
     bound = floor if case.kind in fuzz_cases.PIXEL_KINDS else max(floor, truth.gradient_bound)
     if case.kind in ("kornia.ssim_loss", "kornia.ssim3d_loss") and truth.arithmetic.dtype == torch.float64:
-        # The original's clamp cuts the gradient where S rounds to 1: there a gradient is the root of a rounding.
+        # The original's clamp drops the gradient where S rounds to 1: there it is the root of a rounding.
         bound = max(bound, 1e-7 * largest, largest if largest < 1e-7 else 0.0)
-    bound = max(bound, torch.finfo(found.dtype).tiny)  # what is smaller counts as 0
+    bound = max(bound, torch.finfo(found.dtype).tiny)  # smaller errors count as 0
     if case.kind == "registry.l2":  # The difference of nearly equal pixels is as exact as they are.
         scale = max((_largest(each.nan_to_num(0, 0, 0).abs()) for each in truth.images), default=0.0)
         bound = max(bound, 8 * truth.arithmetic.unit * (1 + truth.arithmetic.rounded) * scale)
     if case.kind.startswith("pytorch_msssim.") and truth.arithmetic.dtype == torch.float64:
-        # The original rounds its window to float32. Far from 0 the order of these roundings shows.
+        # The original rounds its window to float32. Far from 0, the order of these roundings matters.
         bound = max(bound, 1e-4 * largest if abs(case.offset) > 10 * case.data_range else 0.0)
     if (
         bound < _largest(error) <= bound + 3 * bounds.UNITS[found.dtype] * largest
@@ -656,7 +656,7 @@ def check(case: Case, device: str = "cpu") -> int:
     """Runs every setting of a case and returns the number of calls.
 
     Raises:
-        MismatchError: A result is not the oracle's, with the setting in which it was found.
+        MismatchError: A result differs from the oracle's. The message names the setting.
     """
     if case.transform is not None:
         from tests import fuzz_transforms

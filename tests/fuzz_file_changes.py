@@ -1,4 +1,4 @@
-"""How a valid file becomes a damaged one: changes of its bytes, its numbers, its lines and its structure."""
+"""Damages valid files: changes their bytes, their numbers, their lines and their structure."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ STRINGS = [
     ],
     *["line\nbreak", "\r", "\u2028", "\x1b[31m", "a\\b", "~", "%s", "{}", "1", "nan", "1e999", "images", "None"],
 ]
-#: Stands for lists in lists, deeper than a parser of its own depth reads.
+#: Stands for nested lists that are deeper than a recursive parser can read.
 DEEP = "deeper than any"
 
 
 def value(source: random.Random) -> Any:
-    """A number, a string or a container that a reader does not expect."""
+    """Draws a number, a string or a container that a reader does not expect."""
     kind = source.randrange(6)
     if kind < 2:
         return source.choice(NUMBERS)
@@ -108,7 +108,7 @@ def _overwrite(source: random.Random, data: bytearray) -> None:
 
 
 def _binary(source: random.Random, data: bytearray) -> None:
-    """A number of 4 or 8 bytes in place of one, mostly among the first, where counts are."""
+    """Replaces a number of 4 or 8 bytes, usually one of the first, which are often counts."""
     form = source.choice(["<Q", "<I", "<d", "<f", "<q", ">I"])
     size = struct.calcsize(form)
     at = source.choice([0, 8, source.randrange(len(data)), source.randrange(len(data)) // 4 * 4])
@@ -135,7 +135,7 @@ _RARE = [_encode, _empty]
 
 
 def change_bytes(source: random.Random, content: bytes) -> bytes:
-    """Some bytes are others, lacking, or there twice."""
+    """Changes, removes or repeats some bytes."""
     data = bytearray(content)
     for _ in range(source.choice([1, 1, 1, 2, 4])):
         if data:
@@ -149,7 +149,7 @@ _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def change_words(source: random.Random, content: bytes, end: int | None = None) -> bytes:
-    """Numbers or words of a text are others; `end` is where the text ends and the rest stays as it is."""
+    """Changes numbers or words of a text. What follows `end` is not changed."""
     head, rest = content[:end], content[end:] if end is not None else b""
     places = list((_NUMBER if source.random() < 0.6 else re.compile(rb"\S+")).finditer(head))
     for place in sorted(source.sample(places, min(len(places), source.choice([1, 1, 2, 5]))), key=lambda p: -p.start()):
@@ -161,7 +161,7 @@ def change_words(source: random.Random, content: bytes, end: int | None = None) 
 
 
 def change_lines(source: random.Random, content: bytes, end: int | None = None) -> bytes:
-    """Lines of a text are lacking, twice there, in another order, cut, or end in another way."""
+    """Removes, repeats, reorders or cuts lines of a text, or changes their line ends."""
     head, rest = content[:end], content[end:] if end is not None else b""
     lines = head.split(b"\n")
     at, other = source.randrange(len(lines)), source.randrange(len(lines))
@@ -187,7 +187,7 @@ def change_lines(source: random.Random, content: bytes, end: int | None = None) 
 
 
 def _places(tree: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a tree."""
+    """Yields every (container, key) of a tree."""
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         found.append((tree, key))
         if isinstance(tree[key], dict | list) and tree[key]:
@@ -196,7 +196,7 @@ def _places(tree: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def change_tree(source: random.Random, tree: Any, evil: Callable[[random.Random], Any] = value) -> Any:
-    """A copy of nested mappings and lists in which some values are others, lacking, twice there or elsewhere."""
+    """Copies nested mappings and lists, with some values changed, removed, repeated or moved."""
     tree = copy.deepcopy(tree)
     for _ in range(source.choice([1, 1, 1, 2, 3])):
         places = _places(tree, [])
@@ -209,7 +209,7 @@ def change_tree(source: random.Random, tree: Any, evil: Callable[[random.Random]
         elif kind == 1:
             container[key] = [container[key]]
         elif kind == 2:
-            # Another part of the tree, where what came before has left it.
+            # Another part of the tree, as the earlier changes have left it.
             other, at = source.choice(places)
             there = at in other if isinstance(other, dict) else at < len(other)
             container[key] = copy.deepcopy(other[at]) if there else None
@@ -223,7 +223,7 @@ def change_tree(source: random.Random, tree: Any, evil: Callable[[random.Random]
 
 
 def to_json(source: random.Random, tree: Any) -> bytes:
-    """JSON text of a tree, NaN and infinities as Python writes them."""
+    """JSON text of a tree. NaN and infinities are written as Python does."""
     depth = source.choice([50, 900, 5000, 100_000])
     text = json.dumps(tree, ensure_ascii=source.random() < 0.8, indent=source.choice([None, 1]))
     deep = source.choice(["[" * depth + "]" * depth, "[" * depth, '{"a":' * depth + "1" + "}" * depth])
@@ -232,7 +232,7 @@ def to_json(source: random.Random, tree: Any) -> bytes:
 
 
 def tensor(source: random.Random, old: torch.Tensor) -> Any:
-    """A tensor in the place of another: of another shape, kind or content."""
+    """Makes a tensor to replace another, with another shape, kind or content."""
     kind = source.randrange(10)
     if kind == 0:
         return old[: len(old) // 2].clone() if old.ndim else old.reshape(1)
@@ -256,7 +256,7 @@ def tensor(source: random.Random, old: torch.Tensor) -> Any:
     if kind == 6:
         return old.unsqueeze(source.choice([0, -1]))
     if kind == 7:
-        # One number that claims to be many.
+        # A single number with strides of 0, so that it looks like many.
         return torch.zeros(1, dtype=old.dtype).expand(source.choice([10**6, 10**9, 10**13]))
     if kind == 8:
         return old.transpose(0, -1) if old.ndim > 1 else old.flip(0) if old.ndim else old
@@ -264,7 +264,7 @@ def tensor(source: random.Random, old: torch.Tensor) -> Any:
 
 
 def change_state(source: random.Random, state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a checkpoint's state in which tensors and values are others."""
+    """Copies a checkpoint's state and changes tensors and values."""
     if source.random() < 0.5:
         state = copy.deepcopy(state)
         places = [(tree, key) for tree, key in _places(state, []) if torch.is_tensor(tree[key])]
@@ -275,7 +275,7 @@ def change_state(source: random.Random, state: dict[str, Any]) -> dict[str, Any]
 
 
 def change_packed(source: random.Random, content: bytes) -> bytes:
-    """A .gsv file: changed bytes, or a header or body that is changed under a checksum that is right."""
+    """Damages a .gsv file: changes bytes, or changes the header or body and corrects the checksum."""
     if source.random() < 0.3:
         return change_bytes(source, content)
     size = int.from_bytes(content[9:13], "little")

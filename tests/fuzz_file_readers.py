@@ -1,4 +1,4 @@
-"""The files that are damaged, and what a user's command does to read each of them."""
+"""The kinds of files to damage, and the code with which a user's command reads each of them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ Change = Callable[[random.Random, bytes], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of file.
+    """A kind of file, and how it is damaged and read.
 
     Attributes:
-        name: What it is called.
-        weight: How often it comes up.
-        files: Valid ones, each in a folder of its own, by path below the seeds' folder.
-        change: Makes a damaged file of one.
-        read: Reads the file at a path, within its folder.
+        name: Name of the kind.
+        weight: Relative frequency of the kind.
+        files: Valid files, each in a folder of its own, as paths below the seeds' folder.
+        change: Function that makes a damaged file from a valid one.
+        read: Function that reads the file at a path, within its folder.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Target:
 
 
 def _text_head(content: bytes) -> int:
-    """Where the header of a PLY ends."""
+    """Index of the first byte after the header of a PLY."""
     return content.find(b"end_header") + 11
 
 
@@ -151,7 +151,7 @@ def _read_scene(path: Path, source: random.Random) -> None:
 
 
 def _train_scene(path: Path, source: random.Random) -> None:
-    """The scene is read, Gaussians are put in it, and a step is made."""
+    """Reads the scene, creates Gaussians and makes a training step."""
     folder = path.parents[2] if path.parent.parent.name == "sparse" else path.parent
     config = SceneConfig(data_dir=folder, steps=3)
     config.model.init_count, config.output.video = 40, False
@@ -159,7 +159,7 @@ def _train_scene(path: Path, source: random.Random) -> None:
 
 
 def _change_colmap(source: random.Random, content: bytes) -> bytes:
-    """Of a binary file bytes, of a text words and lines."""
+    """Changes bytes of a binary file, or words and lines of a text."""
     if b"\0" in content:
         return changes.change_bytes(source, content)
     return source.choice([changes.change_words, changes.change_lines, changes.change_bytes])(source, content)
@@ -212,7 +212,7 @@ def _write_configs(folder: Path) -> None:
 
 
 def _read_config(path: Path, source: random.Random) -> None:
-    """Through the command line where it is drawn, which is slow, else as it does with the file."""
+    """Reads a config by the command line, which is slow, or by the function that it calls, as drawn."""
     if source.random() < 0.01:
         _, config = parse(["--config", str(path)])
     else:
@@ -222,7 +222,7 @@ def _read_config(path: Path, source: random.Random) -> None:
         with user_errors():
             get_loss(config.loss, **config.loss_kwargs)
     except UserError as refused:
-        # Values that are out of range may be the command line's too: the message names the option, not the file.
+        # A value out of range may also come from the command line, so the message names the option, not the file.
         raise UserError(f"{path}: {refused}") from None
 
 
@@ -267,14 +267,14 @@ _RUNS: dict[Path, Run] = {}
 
 
 def _read_checkpoint(path: Path, source: random.Random) -> None:
-    """As --resume does, with a task that has been made before, and then a step."""
+    """Reads a checkpoint as --resume does, with a task that already exists, and makes a step."""
     folder = path.parent
     if folder not in _RUNS:
         damaged = path.read_bytes()
         path.write_bytes((folder / "whole.pt").read_bytes())
         _RUNS[folder] = reopen(folder)
         path.write_bytes(damaged)
-    if source.random() < 0.01:  # slow: the whole command but for the training
+    if source.random() < 0.01:  # the whole command except for the training, which is slow
         task, config = parse(["--resume", str(folder)])
         Run(task(config))
     one = _RUNS[folder]
@@ -287,7 +287,7 @@ def _read_checkpoint(path: Path, source: random.Random) -> None:
 
 
 def _change_fitted(source: random.Random, content: bytes) -> bytes:
-    """A PLY, or a quantised field, whose header is JSON."""
+    """Damages a PLY, or a quantised field, whose header is JSON."""
     if content.startswith(b"ply"):
         return _change_ply(source, content)
     if source.random() < 0.4:
@@ -382,7 +382,7 @@ TARGETS = [
 
 
 def write_seeds(folder: Path) -> None:
-    """The valid files of all targets."""
+    """Writes the valid files of all targets."""
     torch.manual_seed(0)
     _write_clouds(folder / "clouds")
     _write_scenes(folder / "scenes")

@@ -1,12 +1,12 @@
-"""Damaged files, read as a user's commands read them: each is read, or refused by one sentence that names it.
+"""Reads damaged files as a user's commands do. Each must be read, or refused by one sentence that names it.
 
     python -m tests.fuzz_files --count 100000 --seed 0      # as `make fuzz-files COUNT=100000 SEED=0`
     python -m tests.fuzz_files --case 123456789             # one case again, its traceback too
     python -m tests.fuzz_files --only COLMAP,YAML           # some kinds of files
 
-A case is drawn from its number alone: seed · 10⁹ + a count. Findings are: an exception other than UserError, a message
-of several lines or one that does not name the file, a worker that died, one that computed for more than five seconds,
-and one that asked for more than two gigabytes. The exit code is then 1, and the damaged files are kept.
+A case depends only on its number, which is seed · 10⁹ + a count. Findings are: an exception other than UserError, a
+message of several lines or one that does not name the file, a worker that died, one that computed for more than five
+seconds, and one that asked for more than two gigabytes. The exit code is then 1, and the damaged files are kept.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from splat_ssim.errors import UserError
 from tests.fuzz_file_readers import TARGETS, Target, write_seeds
 
 _SEED = 10**9
-#: Seconds of computing that a file may take, and of waiting, which on a busy machine says less.
+#: Largest processor time for a file in seconds, and largest time by the clock, which means less on a busy machine.
 COMPUTING, WAITING = 5.0, 60.0
-#: Bytes beyond what the worker has before its first file.
+#: Largest number of bytes that a worker may take beyond those it has before its first file.
 MEMORY = 2 << 30
-#: A message is a sentence, not a file.
+#: Largest length of a message. It is a sentence and does not quote the whole file.
 LONGEST = 1500
-#: A worker is replaced after so many files.
+#: Number of files after which a worker is replaced.
 FILES_A_WORKER = 4000
 
 
 def draw(number: int, targets: list[Target], seeds: Path) -> tuple[random.Random, Target, str, bytes]:
-    """The case of a number: the source of what else is drawn, the kind, the file and its damaged content."""
+    """Draws the case of a number: the source of further draws, the kind, the file and its damaged content."""
     source = random.Random(number)
     target = source.choices(targets, [target.weight for target in targets])[0]
     files = [name for name in target.files if (seeds / name).is_file()]
@@ -59,7 +59,7 @@ def draw(number: int, targets: list[Target], seeds: Path) -> tuple[random.Random
 
 
 def problem_of(error: BaseException, path: Path) -> str | None:
-    """What is wrong with the answer to a damaged file, or None."""
+    """Says what is wrong with the answer to a damaged file, or returns None."""
     if not isinstance(error, UserError):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         own = [f for f in traceback.extract_tb(error.__traceback__) if "splat_ssim" in f.filename]
@@ -79,7 +79,7 @@ def problem_of(error: BaseException, path: Path) -> str | None:
 
 
 def try_file(number: int, targets: list[Target], seeds: Path, place: Path) -> tuple[Target, str, str | None, str]:
-    """Reads the file of a case. Returns its kind, its name, what is wrong or None, and the details or the answer."""
+    """Reads the file of a case. Returns its kind, its name, the problem or None, and the details or the answer."""
     source, target, name, content = draw(number, targets, seeds)
     path = place / name
     before = path.read_bytes()
@@ -107,7 +107,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _computed(process: int) -> float:
-    """Seconds that a process has computed."""
+    """Processor time of a process in seconds."""
     with contextlib.suppress(OSError, IndexError):
         words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
@@ -115,10 +115,10 @@ def _computed(process: int) -> float:
 
 
 def _work(first: int, end: int, targets: list[Target], seeds: Path, place: Path, shared: Any, results: Any) -> None:
-    """Reads file after file; `shared` has the number under way."""
+    """Reads file after file. `shared` holds the number of the current one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        # Readers and libraries of theirs warn; what they say is not judged.
+        # Warnings of readers and of their libraries are not judged.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -138,11 +138,11 @@ def _work(first: int, end: int, targets: list[Target], seeds: Path, place: Path,
 
 
 class Fuzzing:
-    """Reads the files of a range of cases in workers, one at a time, and gathers what is found.
+    """Reads the files of a range of cases in workers, one at a time, and collects the findings.
 
     Args:
-        place: Folder for the valid files, the workers' and the findings.
-        only: Names of targets; by default all.
+        place: Folder for the valid files, the workers' files and the findings.
+        only: Names of the targets to use. By default all.
     """
 
     def __init__(self, place: Path, only: list[str] | None = None) -> None:
@@ -156,7 +156,7 @@ class Fuzzing:
         self.examples: dict[tuple[str, str], tuple[int, str]] = {}
         self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self.slowest: tuple[float, int] = (0.0, -1)
-        # Before the first fork: the parent computes nothing with torch.
+        # The parent must not compute with torch before the first fork.
         if not self.seeds.exists():
             process = multiprocessing.get_context("fork").Process(target=self._write_seeds)
             process.start()
@@ -170,13 +170,13 @@ class Fuzzing:
             write_seeds(self.seeds)
 
     def run(self, first: int, end: int) -> None:
-        """Reads the files of the cases from first to before end."""
+        """Reads the files of the cases from `first` up to, but not including, `end`."""
         number = first
         while number < end:
             number = self._worker(number, min(end, number + FILES_A_WORKER))
 
     def _worker(self, first: int, end: int) -> int:
-        """Lets a worker read; returns the number of the case to go on with."""
+        """Lets a worker read files. Returns the number of the case to go on with."""
         context = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
         current = multiprocessing.sharedctypes.RawValue(ctypes.c_longlong, first)
@@ -229,7 +229,7 @@ class Fuzzing:
         print(f"\n  kept: {kept}\n  " + told.strip()[-1500:].replace("\n", "\n  "), flush=True)
 
     def replay(self, number: int) -> int:
-        """One case, in this process; returns the exit code."""
+        """Runs one case in this process. Returns the exit code."""
         torch.set_num_threads(1)
         place = self.place / "work"
         shutil.rmtree(place, ignore_errors=True)
@@ -242,7 +242,7 @@ class Fuzzing:
 
 
 def main() -> int:
-    """Parses the command line and reads the files; returns the exit code."""
+    """Parses the command line and reads the files. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz_files", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

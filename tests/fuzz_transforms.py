@@ -1,6 +1,6 @@
 """Calls through transforms: torch.func, forward mode, batched gradients, tracers, checkpoints, second derivatives.
 
-Each gives what the oracle gives, or is refused in a sentence; a number that is silently another one is a finding. The
+Each gives the oracle's result or is refused by a sentence. A number that is silently wrong is a finding. The
 images are well-conditioned here (see `plain`), so one bound serves: 2e-5 of the largest entry in float32, where inside
 torch.func the plain float32 definition may run, and 1e-9 in float64.
 """
@@ -23,14 +23,14 @@ from tests.fuzz_cases import Case, images, mask_of, upstream_of
 from tests.fuzz_checks import FUNCTIONS, MismatchError, check_refusal, flat
 
 _TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
-#: Entries of an output that a Jacobian is taken of.
+#: Largest number of entries of an output that a Jacobian is computed for.
 _ROWS = 12
 
 Function = Callable[..., Tensor]
 
 
 def plain(case: Case) -> Case:
-    """The case on images without ill-conditioned windows, both of one float dtype."""
+    """The case with images of the same float dtype and without ill-conditioned windows."""
     dtype = "float64" if "float64" in case.dtypes else "float32"
     options = dict(case.options)
     for name in ("sigma", "win_sigma"):
@@ -42,7 +42,7 @@ def plain(case: Case) -> Case:
         options["max_val"] = 1.0
     if case.kind == "kornia.MS_SSIMLoss":
         options["data_range"] = 1.0
-        dtype = "float32"  # its windows are rounded to it
+        dtype = "float32"  # the original rounds its windows to float32
     options.pop("train", None)
     return dataclasses.replace(
         case, dtypes=(dtype, dtype), content="near", offset=0.0, constant=((), ()), spoilt=(), options=options
@@ -50,7 +50,7 @@ def plain(case: Case) -> Case:
 
 
 class _Call:
-    """The function of a case and its oracle, on two pairs of images and two masks."""
+    """The function of a case and the oracle's, with two pairs of images and two masks."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -59,9 +59,9 @@ class _Call:
         self.other = images(dataclasses.replace(case, seed=case.seed + 7))
         self.wide = tuple(image.double() for image in self.pair)
         self.other_wide = tuple(image.double() for image in self.other)
-        #: What the error of a tangent is relative to, where its terms cancel.
+        #: Scale of the error of a tangent whose terms cancel.
         self.scale = 0.0
-        self.oracle(*self.wide)  # What it keeps must not be made inside of a transform.
+        self.oracle(*self.wide)  # Values that it caches must not be created inside a transform.
         self.dtype = FUNCTIONS[case.kind].dtype(*(image.dtype for image in self.pair))
 
     def product(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class _Call:
         return flat(FUNCTIONS[self.case.kind].expected(self.case, x, y, mask))[0]
 
     def tangent(self) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Tangents of both images, and the oracle's value and tangent."""
+        """Returns tangents of both images, and the oracle's value and tangent."""
         seeds = zip((1, 2), self.pair, strict=True)
         tangents = tuple(
             upstream_of(dataclasses.replace(self.case, upstream="random", seed=seed), x.shape) for seed, x in seeds
@@ -83,7 +83,7 @@ class _Call:
         return tangents, torch.func.jvp(self.oracle, self.wide, tangents)
 
     def gradient(self, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
-        """The oracle's gradient by x of the sum of the value."""
+        """Returns the oracle's gradient of the summed value with respect to x."""
         x = x.detach().requires_grad_()
         return torch.autograd.grad(self.oracle(x, y).sum(), x, create_graph=create_graph)[0]
 
@@ -207,10 +207,10 @@ TRANSFORMS: dict[str, Callable[[_Call], tuple[Any, Any]]] = {
     "second derivative": _second,
 }
 
-#: Those whose first result is the value.
+#: Transforms whose first result is the value.
 _VALUES = ("vmap", "vmap first", "vmap mask", "forward AD", "jvp", "trace", "make_fx")
 
-#: How often each transform was refused in a sentence, for the report.
+#: How many times each transform was refused by a sentence, for the report.
 refusals: dict[str, int] = {}
 
 
@@ -218,7 +218,7 @@ def check(case: Case) -> int:
     """Runs the transform of a case and returns the number of calls, 1 or 0.
 
     Raises:
-        MismatchError: The result is another one than the oracle's, or an error is no sentence.
+        MismatchError: The result differs from the oracle's, or an error message is not a sentence.
     """
     case = plain(case)
     if fuzz_checks.refused(case) or fuzz_checks.undefined(case) or 0 in case.shape:
@@ -244,12 +244,12 @@ def check(case: Case) -> int:
             raise MismatchError(f"{case.transform}: shape", f"must be {tuple(truth.shape)}, got {tuple(result.shape)}")
         if not truth.numel():
             continue
-        # A similarity near 1 is rounded at 1, wherever it is taken from.
+        # A similarity near 1 has the rounding error of 1, however it is computed.
         scale = max(truth.abs().max().item(), call.scale, 0.1 if values and index == 0 else 1e-6)
-        # The definition takes moments about the image's own mean: zeros of the padding, or of a mask, lie far from it.
+        # The definition takes moments about the image's own mean. Zeros of the padding or of a mask lie far from it.
         zeroed = case.mask is not None and case.options.get("mask_mode") == "zero"
         scale *= 4 if zeroed or min(case.shape[2:]) < case.options.get("window_size", 11) // 2 else 1
-        # Where the originals do not smooth a short axis, they take x² off x² in float32.
+        # Where the originals do not smooth a short axis, they subtract x² from x² in float32.
         scale *= 8 if case.kind.startswith("pytorch_msssim.") else 1
         error = (result.detach().double() - truth.detach()).abs().max().item()
         if not error <= _TOLERANCE[result.dtype] * scale:

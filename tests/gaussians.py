@@ -1,4 +1,4 @@
-"""Random Gaussians, what files of them are compared by, and readers that are not ours."""
+"""Random Gaussians, comparisons of files of them, and independent readers."""
 
 import gaussforge
 import numpy as np
@@ -13,7 +13,7 @@ HALF = 0.5 / 255 + 1e-6
 
 
 def make(count=300, degree=3, seed=0, spread=1.0):
-    """Random Gaussians with values that every format has room for."""
+    """Makes random Gaussians with values that every format can hold."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -44,7 +44,7 @@ def covariances(scales, quats):
 
 
 def matched(means, expected):
-    """The rows of `means` in the order of those that they were written from: formats may change it."""
+    """Returns the rows of `means` in the original order, which formats may change."""
     distances = np.linalg.norm(means[None].astype(np.float64) - expected[:, None], axis=2)
     order = distances.argmin(1)
     assert len(set(order.tolist())) == len(expected)
@@ -52,7 +52,7 @@ def matched(means, expected):
 
 
 def harmonics(shN, directions):
-    """(N, M, 3) what real harmonics of degree 1 to 3 add in unit directions (M, 3)."""
+    """(N, M, 3) sums of the real harmonics of degree 1 to 3 in unit directions (M, 3)."""
     x, y, z = directions.astype(np.float64).T
     c2 = [1.0925484305920792, 0.31539156525252005, 0.5462742152960396]
     c3 = [0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277]
@@ -66,7 +66,7 @@ def harmonics(shN, directions):
 
 
 def check(name, result, expected, half=HALF):
-    """That Gaussians, a Cloud each, are the same but for what a format rounds."""
+    """Checks that two Clouds are equal up to the rounding of a format."""
     order = matched(result.means, expected.means)
     result = result.ordered(order)
     reach = float(np.abs(expected.means).max())
@@ -91,7 +91,7 @@ def check(name, result, expected, half=HALF):
 
 
 def by_gaussforge(path, name):
-    """What GaussForge (Apache-2.0, C++), which knows nothing of us, reads in a file: a Cloud."""
+    """Reads a file by GaussForge (Apache-2.0, C++), which is independent of this package. Returns a Cloud."""
     kind = {"compressed-ply": "compressed.ply"}.get(name, name)
     content = gaussforge.GaussForge().read(path.read_bytes(), kind)
     assert "error" not in content, content
@@ -101,7 +101,7 @@ def by_gaussforge(path, name):
     def field(key, *shape):
         return torch.from_numpy(np.frombuffer(content[key], np.float32).reshape(count, *shape).copy())
 
-    # It takes no notice of SPZ's axes: y and z of its result are those of the file.
+    # It ignores SPZ's axes: y and z of its result are those of the file.
     splats = {"means": field("positions", 3), "scales": field("scales", 3), "quats": field("rotations", 4)}
     splats.update(opacities=field("alphas"), sh0=field("colors", 1, 3))
     splats["shN"] = field("sh", -1, 3) if content["sh"] else torch.zeros(count, 0, 3)
@@ -112,7 +112,7 @@ EXTENSION = "KHR_gaussian_splatting"
 
 
 def by_pygltflib(path):
-    """Attribute -> (N, components) float64, by pygltflib, which parses a container without knowing the extension."""
+    """Reads attribute -> (N, components) float64 by pygltflib, which parses the container but not the extension."""
     file = pygltflib.GLTF2().load_binary(str(path))
     primitive, body = file.meshes[0].primitives[0], file.binary_blob()
     assert primitive.mode == pygltflib.POINTS and EXTENSION in file.extensionsUsed

@@ -50,7 +50,7 @@ def build() -> Path:
 
 @functools.cache
 def _installed() -> ctypes.CDLL:
-    faulthandler.enable()  # first, because the allocator's handler calls the one before it
+    faulthandler.enable()  # enabled first, because the allocator's handler calls the previous one
     library = ctypes.CDLL(str(build()))
     library.guard_install()
     return library
@@ -95,7 +95,7 @@ def main() -> None:
         for number, call in enumerate(kernel_calls.GROUPS[group]()):
             if number >= first:
                 print(number, call.name, flush=True)
-                torch.set_num_threads(2 if number % 8 == 0 else 1)  # small calls gain nothing by two
+                torch.set_num_threads(2 if number % 8 == 0 else 1)  # two threads do not make small calls faster
                 check(call.run)
     print("done", flush=True)
 

@@ -1,6 +1,6 @@
 """Calls that reach every compiled kernel with awkward shapes, layouts and dtypes.
 
-They test what kernels access, not what they compute: guard pages (tests/guard.py) and sanitizers
+They test which memory kernels access, not their results: guard pages (tests/guard.py) and sanitizers
 (scripts/sanitize.py) run them. The memory of an input ends with its last element.
 """
 
@@ -53,11 +53,11 @@ class Case(NamedTuple):
 
     function: str  # "ssim" or "loss"
     shape: tuple[int, ...]
-    window_size: int | tuple[int, ...] = 11  # of every axis, or of each
+    window_size: int | tuple[int, ...] = 11  # for all axes, or for each
     sigma: float = 1.5
     padding: str = "same"
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
-    layouts: tuple[str, str, str] = ("planar", "planar", "planar")  # both images, and the upstream gradient
+    layouts: tuple[str, str, str] = ("planar", "planar", "planar")  # of both images and of the upstream gradient
     channels_last: bool = False
     mask: str = "none"  # or "one" channel, "all" channels, "bool", "shared" by the batch
     mask_mode: str = "weight"
@@ -68,7 +68,7 @@ class Case(NamedTuple):
     seed: int = 0
 
     def describe(self) -> str:
-        """The function, the shape, and what is not as usual."""
+        """Describes a case: the function, the shape, and every value that is not the default."""
         changed = (
             f"{name}={value}" for name, value in self._asdict().items() if value != self._field_defaults.get(name)
         )
@@ -162,7 +162,7 @@ def _draw(
     planes: Sequence[tuple[int, int]],
     seed: int,
 ) -> Case:
-    """The case that is number `seed`."""
+    """Draws the case with the number `seed`."""
     padding = draw.choice(PADDINGS)
     window_size = draw.choice(windows)
     smallest = {"same": 1, "valid": window_size}.get(padding, window_size // 2 + 1)
@@ -210,7 +210,7 @@ def _ssim_calls(
 
 
 def _axis_calls(count: int, windows: Sequence[int]) -> Iterator[Call]:
-    """Volumes whose window differs along the axes, 1 along some."""
+    """Volumes whose window size differs between axes and is 1 along some."""
     draw = random.Random(7)
     for seed in range(count):
         case = _draw(draw, 3, (1, 2, 5, 8, 9, 16, 17), [3], PLANES[:4], seed)
@@ -262,7 +262,7 @@ def _pair_calls(name: str, function: Callable[..., Tensor], shape: tuple[int, ..
 
 
 def _multi_scale_calls() -> Iterator[Call]:
-    """MS-SSIM with sides that are as short as may be, odd and even on every scale."""
+    """MS-SSIM with the shortest possible sides, odd and even on every scale."""
     for shape, window_size, scales in (
         ((2, 3, 21, 24), 11, 2),
         ((1, 2, 9, 12), 3, 3),
@@ -276,7 +276,7 @@ def _multi_scale_calls() -> Iterator[Call]:
 
 
 def _other_ssim_calls() -> Iterator[Call]:
-    """Means of channels, and S with a term in its denominator, which only drop-ins ask for."""
+    """Means of channels, and S with eps in its denominator, which only drop-ins use."""
     means = functools.partial(pytorch_msssim.ssim, data_range=1.0, nonnegative_ssim=True)
     for shape in ((2, 3, 13, 21), (1, 2, 11, 11), (1, 2, 12, 13, 14)):
         yield from _pair_calls("means of channels", means, shape)
@@ -325,7 +325,7 @@ def ssim_calls() -> Iterator[Call]:
 
 
 def _fitted(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous copies, each in its own memory: a view may lie inside a larger tensor."""
+    """Contiguous copies, each in its own memory, because a view may lie inside a larger tensor."""
     return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
 
@@ -476,7 +476,7 @@ def _run_copy(count: int) -> list[Tensor]:
 
 
 def overrun() -> None:
-    """Copies one value more than there are, which every watch of memory must report."""
+    """Copies one value too many, which every memory checker must report."""
     _copy(torch.zeros(17), torch.zeros(17), 18)
 
 
@@ -538,7 +538,7 @@ GROUPS: dict[str, Callable[[], Iterator[Call]]] = {"cpu": cpu_calls, "emulation"
 
 
 def run_all(calls: Iterator[Call]) -> int:
-    """Runs calls, mostly on one thread: small ones gain nothing by two. Returns their number."""
+    """Runs calls, most of them on one thread, because more do not make small calls faster. Returns their number."""
     for number, call in enumerate(calls):
         torch.set_num_threads(2 if number % 8 == 0 else 1)
         call.run()

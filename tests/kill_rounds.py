@@ -1,10 +1,10 @@
-"""Trainings that are killed, stopped or left without disk at random moments, and what must be left of them.
+"""Kills or stops trainings, or fills their disk, at random moments, and checks what is left of them.
 
     python -m tests.kill_rounds --rounds 50 --seed 0     # as `make kill-rounds ROUNDS=50 SEED=0`
     python -m tests.kill_rounds --seed 0 --round 17      # one round again
 
 A round starts a small training and strikes up to three times: by SIGKILL, SIGINT or SIGTERM, by a limit on the size of
-files, or by a file system that is full. It strikes at a random time, or at one of the writes to the run folder, which
+files, or by a full file system. It strikes at a random time, or at one of the writes to the run folder, which
 are counted. After each strike every file of the run folder must read, and the program must have ended as it promises:
 by the customary exit status and without a traceback. Then the run goes on by --resume, and at its end its checkpoint,
 its files and its metrics must be those of a run that nothing has happened to, bit by bit.
@@ -51,16 +51,16 @@ from splat_ssim.volume.export import load_gaussians_ply, load_quantized
 from tests.scenes import write_blender
 from tests.volumes import ball, save
 
-#: What tells a run's seconds and memory, which differ from run to run.
+#: Metrics that hold times and memory, which differ from run to run.
 MEASURED = ("train_seconds", "peak_memory_bytes")
-#: Seconds that a training may take; none comes near it.
+#: Largest time of a training in seconds. No training comes close to it.
 PATIENCE = 120
-#: How a round strikes, and how often each comes up.
+#: Kinds of strikes, and their relative frequency.
 WAYS = {"SIGKILL": 4, "SIGINT": 2, "SIGTERM": 2, "small files": 2, "full disk": 2}
 
 
 class FindingError(AssertionError):
-    """What a strike has left is not as promised."""
+    """A strike has left something that is not as promised."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def _volume(data: Path, *more: str) -> list[str]:
 
 
 def trainings(data: Path) -> dict[str, list[str]]:
-    """Command lines of train.py without their run folder, by name."""
+    """Name -> command line of train.py, without the run folder."""
     nifti, packed = str(data / "scan.nii.gz"), str(data / "scan.npz")
     growing = ["--strategy.budget", "220", "--strategy.refine-every", "10"]
     image = ["--config", "configs/image.yaml", "--data-dir", str(data / "picture.png"), "--model.budget", "90"]
@@ -101,7 +101,7 @@ def trainings(data: Path) -> dict[str, list[str]]:
 
 
 def write_data(folder: Path) -> Path:
-    """The scene, the volumes and the picture that `trainings` name."""
+    """Writes the scene, the volumes and the picture that `trainings` uses."""
     write_blender(folder / "ball", size=24)
     save(folder / "scan.nii.gz", ball(0, 900, np.int16))
     save(folder / "scan.npz", ball(0, 1, np.float32))
@@ -117,14 +117,14 @@ def write_data(folder: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Strike:
-    """What happens to a training, and when.
+    """An event that ends or disturbs a training, and its time.
 
     Attributes:
-        way: A key of WAYS.
-        seconds: When, since its start; or
-        write: at which write to its run folder, counted from 1;
-        delay: and how long after it. A signal other than SIGKILL, and a full disk, come at once.
-        size: Bytes that a file may have, or that are left on the disk.
+        way: Kind of the event, a key of WAYS.
+        seconds: Time of the event in seconds since the start. None if `write` is given.
+        write: Write to the run folder at which the event happens, counted from 1.
+        delay: Seconds between that write and the event. A signal other than SIGKILL, and a full disk, have no delay.
+        size: Number of bytes that a file may have, or that are left on the disk.
     """
 
     way: str
@@ -150,12 +150,12 @@ class Ended:
     told: str
 
 
-#: Events of Python's audit that write, and the index of the path among their arguments.
+#: Python's audit events of writes -> index of the path among their arguments.
 _WRITES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "shutil.rmtree": 0}
 
 
 def _watch(folder: Path, act: Callable[[int], None]) -> None:
-    """Calls `act` with its number before each write to a folder: files opened, renamed, removed."""
+    """Calls `act` with the write's number before each write to a folder: a file is opened, renamed or removed."""
     count, inside = 0, os.fspath(folder)
 
     def hook(event: str, arguments: tuple) -> None:
@@ -175,19 +175,19 @@ def _watch(folder: Path, act: Callable[[int], None]) -> None:
 
 
 def _limit_files(process: int, size: int) -> None:
-    """No file of a process may grow beyond a size: the system answers as on a full disk, with another number."""
+    """Limits the size of a process's files. The system answers as on a full disk, with another error number."""
     resource.prlimit(process, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def fill(disk: Path, left: int) -> None:
-    """Takes all but so many bytes of a file system."""
+    """Fills a file system up to the given number of free bytes."""
     usage = os.statvfs(disk)
     with open(disk / "ballast", "ab") as file, contextlib.suppress(OSError):
         file.write(bytes(max(0, usage.f_bavail * usage.f_frsize - left)))
 
 
 def _strike(strike: Strike, process: int, disk: Path | None) -> None:
-    """Makes what was chosen happen to a process, now."""
+    """Carries out a strike on a process, now."""
     if strike.way == "small files":
         _limit_files(process, strike.size)
     elif strike.way == "full disk" and disk is not None:
@@ -197,7 +197,7 @@ def _strike(strike: Strike, process: int, disk: Path | None) -> None:
 
 
 def _child(arguments: list[str], folder: Path, log: Path, strike: Strike | None, disk: Path | None) -> None:
-    """What a forked child does: the command line as train.py would run it, then it is gone."""
+    """Runs a command line in a forked child as train.py would, and ends the process."""
     status = 1
     try:
         with open(log, "wb") as file:
@@ -214,7 +214,7 @@ def _child(arguments: list[str], folder: Path, log: Path, strike: Strike | None,
             if strike is None or number != strike.write:
                 return
             if strike.way == "SIGKILL" and strike.delay:
-                # The alarm's default action ends the process as SIGKILL does, wherever it is by then.
+                # The alarm's default action ends the process like SIGKILL, wherever it is at that time.
                 signal.setitimer(signal.ITIMER_REAL, strike.delay)
             else:
                 _strike(strike, os.getpid(), disk)
@@ -245,7 +245,7 @@ def run_child(
     """Trains in a forked child, strikes, and waits for its end.
 
     Raises:
-        FindingError: The child does not end.
+        FindingError: The child process does not end.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -278,13 +278,13 @@ def run_child(
 
 
 def check_end(ended: Ended, strike: Strike) -> None:
-    """Raises FindingError where a program that was struck did not end as it promises."""
+    """Raises FindingError if a program did not end as it promises after a strike."""
     if "Traceback" in ended.told:
         raise FindingError(f"a traceback after {strike}:\n{ended.told}")
     allowed = {
         "SIGKILL": (0, -signal.SIGKILL, -signal.SIGALRM),
         "SIGINT": (0, 128 + signal.SIGINT),
-        # Until the loop takes it over, SIGTERM has its default action.
+        # Until the loop handles it, SIGTERM has its default action.
         "SIGTERM": (0, 128 + signal.SIGTERM, -signal.SIGTERM),
         "small files": (0, 1),
         "full disk": (0, 1),
@@ -298,7 +298,7 @@ def check_end(ended: Ended, strike: Strike) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises FindingError where a file of a run folder does not read."""
+    """Raises FindingError if a file of a run folder cannot be read."""
     readers: dict[str, Callable[[Path], Any]] = {
         ".json": lambda path: json.loads(path.read_text()),
         ".yaml": lambda path: (read_yaml(path), read_config(path.parent)),
@@ -322,7 +322,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two nested states are the same, tensors bit by bit."""
+    """Whether two nested states are equal, tensors bit by bit."""
     if isinstance(one, torch.Tensor):
         same = isinstance(other, torch.Tensor) and (one.dtype, one.shape) == (other.dtype, other.shape)
         return same and one.numpy(force=True).tobytes() == other.numpy(force=True).tobytes()
@@ -334,7 +334,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _content(path: Path) -> Any:
-    """What a file must have in common with that of another run."""
+    """The content that a file must have in common with the same file of another run."""
     if path.suffix == ".json":
         return {key: value for key, value in json.loads(path.read_text()).items() if key not in MEASURED}
     if path.suffix == ".yaml":
@@ -345,7 +345,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".jsonl":
         return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path.parent)]
     if path.suffix == ".html":
-        return path.name  # it tells the seconds and the folder
+        return path.name  # it contains times and the folder
     if path.suffix == ".gz":
         import gzip
 
@@ -357,7 +357,7 @@ def _content(path: Path) -> Any:
 
 
 def check_same(folder: Path, reference: Path) -> None:
-    """Raises FindingError where a run that was struck differs from one that was not."""
+    """Raises FindingError if a run with strikes differs from one without."""
     names = [
         {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} for place in (folder, reference)
     ]
@@ -375,7 +375,7 @@ def check_same(folder: Path, reference: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int = 16) -> Iterator[Path | None]:
-    """A file system of its own in a folder; None where this machine does not let us mount one."""
+    """Mounts a small file system on a folder. Yields None if this machine does not allow it."""
     folder.mkdir(parents=True)
     options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     try:
@@ -390,12 +390,12 @@ def small_disk(folder: Path, megabytes: int = 16) -> Iterator[Path | None]:
 
 
 class Rounds:
-    """Rounds of a seed; runs that nothing happens to are made once, when they are first needed.
+    """The rounds of a seed. Undisturbed runs for comparison are made once, when they are first needed.
 
     Args:
         place: Folder for data and runs.
-        seed: Of all rounds.
-        names: Trainings to choose from; by default all.
+        seed: Seed of all rounds.
+        names: Names of the trainings to choose from. By default all.
     """
 
     def __init__(self, place: Path, seed: int, names: list[str] | None = None) -> None:
@@ -407,7 +407,7 @@ class Rounds:
         self.ends: dict[int, int] = {}
 
     def reference(self, name: str) -> tuple[Path, Ended]:
-        """The run folder of a training that went through, and how that went."""
+        """The run folder of an undisturbed training, and how it ended."""
         if name not in self.references:
             folder = self.place / "whole" / name.replace(", ", "_")
             ended = run_child(self.line(name, folder), folder, self.place / "whole.log")
@@ -418,17 +418,17 @@ class Rounds:
         return self.references[name]
 
     def line(self, name: str, folder: Path) -> list[str]:
-        """The command line that begins a training, or goes on with it where its checkpoint is there."""
+        """The command line that begins a training, or resumes it if there is a checkpoint."""
         more = ["--output.no-progress"]
         if (folder / "checkpoint.pt").exists():
             return ["--resume", str(folder), *more]
         return [*self.trainings[name], "--result-dir", str(folder), *more]
 
     def run(self, number: int) -> str:
-        """One round. Returns it in words.
+        """Runs one round. Returns a description of it.
 
         Raises:
-            FindingError: Something is not as promised; the message names the round and what it did.
+            FindingError: A promise is broken. The message names the round and what happened.
         """
         source = random.Random(f"{self.seed} {number}")
         name = source.choice(list(self.trainings))
@@ -465,9 +465,9 @@ class Rounds:
 
 
 def draw(source: random.Random, whole: Ended) -> Strike:
-    """A strike within the time, or among the writes, of a training that went through."""
+    """Draws a strike within the time, or among the writes, of an undisturbed training."""
     way = source.choices(list(WAYS), list(WAYS.values()))[0]
-    # Sizes between nothing and more than any file has.
+    # Sizes between zero and more than the largest file.
     size = int(2 ** source.uniform(0, 18))
     if source.random() < 0.4:
         return Strike(way, seconds=source.uniform(0, 1.05 * whole.seconds), size=size)
@@ -476,7 +476,7 @@ def draw(source: random.Random, whole: Ended) -> Strike:
 
 
 def main() -> int:
-    """Parses the command line and runs the rounds; returns the exit code."""
+    """Parses the command line and runs the rounds. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.kill_rounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""SSIM and the losses on it in float64, written from the papers for the tests alone.
+"""SSIM and its losses in float64, written from the papers for the tests only.
 
 Nothing of splat_ssim is imported here, and no arrangement of its formulas is shared. Every window is gathered into an
 axis of its own, its weights are a dense Gaussian in all spatial axes at once, and the five moments are sums about the
@@ -7,11 +7,11 @@ window's own mean:
     mu1 = Σ w x,  var1 = Σ w (x - mu1)²,  cov = Σ w (x - mu1)(y - mu2)
     S   = (2 mu1 mu2 + C1)(2 cov + C2) / ((mu1² + mu2² + C1)(var1 + var2 + C2) + eps)
 
-That is slow and takes memory for every tap, but nothing cancels, whatever the images are far from. Gradients are those
-that torch's autograd finds for this file in float64. tests/test_oracle.py holds the file to scikit-image, to
-pytorch_msssim and to finite differences.
+That is slow and takes memory for every tap, but nothing cancels, even for images far from 0. Gradients are those
+that torch's autograd finds for this file in float64. tests/test_oracle.py compares the file with scikit-image, with
+pytorch_msssim and with finite differences.
 
-Images are (B, C, spatial…) unless `channels_last` is given, of any dtype; they are computed with in float64.
+Images are (B, C, spatial…) unless `channels_last` is given, of any dtype. Everything is computed in float64.
 
 Source: Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, "Image quality assessment: from error visibility to
 structural similarity", IEEE TIP 13(4), 2004, eq. 13; Z. Wang, E. P. Simoncelli, A. C. Bovik, "Multiscale structural
@@ -39,14 +39,14 @@ WANG_2003 = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def pixels(image: Tensor, data_range: float = 1.0) -> Tensor:
-    """The values of an image in float64. A byte is a share of the range: value / 255 · data_range."""
+    """The values of an image in float64. A byte stands for value / 255 · data_range."""
     return image.double() / 255 * data_range if image.dtype == torch.uint8 else image.double()
 
 
 def gaussian(sizes: Sequence[int], sigma: float | Sequence[float]) -> Tensor:
-    """Weights of a window of these sides, dense, with the sum 1; a side of even size is centred between two pixels.
+    """Dense weights of a window of these sides, with the sum 1. An even side is centred between two pixels.
 
-    `sigma` is that of every axis, or one for each.
+    `sigma` is one number for all axes, or one for each.
     """
     sigmas = each(sigma, len(sizes))
     squares = [((np.arange(n) - (n - 1) / 2) / own) ** 2 for n, own in zip(sizes, sigmas, strict=True)]
@@ -56,17 +56,17 @@ def gaussian(sizes: Sequence[int], sigma: float | Sequence[float]) -> Tensor:
 
 
 def each(value: float | Sequence[float], axes: int) -> Sequence[float]:
-    """A value for each axis, of one for all or of a sequence of them."""
+    """One value for each axis, from a single value or a sequence."""
     return list(value) if isinstance(value, Sequence) else [value] * axes
 
 
 def outer(taps: Sequence[Sequence[float]]) -> Tensor:
-    """The dense weights of a separable window whose taps are given for each axis."""
+    """Dense weights of a separable window, from the taps of each axis."""
     return torch.from_numpy(np.asarray(math.prod(np.ix_(*(np.asarray(axis, dtype=np.float64) for axis in taps)))))
 
 
 def extended(images: Tensor, axis: int, before: int, after: int, padding: str) -> Tensor:
-    """The images continued along one axis by `before` and `after` pixels."""
+    """Pads images along one axis by `before` and `after` pixels."""
     if padding == "valid":
         return images
     side = images.shape[axis]
@@ -84,7 +84,7 @@ def extended(images: Tensor, axis: int, before: int, after: int, padding: str) -
 
 
 def windows(images: Tensor, sizes: Sequence[int], padding: str) -> Tensor:
-    """(B, C, positions…, taps): the pixels each window sees, in the order of its flattened weights."""
+    """(B, C, positions…, taps): the pixels that each window sees, in the order of its flattened weights."""
     for axis, size in enumerate(sizes, start=2):
         images = extended(images, axis, (size - 1) // 2, size // 2, padding)
     for axis, size in enumerate(sizes, start=2):
@@ -105,8 +105,8 @@ class Moments(NamedTuple):
 def moments(img1: Tensor, img2: Tensor, weights: Tensor, padding: str, valid: Tensor | None = None) -> Moments:
     """Windowed moments of two batches of images in float64.
 
-    With `valid`, (B, 1 or C, spatial…), a window's weights are multiplied by what it holds of `valid` and divided by
-    their sum (normalised convolution). Where a window holds nothing valid all moments are 0.
+    With `valid`, (B, 1 or C, spatial…), a window's weights are multiplied by `valid` at its pixels and divided by
+    their sum (normalised convolution). If a window has no valid pixel, all moments are 0.
 
     Weights that do not sum to 1 (taps rounded to float32) leave (1 - Σ w) mu² in E[x²] - E[x]², which packages compute.
     """
@@ -142,7 +142,7 @@ class Terms(NamedTuple):
 
 
 def terms(found: Moments, c1: float, c2: float, eps: float = 0.0) -> Terms:
-    """The terms of the index; `eps` is added to the denominator of S, as kornia does."""
+    """The terms of the index. `eps` is added to the denominator of S, as in kornia."""
     mu1, mu2, var1, var2, cov = found
     luminance = (2 * mu1 * mu2 + c1) / (mu1**2 + mu2**2 + c1)
     contrast_structure = (2 * cov + c2) / (var1 + var2 + c2)
@@ -177,7 +177,7 @@ def ssim_terms(
     valid: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Terms:
-    """The terms for every position of the window; `weights` in place of the Gaussian. Channels are the second axis."""
+    """The terms for every position of the window. `weights` replaces the Gaussian. Channels are the second axis."""
     x, y = pixels(img1, data_range), pixels(img2, data_range)
     window = gaussian(each(window_size, x.ndim - 2), sigma) if weights is None else weights
     found = moments(x, y, window, padding, None if valid is None else valid.double())
@@ -191,7 +191,7 @@ def ssim_map(img1: Tensor, img2: Tensor, *, channels_last: bool = False, **optio
 
 
 def masked(img1: Tensor, img2: Tensor, mask: Tensor, mask_mode: str, data_range: float) -> tuple[Tensor, Tensor]:
-    """The images after the mask: unchanged for "weight", otherwise black where it is 0; "zero" multiplies by it too."""
+    """Applies a mask: "weight" changes nothing, "zero" multiplies, other modes set pixels to 0 where the mask is 0."""
     if mask_mode == "weight":
         return img1, img2
     share = mask.double()
@@ -200,16 +200,16 @@ def masked(img1: Tensor, img2: Tensor, mask: Tensor, mask_mode: str, data_range:
 
 
 def at_centres(mask: Tensor, sides: Sequence[int]) -> Tensor:
-    """(B, 1 or C, spatial…) cut to the positions of the windows' centres, where there are `sides` of them."""
+    """Crops (B, 1 or C, spatial…) to the windows' centres, of which there are `sides` along the axes."""
     for axis, side in enumerate(sides, start=2):
         mask = mask.narrow(axis, (mask.shape[axis] - side) // 2, side)
     return mask
 
 
 def reduce(values: Tensor, weights: Tensor | None, reduction: str, empty: float) -> Tensor:
-    """A map (B, C, …) reduced: "none", "sum", "mean", or "image" for a mean of each image.
+    """Reduces a map (B, C, …): "none", "sum", "mean", or "image" for a mean of each image.
 
-    Means are weighted, and `empty` where the weights' sum is 0.
+    Means are weighted. They are `empty` if the sum of the weights is 0.
     """
     shares = torch.ones_like(values) if weights is None else weights.double().expand(values.shape)
     weighted = values if weights is None else values * shares
@@ -252,7 +252,7 @@ def ssim(
 
 
 def halved(images: Tensor) -> Tensor:
-    """Means of blocks of 2 along each spatial axis; an odd side gets a zero in front, which counts."""
+    """Means of blocks of 2 along each spatial axis. An odd side is first padded by a zero in front, which counts."""
     for axis in range(2, images.ndim):
         if images.shape[axis] % 2:
             images = torch.cat([torch.zeros_like(images.narrow(axis, 0, 1)), images], axis)
@@ -274,7 +274,7 @@ def ms_ssim_terms(img1: Tensor, img2: Tensor, scales: int, *, data_range: float 
 
 
 def ms_ssim_product(means: Tensor, weights: Sequence[float]) -> Tensor:
-    """(B, C): the product of powers; 0, with the gradient 0, where a term is 0 or less."""
+    """(B, C): the product of powers. Where a term is 0 or less, the product and its gradient are 0."""
     alive = ~(means <= 0).any(-1)
     logarithms = torch.where(alive[..., None], means, 1.0).log()
     exponents = torch.tensor(list(weights), dtype=torch.float64, device=means.device)
@@ -290,7 +290,7 @@ def ms_ssim(
     channels_last: bool = False,
     **options,
 ) -> Tensor:
-    """MS-SSIM of images or volumes: "none" is (B, C), "image" (B,)."""
+    """MS-SSIM of images or volumes. "none" gives (B, C), "image" (B,)."""
     x, y = _first(img1, channels_last), _first(img2, channels_last)
     values = ms_ssim_product(ms_ssim_terms(x, y, len(weights), **options), weights)
     return values if reduction == "none" else reduce(values, None, reduction, empty=1.0)
@@ -313,7 +313,7 @@ def photometric_loss(
     data_range: float = 1.0,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, l1, ssim). L1 is over the whole image whatever the padding; without weight l1 is 0 and ssim is 1."""
+    """(loss, l1, ssim). L1 covers the whole image whatever the padding. If all weights are 0, l1 is 0 and ssim is 1."""
     keywords = {"reduction": reduction, "mask": mask, "mask_mode": mask_mode, "channels_last": channels_last}
     similarity = ssim(pred, target, data_range=data_range, **keywords, **options)
     x, y, share = pred, target, None
@@ -322,7 +322,7 @@ def photometric_loss(
         share = None if mask_mode == "zero" else mask
     distance = (pixels(x, data_range) - pixels(y, data_range)).abs()
     l1 = reduce(distance, share, reduction, empty=0.0)
-    read = l1 if lambda_dssim < 1 else l1.nan_to_num(torch.nan, 0.0, 0.0)  # an infinite term without weight is not read
+    read = l1 if lambda_dssim < 1 else l1.nan_to_num(torch.nan, 0.0, 0.0)  # an infinite term of weight 0 is unused
     return (1 - lambda_dssim) * read + lambda_dssim * (1 - similarity), l1, similarity
 
 
@@ -335,7 +335,7 @@ def ms_ssim_l1_loss(
     data_range: float = 1.0,
     **options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, l1, ms_ssim), both means over everything; a mask multiplies both images."""
+    """(loss, l1, ms_ssim). Both terms are means over everything. A mask multiplies both images."""
     if mask is not None:
         pred, target = masked(pred, target, mask, "zero", data_range)
     l1 = (pixels(pred, data_range) - pixels(target, data_range)).abs().mean()
@@ -364,9 +364,9 @@ def kornia_ms_ssim_loss(
     reduction: str,
     taps: Callable[[int, float], Sequence[float]] | None = None,
 ) -> Tensor:
-    """kornia 0.9's `MS_SSIMLoss`: one scale, several sigmas, windows of 2 int(2 · last sigma) + 1 taps, zero-padded.
+    """kornia 0.9's `MS_SSIMLoss`: several sigmas at full resolution, 2 int(2 · last sigma) + 1 taps, zero-padded.
 
-    `taps` gives the window of one axis from its size and sigma, for one that is rounded.
+    `taps` makes the window of one axis from its size and sigma. It may round.
     """
     x, y = img1.double(), img2.double()
     size = 2 * int(2 * sigmas[-1]) + 1
@@ -380,7 +380,7 @@ def kornia_ms_ssim_loss(
 
 
 def robust(distance: Tensor, name: str) -> Tensor:
-    """kornia's losses of a difference, in forms that do not cancel where it is small."""
+    """kornia's losses of a difference, in forms that do not cancel for small differences."""
     square = distance**2
     return {
         "charbonnier": lambda: square / ((square + 1).sqrt() + 1),
@@ -398,7 +398,7 @@ def robust(distance: Tensor, name: str) -> Tensor:
 def differentiate(
     function: Callable[[Tensor, Tensor], Tensor], img1: Tensor, img2: Tensor, upstream: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The value of `function` and the gradients by both images, float64, of the value times `upstream` (or ones)."""
+    """The value of `function` in float64, and the gradients of value times `upstream` (or ones) for both images."""
     leaves = [image.detach().double().requires_grad_() for image in (img1, img2)]
     value = function(*leaves)
     upstream = torch.ones_like(value) if upstream is None else upstream.double()

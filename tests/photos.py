@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
-#: What makes the focal length above, by 35 mm being the width of film that EXIF means.
+#: EXIF's 35 mm equivalent of the focal length above, for a film that is 35 mm wide.
 FOCAL_35MM = round(FOCAL / WIDTH * 35)
 
 
@@ -27,7 +27,7 @@ TEXTURES, OTHER_TEXTURES = [texture(seed) for seed in range(3)], [texture(seed) 
 
 
 def look_at(center, target=(0.9, 0.9, 0.7)):
-    """(4, 4) OpenCV world to camera, the world's z axis up."""
+    """(4, 4) OpenCV world to camera, with the world's z axis up."""
     forward = np.subtract(target, center)
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, [0, 0, 1])
@@ -39,14 +39,14 @@ def look_at(center, target=(0.9, 0.9, 0.7)):
 
 
 def viewmats(count):
-    """World to camera of `count` places on an arc around the corner."""
+    """World-to-camera matrices of `count` places on an arc around the corner."""
     angles = np.linspace(0.25, 1.15, count)
     centers = [(3.4 * math.cos(a), 3.4 * math.sin(a), 1.4 + 0.5 * math.sin(5 * a)) for a in angles]
     return [look_at(np.array(center)) for center in centers]
 
 
 def render(viewmat, width=WIDTH, height=HEIGHT, focal=FOCAL, oversample=2, textures=TEXTURES):
-    """(height, width, 3) uint8: what a pinhole camera sees of the three walls x = 0, y = 0 and z = 0."""
+    """(height, width, 3) uint8: a pinhole camera's view of the three walls x = 0, y = 0 and z = 0."""
     wide, high = width * oversample, height * oversample
     rows, columns = np.mgrid[:high, :wide] + 0.5
     directions = np.stack(
@@ -71,7 +71,7 @@ def render(viewmat, width=WIDTH, height=HEIGHT, focal=FOCAL, oversample=2, textu
 
 
 def exif_bytes(orientation=1, focal_35mm=None):
-    """EXIF of a camera."""
+    """EXIF data of a camera."""
     exif = Image.Exif()
     exif[271], exif[272], exif[274] = "Acme", "One", orientation
     if focal_35mm is not None:
@@ -85,14 +85,14 @@ def write_jpeg(path: Path, pixels, **exif):
 
 
 def angles_to_truth(expected, result):
-    """How far cameras are from where they should be, after the similarity that fits them best.
+    """Measures the errors of cameras after the similarity transform that fits them best.
 
     Args:
         expected: (N, 4, 4) world to camera.
         result: (N, 4, 4) world to camera in other coordinates.
 
     Returns:
-        (N,) degrees between the rotations, and (N,) distances over the extent of the cameras.
+        (N,) angles in degrees between the rotations, and (N,) distances as fractions of the extent of the cameras.
     """
     expected, result = np.asarray(expected), np.asarray(result)
     centers = [-np.einsum("nji,nj->ni", poses[:, :3, :3], poses[:, :3, 3]) for poses in (expected, result)]

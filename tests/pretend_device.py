@@ -1,8 +1,8 @@
-"""A device that is not the CPU, where there is none: tensors that say "meta" and compute on the CPU.
+"""Pretends a device other than the CPU, for machines without one: tensors say "meta" and compute on the CPU.
 
-Inside `pretend_device()` an operation on tensors of device("meta") works, on hidden CPU tensors, and raises what CUDA
-would: for tensors of both devices in one operation (numbers without axes, and CPU indices, excepted), for a CPU
-generator that is to draw on the device, and for `.numpy()`. `waits()` lists where the host would wait for a GPU.
+Inside `pretend_device()`, operations on tensors of device("meta") compute on hidden CPU tensors and raise what CUDA
+would: for tensors of both devices in one operation (except numbers without axes, and CPU indices), for a CPU
+generator that should draw on the device, and for `.numpy()`. `waits()` lists where the host would wait for a GPU.
 """
 
 import os
@@ -20,7 +20,7 @@ DEVICE = torch.device("meta")
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::to")
 
 
-#: Operations for which the host waits on CUDA: they return a number, or tensors whose size depends on values.
+#: Operations for which the host waits for CUDA: they return a number, or tensors whose size depends on values.
 _WAITING = {
     f"aten::{name}"
     for name in (
@@ -29,16 +29,16 @@ _WAITING = {
     ).split()
 }
 
-#: Where waits are listed: (operation, file of the innermost line outside of torch and of tests, that line's number).
+#: The waits so far: (operation, file and number of the innermost line outside of torch and the tests).
 _listed = None
 
 
 def _waits(name, arguments, keywords):
-    """Whether the host would wait for a GPU in this operation."""
+    """Whether the host would wait for a GPU because of this operation."""
     tensors = [t for t in tree_flatten((arguments, keywords))[0] if isinstance(t, torch.Tensor)]
     on_device = [isinstance(t, _Pretend) for t in tensors]
     if name in _COPIES:
-        # From the device, or to it from memory that is not page-locked; `non_blocking` means that it is.
+        # A copy from the device, or to it from memory that is not page-locked. `non_blocking` means that it is.
         to = keywords.get("device")
         crosses = len(set(on_device)) > 1 or (to is not None and (torch.device(to) == DEVICE) != any(on_device))
         return crosses and not (keywords.get("non_blocking") or (name == "aten::copy_" and arguments[2:3] == (True,)))
@@ -57,7 +57,7 @@ def _list(name):
         if f"{os.sep}torch{os.sep}" not in frame.filename and f"{os.sep}tests{os.sep}" not in frame.filename
     ]
     if outside[-1].filename.endswith("_background.py"):
-        return  # a constant that is kept, and made anew only where a mode such as this one watches
+        return  # a constant that is cached, and only created again under a mode such as this one
     _listed.append((name, outside[-1].filename, outside[-1].lineno))
 
 
@@ -111,7 +111,7 @@ def _run(function, arguments, keywords):
     arguments, plain = tree_map(lambda t: t.hidden if isinstance(t, _Pretend) else t, (arguments, keywords))
     result = function(*arguments, **plain)
     if name.endswith("_") and name != "aten::_to_copy" and isinstance(here[0] if here else None, _Pretend):
-        # In place: the caller's tensor, whose hidden one has changed.
+        # In-place operations return the caller's tensor, whose hidden tensor has changed.
         return result if not isinstance(result, torch.Tensor) else here[0]
     if not on_device:
         return result
@@ -124,7 +124,7 @@ class _Mode(TorchDispatchMode):
 
 
 def _constants(make):
-    """`torch.tensor(numbers, device=...)`, which never comes to a dispatch mode as such."""
+    """`torch.tensor(numbers, device=...)`, which a dispatch mode does not see as one operation."""
 
     def made(*arguments, device=None, **keywords):
         if device is not None and torch.device(device) == DEVICE:
@@ -136,7 +136,7 @@ def _constants(make):
 
 @contextmanager
 def pretend_device():
-    """Makes tensors on device("meta") compute."""
+    """Makes tensors on device("meta") compute inside the block."""
     patched = [mock.patch.object(torch, name, _constants(getattr(torch, name))) for name in ("tensor", "as_tensor")]
     with patched[0], patched[1], _Mode():
         yield DEVICE

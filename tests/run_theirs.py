@@ -43,8 +43,8 @@ def textbook_ssim(img1, img2, padding="same", train=True):
 
 
 def install(loss):
-    """Our renderer behind gsplat, and the loss that is asked for."""
-    # A CUDA toolkit without a GPU would have gsplat compile its kernels.
+    """Puts our renderer behind gsplat, and installs the requested loss."""
+    # With a CUDA toolkit but no GPU, gsplat would compile its kernels.
     torch.utils.cpp_extension._find_cuda_home = lambda: None
     import gsplat  # noqa: F401
 
@@ -64,20 +64,20 @@ def install(loss):
 
 
 def origins(script):
-    """The modules that the script's renderer and loss come from, by their names in it."""
+    """Name in the script -> module that its renderer or loss comes from."""
     scope = {**script, **vars(sys.modules.get("nerfstudio.models.splatfacto", types.ModuleType("none")))}
     names = ("rasterization", "fused_ssim", "ssim_loss", "SSIM")
     return {name: scope[name].__module__ for name in names if name in scope}
 
 
 def without_weights():
-    """LPIPS networks without pretrained weights: their figures mean nothing, and nothing is downloaded."""
+    """Uses LPIPS networks without pretrained weights. Their values mean nothing, but nothing is downloaded."""
     if importlib.util.find_spec("torchvision") is None:
         return
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        # A torchvision for CUDA beside a torch for the CPU: its compiled half does not load, and is not needed.
+        # A torchvision for CUDA does not load its compiled half with a torch for the CPU. It is not needed.
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from torchvision import models
@@ -88,7 +88,7 @@ def without_weights():
 
 
 def record(found):
-    """Fills `found` as the script trains."""
+    """Records losses and gradients in `found` while the script trains."""
     backward = torch.autograd.backward
 
     def recorded(tensors, *arguments, **keywords):
@@ -111,7 +111,7 @@ def record(found):
 
 def main():
     parser = argparse.ArgumentParser()
-    # "edited": the script imports ours itself.
+    # With "edited", the script imports our version itself.
     parser.add_argument("--loss", choices=["installed", "original", "edited"], default="installed")
     parser.add_argument("--record", type=Path)
     parser.add_argument("script", type=Path)

@@ -21,7 +21,7 @@ def camera_to_world(angle: float, elevation: float = 0.4, distance: float = 4.0)
 
 
 def disc(size: int, color: tuple[int, int, int] = (200, 80, 40)) -> np.ndarray:
-    """(size, size, 4) uint8: an opaque disc, transparent around."""
+    """(size, size, 4) uint8: an opaque disc in transparent surroundings."""
     image = np.zeros((size, size, 4), np.uint8)
     rows, columns = np.mgrid[:size, :size] + 0.5
     image[(rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2] = (*color, 255)
@@ -29,7 +29,7 @@ def disc(size: int, color: tuple[int, int, int] = (200, 80, 40)) -> np.ndarray:
 
 
 def write_blender(folder: Path, *, train: int = 6, test: int = 2, size: int = 32) -> Path:
-    """A ball in front of nothing as a Blender scene."""
+    """Writes a ball without a background as a Blender scene."""
     for split, count in (("train", train), ("test", test)):
         (folder / split).mkdir(parents=True, exist_ok=True)
         frames = []
@@ -43,7 +43,7 @@ def write_blender(folder: Path, *, train: int = 6, test: int = 2, size: int = 32
 
 
 def write_nerfstudio(folder: Path, *, count: int = 9, size: int = 32, **extra: object) -> Path:
-    """The ball as a nerfstudio scene; `extra` goes into transforms.json."""
+    """Writes the ball as a nerfstudio scene. `extra` is added to transforms.json."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     frames = []
     for index in range(count):
@@ -56,7 +56,7 @@ def write_nerfstudio(folder: Path, *, count: int = 9, size: int = 32, **extra: o
 
 
 def write_colmap(folder: Path, *, camera: str = "PINHOLE 64 48 40 41 32 24", points: int = 3) -> Path:
-    """Two 64×48 images, at half that size on disk in images_2, as a COLMAP text model with one camera."""
+    """Writes a COLMAP text model with one camera and two 64×48 images, which images_2 has at half the size."""
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
     for name, scale in (("images", 1), ("images_2", 2)):

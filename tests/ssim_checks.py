@@ -1,4 +1,4 @@
-"""Holds the SSIM operators to the definition in float64."""
+"""Compares the SSIM operators with the definition in float64."""
 
 import torch
 
@@ -8,18 +8,18 @@ from splat_ssim.options import SSIMOptions
 from tests import devices
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
-#: A device's bounds, times the CPU's: CUDA's kernels sum a block in float32, and a GPU's reciprocals are approximate.
+#: Factor of a device's bounds over the CPU's. CUDA kernels sum blocks in float32; a GPU approximates reciprocals.
 LOOSENED = {"cpu": 1, "emulation": 1.5, "cuda": 3}
 
 
 def noise(shape, seed=0, scale=1.0):
-    """Normal, on the device of the test."""
+    """Normal noise on the device of the test."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     return (scale * drawn).to(devices.torch_device())
 
 
 def pair(shape, seed=0, data_range=1.0):
-    """Two images that are alike, in [0, data_range]."""
+    """Two similar images in [0, data_range]."""
     generator = torch.Generator().manual_seed(seed)
     img1 = torch.rand(shape, generator=generator, device="cpu")
     img2 = (img1 + 0.1 * torch.randn(shape, generator=generator, device="cpu")).clamp(0, 1)
@@ -35,14 +35,14 @@ def keywords(options):
 
 
 def differentiate(function, *images):
-    """A scalar function's value and its gradients by the images."""
+    """The value of a scalar function and its gradients with respect to the images."""
     images = [image.detach().clone(memory_format=torch.preserve_format).requires_grad_() for image in images]
     value = function(*images)
     return value.detach(), *torch.autograd.grad(value, images)
 
 
 def assert_close(found, expected, tolerance):
-    """Within `tolerance`, on the CPU, of the expected maximum."""
+    """The difference must be at most `tolerance` times the expected maximum; on other devices a factor more."""
     assert found.shape == expected.shape
     scale = expected.abs().max().clamp(min=1e-30) if expected.numel() else 1.0
     error = ((found.double() - expected.double()).abs() / scale).max().item() if expected.numel() else 0.0
@@ -51,7 +51,7 @@ def assert_close(found, expected, tolerance):
 
 
 def check_all(img1, img2, options, value=1e-7, gradient=2e-6):
-    """The three operators and their gradients by both images against the definition in float64."""
+    """Compares the three operators and their gradients for both images with the definition in float64."""
     wide = [image.double() for image in (img1, img2)]
 
     def loss(x, y):

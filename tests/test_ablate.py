@@ -1,4 +1,4 @@
-"""The scripts that compare runs: what they start, what they pass over, and the tables they write."""
+"""The scripts that compare runs: the runs that they start, those that they skip, and the tables that they write."""
 
 import csv
 import json
@@ -23,10 +23,10 @@ import compare_strategies  # noqa: E402
 
 @pytest.fixture
 def script(capfd, monkeypatch):
-    """Runs a script's main with a command line: its exit status, and all that it and its runs print."""
+    """Runs a script's main with a command line. Returns the exit status and everything that it and its runs print."""
 
     def train(line):
-        # In this process, for a new one imports torch first.
+        # It runs in this process, because a new one would have to import torch first.
         assert line[1].endswith("train.py")
         try:
             main(line[2:])
@@ -35,7 +35,7 @@ def script(capfd, monkeypatch):
             return SimpleNamespace(returncode=1)
         return SimpleNamespace(returncode=0)
 
-    # Not subprocess.run itself: matplotlib asks fc-list for fonts where it has no list of them yet.
+    # subprocess.run itself is not replaced: matplotlib runs fc-list if it has no list of fonts yet.
     monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=train))
 
     def run(module, *arguments):
@@ -78,7 +78,7 @@ def test_each_variant_takes_one_ingredient_out(script, tmp_path, recipe):
         },
     }
     assert wanted[recipe].items() <= taken.items()
-    # What takes everything out is made of the same options, each once.
+    # The variant that removes everything consists of the same options, each once.
     words = taken["none_0"].split()
     assert len(words[::2]) == len(set(words[::2])) and set(words) <= set(" ".join(taken.values()).split())
     assert ("--strategy.score-views" if recipe == "taming" else "torch_adam") in words
@@ -98,7 +98,7 @@ def test_tables_of_runs_that_are_done(script, tmp_path):
         ("none", "1"),
     ]
     text = (tmp_path / "results.md").read_text()
-    # Differences are of the same seed: -2 and -1 dB, 10 and 13 seconds.
+    # Differences are between runs of the same seed: -2 and -1 dB, 10 and 13 seconds.
     assert "| none | 29.50 ± 2.12 | -1.50 ± 0.71 |" in text and "| +11.5 ± 2.1 | 2 |" in text
     assert (tmp_path / "results.png").stat().st_size > 0
 
@@ -129,7 +129,7 @@ def test_strategies_are_compared_at_half_and_at_equal_count(script, tmp_path):
     for seed, psnr in enumerate((30.0, 31.0)):
         finished(tmp_path / f"default_{seed}", metrics(psnr, 10.0))
         finished(tmp_path / f"taming-half_{seed}", metrics(psnr - 0.1 * (1 + seed), 8.0, 50, **curve))
-        # With the recipe's optimiser DefaultStrategy is better too, and that is what the recipe is held to.
+        # DefaultStrategy also improves with the recipe's optimiser. The recipe is compared with that run.
         finished(tmp_path / f"recipe-default_{seed}", metrics(psnr + 1.25, 9.0))
         for name in ("recipe-half", "recipe-equal"):
             finished(tmp_path / f"{name}_{seed}", metrics(psnr + 1.0, 8.0, 50, **curve))
@@ -138,7 +138,7 @@ def test_strategies_are_compared_at_half_and_at_equal_count(script, tmp_path):
     status, text = script(compare_strategies, "--result-dir", tmp_path, "--seeds", 0, 1)
     assert "| taming-half | 30.35 ± 0.64 | -0.15 ± 0.07 | default |" in text and "| 2 of 2 runs |" in text
     assert "| recipe-half | 31.50 ± 0.71 | -0.25 ± 0.00 | recipe-default |" in text
-    # The second run of taming-equal left its curve.
+    # The second run of taming-equal departed from its budget curve.
     assert "| +0.50 ± 0.00 |" in text and "| 1 of 2 runs |" in text and status == 1
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert len(rows) == 12 and rows[1]["psnr_difference"].startswith("-0.1") and rows[0]["psnr_difference"] == ""
@@ -158,7 +158,7 @@ def test_the_budget_is_what_the_default_strategy_ends_with(script, tmp_path):
         count = int(rows[baseline]["num_gaussians"])
         assert int(rows[f"{kind}-equal"]["num_gaussians"]) == int(rows[f"{kind}-equal"]["budget"]) == count
         assert int(rows[f"{kind}-half"]["num_gaussians"]) == count // 2
-        # The strategies alone differ.
+        # Only the strategies differ.
         optimizers = [
             yaml.safe_load((tmp_path / "out" / f"{name}_3" / "config.yaml").read_text())["optimizer"]
             for name in (baseline, f"{kind}-half", f"{kind}-equal")

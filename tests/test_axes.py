@@ -1,4 +1,4 @@
-"""Volumes with a window and a sigma for each axis: against the oracle, over everything else that a call may have."""
+"""Volumes with a window and a sigma for each axis, compared with the oracle over all other options of a call."""
 
 import itertools
 import random
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
 WINDOWS = (1, 3, 5, 7, 9, 11, 13, 15)
-#: (dtype, value, gradients by their maximum). The oracle sees half precision's rounded images; gradients are rounded.
+#: (dtype, tolerance of the value, of gradients over their maximum). The oracle sees the rounded images.
 DTYPES = (
     (torch.float64, 1e-12, 1e-10),
     (torch.float32, 1e-6, 2e-5),
@@ -40,7 +40,7 @@ def differentiated(function, images, upstream):
 
 
 def assert_near(found, expected, value, gradient):
-    """(value, two gradients) within `value` of 1 or the largest entry, and `gradient` of the largest entry."""
+    """Compares (value, two gradients), relative to 1 or the largest entry, and to the largest entry."""
     assert found[0].shape == expected[0].shape
     for place, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         largest = theirs.abs().max().item() if theirs.numel() else 0.0
@@ -49,7 +49,7 @@ def assert_near(found, expected, value, gradient):
 
 
 def compare(function, truth, images, value, gradient):
-    """A function of two images and both gradients against the oracle's in float64."""
+    """Compares a function of two images and both gradients with the oracle's in float64."""
     leaves = [image.detach().double().requires_grad_() for image in images]
     expected = truth(*leaves)
     upstream = torch.rand(expected.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64, device="cpu")
@@ -59,7 +59,7 @@ def compare(function, truth, images, value, gradient):
 
 
 def drawn_case(draw):
-    """A shape (D, H, W) and options that fit one another."""
+    """Draws a shape (D, H, W) and options that fit each other."""
     sizes = [draw.choice(WINDOWS) for _ in range(3)]
     sizes[draw.randrange(3)] = draw.choice(WINDOWS[1:])
     padding = draw.choice(PADDINGS)
@@ -71,7 +71,7 @@ def drawn_case(draw):
 
 @pytest.mark.parametrize(("device", "seed"), devices.draws(30, emulated=10), indirect=["device"])
 def test_against_the_oracle(device, seed):
-    """Shapes, windows, paddings, layouts, dtypes, reductions and masks drawn at random; value and both gradients."""
+    """Value and both gradients, for random shapes, windows, paddings, layouts, dtypes, reductions and masks."""
     draw = random.Random(seed)
     sides, options = drawn_case(draw)
     batch, channels = draw.choice(((1, 1), (2, 1), (1, 3), (2, 2)))
@@ -145,7 +145,7 @@ def test_three_equal_numbers_are_one():
 @pytest.mark.parametrize("sizes", [(3, 11, 5), (1, 5, 5), (5, 1, 3), (13, 3, 1), (3, 15, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_voxel_that_is_not_finite_spoils_the_windows_that_hold_it(value, sizes, dtype):
-    """And no others: taps that a narrow axis lacks are not taps of weight 0."""
+    """It spoils no other windows: the taps that a narrow axis lacks are not taps of weight 0."""
     img1, img2 = pair(1, 1, 17, 18, 19, dtype=dtype)
     img1[0, 0, 8, 8, 8] = value
     options = {"window_size": sizes, "reduction": "none"}
@@ -166,7 +166,7 @@ def test_a_voxel_that_is_not_finite_spoils_the_windows_that_hold_it(value, sizes
 @pytest.mark.parametrize("shape", [(1, 2, 3, 40, 130), (1, 1, 30, 21, 70), (2, 1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 3, 11), (11, 3, 1), (3, 11, 11), (5, 15, 3)])
 def test_operators_against_the_definition(shape, sizes):
-    """Volumes of several tiles, with the operators that have no reduction of their own."""
+    """Volumes of several tiles, with the operators that do not reduce."""
     check_all(*pair(*shape), SSIMOptions(sizes, (1.0, 1.5, 2.0)), value=1e-6, gradient=2e-5)
 
 
@@ -188,7 +188,7 @@ def test_ms_ssim(sizes):
 
 
 def test_transforms():
-    """vmap, a tangent, torch.compile and the second call, which is prepared."""
+    """vmap, forward mode, torch.compile, and a second call, which is prepared."""
     images = pair(2, 1, 7, 8, 9)
     options = {"window_size": (1, 5, 3), "sigma": (1.0, 1.5, 0.8)}
 
@@ -277,7 +277,7 @@ def test_operators_refuse_what_they_cannot_read():
     images, volumes = pair(1, 1, 7, 8), pair(1, 1, 7, 8, 9)
     rest = (1.0, 0.01, 0.03, "same", False, 0.0)
     for pictures, sizes in ((images, [3, 5, 7]), (volumes, [1, 1, 1]), (volumes, [2, 3, 3]), (volumes, [35, 3, 3])):
-        if devices.current() == "emulation":  # whose operators are registered without their checks
+        if devices.current() == "emulation":  # its operators are registered without their checks
             break
         with pytest.raises(ValueError, match="window_size must be"):
             torch.ops.splat_ssim.ssim_map(*pictures, sizes, 1.5, *rest)
@@ -287,7 +287,7 @@ def test_operators_refuse_what_they_cannot_read():
 
 
 def test_every_pair_of_axes_may_differ():
-    """Each axis has its own taps and its own border: windows and sides all different, "valid" and weighted."""
+    """Each axis has its own taps and border. All windows and sides differ, with padding "valid" and a mask."""
     images = pair(1, 1, 10, 12, 14)
     mask = torch.rand(1, 1, 10, 12, 14, generator=torch.Generator().manual_seed(2), device="cpu")
     mask = mask.to(devices.torch_device())
@@ -303,7 +303,7 @@ def test_every_pair_of_axes_may_differ():
 
 
 def test_kernels_take_them():
-    """Those of up to 15 taps, on the CPU of up to 33."""
+    """Kernels take windows of up to 15 taps, and on the CPU of up to 33."""
     images = pair(1, 1, 4, 4, 4)
     device = devices.torch_device()
     assert dispatch.has_kernel(*images, SSIMOptions((1, 15, 11), 1.5))
@@ -315,7 +315,7 @@ def test_kernels_take_them():
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("sizes", [(1, 5, 3), (15, 3, 1), (3, 11, 11), (5, 1, 9)])
 def test_the_same_bits_for_every_number_of_threads(threads, padding, sizes):
-    """Tasks of a volume wait for the blocks that the window along the slices needs, and fold back its padding."""
+    """Tasks of a volume wait for the blocks that the window along the slices needs, and handle its padding."""
     images = pair(1, 1, 33, 34, 19)
 
     def loss(x, y):

@@ -1,4 +1,4 @@
-"""benchmarks/: whom it measures, how, what it refuses, and that each command runs."""
+"""benchmarks/: its peers, its measurements, its refusals, and that each command runs."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ NAMES = [c.name for c in _ALL if not c.compiled and not c.cuda_only and c.same]
 
 @pytest.fixture
 def threads():
-    """The number of threads as it was before."""
+    """Restores the number of threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -69,7 +69,7 @@ def test_a_filter_of_ffmpeg_gives_a_value_and_its_own_time(name):
     finally:
         ffmpeg._WORK = ffmpeg_work
     assert same() == pytest.approx(1, abs=1e-6)
-    # Other windows: near ours, but not equal.
+    # Their windows differ slightly, so results are near ours but not equal.
     assert abs(different() - float(ours(smooth, noisy, 255, "valid"))) < 0.2 and different() < 0.9
     assert isinstance(different.seconds(), float)
 
@@ -227,7 +227,7 @@ def test_speed_and_its_chart_by_the_old_command(tmp_path):
 
 
 def test_scaling_over_threads(tmp_path, threads, monkeypatch):
-    for module in (calls, scaling):  # Its peaks take seconds.
+    for module in (calls, scaling):  # Measuring the machine's peaks takes seconds.
         monkeypatch.setattr(module, "describe", lambda m: {"fma_gflops": 1, "copy_gb_s": 1, "threads": m.threads})
     options = ["--quick", "--sizes", "16x16", "--seconds", "0", "--peers", "splat_ssim", "3DGS form NHWC"]
     monkeypatch.setattr(sys, "argv", ["", *options, "--thread-counts", "1", "2", "--output", str(tmp_path)])

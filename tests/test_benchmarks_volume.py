@@ -1,4 +1,4 @@
-"""benchmarks/volume.py: what it runs, what it passes over, and its tables."""
+"""benchmarks/volume.py: the fits that it runs, those that it skips, and its tables."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from splat_ssim.trainer.cli import main
 
 @pytest.fixture
 def lines(monkeypatch):
-    """The command lines that were run, each in this process: a new one imports torch first."""
+    """The command lines that were run. Each runs in this process, because a new one would have to import torch."""
     seen = []
 
     def run(line, **keywords):
@@ -41,7 +41,7 @@ def test_every_kind_is_run_once_and_compared(tmp_path, lines, capsys):
         output=tmp_path / "tables",
     )
     assert benchmark_volume.main(options) == 0
-    assert len(lines) == 6  # two seeds of what draws, one of the grids
+    assert len(lines) == 6  # two seeds of the methods that draw at random, one of the grids
     with (tmp_path / "tables" / "volume.csv").open() as file:
         rows = list(csv.DictReader(file))
     kinds = [(row["kind"], row["seed"]) for row in rows]
@@ -64,7 +64,7 @@ def test_every_kind_is_run_once_and_compared(tmp_path, lines, capsys):
     by_seed = {(row["kind"], row["seed"]): float(row["psnr3d"]) for row in rows}
     gain = np.mean([by_seed["L1 + SSIM3D", s] - by_seed["L1", s] for s in "01"])
     assert f"60: SSIM3D beside L1 changes PSNR3D by {gain:.2f} ± " in table
-    # All are done: nothing is run again. Other options are another run.
+    # Finished runs are not run again. Other options make another run.
     lines.clear()
     assert benchmark_volume.main(options) == 0 and not lines
     options.steps = 7

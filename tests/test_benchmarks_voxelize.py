@@ -1,4 +1,4 @@
-"""benchmarks/voxelize.py: its plain torch is the same field, and its table."""
+"""benchmarks/voxelize.py: its plain torch gives the same field, and its table."""
 
 import csv
 import sys
@@ -36,7 +36,7 @@ def test_the_table(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     with (tmp_path / "voxelize.csv").open() as file:
         rows = {(row["name"], row["mode"]): row for row in csv.DictReader(file)}
-    # Measured again, ours took its row's place and the other rows stayed.
+    # Measured again, our row was replaced and the other rows were kept.
     assert len(rows) == 4
     both = rows["splat_ssim", "forward+backward"]
     assert 0 < float(both["fma_share"]) < 1 and 0 < float(both["copy_share"]) < 1 and float(both["ratio"]) == 1

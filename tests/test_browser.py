@@ -1,4 +1,4 @@
-"""The viewer and the report page in a headless Chromium, where there is one.
+"""The viewer and the report page in a headless Chromium, if there is one.
 
 Chromium is playwright's own (`playwright install chromium-headless-shell`), or one of the system; SPLAT_SSIM_CHROMIUM
 names another. The scene in the page needs the viewer's package: `python scripts/report.py --install-viewer`.
@@ -57,7 +57,7 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """A page that must have no error and ask for nothing beyond itself."""
+    """A page that must not have errors or load anything but itself."""
     opened, errors = browser.new_page(viewport={"width": 1000, "height": 700}), []
     opened.set_default_timeout(PATIENCE)
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -87,7 +87,7 @@ def test_the_report_page_in_a_browser(trained, page, monkeypatch, tmp_path):
     before = page.locator("#curves svg").first.inner_html()
     page.get_by_role("button", name="seconds").click()
     assert page.locator("#curves svg").first.inner_html() != before
-    # Over a curve its values are read.
+    # The pointer over a curve shows its values.
     page.locator("#curves svg").first.hover()
     assert "training" in page.locator("#curves .read").first.inner_text()
     # The slider uncovers the photograph up to the pointer.
@@ -158,12 +158,12 @@ def test_the_scene_in_the_page_is_what_we_render(trained, page):
     seen, field = captured(page, "document.getElementById('scene-viewer').viewer")
     assert set(requests) <= {"file", "data", "blob"} and 10 < field < 120
     first, second = likenesses(task, seen, field)
-    # Two renderers agree to 47 dB; the next picture of the orbit is 15 degrees on.
+    # The two renderers agree to 47 dB. The next picture of the orbit is 15 degrees further and must not match.
     assert first > 40 and second < 30, (first, second)
 
 
 def captured(page, viewer):
-    """(192, 192, 3) picture that the viewer shows at the start of its orbit, and its angle of view in degrees."""
+    """Returns the viewer's (192, 192, 3) picture at the start of its orbit, and its angle of view in degrees."""
     field = page.evaluate(
         f"() => {{ const viewer = {viewer}; viewer.state.animationPaused = true; viewer.seek(0);"
         "return viewer.app.root.findByName('camera').camera.fov; }"
@@ -174,7 +174,7 @@ def captured(page, viewer):
 
 
 def likenesses(task, seen, field):
-    """PSNR of a viewer's picture against our renderer's first two of the orbit, with that angle of view."""
+    """PSNR of a viewer's picture and each of our renderer's first two of the orbit, with that angle of view."""
     focal = 96 / np.tan(np.radians(field) / 2)
     for view in orbit(task.scene.train, 24)[:2]:
         view.image = torch.zeros(192, 192, 3, dtype=torch.uint8)
@@ -200,7 +200,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-#: The viewer's own way to open a file by its address; the node of a scene is turned as the report page turns it.
+#: Opens a file by its address as the viewer does. The scene's node is rotated as on the report page.
 VIEWER_PAGE = """<!doctype html><div id=box style="width:400px;height:400px"></div><script type=module>
 import { createViewer } from "./index.js";
 const told = await (await fetch("told.json")).json();
@@ -280,12 +280,12 @@ def test_the_viewer_follows_a_training(page, tmp_path):
         page.get_by_role("combobox", name="Mode").click()
         page.get_by_role("option", name="depth").click()
         until(lambda: eye.drawn > before and viewer._mode.value == "depth")
-        # To a camera of the scene, which is then the browser's.
+        # "Go to" moves the browser's camera to a camera of the scene.
         page.get_by_role("combobox", name="Go to").click()
         page.get_by_role("option", name="test/r_1.png").click()
         expected = task.scene.test[1].center.numpy()
         until(lambda: np.allclose(eye.client.camera.position, expected, atol=1e-3))
-        # Dragging moves it, drawn coarser at first, and then as before.
+        # Dragging moves the camera. The picture is coarser at first and then as before.
         page.mouse.move(300, 400)
         page.mouse.down()
         page.mouse.move(420, 430, steps=4)
@@ -294,7 +294,7 @@ def test_the_viewer_follows_a_training(page, tmp_path):
         until(lambda: not eye.coarse and not eye.dirty and eye.size == drawn)
         page.get_by_role("button", name="Go on").click()
         until(lambda: one.step > step)
-        # Nobody is left: a paused training goes on.
+        # When the last browser leaves, a paused training goes on.
         page.get_by_role("button", name="Pause").click()
         until(lambda: viewer.paused)
         page.close()

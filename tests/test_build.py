@@ -1,4 +1,4 @@
-"""What the compiler made: nothing that could be linked to another instruction set's copy, and no stray exports."""
+"""The compiled files: no symbol can be linked to another instruction set's copy, and nothing else is exported."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ def kernel_objects():
 @pytest.mark.skipif(not kernel_objects(), reason="the library was not built in place")
 @pytest.mark.parametrize("path", kernel_objects(), ids=lambda path: path.name)
 def test_kernel_objects_have_no_weak_symbols(path):
-    """The linker keeps one copy of a weak symbol: it could be the AVX-512 one, for a machine without."""
+    """The linker keeps one copy of a weak symbol. It could be the AVX-512 copy, on a machine without AVX-512."""
     found = symbols(path)
     assert found
     weak = [name for letter, name in found if letter in "WwVvu" and not name.startswith("DW.ref")]
@@ -48,7 +48,7 @@ def test_kernel_objects_define_kernels_of_their_instruction_set(path):
 
 
 def test_library_exports_only_its_own_names():
-    """Not the C++ runtime's inside it: torch may bring another version of that."""
+    """It must not export the C++ runtime inside it, because torch may bring another version."""
     exported = [name for letter, name in symbols(compiled.LIBRARY_PATH, "-D") if letter in "TDB"]
     assert exported
     assert [name for name in exported if not name.startswith("splat_ssim_")] == []

@@ -1,6 +1,6 @@
-"""Inputs that once gave a wrong number, a crash or an internal error. What is right comes from the oracle.
+"""Inputs that once gave a wrong number, a crash or an internal error. The oracle gives the right results.
 
-Each was found at commit 7589e32, by random calls or in public reports; the numbers are those of the faults' list.
+Each was found at commit 7589e32, by random calls or in public reports. The numbers are those of the list of faults.
 """
 
 import functools
@@ -28,7 +28,7 @@ needs_library = pytest.mark.skipif(compiled.library() is None, reason="built wit
 needs_isa = pytest.mark.parametrize("isa", compiled.available_isas() or [None])
 ROOT = Path(__file__).resolve().parent.parent
 
-#: float32 against float64: what is promised of S, and of a gradient relative to its largest entry.
+#: Promised errors of float32: of S, and of a gradient relative to its largest entry.
 VALUE, GRADIENT = bounds.PROMISED[torch.float32]
 
 
@@ -40,7 +40,7 @@ def pair(*shape, seed=0, offset=0.0):
 
 
 def largest_error(found, expected):
-    """Of a map of S."""
+    """The largest error of a map of S."""
     return (found.detach() - expected).abs().max().item()
 
 
@@ -53,7 +53,7 @@ def use_isa(monkeypatch, isa):
 
 
 def assert_near(found, expected, tolerance):
-    """Within `tolerance` of the largest expected entry, finite where it is."""
+    """The result is within `tolerance` of the largest expected entry, and finite at the same places."""
     found, expected = found.detach().double(), expected.detach().double()
     assert found.shape == expected.shape
     assert torch.equal(found.isfinite(), expected.isfinite())
@@ -71,7 +71,7 @@ def assert_near(found, expected, tolerance):
 @needs_isa
 @pytest.mark.parametrize("shape", [(1, 3, 64, 11), (2, 3, 11, 11), (1, 1, 12, 13, 11), (1, 2, 11, 11, 11)], ids=str)
 def test_1_width_of_the_window(monkeypatch, shape, isa):
-    """ "valid" leaves a map of width 1, whose last stride is anything: its gradient was read beside it."""
+    """ "valid" gives a map of width 1, whose last stride is arbitrary. Its gradient was once read out of bounds."""
     use_isa(monkeypatch, isa)
     img1, img2 = pair(*shape)
     function = of_rank(shape)
@@ -102,7 +102,7 @@ def test_1_width_of_the_window(monkeypatch, shape, isa):
 @needs_library
 @pytest.mark.parametrize("single", [0, 2, 5, 2**33])
 def test_1_any_stride_of_an_axis_of_length_1(single):
-    """Images, masks and map gradients: no element depends on such a stride."""
+    """No element of images, masks or map gradients depends on the stride of an axis of length 1."""
     for shape in ((1, 1, 9, 1), (1, 3, 1, 7), (1, 1, 1, 6, 1)):
         img1, img2 = pair(*shape)
         mask = pair(shape[0], 1, *shape[2:], seed=5)[0]
@@ -174,7 +174,7 @@ print("all on the CPU")
 
 
 def test_2_default_device():
-    """Results stay where the images are; it ended in a segmentation fault, so it runs in a process of its own."""
+    """Results stay on the images' device. It once ended in a segmentation fault, so it runs in its own process."""
     done = subprocess.run(
         [sys.executable, "-c", _DEFAULT_DEVICE],
         capture_output=True,
@@ -234,9 +234,9 @@ def test_3_volumes(monkeypatch, window_size, isa):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_3_flat_beside_bright(monkeypatch, window_size, spatial_dims, white, isa):
-    """A bright line among black rows: a window that does not hold it must not be taken about it.
+    """A bright line among black rows. Windows without the line must not take their moments about its value.
 
-    255 in a range of 1 is what a forgotten `data_range` gives: S was 17 there.
+    Values of 255 in a range of 1 come from a forgotten `data_range`. S was 17 there.
     """
     use_isa(monkeypatch, isa)
     shape = (1, 1, 24, 20) if spatial_dims == 2 else (1, 1, 6, 24, 7)
@@ -270,7 +270,7 @@ def test_3_a_temperature_map_in_kelvin():
 
 SMALL = {"window_size": 3, "weights": (0.4, 0.6)}
 MASK = torch.from_numpy(np.random.default_rng(3).random((2, 1, 11, 12)) > 0.4)
-#: (function, the oracle's, options). Every public path: with and without a mask, maps, means, pyramids.
+#: (function, the oracle's function, options): every public path, with and without a mask, maps, means, pyramids.
 FUNCTIONS = {
     "mean": (splat_ssim.ssim, oracle.ssim, {}),
     "map": (splat_ssim.ssim, oracle.ssim, {"reduction": "none"}),
@@ -288,7 +288,7 @@ DEFINITION = 2e-5
 
 
 def bound(name):
-    """The function of two images, and the oracle's."""
+    """The function and the oracle's, as functions of two images alone."""
     function, definition, options = FUNCTIONS[name]
     return lambda a, b: function(a, b, **options), lambda a, b: definition(a, b, **options)
 
@@ -296,7 +296,7 @@ def bound(name):
 @every_function
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_8_forward_mode(name, dtype):
-    """The tangent by the definition, of the value's dtype; it was None, which stands for 0."""
+    """The tangent is the definition's and has the value's dtype. It was once None, which stands for 0."""
     function, definition = bound(name)
     images = tuple(image.to(dtype) for image in pair(2, 3, 11, 12))
     tangents = tuple(torch.randn(2, 3, 11, 12, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (1, 2))
@@ -453,7 +453,7 @@ def test_11_subnormal_float16(monkeypatch, isa):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Found by the fuzzer later
+# Found later by the fuzzer
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -462,7 +462,7 @@ def test_11_subnormal_float16(monkeypatch, isa):
 @pytest.mark.parametrize("shape", [(1, 3, 24, 24), (1, 3, 9, 9, 9)], ids=str)
 @pytest.mark.parametrize("levels", [(0.0, 1.0, 0.0), (1000.0, 0.0, -500.0)], ids=str)
 def test_channels_at_levels_of_their_own(monkeypatch, shape, levels, isa):
-    """Interleaved channels are as exact as planar ones, wherever each lies: colour with depth, or temperatures."""
+    """Interleaved channels are as exact as planar ones, even if their levels differ, as for colour with depth."""
     use_isa(monkeypatch, isa)
     offsets = torch.tensor(levels).view(1, 3, *[1] * (len(shape) - 2))
     img1, img2 = (image + offsets for image in pair(*shape))
@@ -489,7 +489,7 @@ def test_channels_at_levels_of_their_own(monkeypatch, shape, levels, isa):
 )
 @pytest.mark.parametrize("name", ["photometric", "ms_ssim_l1", "plain"])
 def test_a_gradient_is_rounded_once(name, narrow, wide):
-    """A loss of two terms sums their gradients before they are rounded to the dtype of the image."""
+    """A loss of two terms adds their gradients before it rounds them to the dtype of the image."""
     options = SMALL if name == "ms_ssim_l1" else {}
     function = {"photometric": photometric_loss, "ms_ssim_l1": ms_ssim_l1_loss, "plain": registry.LOSSES["ssim"]}[name]
     img1, img2 = (image.to(dtype) for image, dtype in zip(pair(1, 2, 11, 12), (narrow, wide), strict=True))
@@ -520,7 +520,7 @@ def test_the_plain_loss_refuses_what_the_fused_one_does(shape, options, text):
 
 
 def test_the_plain_loss_of_no_images():
-    """A loss of each image has no mean to take."""
+    """With an empty batch, a loss for each image does not take a mean over the batch."""
     empty = torch.zeros(0, 1, 12, 12)
     for name in ("fused_ssim", "ssim"):
         value, _ = registry.LOSSES[name](empty, empty, reduction="image")

@@ -1,4 +1,4 @@
-"""scripts/check_out_of_core.py: both ways agree on a small volume, and what it takes for a failure."""
+"""scripts/check_out_of_core.py: both ways agree on a small volume, and failures are recognised."""
 
 import json
 import subprocess

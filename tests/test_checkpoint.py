@@ -51,7 +51,7 @@ def test_errors(tmp_path):
 
 
 def start(*arguments: object) -> subprocess.Popen:
-    # One thread: the processes of other tests must not make this one wait at every barrier.
+    # One thread, so that this process does not wait at every barrier for processors that other tests use.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -64,7 +64,7 @@ def run(*arguments: object) -> None:
 
 
 def kill_after_a_checkpoint(folder: Path, *options: object) -> None:
-    """Begins a run and kills it once a checkpoint later than that of step 0 is there, before it is over."""
+    """Begins a run and kills it before its end, once it has a checkpoint later than step 0."""
     killed = start(*options, "--result-dir", folder)
     checkpoint, first = folder / "checkpoint.pt", None
     while first is None or checkpoint.stat().st_ino == first:
@@ -92,7 +92,7 @@ def test_a_killed_run_resumed_ends_like_an_uninterrupted_one(tmp_path, strategy)
     (tmp_path / "killed" / "checkpoint.pt.tmp").write_bytes(b"cut short")
     run("--resume", tmp_path / "killed")
     whole, resumed = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed"))
-    # What is measured of the process, not of the scene.
+    # These measure the process, not the scene.
     for measured in ("train_seconds", "peak_memory_bytes"):
         del whole[measured], resumed[measured]
     assert resumed == whole

@@ -1,4 +1,4 @@
-"""Files of Gaussians: what is coded comes back, bit for bit, and sizes and qualities that are asked for are met."""
+"""Files of Gaussians: codes come back bit for bit, and requested sizes and qualities are met."""
 
 import doctest
 import hashlib
@@ -53,7 +53,7 @@ def blob(low, high, dtype, shape=SHAPE):
 
 
 def drawn(count, shape=SHAPE, seed=0):
-    """Means, shapes and weights of random Gaussians, some of them outside, round, tiny, huge or of little weight."""
+    """Means, shapes and weights of random Gaussians. Some are outside, round, tiny, huge or of small weight."""
     rng = np.random.default_rng(seed)
     means = rng.uniform(-2, np.array(shape) + 1, (count, 3))
     shapes = np.concatenate([rng.normal(0.4, 0.5, (count, 3)), rng.normal(0, 0.3, (count, 3))], 1)
@@ -63,7 +63,7 @@ def drawn(count, shape=SHAPE, seed=0):
 
 
 def rows(codes):
-    """The codes of each Gaussian, in an order that does not depend on theirs."""
+    """The codes of each Gaussian as sorted rows, for comparisons that ignore the order."""
     table = np.concatenate([codes.cells, codes.weights[:, None], codes.shapes, codes.places], 1)
     return table[np.lexsort(table.T)]
 
@@ -107,7 +107,7 @@ def test_gradient_of_a_coded_field():
         return torch.func.functional_call(field, given, (grid,)).square().sum()
 
     values = [torch.from_numpy(tensors[name]).requires_grad_() for name in names]
-    # The cut at three standard deviations is a step: differences across it are not small.
+    # The cut-off at three standard deviations is a step, so differences across it are not small.
     assert torch.autograd.gradcheck(total, values, eps=1e-6, atol=2e-2, rtol=1e-2)
 
 
@@ -188,11 +188,11 @@ def test_model_comes_near_the_entropy():
 
 
 def test_bytes_and_gaussians_have_the_same_bits_everywhere():
-    """Digests that must never change: old files would no longer read, or read as something else."""
+    """These digests must never change. Otherwise old files could not be read, or would decode to something else."""
     steps = Steps(0.15)
 
     def numbers(count, columns, below, seed):
-        """Whole numbers that no version of a library changes."""
+        """Makes whole numbers that do not depend on the version of a library."""
         mixed = (np.arange(count * columns, dtype=np.int64) + seed) * 2654435761 % (1 << 32)
         return (mixed >> 7).reshape(count, columns) % np.asarray(below)
 
@@ -243,7 +243,7 @@ def test_no_voxel_lies_on_a_cut_off():
     codes = quantize(*drawn(8000), steps, SHAPE)
     tied = has_ties(dequantize(codes, steps), SHAPE)
     levels = place_levels(codes.weights, shape_values(codes.weights, codes.shapes, steps), steps)
-    # Those with next to no places cannot be moved.
+    # Gaussians with only one or two places cannot be moved.
     some = (np.arange(8000) % 40 == 0) | tied
     chosen = np.flatnonzero(some & (levels.max(1) > 4))
     codes, tied = codes.taken(chosen), tied[chosen]
@@ -280,7 +280,7 @@ def test_file_has_everything(made):
     assert compressed.metrics["psnr3d"] == pytest.approx(psnr(volume.data[0], source), abs=1e-3)
     assert psnr(volume.data[0], source) > 30
     assert compressed.metrics["max_error"] == np.abs(volume.data[0].astype(int) - source).max()
-    # By the definition in float64, from the Gaussians alone.
+    # The definition in float64 decodes the Gaussians alone.
     g = {name: torch.from_numpy(a).double() for name, a in packed.gaussians().items()}
     exact = voxelize_reference(g["means"], g["quats"], g["log_scales"].exp(), g["densities"][:, None], VoxelGrid(SHAPE))
     expected = np.rint((exact + packed.base).clamp(0, 1).numpy() * 2500 - 1000)
@@ -298,7 +298,7 @@ def test_field_lies_in_the_world(made, tmp_path):
     path = tmp_path / "scan.gsv"
     path.write_bytes(compressed.content)
     field = load_field(path)
-    # Values beyond those of the volume are cut in the file's volume alone.
+    # Only the file's volume is clamped to the range of the original.
     rendered = field.render().detach().numpy().clip(-1000, 1500)
     decoded = load_packed(path).volume().data
     assert np.abs(rendered - decoded).max() <= 0.5 + 2500 * 4e-4
@@ -563,7 +563,7 @@ def test_codes_of_no_gaussian_are_a_volume():
 
 
 def test_content_at_the_border_is_kept_like_the_rest():
-    # Structure that goes on beyond the volume, as in a scan of a part of the body.
+    # The structure continues beyond the volume, as in a scan of a part of the body.
     z, y, x = np.mgrid[0:24, 0:20, 0:16].astype(np.float64)
     waves = np.sin(0.7 * z + 0.4 * y) + np.sin(0.6 * x - 0.5 * y) + np.sin(0.5 * z - 0.6 * x)
     values = (80 * (waves / 6 + 0.5) ** 2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The console commands, away from the source folder, and what they find there."""
+"""The console commands outside the source folder, and the files that they find there."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from splat_ssim.trainer.config import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-#: What each is for, as --help says it.
+#: Command -> start of the description in --help.
 PURPOSES = {
     "splat-train": "Trains a Gaussian scene.",
     "splat-eval": "Evaluates a run folder's last checkpoint.",
@@ -37,7 +37,7 @@ PURPOSES = {
     "splat-project": "Writes projections of a volume",
 }
 
-#: Runs command lines as their entry points do, one after the other in one process; writes what came of each.
+#: Runs command lines as their entry points do, one after the other in one process. Writes each result.
 RUNNER = """
 import contextlib, importlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
@@ -59,7 +59,7 @@ print(json.dumps(results))
 
 
 def run(site, cwd, *lines, missing=()):
-    """(exit status or message, output) of each command line, with the package of `site`, in another folder."""
+    """Runs command lines in another folder with the package in `site`. Returns (status or message, output) of each."""
     jobs = [{"line": list(line), "target": COMMANDS[line[0]], "missing": list(missing)} for line in lines]
     command = [sys.executable, "-c", RUNNER, str(site), json.dumps(jobs)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
@@ -69,7 +69,7 @@ def run(site, cwd, *lines, missing=()):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The package as `pip install .` lays it down: with its configs, without the source folder around it."""
+    """The package as `pip install .` installs it: with its configs, but without the source folder."""
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "splat_ssim", site / "splat_ssim", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs", site / "splat_ssim" / "configs", dirs_exist_ok=True)
@@ -92,7 +92,7 @@ def test_commands_without_the_source_folder(tmp_path, installed):
     for (name, *_), (status, output) in zip(lines, results, strict=True):
         if status == 0:
             assert f"usage: {name}" in output and PURPOSES[name] in output
-    # The config was read; what is missing is the example.
+    # The config was read. Only the example is missing.
     example = (
         "error: assets/chair_200: required data to train on, got nothing there: the examples are in the source folder "
         "alone, so start there or name your own data (--data-dir)"

@@ -1,4 +1,4 @@
-"""The fused_ssim and fused_ssim3d drop-ins, held to the definition: the originals need a GPU."""
+"""The fused_ssim and fused_ssim3d drop-ins, compared with the definition because the originals need a GPU."""
 
 import math
 import random
@@ -26,9 +26,9 @@ FUNCTIONS = [
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_mean_ssim(function, spatial_dims, padding):
     images = random_pair(torch.Generator().manual_seed(0), (2, 3, *[14, 13, 12][:spatial_dims]), torch.float32)
-    # float32 moments about the mean against the float32 definition.
+    # The kernels' float32 moments about the mean are compared with the definition in float32.
     assert_same(lambda a, b: function(a, b, padding), lambda a, b: reference.ssim(a, b, padding=padding), images, 5e-6)
-    # The second image's gradient is asked for alone.
+    # Only the second image's gradient is requested.
     target = images[1].clone().requires_grad_()
     function(images[0], target, padding=padding).backward()
     assert target.grad.abs().max() > 0
@@ -69,7 +69,7 @@ def test_map(package, seed):
         exact = reference.ssim(img1.double(), img2.double(), padding=padding, k1=k1, k2=k2, reduction="none")
         return exact.to(img1.dtype)
 
-    # S is within 3e-6; a gradient of a map of few pixels is within 1e-5 of its largest entry.
+    # S is within 3e-6. The gradient of a map of few pixels is within 1e-5 of its largest entry.
     assert_same(lambda a, b: package.FusedSSIMMap.apply(k1**2, k2**2, a, b, *options), expected, images, 1e-5)
 
 
@@ -86,7 +86,7 @@ def test_map_takes_constants_of_any_kind():
     for number in (np.float64, np.float32, np.array, torch.tensor):
         found = fused_ssim.FusedSSIMMap.apply(number(1e-4), number(9e-4), *images)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    # The original takes 0 as well.
+    # The original accepts 0 too.
     assert fused_ssim.FusedSSIMMap.apply(0, 0.0, *images).isfinite().all()
 
 

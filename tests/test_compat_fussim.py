@@ -1,4 +1,4 @@
-"""The fussim drop-in, held to the definition: the original needs a GPU."""
+"""The fussim drop-in, compared with the definition because the original needs a GPU."""
 
 import random
 

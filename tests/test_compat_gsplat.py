@@ -1,4 +1,4 @@
-"""The drop-in for gsplat.losses, held to the definition, and to gsplat's own where it is new enough to have it."""
+"""The drop-in for gsplat.losses, compared with the definition, and with gsplat's own losses from gsplat 1.6 on."""
 
 import random
 import sys
@@ -20,7 +20,7 @@ except ImportError:
 pytestmark = pytest.mark.usefixtures("device", "threads")
 needs_gsplat = pytest.mark.skipif(theirs is None, reason="gsplat is older than 1.6 and has no gsplat.losses")
 
-#: Of the largest entry: the original's E[x²] - E[x]² in float32; its windows are rounded to float32 for float64 too.
+#: Tolerances over the largest entry. The original computes E[x²] - E[x]², and float64 windows are rounded to float32.
 TOLERANCE = {torch.float64: 2e-5, torch.float32: 2e-3}
 
 
@@ -49,7 +49,7 @@ def test_both_paddings(seed):
 @needs_gsplat
 @pytest.mark.parametrize(("device", "seed"), devices.draws(40, emulated=8), indirect=["device"])
 def test_as_gsplat(seed):
-    """On the CPU gsplat pads by zeros; even windows are off the centre."""
+    """On the CPU gsplat pads with zeros. Even windows are not centred."""
     rng, window, pair = draw(seed)
     if rng.random() < 0.3:
         window = rng.choice([1, 2, 4, 6, 10, 12, 35])
@@ -83,7 +83,7 @@ def test_as_gsplat(seed):
 )
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_auto_is_the_rule_of_gsplat(monkeypatch, module, is_cpu, window, target_grad, padding):
-    """fused_ssim is taken where it can be imported, off the CPU, for 11 taps and a target without a gradient."""
+    """gsplat uses fused_ssim if it can be imported, off the CPU, for 11 taps and a target without a gradient."""
     monkeypatch.setitem(sys.modules, "fused_ssim", types.ModuleType("fused_ssim"))
     if not module:
         monkeypatch.delitem(sys.modules, "fused_ssim")

@@ -1,4 +1,4 @@
-"""`compat.install` and `uninstall`: each program runs in a process of its own, whose sys.modules is clean."""
+"""`compat.install` and `uninstall`. Each program runs in its own process, whose sys.modules is clean."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import splat_ssim.compat
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("fused_ssim", "fused_ssim3d", "pytorch_msssim", "kornia")
 
-#: What the programs begin with. `names_of` tells where each name of the packages leads.
+#: Start of every program. `names_of` says which object each name of the packages refers to.
 PRELUDE = """
 import pickle, sys, types, warnings
 warnings.simplefilter("ignore")
@@ -42,7 +42,7 @@ def assert_unchanged(before, after):
 x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
 """
 
-#: Makes the packages look as if they were not installed at all.
+#: Makes the packages look as if they were not installed.
 HIDDEN = """
 class Hide:
     def find_spec(self, name, path=None, target=None):
@@ -52,7 +52,7 @@ sys.meta_path.insert(0, Hide())
 """
 
 
-#: Imports torch once, then runs each program it reads in a fork of itself, and answers with what went wrong.
+#: Imports torch once. Then it runs each program that it reads in a fork, and answers with the error.
 SERVER = """
 import json, os, sys, tempfile, traceback
 for line in sys.stdin:
@@ -249,7 +249,7 @@ ssim_loss(x, y)
 assert not is_ours(gsplat.losses.l1_loss)
 """
 
-#: The package's modules that are imported before, what other code says of its names.
+#: The package's modules that are imported first, and code that uses its names.
 PARTS = {
     "torchmetrics": ("torchmetrics.functional, torchmetrics.image", TORCHMETRICS_NAMES),
     "skimage": ("skimage.metrics", SKIMAGE_NAMES),
@@ -339,7 +339,7 @@ torch.testing.assert_close(bound_before(x, y, data_range=1.0), theirs, rtol=0, a
 
 
 def test_a_package_of_the_same_name_that_lacks_some(run):
-    """An old fused_ssim, say, without FusedSSIMMap and submodules."""
+    """An old fused_ssim, for example, has no FusedSSIMMap and no submodules."""
     run(
         """
 old = types.ModuleType("fused_ssim")
@@ -419,7 +419,7 @@ assert not is_ours(pytorch_msssim.ssim)
 
 @pytest.mark.parametrize("imported", ["", "import pytorch_msssim"])
 def test_pickles_of_pytorch_msssim(run, imported, tmp_path):
-    """A pickle that the original wrote loads as ours, with the same numbers."""
+    """A pickle written by the original loads as our module and gives the same numbers."""
     path = tmp_path / "modules.pkl"
     options = [
         ("SSIM", {"data_range": 1.0}),

@@ -1,4 +1,4 @@
-"""The kornia drop-in, held to the installed kornia over random shapes, options and dtypes."""
+"""The kornia drop-in, compared with the installed kornia over random shapes, options and dtypes."""
 
 import copy
 import random
@@ -18,24 +18,24 @@ pytestmark = pytest.mark.usefixtures("device", "threads")
 
 ours = newest if tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9) else kornia_0_8
 
-# Of the largest entry. float64: both sides round; kornia's windows of MS_SSIMLoss, and of volumes in kornia 0.8, are
+# Over the largest entry. float64: both sides round; kornia's windows of MS_SSIMLoss, and of volumes in kornia 0.8, are
 # outer products that are rounded to float32. float32: kornia's E[x²] - E[x]². Half precision: kornia rounds more often.
 EXACT = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 ROUNDED_WINDOW = {**EXACT, torch.float64: 1e-6}
 VOLUMES = EXACT if ours is newest else ROUNDED_WINDOW
-#: kornia 0.8 takes any other text for "same", "VALID" too.
+#: kornia 0.8 treats any text but "valid" as "same", even "VALID".
 PADDINGS = ["same", "valid", "Same", "VALID"] if ours is newest else ["same", "valid", "Same"]
 
 
 def accuracy(window):
-    """Of the largest entry, from kornia in float64, where both take the same float32 images.
+    """Tolerances over the largest entry, from kornia in float64 on the same float32 images.
 
-    A window of one pixel has no variance: gradients that cancel are all there is. kornia in float32 is off by 2e-4.
+    A window of one pixel has no variance, so its gradients cancel completely. kornia in float32 is off by 2e-4.
     """
     return 1e-5 if window > 1 else 5e-5
 
 
-# The fuzzer (tests/fuzz.py) repeats such draws for as long as one likes.
+# The fuzzer (tests/fuzz.py) repeats such draws for any time.
 DRAWS = devices.draws(40, emulated=16)
 
 
@@ -45,14 +45,14 @@ def draw(seed, dtypes=(torch.float64, torch.float32)):
 
 
 def shape_for(rng, window, spatial_dims, padding):
-    """As small as the window and the padding permit."""
+    """Draws a shape, down to the smallest that the window and the padding permit."""
     least = window if padding.lower() == "valid" else window // 2 + 1
     sides = [rng.randint(least, window + 5) for _ in range(spatial_dims)]
     return (rng.randint(1, 2), rng.randint(1, 3), *sides)
 
 
 def in_float64(function):
-    """The function on the images in float64, its result in their dtype."""
+    """Wraps a function so that it computes in float64 and returns the dtype of the images."""
     return lambda *images: function(*(img.double() for img in images)).to(images[0].dtype)
 
 
@@ -60,7 +60,7 @@ def in_float64(function):
 def test_ssim_of_images(seed):
     rng, generator, dtype = draw(seed, (torch.float64, torch.float32, torch.float16, torch.bfloat16))
     half = dtype in (torch.float16, torch.bfloat16)
-    # Half precision in kornia 0.8 has no room for the constants of SSIM at large or small ranges.
+    # In kornia 0.8, half precision cannot represent SSIM's constants at large or small ranges.
     window, top = rng.choice([1, 3, 5, 7, 11]), 1.0 if half else rng.choice([1.0, 2.0, 255.0])
     eps, padding = rng.choice([0.0, 1e-12, 1e-3]), rng.choice(PADDINGS)
     reduction = rng.choice(["mean", "sum", "none"])
@@ -121,8 +121,8 @@ def test_ssim_at_its_extremes(spatial_dims, top):
             (value, *gradients), (exact, *exact_gradients) = results
             torch.testing.assert_close(value, exact, rtol=0, atol=3e-6)
             for found, expected in zip(gradients, exact_gradients, strict=True):
-                # Where S is nearly 0, as of a bright image and a black one, so is its gradient: it is exact to a
-                # share of what it is elsewhere.
+                # Where S is nearly 0, as for a bright image and a black one, its gradient is nearly 0 too. Its error is
+                # then relative to the size that gradients have elsewhere.
                 scale = max(expected.abs().max().item(), 0.05 / top)
                 torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
 
@@ -141,7 +141,7 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("package", [newest, kornia_0_8])
 def test_the_defaults_reach_the_kernels(package):
-    """kornia's eps of 1e-12 at its max_val of 1 always took plain torch."""
+    """With kornia's default eps of 1e-12 and max_val of 1, plain torch once computed every call."""
     if devices.current() != "cpu":
         pytest.skip("counts the CPU's operators")
     image, volume = torch.rand(1, 3, 16, 16), torch.rand(1, 1, 12, 12, 12)
@@ -170,7 +170,7 @@ def test_the_defaults_reach_the_kernels(package):
     "dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float64), (torch.uint8, torch.float32)]
 )
 def test_images_of_two_dtypes(dtypes):
-    """kornia's window follows the dtype of the first image."""
+    """kornia's window has the dtype of the first image."""
     images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32, 255.0)
     images = [img.to(dtype) for img, dtype in zip(images, dtypes, strict=True)]
     for function in (lambda p: p.ssim, lambda p: p.SSIM(5, 255.0)):
@@ -216,7 +216,7 @@ def test_sequences_of_any_kind(kind):
 
 
 def test_a_gradient_reaches_options():
-    """Then plain torch computes: a float would cut the gradient off."""
+    """Plain torch computes such calls, because an option converted to a float would lose its gradient."""
     images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32)
     top = torch.tensor(2.0, requires_grad=True)
     newest.ssim_loss(*images, 5, max_val=top).backward()
@@ -282,7 +282,7 @@ def test_ms_ssim_loss_in_every_dtype(dtype):
 
 
 def test_ms_ssim_loss_with_windows_that_are_no_gaussians():
-    """The windows are a buffer, which a user may fill: any outer products."""
+    """The windows are a buffer, which a user may fill with any outer products."""
     images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
     taps = torch.rand(2, 9)
     taps /= taps.sum(1, keepdim=True)
@@ -404,7 +404,7 @@ def test_older_ms_ssim_loss_gives_the_numbers_of_0_8_1(sigmas, channels, shape, 
 @pytest.mark.parametrize(
     ("window", "padding", "shape", "expected"),
     [
-        # Borders that are repeated further than a side is long.
+        # Borders that are wider than a side is long.
         (5, "same", (1, 2, 1, 3, 4), 0.989417789609356),
         (7, "same", (1, 1, 4, 5, 2), 0.9747955945775282),
         (5, "valid", (1, 1, 6, 5, 7), 0.44936098822955134),
@@ -426,7 +426,7 @@ def test_older_ms_ssim_loss_keeps_its_windows_in_the_state_dict():
     assert not torch.allclose(loaded(*images), saved(*images))
     loaded.load_state_dict(saved.state_dict())
     torch.testing.assert_close(loaded(*images), saved(*images), rtol=1e-6, atol=0)
-    # Windows that are no Gaussians: here the mean of two.
+    # Windows that are not Gaussian, here the mean of two Gaussians.
     mixed = (saved.state_dict()["_g_masks"] + saved.state_dict()["_g_masks"].roll(3, 0)) / 2
     separable = mixed.sum(3, keepdim=True) * mixed.sum(2, keepdim=True)
     loaded.load_state_dict({"_g_masks": separable})

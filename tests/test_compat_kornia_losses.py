@@ -1,4 +1,4 @@
-"""kornia's losses without a window, held to the installed kornia in every dtype, and to float64."""
+"""kornia's losses without a window, compared with the installed kornia in every dtype, and with float64."""
 
 import random
 
@@ -14,7 +14,7 @@ from tests.compare import assert_same
 pytestmark = [
     pytest.mark.usefixtures("device", "threads"),
     pytest.mark.parametrize("device", devices.NATIVE, indirect=True),
-    # What kornia 0.8 gives for integers and half precision is not kept.
+    # The results of kornia 0.8 for integers and half precision are not reproduced.
     pytest.mark.skipif(
         tuple(map(int, kornia.__version__.split(".")[:2])) < (0, 9), reason="the numbers are those of kornia 0.9"
     ),
@@ -41,7 +41,7 @@ def random_shape(rng, least_ndim=0):
 
 
 def assert_rounded(found, exact, dtype, roundings=4, of_scale=0.0):
-    """`found` is `exact`, float64, but for some roundings of its dtype: of each entry, or of a scale."""
+    """`found` equals the float64 `exact` up to a few roundings of its dtype, relative to each entry or to a scale."""
     assert found.dtype == dtype
     limits = torch.finfo(dtype)
     atol = limits.tiny * limits.eps + roundings * limits.eps * of_scale
@@ -82,7 +82,7 @@ def test_robust_losses_are_exact_in_every_float_dtype(name, seed):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ROBUST)
 def test_robust_losses_equal_kornia_of_the_same_dtype(name, dtype):
-    """Both round at their own places: a few roundings of the dtype apart."""
+    """Both round in different places, so they may differ by a few roundings of the dtype."""
     images = [random_tensor(i, (3, 40), dtype) for i in range(2)]
     for reduction in ("none", "mean", "sum"):
         found, expected = (getattr(package, name)(*images, reduction) for package in (ours, kornia.losses))
@@ -126,7 +126,7 @@ def test_robust_losses_are_finite_for_large_differences(name, dtype, value):
 
 
 def test_robust_losses_of_the_page():
-    """Case 7 of cases/loss.md: these were 0, infinite or far off."""
+    """Case 7 of cases/loss.md: these values were once 0, infinite or far off."""
     small = (random_tensor(0, (1, 3, 32, 32), torch.float64).abs() * 0.01).clamp(0, 0.03)
     for name in ("charbonnier_loss", "cauchy_loss", "welsch_loss"):
         for dtype in (torch.bfloat16, torch.float16):
@@ -149,7 +149,7 @@ def test_robust_losses_of_integers(name):
             found, expected = (getattr(package, name)(*images, reduction) for package in (ours, kornia.losses))
             assert found.dtype == expected.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    # With one short image the difference is taken in the wider dtype, by kornia too.
+    # If one image has a shorter dtype, the difference is computed in the wider one, by kornia too.
     images = random_tensor(0, (4, 9), torch.uint8), random_tensor(1, (4, 9), torch.float32)
     found, expected = (getattr(package, name)(*images) for package in (ours, kornia.losses))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -165,7 +165,7 @@ def test_robust_losses_of_integers(name):
 
 
 def test_robust_losses_of_integers_do_not_wrap_round():
-    """kornia does for differences beyond 46340."""
+    """In kornia they do for differences beyond 46340."""
     large = torch.tensor([100_000], dtype=torch.int32)
     assert ours.charbonnier_loss(large, torch.zeros_like(large)).item() == 99_999.0
     assert ours.geman_mcclure_loss(large, torch.zeros_like(large)).item() == 2.0
@@ -202,7 +202,7 @@ def test_psnr_in_every_dtype(seed):
         theirs = getattr(kornia.losses if function == "psnr_loss" else kornia.metrics, function)
         found = getattr(ours, function)(*images, top)
         assert found.dtype == theirs(*images, top).dtype
-        # A logarithm of a number with a few roundings, times 10.
+        # The logarithm of a number with a few roundings, times 10.
         exact = theirs(*(img.double() for img in images), float(top))
         assert_rounded(found, exact, found.dtype, of_scale=10.0)
 
@@ -239,7 +239,7 @@ def test_total_variation_in_every_dtype(seed):
 
 
 def test_total_variation_of_the_page():
-    """Case 7 of cases/loss.md: uint8 wrapped round."""
+    """Case 7 of cases/loss.md: uint8 once wrapped around."""
     found = ours.total_variation(torch.tensor([[10, 20], [30, 5]], dtype=torch.uint8))
     assert (found.item(), found.dtype) == (70, torch.int64)
     assert ours.total_variation(torch.tensor([[True, False], [True, True]])).item() == 2

@@ -1,4 +1,4 @@
-"""The MONAI drop-in, held to the installed MONAI over random shapes, options and dtypes."""
+"""The MONAI drop-in, compared with the installed MONAI over random shapes, options and dtypes."""
 
 import pickle
 import random
@@ -20,15 +20,15 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.usefixtures("device", "threads")
 
-#: Of the largest entry: the original's E[x²] - E[x]² in float32, whatever the dtype.
+#: Tolerances over the largest entry. The original computes E[x²] - E[x]² in float32, whatever the dtype.
 TOLERANCE = 2e-3
-#: Of the largest entry, from the original evaluated in float64.
+#: Tolerances over the largest entry, from the original evaluated in float64.
 ACCURACY = 1e-5
 
 
 @pytest.fixture
 def double(monkeypatch):
-    """Lets the original compute in float64: images are `torch.float` there, windows in the default."""
+    """Makes the original compute in float64: it converts images to `torch.float`, and windows to the default dtype."""
 
     def use(function):
         def run(*images):
@@ -122,7 +122,7 @@ def test_defaults_of_multiscale(double):
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_other_inputs():
-    """Integers and half precision count as float32, arrays as tensors; MONAI's own tensors and one axis work."""
+    """Integers and half precision are converted to float32, arrays to tensors. MONAI's tensors and one axis work."""
     pair = random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 20), torch.float32, 255.0)
     for change in (
         lambda image: image.byte(),
@@ -160,7 +160,7 @@ def test_extremes(spatial_dims, kernel, double):
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_gradient_where_a_term_is_not_positive():
-    """The original's is NaN."""
+    """The original's gradient is NaN there."""
     image, _ = random_pair(torch.Generator().manual_seed(0), (1, 1, 40, 40), torch.float32)
     pred = (1 - image).requires_grad_()
     value = ours.compute_ms_ssim(pred, image, 2, kernel_size=5, weights=(0.5, 0.5))
@@ -172,7 +172,7 @@ def test_gradient_where_a_term_is_not_positive():
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 @pytest.mark.parametrize("seed", range(6))
 def test_metrics(seed):
-    """Two batches, aggregate, reset and pickles, as the original's metric."""
+    """Two batches, aggregate, reset and pickles work as for the original's metric."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     name, options = "SSIMMetric", {"win_size": 5}
     if seed % 2:
@@ -225,7 +225,7 @@ def test_errors():
     for options, text in (({}, "sides larger than 160"), ({"weights": (1.0, 1.0), "kernel_size": 21}, "than 20 for 2")):
         multiscale = [lambda p=p, o=options: p.compute_ms_ssim(image, image, 2, **o) for p in (ours, regression)]
         assert_same_error(*multiscale, text=text)
-    # What the original does not foresee.
+    # Cases that the original does not handle.
     for options, text in (
         ({"kernel_type": "box"}, "kernel_type must be 'gaussian' or 'uniform', got 'box'"),
         ({"win_size": (3,)}, "kernel_size must have one value for each of the 2 spatial axes"),

@@ -1,6 +1,6 @@
-"""The piq drop-in, held to the installed piq over random shapes, options and dtypes.
+"""The piq drop-in, compared with the installed piq over random shapes, options and dtypes.
 
-piq needs torchvision, which must fit the build of torch: the test extra has neither.
+piq needs a torchvision that fits the build of torch. The test extra has neither.
 """
 
 import pickle
@@ -17,9 +17,9 @@ piq = pytest.importorskip("piq", reason="piq or its torchvision is not installed
 
 pytestmark = pytest.mark.usefixtures("device", "threads")
 
-#: Of the largest entry: the original's E[x²] - E[x]².
+#: Tolerances over the largest entry. The original computes E[x²] - E[x]².
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
-#: Of the largest entry, from the original in float64, where both take the same float32 images.
+#: Tolerances over the largest entry, from the original in float64 on the same float32 images.
 ACCURACY = 1e-5
 
 
@@ -38,13 +38,13 @@ def draw(seed):
 
 
 def draw_images(rng, seed, options, least):
-    """Plain images, or in a quarter of the draws complex ones."""
+    """Draws plain images, or complex ones with a probability of 1/4."""
     is_complex = rng.random() < 0.25
     sides = [rng.randint(least, least + 6) for _ in range(2)]
     shape = (rng.randint(1, 3), rng.randint(1, 3), *sides, *([2] if is_complex else []))
     dtype = rng.choice([torch.float32, torch.float32, torch.float64])
     pair = random_pair(torch.Generator().manual_seed(seed), shape, dtype, float(options["data_range"]))
-    # float32 in plain torch for complex images, a window of one pixel has no variance.
+    # Complex images are computed by plain torch in float32, and a window of one pixel has no variance.
     return pair, 2e-3 if is_complex or options["kernel_size"] == 1 else ACCURACY
 
 
@@ -131,7 +131,7 @@ def test_extremes():
 @pytest.mark.parametrize("side", [40, 41])
 @pytest.mark.parametrize("parts", [(), (2,)])
 def test_gradient_where_a_term_is_not_positive(side, parts):
-    """The original's is NaN."""
+    """The original's gradient is NaN there."""
     image, _ = random_pair(torch.Generator().manual_seed(0), (1, 1, side, side, *parts), torch.float32)
     pred = (1 - image).requires_grad_()
     options = {"kernel_size": 5, "scale_weights": torch.tensor([0.4, 0.6]), "reduction": "sum"}

@@ -1,4 +1,4 @@
-"""The pytorch_msssim drop-in, held to the package over random shapes, options and dtypes."""
+"""The pytorch_msssim drop-in, compared with the package over random shapes, options and dtypes."""
 
 import copy
 import pickle
@@ -16,21 +16,21 @@ from splat_ssim.compat import pytorch_msssim as ours
 from tests import devices
 from tests.compare import assert_same, random_pair
 
-#: pytorch_msssim.ssim is the function: the module of this name has what public code imports besides.
+#: The attribute pytorch_msssim.ssim is the function. The module of that name has other names that public code imports.
 private = sys.modules["pytorch_msssim.ssim"]
 
 pytestmark = pytest.mark.usefixtures("device", "threads")
 
-# Of the largest entry. float64: both sides round, with the same float32 window; float32: cancellation in the
+# Over the largest entry. float64: both sides round, with the same float32 window; float32: cancellation in the
 # original's E[x²] - E[x]², whose window does not sum to exactly 1.
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 5e-4}
 
-# The fuzzer (tests/fuzz.py) repeats such draws for as long as one likes.
+# The fuzzer (tests/fuzz.py) repeats such draws for any time.
 DRAWS = devices.draws(40, emulated=16)
 
 
 def quietly(function):
-    """Without the warnings of axes that are not smoothed."""
+    """Ignores the warnings about axes that are not smoothed."""
 
     def call(*images):
         with warnings.catch_warnings():
@@ -188,7 +188,7 @@ def test_flags_of_any_kind(flag):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_a_range_taken_from_the_data(name, dtype):
-    """VainF/pytorch-msssim#14. Its gradient is part of the images'."""
+    """VainF/pytorch-msssim#14. The images get the gradient of the range too."""
     images = random_pair(torch.Generator().manual_seed(0), (1, 2, 50, 52), dtype)
 
     def call(package):
@@ -259,7 +259,7 @@ def test_fspecial_gauss_1d(size, sigma):
 def test_private_functions(seed):
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     dtype, spatial_dims, size = rng.choice([torch.float32, torch.float64]), rng.choice([2, 3]), rng.choice([3, 5, 11])
-    # The last axis is smoothed: without a variance gradients are rounding alone.
+    # The last axis is smoothed. Without a variance, gradients would be nothing but rounding.
     channels, sides = rng.randint(1, 3), [*(rng.randint(2, 14) for _ in range(spatial_dims - 1)), rng.randint(size, 14)]
     images = random_pair(generator, (rng.randint(1, 2), channels, *sides), dtype)
     win = private._fspecial_gauss_1d(size, rng.choice([1.5, 0.8])).repeat(channels, *[1] * (spatial_dims + 1))
@@ -302,7 +302,7 @@ def test_modules_have_a_window(name, spatial_dims):
         torch.testing.assert_close(module(*images), theirs(*images), rtol=0, atol=1e-5)
 
     check()
-    # The window can be replaced, by a Gaussian or another one, and changed in place.
+    # The window can be replaced by a Gaussian or another window, and changed in place.
     wide = ours._fspecial_gauss_1d(3, 2.0).repeat(2, *[1] * (spatial_dims + 1))
     uneven = torch.tensor([0.5, 0.3, 0.2]).expand_as(wide).contiguous()
     for win in (wide, uneven, wide.double(), wide.half()):

@@ -1,4 +1,4 @@
-"""The scikit-image drop-in, held to the installed scikit-image over random shapes, options and dtypes."""
+"""The scikit-image drop-in, compared with the installed scikit-image over random shapes, options and dtypes."""
 
 import random
 import warnings
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("device", "threads")
 
 INTEGERS = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.int64, np.bool_)
 FLOATS = (np.float16, np.float32, np.float64)
-#: dtypes that float32 does not hold.
+#: dtypes with values that float32 cannot represent.
 WIDE = (np.float64, np.uint32, np.int32, np.int64)
 
 
@@ -24,7 +24,7 @@ def as_tuple(found):
 
 
 def random_pair(rng, shape, dtype):
-    """Two arrays that are alike and use the range of an integer dtype; floats are in [0, 1]."""
+    """Two similar arrays that use the whole range of an integer dtype. Floats are in [0, 1]."""
     first = rng.random(shape)
     second = np.clip(first + 0.2 * rng.standard_normal(shape), 0, 1)
     if dtype == np.bool_:
@@ -41,7 +41,7 @@ def draw(seed):
     if rng.random() < 0.5:
         options |= {"gaussian_weights": True, "sigma": rng.choice([0.5, 1.0, 1.5, 2.2])}
         reach = int(3.5 * options["sigma"] + 0.5)
-        # The border that the mean leaves out; the window stays that of sigma.
+        # win_size only sets the border that the mean leaves out. sigma determines the window.
         options |= rng.choice([{}, {}, {"win_size": rng.choice([3, 9, 13])}])
     else:
         reach = 3
@@ -71,9 +71,9 @@ def assert_held(pair, options):
     for index, (value, true) in enumerate(zip(found, exact, strict=True)):
         is_gradient = index == 1 and options.get("gradient", False)
         scale = np.abs(true).max() if is_gradient else 1.0
-        # The map's last digits are those of float32, which the mean averages out.
+        # The map has the rounding errors of float32, which the mean averages out.
         tolerance = (1e-6 if index == 0 else 1e-5) if narrow else 1e-8
-        # The original's gradient of equal images is what rounding leaves.
+        # The original's gradient for equal images is nothing but rounding.
         np.testing.assert_allclose(value, true, rtol=0, atol=tolerance * scale + 1e-15)
 
 
@@ -90,7 +90,7 @@ def test_random_calls(seed):
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_arrays_that_are_no_plain_blocks():
-    """Steps, negative strides, Fortran's order, foreign byte order, read-only memory; inputs of two dtypes."""
+    """Steps, negative strides, Fortran order, foreign byte order, read-only memory, and inputs of two dtypes."""
     pair = random_pair(np.random.default_rng(0), (30, 40), np.uint8)
     changes = [
         lambda image: image[::-1, ::2],
@@ -136,7 +136,7 @@ def test_windows_beyond_the_kernels():
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_numpy_scalars_as_data_range_are_plain_numbers():
-    """In the original np.float64 makes maps of float32 images float64, and np.float32 rounds the constants."""
+    """In the original, an np.float64 makes maps of float32 images float64, and an np.float32 rounds the constants."""
     pair = random_pair(np.random.default_rng(0), (12, 13), np.float32)
     value, ssim_map = ours(*pair, data_range=np.float64(1.5), full=True)
     assert ssim_map.dtype == np.float32
@@ -145,7 +145,7 @@ def test_numpy_scalars_as_data_range_are_plain_numbers():
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_range_of_integers_is_told():
-    """As the original: a warning for every integer dtype but uint8, and where dtypes differ."""
+    """Like the original, it warns for every integer dtype except uint8, and if the dtypes differ."""
     for dtypes, count in (((np.uint8, np.uint8), 0), ((np.uint16, np.uint16), 1), ((np.int16, np.uint8), 2)):
         pair = [np.zeros((9, 9), dtype) for dtype in dtypes]
         for function in (ours, theirs):
@@ -176,7 +176,7 @@ def test_range_of_integers_is_told():
 )
 def test_errors(change, options, text):
     pair = change(np.arange(81, dtype=np.uint8).reshape(9, 9))
-    if text is None:  # an axis of channels that leaves 9 pixels: fine for both
+    if text is None:  # without the axis of channels, 9 pixels are left, which is enough for both
         assert_held(pair, options)
         return
     with pytest.raises(Exception) as original:

@@ -1,4 +1,4 @@
-"""The torchmetrics drop-in, held to the installed torchmetrics over random shapes, options and dtypes."""
+"""The torchmetrics drop-in, compared with the installed torchmetrics over random shapes, options and dtypes."""
 
 import copy
 import pickle
@@ -16,9 +16,9 @@ functional, image = (pytest.importorskip(f"torchmetrics.{part}") for part in ("f
 
 pytestmark = pytest.mark.usefixtures("device", "threads")
 
-# Of the largest entry: the original's E[x²] - E[x]², at a range of 255 too.
+# Over the largest entry. The original computes E[x²] - E[x]², also at a range of 255.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
-#: Of the largest entry, from the original in float64, where both take the same float32 images.
+#: Tolerances over the largest entry, from the original in float64 on the same float32 images.
 ACCURACY = 1e-5
 
 
@@ -31,7 +31,7 @@ def multiscale(package, **options):
 
 
 def assert_held(make, options, images):
-    """Value and gradients as the original's, and nearer still to its float64 evaluation."""
+    """Value and gradients are near the original's, and nearer to its evaluation in float64."""
     dtype = images[0].dtype
     assert_same(joined(make(ours, **options)), joined(make(functional, **options)), images, TOLERANCE[dtype])
     if dtype == torch.float32:
@@ -39,7 +39,7 @@ def assert_held(make, options, images):
 
 
 def draw_window(rng, spatial_dims):
-    """Options of the window, and how far it reaches."""
+    """Draws options of the window. Returns them and the largest number of taps or padding size."""
     if rng.random() < 0.4:
         sizes = [rng.choice([3, 5, 7]) for _ in range(spatial_dims)]
         same = rng.random() < 0.5
@@ -119,7 +119,7 @@ def test_half_precision_is_rounded_once(dtype):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("gaussian", [True, False])
 def test_extremes(spatial_dims, gaussian):
-    """Equal images, opposite ones, flat and black ones."""
+    """Equal, opposite, flat and black images."""
     img, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, *[11] * spatial_dims), torch.float32)
     flat = torch.full_like(img, 0.5)
     options = {"data_range": 1.0, "gaussian_kernel": gaussian, "kernel_size": 7}
@@ -127,7 +127,7 @@ def test_extremes(spatial_dims, gaussian):
         found = single(ours, **options)(*pair)
         exact = single(functional, **options)(*(x.double() for x in pair))
         assert found.item() == pytest.approx(exact.item(), abs=1e-6)
-    assert single(ours)(flat, flat).isnan()  # as in the original: a range of 0
+    assert single(ours)(flat, flat).isnan()  # as in the original, because the range is 0
 
 
 def test_contrast_of_no_window_is_nan():
@@ -141,7 +141,7 @@ def test_contrast_of_no_window_is_nan():
 
 
 def test_gradient_where_a_term_is_not_positive():
-    """The original's is NaN."""
+    """The original's gradient is NaN there."""
     img, _ = random_pair(torch.Generator().manual_seed(0), (1, 1, 40, 40), torch.float32)
     preds = (1 - img).requires_grad_()
     options = {"data_range": 1.0, "betas": (0.5, 0.5), "sigma": 0.8, "kernel_size": 5}
@@ -195,7 +195,7 @@ def test_errors(make):
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 @pytest.mark.parametrize("seed", range(12))
 def test_metrics(seed):
-    """Two updates, compute, forward, reset and pickles, as the original's metric."""
+    """Two updates, compute, forward, reset and pickles work as for the original's metric."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     options = {
         "reduction": rng.choice(["elementwise_mean", "sum", "none", None]),

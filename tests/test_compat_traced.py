@@ -35,7 +35,7 @@ CALLS = {
     "gsplat": gsplat.ssim_loss,
     "fussim": lambda a, b: fussim.ssim(a, b, data_range=1.0),
 }
-#: What reads numbers out of the images to check them.
+#: Drop-ins that read numbers from the images to check them.
 READING = {
     "piq": piq.SSIMLoss(),
     "piq multiscale": piq.MultiScaleSSIMLoss(5, scale_weights=torch.ones(2)),

@@ -1,4 +1,4 @@
-"""The drop-ins under torch.jit, torch.compile, forward-mode differentiation and a default device, as the originals."""
+"""The drop-ins behave like the originals under torch.jit, torch.compile, forward mode and a default device."""
 
 import io
 
@@ -88,7 +88,7 @@ def value_and_gradients(function, pair):
 
 
 def assert_near(found, expected, tolerance=1e-4):
-    """Of the largest entry: kornia's float32 is off by this much."""
+    """Compares relative to the largest entry. The tolerance is the error of kornia in float32."""
     for ours_, theirs in zip(found, expected, strict=True):
         scale = theirs.abs().max().item()
         torch.testing.assert_close(ours_, theirs, rtol=0, atol=tolerance * scale)
@@ -122,16 +122,16 @@ SCRIPTABLE_HERE = {
 @pytest.mark.parametrize("package", [newest, kornia_0_8], ids=["newest", "0.8"])
 @pytest.mark.parametrize("name", [*SCRIPTABLE, *SCRIPTABLE_HERE])
 def test_script(package, name):
-    """Case 13 of cases/loss.md: torch.jit.script(MS_SSIMLoss()) failed."""
+    """Case 13 of cases/loss.md: torch.jit.script(MS_SSIMLoss()) once failed."""
     make, count = {**SCRIPTABLE, **SCRIPTABLE_HERE}[name]
     pair = images(*FLAT)[:count]
     scripted = torch.jit.script(make(package))
-    for _ in range(3):  # the profiling executor specialises
+    for _ in range(3):  # the profiling executor specialises after the first calls
         found = value_and_gradients(scripted, pair)
     assert_near(found, value_and_gradients(make(package), pair), 1e-5)
     if package is ours and name in SCRIPTABLE and (ours is newest or name not in NEWLY_SCRIPTABLE):
         assert_near(found, value_and_gradients(torch.jit.script(make(kornia.losses)), pair))
-    # Other shapes and dtypes than the first.
+    # Shapes and dtypes other than the first.
     for dtype in (torch.float64, torch.float16):
         other = [img.to(dtype) for img in images(1, 3, 7, 9)[:count]]
         torch.testing.assert_close(scripted(*other), make(package)(*other), rtol=1e-3, atol=1e-4)
@@ -163,7 +163,7 @@ def test_scripted_losses_refuse_what_the_others_refuse():
 
 
 def test_trace(call):
-    """Case 9 of cases/loss.md: a trace must follow the images. The original's trace follows their shape too."""
+    """Case 9 of cases/loss.md: a trace must depend on the images. Like the original's, it takes other shapes too."""
     function, original, shape = call
     traced = torch.jit.trace(function, tuple(images(*shape)), check_trace=False)
     others = [images(*shape, seed=1)]
@@ -176,7 +176,7 @@ def test_trace(call):
             theirs = torch.jit.trace(original, tuple(images(*shape)), check_trace=False)
             assert_near(found, value_and_gradients(theirs, pair), 2e-4)
     if original is not None:
-        # Plain operators only: the trace loads where splat_ssim is not installed, as the original's does.
+        # The trace has plain operators only. Like the original's, it loads without splat_ssim.
         assert "splat_ssim::" not in str(traced.graph)
 
 
@@ -208,7 +208,7 @@ def test_compile_with_tensors_as_options():
 
 
 def test_forward_mode(call):
-    """Case 8 of cases/loss.md: a tangent is never dropped. As the original's, and as a finite difference."""
+    """Case 8 of cases/loss.md: a tangent is never dropped. It equals the original's and a finite difference."""
     function, original, shape = call
     img1, img2 = images(*shape)
     tangent = images(*shape, seed=1)[0]
@@ -223,7 +223,7 @@ def test_forward_mode(call):
     above, below = (function(wide + sign * step * wide_tangent, img2.double()) for sign in (1, -1))
     assert_near([found.double()], [(above - below) / (2 * step)], 1e-4)
     transformed = torch.func.jvp(lambda a: function(a, img2), (img1,), (tangent,))[1]
-    assert_near([transformed.float()], [found], 1e-5)  # torch gives float64 where a Python number is divided
+    assert_near([transformed.float()], [found], 1e-5)  # torch gives float64 if a Python number is divided
     if original is not None and original is not ALL["pytorch_msssim MS_SSIM"][1]:
         assert_near([found], [forward(original)], 2e-4)
 
@@ -239,7 +239,7 @@ def test_batches_by_vmap(call):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ALL)
 def test_a_default_device_changes_nothing(name, dtype):
-    """Case 2 of cases/loss.md. "meta" stands for "cuda": a tensor that is made there is of no use here."""
+    """Case 2 of cases/loss.md. "meta" stands for "cuda": a tensor created there cannot be used in the computation."""
     function, _, shape = ALL[name]
     pair = [img.to(dtype) for img in images(*shape)]
     expected = function(*pair)

@@ -1,4 +1,4 @@
-"""Numbers on the command line that no run can use are refused by one sentence before anything is read."""
+"""Invalid numbers on the command line are refused by one sentence before anything is read."""
 
 import dataclasses
 import math
@@ -74,14 +74,14 @@ def test_no_number_of_a_config_may_be_infinite(kind, name, value):
 
 
 def test_positions_may_be_frozen(tmp_path):
-    """F13: a rate of 0 divided by itself."""
+    """F13: a rate of 0 was once divided by itself."""
     line = ["--data-dir", str(write_blender(tmp_path / "ball", size=16)), "--result-dir", str(tmp_path / "run")]
     task, config = parse([*line, "--steps", "5", "--model.init-count", "30", "--optimizer.means", "0"])
     one = Run(task(config))
     before = one.task.splats["means"].detach().clone()
     one.train()
     assert torch.equal(one.task.splats["means"], before)
-    # So may every other parameter.
+    # Every other parameter may be frozen too.
     config = SceneConfig()
     for name in LEARNING_RATES:
         setattr(config.optimizer, name, 0.0)

@@ -1,14 +1,19 @@
-"""Projections in folders, made of voxels, projected back, and reconstructed with Gaussians."""
+"""Projections: their folders, their simulation from voxels, backprojection, and reconstruction with Gaussians."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from splat_ssim.ct import Projections, XrayGeometry, circle, load_projections, project, save_projections
+from splat_ssim.ct.config import CTConfig, CTDataConfig
 from splat_ssim.ct.fdk import fdk
+from splat_ssim.ct.reference import rays
 from splat_ssim.ct.simulate import ray_sums, simulate, with_photon_noise
+from splat_ssim.ct.training import CTTask
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.cli import main
 from splat_ssim.trainer.loop import load
@@ -20,7 +25,7 @@ GEOMETRY = XrayGeometry("cone", (24, 30), (2, 2), circle(12, "cone"), **CONE)
 
 
 def blobs():
-    """A smooth volume on GRID: three Gaussians, which vanish at its borders."""
+    """A smooth volume on GRID: three Gaussians that vanish at its borders."""
     means = torch.tensor([[0.0, 0, 0], [4, -3, 2], [-5, 2, -3]])
     quats, scales = torch.eye(4)[:1].repeat(3, 1), torch.tensor([[2.0, 2.5, 2.2], [1.6, 1.8, 1.7], [1.8, 1.5, 2.0]])
     return means, quats, scales, torch.tensor([1.0, 0.6, 0.8])
@@ -28,7 +33,7 @@ def blobs():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of projections, and the volume that they are of."""
+    """A folder of projections, and the volume that they show."""
     place = tmp_path_factory.mktemp("ct")
     truth = voxelize(*blobs(), GRID)
     save_volume(place / "truth.npy", Volume(truth.numpy(), GRID, "mm"))
@@ -41,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["cone", "parallel"])
 def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
-    """Both projectors, which share no formula, on a field that a fine grid resolves."""
+    """Compares both projectors, which share no formula, on a field that a fine grid resolves."""
     grid = VoxelGrid.regular((48, 48, 48), spacing=0.6, origin=-14.1)
     distances = CONE if kind == "cone" else {}
     geometry = XrayGeometry(kind, (11, 13), (3, 3), (0, 33), **distances, center=(0.5, 0, -0.3))
@@ -51,7 +56,8 @@ def test_sums_of_voxels_are_near_the_integrals_of_the_field(kind):
 
 
 def test_a_ray_through_a_slab_has_its_thickness():
-    # To 0 half a voxel past the outermost centres on either side: 9 voxels of 2 mm, at 60 degrees twice as long.
+    # The volume falls to 0 within a voxel past the outermost centres, which adds half a voxel on either side. So the
+    # slab counts as 9 voxels of 2 mm. At 60 degrees, the ray through it is twice as long.
     grid = VoxelGrid.regular((41, 41, 9), spacing=2.0, origin=(-8, -40, -40))
     sums = ray_sums(torch.ones(grid.shape), grid, XrayGeometry("parallel", (1, 1), (1, 1), (0, 60)))
     torch.testing.assert_close(sums.flatten(), torch.tensor([18.0, 36.0], dtype=torch.float64), rtol=2e-3, atol=0)
@@ -77,7 +83,7 @@ def test_photon_noise_is_seeded_and_has_its_size():
     pictures = torch.full((1, 200, 200), 3.0, dtype=torch.float64)
     first, again, other = (with_photon_noise(pictures, photons=1e4, attenuation=2, seed=s) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    # -log of counts N has the deviation 1/sqrt(N), here in units of 1.5.
+    # The standard deviation of -log(N) for a count N is 1/sqrt(N), here in units of 1.5.
     assert abs(float(first.std()) - 1.5 / (1e4 * np.exp(-2)) ** 0.5) < 0.001
     assert abs(float(first.mean()) - 3) < 0.002
 
@@ -138,6 +144,7 @@ def test_a_volume_as_a_box():
         ({"detector": {"rows": 24}}, "detector must hold rows, columns and spacing"),
         ({"detector": None}, "detector must hold rows"),
         ({"source_object": None}, "0 < source_object < source_detector"),
+        ({"center": [0, 0, 5000]}, r"the rays must meet the volume, got none .* turn about \(0, 0, 5000\)"),
         ({"source_object": 10}, "the source must turn outside the volume"),
         ({"volume": {"shape": [4, 4]}}, "volume.shape must be three whole numbers"),
         ({"volume": {"shape": [4, 4, 4], "low": [0, 0, 0]}}, "either affine or low and high"),
@@ -203,6 +210,12 @@ def test_simulation_sees_the_whole_volume(folder, tmp_path, kind):
     "options,message",
     [
         ({"views": 0}, "views and photons must be at least 1"),
+        ({"photons": math.nan}, "views and photons must be at least 1 .* got 50, nan, 4"),
+        ({"attenuation": math.inf}, "attenuation above 0, all of them finite, got 50, None, inf"),
+        ({"spacing": 0.0}, "detector spacing must be above 0 mm"),
+        ({"source_object": 0.0}, "0 < source_object < source_detector in mm, got source_object 0"),
+        ({"source_detector": 0.0}, "source_object < source_detector in mm, got .* source_detector 0"),
+        ({"geometry": "parallel", "source_object": 0.0}, "a parallel beam has no source"),
         ({"source_object": 5.0}, "source_object must be above"),
         ({"geometry": "parallel", "source_object": 500.0}, "a parallel beam has no source"),
         ({"source_object": 500.0, "source_detector": 400.0}, "source_object < source_detector"),
@@ -214,6 +227,62 @@ def test_simulations_that_are_refused(folder, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("unit,size,told", [("um", 1e3, "from um to mm"), ("", 1, "not known: mm is taken")])
+def test_lengths_become_mm(folder, tmp_path, capsys, unit, size, told):
+    matrix = GRID.matrix
+    matrix[:3] *= size
+    truth = Volume(load_volume(folder.parent / "truth.npy").data, VoxelGrid(GRID.shape, matrix.tolist()), unit)
+    path = save_volume(tmp_path / "truth.npz", truth)
+    data = load_projections(simulate(path, tmp_path / "made", views=2))
+    np.testing.assert_allclose(data.grid.matrix, GRID.matrix, rtol=1e-12)
+    assert data.geometry.spacing[0] == pytest.approx(1.5 * 1.5)
+    assert f"{path}: its" in capsys.readouterr().out
+    config = CTConfig(data_dir=tmp_path / "made", data=CTDataConfig(truth=path))
+    config.strategy.budget = 50
+    notes = CTTask(config).notes
+    assert notes[0].endswith(
+        "angles from 0 to 180 degrees; the detector sees 100% of the volume's corners, over all views"
+    )
+    assert told in notes[-1]
+
+
+def test_voxels_that_are_no_attenuations(folder, tmp_path, capsys):
+    truth = load_volume(folder.parent / "truth.npy").data
+
+    def made(values, **options):
+        return simulate(
+            save_volume(tmp_path / "v.npy", Volume(values, GRID, "mm")), tmp_path / "out", views=1, **options
+        )
+
+    for values in (0 * truth, -truth, 1000 * truth - 1000):
+        with pytest.raises(UserError, match=r"v\.npy must have line integrals above 0, got .*CT numbers \(HU\)"):
+            made(values, photons=1e3)
+    mixed = 1000 * truth - 50
+    with pytest.raises(UserError, match=r"must leave fewer than 2\^63 of 1000 photons on every ray"):
+        made(mixed, photons=1e3, attenuation=1e3)
+    assert not (tmp_path / "out").exists()
+    made(mixed)
+    assert "v.npy: warning: its voxels reach down to -50" in capsys.readouterr().out
+
+
+def test_what_views_miss_is_told(folder, tmp_path, capsys):
+    simulate(folder.parent / "truth.npy", tmp_path / "out", views=4, detector=(6, 6))
+    said = "angles from 0 to 270 degrees; the detector sees 0% of the volume's corners, over all views"
+    assert f"{tmp_path / 'out'}: {said}" in capsys.readouterr().out
+    angles = tuple(math.radians(angle) for angle in GEOMETRY.angles)
+    radians = Projections(torch.zeros(12, 24, 30), dataclasses.replace(GEOMETRY, angles=angles), GRID).lines()
+    assert radians[0].startswith("angles from 0 to 5.76 degrees") and "read as degrees, not as radians" in radians[1]
+
+
+@pytest.mark.parametrize("kind", ["cone", "parallel"])
+def test_points_on_a_ray_appear_at_its_pixel(kind):
+    geometry = XrayGeometry(kind, (7, 9), (1, 2), (10, 200), offset=(3, -2), **(CONE if kind == "cone" else {}))
+    for frame, places in zip(geometry.frames(), (0, 1), strict=True):
+        origin, direction = rays(frame, geometry.detector, cone=kind == "cone")
+        found = geometry.pixels(origin + 0.6 * direction)[places]
+        torch.testing.assert_close(found.reshape(7, 9, 2)[5, 4], torch.tensor([4.0, 5.0], dtype=torch.float64))
+
+
 def test_a_simulation_on_other_voxels_has_the_truth_there(folder, tmp_path):
     made = simulate(folder.parent / "truth.npy", tmp_path / "made", views=3, size=25)
     own = load_projections(simulate(folder.parent / "truth.npy", tmp_path / "own", views=3, detector=(30, 30)))
@@ -223,7 +292,7 @@ def test_a_simulation_on_other_voxels_has_the_truth_there(folder, tmp_path):
     exact = voxelize(*blobs(), data.grid)
     error = (torch.from_numpy(truth.data) - exact).abs()
     assert error.max() < 0.2 and error.mean() < 0.005
-    # What is projected is the file itself.
+    # The file's own voxels are projected, not those of the new grid.
     assert data.geometry.center == own.geometry.center
     assert abs(float(data.pictures.max() / own.pictures.max()) - 1) < 0.02
 
@@ -257,8 +326,6 @@ def test_a_reconstruction_beats_the_backprojection(folder, tmp_path):
 def test_a_run_resumes_to_the_same_bits(folder, tmp_path, monkeypatch):
     fit(folder, tmp_path / "whole", "--steps", "30", "--checkpoint-every", "10")
     saved = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
-    from splat_ssim.ct.training import CTTask
-
     step = CTTask.step
 
     def interrupted(self, index):
@@ -317,12 +384,14 @@ def test_projections_of_nothing_are_refused(tmp_path):
     save_projections(tmp_path / "dark", Projections(torch.zeros(12, 24, 30), GEOMETRY, GRID))
     with pytest.raises(SystemExit, match="projections must have values above 0"):
         fit(tmp_path / "dark", tmp_path / "run")
+    pictures = torch.zeros(12, 24, 30)
+    pictures[:, 0, 0] = 1
+    save_projections(tmp_path / "corner", Projections(pictures, GEOMETRY, GRID))
+    with pytest.raises(SystemExit, match=r"projections must show something inside the volume of geometry\.json, got"):
+        fit(tmp_path / "corner", tmp_path / "run")
 
 
 def test_every_view_has_its_turn(folder, tmp_path):
-    from splat_ssim.ct.config import CTConfig
-    from splat_ssim.ct.training import CTTask
-
     config = CTConfig(data_dir=folder, views=5)
     config.strategy.budget = 50
     task = CTTask(config)

@@ -1,4 +1,4 @@
-"""The operators on a GPU: numbers, and what only a GPU shows (streams, graphs, devices, memory, size).
+"""The operators on a GPU: their results, and what can only be tested there (streams, graphs, devices, memory, size).
 
 `make gpu` sets SPLAT_SSIM_GPU=1: then these tests fail, rather than being skipped, where CUDA is not reached.
 """
@@ -76,7 +76,7 @@ def test_kernels_compiled_by_nvrtc(monkeypatch, tmp_path):
     monkeypatch.setattr(_cuda_module, "_devices", {})
     monkeypatch.setattr(_cuda_module, "kernels", _cuda_module.load)
     check(*images(1, 3, 50, 70), SSIMOptions())
-    assert len(list(tmp_path.iterdir())) == 2  # units: the window's, and what every window needs
+    assert len(list(tmp_path.iterdir())) == 2  # two units: the window's, and the one that every window needs
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -128,7 +128,7 @@ def test_weights(padding, per_image, shape):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 65, 301), (2, 3, 16, 20, 30)])
 def test_weights_in_any_layout(window_size, channels_last, shape):
-    """By the kernels of one gradient, plain and strided."""
+    """Tests the kernels for one gradient, for plain and for strided tensors."""
     img1, img2 = images(*shape, channels_last=channels_last)
     weight = torch.rand(img1[..., :1].shape if channels_last else img1[:, :1].shape, device="cuda")
     options = SSIMOptions(window_size, channels_last=channels_last)
@@ -170,7 +170,7 @@ def test_map_and_channel_means(padding, shape):
         expected = getattr(reference, name)(x, y, **keywords(options))
         assert (found - expected).abs().max() < bound
         upstream = torch.randn_like(found)
-        # One gradient and both are of different kernels, but for channel means.
+        # One gradient and both gradients have different kernels, except for channel means.
         for of in ((0,), (1,), (0, 1)):
             grads = torch.autograd.grad(found, [(img1, img2)[i] for i in of], upstream, retain_graph=True)
             truths = torch.autograd.grad(expected, [(x, y)[i] for i in of], upstream.double(), retain_graph=True)
@@ -301,7 +301,7 @@ def test_more_than_2_31_elements():
     img1.requires_grad_()
     loss, l1, _ = photometric(img1, img2, SSIMOptions(), l1_weight=1e6, dssim_weight=1e6)
     loss.backward()
-    # The far corner, which 32-bit offsets would miss, equals the same corner alone.
+    # The far corner, which 32-bit offsets would miss, has the same values as that corner on its own.
     corner = img1.detach()[..., -200:, -300:].clone().requires_grad_()
     scale = corner.numel() / img1.numel()
     weights = {"l1_weight": 1e6 * scale, "dssim_weight": 1e6 * scale}
@@ -323,7 +323,7 @@ def run_voxelizer(tensors, grid):
 @pytest.mark.parametrize("smallest,largest", [(0.4, 6.0), (1.0, 2.0), (0.4, 25.0)])
 def test_voxelizer_numbers(features, smallest, largest):
     def run(tensors, grid):
-        # The definition is compared with on the CPU; the kernels see copies on the device.
+        # The definition runs on the CPU. The kernels get copies on the device.
         return run_voxelizer([t.cuda() for t in tensors], grid).cpu()
 
     for grid in (VoxelGrid.regular((30, 26, 40)), rotated((20, 30, 25)), VoxelGrid.regular((1, 1, 1))):

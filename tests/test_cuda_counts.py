@@ -1,4 +1,4 @@
-"""The bars of scripts/cuda_counts.py for one architecture, where there are nvcc 13.0 and NVIDIA's binary tools."""
+"""The limits of scripts/cuda_counts.py for one architecture, if nvcc 13.0 and NVIDIA's binary tools are there."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def missing():
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_kernels_are_within_their_bars(tmp_path):
-    """Registers, stack, spills, instructions, wavefronts, bytes; the two floating-point counts agree within 2%."""
+    """Registers, stack, spills, instructions, wavefronts and bytes; the two floating-point counts agree within 2%."""
     rows, faults = cuda_counts.check("sm_90", tmp_path, cuda_counts._cuda_emulated.run_all())
     assert faults == []
     assert {row["kernel"] for row in rows} == set(cuda_counts.BARS)

@@ -1,4 +1,4 @@
-"""The CUDA kernels where numbers and tensors are awkward, by the host emulation: one definition for every window.
+"""The CUDA kernels with awkward numbers and tensors, by the host emulation, against one definition for all windows.
 
 Pixels that are not finite, images far from 0 under narrow windows, eps in the denominator, means of nearly nothing,
 strides that say nothing, the ends of the types.
@@ -43,7 +43,7 @@ def fill_map(kernels, img1, img2, options):  # noqa: F811
 
 
 def reach(marked, window_size, padding):
-    """Where a window of the map holds a marked pixel, and the pixels that such windows reach. (B, C, spatial…)."""
+    """Masks (B, C, spatial…) of the windows that hold a marked pixel, and of the pixels that such windows reach."""
     dims, radius = marked.ndim - 2, window_size // 2
     pool = F.max_pool2d if dims == 2 else F.max_pool3d
     padded = {"same": "constant", "valid": "constant"}.get(padding, padding)
@@ -66,7 +66,7 @@ def reach(marked, window_size, padding):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
 def test_what_is_not_finite_spoils_the_windows_that_hold_it(kernels, window_size, spatial_dims, padding):  # noqa: F811
-    """And no others, in the map, the sums of other images, and the gradients of either kernel."""
+    """It spoils no other windows, in the map, in the sums of other images, and in the gradients of either kernel."""
     shape = (2, 1, 33, 41) if spatial_dims == 2 else (2, 1, 16, 17, 18)
     options = SSIMOptions(window_size, padding=padding)
     img1, img2 = images(*shape)
@@ -106,7 +106,7 @@ def test_what_is_not_finite_in_half_precision(kernels, dtype):  # noqa: F811
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_the_mean_is_that_of_usable_samples(kernels, spatial_dims, value):  # noqa: F811
-    """A quarter of the plane is missing, the rest near 1000: what is taken off s must be near 2000."""
+    """A quarter of the plane is missing, the rest is near 1000. The mean subtracted from s must be near 2000."""
     img1, img2 = images(*((1, 1, 32, 64) if spatial_dims == 2 else (1, 1, 16, 16, 32)))
     img1, img2 = img1 + 1000, img2 + 1000
     side = img1.shape[-2]
@@ -143,8 +143,9 @@ def errors(kernels, shape, options, offset):  # noqa: F811
 @pytest.mark.parametrize("sigma", [0.35, 0.7, 1.5])
 @pytest.mark.parametrize("offset", [100, 1000])
 def test_narrow_windows_far_from_0(kernels, window_size, sigma, offset):  # noqa: F811
-    """At every height, whose last rows a kernel might take about something else. The worst of all counts: a single
-    image's is chance, where V is next to nothing.
+    """Tests every height, because a kernel might treat the last rows differently.
+
+    The largest error of all counts. That of a single image depends on chance, because V is nearly 0.
     """
     found = []
     for padding in ("same", "valid", "reflect"):
@@ -163,7 +164,7 @@ def test_narrow_windows_far_from_0(kernels, window_size, sigma, offset):  # noqa
 @pytest.mark.parametrize("window_size", [3, 11, 13])
 @pytest.mark.parametrize("eps", [1e-12, 1e-4, 0.3])
 def test_eps_in_the_denominator(kernels, spatial_dims, window_size, eps):  # noqa: F811
-    """As kornia has it, in S and its gradient, alone and with weights."""
+    """eps is added as in kornia, in S and its gradient, without and with weights."""
     shape = (2, 2, 15, 33) if spatial_dims == 2 else (2, 1, 13, 14, 15)
     img1, img2 = images(*shape)
     weight = torch.rand(shape[0], 1, *shape[2:])
@@ -176,7 +177,7 @@ def test_eps_in_the_denominator(kernels, spatial_dims, window_size, eps):  # noq
 
 @pytest.mark.parametrize("data_range", [1e-9, 1e9])
 def test_eps_beside_any_range(kernels, data_range):  # noqa: F811
-    """Where the denominator leaves float32 S is q S with q of 0 or of 1."""
+    """Where the denominator leaves float32's range, eps multiplies S by a factor of 0 or 1."""
     img1, img2 = images(1, 1, 15, 33)
     img1, img2 = img1 * data_range, img2 * data_range
     options = SSIMOptions(7, data_range=data_range, eps=1e-12)
@@ -188,10 +189,10 @@ def test_eps_beside_any_range(kernels, data_range):  # noqa: F811
 
 
 def test_means_of_nearly_nothing_are_exact(kernels):  # noqa: F811
-    """MS-SSIM divides by them: what counts is their error relative to themselves, not to 1."""
+    """MS-SSIM divides by these means, so their error relative to themselves matters, not relative to 1."""
     generator = torch.Generator().manual_seed(0)
     pair = torch.rand(2, 1, 6, 48, 48, generator=generator)
-    # The second image is turned until the mean of CS is 1e-4.
+    # The second image is changed until the mean of CS is 1e-4.
     options = SSIMOptions(5, padding="valid")
     img1, img2 = pair
     for _ in range(8):
@@ -200,14 +201,14 @@ def test_means_of_nearly_nothing_are_exact(kernels):  # noqa: F811
     truth = reference.ssim_channel_means(img1.double(), img2.double(), **definition(options))
     assert truth[..., 1].abs().max() < 1e-3
     found = launch.channel_means(kernels, 0, img1, img2, options)
-    assert (found - truth).abs().max() < 1.5e-8  # 1 - the mean of 1 - S has 1e-7
+    assert (found - truth).abs().max() < 1.5e-8  # computed as 1 - mean(1 - S), the error would be 1e-7
 
 
 # ---- strides that say nothing
 
 
 def with_strides(image, strides, offset=5):
-    """The same values at other distances, behind `offset` elements that are not the image's."""
+    """Copies an image to other strides, behind `offset` elements that do not belong to it."""
     needed = sum((side - 1) * stride for side, stride in zip(image.shape, strides, strict=True)) + 1
     memory = torch.full((needed + 2 * offset,), 7.0, dtype=image.dtype)
     view = memory.as_strided(image.shape, strides, offset)
@@ -215,7 +216,7 @@ def with_strides(image, strides, offset=5):
 
 
 def garbage(image, axes):
-    """Any stride at all along axes of length 1, as `as_strided` and `expand` leave them."""
+    """Gives axes of length 1 arbitrary strides, like those that `as_strided` and `expand` leave."""
     strides = list(image.stride())
     for axis, stride in zip(axes, itertools.cycle((0, 2**40 + 3, 7, 2**61))):
         assert image.shape[axis] == 1
@@ -237,7 +238,7 @@ def garbage(image, axes):
     ((1, 2, 12, 13, 1), (0, 4)),
 ])  # fmt: skip
 def test_the_stride_of_an_axis_of_length_1_says_nothing(kernels, window_size, padding, shape, ones):  # noqa: F811
-    """Nor does what surrounds a tensor: a map or a gradient of width 1 steps over nothing."""
+    """No result depends on such a stride, or on memory beside the tensor."""
     if padding == "valid" and min(shape[2:]) < window_size:
         return
     options = SSIMOptions(window_size, padding=padding)
@@ -245,7 +246,7 @@ def test_the_stride_of_an_axis_of_length_1_says_nothing(kernels, window_size, pa
     map_ = fill_map(kernels, img1, img2, options)
     upstream, expanded = torch.rand(map_.shape), torch.tensor([7.0, 0.3, 7.0])[1].expand(map_.shape)
     weight = torch.rand(shape)
-    # Where there is garbage and nothing else, the kernels for plain tensors run; where elements are apart, the others.
+    # With arbitrary strides alone, the kernels for plain tensors run. If elements are apart too, the others run.
     for strange in (lambda t: garbage(t, ones), lambda t: garbage(with_strides(t, [3 * s for s in t.stride()]), ones)):
         pair, weights = (strange(img1), strange(img2)), strange(weight)
         map_ones = [axis for axis, side in enumerate(map_.shape) if side == 1]
@@ -267,7 +268,7 @@ def test_the_stride_of_an_axis_of_length_1_says_nothing(kernels, window_size, pa
 
 
 def close(expected, found):
-    """The same numbers, of kernels that may add in another order."""
+    """Compares the results of kernels that may add in another order."""
     for a, b in zip(expected, found, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -275,7 +276,7 @@ def close(expected, found):
 
 
 def test_interiors_of_larger_tensors(kernels):  # noqa: F811
-    """Every tensor is a part of a larger one, which stays as it is."""
+    """Every tensor is part of a larger one, which must not be changed."""
     for shape, options in (((2, 2, 13, 25), SSIMOptions(7)), ((1, 1, 12, 13, 14), SSIMOptions())):
         inside = (..., *(slice(2, -3),) * (len(shape) - 2))
         larger = [torch.full((*shape[:2], *(side + 5 for side in shape[2:])), 7.0) for _ in range(5)]
@@ -296,7 +297,7 @@ def test_interiors_of_larger_tensors(kernels):  # noqa: F811
 
 
 def test_slices_of_more_than_2_31_voxels(library, kernels, monkeypatch):  # noqa: F811
-    """The adjoint of volumes reads its maps beyond 32 bits inside a slice, too."""
+    """The adjoint for volumes also reads its maps at offsets beyond 32 bits inside a slice."""
     shape, tail = (1, 1, 2, 50_000, 44_000), 12
     assert math.prod(shape[3:]) > 2**31
     part = images(*shape[:3], tail, tail)
@@ -312,7 +313,7 @@ def test_slices_of_more_than_2_31_voxels(library, kernels, monkeypatch):  # noqa
     library.splat_emulation_only_last(ctypes.c_longlong(-1))
     launch.photometric(kernels, 0, *part, None, 0.0, float(part[0].numel()), False, options, alone)
     a, b = found[0][..., -6:, -6:], alone[0][..., -6:, -6:]
-    # The planes' means differ, and so does rounding.
+    # The planes have different means and so different rounding errors.
     assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
@@ -332,7 +333,7 @@ def test_weights_of_a_map_as_large_as_the_images_are_made_once(kernels):  # noqa
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_the_kernel_of_the_window_runs(kernels, spatial_dims):  # noqa: F811
-    """No window runs in the kernel of another one, whose further taps would be zero."""
+    """No window runs in the kernel of a larger one with zeros as the further taps."""
     img1, img2 = images(*((1, 1, 15, 20) if spatial_dims == 2 else (1, 1, 15, 16, 17)))
     ran, start = [], kernels.launch
 
@@ -357,7 +358,7 @@ def test_the_kernel_of_the_window_runs(kernels, spatial_dims):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_every_value_is_read_exactly(kernels, dtype):  # noqa: F811
-    """Subnormal ones too, of float32 as well: no value is flushed to 0."""
+    """No value is flushed to 0, not even subnormal ones of float32."""
     bits = torch.arange(2**16, dtype=torch.int32)
     values = bits.to(torch.int16).view(dtype) if dtype != torch.float32 else (bits << 7).view(dtype)
     image = values.view(1, 1, 256, 256)

@@ -1,4 +1,4 @@
-"""The CUDA kernels and their launchers on the CPU, by the host emulation, against the definition in float64.
+"""The CUDA kernels and their launchers on the CPU, by the host emulation, compared with the definition in float64.
 
 The emulation runs threads in shuffled orders, hands out shared memory full of NaN and checks its fences; torch fills
 every workspace and output with NaN (deterministic mode), so what a kernel forgets to write shows.
@@ -41,7 +41,7 @@ def library():
 
 @pytest.fixture
 def kernels(library):
-    """Kernels with few multiprocessors, so that small images are cut into several segments."""
+    """The kernels for a device of few multiprocessors, so that small images are split into several segments."""
     library.splat_emulation_configure(2, 1, -1, 0)
     library.splat_emulation_only_last(ctypes.c_longlong(-1))
     torch.use_deterministic_algorithms(True)
@@ -54,7 +54,7 @@ def kernels(library):
 
 
 def images(*shape, dtype=torch.float32, seed=0, channels_last=False):
-    """Smooth images in [0, 1] with noise, different enough for every term to count."""
+    """Smooth images in [0, 1] with noise, different enough that every term matters."""
     generator = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(0, 9, shape[-1]).sin() * 0.3 + 0.5
     img1 = (ramp + 0.2 * torch.rand(shape, generator=generator)).clamp(0, 1)
@@ -70,7 +70,7 @@ def wanted(img1, img2, needs):
 
 
 def definition(options):
-    """The keyword arguments of `reference` functions."""
+    """Options as keyword arguments of `reference` functions."""
     return options._asdict()
 
 
@@ -107,7 +107,7 @@ def test_photometric_of_images(kernels, shape, needs):
 @pytest.mark.parametrize("width", [246, 247, 251, 254, 255, 256, 257])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_one_strip_up_to_256_columns(kernels, width, padding):
-    """247 to 256 columns take a kernel of their own; a pixel that is not finite spreads as far as in any other."""
+    """247 to 256 columns have a kernel of their own. A pixel that is not finite must spread as far as in the others."""
     img1, img2 = images(1, 2, 23, width)
     before = _cuda_kernels.kernel_starts(kernels.library)["splat_fused2d_lone"]
     check_photometric(kernels, img1, img2, SSIMOptions(padding=padding), (True, False))
@@ -144,8 +144,8 @@ def test_windows_and_paddings_of_volumes(kernels, padding, window_size, needs):
     check_photometric(kernels, *images(1, 1, 16, 15, 17), options, needs)
 
 
-# Float32 keeps 24 bits of s = x + y: without the image's own mean taken off first, values near 1000 have no variance
-# left, and those near 0.9 lose it to 2e-5.
+# float32 keeps 24 bits of s = x + y. Unless the image's own mean is subtracted first, values near 1000 have no variance
+# left, and the variance of values near 0.9 is only exact to 2e-5.
 @pytest.mark.parametrize("shape", [(2, 2, 45, 60), (2, 1, 21, 18, 35)], ids=str)
 @pytest.mark.parametrize("window_size", [11, 13])
 @pytest.mark.parametrize("padding", ["same", "valid", "reflect"])
@@ -162,7 +162,7 @@ def test_images_far_from_0(kernels, shape, window_size, padding, needs):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_stays_where_it_is(kernels, spatial_dims, value):
-    """Though the places that the mean is taken from are among it."""
+    """Windows elsewhere are unaffected, although samples for the mean lie among the spoilt pixels."""
     img1, img2 = images(*((1, 1, 64, 64) if spatial_dims == 2 else (1, 1, 32, 32, 32)))
     options = SSIMOptions()
     clean, spoilt = torch.empty_like(img1), torch.empty_like(img1)
@@ -183,11 +183,11 @@ def test_every_window_on_larger_images(kernels, window_size, spatial_dims):
     for padding in PADDINGS:
         for needs in ((False, False), (True, False), (True, True)):
             options = SSIMOptions(window_size, padding=padding)
-            # Three taps average rounding over 9 pixels only, and the largest of 21,000 errors counts: 5.7e-6 was seen.
+            # Three taps average rounding over 9 pixels only. The largest of 21,000 errors counts: 5.7e-6 was observed.
             check_photometric(kernels, img1, img2, options, needs, tolerance=2.0)
 
 
-# Half precision is only the storage: the definition sees the same rounded images; gradients are rounded to it.
+# Half precision only stores: the definition gets the same rounded images, and gradients are rounded to it.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("target", [None, torch.uint8])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -202,7 +202,7 @@ def test_dtypes_and_layouts(kernels, dtype, target, channels_last, spatial_dims,
     check_photometric(kernels, img1, img2, options, needs, per_image=True, tolerance=rounding)
 
 
-# Each row meets another padding, window and layout: every pair of them occurs.
+# Padding, window and layout differ between the rows, so that every pair of values occurs.
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize(
     "dtype, target, padding, window_size, channels_last, masked",
@@ -281,7 +281,7 @@ def test_map(kernels, spatial_dims, padding, channels_last):
 
 
 def test_rows_of_an_upstream_map_any_distance_apart(kernels):
-    """The fused kernel steps by 32-bit integers; a map with longer steps takes the pair."""
+    """The fused kernel steps by 32-bit integers. A map with longer steps uses the pair of kernels."""
     img1, img2 = images(1, 1, 1, 70)
     upstream = torch.linspace(-1, 1, 70).view(1, 1, 1, 70)
     found = []
@@ -353,12 +353,12 @@ def test_scaling_by_1_touches_nothing(kernels, monkeypatch):
         count.splat_emulation_take_counts(counts)
         moved.append((counts[4] + counts[5]) / gradient.numel())
     blocks = 4
-    assert moved[0] == 4 * 256 * blocks / (3 * 64 * 64)  # every thread reads the value, one transaction a warp
+    assert moved[0] == 4 * 256 * blocks / (3 * 64 * 64)  # every thread reads the value: one transaction per warp
     assert moved[1] == moved[0] + 8
 
 
 class _Recorder(TorchDispatchMode):
-    """Remembers which operations of torch run."""
+    """Records the operations of torch that run."""
 
     def __init__(self):
         super().__init__()
@@ -373,12 +373,12 @@ class _Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("needs", [(False, False), (True, False), (True, True)])
 def test_beside_the_kernels_nothing_runs_but_allocation(kernels, spatial_dims, padding, needs):
-    """No fill, no copy, nothing the host reads: so nothing synchronises, and a CUDA graph can capture it."""
+    """There is no fill, no copy and no read by the host. Nothing synchronises, so a CUDA graph can capture it."""
     img1, img2 = images(*((1, 2, 12, 30) if spatial_dims == 2 else (1, 2, 12, 13, 14)))
     options = SSIMOptions(padding=padding)
     grads = wanted(img1, img2, needs)
-    torch.use_deterministic_algorithms(False)  # its filling of new tensors is an operation
-    kernels.arrivals(0, img1.device)  # of the first call on a stream
+    torch.use_deterministic_algorithms(False)  # in that mode, the filling of new tensors is an operation
+    kernels.arrivals(0, img1.device)  # the first call on a stream allocates these
     with _Recorder() as recorder:
         launch.photometric(kernels, 0, img1, img2, None, 0.7, 0.4, False, options, grads)
     views = {"detach", "unsqueeze", "permute", "alias", "view", "select", "unbind"}
@@ -386,7 +386,7 @@ def test_beside_the_kernels_nothing_runs_but_allocation(kernels, spatial_dims, p
 
 
 def lazy(shape, dtype=torch.float32):
-    """Zeros of any size: memory is only taken for pages that are touched."""
+    """Zeros of any size. They take memory only for pages that are touched."""
     bytes_ = math.prod(shape) * dtype.itemsize
     unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value, which older Pythons do not name
     mapped = mmap.mmap(-1, bytes_, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
@@ -394,7 +394,7 @@ def lazy(shape, dtype=torch.float32):
 
 
 def test_a_batch_beyond_65535(library, kernels):
-    """Only the last blocks run: the planes behind the first 65,535 get the numbers of the same images alone."""
+    """Only the last blocks run. Planes beyond the first 65,535 must get the results of the same images on their own."""
     batch, last, shape = 70_000, 3, (1, 9, 20)
     img1, img2 = images(last, *shape)
     many = [lazy((batch, *shape)) for _ in range(2)]
@@ -418,7 +418,7 @@ def test_a_batch_beyond_65535(library, kernels):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("needs", [(True, False), (True, True)])
 def test_more_than_2_31_elements(library, kernels, monkeypatch, dtype, spatial_dims, needs):
-    """Only the last block runs: its offsets of every tensor and workspace are beyond 32 bits."""
+    """Only the last block runs. Its offsets in every tensor and workspace are beyond 32 bits."""
     shape = (1, 1, 12, 190_000_000) if spatial_dims == 2 else (1, 1, 12, 14, 14_000_000)
     assert math.prod(shape) > 2**31
     tail = 90 if spatial_dims == 2 else 60
@@ -429,7 +429,7 @@ def test_more_than_2_31_elements(library, kernels, monkeypatch, dtype, spatial_d
     found = [lazy(shape, dtype) if need else None for need in needs]
     alone = wanted(*part, needs)
     options = SSIMOptions()
-    kernels.multiprocessors = 1  # one segment: the last block then has all rows of its columns
+    kernels.multiprocessors = 1  # one segment, so that the last block has all rows of its columns
     weights = [0.7 * math.prod(shape), 0.4 * math.prod(shape)]
     allocate = launch._Call.empty
     monkeypatch.setattr(launch._Call, "empty", lambda call, *size: lazy(size) if size else allocate(call))
@@ -440,7 +440,7 @@ def test_more_than_2_31_elements(library, kernels, monkeypatch, dtype, spatial_d
     launch.photometric(kernels, 0, *part, None, *weights, False, options, alone)
     for a, b in zip(found, alone, strict=True):
         if a is not None:
-            # The columns whose windows' windows lie within the last block.
+            # The columns whose gradients only depend on windows within the last block.
             a, b = a[..., -20:].float(), b[..., -20:].float()
             assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
@@ -469,16 +469,17 @@ BARRIERS = [
 
 @pytest.mark.parametrize("barrier", [*BARRIERS, ("fused2d.h", -2)])
 def test_a_missing_barrier_is_caught(library, kernels, barrier):
-    """Every barrier of a march or a sum, left out: the run stops with a fault or the numbers are wrong.
+    """Leaves out each barrier of a march or a sum in turn. The run must stop with a fault or give wrong numbers.
 
-    Threads by turns show most; that thread 0 still reads what others overwrite shows where their warps run ahead.
+    Shuffled threads find most missing barriers. Orders in which warps run ahead find the rest: there, others overwrite
+    what thread 0 still has to read.
     """
     name, line = barrier
-    # Wide enough for sums of two warps, inside a block and over the blocks of 40 planes.
+    # Large enough for sums over two warps, inside a block and over the blocks of 40 planes.
     shapes = {"ssim3d.h": (1, 1, 12, 14, 34), "reduce.h": (1, 40, 3, 80)}
     img1, img2 = images(*shapes.get(name, (1, 1, 30, 80)))
     options = SSIMOptions()
-    # The fused kernel adds two sums of a block one after the other.
+    # The fused kernel makes two sums over a block, one after the other.
     needs = (True, False) if name in ("fused2d.h", "reduce.h") else (True, True)
     caught = 0
     for order, seed in (SHUFFLED, 1), (WARPS, 1), (WARPS, 2), (WARPS, 3):
@@ -489,7 +490,7 @@ def test_a_missing_barrier_is_caught(library, kernels, barrier):
             check_photometric(kernels, img1, img2, options, needs)
         except (AssertionError, RuntimeError):
             caught += 1
-            kernels._arrivals.clear()  # of a run that stopped; on a GPU the context would be lost
+            kernels._arrivals.clear()  # left by a run that stopped; on a GPU the context would be lost
     assert caught > 0
 
 

@@ -1,4 +1,4 @@
-"""The host side of the CUDA operators without a GPU: a stand-in for the driver, and the operators on the emulation."""
+"""The host side of the CUDA operators without a GPU: a fake driver, and the operators on the emulation."""
 
 import ctypes
 import warnings
@@ -14,7 +14,7 @@ from tests.test_cuda_emulation import images, kernels, library  # noqa: F401
 
 
 class FakeDriver:
-    """Remembers what is asked of it; hands out made-up handles, and callbacks where the launcher wants addresses."""
+    """Records its calls. It returns made-up handles, and callbacks where the launcher needs addresses."""
 
     def __init__(self, refuse=()):
         self.calls, self.launches, self.contexts, self.refuse = [], [], [], list(refuse)
@@ -80,9 +80,9 @@ def test_kernels_start_through_the_driver(driver):
     img1, img2 = images(1, 3, 1080, 1920)
     driver.current = 55  # another context is current on this thread
     launch.photometric(found, 99, img1, img2, None, 0.8, 0.2, False, SSIMOptions(), (torch.empty_like(img1), None))
-    ((fused, grid, *rest),) = driver.launches  # its last block makes the means
+    ((fused, grid, *rest),) = driver.launches  # its last block computes the means
     assert fused == 1001 + names.index("splat_fused2d")
-    # 8 strips of 246 columns and 3 channels; segments fill the 2 places of 132 multiprocessors in one wave.
+    # 8 strips of 246 columns times 3 channels. 11 segments fill the 2 places of 132 multiprocessors in one wave.
     assert grid == 8 * 3 * 11
     assert rest == [1, 1, 256, 1, 1, 0, 99]
     assert driver.contexts == [77, 55]
@@ -107,7 +107,7 @@ def test_a_refused_image_is_compiled_unit_by_unit_instead(driver, monkeypatch):
         table = (ctypes.c_void_p * (4 + len(names))).from_address(found.module)[4:]
         assert {u for u, function in zip(units, table, strict=True) if function} == expected
         assert all(function or u not in expected for u, function in zip(units, table, strict=True))
-    # The image is tried once.
+    # The compiled image is tried only once.
     assert driver.calls.count("cuModuleLoadData") == 4
 
 
@@ -122,7 +122,7 @@ def test_no_kernels_is_a_warning_with_the_cause(driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
     with pytest.warns(RuntimeWarning, match="no CUDA kernels for Card.*no NVRTC found"):
         assert _cuda_module.kernels(0, 11) is None
-    # It is not asked for at every call, but not given up: what failed may have been short of memory.
+    # Loading is not retried at every call, but it is retried: the cause may have been a temporary lack of memory.
     monkeypatch.setattr(_cuda_module._nvrtc, "cached_kernels", lambda *arguments: b"cubin")
     now[0] += 0.5
     assert _cuda_module.kernels(0, 11) is None
@@ -148,12 +148,12 @@ def test_a_failed_unit_leaves_the_others_alone(driver, monkeypatch):
     with pytest.warns(RuntimeWarning, match="window 15: out of memory"):
         assert _cuda_module.kernels(0, 15) is None
     assert _cuda_module.kernels(0, 11) is not None
-    with pytest.warns(RuntimeWarning, match="window 17: no space left"):  # another cause is told too
+    with pytest.warns(RuntimeWarning, match="window 17: no space left"):  # a different cause is reported too
         assert _cuda_module.kernels(0, 17) is None
     now[0] += 2.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _cuda_module.kernels(0, 15) is None  # the same cause is not told again
+        assert _cuda_module.kernels(0, 15) is None  # the same cause is not reported again
     now[0] += 1.5  # the pause of this unit has doubled
     del causes[15]
     assert _cuda_module.kernels(0, 15) is None
@@ -162,7 +162,7 @@ def test_a_failed_unit_leaves_the_others_alone(driver, monkeypatch):
 
 
 def test_kernels_load_while_a_graph_is_captured(driver):
-    """The driver refuses modules in a capture, unless the thread is exempt from its rules for that while."""
+    """During a capture, the driver refuses to load modules unless the thread has relaxed its capture mode."""
     _cuda_module.load(0, 11)
     calls = [name for name in driver.calls if "Capture" in name or name == "cuModuleLoadData"]
     assert calls == ["cuThreadExchangeStreamCaptureMode", "cuModuleLoadData", "cuThreadExchangeStreamCaptureMode"] * (
@@ -184,7 +184,7 @@ def test_a_failed_launch_raises(driver):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_image):  # noqa: F811
-    """The CUDA kernel in the place of the CPU's multiplication: in place, the upstream value unread by the host."""
+    """The CUDA kernel replaces the CPU's multiplication. It works in place, and the host does not read the value."""
     monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
     used = []
     scale = lambda *a: used.append(ssim_cuda.scale(*a)) or used[-1]  # noqa: E731
@@ -207,7 +207,7 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
 @pytest.mark.parametrize("padding", ["same", "valid", "replicate"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
-    """Values, gradients, shapes, dtypes and strides of all five, the CUDA ones run by the emulation."""
+    """Compares values, gradients, shapes, dtypes and strides of all five. The emulation runs the CUDA operators."""
     monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
     img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
     options = SSIMOptions(padding=padding, channels_last=channels_last)
@@ -252,7 +252,7 @@ def test_starts_are_counted(driver):
 
 
 def test_few_means_are_made_by_the_last_block(driver):
-    """More, of each image of a large batch, are the work of a kernel: a block of it for each."""
+    """More means, such as those of each image of a large batch, have a kernel of their own with a block for each."""
     found = _cuda_module.load(0, 11)
     names = _cuda_kernels.kernel_names(compiled.library())
     for batch, per_image, kernels_started in ((40, False, 1), (8, True, 1), (9, True, 2)):

@@ -1,4 +1,4 @@
-"""The kernels' source as NVRTC sees it, and the cache of what it compiles. Runs without a GPU."""
+"""The kernels' source as NVRTC gets it, and the cache of compiled kernels. Runs without a GPU."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_compiled_kernels_are_kept_on_disk(tmp_path, monkeypatch):
     assert _nvrtc.cached_kernels(b"a", "sm_90", 7) == b"cubin of a"
     assert calls == [("sm_90", 11), ("sm_90", 11), ("sm_80", 11), ("sm_90", 7)]
     for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(file.read_bytes()[:-1])  # damaged: compiled again
+        file.write_bytes(file.read_bytes()[:-1])  # a damaged file is compiled again
     assert _nvrtc.cached_kernels(b"a", "sm_90", 11) == b"cubin of a"
     assert len(calls) == 5
 
@@ -62,7 +62,7 @@ def test_an_unwritable_cache_only_costs_time(tmp_path, monkeypatch):
 def test_source_includes_everything():
     source = _cuda_module.source().decode()
     assert '#include "' not in source.replace('#include "../emulation/emulation.h"', "")
-    # Those of a window are written once for all.
+    # The kernels of a window are written once for all windows.
     entries = {re.sub(r"_\d+$", "_##taps", name) for name in kernel_names(compiled.library())}
     assert all(source.count(f"SPLAT_ENTRY({name},") == 1 for name in entries)
 
@@ -75,7 +75,7 @@ def test_without_a_driver_the_library_loads_and_cuda_is_out_of_reach():
 
 
 def test_no_home_only_costs_time(monkeypatch):
-    """In a container a user may have neither a home nor a name."""
+    """In a container, a user may have neither a home folder nor a name."""
 
     def no_home():
         raise RuntimeError("Could not determine home directory.")

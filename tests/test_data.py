@@ -66,7 +66,7 @@ def test_test_images_stay_in_their_files(tmp_path):
     view, other = first.test[0], again.test[0]
     assert view.image is not view.image and torch.equal(view.image, other.image)
     assert (view.height, view.width, 4) == view.shape == tuple(view.image.shape)
-    # What is made of such a view has its pixels.
+    # Views derived from such a view have its pixels.
     moved = view.to(torch.device("cpu"))
     assert moved.nbytes == view.image.nbytes and torch.equal(moved.image, view.image)
     file = root / "test" / view.name.rsplit("/")[-1]
@@ -136,7 +136,7 @@ def test_colmap_masks(tmp_path):
 )
 def test_colmap_camera_models(tmp_path, camera):
     view = load_scene(write_colmap(tmp_path / "scene", camera=camera)).train[0]
-    # No pixel is invented: the image is constant, and so is what undistortion makes of it.
+    # No pixel is invented: the image is constant, so the undistorted image must be constant too.
     assert (view.image == 120).all()
     assert abs(view.K[0, 2] - view.width / 2) < 1.5
 

@@ -1,4 +1,4 @@
-"""The definition page: every row's call of ours gives the package's number, to the accuracy of float32."""
+"""The definition page: our call in each row gives the package's number, to the accuracy of float32."""
 
 import sys
 from pathlib import Path
@@ -44,10 +44,10 @@ def assert_same_number(imports, theirs, ours):
     first, second = np.asarray(eval(theirs, given)), np.asarray(eval(ours, given))
     if first.shape != second.shape:
         first, second = first.mean(), second.mean()
-    # The packages' own moments, E[x²] - E[x]² in float32, are off by up to 1e-6; a map by more where it is nearly flat.
+    # The packages' moments, E[x²] - E[x]² in float32, are off by up to 1e-6, and maps by more in nearly flat parts.
     assert first.size > 0 and np.isfinite(first).all()
     assert np.abs(first - second).max() < (2e-6 if first.size == 1 else 1e-4)
-    # The images differ enough for another padding, window or constant to show.
+    # The images differ enough that another padding, window or constant would be noticed.
     assert 0.02 < float(first.mean()) < 0.98
 
 
@@ -81,6 +81,6 @@ def test_the_tables_show_every_row():
         row.call in shown[0] and row.theirs in shown[1] and row.ours in shown[1] for row in definitions.DEFINITIONS
     )
     assert all(row[3] in shown[2] for row in definitions.MULTI_SCALE)
-    # As many cells in every line as the head has.
+    # Every line has as many cells as the head.
     for text in shown:
         assert len({line.replace("\\|", "").count("|") for line in text.splitlines()}) == 1

@@ -1,4 +1,4 @@
-"""The contract: the same call gives the same bits for every number of threads, order of blocks, and run."""
+"""The promise: the same call gives the same bits in every run, for any number of threads and order of blocks."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ ROOT = devices.ROOT
 
 
 def digest():
-    """Of values and gradients of every loss, on the device and with the threads in use."""
+    """Digest of the values and gradients of every loss, on the current device with the current number of threads."""
     generator = torch.Generator().manual_seed(0)
     device = devices.torch_device()
     found = []
@@ -62,7 +62,7 @@ def test_another_process_gives_the_same_bits():
 @pytest.mark.emulation
 @pytest.mark.slow
 def test_the_order_of_blocks_and_warps_changes_no_bit():
-    """What a GPU decides anew at every launch: which blocks and warps come first, and which block comes last."""
+    """At every launch, a GPU decides again which blocks and warps come first, and which block comes last."""
     with devices.use("emulation"):
         kernels = devices.emulated()
         digests = set()

@@ -1,4 +1,4 @@
-"""Volumes beyond memory and over ranks: equal to the whole volume, values and gradients."""
+"""Volumes beyond memory and split over ranks: values and gradients equal those of the whole volume."""
 
 import os
 import tempfile
@@ -37,7 +37,7 @@ def test_blocks_give_the_whole_volumes_ssim(padding, window_size):
     found = distributed.ssim3d(first, second, reduction="none", block=17, **options)
     assert found.shape == in_memory.shape and found.npartitions > 8
     np.testing.assert_allclose(found.compute(), in_memory, rtol=0, atol=2e-6)  # float32 sums
-    # dask arrays, in whatever chunks they come, go another way.
+    # dask arrays, whatever their chunks, are computed in another way.
     overlapped = distributed.ssim3d(
         da.from_array(first, chunks=20),
         da.from_array(second, chunks=(1, 45, 9, 31)),
@@ -62,7 +62,7 @@ def test_files_on_disk_are_read_in_blocks(tmp_path):
     expected = float(whole(first[None], second[None]))
     arrays = []
     for name, data in (("a", first), ("b", second)):
-        # zarr 2, the last for Python 3.10, has this function too.
+        # zarr 2, the last version for Python 3.10, has this function too.
         path = str(tmp_path / f"{name}.zarr")
         array = zarr.open_array(path, mode="w", shape=data.shape, dtype="f4", chunks=(16, 20, 16))
         array[...] = data

@@ -1,4 +1,4 @@
-"""Every example in a docstring runs as it stands there."""
+"""Every example in a docstring runs as written."""
 
 import doctest
 import importlib
@@ -9,8 +9,8 @@ import pytest
 
 import splat_ssim
 
-#: Modules -> how many of their docstrings have an example that fails as it stands, without its imports. A module
-#: leaves the list when it is mended.
+#: Modules -> number of their docstrings with an example that fails as written, without its imports. A module leaves the
+#: list when its examples are fixed.
 KNOWN = {
     "splat_ssim.compat": 1,
     "splat_ssim.compat.fused_ssim": 2,
@@ -36,9 +36,9 @@ def modules():
 
 
 def examples(name):
-    """The docstrings of a module's own that have examples."""
+    """The docstrings of a module with examples, as doctests."""
     module = importlib.import_module(name)
-    # No names but the builtins: an example must import what it uses.
+    # Only the builtins are defined: an example must import what it uses.
     tests = doctest.DocTestFinder(exclude_empty=True).find(module, globs={"__name__": "__main__"})
     return [test for test in tests if test.examples]
 

@@ -1,4 +1,4 @@
-"""scripts/export.py: runs and files in, files of viewers out, and what it says of them."""
+"""scripts/export.py: converts runs and files to files for viewers, and reports on them."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(run folder, what was trained) of a ball, antialiased, with harmonics of degree 1."""
+    """(run folder, trained task) of a ball, antialiased, with harmonics of degree 1."""
     folder = tmp_path_factory.mktemp("export")
     scene = write_blender(folder / "ball")
     options = {"model": {"antialiased": True, "sh_degree": 1}, "output": {"images": 0, "video": False}}
@@ -49,7 +49,7 @@ def test_a_run_in_every_format(run, tmp_path, capsys):
         assert alike > {".ply": 45, ".glb": 90, ".splat": 15}.get(path.suffix, 35)
         back = read_splats(path)
         assert len(back) == count and back.antialiased == (path.suffix != ".splat")
-    # The PSNR of what loses nothing is that of the run.
+    # A format without losses has the PSNR of the run.
     first = float(re.search(r"([\d.]+) dB on 2", said[0])[1])
     assert first == pytest.approx(trained.metrics["psnr"], abs=0.006)
 

@@ -1,4 +1,4 @@
-"""A run that is no number any more stops, says where, and leaves the last good checkpoint."""
+"""A run whose loss or state is not finite stops, says where, and leaves the last good checkpoint."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ from tests.test_volume_fitting import GRID, phantom
 
 
 class BadAt(LineTask):
-    """A line whose loss is NaN from a step on, and with it the number."""
+    """A LineTask whose loss and number become NaN at a step."""
 
     bad = 67
 
@@ -52,7 +52,7 @@ def test_a_bad_loss_ends_the_run_at_its_step(tmp_path):
 
 
 class Elsewhere(BadAt):
-    """The same on a device that works on its own."""
+    """The same task on a device that works asynchronously."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -65,7 +65,7 @@ class Elsewhere(BadAt):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Inside, the device works; checkpoints cross over from it."""
+    """Pretends the device. Checkpoints are moved from it to the CPU."""
     save = loop_module.save_checkpoint
     on_cpu = lambda state: {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in state.items()}  # noqa: E731
     monkeypatch.setattr(loop_module, "save_checkpoint", lambda folder, state: save(folder, on_cpu(state)))
@@ -111,7 +111,7 @@ def test_noting_a_loss_on_a_device_neither_computes_nor_waits():
         assert watch.note(1, report) is None
         assert set(ran) == {"aten::detach"}  # a view, which starts no kernel
         assert watch.check() is None and "aten::_to_copy" in ran
-    # Reading clears: the same losses are not read twice.
+    # Reading the losses clears them, so that none is read twice.
     with pretend_device():
         watch = LossWatch()
         watch.note(3, Report({"loss": torch.tensor(float("inf"), device=DEVICE)}))
@@ -158,7 +158,7 @@ def test_large_values_are_finite_although_their_sum_is_not():
 
 
 def nan_loss(pred, target, *, mask=None, start=12):
-    """L1 that turns into NaN at its `start`-th call after the probe of `get_loss`."""
+    """L1 that becomes NaN at the `start`-th call after the trial calls of `get_loss`."""
     nan_loss.calls += 1
     loss = (pred - target).abs().mean()
     return loss * float("nan") if nan_loss.calls == start else loss

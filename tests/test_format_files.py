@@ -1,4 +1,4 @@
-"""Files of Gaussians: their bytes, what they keep, broken ones, and the parts that formats share."""
+"""Files of Gaussians: their bytes, their losses, broken files, and code that formats share."""
 
 import gzip
 import io
@@ -60,7 +60,7 @@ def test_the_parts_of_sog(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.sog") as archive:
         meta = json.loads(archive.read("meta.json"))
         sizes = {name: Image.open(io.BytesIO(archive.read(name))).size for name in archive.namelist()[1:]}
-        # Lossless WebP says so in its first chunk.
+        # The first chunk of a lossless WebP says that it is lossless.
         assert all(archive.read(name)[12:16] == b"VP8L" for name in sizes)
     assert meta["version"] == 2 and meta["count"] == 70 and meta["antialias"] is True
     assert sizes.pop("shN_centroids.webp") == (64 * 3, 2) and set(sizes.values()) == {(12, 8)}
@@ -161,7 +161,7 @@ def test_formats_by_name(tmp_path):
         save_splats(tmp_path / "a.spz", make(2), format="ksplat")
     save_splats(tmp_path / "a.bin", make(2), format="glb")
     assert len(read_splats(tmp_path / "a.bin", format="glb")) == 2
-    # A compressed PLY is known by what is in it.
+    # A compressed PLY is recognised by its contents.
     save_splats(tmp_path / "a.ply", make(2), format="compressed-ply")
     assert len(read_splats(tmp_path / "a.ply")) == 2
 
@@ -233,7 +233,7 @@ def test_a_codebook_is_near_the_best_that_uniform_values_have():
     values = np.random.default_rng(0).random(20_000)
     centers, index = codebook(values)
     assert (np.diff(centers) >= 0).all() and index.dtype == np.uint8
-    # 256 even steps have an error of 1/256/√12.
+    # 256 even steps have a root mean squared error of 1/256/√12.
     assert np.sqrt(np.square(centers[index] - values).mean()) < 1.02 / 256 / math.sqrt(12)
     distances = np.abs(values[:, None] - centers[None])
     np.testing.assert_allclose(np.abs(centers[index] - values), distances.min(1), atol=1e-7)

@@ -1,4 +1,4 @@
-"""Files of Gaussians: read back by us and by packages that are not ours, within what each format rounds to."""
+"""Files of Gaussians, read back by us and by independent packages, are equal up to the rounding of each format."""
 
 import math
 import shutil
@@ -58,14 +58,14 @@ def test_what_gaussforge_writes_is_read(tmp_path, name):
     content = gaussforge.GaussForge().convert((tmp_path / "a.ply").read_bytes(), "ply", name)["data"]
     path = tmp_path / f"b{FORMATS[name].suffix}"
     path.write_bytes(content)
-    # It cuts off where others round.
+    # GaussForge truncates where others round.
     check(name, read_splats(path), cloud_of(splats), half=1 / 255 + 1e-6)
 
 
 def test_a_palette_smaller_than_the_scene(tmp_path, monkeypatch):
     monkeypatch.setattr("splat_ssim.formats.sog._MOST_ROWS", 300)
     splats = make(2000, 2, seed=3)
-    # 400 kinds of harmonics, nearly.
+    # Nearly 400 different sets of harmonics.
     splats["shN"] = splats["shN"][:400].repeat(5, 1, 1) + 0.001 * splats["shN"]
     path = tmp_path / "a.sog"
     save_splats(path, splats)
@@ -75,7 +75,7 @@ def test_a_palette_smaller_than_the_scene(tmp_path, monkeypatch):
     )
     np.testing.assert_allclose(ours.shN, theirs.shN, atol=1e-6)
     assert len(np.unique(ours.shN, axis=0)) <= 300
-    # Of 400 kinds at least 100 share a row; a row of zeros for all would leave everything.
+    # Of 400 sets at least 100 share a row. With a row of zeros for all, the error would be the sets themselves.
     assert np.square(ours.shN - expected.shN).mean() < 0.4 * np.square(expected.shN).mean()
 
 
@@ -128,7 +128,7 @@ def test_renders_of_what_is_read_back(tmp_path, name):
 
 
 def test_splat_transform_reads_the_same(tmp_path):
-    """PlayCanvas's own converter; not on every machine: `npm install -g @playcanvas/splat-transform@2`."""
+    """Needs PlayCanvas's own converter: `npm install -g @playcanvas/splat-transform@2`."""
     program = shutil.which("splat-transform")
     if program is None:
         pytest.skip("splat-transform of npm's @playcanvas/splat-transform is not on PATH")
@@ -147,7 +147,7 @@ def test_splat_transform_reads_the_same(tmp_path):
     assert ours.keys() == theirs.keys()
     for key in ours.keys() - {f"{EXTENSION}:ROTATION"}:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6, atol=1e-6, err_msg=key)
-    # Its rotations have other signs of the Gaussians' own axes, which are the same Gaussians.
+    # Its rotations differ in the signs of the Gaussians' own axes, which does not change the Gaussians.
     ours, theirs = (
         covariances(np.log(each[f"{EXTENSION}:SCALE"]), each[f"{EXTENSION}:ROTATION"][:, [3, 0, 1, 2]])
         for each in (ours, theirs)
@@ -179,7 +179,7 @@ def test_gltf_by_another_parser(tmp_path, degree):
     splats = make(50, degree)
     save_splats(tmp_path / "a.glb", splats, offset=OFFSET, antialiased=True)
     found = by_pygltflib(tmp_path / "a.glb")
-    # Left, up, front of right, down, front.
+    # The axes right, down, front become left, up, front.
     means = splats["means"].numpy().astype(np.float64) * (-1, -1, 1)
     np.testing.assert_array_equal(found["POSITION"], means)
     np.testing.assert_allclose(found[f"{EXTENSION}:SCALE"], splats["scales"].double().exp().numpy(), rtol=1e-6)

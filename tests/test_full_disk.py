@@ -1,4 +1,4 @@
-"""Where the disk is full, the old file stays whole, and one sentence says which file could not be written."""
+"""On a full disk, the old file stays intact, and one sentence says which file could not be written."""
 
 import resource
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ SIDE = 40
 
 @contextmanager
 def full(size=50_000):
-    """No file may be longer: the system answers as on a full disk, with another number."""
+    """Limits the length of files. The system answers as on a full disk, with another error number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -98,7 +98,7 @@ def test_a_video_appears_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("opened", [replacing, replacing_path])
 def test_other_errors_keep_their_kind(tmp_path, opened):
-    """A defect keeps its traceback, and a sentence that says more already stays."""
+    """A defect keeps its traceback, and a UserError, which is more specific already, is not replaced."""
     for error in (ZeroDivisionError("a bug"), UserError("a sentence"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as raised, opened(tmp_path / "a"):
             raise error

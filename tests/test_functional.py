@@ -1,4 +1,4 @@
-"""The public functions against the definition, over options, dtypes, layouts and transforms; and what they refuse."""
+"""The public functions against the definition, over options, dtypes, layouts and transforms; and their refusals."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.compare import random_pair
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: A GPU takes approximate reciprocals.
+#: A GPU computes approximate reciprocals.
 LOOSENED = {"cpu": 1, "emulation": 1, "cuda": 3}
 # (dtype, value, gradient relative to its maximum). float32 moments about a mean; half precision only rounds the inputs,
 # and the reference sees the rounded ones: its error is the rounding of the returned gradient.
@@ -29,7 +29,7 @@ def pair(*shape, seed=0, dtype=torch.float32):
 
 
 def run(function, img1, img2, weigh=None, **options):
-    """Value and both gradients; `weigh` is the upstream gradient of an output that is no scalar."""
+    """Returns the value and both gradients. `weigh` is the upstream gradient of an output that is not a scalar."""
     img1, img2 = img1.detach().clone().requires_grad_(), img2.detach().clone().requires_grad_()
     value = function(img1, img2, **options)
     upstream = torch.ones_like(value) if weigh is None else weigh.to(value)
@@ -133,7 +133,7 @@ def test_strides(reduction):
             return splat_ssim.ssim(view(a).contiguous(), view(b).contiguous(), reduction=reduction)
 
         for found, expected in zip(run(read_in_place, img1, img2), run(copied, img1, img2), strict=True):
-            # The order of the sums may differ: a few roundings, of the gradient's largest value.
+            # The order of the sums may differ by a few roundings of the gradient's largest value.
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
     turned = views["transposed"](img2)
     mixed = splat_ssim.ssim(img1, turned.contiguous().transpose(2, 3), reduction=reduction)
@@ -199,7 +199,7 @@ def test_identical_images_give_exactly_one():
         img1, _ = pair(*shape)
         value, grad1, _ = run(splat_ssim.ssim, img1, img1)
         assert value == 1
-        # The stated bound: 1e-6 / N, against a typical gradient of 1 / N.
+        # The documented bound is 1e-6 / N. A typical gradient is 1 / N.
         assert grad1.abs().max() < 1e-6 / img1.numel()
 
 

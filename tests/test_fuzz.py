@@ -1,6 +1,6 @@
-"""The fuzzer's cases by derandomized hypothesis, the same in every run, and what the fuzzer must notice.
+"""The fuzzer's cases by derandomized hypothesis, equal in every run, and planted faults that it must find.
 
-`make fuzz SECONDS=600 SEED=1` goes on for as long as asked; tests/fuzz.py says how to replay a finding.
+`make fuzz SECONDS=600 SEED=1` runs for a given time. tests/fuzz.py says how to replay a finding.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 
 class HypothesisSource:
-    """Decisions of hypothesis. A chance is taken where a number is large: it tries small ones more often."""
+    """Decisions of hypothesis. A chance comes true for large numbers, since hypothesis tries small ones more often."""
 
     def __init__(self, data):
         self._data = data
@@ -40,7 +40,7 @@ _integers = functools.cache(strategies.integers)
 
 
 def tried(cases):
-    """The settings of a test that tries this many cases: no database, no clock, no shrinking but the fuzzer's own."""
+    """Settings of a test with this many cases: no database, no time limit, and no shrinking but the fuzzer's."""
     return hypothesis.settings(
         max_examples=cases,
         derandomize=True,
@@ -90,14 +90,14 @@ def test_random_calls_of_the_emulated_kernels():
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the fuzzer notices
+# Faults that the fuzzer finds
 # --------------------------------------------------------------------------------------------------------------------
 
 PLAIN = Case(shape=(1, 2, 9, 10), options={"window_size": 5})
 
 
 def planted(monkeypatch, change):
-    """`splat_ssim.ssim` with a fault: `change` gets the images and the result."""
+    """Plants a fault in `splat_ssim.ssim`: `change` gets the images and the result."""
     ssim = splat_ssim.ssim
 
     def faulty(options, x, y, mask):
@@ -123,12 +123,12 @@ class _TwiceTheGradient(torch.autograd.Function):
 
 
 def _write(x, y, value):
-    x.detach().numpy().flat[0] += 1  # torch does not notice
+    x.detach().numpy().flat[0] += 1  # torch does not detect the change
     return value
 
 
 def _read_outside(x, y, value):
-    """Adds 0 times what lies beside the image."""
+    """Adds 0 times the memory beside the image."""
     with torch.no_grad():
         beside = x.detach().as_strided((1,), (1,), x.storage_offset() - 1)
     return value + 0 * beside.sum()
@@ -203,7 +203,7 @@ def test_layouts_hold_the_values_among_poison(shape):
 
 
 def test_bounds_grow_where_the_data_do():
-    """On ordinary images the promise is the bound; bright and dark parts of a tiny range it cannot hold for."""
+    """On ordinary images, the promise is the bound. It cannot hold for bright and dark parts at a tiny data range."""
     arithmetic = bounds.Arithmetic(torch.float32)
 
     def largest(content, **options):
@@ -217,5 +217,5 @@ def test_bounds_grow_where_the_data_do():
     promised, unit = bounds.PROMISED[torch.float32][0], bounds.UNITS[torch.float32]
     for content in ("near", "noise", "flat"):
         assert largest(content) <= promised + 8 * unit, content
-    assert max(map(largest, ("ramp", "patches"))) <= 8 * promised  # dark parts, where means are of the size of sqrt(C1)
+    assert max(map(largest, ("ramp", "patches"))) <= 8 * promised  # dark parts have means of about sqrt(C1)
     assert largest("patches", data_range=1e-3) > 20 * promised

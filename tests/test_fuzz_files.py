@@ -1,4 +1,4 @@
-"""A few hundred damaged files of `make fuzz-files`, that it finds what it looks for, and what it has found before."""
+"""A few hundred damaged files of `make fuzz-files`, planted faults that it must find, and its earlier findings."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_some_hundred_files(tmp_path):
     fuzzing.run(7 * 10**9, 7 * 10**9 + 400)
     assert not fuzzing.findings and sum(fuzzing.counts.values()) == 400
     assert set(fuzzing.counts) == {target.name for target in fuzzing.targets}
-    # Some damage does not matter.
+    # Some damage is harmless.
     assert 0 < sum(fuzzing.read.values()) < 200
 
 
@@ -347,7 +347,7 @@ def test_the_state_of_an_optimizer(damage):
     state = optimizer.state_dict()
     state = {"state": {0: dict(state["state"][0])}, "param_groups": [dict(state["param_groups"][0])]}
     load_optimizer(torch.optim.Adam([weights]), state)
-    del state["param_groups"][0]["foreach"]  # of a torch that did not have it yet
+    del state["param_groups"][0]["foreach"]  # from a torch that did not have it yet
     load_optimizer(torch.optim.Adam([weights]), state)
     damage(state)
     with pytest.raises(ValueError, match=r"^optimizer"):
@@ -364,7 +364,7 @@ def test_tensors_that_are_whole():
 
 @pytest.fixture
 def fitted(tmp_path):
-    """A quantised field and the same as PLY."""
+    """A quantised field, and the same field as a PLY."""
     grid = VoxelGrid.regular((6, 6, 6))
     field = GaussianField.from_volume(torch.rand(1, 6, 6, 6), grid, count=5)
     source = FieldSource(grid, 0.0, 1.0)
@@ -433,7 +433,7 @@ def test_codes_and_properties_of_fitted_gaussians(fitted, tmp_path):
 
 
 def test_the_changes_keep_what_they_are_given(tmp_path):
-    """A changed tree is a copy: the valid file is damaged anew for each case."""
+    """A changed tree is a copy, because the valid file is damaged again for each case."""
     from tests.fuzz_file_changes import change_tree
 
     tree = {"a": [1, {"b": 2}], "c": "d"}

@@ -1,4 +1,4 @@
-"""`make gpu` from end to end without a GPU: on a stub driver that runs the host emulation, beside stubs of programs."""
+"""`make gpu` from end to end without a GPU: a stub driver runs the host emulation, and programs are stubs too."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ pytestmark = [
 
 STAGES = "machine build smoke time ncu trainer voxelizer tests functions racecheck memcheck synccheck compiled".split()
 
-#: Programs of the machine: what they print, and what they do.
+#: Programs of the machine -> scripts with their output and effect.
 NVIDIA_SMI = 'echo "Stand-in, 580.00, 1980, 2619, 31, 70"'
 COMPUTE_SANITIZER = """
 while [[ $1 == --* ]]; do [[ $1 == --report-api-errors || $1 == --tool || $1 == --print-limit || $1 == --padding \\
@@ -31,18 +31,18 @@ NCU = """
 while [[ $1 != *python* ]]; do [[ $1 == -o ]] && touch "$2.ncu-rep"; shift; done
 exec "$@"
 """
-#: Nothing is compiled: the kernels are those of the emulation.
+#: Nothing is compiled, because the emulation's kernels run.
 PYTHON = """
 [[ $1 == csrc/build.py ]] && exec "$REAL_PYTHON" "$1" --help
 exec "$REAL_PYTHON" -m tests.stub_gpu "$@"
 """
-#: A peer that is there and raises.
+#: A peer that is installed but raises.
 BROKEN_PEER = "def fused_ssim(x, y, train):\n    raise ValueError('built for another torch')\n"
 
 
 @pytest.fixture
 def machine(tmp_path):
-    """A folder of programs for the path, and the environment of a run."""
+    """A folder of programs for PATH, and the environment of a run."""
     programs, peers = tmp_path / "programs", tmp_path / "peers"
     programs.mkdir()
     peers.mkdir()
@@ -53,7 +53,7 @@ def machine(tmp_path):
     (peers / "fused_ssim.py").write_text(BROKEN_PEER)
     environment = {
         **os.environ,
-        "WORKERS": "0",  # the stand-in is of one process
+        "WORKERS": "0",  # the stub only covers one process
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(peers),
         "PYTHON": str(programs / "python"),
@@ -68,7 +68,7 @@ def machine(tmp_path):
 
 
 def run(environment, **changes):
-    """Runs the script; returns it, its stages by name, and the folder of results."""
+    """Runs the script. Returns the finished process, its stages by name, and the folder of results."""
     environment = {**environment, **changes}
     command = ["bash", str(ROOT / "scripts" / "gpu" / "run.sh")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
@@ -80,7 +80,7 @@ def run(environment, **changes):
 @pytest.mark.slow
 def test_every_stage_runs_and_leaves_its_report(machine):
     done, stages, out = run(machine[1])
-    # The sanitizers run a part of the smoke program, which then says that kernels were not started.
+    # The sanitizers run only a part of the smoke program, so it reports kernels that were not started.
     expected = {name: "failed with 1" if name.endswith("check") else "passed" for name in STAGES}
     expected["trainer"] = "not available"  # gsplat is not compiled here
     assert stages == expected, done.stdout[-3000:]
@@ -131,7 +131,7 @@ smoke.main()
 
 
 def test_a_queue_that_runs_dry_is_no_measurement():
-    """Where the host is slower than the kernels, the time between two events would be the host's."""
+    """If the host is slower than the kernels, the time between two events would be the host's."""
     code = """
 import sys; sys.path.insert(0, "scripts/gpu")
 import torch
@@ -157,7 +157,7 @@ def test_a_stage_that_hangs_ends_at_its_limit_and_the_next_runs(machine):
     programs, environment = machine
     (programs / "compute-sanitizer").write_text("#!/usr/bin/env bash\necho started\nsleep 100\n")
     script = (ROOT / "scripts" / "gpu" / "run.sh").read_text().replace("run memcheck 140", "run memcheck 2")
-    short = ROOT / "scripts" / "gpu" / "run.short.tmp"  # where git ignores it
+    short = ROOT / "scripts" / "gpu" / "run.short.tmp"  # in a folder that git ignores
     try:
         short.write_text(script)
         environment = {**environment, "STAGES": "memcheck ncu"}
@@ -189,7 +189,7 @@ def test_without_a_gpu_it_ends_with_one_sentence(machine):
 
 
 def test_the_limits_fit_one_call():
-    """Of ten minutes, less what starting and copying take."""
+    """A call may take ten minutes, including starting and copying."""
     script = (ROOT / "scripts" / "gpu" / "run.sh").read_text()
     limits = {name: int(limit) for name, limit in re.findall(r"^run (\w+) (\d+) ", script, re.MULTILINE)}
     assert list(limits) == STAGES

@@ -1,4 +1,4 @@
-"""The sums of a Gaussian's pixels as CUDA will get them, with torch functions in the place of gsplat's kernels."""
+"""The sums over a Gaussian's pixels as computed on CUDA, with torch functions instead of gsplat's kernels."""
 
 import gsplat
 import pytest
@@ -15,7 +15,7 @@ WIDTH, HEIGHT, TILE = 40, 36, 16
 def pairs_in_range(
     range_start, range_end, transmittances, means2d, conics, opacities, width, height, tile, offsets, flatten_ids
 ):
-    """gsplat.rasterize_to_indices_in_range, as its kernel does it, one pixel at a time."""
+    """gsplat.rasterize_to_indices_in_range in Python: like the kernel, but one pixel at a time."""
     images, count = means2d.shape[:2]
     assert transmittances.shape == (images, height, width) and offsets.shape[0] == images
     assert offsets.dtype == flatten_ids.dtype == torch.int32 and opacities.shape == (images, count)
@@ -35,7 +35,7 @@ def pairs_in_range(
                 sigmas = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
                 alphas = (opacities.reshape(-1)[flat] * torch.exp(-sigmas)).clamp(max=0.999)
                 touches = (sigmas >= 0) & (alphas >= 1 / 255)
-                # Transmittance only falls: what comes after the end is cut off by itself.
+                # Transmittance only falls, so the pairs after the end are cut off too.
                 within = left * torch.cumprod(1 - alphas[touches], 0) > 1e-4
                 found = flat[touches][within] % count
                 rows.append(found)
@@ -45,7 +45,7 @@ def pairs_in_range(
 
 
 def gsplat_lists(info):
-    """The tile lists of gsplat's own torch functions for what our renderer has projected."""
+    """The tile lists that gsplat's torch functions make of our renderer's projections."""
     across, down = -(-WIDTH // TILE), -(-HEIGHT // TILE)
     radii, means2d, depths = (info[name].detach() for name in ("radii", "means2d", "depths"))
     _, keys, flatten_ids = torch_impl._isect_tiles(means2d, radii, depths, TILE, across, down)
@@ -53,7 +53,7 @@ def gsplat_lists(info):
 
 
 def packed_lists(info, offsets, flatten_ids):
-    """The same lists counting the rows of visible Gaussians only, as gsplat's packed form does."""
+    """The same lists with indices into the visible Gaussians only, as in gsplat's packed form."""
     visible = (info["radii"] > 0).all(-1)
     row_of = visible.flatten().cumsum(0) - 1
     camera_ids, gaussian_ids = visible.nonzero(as_tuple=True)
@@ -66,7 +66,7 @@ def packed_lists(info, offsets, flatten_ids):
 
 @pytest.fixture(scope="module")
 def scene():
-    # Opaque Gaussians close together finish pixels early; a second camera has lists of its own.
+    # Opaque Gaussians close together end pixels early. A second camera has lists of its own.
     scene = make_scene(70, 2, spread=1.6, size=(0.03, 0.2))
     scene[3][:40] = 0.95
     weights = torch.rand(2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -93,10 +93,10 @@ def test_sums_equal_our_rasterisers(scene, monkeypatch, packed, max_pairs):
     sums = gsplat_accumulate.accumulate(info, weights, max_alpha=0.999, query=query)
     # Two cameras with three rows of tiles: all at once, or row by row where the bound allows no more.
     assert len(calls) == (2 if max_pairs > 1 << 20 else 6) and sum(calls) == len(info["flatten_ids"])
-    # Exactly the same pairs, or the count would differ.
+    # The pairs must be exactly the same, or the count would differ.
     assert torch.equal(sums.count, expected.count) and expected.count.max() > 50
     for name in ("weight", "opacity", "distance"):
-        # Sums in float32 against sums in float64.
+        # Sums in float32 are compared with sums in float64.
         torch.testing.assert_close(getattr(sums, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_nothing_in_view():
 
 
 def test_the_cuda_renderer_hands_them_on(scene, monkeypatch):
-    """gsplat_cuda.render as it runs on a GPU, gsplat's two functions replaced."""
+    """gsplat_cuda.render as it runs on a GPU, with gsplat's two functions replaced."""
     wanted, info, weights = scene
     monkeypatch.setattr(gsplat, "rasterization", lambda *arguments, **options: ("images", "alphas", dict(info)))
     monkeypatch.setattr(gsplat, "rasterize_to_indices_in_range", pairs_in_range)

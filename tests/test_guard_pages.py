@@ -1,4 +1,4 @@
-"""Kernels read and write only inside their tensors: guard.py runs them beside protected pages, in child processes."""
+"""Kernels only read and write inside their tensors: guard.py runs them next to protected pages, in child processes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests import guard
 
 pytestmark = pytest.mark.skipif(compiled.library() is None, reason="built without a compiler")
 
-#: One fault can crash many calls; after this many the test stops.
+#: Number of crashes after which the test stops, because one fault can crash many calls.
 MOST_CRASHES = 10
 
 
@@ -21,7 +21,7 @@ def _allocator():
 
 
 def crashes(group, isa):
-    """The calls that crashed or whose outputs differed, each with the errors of its process."""
+    """Runs a group. Returns the calls that crashed or whose outputs differed, each with the errors of its process."""
     found, first = [], 0
     environment = {**os.environ, **({compiled.ISA_VARIABLE: isa} if isa else {})}
     while len(found) < MOST_CRASHES:
@@ -49,7 +49,7 @@ def test_emulated_cuda_kernels_stay_inside_their_tensors():
     assert not found, "\n".join(found)
 
 
-#: Mistakes of a kernel that copies floats: the bytes by which its source and its target are shifted,
+#: Faults of a kernel that copies floats: the bytes by which its source and its target are shifted,
 #: how they are guarded, and the expected message.
 MISTAKES = {
     "read past the end": (4, 0, "at the end", "a read 0 bytes past the end of a tensor"),

@@ -1,4 +1,4 @@
-"""The phase in which opacities may pass 1, as Taming 3DGS means it and as its code was released."""
+"""The phase in which opacities may exceed 1, as the Taming 3DGS paper intends it and as the released code does it."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_turn_changes_no_picture_and_then_each_form_does_its_own(ball, tmp_p
     assert trainer.opacity_activation == "sigmoid"
     view = trainer.scene.test[0]
     logits = trainer.splats["opacities"].detach().clone()
-    # The turn belongs to the strategy's hook alone, so the picture is compared around that.
+    # Only the strategy's hook changes the activation, so pictures before and after the hook are compared.
     before = trainer.render(view)[0].detach()
     trainer.strategy.step_post_backward(trainer.splats, trainer.optimizers, trainer.strategy_state, 24, {})
     after = trainer.render(view)[0].detach()
@@ -73,7 +73,7 @@ def test_opacities_pass_one_where_that_is_intended(ball, tmp_path):
     assert opacities.max() > 1
     metrics = trainer.finish()
     assert evaluate_run(tmp_path / "run")["psnr"] == metrics["psnr"]
-    # Viewers know logits: what passes 0.99 is cut there, the rest comes back as it was.
+    # Viewers expect logits: opacities above 0.99 are cut to it, the others come back unchanged.
     written = torch.sigmoid(splat_ssim.load_ply(tmp_path / "run" / "scene.ply")["opacities"])
     torch.testing.assert_close(written, opacities.detach().clamp(max=0.99), atol=1e-5, rtol=0)
 

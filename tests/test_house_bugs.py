@@ -1,4 +1,4 @@
-"""Defects that were found by reading the code, each by the number it has on the list of them."""
+"""Defects that were found by reading the code, each under its number in the list of them."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_1_colmap_images_with_alpha_have_one_background(tmp_path, background):
         pixels[:, 32:] = (200, 100, 50, 255)
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
     scene = load_scene(folder, background=background)
-    # Under the photographs as behind the Gaussians.
+    # The photographs and the Gaussians have the same background.
     assert scene.background == background
     assert scene.train[0].pixels()[0, :, 0, 0].tolist() == list(background)
 
@@ -54,7 +54,7 @@ def test_2_looking_at_a_run_leaves_its_next_checkpoint_alone(tmp_path):
     save_checkpoint(tmp_path, {"step": 1})
     with replacing(tmp_path / "checkpoint.pt") as file:
         torch.save({"step": 2, "generators": {"cpu": torch.get_rng_state()}}, file)
-        # Another process evaluates the run right now.
+        # Another process evaluates the run at this moment.
         assert load_checkpoint(tmp_path, torch.device("cpu"), restore_generators=False)["step"] == 1
         assert load_checkpoint(tmp_path, torch.device("cpu"))["step"] == 1
     assert load_checkpoint(tmp_path, torch.device("cpu"))["step"] == 2
@@ -134,7 +134,7 @@ def test_5_the_fit_takes_the_halo_from_its_loss(fit):
 
 
 def test_7_the_planes_are_counted_on_their_device(monkeypatch):
-    """NCCL reduces tensors on CUDA devices alone."""
+    """NCCL can only reduce tensors on CUDA devices."""
     places = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
@@ -142,7 +142,7 @@ def test_7_the_planes_are_counted_on_their_device(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, **options: places.append(tensor.device))
     with pretend_device() as elsewhere:
         pred = torch.rand(1, 1, 12, 12, 12).to(elsewhere)
-        # What follows on the counts needs kernels, which the pretended device lacks.
+        # The code after the counts needs kernels, which the pretended device lacks.
         with suppress(RuntimeError, NotImplementedError, ValueError):
             distributed.photometric_loss(pred, pred)
     assert places and set(places) == {DEVICE}
@@ -188,7 +188,7 @@ def test_10_defects_keep_their_traceback(tmp_path, monkeypatch):
         main(line)
     assert "broken" in [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
 
-    # So do those in the middle of a scene's training, which come from this package's own checks.
+    # Errors from this package's own checks, in the middle of a scene's training, keep their traceback too.
     ball = write_blender(tmp_path / "ball", size=16)
     monkeypatch.setattr("splat_ssim.scene.training.render", lambda *a, **k: psnr(torch.ones(2), torch.ones(3)))
     with pytest.raises(RuntimeError):
@@ -207,7 +207,7 @@ def test_12_memory_is_in_bytes_on_every_system(monkeypatch):
     for platform, expected in (("linux", 5_120_000), ("darwin", 5_000)):
         monkeypatch.setattr(sys, "platform", platform)
         assert device.peak_memory(cpu) == expected
-    # Windows has no such module.
+    # Windows does not have this module.
     monkeypatch.setitem(sys.modules, "resource", None)
     assert device.peak_memory(cpu) is None
 

@@ -49,7 +49,7 @@ def test_a_run_writes_what_it_promises(photo, tmp_path):
     truth = np.asarray(Image.open(photo)).astype(float) / 255
     assert -10 * np.log10(np.square(render - truth).mean()) == pytest.approx(metrics["psnr"], abs=0.05)
     assert Image.open(folder / "pictures" / "comparison.png").size == (3 * 48, 32)
-    # The PLY holds the same picture, behind a first channel that says where Gaussians are.
+    # The PLY holds the same picture. Its first channel is the density of the Gaussians.
     drawn = load_gaussians_ply(folder / "gaussians.ply")(load(folder).grid)[1:, :, 0].clamp(0, 1)
     torch.testing.assert_close(drawn.permute(1, 2, 0).detach().numpy(), render, atol=0.003, rtol=0, check_dtype=False)
     assert evaluate_run(folder)["psnr"] == metrics["psnr"]

@@ -1,4 +1,4 @@
-"""The loss half of the package needs torch and numpy, and nothing of the trainer half."""
+"""The loss half of the package only needs torch and numpy, and does not import the trainer half."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What the trainer, the volumes, the viewer, the benchmark and the compared packages import.
+# Packages that the trainer, the volumes, the viewer, the benchmark and the compared packages import.
 BLOCKED = """gsplat tyro yaml tqdm imageio PIL pycolmap tensorboard nibabel tifffile zarr dask viser matplotlib
 SimpleITK imagecodecs h5py mrcfile
 pytorch_msssim kornia torchmetrics skimage monai piq scipy splat_ssim.trainer splat_ssim.render splat_ssim.strategy
@@ -38,5 +38,5 @@ except ModuleNotFoundError as error:
 def test_the_loss_half_imports_alone():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    # The trainer half was reached only by asking for one of its functions.
+    # The trainer half is imported only when one of its functions is used.
     assert done.stdout.strip() == "blocked: splat_ssim.ply"

@@ -1,4 +1,4 @@
-"""A few rounds of `make kill-rounds`, and that its checks find what they look for."""
+"""A few rounds of `make kill-rounds`, and planted faults that its checks must find."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What stands on what: no import runs back up, none goes round in a circle, and every room stays small."""
+"""The layers of the package: no import goes to a higher layer, none is circular, and files and functions are short."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "splat_ssim"
 
-#: From the ground up. A file may import what its own layer and those before it hold; the longest path that fits counts.
+#: The layers from the lowest up. A file may import from its own layer and from lower ones.
 LAYERS = [
     ["_checks", "_files", "_importing", "_locks", "_moved", "_version", "errors", "options"],
     ["reference", "_maps"],
@@ -29,14 +29,14 @@ LAYERS = [
     ["ct"],
     ["image", "comparison", "prepare", "__main__"],
 ]
-#: The only drop-in that is no loss: it answers for gsplat's renderer.
+#: The only drop-in that is not a loss. It replaces gsplat's renderer.
 RENDERER = "compat.gsplat_rendering"
-#: The only imports of scenes that volumes have.
+#: The only modules of volumes that may import from scenes.
 DISTILLATION = {"volume.distill"}
 
 
 def module_of(path):
-    """Dotted name below the package: volume.io; a package's __init__ bears the package's name."""
+    """Dotted name below the package, such as volume.io. A package's __init__ has the package's name."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     if parts[-1] == "__init__" and len(parts) > 1:
         parts.pop()
@@ -47,12 +47,12 @@ FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def is_typing(node):
-    """Whether a statement is `if TYPE_CHECKING:`, whose imports are never run."""
+    """Whether a statement is `if TYPE_CHECKING:`, whose imports never run."""
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def imports_of(name, *, lazy):
-    """The modules of this package that a file imports; with `lazy` also those that only its functions import."""
+    """The modules of this package that a file imports. With `lazy`, also those that only its functions import."""
     path = FILES[name]
     package = name if path.name == "__init__.py" and name != "__init__" else name.rpartition(".")[0]
     found, stack = set(), list(ast.parse(path.read_text()).body)
@@ -74,7 +74,7 @@ def imports_of(name, *, lazy):
                 targets = [f"{base}.{alias.name}" for alias in node.names]
         for target in targets:
             below = target.split(".")[1:]
-            # From a module the names in it are imported; the longest path that is a file is what is meant.
+            # An import may name an object in a module. The longest path that is a file is the module.
             while below and ".".join(below) not in FILES:
                 below.pop()
             found.add(".".join(below) if below else "__init__")
@@ -95,13 +95,13 @@ def test_every_file_has_its_layer():
 def test_no_import_runs_back_up(name):
     for target in imports_of(name, lazy=True):
         if name == "__init__" and target == "ply":
-            continue  # load_ply and save_ply, imported when they are asked for
+            continue  # load_ply and save_ply are imported on first use
         assert layer_of(target) <= layer_of(name), f"{name} imports {target}, which stands above it"
 
 
 def test_no_circle_of_files():
     graph = {name: imports_of(name, lazy=False) for name in FILES}
-    # The packages' faces hand names on, and every import of a submodule runs them first.
+    # Every import of a submodule first runs the packages' __init__ files, which re-export names.
     done, open_ = set(), []
 
     def visit(name):
@@ -119,7 +119,7 @@ def test_no_circle_of_files():
 
 
 def reached(start):
-    """Every file that importing these comes to, functions' own imports included."""
+    """Every file that these files import, directly or indirectly, including imports inside functions."""
     seen, stack = set(), list(start)
     while stack:
         name = stack.pop()
@@ -240,7 +240,7 @@ def test_rooms_stand_without_those_above(program, blocked, told):
 
 # --- sizes
 
-#: Files and functions of the kernels' side that are still too long; each leaves the list when it is cut up.
+#: Files and functions of the kernels that are still too long. Each leaves the list when it is split.
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 
@@ -262,25 +262,25 @@ def test_no_function_over_80_lines():
                 body = node.body
                 if ast.get_docstring(node) is not None:
                     body = body[1:]
-                # What it does, without its signature and its docstring.
+                # The body, without signature and docstring.
                 lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
                 if lines > 80:
                     long.add(f"{path.relative_to(ROOT)}:{node.name}")
     assert long <= LONG_FUNCTIONS, sorted(long - LONG_FUNCTIONS)
 
 
-#: Comments, literals and preprocessor lines of C++, in which braces count for nothing.
+#: Comments, literals and preprocessor lines of C++, in which braces do not count.
 NOT_CODE = re.compile(
     r'R"\((?:.|\n)*?\)"|//[^\n]*|/\*(?:.|\n)*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''
     r"|^[ \t]*#(?:\\\n|[^\n])*",
     re.MULTILINE,
 )
-#: What opens a brace without being a function: a namespace, a type, or a value.
+#: Openings of braces that are not functions: namespaces, types and values.
 NO_FUNCTION = re.compile(r"(?:template\s*<.*>\s*)?(?:typedef\s+)?(?:namespace|struct|class|union|enum|extern)\b|.*=$")
 
 
 def cpp_functions(text):
-    """(line, lines, what stands before it) of every function, lambda and block of C++, from brace to brace."""
+    """Yields (line, number of lines, text before the brace) of every function, lambda and block of C++."""
     code = NOT_CODE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
     opened = []
     for place in re.finditer(r"[{}]", code):

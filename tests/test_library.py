@@ -1,4 +1,4 @@
-"""Which compiled library is loaded, from a source folder that has none."""
+"""The choice of the compiled library for a source folder that has none."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ print(*(str(warning.message) for warning in caught if "splat_ssim" in str(warnin
 
 @pytest.fixture
 def folders(tmp_path):
-    """A source folder that was not built, and a folder of packages with what `pip install .` leaves there."""
+    """A source folder that was not built, and a folder of packages with the files of `pip install .`."""
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(
         compiled._PACKAGE,
@@ -51,7 +51,7 @@ def folders(tmp_path):
 
 
 def run(source, site):
-    """The program's three lines, run in the source folder."""
+    """Runs the program in the source folder and returns its output."""
     path = "import sys; sys.path.append(sys.argv[1])\n"
     command = [sys.executable, "-c", path + PROGRAM, str(site)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
@@ -86,7 +86,7 @@ def test_the_library_of_another_version_is_not_taken(folders):
     assert library == "None"
     assert f"no compiled library in {source / 'splat_ssim'}" in warned
     assert f"install a C++ compiler and run `pip install -e .` in {source}." in warned
-    # What is installed is not a source folder.
+    # An installed package is not a source folder.
     (source / "setup.py").unlink()
     assert "install a C++ compiler and reinstall the package." in run(source, site)[1]
 

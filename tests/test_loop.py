@@ -1,4 +1,4 @@
-"""The loop, run folders and the command line, with a task that is neither scene nor volume."""
+"""The loop, run folders and the command line, with a task that is neither a scene nor a volume."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class LineConfig(RunConfig):
-    """Fits a number to a number."""
+    """Options of a task that fits a number to a target number."""
 
     steps: int = 60
     task: str = "tests.test_loop:LineTask"
@@ -37,7 +37,7 @@ class LineConfig(RunConfig):
 
 
 class LineTask:
-    """The smallest task: one number goes to another."""
+    """The smallest task: it moves one number to another."""
 
     Config: ClassVar = LineConfig
     VIEWS: ClassVar = {"number": "number.txt"}
@@ -81,7 +81,7 @@ def test_a_run_from_python_and_back(tmp_path):
     assert metrics["step"] == 60 and metrics["device"] == "cpu" and metrics["loss"] == "fused_ssim"
     assert metrics["train_seconds"] >= 0 and metrics["peak_memory_bytes"] > 0
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
-    # Rows of an evaluation are in its own file alone, and what is no number there is null in JSON.
+    # Only the evaluation's own file has its rows. Values that are not finite are null in JSON.
     assert "rows" not in metrics and metrics["psnr"] is None
     assert json.loads((tmp_path / "run" / "eval" / "0000060.json").read_text())["rows"] == [1, None]
     assert read_yaml(tmp_path / "run" / "config.yaml")["task"] == "tests.test_loop:LineTask"
@@ -126,7 +126,7 @@ def test_profile_tensorboard_and_evaluations_serve_any_task(tmp_path, capfd):
 def test_a_report_is_read_only_when_it_is_shown(tmp_path):
     task = LineTask(config(tmp_path / "run", steps=59))
     Run(task).train()
-    # Steps 25 and 50 alone.
+    # Only the reports of steps 25 and 50 were read.
     assert task.read == [24, 49]
 
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_goes_on(tmp_path):
         part.task.step(part.step)
         part.step += 1
     part.save()
-    # The config that only names the folder takes everything else from it, but for what it states itself.
+    # A config that only names the folder takes every option that it does not set from the folder.
     resumed = LineTask(LineConfig(resume=tmp_path / "run", checkpoint_every=7))
     assert resumed.config.result_dir == tmp_path / "run" and resumed.config.checkpoint_every == 7
     again = Run(resumed)
@@ -172,7 +172,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_after_the_last_step_ends_at_once(tmp_path, number, capfd):
-    """While a run is evaluated and exported its checkpoint is written already."""
+    """While a run is evaluated and exported, its checkpoint has already been written."""
     task = LineTask(config(tmp_path / "run"))
     before, reached = signal.getsignal(number), []
 
@@ -202,8 +202,8 @@ def test_a_signal_while_data_are_read_ends_without_a_traceback(tmp_path, monkeyp
 
 
 def test_the_clock_runs_from_one_idle_device_to_the_next(tmp_path, monkeypatch):
-    """What the device still had to do before the first step, or does for an evaluation, is no training."""
-    now, pending = [0.0], [7.0]  # seven seconds of uploads are on their way
+    """The device's work from before the first step, and its work for evaluations, is not training time."""
+    now, pending = [0.0], [7.0]  # seven seconds of uploads are still pending
     monkeypatch.setattr(loop_module.time, "perf_counter", lambda: now[0])
 
     def wait(device):
@@ -255,7 +255,7 @@ def test_in_another_thread_signals_are_left_alone(tmp_path):
 
 
 def test_seconds_wait_for_the_device(tmp_path, monkeypatch):
-    """House bug 11: on CUDA a step only hands its work over, and the clock was read then."""
+    """House bug 11: on CUDA a step only queues its work, and the clock was read too early."""
     now = [0.0]
     monkeypatch.setattr(loop_module.time, "perf_counter", lambda: now[0])
     pending = [0.0]
@@ -350,7 +350,7 @@ def test_a_file_is_held_to_its_own_strategy(tmp_path, capsys):
     path.write_text("strategy: {name: mcmc, noise: 3}\n")
     parse(["--config", str(path), "--strategy.name", "capped"])
     assert "strategy.noise is left out: strategy capped has no such option" in capsys.readouterr().err
-    # At the values of their defaults, options say nothing.
+    # Options that are set to their defaults are accepted.
     assert parse(["--strategy.name", "default"])[1].strategy.growth is None
 
 

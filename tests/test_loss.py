@@ -151,12 +151,12 @@ def test_a_retained_graph_gives_the_gradient_again():
     loss = photometric_loss(pred, target)
     first, second = (torch.autograd.grad(loss, pred, 2 * torch.ones(()), retain_graph=True)[0] for _ in range(2))
     first_copy = first.clone()
-    first.zero_()  # What a caller does to one gradient does not show in the next.
+    first.zero_()  # If a caller changes one gradient, the next is not affected.
     (third,) = torch.autograd.grad(loss, pred, 2 * torch.ones(()))
     torch.testing.assert_close(second, first_copy, rtol=0, atol=0)
     torch.testing.assert_close(third, first_copy, rtol=0, atol=0)
 
 
 def test_typed_use_runs():
-    """typed_use.py is what mypy reads; here it runs."""
+    """mypy checks typed_use.py; this test runs it."""
     assert all(loss.ndim == 0 for loss in typed_use.losses())

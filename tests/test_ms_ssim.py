@@ -1,4 +1,4 @@
-"""MS-SSIM as one operator: value and gradients against the definition in float64, and where a term is nearly 0."""
+"""MS-SSIM as one operator: value and gradients against the definition in float64, also where a term is nearly 0."""
 
 import functools
 
@@ -14,7 +14,7 @@ from tests.ssim_checks import assert_close, differentiate, pair
 pytestmark = pytest.mark.usefixtures("device", "threads")
 
 WEIGHTS = (0.2, 0.5, 0.3)
-# Odd and even sides in every order; the coarsest scale just holds the window.
+# Odd and even sides in every order. The coarsest scale is just large enough for the window.
 SHAPES = [(2, 3, 41, 54), (1, 1, 17, 64), (1, 2, 18, 23, 37), (2, 1, 33, 17, 20)]
 
 
@@ -52,7 +52,7 @@ def test_integers_and_half_precision():
 
 @pytest.mark.parametrize("seed", [53, 172, 132, 98, 144])
 def test_gradients_where_a_term_is_nearly_zero(seed):
-    """The gradient divides by each term: in these pairs of unrelated images the smallest is under 1e-3."""
+    """The gradient divides by each term. In these pairs of unrelated images, the smallest term is below 1e-3."""
     img1, img2 = (pair((1, 1, 96, 96), 2 * seed + i)[0] for i in range(2))
     pyramid = _maps.pyramid(img1.double(), img2.double(), 5, 1.0, channels_last=False)
     terms = _maps.scale_terms(

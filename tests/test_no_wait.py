@@ -1,7 +1,7 @@
-"""In a step on a device the host waits for nothing but what gsplat itself waits for.
+"""In a step on a device, the host does not wait for the device, except where gsplat itself does.
 
-A GPU works on what it was handed while the host prepares the next step; a number that is read, a mask that is indexed
-by, or an upload from ordinary memory makes both wait for one another. The device is pretended: `waits` lists where.
+A GPU does its work while the host prepares the next step. Reading a number, indexing by a mask, or uploading from
+ordinary memory makes them wait for each other. The device is pretended, and `waits` lists where the host would wait.
 """
 
 import os
@@ -32,7 +32,7 @@ GSPLAT = os.path.dirname(gsplat.__file__)
 
 
 def project_and_blend(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
-    """Something like a renderer that waits for nothing: every Gaussian meets every pixel."""
+    """A simple renderer that never waits: every Gaussian is evaluated at every pixel."""
     camera = means @ viewmats[0, :3, :3].T + viewmats[0, :3, 3]
     depth = camera[:, 2].clamp(min=0.1)
     means2d = (camera[:, :2] / depth[:, None] * Ks[0, 0, 0] + Ks[0, :2, 2])[None]
@@ -100,7 +100,7 @@ def test_a_step_of_a_scene(tmp_path, case, scene_device):
         assert not outside_gsplat(found), found
         assert bool(found) == (case == "default")  # gsplat's own strategy lists what is visible
         assert not torch.equal(task.splats["means"].detach().cpu(), first)
-        # Reading a report waits: what is counted is there to be counted.
+        # Reading a report does wait, which shows that waits are counted.
         with waits() as found:
             assert dict(reports[-1])["loss"] > 0
         assert found
@@ -122,7 +122,7 @@ def test_a_step_of_a_volume(tmp_path, case, volume_device):  # noqa: F811
 
 
 def _growing(task):
-    """The steps at which Gaussians are added, whose number the host must know."""
+    """The steps at which Gaussians are added. The host must know their number, so it may wait there."""
     if task.growth is None:
         return set(range(0))
     if hasattr(task.growth, "at_steps"):
@@ -216,7 +216,7 @@ def test_selective_adam_waits_for_nothing_and_is_the_compiled_one(scene_device):
 
 
 class Recorder:
-    """Stands for a tensor and for CUDA; everything that happens is written down in order."""
+    """Stands for a tensor and for CUDA, and records all calls in order."""
 
     def __init__(self, log, name):
         self.log, self.name = log, name
@@ -279,7 +279,7 @@ def test_views_are_uploaded_ahead_on_a_side_stream_from_pinned_memory(fake_cuda)
         "main waits for side",
         "view1 used by main",
     ]
-    # A run that goes on elsewhere gets what it asks for.
+    # A run that jumps to another step gets the data of that step.
     ahead.start(2)
     assert ahead.take(9).name == "view9"
 

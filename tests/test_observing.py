@@ -1,4 +1,4 @@
-"""What a run keeps of its steps, and those that look at it between them."""
+"""The history that a run keeps of its steps, and the observers that are called between steps."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.test_loop import LineTask, config
 
 
 class Watcher:
-    """Looks after every `every`-th step that it is asked at."""
+    """An observer that acts at every `every`-th call."""
 
     def __init__(self, every=1, act=None):
         self.asked, self.every, self.act, self.seen = 0, every, act, []

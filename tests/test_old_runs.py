@@ -1,4 +1,4 @@
-"""Run folders written by commit 7589e32 resume and evaluate, and old import paths still work: see tests/data."""
+"""Run folders written by commit 7589e32 can be resumed and evaluated, and old import paths work. See tests/data."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from splat_ssim.trainer.cli import evaluate_run, main, render_run
 
 DATA = Path(__file__).parent / "data" / "runs_7589e32"
 INPUTS = {"scene": "ball", "taming": "ball", "volume": "ellipsoids.npy", "grid": "ellipsoids.npy"}
-#: PSNR of the checkpoints of step 30: of the scenes by eval.py of that commit, which knew no volumes.
+#: PSNR of the checkpoints of step 30. Those of scenes come from eval.py of that commit, which did not support volumes.
 HALFWAY = {"scene": 15.76, "taming": 13.04, "volume": 22.13, "grid": 19.70}
 
 
@@ -37,12 +37,12 @@ def test_an_interrupted_run_of_7589e32_goes_on(tmp_path, kind):
     expected = json.loads((DATA / kind / "expected.json").read_text())
     assert expected.keys() <= metrics.keys()
     for key in ("psnr", "psnr3d", "ssim", "ssim3d", "final_loss"):
-        # Instruction sets round differently, and sixty steps make something of it.
+        # Instruction sets round differently, and sixty steps amplify the differences.
         if key in expected:
             assert metrics[key] == pytest.approx(expected[key], rel=2e-3), key
     for key in ("num_gaussians", "step", "loss", "budget", "budget_curve", "budget_counts", "bytes", "ssim_padding"):
         assert metrics.get(key) == expected.get(key), key
-    # And a second time, now that it is over.
+    # Resume a second time, now that the run is finished.
     assert quality(main(["--resume", str(folder), *data])) == quality(metrics)
 
 

@@ -1,4 +1,4 @@
-"""The SSIM operators against the definition in float64, on every device: values, gradients, layouts, dtypes."""
+"""The SSIM operators compared with the definition in float64 on every device: values, gradients, layouts, dtypes."""
 
 import functools
 
@@ -44,10 +44,10 @@ def test_agrees_with_the_definition(shape, padding):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("window_size", "sigma"), [(3, 0.8), (5, 1.0), (17, 2.5), (33, 5.0)])
 def test_other_windows(window_size, sigma, padding):
-    # On other devices those above 15 take the definition, whose mean is summed in float32.
+    # On other devices, windows above 15 use the definition, whose mean is summed in float32.
     value = 1e-7 if devices.current() == "cpu" else 5e-7
     for shape in ((1, 2, 70, 45), (1, 1, 18, 19, 20)):
-        # A corner of a replicated volume gathers the gradients of radius³ voxels one by one.
+        # A corner voxel of a replicated volume adds the gradients of radius³ padded voxels one by one.
         options = options_for(shape, window_size=window_size, sigma=sigma, padding=padding)
         if padding == "same" or window_size < min(shape[2:]):
             check_all(*pair(shape), options, value=value, gradient=5e-6)
@@ -57,7 +57,7 @@ def test_other_windows(window_size, sigma, padding):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("shape", [(1, 40, 53, 3), (2, 30, 170, 4), (1, 12, 14, 30, 3), (1, 11, 16, 19, 1)], ids=str)
 def test_channels_last(shape, padding):
-    """Images with the channels as their last axis; one channel is planar and interleaved at once."""
+    """Images with the channels as their last axis. One channel is both planar and interleaved."""
     check_all(*pair(shape), options_for(shape, padding=padding, channels_last=True))
 
 
@@ -65,7 +65,7 @@ def test_channels_last(shape, padding):
 @pytest.mark.parametrize("shape", [(2, 3, 16, 37), (1, 2, 12, 13, 19)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_only_read(dtype, shape):
-    """Everything is computed in float32; the gradient is then rounded to the dtype of its image."""
+    """Everything is computed in float32. The gradient is then rounded to the dtype of its image."""
     img1, img2 = (image.to(dtype) for image in pair(shape))
     check_all(img1, img2, options_for(shape), gradient=8e-3 if dtype == torch.bfloat16 else 1e-3)
     assert ops.ssim_map(img1, img2, options_for(shape)).dtype == torch.float32
@@ -73,7 +73,7 @@ def test_half_precision_is_only_read(dtype, shape):
 
 @needs_library
 def test_half_precision_special_values():
-    """Subnormal halves, and infinities and NaN, are read as what they are."""
+    """Subnormal half-precision numbers, infinities and NaN are read correctly."""
     img1 = torch.full((1, 1, 4, 16), 6e-8, dtype=torch.float16)
     zero = torch.zeros_like(img1)
     loss = functools.partial(photometric, options=SSIMOptions(), l1_weight=1.0, dssim_weight=0.0)
@@ -85,7 +85,7 @@ def test_half_precision_special_values():
 @needs_library
 @pytest.mark.parametrize("data_range", [1.0, 255.0, 3.7])
 def test_uint8_target(data_range):
-    """uint8 means value / 255 · data_range; an image made by that division is equal to it to the last bit."""
+    """uint8 means value / 255 · data_range. An image made by that division gives the same result to the last bit."""
     img1, _ = pair((2, 3, 20, 37), data_range=data_range)
     img2 = (255 * pair(img1.shape, seed=2)[0]).round().to(torch.uint8)
     options = SSIMOptions(data_range=data_range)
@@ -105,7 +105,7 @@ def test_uint8_target(data_range):
 @needs_library
 @pytest.mark.parametrize("data_range", [1e-18, 1e-3, 255.0, 1e12])
 def test_any_data_range(data_range):
-    """Images are scaled by a power of two, so that squares of squares neither over- nor underflow."""
+    """Images are scaled by a power of two, so that squares of squares neither overflow nor underflow."""
     check_all(*pair((1, 2, 20, 37), data_range=data_range), SSIMOptions(data_range=data_range))
 
 
@@ -121,7 +121,7 @@ def test_accuracy_where_peers_lose_it(shape):
 
 
 def saturated(shape):
-    """A flat and almost white half within dark texture, as in a photograph; with a little noise, and with more."""
+    """Two images of a flat, almost white half within dark texture, one with little noise and one with more."""
     image = 0.2 * pair(shape)[0]
     image[..., shape[-2] // 4 : 3 * shape[-2] // 4, :] = 0.99
     return (image + noise(shape, seed, scale) for seed, scale in ((1, 0.005), (2, 0.01)))
@@ -167,7 +167,7 @@ def test_equal_images(shape):
 
 @needs_library
 def test_l1_gradient_is_zero_where_images_are_equal():
-    """Also where the rest of the tile is far apart, so that differences are kept shifted."""
+    """This also holds if the images differ much elsewhere in the tile, so that a constant is subtracted from d."""
     img1 = torch.full((1, 1, 32, 48), 0.9)
     img2 = torch.full((1, 1, 32, 48), 0.3)
     img2[..., 5:9, 7:30] = 0.9
@@ -179,7 +179,7 @@ def test_l1_gradient_is_zero_where_images_are_equal():
 
 @pytest.mark.parametrize("shape", [(70, 61), (30, 25, 28)], ids=str)
 def test_agrees_with_scikit_image(shape):
-    """Its map is the "valid" one inside a border."""
+    """Inside a border, its map equals ours with padding "valid"."""
     if devices.current() == "cuda":
         pytest.importorskip("skimage", reason="the GPU machine may lack it")
     from skimage.metrics import structural_similarity
@@ -243,7 +243,7 @@ def test_a_term_without_weight_is_told_all_the_same(l1_weight, dssim_weight, mas
 
 
 def test_weight_of_nothing():
-    """Where nothing has weight, the means and their gradients are 0."""
+    """If all weights are 0, the means and their gradients are 0."""
     img1, img2 = pair((2, 3, 24, 31))
     weight = torch.zeros(2, 1, 24, 31)
     found = differentiate(
@@ -257,7 +257,7 @@ def test_weight_of_nothing():
 )
 @pytest.mark.parametrize("padding", ["same", "replicate"])
 def test_images_smaller_than_the_window(shape, padding):
-    # So much of the window is padding that the moments themselves cancel: the tolerance of the gradient is wider.
+    # Most of the window is padding, so that the moments themselves cancel. The tolerance of the gradient is wider.
     check_all(*pair(shape), options_for(shape, padding=padding), value=1e-6, gradient=1e-4)
 
 
@@ -362,7 +362,7 @@ def test_nothing_is_kept_without_gradients():
 
 @needs_library
 def test_operators_refuse_what_does_not_fit():
-    """Called directly, with fake tensors too: a kernel would read past the end of a tensor."""
+    """Operators called directly, also with fake tensors, refuse these. A kernel would read past the tensor's end."""
     if devices.current() == "emulation":
         pytest.skip("the emulation takes the place of the implementations, without their checks")
     images, other = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 17)
@@ -402,7 +402,7 @@ def test_operators_refuse_what_does_not_fit():
 @needs_library
 @pytest.mark.parametrize("data_range", [1e-37, 1e-18, 1e18, 1e37])
 def test_ranges_beyond_the_usual(data_range):
-    """Pixels smaller than float32's normal numbers, and squares beyond it."""
+    """Pixels smaller than float32's normal numbers, and squares beyond its range."""
     img1, img2 = pair((1, 2, 20, 24), data_range=data_range)
     options = SSIMOptions(data_range=data_range)
     assert_close(ops.ssim_map(img1, img2, options), ops.ssim_map(img1.double(), img2.double(), options), 3e-6)
@@ -412,7 +412,7 @@ def test_ranges_beyond_the_usual(data_range):
 @pytest.mark.parametrize("shape", [(1, 2, 30, 41), (1, 1, 13, 14, 15)], ids=str)
 @pytest.mark.parametrize("data_range", [1.0, 255.0])
 def test_eps_in_the_denominator(shape, data_range):
-    """kornia's: of dark images it is most of the denominator."""
+    """kornia's eps makes up most of the denominator for dark images."""
     for eps in (1e-12, 1e-6 * data_range**4):
         options = options_for(shape, data_range=data_range, eps=eps)
         check_all(*pair(shape, data_range=data_range), options)

@@ -1,4 +1,4 @@
-"""The CPU's SSIM kernels: instruction sets, threads, scratch, strides, and what PyTorch checks of operators."""
+"""The CPU's SSIM kernels: instruction sets, threads, scratch memory, strides, and PyTorch's checks of operators."""
 
 import ctypes
 import functools
@@ -22,7 +22,7 @@ needs_library = pytest.mark.skipif(compiled.library() is None, reason="built wit
 
 
 def processors():
-    """How many this process may run on."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -40,7 +40,7 @@ def test_channels_last_memory_format_is_read_in_place(shape):
 
 @needs_library
 def test_strides_are_read_in_place():
-    """Rows, channels and batch may be any distance apart; a step along the row makes a copy."""
+    """Rows, channels and images may have any stride. Only a stride other than 1 along the row needs a copy."""
     large1, large2 = pair((4, 6, 60, 80))
     options = SSIMOptions()
     cut = (slice(None, None, 2), slice(1, 4), slice(5, 45), slice(7, 60))
@@ -68,7 +68,7 @@ def test_every_instruction_set(monkeypatch, shape, isa):
 
 
 def objects(shape, boxes, seed=0):
-    """Two images that differ in boxes (rows, columns) alone."""
+    """Two images that only differ in boxes (rows, columns)."""
     img1, other = pair(shape, seed)
     img2 = img1.clone()
     for rows, columns in boxes:
@@ -81,7 +81,7 @@ def objects(shape, boxes, seed=0):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("seed", range(6))
 def test_images_that_differ_in_a_part_only(monkeypatch, isa, padding, seed):
-    """What is equal is not computed: on either side, between parts, in the last lanes of a row, in whole rows."""
+    """Equal parts are skipped: on both sides, between different parts, in the last lanes of a row, in whole rows."""
     monkeypatch.setattr(compiled, "kernel", functools.partial(compiled.kernel, isa_name=isa))
     random_ = random.Random(seed)
     shape = (1, random_.choice([1, 3]), random_.randint(40, 160), random_.randint(60, 500))
@@ -123,7 +123,7 @@ def test_what_is_not_finite_spoils_equal_images_too(value):
     "shape", [(1, 3, 256, 256), (1, 3, 100, 1100), (1, 1, 64, 64, 64), (2, 3, 29, 75, 20)], ids=str
 )
 def test_same_result_for_any_number_of_threads(threads, shape, padding):
-    """Bit for bit: threads wait for one another's blocks of slices, and a volume's rows are cut for many of them."""
+    """Results are equal bit by bit. Threads wait for each other's blocks of slices, and many threads split rows too."""
     img1, img2 = pair(shape)
     options = options_for(shape)._replace(padding=padding)
 
@@ -175,7 +175,7 @@ def test_no_more_threads_are_started_than_there_are_processors(threads, shape):
 @needs_library
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_threads_after_a_fork():
-    """OpenMP's workers do not survive a fork, and it would wait for them."""
+    """OpenMP's worker threads do not survive a fork, and OpenMP would wait for them."""
     script = """
 import os, signal, torch
 from splat_ssim.loss import photometric_loss
@@ -221,7 +221,7 @@ def photometric_arguments(img1, img2, weight=None, per_image=False, **changes):
 
 
 def sample_inputs():
-    """(operator, arguments) of every operator, layout and combination of gradients worth checking."""
+    """Yields (operator, arguments) for every operator, layout and combination of gradients worth checking."""
     calls = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         img1, img2 = (image.to(memory_format=memory_format).requires_grad_() for image in pair((2, 3, 12, 13)))
@@ -266,7 +266,7 @@ def test_what_has_no_kernel_takes_the_definition(monkeypatch):
 
 @needs_library
 def test_a_call_keeps_its_window():
-    """Another thread's windows may push it out of the cache while the kernel reads it."""
+    """Other threads' windows may evict a window from the cache while the kernel reads it."""
     images = pair((1, 1, 24, 24))
     call = ssim_cpu.KernelCall(*images, SSIMOptions())
     totals = (ctypes.c_double * 3)()

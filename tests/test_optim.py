@@ -1,4 +1,4 @@
-"""Adam against torch's, and the sparse form against its formula."""
+"""Adam compared with torch's, and the sparse form compared with its formula."""
 
 import copy
 
@@ -18,7 +18,7 @@ def parameters(dtype=torch.float32):
 def give_gradients(params, step):
     g = torch.Generator().manual_seed(100 + step)
     for p in params:
-        # Magnitudes from 1e-8 to 1: epsilon and the roots matter.
+        # Magnitudes range from 1e-8 to 1, so that epsilon and the roots matter.
         p.grad = (torch.randn(p.shape, generator=g) * 10 ** (-8 * torch.rand(p.shape, generator=g))).to(p.dtype)
 
 
@@ -42,7 +42,7 @@ def test_same_as_torch():
 
 
 def test_together_is_each_by_itself():
-    """Also where one of them is torch's own, has an option of torch's, or a hook."""
+    """This also holds if one optimiser is torch's own, has an option of torch's, or has a hook."""
     together, alone, hooked = parameters(), parameters(), []
     kinds = [{}, {"lr": 0.1}, {"weight_decay": 0.1}, {}, {"eps": 1e-15}]
     a, b = ([Adam([p], **kind) for p, kind in zip(params, kinds, strict=True)] for params in (together, alone))

@@ -1,4 +1,4 @@
-"""The oracle of the tests against packages that others wrote, finite differences and numbers worked out by hand."""
+"""The oracle of the tests, compared with other packages, finite differences and results computed by hand."""
 
 import ast
 import math
@@ -25,7 +25,7 @@ def pair(*shape, seed=0, top=1.0):
 
 
 def msssim_window(size, shape):
-    """The window of pytorch_msssim, with its own roundings."""
+    """The window of pytorch_msssim with that package's roundings."""
     taps = pytorch_msssim.ssim.__globals__["_fspecial_gauss_1d"](size, 1.5).flatten().double()
     return oracle.outer([taps] * (len(shape) - 2))
 
@@ -65,7 +65,7 @@ def test_map_agrees_with_scikit_image(shape, options, offset):
             K2=options["k2"],
             full=True,
         )
-        # Two float64 computations; scikit-image's E[x²] - E[x]² keeps 2⁻⁵³ x² / C2, 1.2e-7 of a value of 1000.
+        # Both compute in float64. scikit-image's E[x²] - E[x]² has an error of 2⁻⁵³ x² / C2, 1.2e-7 for values of 1000.
         tolerance = 1e-12 if offset == 0 else 1e-6
         np.testing.assert_allclose(result[b, c], full[(slice(radius, -radius),) * (len(shape) - 2)], atol=tolerance)
 
@@ -86,7 +86,7 @@ def test_mean_agrees_with_pytorch_msssim(shape, data_range):
     img1, img2 = pair(*shape, top=data_range)
     expected = pytorch_msssim.ssim(img1, img2, data_range=data_range, size_average=False)
     result = oracle.ssim(img1, img2, data_range=data_range, padding="valid", reduction="image")
-    # Its taps are rounded to float32: their sum is 1 to 6e-8, which leaves 6e-8 mu² in its variances.
+    # Its taps are rounded to float32. Their sum differs from 1 by 6e-8, which leaves 6e-8 mu² in its variances.
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     found = oracle.ssim_terms(img1, img2, data_range=data_range, padding="valid", weights=msssim_window(11, shape))
     torch.testing.assert_close(oracle.reduce(found.ssim, None, "image", 1.0), expected, rtol=0, atol=1e-11)
@@ -136,11 +136,11 @@ def test_halving_by_hand():
 
 @pytest.mark.parametrize("padding", ["same", "replicate"])
 def test_a_window_by_hand(padding):
-    """Three by three taps over an image of one row with two pixels, written out in plain Python."""
+    """Three by three taps on an image of one row with two pixels, computed in plain Python."""
     x, y = [0.2, 0.7], [0.5, 0.1]
     side = math.exp(-1 / (2 * 0.8**2))
     taps = [side / (1 + 2 * side), 1 / (1 + 2 * side), side / (1 + 2 * side)]
-    # The rows above and below are black, or copies of the only one.
+    # The rows above and below are black, or copies of the only row.
     share = taps[1] if padding == "same" else 1.0
     expected = []
     for at in (0, 1):
@@ -192,7 +192,7 @@ def test_normalize_sees_the_valid_pixels_alone():
     alone = oracle.ssim(img1[crop], img2[crop], mask=mask[crop], mask_mode="normalize", reduction="none")
     torch.testing.assert_close(result[crop], alone, rtol=0, atol=1e-14)
     assert (torch.where(mask > 0, 0.0, result) == 0).all()
-    # With every pixel valid, windows inside are the plain ones.
+    # If every pixel is valid, windows inside the image are the plain ones.
     whole = oracle.ssim(
         img1, img2, mask=torch.ones_like(mask), mask_mode="normalize", padding="valid", reduction="none"
     )
@@ -265,7 +265,7 @@ def test_kornia_forms():
             found = oracle.ssim_map(img1, img2, window_size=5, padding=ours, eps=eps)
             torch.testing.assert_close(oracle.half_dissimilarity(found, "sum"), expected, rtol=1e-9, atol=0)
     options = {"sigmas": (0.5, 1.0, 2.0), "data_range": 1.0, "K": (0.01, 0.03), "alpha": 0.3, "compensation": 10.0}
-    # kornia 0.8, which Python 3.10 has, defines this loss otherwise.
+    # kornia 0.8, the last version for Python 3.10, defines this loss differently.
     is_newest = tuple(map(int, kornia.__version__.split(".")[:2])) >= (0, 9)
     for reduction in ("mean", "none") if is_newest else ():
         expected = kornia.losses.MS_SSIMLoss(**options, reduction=reduction)(img1, img2)

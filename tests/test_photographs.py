@@ -1,4 +1,4 @@
-"""What photographs need of a trainer: exposures, refined poses, depths, several views a step, limits of space."""
+"""Features for photographs: exposures, refined poses, depths, several views in a step, and a bounding box."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_a_new_exposure_leaves_colours_as_they_are(name):
 def test_what_is_behind_a_transparent_photograph_has_no_exposure():
     exposures = Exposures(ExposureConfig("affine", rate=0.01), 2, torch.device("cpu"))
     with torch.no_grad():
-        exposures.maps[0][0], exposures.maps[0][3] = -0.5, 0.1  # half of red, and a little of it everywhere
+        exposures.maps[0][0], exposures.maps[0][3] = -0.5, 0.1  # halves red, and adds a little red everywhere
     alphas, behind = torch.rand(1, 5, 6, 1), torch.tensor([1.0, 0.5, 0.0])
     object_colors = torch.rand(1, 5, 6, 3)
     seen = alphas * object_colors + (1 - alphas) * behind
@@ -84,12 +84,12 @@ def test_a_bilateral_grid_has_its_cells_at_place_and_brightness():
     config = ExposureConfig("bilateral", rate=0.01, grid=(2, 2, 2), smoothness=1.0)
     exposures = Exposures(config, 1, torch.device("cpu"))
     with torch.no_grad():
-        exposures.maps[0][3, 1, 0, 1] = 0.5  # what is added to red, where it is bright, at the top on the right
+        exposures.maps[0][3, 1, 0, 1] = 0.5  # adds to red in bright pixels at the top right
     colors = torch.stack([torch.zeros(8, 8, 3), torch.ones(8, 8, 3)])
     dark, bright = (exposures.apply(one[None], 0)[0] - one for one in colors)
     assert dark.abs().max() < 1e-6
     assert bright[..., 1:].abs().max() < 1e-6 and bright[..., 0].argmax() == 7
-    corner = (15 / 16) ** 2 * 0.5  # its pixel's centre is a sixteenth of the image off the edge
+    corner = (15 / 16) ** 2 * 0.5  # the pixel's centre is a sixteenth of the image away from the edge
     assert abs(float(bright[0, 7, 0].detach()) - corner) < 1e-5
     assert exposures.penalty(0).item() > 0
 
@@ -109,7 +109,7 @@ def test_exposures_raise_the_quality_of_unequal_photographs(tmp_path):
             task.step(step)
         results[name] = task.evaluate(None)
     assert "cc_psnr" in results["affine"] and "cc_psnr" not in results["none"]
-    # Test views have the brighter exposure, the average photograph is between the two.
+    # Test views have the brighter exposure. The average exposure lies between the two.
     assert results["affine"]["cc_psnr"] > results["none"]["psnr"] + 1
 
 
@@ -124,7 +124,7 @@ def test_colour_correction_undoes_any_affine_map_and_keeps_to_the_mask():
     spoiled = truth.clone()
     spoiled[..., 8:] = 0
     assert (color_corrected(pred, spoiled, mask) - truth).abs().max() < 1e-5
-    # One colour leaves the map open; nothing is made up.
+    # A single colour does not determine the map. The result must still match that colour.
     assert (color_corrected(truth * 0 + 0.5, truth * 0 + 0.25) - 0.25).abs().max() < 1e-4
 
 
@@ -182,7 +182,7 @@ def test_a_planted_rotation_of_one_camera_is_found(tmp_path):
         task.step(step)
     index = next(view.index for view in task.scene.train if view.name.endswith("r_2.png"))
     row = camera_rows(task.scene, task.poses, None, task.device)[index]
-    # The third axis of OpenCV's camera is the opposite of OpenGL's.
+    # The third axis of OpenCV's camera is opposite to OpenGL's.
     backward = -np.array(row["camera_to_world"])[:3, 2]
     error, before = np.linalg.norm(backward - true[:3, 2]), np.linalg.norm(turned[:3, 2] - true[:3, 2])
     assert error < 0.7 * before
@@ -192,7 +192,7 @@ def test_a_planted_rotation_of_one_camera_is_found(tmp_path):
 
 
 def write_depths(folder, depth, unit=1000):
-    """A depth map of one value for each frame of a nerfstudio scene."""
+    """Writes a constant depth map for each frame of a nerfstudio scene."""
     path = folder / "transforms.json"
     content = json.loads(path.read_text())
     (folder / "depths").mkdir()
@@ -259,7 +259,7 @@ def test_colmap_points_become_depths_where_they_were_seen(tmp_path):
 
 
 def test_depth_supervision_moves_gaussians_to_the_depth(tmp_path):
-    """Cameras at one place see a plain colour: only depths say how far away it is."""
+    """All cameras are at one place and see a plain colour, so only the depths determine its distance."""
     write_nerfstudio(tmp_path, count=4)
     path = tmp_path / "transforms.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: kept decoded on disk, and the same views as in memory."""
+"""Images that do not fit in memory are kept decoded on disk, and give the same views as in memory."""
 
 import os
 
@@ -61,7 +61,7 @@ def test_views_on_disk_are_those_in_memory(tmp_path, monkeypatch, kind):
     found = load_scene(folder)
     assert_same_views(found, wanted)
     assert any("more than 50% of the free memory" in note and ".cache" in note for note in found.notes)
-    # Read again, nothing is decoded.
+    # When the scene is read again, nothing is decoded.
     monkeypatch.setattr(photos.Photo, "view", lambda *_: pytest.fail("decoded twice"))
     assert_same_views(load_scene(folder), wanted)
 

@@ -1,4 +1,4 @@
-"""What differs between systems, on whichever one runs the tests: file names, locks, replaced files, compilers."""
+"""Code that differs between systems, tested on any of them: file names, locks, replaced files, compilers."""
 
 import errno
 import importlib.util
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def imported(folder, name):
-    """A file of csrc or scripts as a module, found as the programs there find their neighbours."""
+    """Imports a file of csrc or scripts as the programs in these folders import each other."""
     sys.path.insert(0, str(ROOT / folder))
     try:
         return importlib.import_module(name)
@@ -162,7 +162,7 @@ def test_what_is_no_library_is_refused(tmp_path):
 
 
 class Windows:
-    """A msvcrt that knows of one lock."""
+    """A fake msvcrt with one lock."""
 
     LK_NBLCK = 2
 
@@ -212,7 +212,7 @@ def test_a_file_that_somebody_reads_is_replaced_once_it_is_let_go(tmp_path, monk
     monkeypatch.setattr(_files, "_PATIENCE", 5.0)
     _files.write_text(path, "new")
     assert path.read_text() == "new" and len(calls) == 3
-    # Elsewhere, and after a while, the refusal stands.
+    # On other systems, and after a while, the refusal is final.
     monkeypatch.setattr(_files, "_PATIENCE", 0.0)
     calls.clear()
     with pytest.raises(WriteError, match="in use"):

@@ -37,7 +37,7 @@ def test_the_layout_is_the_standard_one(tmp_path):
     assert names == [*expected, "rot_0", "rot_1", "rot_2", "rot_3"]
     assert all(line.split()[1] == "float" for line in lines[3:])
     table = np.frombuffer(body, "<f4").reshape(2, 62)
-    # Channels slowest: f_rest_16 is the second coefficient of green.
+    # Channels are the slowest axis: f_rest_16 is the second coefficient of green.
     assert table[1, names.index("f_rest_16")] == splats["shN"][1, 1, 1]
     assert table[0, names.index("opacity")] == splats["opacities"][0]
 

@@ -34,12 +34,12 @@ def lines(capsys):
 
 
 def turned_back(pixels):
-    """Pixels that orientation 6, a quarter turn clockwise, makes `pixels` of."""
+    """The stored pixels that EXIF orientation 6, a quarter turn clockwise, turns into `pixels`."""
     return np.rot90(pixels, 1).copy()
 
 
 def hidden(pixels):
-    """(H, W) bool, true where the tests' masks hide a picture: a part of the corner, and not a symmetric one."""
+    """(H, W) bool, true where the tests' masks hide a picture: an asymmetric part of the corner."""
     mask = np.zeros(pixels.shape[:2], bool)
     mask[40:120, 200:290] = True
     return mask
@@ -51,11 +51,11 @@ def to_mask(mask):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A scene of ten photographs of every kind, with two broken ones; its folder, viewmats by name and the report."""
+    """Makes a scene from photographs of every kind, two of them broken. Returns folder, viewmats by name and report."""
     base = tmp_path_factory.mktemp("prepare")
     folder, truth = base / "shots", {}
     for index, viewmat in enumerate(photos.viewmats(COUNT)):
-        # The third is held upright, and stored on its side.
+        # The third photograph is upright but stored on its side.
         size = (photos.HEIGHT, photos.WIDTH) if index == 2 else (photos.WIDTH, photos.HEIGHT)
         pixels = photos.render(viewmat, *size)
         stem = f"{index:02d}"
@@ -76,7 +76,7 @@ def made(tmp_path_factory):
     masks = folder / "masks"
     masks.mkdir()
     blank = np.zeros((photos.HEIGHT, photos.WIDTH))
-    # Of COLMAP's name, of nerfstudio's, and of the upright photograph as it is stored.
+    # One mask is named as for COLMAP, one as for nerfstudio, and one is stored on its side like its photograph.
     to_mask(hidden(blank)).save(masks / "00.jpg.png")
     to_mask(hidden(blank)).save(masks / "01.png")
     upright = np.zeros((photos.WIDTH, photos.HEIGHT), bool)
@@ -101,7 +101,7 @@ def test_every_photograph_is_placed_where_it_was_taken(made):
     degrees, distances = photos.angles_to_truth(
         [truth[name] for name in names], [views[name].viewmat.double().numpy() for name in names]
     )
-    # Half-pixel features at a focal length of 300 pixels are a tenth of a degree.
+    # An error of half a pixel at a focal length of 300 pixels is a tenth of a degree.
     assert degrees.max() < 0.5, degrees
     assert distances.max() < 0.02, distances
 
@@ -111,7 +111,7 @@ def test_focal_lengths_are_found(made):
     assert report["exif_focal"] == COUNT - 3
     for camera in report["cameras"]:
         np.testing.assert_allclose(camera["focal"], photos.FOCAL, rtol=0.03)
-    # With and without EXIF, and on its side.
+    # The cameras are one with EXIF, one without, and one on its side.
     assert len(report["cameras"]) == 3
 
 
@@ -120,7 +120,7 @@ def test_the_upright_photograph_is_upright(made):
     view = next(view for view in load_scene(scene, test_every=0).train if view.name == "02.jpg")
     assert view.height > view.width
     expected = photos.render(truth["02.jpg"], photos.HEIGHT, photos.WIDTH)[2:-2, 2:-2].astype(float)
-    # Undistorted, the picture is a pixel or two smaller and its distortion is a fraction of a pixel.
+    # The undistorted picture is a pixel or two smaller, and its remaining distortion is a fraction of a pixel.
     result = np.asarray(Image.fromarray(view.image.numpy()).resize((photos.HEIGHT, photos.WIDTH)), float)[2:-2, 2:-2]
     assert np.corrcoef(expected.ravel(), result.ravel())[0, 1] > 0.9
     assert np.corrcoef(expected.ravel(), result[::-1, ::-1].ravel())[0, 1] < 0.5
@@ -143,7 +143,7 @@ def test_masks_and_alpha_reach_the_reader(made, factor):
             axis.float() / factor_of for axis, factor_of in zip(masked.nonzero().T, masked.shape, strict=True)
         )
         true_rows, true_columns = (axis / size for axis, size in zip(area.nonzero(), area.shape, strict=True))
-        # Edges of the area, as fractions of the picture: undistortion moves them by a pixel or two.
+        # Compares edges of the area as fractions of the picture. Undistortion moves them by a pixel or two.
         for result, truth in ((rows, true_rows), (columns, true_columns)):
             assert result.min() == pytest.approx(truth.min(), abs=0.02), name
             assert result.max() == pytest.approx(truth.max(), abs=0.02), name
@@ -208,7 +208,7 @@ def blurred(pixels):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A video of 24 frames, of which every third, from the second on, is sharp; with the poses of all."""
+    """A video of 24 frames, and their poses. Every third frame, from the second on, is sharp."""
     path = tmp_path_factory.mktemp("clip") / "walk.mp4"
     viewmats = photos.viewmats(24)
     frames = [photos.render(viewmat) for viewmat in viewmats]
@@ -239,7 +239,7 @@ def test_a_broken_video_is_one_sentence(tmp_path):
 
 
 def test_similar_photographs_are_found_by_retrieval(tmp_path):
-    # Two places that have nothing in common, their photographs mixed by name.
+    # Two places that share nothing, with the names of their photographs mixed.
     source = tmp_path / "shots"
     for index, viewmat in enumerate(photos.viewmats(5)):
         photos.write_jpeg(source / f"{index}_a.jpg", photos.render(viewmat), focal_35mm=photos.FOCAL_35MM)
@@ -247,7 +247,7 @@ def test_similar_photographs_are_found_by_retrieval(tmp_path):
         photos.write_jpeg(source / f"{index}_b.jpg", other, focal_35mm=photos.FOCAL_35MM)
     report = prepare(source, tmp_path / "scene", Options(**QUICK, exhaustive_limit=5, similar=5))
     assert report["pairs"]["kind"] == "retrieval"
-    # All pairs of one place are 10, all pairs of all 45.
+    # One place has 10 pairs of photographs, and both together have 45.
     assert report["pairs"]["pairs"] < 36 and report["pairs"]["verified"] >= 16
     assert [model["photos"] for model in report["other_models"]] == [5]
     assert report["registered"] == 5 and len({name[2] for name in report["not_registered"]}) == 1
@@ -256,7 +256,7 @@ def test_similar_photographs_are_found_by_retrieval(tmp_path):
 def test_photographs_inside_the_scene_folder(tmp_path):
     scene = tmp_path / "scene"
     source = corner(scene / "input", 3)
-    # What is written there is not taken for an input, as masks beside the photographs are.
+    # Files written there are not mistaken for inputs, although masks beside the photographs are inputs.
     (scene / "masks").mkdir()
     assert find_photos(source, recursive=False, masks=None, scene=scene).notes == []
     assert "masks for 0 of 3 photographs" in find_photos(source, recursive=False, masks=None).notes[0]
@@ -285,7 +285,7 @@ call("splat_ssim.prepare:prepare")
 
 
 def worker(path, stage, instead):
-    """A worker that does `instead` of one stage, and all others as the real one."""
+    """A worker that runs `instead` in place of one stage, and the real code for all others."""
     real = colmap.WORKER
     path.write_text(
         f"import json, os, runpy, sys, time\njob = json.load(open(sys.argv[1]))\n"
@@ -299,14 +299,14 @@ def is_alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # What has ended and nobody has waited for is no longer alive.
+    # A process that has ended but was not waited for does not count as alive.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on(tmp_path, capsys, monkeypatch, number):
     source, scene, told = corner(tmp_path / "shots"), tmp_path / "scene", tmp_path / "pid"
-    # It has begun to compare, and left half of a database.
+    # It has begun to compare photographs, and has left half a database.
     instead = f"open({str(told)!r}, 'w').write(str(os.getpid())); sys.stdin.read(); os._exit(1)"
     hanging = worker(tmp_path / "worker.py", "matching", instead)
     options = ["--threads", "2", "--features", "1000", "--no-progress"]
@@ -473,7 +473,7 @@ def test_every_orientation(tmp_path, orientation, mask_is_turned):
         Image.fromarray(shown.astype(np.uint8) * 255).save(tmp_path / "mask.png")
     write_upright(Photo(path, "x.jpg", tmp_path / "mask.png"), tmp_path / "out", 0)
     result = read_image(tmp_path / "out" / "images" / "x.jpg")
-    # It is compressed once more.
+    # It is compressed once again.
     assert np.abs(result.astype(int) - expected).mean() < 3
     with Image.open(tmp_path / "out" / "images" / "x.jpg") as file:
         assert file.getexif().get(274, 1) == 1
@@ -489,7 +489,7 @@ def test_a_mask_as_the_photograph_is_stored_is_turned_with_it(tmp_path):
     write_upright(Photo(tmp_path / "x.jpg", "x.jpg", tmp_path / "mask.png"), tmp_path / "out", 32)
     result = read_image(tmp_path / "out" / "masks" / "x.jpg.png")[..., 0]
     assert result.shape == (32, 24)
-    # Turned clockwise, the top left corner is the top right one.
+    # After a clockwise turn, the top left corner is at the top right.
     assert result[0, -1] == 255 and result[0, 0] == 0 and (result > 0).sum() == 25
 
 
@@ -620,7 +620,7 @@ def test_a_scene_that_is_half_moved_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         work.publish(made)
-    # Neither the old model with new pictures, nor half of the new scene.
+    # There is neither the old model with new pictures nor half of the new scene.
     assert (scene / "images" / "of").read_text() == "made" and not (scene / "sparse").exists()
     work.close()
 

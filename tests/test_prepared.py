@@ -1,4 +1,4 @@
-"""Calls that are prepared once give what the first one gave, and take the long way wherever somebody watches."""
+"""Prepared calls give the same results as the first call. Under tracers and modes, calls are not prepared."""
 
 import threading
 
@@ -69,7 +69,7 @@ def test_only_what_a_call_depends_on_names_it():
     photometric_loss(img1, img2, lambda_dssim=0.3)
     photometric_loss(img1.detach(), img2)
     with torch.no_grad():
-        photometric_loss(img1, img2)  # as the one before
+        photometric_loss(img1, img2)  # the same as the call before
     assert len(prepared._prepared) == 3
 
 
@@ -143,7 +143,7 @@ def test_images_that_overlap_in_memory():
 
 
 def test_lazily_negated_images():
-    """The imaginary part of a conjugate shares the memory of the number, whose sign is the other one."""
+    """The imaginary part of a conjugate shares the number's memory, which holds the opposite sign."""
     img1, img2 = pair(1, 3, 21, 30)
     wrapped = torch.complex(torch.zeros_like(img2), -img2).conj().imag
     assert wrapped.is_neg()

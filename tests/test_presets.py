@@ -1,4 +1,4 @@
-"""What suits the data beneath what is asked for: presets, growth to the budget, --dry-run, and `scene.train`."""
+"""Presets, which suit the data and which other options override; growth to the budget; --dry-run; `scene.train`."""
 
 import json
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(street, tmp_path, ca
 
 
 def test_the_memory_that_is_told_is_about_right(ball):
-    """Of the parts that grow: a scene of large images, and many Gaussians."""
+    """The estimate grows with the number of Gaussians by the memory that they take."""
     from splat_ssim.scene.plan import memory_bytes
 
     task = SceneTask(config_of("--data-dir", ball))

@@ -1,4 +1,4 @@
-"""Training on small images first, and pruning what is redundant when densification ends."""
+"""Training on small images first, and pruning of redundant Gaussians when densification ends."""
 
 import math
 
@@ -43,9 +43,9 @@ def test_a_reduced_view_shows_what_the_whole_one_shows(ball):
     assert (small.height, small.width) == (16, 16)
     blocks = view.pixels()[0].permute(1, 2, 0).reshape(16, 2, 16, 2, 3).mean((1, 3))
     torch.testing.assert_close(small.image, blocks)
-    # A render for the reduced camera is the whole render, reduced, but for the blur a pixel adds.
+    # A render for the reduced camera equals the reduced render, except for the blur that a pixel adds.
     splats = create_splats(scene, Config().model, seed=0, device=torch.device("cpu"))
-    # Wide enough that they vary little over a pixel of either size.
+    # The Gaussians are so wide that they vary little over a pixel of either size.
     splats["scales"].data.fill_(math.log(0.25))
     background = torch.ones(3)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_sizes_grow_to_the_full_one(ball, tmp_path):
     before = trainer.evaluate()["psnr"]
     trainer.run()
     assert trainer.evaluate()["psnr"] > before + 0.5
-    # The order of the views is that of a run at full size.
+    # The views have the same order as in a run at full size.
     plain = Trainer(make_config(ball, tmp_path / "plain"))
     assert names == [plain.views.of_step(step)[0].name for step in range(60)]
 
@@ -116,7 +116,7 @@ def test_final_pruning_takes_the_least_seen_and_keeps_the_order():
         run_step(strategy, params, optimizers, state, step)
         assert len(params["means"]) == (40 if step < 4 else 30)
     wanted = [5, *range(11, 40)]
-    # Names change by optimiser steps of 1e-3, so rounding gives them back.
+    # Optimiser steps change the names by 1e-3, so rounding restores them.
     assert params["names"].round().int().tolist() == wanted
     for name, parameter in params.items():
         assert optimizers[name].state[parameter]["exp_avg"].shape == parameter.shape

@@ -1,4 +1,4 @@
-"""Several processes train one scene: the same bytes as one process with the same views a step."""
+"""Several processes train one scene. The result has the same bytes as one process with the same views in a step."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo of torch f
 
 
 def train(scene, folder, processes, *options):
-    """Trains with every part that processes share, and returns what the checkpoint holds."""
+    """Trains with every part that processes share. Returns the contents of the checkpoint."""
     launcher = (
         [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     )
@@ -40,7 +40,7 @@ def train(scene, folder, processes, *options):
 
 
 def leaves(path):
-    """Name -> tensor or number, of all that a checkpoint holds but its seconds."""
+    """Name -> tensor or number, for everything in a checkpoint except the times."""
     state = torch.load(path, weights_only=True)
     state.pop("train_seconds")
     return dict(torch.utils._pytree.tree_flatten_with_path(state)[0])
@@ -59,7 +59,7 @@ def test_two_processes_write_the_checkpoint_of_one(tmp_path):
         assert same, name
     assert len(torch.load(two, weights_only=True)["splats"]["means"]) > 60
 
-    # It goes on in one process, to what one process would have come to.
+    # The run goes on in one process, and ends like a run in one process.
     longer = ("--steps", "14", "--batch-size", "2")
     _, whole = train(scene, tmp_path / "one", 1, *longer, "--resume", str(tmp_path / "one"))
     _, resumed = train(scene, tmp_path / "two", 1, *longer, "--resume", str(tmp_path / "two"))

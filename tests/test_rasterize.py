@@ -1,4 +1,4 @@
-"""The compiled renderer against its definition in float64, and the definition against gsplat's torch functions."""
+"""The compiled renderer compared with its definition in float64, and the definition with gsplat's torch functions."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from splat_ssim.ops import compiled
 from splat_ssim.render import rasterization
 
-# Float32 against float64: a few roundings over a pixel's contributions; targets ask for 5e-6 in the gradients.
+# float32 against float64: a few roundings over a pixel's contributions. The target for gradients is 5e-6.
 IMAGE_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 5e-6
 
@@ -18,7 +18,7 @@ NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats")
 
 
 def make_scene(n=60, cameras=1, *, seed=0, spread=1.0, size=(0.02, 0.12), coefficients=16, width=40, height=36):
-    """Gaussians around the origin seen from two units away, in float32 so that both precisions get the same numbers."""
+    """Gaussians around the origin, seen from two units away. They are float32, so both precisions get equal numbers."""
     g = torch.Generator().manual_seed(seed)
     means = (torch.rand(n, 3, generator=g) - 0.5) * spread
     quats = torch.randn(n, 4, generator=g)
@@ -37,7 +37,7 @@ def make_scene(n=60, cameras=1, *, seed=0, spread=1.0, size=(0.02, 0.12), coeffi
 
 
 def render(scene, width, height, dtype, **options):
-    """Images, info and gradients for fixed random upstream gradients, all detached, by name."""
+    """Renders. Returns images, info and gradients for fixed random upstream gradients, detached, by name."""
     inputs = [tensor.to(dtype).clone().requires_grad_(i < 6) for i, tensor in enumerate(scene)]
     for name in ("backgrounds", "pixel_weights"):
         if name in options:
@@ -75,7 +75,7 @@ def assert_agrees(scene, width, height, *, gradient_tolerance=GRADIENT_TOLERANCE
     assert max(errors.values()) < IMAGE_TOLERANCE, errors
     assert gradients.keys() == wanted_gradients.keys()
     errors = {name: relative(gradients[name], wanted_gradients[name]) for name in wanted_gradients}
-    # A camera's gradient is one sum over all Gaussians, of terms that nearly cancel.
+    # A camera's gradient is a sum over all Gaussians of terms that nearly cancel.
     errors["viewmats"] /= 4
     assert max(errors.values()) < gradient_tolerance, errors
     return values, gradients
@@ -106,7 +106,7 @@ def test_two_cameras_agree_with_the_definition(options):
 
 @pytest.mark.parametrize("mode", ["ED", "RGB+ED"])
 def test_expected_depth(mode):
-    # The gradient is a sum of (depth - expected depth) / alpha: where one Gaussian makes the pixel, all of it cancels.
+    # The gradient is a sum of (depth - expected depth) / alpha. If a pixel has only one Gaussian, it cancels entirely.
     assert_agrees(make_scene(), 40, 36, sh_degree=1, render_mode=mode, gradient_tolerance=2e-4)
 
 
@@ -159,7 +159,7 @@ def test_raw_parameters_are_activated_inside():
 
 
 def test_difficult_gaussians():
-    """Behind the camera, at its centre, off the image, larger than it, tiny, flat, without rotation, transparent."""
+    """Gaussians behind the camera, at its centre, off the image, larger than it, tiny, flat, unrotated, transparent."""
     scene = make_scene(90, spread=3.0)
     means, quats, scales, opacities = scene[:4]
     means[0], means[1], means[2] = torch.tensor([0, 0, -5.0]), torch.tensor([0, 0, -2.0]), torch.tensor([50.0, 0, 0])
@@ -219,7 +219,7 @@ def test_threads_and_tiles_change_nothing(threads):
 
 @pytest.mark.parametrize("isa", [name for name in compiled.available_isas() if name != compiled.isa()])
 def test_other_instruction_sets(isa):
-    """The library is asked for its instruction set once a process, so the same tests run in another one."""
+    """A process chooses its instruction set once, so the same tests run in another process."""
     chosen = "absolute or large_tiles or antialiased or sums or 33-31 or difficult or threads"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     done = subprocess.run(command, env=os.environ | {compiled.ISA_VARIABLE: isa}, capture_output=True, text=True)
@@ -238,7 +238,7 @@ def test_definition_gradcheck():
 
 @pytest.fixture
 def filled_memory():
-    """torch.empty gives the same contents each time, so that the unused ends of buffers compare as equal."""
+    """Makes torch.empty return the same contents each time, so that the unused ends of buffers compare as equal."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""gsplat's kernels on a GPU beside the definition in float64: the two renderers behind one function mean the same."""
+"""gsplat's kernels on a GPU compared with the definition in float64: both renderers of the function agree."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.test_rasterize import BACKGROUND, NAMES, make_scene, relative
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 
-#: gsplat compiles with fast math, and skips a pixel on either side of 1/255 as its own rounding has it.
+#: gsplat compiles with fast math, and its rounding decides whether alpha near 1/255 skips a pixel.
 IMAGE, GRADIENT = 2e-5, 2e-3
 
 
@@ -19,7 +19,7 @@ def gsplat():
 
 
 def render(scene, device, dtype, **options):
-    """Images, alphas and gradients on the CPU, for fixed random upstream gradients."""
+    """Renders. Returns images, alphas and gradients on the CPU, for fixed random upstream gradients."""
     inputs = [tensor.to(device, dtype, copy=True).requires_grad_(i < 5) for i, tensor in enumerate(scene)]
     options = {k: v.to(device, dtype) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     images, alphas, info = rasterization(*inputs, 120, 90, **options)
@@ -56,7 +56,7 @@ def test_gsplat_is_the_definition(name, seed):
 
 
 def test_our_kernels_are_as_near():
-    """The same scene through the CPU's own kernels: their error is no more than gsplat's."""
+    """The error of the CPU's own kernels on the same scene is no larger than gsplat's."""
     scene = make_scene(400, 2, seed=5, coefficients=16, width=120, height=90)
     wanted = render(scene, "cpu", torch.float64, sh_degree=3)
     ours, theirs = (render(scene, device, torch.float32, sh_degree=3) for device in ("cpu", "cuda"))

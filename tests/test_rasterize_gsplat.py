@@ -1,4 +1,4 @@
-"""The renderer beside gsplat: its conventions, its strategies, and the errors for what does not fit."""
+"""The renderer compared with gsplat: conventions, strategies, and errors for invalid arguments."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ torch_impl = pytest.importorskip("gsplat.cuda._torch_impl")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(3))
 def test_projection_is_gsplats(dtype, seed):
-    """Opacities of one, for gsplat's torch function knows none; off-centre and off-screen Gaussians are among them."""
+    """Opacities are 1, because gsplat's torch function has none. Some Gaussians are off-centre or off-screen."""
     scene = [t.to(dtype) for t in make_scene(300, 2, seed=seed, spread=4.0)]
     means, quats, scales, _, colors, viewmats, Ks = scene
     covariances, _ = torch_impl._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
@@ -23,7 +23,7 @@ def test_projection_is_gsplats(dtype, seed):
     options = dict(sh_degree=0, near_plane=0.2, rasterize_mode="antialiased")
     info = rasterization(means, quats, scales, torch.ones_like(means[:, 0]), colors, viewmats, Ks, 40, 36, **options)[2]
     ours, theirs = (info["radii"] > 0).all(-1), (radii > 0).all(-1)
-    # The compensated opacity shrinks the radii, and so what is seen: never the other way round.
+    # Compensated opacities shrink the radii, so we may see fewer Gaussians, but never more.
     assert bool((theirs | ~ours).all()) and int(ours.sum()) > 100
     scale = 1e-5 if dtype == torch.float32 else 1e-10
     for name, value in (("means2d", means2d), ("depths", depths), ("conics", conics), ("opacities", compensations)):
@@ -31,7 +31,7 @@ def test_projection_is_gsplats(dtype, seed):
     plain = rasterization(
         means, quats, scales, torch.ones_like(means[:, 0]), colors, viewmats, Ks, 40, 36, sh_degree=0, near_plane=0.2
     )[2]
-    # gsplat's torch function rounds up at 3.33 standard deviations, its kernel (and we) at 3.329 for opacity one.
+    # gsplat's torch function rounds up 3.33 standard deviations. Its kernel and ours round up 3.329 for opacity 1.
     assert int((plain["radii"] - radii).abs().max()) <= 1
     assert float((plain["radii"] == radii).double().mean()) > 0.99
 

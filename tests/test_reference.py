@@ -1,4 +1,4 @@
-"""The definition against scikit-image and against its own derivatives, in float64."""
+"""The definition compared with scikit-image, and its derivatives with finite differences, in float64."""
 
 import functools
 
@@ -21,7 +21,7 @@ def pair(*shape, seed=0, dtype=torch.float64):
 
 
 def skimage_map(img1, img2, window_size=11, sigma=1.5, data_range=1.0, k1=0.01, k2=0.03):
-    """S of one single-channel image or volume; its own border handling is cut off. It chooses the window by sigma."""
+    """scikit-image's S of a single-channel image or volume without the border. It derives the window from sigma."""
     assert window_size == 2 * int(3.5 * sigma + 0.5) + 1
     radius = window_size // 2
     _, full = structural_similarity(
@@ -48,7 +48,7 @@ def test_map_agrees_with_scikit_image(shape, options):
     found = reference.ssim_map(img1, img2, padding="valid", **options)
     for b, c in np.ndindex(shape[:2]):
         expected = skimage_map(img1[b, c], img2[b, c], **options)
-        # Two float64 computations of one formula.
+        # Both compute the same formula in float64.
         np.testing.assert_allclose(found[b, c].numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_float32_stays_close_to_float64(noise):
         value = reference.ssim(x, img2.to(dtype), padding="valid")
         results.append((value.double(), torch.autograd.grad(value, x)[0].double()))
     (value, grad), (true_value, true_grad) = results
-    # The targets of the kernels: 1e-7 and 2e-6, and 1e-5 at a mean of a thousand ranges.
+    # The targets of the kernels are 1e-7 and 2e-6, and 1e-5 if the mean is a thousand times the range.
     tolerance = 1e-5 if noise == "high" else 1e-7
     assert abs(value - true_value) <= tolerance
     assert (grad - true_grad).abs().max() <= (1e-5 if noise == "high" else 2e-6) * true_grad.abs().max()
@@ -132,7 +132,7 @@ def test_normalize_sees_only_valid_pixels():
     spoilt = torch.where(mask, img1, torch.nan)
     found = reference.ssim(spoilt, img2, mask=mask, mask_mode="normalize")
     torch.testing.assert_close(found, reference.ssim(img1, img2, mask=mask, mask_mode="normalize"))
-    # A masked rectangle is the rectangle alone.
+    # A masked rectangle gives the same result as the rectangle on its own.
     crop = (..., slice(4, 15), slice(6, 20))
     alone = reference.ssim(img1[crop], img2[crop], mask=mask[crop], mask_mode="normalize")
     torch.testing.assert_close(found, alone)
@@ -174,7 +174,7 @@ def test_ms_ssim_gradcheck():
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The definition against the oracle, which shares nothing with it: two float64 computations, of gradients 1e-10
+# The definition against the oracle, which shares no code with it: two float64 computations, of gradients 1e-10
 # --------------------------------------------------------------------------------------------------------------------
 
 PADDINGS = ("same", "valid", "reflect", "replicate")
@@ -182,7 +182,7 @@ VALUE, GRADIENT = 1e-12, 1e-10
 
 
 def agree(function, definition, images):
-    """Value and both gradients, for an upstream gradient without symmetry, of the largest entry."""
+    """Compares value and both gradients relative to the largest entry, for an asymmetric upstream gradient."""
     expected = oracle.differentiate(definition, *images)
     upstream = torch.cos(torch.arange(expected[0].numel(), dtype=torch.float64)).reshape(expected[0].shape)
     expected = oracle.differentiate(definition, *images, upstream)
@@ -194,7 +194,7 @@ def agree(function, definition, images):
 
 
 def masks(shape, channels):
-    """bool, soft with zeros, and one without weight in the first image."""
+    """Three masks: bool, soft with zeros, and one with no weight in the first image."""
     soft = pair(shape[0], channels, *shape[2:], seed=9)[0]
     soft = torch.where(soft > 0.3, soft, 0)
     empty = soft.clone()

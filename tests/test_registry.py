@@ -1,4 +1,4 @@
-"""Losses by name: the built-in ones, any importable one, and what is refused."""
+"""Losses by name: the built-in ones, importable ones, and refused ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""report.html: one page, whole without a network, that says what the run's files say."""
+"""report.html: a single page that needs no network and agrees with the run's files."""
 
 import base64
 import gzip
@@ -37,7 +37,7 @@ SCRIPT, STYLE, LICENSE = b"export const createViewer = 1; // </script>", b".sse{
 
 @pytest.fixture(scope="module", autouse=True)
 def no_cache(tmp_path_factory):
-    """Tests neither find nor fill the user's cache."""
+    """Keeps tests from using or filling the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLAT_SSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """Checks that tags match; gathers what the page loads, its pictures and the text of its scripts by identifier."""
+    """Checks that tags match. Collects what the page loads, its pictures, and the text of its scripts by identifier."""
 
     def __init__(self, text):
         super().__init__()
@@ -106,7 +106,7 @@ def test_a_run_leaves_a_page_that_needs_nothing_else(trained):
     text = (trained / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.loaded == [] and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
-    # A scale, and render, photograph and error of each of the five test views.
+    # A colour scale, and for each of the five test views the render, the photograph and the error.
     assert len(page.sources) == 1 + 5 * 3
     shown = Image.open(io.BytesIO(base64.b64decode(page.sources[1].partition(",")[2])))
     assert shown.size == (24, 24)
@@ -157,7 +157,7 @@ def test_a_run_without_a_page_writes_none(trained, tmp_path):
     line = f"--data-dir {trained.parent / 'ball'} --result-dir {tmp_path / 'run'} --steps 3 --model.init-count 50"
     main([*line.split(), "--output.no-progress", "--output.no-report"])
     assert not (tmp_path / "run" / "report.html").exists()
-    # And a run that is not over gets one all the same.
+    # An unfinished run gets a page too.
     (tmp_path / "run" / "metrics.json").unlink()
     (tmp_path / "run" / "versions.json").unlink()
     text = report_run(tmp_path / "run").read_text(encoding="utf-8")
@@ -193,7 +193,7 @@ def test_with_the_viewer_the_page_holds_the_scene_and_the_license(trained, tmp_p
     assert len(back["means"]) == len(load_ply(trained / "scene.ply")["means"]) == 200
     told = json.loads(page.scripts["scene-data"])
     assert told["filename"] == "scene.compressed.ply" and len(told["settings"]["animTracks"]) == 1
-    # The viewer's y axis is up, and so is the scene's z: the camera stands as high above the target in both.
+    # The viewer's y axis and the scene's z axis point up, so the camera is equally high above the target in both.
     position, target = (told["settings"]["cameras"][0]["initial"][key] for key in ("position", "target"))
     assert position[1] - target[1] == pytest.approx(4 * 0.389, abs=0.02)
     assert "MIT - - of somebody" in text
@@ -228,7 +228,7 @@ def test_the_viewer_is_installed_once_its_checksum_is_right(tmp_path, monkeypatc
     assert viewer_package.find_viewer() is None
     viewer_package.install_viewer()
     assert viewer_package.find_viewer().license == LICENSE
-    # What is kept may be damaged later.
+    # A kept file may be damaged later.
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{kept}: required @playcanvas"):
         viewer_package.find_viewer(kept)
@@ -264,7 +264,7 @@ def test_embedded_json_cannot_end_its_script():
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A run of a ball of unequal spacing."""
+    """A run of a ball on voxels with unequal spacing."""
     place = tmp_path_factory.mktemp("volume")
     save_volume(place / "ball.nii.gz", Volume(ball(0, 200, np.uint8)[None], GRID, "mm"))
     line = f"--config configs/voxel_mri.yaml --data-dir {place / 'ball.nii.gz'} --result-dir {place / 'run'} --steps 60"
@@ -290,7 +290,7 @@ def test_a_volume_leaves_a_page_with_slices_across_each_axis(fitted):
     for axis, count in enumerate(task.target.grid.shape):
         told = frames_of(page, f"slices-{axis}")
         assert len(told["frames"]) == 12 and told["labels"][0].startswith(f"Slice 1 of {count}, 0 mm from the first")
-    # The pictures are the slices: fit, volume and error, the second remaining axis upwards.
+    # The pictures are slices of fit, volume and error, with the second remaining axis pointing up.
     last = pixels_of(frames_of(page, "slices-2")["frames"][-1]).astype(float) / 255
     index = round((12 - 0.5) * 16 / 12 - 0.5)
     sides = [(fit[0, :, :, index], 0), (volume[0, :, :, index], 1)]
@@ -333,7 +333,7 @@ def test_a_fit_by_bricks_leaves_a_page_without_reading_the_volume_whole(tmp_path
     run_task(BrickTask(config))
     page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert len(frames_of(page, "slices-1")["frames"]) == 12 and "frames-turn" not in page.scripts
-    # The maxima of the volume's voxels, put together from eight blocks; beside them those of the fit.
+    # The maxima of the volume's voxels, collected from eight blocks, and beside them those of the fit.
     task = load(tmp_path / "run")
     task.evaluate()
     values = ball(0, 200, np.uint8) / 200
@@ -351,7 +351,7 @@ def test_a_fit_by_bricks_leaves_a_page_without_reading_the_volume_whole(tmp_path
 
 @pytest.mark.parametrize("views", [5, 40])
 def test_a_page_of_a_volume_stays_below_its_size_and_says_what_it_leaves_out(monkeypatch, views):
-    # Noise is what JPEG is largest for.
+    # JPEG files of noise are the largest.
     values = torch.from_numpy(np.random.default_rng(0).random((3, 40, 400, 24), np.float32))
     shown = volume_report.Shown(
         lambda axis, index: (values.select(1 + axis, index), values.select(1 + axis, index) / 2),
@@ -365,7 +365,7 @@ def test_a_page_of_a_volume_stays_below_its_size_and_says_what_it_leaves_out(mon
     assert len(sliders) == 3 and sum(len(frame) for told in sliders for frame in told["frames"]) <= 900_000
     counts = {len(told["frames"]) for told in sliders}
     assert (views == 5 and counts == {5} and "instead of" not in html) or f"{max(counts)} instead of 40 slices" in html
-    # What is left is spread evenly.
+    # The remaining slices are spread evenly.
     places = [int(label.split()[1]) for label in sliders[1]["labels"]]
     assert len(places) == 1 or max(np.diff(places)) <= 2 * min(np.diff(places)) + 1
 

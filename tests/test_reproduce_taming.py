@@ -50,7 +50,7 @@ def test_the_configs_are_the_published_schedule(mode, every, events):
     )
     rates = (optimizer.sh0, optimizer.shN, optimizer.opacities, optimizer.scales, optimizer.quats)
     assert rates == (2.5e-3, 2.5e-4, 0.025, 5e-3, 1e-3)
-    # The rates other than the positions' do not decay.
+    # Only the learning rate of positions decays.
     assert optimizer.decay_start == config.steps
 
 
@@ -66,7 +66,7 @@ def test_a_failed_scene_stops_no_other_and_an_interrupted_one_goes_on(tmp_path):
     assert f"kitchen: skipped: {data / 'kitchen'} is missing" in done.stdout
     assert "room: done" in done.stdout
     metrics = json.loads((out / "room" / "metrics.json").read_text())
-    # Three points, twice as many in the end.
+    # Three points at first, twice as many at the end.
     assert metrics["num_gaussians"] == metrics["budget"] == metrics["budget_curve"][-1] == 6
     assert len(metrics["budget_counts"]) == 28 and metrics["budget_counts"] == metrics["budget_curve"]
     text = (out / "results.md").read_text()
@@ -76,7 +76,7 @@ def test_a_failed_scene_stops_no_other_and_an_interrupted_one_goes_on(tmp_path):
     assert (line["scene"], line["lpips"], line["num_gaussians"]) == ("room", "n/a", "6")
     assert line["psnr_published"] == "31.390" and int(line["peak_memory_bytes"]) > 0
 
-    # Killed before it was evaluated: its checkpoint is there.
+    # The run was killed before its evaluation, but it has a checkpoint.
     (out / "room" / "metrics.json").unlink()
     done = run(*options, "--scenes", "room")
     assert done.returncode == 0 and f"--resume {out / 'room'}" in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""What a run folder protects, and what --resume may change: it is written down, or refused by one sentence."""
+"""Protection of run folders, and changes by --resume, which are recorded or refused by one sentence."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.test_loop import LineConfig, LineTask, config
 
 
 def part_of(folder, steps, task=LineTask, **changes):
-    """A run that is killed after so many steps, its checkpoint of the last."""
+    """A run that is killed after the given number of steps, with a checkpoint of the last step."""
     one = Run(task(config(folder, **changes)))
     while one.step < steps:
         one.task.step(one.step)
@@ -62,7 +62,7 @@ def test_a_result_dir_that_is_a_file_is_refused_before_the_data_are_read(tmp_pat
 
 
 def test_a_result_dir_without_permission_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so the question is answered for it.
+    # Root may write anywhere, so os.access is replaced.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     folder = tmp_path / "a" / "b"
     with pytest.raises(
@@ -92,7 +92,7 @@ def test_what_a_resume_changes_is_written_down(tmp_path, capfd):
     assert f"{folder}: goes on with steps 300 instead of 60\n" in told
     assert f"{folder}: goes on with target 5.0 instead of 3.0\n" in told
     assert "schedules keep their steps" in told
-    # It is not over any more, and killed now it goes on to the new end, with the new options.
+    # The run is no longer finished. If it were killed now, --resume would go on to the new end with the new options.
     assert not (folder / "metrics.json").exists()
     assert one.step == 60
     saved = read_yaml(folder / "config.yaml")
@@ -100,7 +100,7 @@ def test_what_a_resume_changes_is_written_down(tmp_path, capfd):
     metrics = main(["--resume", str(folder)])
     assert metrics["step"] == 300 and metrics["value"] == pytest.approx(5)
     assert evaluate_run(folder)["value"] == metrics["value"]
-    # Without a change nothing is written, and nothing told but the result.
+    # Without a change, nothing is written, and only the result is printed.
     before = (folder / "config.yaml").stat().st_mtime_ns
     capfd.readouterr()
     main(["--resume", str(folder)])
@@ -186,7 +186,7 @@ def test_another_scene_is_refused_and_a_moved_one_is_not(ball, tmp_path):
     moved = (tmp_path / "ball").rename(tmp_path / "moved")
     metrics = main(["--resume", str(ball), "--data-dir", str(moved)])
     assert metrics["step"] == 20 and read_yaml(ball / "config.yaml")["data_dir"] == str(moved)
-    # To look at a run with other data is no training.
+    # Evaluating a run on other data is allowed, because it does not train.
     assert evaluate_run(ball, data_dir=other)["psnr"] > 0
     main(["--resume", str(ball)])
 

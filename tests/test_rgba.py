@@ -1,4 +1,4 @@
-"""RGBA targets: composited over a background where they are read, on every device and layout, as by hand in float64."""
+"""RGBA targets are composited over a background as they are read: every device and layout, compared with float64."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 def scene(batch, height, width, pred_last=False, target_last=False, dtype=torch.float32, seed=0):
-    """A prediction near what it is compared with, and RGBA with parts of all kinds of alpha."""
+    """A prediction near the composited target, and an RGBA target with opaque, transparent and translucent parts."""
     generator = torch.Generator().manual_seed(seed)
     rgba = torch.randint(256, (batch, 4, height, width), dtype=torch.uint8, generator=generator, device="cpu")
     alpha = torch.randint(3, (batch, 1, height, width), generator=generator, device="cpu")
@@ -50,7 +50,7 @@ def agree(pred, rgba, background, **options):
     expected, expected_grad = by_hand(pred, rgba, values, **options)
     assert abs(loss.item() - expected.item()) < 3e-6
     wrong = (grad.double().cpu() - expected_grad).abs() > 2e-5 * expected_grad.abs().max()
-    # Where the images are equal to a rounding the sign of their difference is anything.
+    # Where the images are equal up to rounding, the sign of their difference is arbitrary.
     assert wrong.double().mean() <= 2e-3
 
 
@@ -113,7 +113,7 @@ def test_dtypes(dtype):
 
 
 def test_the_kernel_composites():
-    """No float copy of the target is made: the loss of a prepared call allocates its outputs alone."""
+    """The target is not copied to float: the loss of a prepared call only allocates its outputs."""
     pred, rgba = scene(1, 20, 30, target_last=True)
     assert dispatch.DEVICES[pred.device.type].composites(pred, SSIMOptions(), True)
     photometric_loss(pred, rgba, background=1.0)

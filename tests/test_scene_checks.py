@@ -1,4 +1,4 @@
-"""What a scene's task says before it trains: splits, views without which there is nothing to draw, small images."""
+"""Messages of a scene's task before training: about splits, missing views and small images."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_without_held_out_views_all_train(tmp_path, capsys):
     assert len(loaded.train) == 5 and not loaded.test
     assert len(load_scene(scene, test_every=2).test) == 3
     metrics = train(scene, tmp_path / "run", "--data.test-every", 0)
-    # W21: what the numbers are of is said.
+    # W21: the metrics say which views they were computed on.
     assert metrics["evaluated_on"] == "training views"
     assert "evaluated_on training views" in capsys.readouterr().out
     assert evaluate_run(tmp_path / "run")["evaluated_on"] == "training views"

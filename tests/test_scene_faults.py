@@ -1,4 +1,4 @@
-"""The faults of shared/cases/trainer.md that readers of scenes had: each right value, by the fault's number."""
+"""The right results for the faults of scene readers in shared/cases/trainer.md, by the fault's number."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_samples_of_unknown_range_are_refused(tmp_path, dtype, kind):
 
 
 def half_kept(dtype, value):
-    """(32, 32), `value` in the right half."""
+    """(32, 32) array with `value` in the right half."""
     mask = np.zeros((32, 32), dtype)
     mask[:, 16:] = value
     return mask
@@ -120,7 +120,7 @@ MASKS = {
 
 
 def masked(folder, masks):
-    """A nerfstudio scene of five views with these masks, by the view's index."""
+    """A nerfstudio scene of five views. `masks` are by the view's index."""
     write_nerfstudio(folder, count=5)
     for index, (name, values) in masks.items():
         Image.fromarray(values).save(folder / name)
@@ -204,7 +204,7 @@ def test_a_bad_pose_is_refused(tmp_path, write, name, matrix, message):
 
 @pytest.mark.parametrize("scale", [(2.0, 2.0, 2.0), (0.5, 1.0, 3.0)])
 def test_the_scale_of_a_pose_is_removed(tmp_path, scale):
-    """As Blender does, whose cameras may inherit a scale."""
+    """Blender's cameras may inherit a scale."""
     expected = load_scene(write_nerfstudio(tmp_path / "plain")).train[0].viewmat
     folder = write_nerfstudio(tmp_path / "scaled")
     pose = np.array(json.loads((folder / "transforms.json").read_text())["frames"][1]["transform_matrix"])
@@ -300,7 +300,7 @@ def test_an_unapplied_orientation_is_named(tmp_path):
     Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(folder / "images" / "1.png", exif=exif)
     with pytest.raises(SceneError, match=r"image of 48x64 and a camera of 64x48 \(EXIF orientation 6, which is not"):
         load_scene(folder)
-    # COLMAP itself reads pixels as they are stored: where the camera fits them, so do we.
+    # COLMAP ignores EXIF orientation. If the camera fits the stored pixels, we ignore it too.
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(folder / "images" / "1.png", exif=exif)
     assert load_scene(folder).train[0].image.shape == (48, 64, 3)
 
@@ -323,7 +323,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path):
 
 
 def K_of(folder, **fields):
-    """The intrinsics of a Blender scene and of a nerfstudio scene with these fields alone."""
+    """The intrinsics of a Blender scene and of a nerfstudio scene that only have these fields."""
     found = []
     for write, name in ((write_blender, "transforms_train.json"), (write_nerfstudio, "transforms.json")):
 
@@ -367,7 +367,7 @@ def test_a_frame_has_its_own_camera(tmp_path, write, name):
             frame["camera_angle_x"] = ANGLE
 
     folder = edit(write(tmp_path), change, name)
-    # The frame's angle stands over the file's focal length.
+    # The frame's angle overrides the file's focal length.
     assert load_scene(folder).train[0].K[0, 0] == pytest.approx(45)
     edit(folder, lambda content: [content.pop(key, None) for key in ("camera_angle_x", "fl_x", "fl_y")], name)
     assert load_scene(folder).train[0].K[0, 0] == pytest.approx(45)
@@ -575,7 +575,7 @@ def expected(tmp_path_factory):
     ],
 )
 def test_a_blender_scene_starts_where_it_is(tmp_path, change, expected):
-    """The same cloud as that of the scene in the box about the origin, moved and scaled."""
+    """The starting points are those of the scene at the origin, moved and scaled."""
     points = random_points(ball(tmp_path / "there", **change), 4000, np.random.default_rng(0))
     points = (points - change.get("shift", (0, 0, 0))) / change.get("scale", 1.0)
     for function in (np.mean, np.std):
@@ -617,7 +617,7 @@ def test_far_coordinates_are_centred(tmp_path, write, name):
         f"coordinates are large: ({', '.join(f'{v:.10g}' for v in there.offset)}) is subtracted, also in scene.ply"
     ]
     for a, b in zip(here.train, there.train, strict=True):
-        # In float64 the camera is where it was to a billionth of its distance.
+        # In float64, the camera's position is exact to a billionth of its distance.
         center = b.center.numpy() + np.subtract(there.offset, FAR)
         np.testing.assert_allclose(center, a.center.numpy(), atol=2e-6)
     if here.box is not None:
@@ -625,7 +625,7 @@ def test_far_coordinates_are_centred(tmp_path, write, name):
 
 
 def far_colmap(folder, shift):
-    """The COLMAP scene with cameras and points moved; rotations are the identity there."""
+    """The COLMAP scene with cameras and points moved. Its rotations are the identity."""
     write_colmap(folder)
     model = folder / "sparse" / "0"
     rows = []
@@ -644,7 +644,7 @@ def test_far_points_move_with_the_cameras(tmp_path):
     shift = there.train[0].center.numpy() - here.train[0].center.numpy()
     np.testing.assert_allclose(there.points - here.points, np.tile(shift, (3, 1)), atol=1e-5)
     assert there.points.dtype == np.float32 and np.abs(there.points).max() < 10
-    # Read as another reading was.
+    # Read again with the coordinates of an earlier reading.
     again = load_scene(tmp_path / "b", origin={"offset": [0.0, 0.0, 0.0], "model": ""})
     assert again.points[0, 1] == FAR[1] and not again.notes
 
@@ -661,7 +661,7 @@ def test_a_run_keeps_its_offset(tmp_path):
     task = load(tmp_path / "run")
     assert task.scene.offset == offset
     assert task.evaluate(None)["psnr"] == pytest.approx(metrics["psnr"], abs=1e-4)
-    # A checkpoint from before there were offsets is in the coordinates of the files.
+    # A checkpoint from before the introduction of offsets has the coordinates of the files.
     path = tmp_path / "run" / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     del state["origin"]
@@ -700,7 +700,7 @@ def test_ordinary_captures_keep_all_their_cameras(centers):
 
 
 def quality(folder, scale):
-    """PSNR of a short training of the ball with all lengths scaled."""
+    """PSNR after a short training on the ball, with all lengths scaled."""
     transformed(write_nerfstudio(folder / "scene", count=5), "transforms.json", scale=scale)
     options = [
         "--steps",
@@ -742,7 +742,7 @@ def test_the_largest_model_is_read(tmp_path):
     assert len(scene.train) + len(scene.test) == 2
     assert scene.notes == ["of the COLMAP models sparse/0 of 1, sparse/1 of 2 images sparse/1 is read"]
     assert scene.origin == {"offset": [0.0, 0.0, 0.0], "model": "sparse/1"}
-    # A run from before this rule keeps to the first.
+    # A run from before this rule keeps using the first model.
     assert len(load_scene(folder, origin={"offset": [0.0] * 3, "model": ""}).train) == 1
     shutil.rmtree(small)
     assert len(load_scene(folder).train) == 1
@@ -847,7 +847,7 @@ def test_points_of_colmap_are_finite(tmp_path, bad):
 
 
 def cloud(tmp_path, header, body, name="points.ply"):
-    """A nerfstudio scene with a point cloud of these lines after `format`."""
+    """A nerfstudio scene with a PLY point cloud, whose lines after `format` are given."""
     write_nerfstudio(tmp_path, ply_file_path=name)
     lines = ["ply", *header, "end_header", ""]
     (tmp_path / name).write_bytes("\n".join(lines).encode() + body)
@@ -979,12 +979,12 @@ def test_a_run_is_found_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     main(["--config", "configs/ball.yaml", "--result-dir", "run", "--output.no-progress"])
     monkeypatch.chdir(elsewhere)
-    # Of a run, and of a file from above it.
+    # The data are found for a run, and for a config whose data_dir is relative to the folder above it.
     assert evaluate_run(home / "run")["psnr"] > 0
     assert main(["--resume", str(home / "run"), "--steps", "3", "--output.no-progress"])["step"] == 3
     line = ["--config", str(home / "configs" / "ball.yaml"), "--result-dir", "run", "--output.no-progress"]
     assert main(line)["step"] == 2
-    # A folder of before, whose path is relative.
+    # An older run folder has a relative path.
     path = home / "run" / "config.yaml"
     path.write_text(path.read_text().replace(str(home / "scenes" / "ball"), "scenes/ball"))
     assert "data_dir: scenes/ball" in path.read_text()

@@ -1,4 +1,4 @@
-"""Depths, normals and opacity as pictures, camera paths from files, LPIPS, pictures in TensorBoard, the viewer."""
+"""Pictures of depth, normals and opacity; camera paths from files; LPIPS; pictures in TensorBoard; the viewer."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_the_colours_are_those_of_cubehelix_and_their_lightness_rises():
 
 
 def test_normals_of_a_tilted_plane_are_its_own(trained):
-    # The plane n·X = -4 of camera coordinates, seen by a camera that is turned in the world.
+    # The plane n·X = -4 in camera coordinates. The camera is rotated in the world.
     n = torch.nn.functional.normalize(torch.tensor([0.3, -0.2, -1.0], dtype=torch.float64), dim=0)
     turn = torch.tensor(camera_to_world(0.7)[:3, :3].T.copy())
     viewmat = torch.eye(4, dtype=torch.float64)
@@ -133,7 +133,7 @@ def cameras(count=3):
 
 
 def test_a_path_through_the_test_cameras_draws_the_test_views(trained, tmp_path, capsys):
-    # Blender's camera_angle_x is that of the width, and so of the height of a square.
+    # Blender's camera_angle_x is the angle over the width, which for a square is also that over the height.
     path = tmp_path / "path.json"
     path.write_text(json.dumps(nerfstudio_path(cameras(), math.degrees(0.69), seconds=1.5)))
     render_run(trained, path=path, output=tmp_path / "path")
@@ -162,7 +162,7 @@ def test_a_path_becomes_a_video_of_its_size_and_speed(trained, tmp_path):
 
 
 def test_a_path_in_nerfstudios_coordinates_is_undone(tmp_path):
-    # nerfstudio turns, moves and then scales the poses of a scene: its positions are scale (R x + t).
+    # nerfstudio rotates, moves and then scales the poses of a scene: positions become scale (R x + t).
     rotation, translation, scale = camera_to_world(1.0)[:3, :3], np.array([1.0, -2, 3]), 0.25
     moved = []
     for matrix in cameras():
@@ -266,7 +266,7 @@ def test_lpips_that_cannot_be_had_is_refused_before_the_run(tmp_path, monkeypatc
 
 def test_masked_pixels_are_alike_for_lpips(monkeypatch):
     class Metric:
-        """The mean difference, of pictures of at least 9 pixels."""
+        """A fake LPIPS network: the mean difference. It requires sides of at least 9 pixels."""
 
         def __init__(self, net_type, normalize):
             self.values = []
@@ -306,7 +306,7 @@ def test_lpips_is_that_of_torchmetrics(tmp_path, monkeypatch):
         pytest.skip(f"no torchvision that fits this torch: {error}")
     from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
 
-    # The real weights need a network; any others show as much here.
+    # The real weights would have to be downloaded. Random weights suffice here.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
@@ -369,7 +369,7 @@ def test_a_viewer_that_nobody_looks_at_changes_no_bit_and_is_never_due(trained, 
     assert "viewer: http://localhost:" in capsys.readouterr().out
     seen, alone = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("seen", "alone"))
     assert all(torch.equal(seen["splats"][name], alone["splats"][name]) for name in alone["splats"])
-    # Whether somebody looked is no property of the run.
+    # Whether the viewer was open is not recorded as an option of the run.
     assert "viewer: false" in (tmp_path / "seen" / "config.yaml").read_text()
     viewer = SceneViewer(load(trained), 0)
     try:

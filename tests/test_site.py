@@ -38,7 +38,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FIRST_WORDS = ("python", "make", "pip", "splat-")
-#: Words of commands that stand for what a reader has -> what the tests have in their place.
+#: Placeholders in commands, which stand for the reader's files -> the tests' files.
 PLACEHOLDERS = {"SCENE": "assets/lund", "scene": "assets/lund", "nerf_synthetic/chair": "assets/chair_200"}
 
 
@@ -46,7 +46,7 @@ PLACEHOLDERS = {"SCENE": "assets/lund", "scene": "assets/lund", "nerf_synthetic/
 
 
 def commands_of(text, *, is_markdown):
-    """The commands of a page: in console fences, in indented blocks, and as inline code in tables and text."""
+    """The commands of a page: in console fences, in indented blocks, and as inline code in tables and in text."""
     if is_markdown:
         lines = [line for language, code in FENCE.findall(text) if language == "console" for line in code.splitlines()]
         rest = FENCE.sub("", text)
@@ -72,7 +72,7 @@ def all_commands():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Run folders of a tiny scene and a tiny volume, which commands on the pages go on with."""
+    """Run folders of a tiny scene and a tiny volume, for the pages' commands on finished runs."""
     from splat_ssim.trainer.cli import main
 
     folder = tmp_path_factory.mktemp("runs")
@@ -91,7 +91,7 @@ def option_names(words):
 
 
 def console_function(name):
-    """The module:function that a console command calls, "" for the trainer."""
+    """The module:function that a console command calls; "" for the trainer."""
     source = (ROOT / "splat_ssim_commands.py").read_text()
     entry = PROJECT["scripts"][name].partition(":")[2]
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == entry)
@@ -100,7 +100,7 @@ def console_function(name):
 
 
 def check_console(name, words, runs):
-    """Parses the words as the command does; for the trainer that reads the config and checks every value."""
+    """Parses the words as the command does. For the trainer, this reads the config and checks every value."""
     import tyro
 
     function = console_function(name)
@@ -123,13 +123,13 @@ def check_console(name, words, runs):
 
 
 def has_option(source, option):
-    """Whether a script states an option to argparse, or as a parameter or field that tyro makes an option of."""
+    """Whether a script has an option: for argparse, or as a parameter or field that tyro turns into an option."""
     field = re.escape(option.removeprefix("--").replace("-", "_"))
     return f'"{option}"' in source or re.search(rf"^\s+{field}: ", source, re.MULTILINE) is not None
 
 
 def check_script(path, words, runs):
-    """A script of ours: either one of the console commands, or one whose own options are in its source."""
+    """Checks a script: one of the console commands, or one with its own options in its source."""
     assert path.is_file(), f"{path} does not exist"
     source = path.read_text()
     called = re.search(r"from splat_ssim_commands import (\w+)", source)
@@ -168,7 +168,7 @@ def check_make(words):
 
 @pytest.mark.parametrize("command", list(all_commands()))
 def test_command_exists_with_its_options(command, request):
-    # Only what goes on with a run waits for one to be trained.
+    # Only commands on a finished run need the trained runs.
     runs = request.getfixturevalue("runs") if "RUN" in command else None
     check_command(command, runs)
 
@@ -189,7 +189,7 @@ def check_command(command, runs=None):
         if rest[1] == "pip":
             check_pip(rest[2:])
         else:
-            # In capitals what a reader fills in, such as benchmarks.SUBJECT.
+            # Capitals stand for a name that the reader fills in, such as benchmarks.SUBJECT.
             module = ".".join(part for part in rest[1].split(".") if not part.isupper())
             assert importlib.util.find_spec(module) is not None, module
     else:
@@ -197,7 +197,7 @@ def check_command(command, runs=None):
 
 
 def test_commands_of_a_finished_run_run(runs, tmp_path, monkeypatch, capsys):
-    """What the pages do with RUN, in their order: evaluate, draw, rebuild a volume, compare."""
+    """The pages' commands on RUN, in their order: evaluate, draw, rebuild a volume, compare."""
     monkeypatch.chdir(tmp_path)
     for line in (
         f"scripts/eval.py {runs / 'scene'}",
@@ -301,7 +301,7 @@ def test_drop_ins_answer_for_every_package():
     # The modules of splat_ssim.compat, by the names of their packages.
     packages = {path.stem.removesuffix("_0_8") for path in (ROOT / "splat_ssim" / "compat").glob("[a-z]*.py")}
     named = {param.values[0].lower().replace("-", "_").replace("scikit_image", "skimage") for param in SECTIONS}
-    assert packages - {"fused_ssim3d", "gsplat_rendering"} == named  # the latter is a renderer, in theirs.md
+    assert packages - {"fused_ssim3d", "gsplat_rendering"} == named  # gsplat_rendering is in theirs.md
     try:
         exec(blocks(DOCS / "reference" / "drop_ins.md")[0], {})
         import fused_ssim
@@ -332,7 +332,7 @@ def test_links_lead_to_files(path):
         target = DOCS / place.lstrip("/") if place.startswith("/") else (path.parent / place)
         target = target.resolve()
         if "generated" in target.parts:
-            # Made by `make docs`, which fails where one is missing: gallery pages, figures, kernel pictures.
+            # Gallery pages, figures and kernel pictures are made by `make docs`, which fails if one is missing.
             if "gallery" in target.parts:
                 assert (DOCS / "gallery" / target.name).with_suffix(".py").exists(), place
             continue
@@ -385,7 +385,7 @@ def test_gallery_scripts_have_titles_and_names_that_sort():
 
 def test_layout_is_up_to_date():
     assert draw_layout.main(["--check"]) == 0, "run python scripts/draw_layout.py"
-    # No arrow runs up: every room stands above what it imports.
+    # No arrow points up: every package stands above those that it imports.
     graph = draw_layout.imports()
     height = draw_layout.levels(graph)
     assert all(height[name] > height[other] for name, others in graph.items() for other in others)
@@ -406,7 +406,7 @@ def test_kernel_pictures_follow_the_code():
         written = 0
         for gradient, first in steps:
             if gradient:
-                # What it reads has been written, and is not overwritten yet.
+                # The rows that it reads have been written and not yet overwritten.
                 last = min(min(first + 8, depth) + kernel_pictures.RADIUS, depth)
                 assert last <= written and max(0, first - kernel_pictures.RADIUS) >= written - ring
             else:
@@ -446,6 +446,6 @@ def test_the_trees_of_pages_name_pages_that_exist():
     ]
     named = [line for line in entries if line and not line.startswith((":", "generated")) and line != "*"]
     assert all((DOCS / f"{name}.md").exists() for name in named)
-    # The glob takes the pages of docs/ itself; those of its folders are named.
+    # The glob only covers pages directly in docs/. Those in its folders are named.
     rest = {str(path.relative_to(DOCS).with_suffix("")) for path in PAGES if path.parent != DOCS}
     assert rest == set(named)

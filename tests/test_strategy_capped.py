@@ -14,7 +14,7 @@ SHAPES = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "sh0": 
 
 
 def make_gaussians(count: int):
-    """Parameters, and one Adam for each that has stepped once."""
+    """Parameters, and for each an Adam that has made one step."""
     torch.manual_seed(0)
     params = torch.nn.ParameterDict({name: torch.randn(count, *shape) for name, shape in SHAPES.items()})
     params["scales"].data -= 3
@@ -28,7 +28,7 @@ def make_gaussians(count: int):
 
 
 def make_info(gradient: torch.Tensor, *, visible: torch.Tensor | None = None):
-    """What the renderer leaves of one view: `gradient` (N,) is the length of each image-plane gradient in pixels."""
+    """The renderer's info of one view. `gradient` (N,) is the length of each image-plane gradient in pixels."""
     count = len(gradient)
     means2d = torch.zeros(1, count, 2, requires_grad=True)
     means2d.grad = torch.stack([gradient, torch.zeros(count)], -1)[None]
@@ -73,7 +73,7 @@ def test_the_largest_summed_gradients_are_split_along_their_longest_axis():
     before = {name: param.detach().clone() for name, param in params.items()}
     strategy = CappedStrategy(budget=11, refine_start_iter=0, refine_every=3, refine_stop_iter=10, growth=1.0)
     state = strategy.initialize_state()
-    # Neither the largest in one view nor the last, but the one asked for by most.
+    # The largest sum over the views decides, not the largest gradient in a single view or in the last one.
     for step, largest in ((1, 4), (2, 7), (3, 4)):
         gradient = torch.full((10,), 0.1)
         gradient[largest] = 1.0
@@ -91,7 +91,7 @@ def test_the_largest_summed_gradients_are_split_along_their_longest_axis():
     untouched = [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert torch.equal(params["means"][untouched], before["means"][untouched])
     assert optimizers["means"].state[params["means"]]["exp_avg"][untouched].abs().min() > 0
-    # The sums start anew.
+    # The sums start again from 0.
     assert state["grad2d"].tolist() == [0.0] * 11
 
 
@@ -103,7 +103,7 @@ def test_transparent_gaussians_are_recycled_at_the_budget():
     strategy.step_post_backward(params, optimizers, strategy.initialize_state(), 1, make_info(gradient))
     assert_aligned(params, optimizers, 10)
     assert torch.sigmoid(params["opacities"]).min() > 0.1
-    # The children of the two most wanted, 9 and 8, took the places of 2 and 6.
+    # The children of 9 and 8, which have the largest gradients, took the places of 2 and 6.
     assert torch.equal(params["sh0"][2], params["sh0"][9])
     assert torch.equal(params["sh0"][6], params["sh0"][8])
 

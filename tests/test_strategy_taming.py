@@ -25,7 +25,7 @@ def make_scene(count, seed=0, scale=0.005):
         "quats": torch.randn(count, 4, generator=generator),
         "opacities": torch.zeros(count),
         "sh0": torch.rand(count, 1, 3, generator=generator),
-        # A name for each Gaussian, which every operation must carry along.
+        # Every operation must carry along these names of the Gaussians.
         "names": torch.arange(count, dtype=torch.float32),
     }
     params = torch.nn.ParameterDict({name: torch.nn.Parameter(value) for name, value in values.items()})
@@ -99,13 +99,13 @@ class TestScore:
             distance=one,
         )
         score = scoring.view_score(stats, zero, one * 0.5, torch.full((3, 3), 0.1))
-        # Both visible ones sit at the median of every term but the pixel weight, where torch's median of (1, 3) is 1;
-        # no gradient. 50·0.5·(100 + 5 + 10 + 25 + 50 + 10·w + 0.1 + 50).
+        # Both visible Gaussians are at the median of every term except the pixel weight, where torch's median of (1, 3)
+        # is 1. There is no gradient. The score is 50·0.5·(100 + 5 + 10 + 25 + 50 + 10·w + 0.1 + 50).
         rest = 100 + 5 + 10 + 25 + 50 + 0.1 + 50
         torch.testing.assert_close(score, torch.tensor([25 * (rest + 10), 25 * (rest + 30), 0.0]))
 
     def test_each_of_the_nine_terms_by_hand(self):
-        # The middle one of three is the median of every quantity, the last has twice its value.
+        # The middle one of the three Gaussians is the median of every quantity. The last one has twice its value.
         ramp = torch.tensor([1.0, 2.0, 4.0])
         rest = dict(loss=0.25, depths=ramp, radii=ramp, pixel_count=ramp, pixel_weight=ramp, contribution=ramp)
         stats = ViewStats(**rest, distance=ramp)
@@ -113,7 +113,7 @@ class TestScore:
         total = 25 + 100 + 5 + 10 + 25 + 50 + 10 + 0.1 + 50
         score = scoring.view_score(stats, 3e-4 * ramp, 0.1 * ramp, volumes)
         torch.testing.assert_close(score, 50 * 0.25 * total * torch.tensor([0.5, 1.0, 2.0]))
-        # Without one of them, its weight is what is missing.
+        # Without one of the quantities, the score lacks its weight.
         zero = torch.zeros(3)
         for weight, field in ((5, "depths"), (10, "pixel_weight"), (0.1, "pixel_count"), (50, "contribution")):
             less = ViewStats(**{**rest, field: zero}, distance=ramp)
@@ -144,7 +144,7 @@ class TestScore:
 
 
 class TestScoredViews:
-    """What the trainer's callable yields."""
+    """Tests of the views that the trainer's callable yields."""
 
     def views(self, count):
         generator = torch.Generator().manual_seed(0)
@@ -192,7 +192,7 @@ class TestScoredViews:
 
         torch.manual_seed(0)
         assert len(list(score_views(render, self.views(there), asked, torch.device("cpu")))) == seen
-        # Twice each: for the error, and for the sums it weighs.
+        # Each view is rendered twice: for the error, and for the sums that the error weights.
         assert len(rendered) == 2 * seen and len(set(rendered)) == seen
 
 
@@ -213,7 +213,7 @@ class TestDraw:
         torch.manual_seed(0)
         weights = torch.tensor([1.0, 2.0, 5.0])
         picks = sum(_draw(weights, 1).double() for _ in range(4000)) / 4000
-        # Four standard deviations of a share estimated from 4000 draws are 0.03.
+        # Four standard deviations of a fraction estimated from 4000 draws are 0.03.
         torch.testing.assert_close(picks, weights.double() / 8, atol=0.032, rtol=0)
 
 
@@ -266,7 +266,7 @@ class TestStrategy:
         torch.manual_seed(0)
         params, optimizers = make_scene(90)
         with torch.no_grad():
-            # 30 qualify to be cloned, 20 to be split; the other 40 have no gradient.
+            # 30 Gaussians qualify to be cloned and 20 to be split. The other 40 have no gradient.
             params["scales"][30:50] = math.log(0.05)
         strategy = self.strategy(params, budget=115, refine_stop_iter=11, reset_every=1000)
         state = strategy.initialize_state(scene_scale=1.0)
@@ -274,14 +274,14 @@ class TestStrategy:
         state["grad2d"] = torch.cat([torch.ones(50), torch.zeros(40)])
         state["gradient"], state["score"] = state["grad2d"], torch.ones(90)
         strategy._grow(params, optimizers, state, 115)
-        # floor(25 · 30 / 50) clones, the other 10 splits, each of which takes the parent out.
+        # floor(25 · 30 / 50) = 15 clones. The other 10 are splits, each of which removes its parent.
         names = params["names"].round().int()
         copies = torch.bincount(names, minlength=90)
         assert len(names) == 115 and copies[50:].tolist() == [1] * 40
         assert int((copies[:30] == 2).sum()) == 15 and int((copies[30:50] == 2).sum()) == 10
         halves = copies[names] == 2
         split = halves & (names >= 30)
-        # Parents are split into two of scale/1.6, and nobody else changes size (but for an optimiser step of 1e-3).
+        # Split parents become two of scale/1.6. No other scale changes, except by an optimiser step of 1e-3.
         torch.testing.assert_close(
             params["scales"].detach()[split].exp(), torch.full((20, 3), 0.05 / 1.6), rtol=3e-3, atol=0
         )
@@ -302,7 +302,7 @@ class TestStrategy:
             info = {"means2d": means2d, "width": 200, "height": 100, "n_cameras": 1, "gaussian_ids": None}
             info["radii"] = torch.tensor(radii)[None, :, None].expand(1, 3, 2)
             strategy.step_post_backward(params, optimizers, state, step, info)
-        # In half images: 100 and 50 pixels. (0.3 + |0.6, 0.4|) / 2, 0.2, and none for the one nobody saw.
+        # Half the image is 100 by 50 pixels. The means are (0.3 + |0.6, 0.4|) / 2, 0.2, and 0 for the unseen one.
         assert state["count"].tolist() == [2, 1, 0]
         mean = state["grad2d"] / state["count"].clamp_min(1)
         assert mean.tolist() == pytest.approx([(0.3 + math.hypot(0.6, 0.4)) / 2, 0.2, 0.0])
@@ -316,7 +316,7 @@ class TestStrategy:
         strategy = self.strategy(params, budget=100)
         state = strategy.initialize_state(scene_scale=1.0)
         state["score"] = torch.ones(100)
-        # So large a share draws everyone, so all candidates go: those above 0.1 of the extent.
+        # This fraction is so large that all candidates are drawn and pruned: those above 0.1 of the extent.
         strategy.prune_fraction = 10.0
         strategy._prune(params, optimizers, state, step)
         assert len(params["means"]) == (90 if pruned else 100)
@@ -336,7 +336,7 @@ class TestStrategy:
         state = strategy.initialize_state(scene_scale=1.0)
         for step in range(11):
             run_step(strategy, params, optimizers, state, step)
-        # Names change by optimiser steps of 1e-3, so rounding gives them back.
+        # Optimiser steps change the names by 1e-3, so rounding restores them.
         assert sorted(params["names"][100:].round().int().tolist()) == list(range(10))
 
     def test_prune_takes_candidates_of_low_score_and_keeps_state_aligned(self):
@@ -355,12 +355,12 @@ class TestStrategy:
         for step in range(11):
             run_step(strategy, params, optimizers, state, step)
         transparent = int((params["opacities"] < -10).sum())
-        # All 25 drawn have score zero, so they are candidates; the room they leave is filled by others.
+        # All 25 that are drawn have score 0, so they are candidates. Others fill their places.
         assert transparent == 25 and len(params["means"]) == 200
         assert len(state["grad2d"]) == len(state["count"]) == 200
 
     def test_a_loop_written_like_gsplats_example(self):
-        """Nothing but the hooks and the callable: a user's own loop, with a real renderer."""
+        """A user's own loop with a real renderer needs only the hooks and the callable."""
         torch.manual_seed(0)
         params, optimizers = make_scene(60, scale=0.05)
         generator = torch.Generator().manual_seed(3)

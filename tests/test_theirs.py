@@ -1,6 +1,6 @@
-"""Our renderer and loss in code written for gsplat, nerfstudio and INRIA's trainer.
+"""Our renderer and loss in code that was written for gsplat, nerfstudio and INRIA's trainer.
 
-The tests at the end run copies of that code, unedited but for one line. They need SPLAT_SSIM_THEIRS, the folder that
+The tests at the end run copies of that code with at most one edited line. They need SPLAT_SSIM_THEIRS, the folder that
 holds the copies and the packages they import: `make theirs THEIRS=FOLDER`, and the Makefile says how it is filled.
 """
 
@@ -64,7 +64,7 @@ def test_usage_example_of_gsplat(installed):
     expected = render.rasterization(*example(), packed=True)
     torch.testing.assert_close(colors, expected[0], rtol=0, atol=0)
     assert alphas.max() > 0.5
-    # Every key of gsplat's documentation, the lists of tiles excepted.
+    # Every key of gsplat's documentation except the lists of tiles.
     keys = "camera_ids gaussian_ids radii means2d depths conics opacities tile_width tile_height width height tile_size"
     assert set(keys.split()) <= meta.keys()
     assert meta["radii"].shape == (len(meta["gaussian_ids"]), 2)  # gsplat packs by default
@@ -108,7 +108,7 @@ def test_every_option_arrives():
 
 
 def test_gradients_reach_what_a_trainer_optimises(installed):
-    """One step of gsplat's own DefaultStrategy, which asks for the gradient of meta["means2d"]."""
+    """One step of gsplat's own DefaultStrategy, which reads the gradient of meta["means2d"]."""
     means, quats, scales, opacities, colors, viewmats, Ks, width, height = example(300, 64, 48)
     shs = torch.cat([colors[:, None], torch.zeros(300, 15, 3)], 1)
     values = {"means": means, "quats": quats, "scales": scales.log(), "opacities": opacities.logit(), "shs": shs}
@@ -155,7 +155,7 @@ REFUSED = {
     "rolling_shutter": 0,
     "viewmats_rs": torch.eye(4)[None],
 }
-#: What gsplat 1.6 has beyond 1.5.3, with its defaults, and a value that is refused.
+#: Parameters that gsplat 1.6 has added to 1.5.3 -> their default, and a value that is refused.
 LATER = {
     "return_normals": (False, True),
     "global_z_order": (True, False),
@@ -170,7 +170,7 @@ LATER = {
 
 
 def test_no_argument_of_gsplat_is_forgotten():
-    """Each is handed on, is without effect, or is refused below."""
+    """Each is passed on, has no effect, or is refused by the tests below."""
     names = set(ours._SIGNATURE.parameters)
     assert names <= ours._TAKEN | ours._WITHOUT_EFFECT | set(REFUSED) | set(LATER)
     assert len(ours._TAKEN) == 20
@@ -218,7 +218,7 @@ def test_what_gsplat_takes_and_ours_cannot(options, text):
 
 
 def test_depth_without_colors():
-    """As gsplat 1.6 takes it."""
+    """gsplat 1.6 accepts such calls."""
     scene = list(example())
     expected = ours.rasterization(*scene, render_mode="ED")[0]
     scene[4] = None
@@ -276,7 +276,7 @@ OURS = "loss = photometric_loss(image[None], gt[None], lambda_dssim=lambda_dssim
 
 
 def documented(name):
-    """The block of Python in docs/theirs.md that begins by this comment."""
+    """The block of Python in docs/theirs.md that begins with this comment."""
     text = (ROOT / "docs" / "theirs.md").read_text()
     (found,) = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", text, re.DOTALL)
     return found
@@ -287,7 +287,7 @@ def customary_ssim(image, gt):
 
 
 def test_loop_in_the_style_of_inria():
-    """The documented loop with its customary lines and with ours: the same losses, and it learns."""
+    """The documented loop has the same losses with its customary lines and with ours, and it learns."""
     source = documented("a training loop in INRIA's style")
     assert source.count(CUSTOMARY) == 1 and documented("the same by one line").count(OURS) == 1
     losses = []
@@ -301,7 +301,7 @@ def test_loop_in_the_style_of_inria():
 
 
 def test_customary_lines_and_ours_are_one_number():
-    """In float64, and in float32 with its gradient."""
+    """Both give the same loss and the same gradient, in float64 and in float32."""
     generator = torch.Generator().manual_seed(0)
     image, gt = torch.rand(2, 3, 40, 52, generator=generator, dtype=torch.float64)
     image.requires_grad_()
@@ -352,13 +352,13 @@ def test_cuda_is_cpu():
 THEIRS = os.environ.get("SPLAT_SSIM_THEIRS")
 needs_copies = pytest.mark.skipif(THEIRS is None, reason="SPLAT_SSIM_THEIRS names no folder of copies (make theirs)")
 
-#: The versions of gsplat: folders before the package's own on the path.
+#: Versions of gsplat -> folders that precede the package's own on the path.
 GSPLAT = {"gsplat-1.5.3": ["pycolmap", "old"], "gsplat-main": ["gsplat-main"]}
 STEPS = 30
 
 
 def run(script, *arguments, loss="installed", path=(), folder):
-    """Losses and first gradients of a script of a copy; its files go into `folder`."""
+    """Runs a script of a copy in `folder`. Returns its losses and the gradients of its first steps."""
     found = folder / "found.pt"
     folders = [str(ROOT), *(str(Path(THEIRS) / name) for name in path), str(Path(THEIRS) / "packages")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
@@ -371,7 +371,7 @@ def run(script, *arguments, loss="installed", path=(), folder):
 
 
 def assert_same_training(found, expected, steps):
-    """The first loss and gradients to float32; then Adam divides by a gradient's size, and rounding grows."""
+    """Compares losses and gradients. Adam divides by a gradient's size, so rounding grows after the first step."""
     assert len(found["losses"]) == len(expected["losses"]) == steps
     assert found["losses"][0] == pytest.approx(expected["losses"][0], rel=2e-6)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
@@ -382,13 +382,13 @@ def assert_same_training(found, expected, steps):
         sizes = [theirs.abs().max().item() for _, theirs in pairs]
         assert len(pairs) >= 5 and sum(size > 1e-2 * largest for size in sizes) >= 4
         for (here, theirs), size in zip(pairs, sizes, strict=True):
-            # Gaussians begin round: the gradient of their rotations is 0, and what is there instead is rounding.
+            # Gaussians are round at first, so the true gradient of their rotations is 0 and only rounding is left.
             scale = size if size > 1e-4 * largest else largest
             torch.testing.assert_close(here, theirs, rtol=0, atol=tolerance * scale)
 
 
 def write_scene(folder):
-    """400 Gaussians in a ball as a COLMAP scene: nine cameras of 64x48 pixels around, their centres as points."""
+    """Writes a ball of 400 Gaussians as a COLMAP scene: nine cameras of 64x48 pixels, the centres as points."""
     pycolmap = pytest.importorskip("pycolmap", reason="pycolmap, of the extra prepare, is not installed")
     generator = torch.Generator().manual_seed(0)
     means = F.normalize(torch.randn(400, 3, generator=generator), dim=-1)
@@ -422,7 +422,7 @@ def write_scene(folder):
         for i in range(400)
     ]
     (model / "points3D.txt").write_text("\n".join(points) + "\n")
-    pycolmap.Reconstruction(model).write_binary(model)  # the reader of gsplat 1.5.3 is at home in Python 2's text
+    pycolmap.Reconstruction(model).write_binary(model)  # gsplat 1.5.3's reader does not expect non-ASCII text
     for path in model.glob("*.txt"):
         path.unlink()
     return folder
@@ -439,7 +439,7 @@ def quaternion(view):
 @needs_copies
 @pytest.mark.parametrize("version", GSPLAT)
 def test_image_fitting(version, tmp_path):
-    """gsplat's examples/image_fitting.py, nothing edited, on our renderer."""
+    """gsplat's unedited examples/image_fitting.py on our renderer."""
     script = Path(THEIRS) / version / "examples" / "image_fitting.py"
     size = ["--height", 48, "--width", 64, "--num-points", 1500, "--lr", 0.05]
     found = run(script, *size, "--iterations", 60, "--no-save-imgs", path=GSPLAT[version], folder=tmp_path)
@@ -450,7 +450,7 @@ def test_image_fitting(version, tmp_path):
 @needs_copies
 @pytest.mark.parametrize("version", GSPLAT)
 def test_simple_trainer(version, tmp_path):
-    """gsplat's examples/simple_trainer.py: nothing edited, and its one line, against its own loss."""
+    """gsplat's examples/simple_trainer.py, unedited and with one line edited, compared with its own loss."""
     script = Path(THEIRS) / version / "examples" / "simple_trainer.py"
     scene = write_scene(tmp_path / "scene")
     options = ["default", "--data-dir", scene, "--data-factor", 1, "--max-steps", STEPS, "--eval-steps", STEPS]
@@ -472,7 +472,7 @@ def test_simple_trainer(version, tmp_path):
 
 
 RENDERER = "splat_ssim.compat.gsplat_rendering"
-#: The loss of simple_trainer.py, our module for it, and the one line that names it: as docs/theirs.md shows them.
+#: The loss of simple_trainer.py, our module for it, and the line that imports it, as docs/theirs.md shows them.
 EDITS = {
     "gsplat-1.5.3": (
         "fused_ssim",
@@ -491,7 +491,7 @@ EDITS = {
 
 @needs_copies
 def test_splatfacto(tmp_path):
-    """nerfstudio's ns-train splatfacto, nothing edited, against pytorch_msssim."""
+    """nerfstudio's unedited ns-train splatfacto, compared with pytorch_msssim's loss."""
     script = Path(THEIRS) / "nerfstudio" / "nerfstudio" / "scripts" / "train.py"
     scene = write_nerfstudio(tmp_path / "scene", size=64)
     options = ["splatfacto", "--data", scene, "--max-num-iterations", STEPS, "--vis", "tensorboard"]

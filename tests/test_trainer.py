@@ -34,7 +34,7 @@ def ball(tmp_path_factory):
 
 @pytest.fixture
 def options(ball, tmp_path):
-    """A command line that trains the ball in a moment."""
+    """A command line that trains the ball in a short time."""
     chosen = ["--data-dir", ball, "--result-dir", tmp_path / "run", "--steps", 40, "--model.init-count", 50]
     chosen += ["--strategy.budget", 60, "--strategy.refine-every", 10, "--strategy.refine-start", 5]
     return [*map(str, chosen), "--output.no-progress"]
@@ -102,7 +102,7 @@ def test_every_schedule_follows_steps_and_steps_scaler():
     scaled = base.resolved()
     assert (scaled.steps, scaled.steps_scaler, scaled.model.sh_degree_interval) == (500, 1.0, 20)
     assert (scaled.strategy.refine_start, scaled.strategy.refine_every, scaled.strategy.refine_stop) == (50, 50, 0)
-    # The config asked for is left as it was.
+    # The original config is unchanged.
     assert base.steps == 1000
     assert base.model.sh_degree_interval == 40
 
@@ -181,7 +181,7 @@ def test_equal_seeds_give_equal_scenes(options, tmp_path):
 @pytest.mark.parametrize("strategy", ["capped", "default", "mcmc", "taming"])
 def test_every_strategy_drives_the_loop(options, strategy):
     if strategy == "default":
-        # The one without a budget, which refuses to be given one.
+        # The strategy without a budget, which refuses one.
         at = options.index("--strategy.budget")
         options = options[:at] + options[at + 2 :]
     metrics = main([*options, "--strategy.name", strategy, "--steps", "30"])
@@ -212,7 +212,7 @@ def test_fused_and_plain_ssim_train_alike(options, tmp_path):
     results = []
     for loss in ("fused_ssim", "ssim"):
         results.append(main([*options, "--loss", loss, "--steps", "20", "--result-dir", str(tmp_path / loss)])["psnr"])
-    # The same formula, summed in another order: a few steps do not drive them apart.
+    # The formulas are equal but summed in different orders. After a few steps the results are still close.
     assert results[0] == pytest.approx(results[1], abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Sparse Adam and the lazy step of the harmonics: what they change, and how densification and resuming treat them."""
+"""Sparse Adam and the lazy step of the harmonics: their effects, and their state in densification and resuming."""
 
 import copy
 import math
@@ -57,7 +57,7 @@ class TestSteps:
             assert parameter.grad is None
 
     def test_torch_path_equals_the_compiled_one(self, monkeypatch):
-        """The plain path is what runs on CUDA."""
+        """The plain path runs on CUDA."""
         results = []
         for compiled in (True, False):
             if not compiled:
@@ -69,7 +69,7 @@ class TestSteps:
                 step_optimizers(optimizers, config, step=step, radii=radii_of(give_gradients(splats, step)))
             results.append(splats)
         for name in NAMES:
-            # Steps of up to 0.1 in float32, whose roundings differ.
+            # Steps are up to 0.1 in float32, and roundings differ.
             torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-5, atol=2e-6)
 
     @pytest.mark.parametrize("kind", ["adam", "torch_adam", "sparse_adam"])
@@ -92,7 +92,7 @@ class TestSteps:
             step_optimizers(dense, OptimizerConfig(name=kind), step=step, radii=radii_of(visible))
         for name in NAMES[:-1]:
             assert torch.equal(splats[name], others[name])
-        # Adam's first step is lr·sign of the gradient; without bias correction lr·0.1/sqrt(0.001) of it.
+        # Adam's first step is lr times the sign of the gradient; without bias correction, lr·0.1/sqrt(0.001) times it.
         rate = config.shN * (0.1 / math.sqrt(0.001) if kind == "sparse_adam" else 1)
         wanted = before - rate * total.sign()
         if kind == "sparse_adam":
@@ -163,7 +163,7 @@ STRATEGIES = {
 
 
 def drive(strategy, splats, optimizers, config, steps):
-    """Steps of the trainer's loop with a renderer that only projects; every gradient of a harmonic is its Gaussian."""
+    """Steps of the trainer's loop with a renderer that only projects. A harmonic's gradient is the Gaussian's name."""
     strategy.check_sanity(splats, optimizers)
     state = strategy.initialize_state(scene_scale=1.0)
     for step in range(steps):
@@ -173,7 +173,7 @@ def drive(strategy, splats, optimizers, config, steps):
         radii = radii_of(visible)
         info = {"means2d": means2d, "width": 10, "height": 10, "n_cameras": 1, "radii": radii, "gaussian_ids": None}
         strategy.step_pre_backward(splats, optimizers, state, step, info)
-        # sh0 names the Gaussian and is not optimised; the gradient of shN is that name.
+        # sh0 is the Gaussian's name and is not optimised. The gradient of shN is that name.
         names = splats["sh0"].detach()
         loss = means2d.sum() + 1e-3 * sum(splats[name].sum() for name in ("scales", "quats", "opacities"))
         (loss + (splats["shN"] * names).sum()).backward()
@@ -207,7 +207,7 @@ class TestDensification:
             if step == 4:
                 assert torch.equal(state["held_gradient"], 5 * splats["sh0"].detach().expand(-1, 15, 3))
             if step == 5:
-                # At the event each sum is that of the Gaussian it lies with, or none for the new ones and their like.
+                # After the event, each sum is that of the Gaussian in its row, or 0 for new and replaced Gaussians.
                 sums, wanted = state["held_gradient"], 6 * splats["sh0"].detach().expand(-1, 15, 3)
                 kept = (sums == wanted).all((1, 2))
                 fresh = (sums == 0).all((1, 2))
@@ -225,7 +225,7 @@ class TestDensification:
             if step == 4:
                 assert (state["exp_avg"][3:] != 0).all()
             if step == 5:
-                # New Gaussians start without momentum, the others keep theirs.
+                # New Gaussians start without momentum. The others keep theirs.
                 still = state["exp_avg"] == 0
                 assert 5 < int(still.sum()) < len(still)
             if step == 7 and name in ("default", "taming"):
@@ -265,7 +265,7 @@ def test_a_run_resumed_amid_the_sixteen_steps_goes_on_exactly(ball, tmp_path, st
     whole = Trainer(run_config(ball, tmp_path / "whole", **options))
     whole.run()
     part = Trainer(run_config(ball, tmp_path / "part", **options))
-    # Step 22 is in the second period of sixteen, four steps after an event.
+    # Step 22 is in the second period of sixteen steps, four steps after an event.
     while part.step < 22:
         part.train_step(part.step)
         part.step += 1

@@ -1,4 +1,4 @@
-"""The stored float64 values: they are what the oracle says, and the library here is held to them without Python."""
+"""The stored float64 values equal the oracle's, and the library here is compared with them without Python."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_the_file_holds_what_the_oracle_says():
     chosen = [vectors.ssim((1, 2, 1, 24, 29), "same"), vectors.ms_ssim((2, 2, 1, 45, 52)), vectors.adam()]
     stored = vectors.PATH.read_bytes()
     for case in chosen:
-        # Another torch may round the last bit of float32 otherwise: the parameters stand there whole, values nearly.
+        # Another torch may round the last bit of float32 differently. Parameters must be equal, values nearly equal.
         assert case.packed()[:112] in stored
         for *_, values in case.checks:
             assert values.isfinite().all()

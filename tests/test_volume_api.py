@@ -1,4 +1,4 @@
-"""`fit` and the field it returns: from arrays and files, at points, on grids, in boxes, on the disk."""
+"""`fit` and the field that it returns: from arrays and files, at points, on grids, in boxes, on disk."""
 
 import json
 
@@ -15,7 +15,7 @@ from splat_ssim.volume.training import VolumeTask
 from tests.volumes import GRID, SHAPE, ball
 
 HU = ball(-1000, 1500, "int16")
-#: Not a warning more than is meant.
+#: Unexpected warnings are errors.
 pytestmark = pytest.mark.filterwarnings("error")
 
 
@@ -62,7 +62,7 @@ def test_an_array_is_fitted_in_its_own_intensities_without_a_file(tmp_path, monk
 
 
 def test_it_is_the_run_of_the_command_line(tmp_path):
-    """The same trainer, the same bits, from an array, a tensor, a Volume, a file and a config."""
+    """The same trainer gives the same bits from an array, a tensor, a Volume, a file and a config."""
     scan = save_volume(tmp_path / "scan.nii.gz", Volume(HU[None], GRID, "mm"))
     options = {"budget": 120, "steps": 30, "device": "cpu", "seed": 3}
     fields = [
@@ -197,7 +197,7 @@ def test_samples_are_the_definition(channels):
     points = grid.points(dtype=torch.float64)
     expected = by_definition(field, grid)
     torch.testing.assert_close(field.sample(points), expected, rtol=1e-12, atol=1e-13)
-    # A plane, a line, one point, none; and points far from each other.
+    # A plane, a line, one point, no points, and points far from each other.
     for part in ((4,), (4, 5), (4, 5, 6)):
         torch.testing.assert_close(field.sample(points[part]), expected[(slice(None), *part)], rtol=1e-12, atol=1e-13)
     assert field.sample(points[:0]).shape == (channels, 0, 11, 13)
@@ -207,7 +207,7 @@ def test_samples_are_the_definition(channels):
 
 
 def test_samples_are_the_kernels_rendering():
-    """float32: but for rounding at the cut-off, where a Gaussian falls to zero from 1.1% of its density."""
+    """They agree to float32, except at the cut-off, where a Gaussian drops to 0 from 1.1% of its density."""
     field = random_field(dtype=torch.float32)
     grid = VoxelGrid(SHAPE, np.diag([0.7, 1.1, 2.3, 1]).tolist())
     difference = (field.sample(grid.points()) - field.render(grid)).abs()
@@ -220,7 +220,7 @@ def test_samples_are_differentiable(monkeypatch):
 
     field = random_field(count=7, channels=2)
     points = (torch.rand(12, 3, dtype=torch.float64) * torch.tensor([8.0, 12, 30]) + 3).requires_grad_()
-    # Also with the pairs in several parts.
+    # The same with the pairs in several parts.
     for pairs in (1 << 20, 5):
         monkeypatch.setattr(sampling, "_PAIRS", pairs)
         monkeypatch.setattr(sampling, "_ROWS", pairs)

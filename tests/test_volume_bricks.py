@@ -1,4 +1,4 @@
-"""Fits brick by brick, for volumes beyond memory: the same as in memory but for little, and resumed to the byte."""
+"""Fits brick by brick, for volumes beyond memory: nearly the same as in memory, and resumed byte by byte."""
 
 import numpy as np
 import pytest
@@ -14,10 +14,12 @@ from splat_ssim.volume.brick_scale import averaged, in_blocks, into, out_of, rea
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeDataConfig
 from splat_ssim.volume.evaluation import evaluate_volume
+from splat_ssim.volume.export import load_field
 from splat_ssim.volume.gaussians import GaussianField
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import load_volume
+from splat_ssim.volume.io import Volume, load_volume, save_volume
 from splat_ssim.volume.rebuild import rebuild
+from splat_ssim.volume.target import read_target
 
 
 def smooth_volume(shape=(36, 30, 40), seed=0):
@@ -97,7 +99,7 @@ def test_blocks_are_evaluated_as_the_whole_volume_is(tmp_path, volume):
     assert abs(found["psnr3d"] - expected["psnr3d"]) < 1e-4
     assert abs(found["ssim3d"] - expected["ssim3d"]) < 1e-6
     assert len(task) == 120
-    # Borders of bricks are no worse than the rest.
+    # The error at the borders of bricks is not much larger than elsewhere.
     error = (task.field(whole) - task.volume.read(whole))[0].square()
     border = torch.cat([error[18:22].flatten(), error[:, 18:22].flatten(), error[:, :, 18:22].flatten()]).mean()
     assert found["psnr3d"] > 30 and border < 2.5 * error.mean()
@@ -142,7 +144,7 @@ def test_gaussians_in_blocks_of_voxels_are_those_of_the_volume():
     coarse = into(tensors, start, factor)
     back = out_of(coarse, start, factor)
     assert all(torch.allclose(back[name], tensors[name], atol=1e-5) for name in tensors)
-    # The middles of the blocks, in voxels of the volume.
+    # The centres of the blocks, in voxels of the volume.
     middles = VoxelGrid((9, 8, 10)).points() * factor + (factor - 1) / 2 + torch.tensor(start)
     expected = GaussianField(tensors).sample(middles)
     assert torch.allclose(GaussianField(coarse)(VoxelGrid((9, 8, 10))), expected, atol=2e-5)
@@ -181,7 +183,7 @@ def test_a_region_is_averaged_and_weighed_without_being_read_whole(tmp_path, mon
     for factor, means in zip((1, 2, 3, 8), expected, strict=True):
         sizes.clear()
         assert torch.equal(read_averaged(volume, region, factor), means)
-        most = max(20_000, channels * factor * 38 * 37)  # A row of blocks at least.
+        most = max(20_000, channels * factor * 38 * 37)  # At least a row of blocks.
         assert factor == 1 or (len(sizes) > 1 and channels * max(map(np.prod, sizes)) <= most)
     sizes.clear()
     assert weight_of(volume, region) == pytest.approx(weight, rel=1e-9)
@@ -202,7 +204,7 @@ def test_a_volume_that_changes_while_it_is_fitted_is_refused(tmp_path, lost):
     if lost == "a voxel":
         array[23, 19, 21] += 1
     else:
-        # zarr gives zeros for it, without a word.
+        # zarr silently returns zeros for a missing chunk.
         next(p for p in place.rglob("*") if p.is_file() and p.stat().st_size and "1" in p.name[:1]).unlink()
     with pytest.raises(UserError, match=rf"{place} must stay as it is while it is fitted, got other voxels .*checksum"):
         task.evaluate(None)
@@ -216,6 +218,9 @@ def test_blocks_that_are_larger_than_the_volume_are_refused(tmp_path):
 
 
 def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):
+    turned = [[0, 0, -0.7, 120.5], [0, 0.8, 0, -90.25], [-2.5, 0, 0, 33], [0, 0, 0, 1]]
+    placed = Volume(volume[None], VoxelGrid(volume.shape, turned), "um")
+    save_volume(tmp_path / "volume.npy", placed)
     config = config_of(tmp_path)
     config.output.format = "npy"
     metrics = run(BrickTask(config))
@@ -223,8 +228,11 @@ def test_what_a_fit_leaves_gives_the_volume_back(tmp_path, volume):
     assert written.shape == volume.shape and written.dtype == np.float32
     mse = np.square(written - volume.astype(float)).mean()
     assert abs(10 * np.log10(255**2 / mse) - metrics["psnr3d_source"]) < 0.01
-    rebuilt = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy")).data[0]
-    assert np.abs(rebuilt - written).max() < 0.01
+    rebuilt = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy"))
+    assert np.abs(rebuilt.data[0] - written).max() < 0.01
+    source = load_field(tmp_path / "run").source
+    for left in (load_volume(tmp_path / "run" / "volume.npy"), rebuilt, source):
+        assert left.grid == placed.grid and left.unit == "um"
     assert {"slice_0.png", "slice_1.png", "slice_2.png"} <= {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
 
 
@@ -241,6 +249,26 @@ def test_a_volume_of_zarr_in_the_world_and_of_floats_is_fitted_where_it_lies(tmp
     assert (before[0].numpy() - values[4:7, 4:7, 4:7]).max() < 1e-3
     metrics = run(task)
     assert metrics["psnr3d"] > 20
+
+
+def test_a_fit_says_what_a_fit_in_memory_says(tmp_path):
+    np.save(tmp_path / "volume.npy", np.stack([smooth_volume((18, 20, 22)) // 64] * 3, -1))
+    config = config_of(tmp_path)
+    own, target = BrickTask(config).notes, read_target(config.data_dir, config.data)
+    assert own[: len(target.lines)] == list(target.lines)
+    assert "read as 3 channels" in own[0] and "as label maps do" in own[2]
+
+
+def test_a_damaged_chunk_names_its_file(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    options = {"compressors": None} if zarr.__version__ >= "3" else {"compressor": None}
+    create = zarr.create_array if zarr.__version__ >= "3" else zarr.create
+    array = create(store=str(tmp_path / "v.zarr"), shape=(16, 16, 16), chunks=(8, 8, 8), dtype="i2", **options)
+    array[...] = np.arange(4096).reshape(16, 16, 16)
+    chunk = next(p for p in (tmp_path / "v.zarr").rglob("*") if p.is_file() and p.stat().st_size == 1024)
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"v\.zarr must be a complete zarr volume, got "):
+        BlockedVolume(tmp_path / "v.zarr", VolumeDataConfig(), 16)
 
 
 @pytest.mark.parametrize(

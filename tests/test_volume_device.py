@@ -1,6 +1,6 @@
-"""Fitting a volume on another device than the CPU: every tensor is where it belongs, and the run is the CPU's.
+"""Fitting a volume on a device other than the CPU: every tensor is on the right device, and results match the CPU's.
 
-Without a GPU by a pretended device; on one the tests marked cuda.
+Without a GPU, the device is pretended. Tests marked cuda need a GPU.
 """
 
 import sys
@@ -59,7 +59,7 @@ def make_config(folder, case="residual", *, device="auto", steps=12):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """The pretended device is what every run is on, with the kernels of the CPU; checkpoints cross over to it."""
+    """Runs everything on the pretended device with the kernels of the CPU. Checkpoints are moved to it."""
     monkeypatch.setattr(fitting, "pick_volume_device", lambda config: DEVICE)
     monkeypatch.setitem(voxelize.__globals__, "_has_kernels", lambda device: True)
     monkeypatch.setitem(dispatch.DEVICES, "meta", dispatch.Device({}, dispatch.DEVICES["cpu"].supports))
@@ -101,7 +101,7 @@ def test_a_run_elsewhere_is_the_cpus(tmp_path, case, request):
     assert all(t.device == DEVICE for s in run.optimizer.state.values() for t in s.values())
     assert run.field().device == DEVICE
     assert found["device"] == "meta" and metrics["device"] == "cpu"
-    # Torch takes some operations apart here that it has whole for the CPU, and Adam makes much of roundings.
+    # torch splits some operations here that are fused on the CPU, and Adam amplifies the different roundings.
     for name in ("psnr3d", "ssim3d", "num_gaussians", "bytes", "psnr3d_quantized", "bytes_quantized", "final_loss"):
         assert (name in found) == (name in metrics), name
         assert found.get(name, 0) == pytest.approx(metrics.get(name, 0), rel=0.1), name
@@ -117,7 +117,7 @@ def test_a_run_goes_on_on_another_device(tmp_path, case, request):
     request.getfixturevalue("pretend")
     found = main(["--resume", str(tmp_path / "run"), "--device", "auto"])
     assert found["device"] == "meta" and found["step"] == 12
-    # mcmc draws whom to move by opacities: their roundings make it choose others.
+    # mcmc draws the Gaussians to move by their opacities, so roundings change the choice.
     assert found["psnr3d"] == pytest.approx(expected["psnr3d"], rel=0.01 if case == "mcmc" else 1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Fits that once went wrong in silence: signed values, bounds, outlying voxels, masks."""
+"""Fits that once silently went wrong: signed values, bounds, outlying voxels, masks."""
 
 import errno
 import importlib.util
@@ -116,7 +116,7 @@ def test_outlying_voxels_are_said(tmp_path, capsys):
 
 
 def region(radius):
-    """A small ball off the centre, whose surroundings are as busy as it is."""
+    """A small ball off the centre. Its surroundings have as much structure as the ball."""
     i, j, k = np.indices(SHAPE)
     return (((i - 5) ** 2 + (j - 6) ** 2 + (k - 6) ** 2) <= radius**2).astype(np.uint8)
 
@@ -129,7 +129,7 @@ def test_gaussians_go_where_the_mask_counts(tmp_path, options):
     metrics = fit(tmp_path / "masked", scan, *masked, *options, steps=20)
     means = load_gaussians_ply(tmp_path / "masked" / "gaussians.ply").tensors["means"].detach()
     at = GRID.to_index(means).round().long().numpy().clip(0, np.array(SHAPE) - 1)
-    # Those at the rim move out by a voxel or two; a sixth of the volume is that near.
+    # Gaussians at the rim move out by a voxel or two. A sixth of the volume is that near.
     assert region(5)[tuple(at.T)].mean() > 0.9
     fitted = load_volume(tmp_path / "masked" / "volume.nii.gz").data[0]
     inside = 10 * np.log10(noise.max() ** 2 / np.square(fitted - noise)[mask > 0].mean())
@@ -224,6 +224,14 @@ def test_compare_takes_arrays_by_their_key(tmp_path, capsys):
     assert load_volume(tmp_path / "map.nii").data.shape == (1, 14, 15, 16)
 
 
+def test_compare_says_what_it_assumed(tmp_path, capsys):
+    np.save(tmp_path / "c.npy", np.random.default_rng(0).random((12, 14, 15, 3)))
+    compare(tmp_path / "c.npy", tmp_path / "c.npy")
+    written = capsys.readouterr()
+    assert json.loads(written.out)["psnr"] == 100
+    assert written.err.count(f"{tmp_path / 'c.npy'}: shape (12, 14, 15, 3) is read as 3 channels") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -249,7 +257,7 @@ def test_blockwise_ssim_takes_real_numbers_only():
 
 
 def without_codec(path):
-    """A TIFF that says it is LZW: what Fiji and most microscopes write, and tifffile alone does not read."""
+    """A TIFF that claims LZW compression, as Fiji and most microscopes write it. tifffile alone cannot read it."""
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(path, VOXELS, photometric="minisblack")
     with tifffile.TiffFile(path, mode="r+b") as file:
@@ -337,7 +345,7 @@ def test_slices_show_red_green_and_blue():
 def test_the_size_floor_is_in_voxels_along_every_axis():
     grid = VoxelGrid.regular(SHAPE, spacing=(1.0, 1.0, 10.0), axes="xyz")
     field = GaussianField.from_volume(torch.rand(1, *SHAPE), grid, 20)
-    turn = torch.tensor([[math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0]])  # about y: the first axis along z
+    turn = torch.tensor([[math.sqrt(0.5), 0.0, math.sqrt(0.5), 0.0]])  # about y: the first axis points along z
     field.tensors["quats"].data[:] = torch.tensor([1.0, 0, 0, 0])
     field.tensors["quats"].data[:5] = turn
     field.tensors["log_scales"].data.fill_(-9.0)

@@ -30,7 +30,7 @@ def phantom(channels=1):
 
 
 def fit_until(config, step):
-    """Begins a run and leaves it with a checkpoint of this step, as if it had been interrupted then."""
+    """Begins a run and leaves it with a checkpoint of this step, as if it had been interrupted."""
     part = Fitting(config)
     while part.step < step:
         part.fit_step(part.step)
@@ -58,7 +58,7 @@ def test_a_run_from_the_command_line(tmp_path, scan):
     assert metrics["source_bytes"] == scan.stat().st_size
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert read_yaml(tmp_path / "run" / "config.yaml")["strategy"]["budget"] == 150
-    # The exports show the field in the file's intensities and place.
+    # The exports have the file's intensities and position.
     exported = load_volume(tmp_path / "run" / "volume.nii.gz")
     np.testing.assert_allclose(exported.grid.matrix, GRID.matrix)
     error = np.square(exported.data.astype(float) - phantom()).mean()
@@ -84,7 +84,7 @@ def test_a_run_that_was_killed_before_its_first_step_goes_on(tmp_path, scan):
 
 def test_resuming_gives_the_same_metrics(tmp_path, scan):
     whole = run(tmp_path / "whole", scan)
-    # The checkpoint lies between two rounds of growth; the process ends later, without another.
+    # The checkpoint lies between two rounds of growth. The process ends later, without another checkpoint.
     config = VolumeConfig(data_dir=scan, result_dir=tmp_path / "part", steps=40)
     config.strategy.budget, config.output = 150, VolumeOutputConfig(progress=False)
     interrupted = Fitting(config)
@@ -95,7 +95,7 @@ def test_resuming_gives_the_same_metrics(tmp_path, scan):
         if interrupted.step == 9:
             interrupted.save()
     resumed = main(["--resume", str(tmp_path / "part")])
-    # What is measured of the process, not of the fit.
+    # These measure the process, not the fit.
     measured = {"train_seconds": 0, "peak_memory_bytes": 0}
     assert resumed | measured == whole | measured
 
@@ -142,7 +142,7 @@ def test_strategies_of_the_trainer_fit(tmp_path, scan, name):
 
 @pytest.mark.parametrize("crop", [0, 8])
 def test_a_window_for_each_axis(tmp_path, scan, crop):
-    """From a YAML file; a crop's halo follows the window, and the metric stays what it is."""
+    """The window comes from a YAML file. A crop's halo follows it, and the metric does not change."""
     yaml = tmp_path / "thick.yaml"
     options = "{window_size: [1, 11, 5], sigma: [1.0, 1.5, 0.8]}"
     yaml.write_text(f"task: volume\ncrop: {crop}\nloss: fused_ssim\nloss_kwargs: {options}\n")
@@ -190,7 +190,7 @@ def test_a_mask_says_what_counts(tmp_path, scan):
     elsewhere = save_volume(tmp_path / "elsewhere.nii.gz", Volume(mask, moved))
     with pytest.raises(SystemExit, match=r"mask must lie where the volume does, .* up to 1.5 voxels away"):
         run(tmp_path / "again", scan, "--data.mask", str(elsewhere))
-    # A file that says nothing is taken to lie right.
+    # A file without a position is accepted as it is.
     np.save(tmp_path / "mask.npy", mask[0])
     run(tmp_path / "again", scan, "--data.mask", str(tmp_path / "mask.npy"), "--output.no-video", steps=2)
     empty = save_volume(tmp_path / "empty.nii.gz", Volume(mask * 0, GRID))
@@ -279,7 +279,7 @@ def test_a_trained_scene_becomes_a_volume(tmp_path):
     volume = load_volume(distill(tmp_path / "scene.ply", tmp_path / "scene.npz", size=24))
     assert max(volume.data.shape) <= 30 and volume.data.shape[0] == 4
     density, *colors = volume.data
-    # A hollow red ball around (5, 0, 0).
+    # A hollow red ball centred at (5, 0, 0).
     radius = (volume.grid.points() - torch.tensor([5.0, 0.0, 0.0])).norm(dim=-1).numpy()
     assert density[abs(radius - 1) < 0.1].mean() > 10 * density[radius < 0.5].mean()
     np.testing.assert_allclose(colors[0], density, atol=1e-5)

@@ -1,4 +1,4 @@
-"""HDF5, MRC, OME-Zarr and compressed TIFF; formats that are not read name what converts them."""
+"""HDF5, MRC, OME-Zarr and compressed TIFF. For other formats, the error names a converter."""
 
 import sys
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from splat_ssim.volume.io import open_array, open_grid
+from splat_ssim.volume.io import open_grid
+from splat_ssim.volume.opened import open_volume
 from tests.volumes import GRID, SHAPE, TURNED, VOXELS
 
 PLACED = VoxelGrid.regular(SHAPE, spacing=(0.5, 1.0, 2.0), origin=(-3, 4, 5), axes="zyx")
@@ -32,7 +33,7 @@ def test_a_dataset_is_chosen_by_name(tmp_path):
     ):
         load_volume(path)
     np.testing.assert_array_equal(load_volume(path, key="volumes/labels").data[0], VOXELS[:3])
-    np.testing.assert_array_equal(np.asarray(open_array(path, key="/raw")[2:5]), VOXELS[2:5])
+    np.testing.assert_array_equal(np.asarray(open_volume(path, key="/raw").array[2:5]), VOXELS[2:5])
     assert open_grid(path, key="raw").shape == SHAPE
     for key in ("volumes", "nothing"):
         with pytest.raises(ValueError, match=rf"key must name an array .* in .*cells.h5, raw .*; got '{key}'"):
@@ -86,7 +87,7 @@ def test_mrc_has_voxel_size_origin_and_order_of_axes(tmp_path):
 @pytest.mark.parametrize("suffix", [".mrc", ".map.gz"])
 def test_mrc_is_written_along_z(tmp_path, suffix):
     mrcfile = pytest.importorskip("mrcfile")
-    # TURNED runs down z along its first axis, and down x along its last.
+    # Along TURNED's first axis, z decreases; along its last, x decreases.
     path = save_volume(tmp_path / f"out{suffix}", Volume(VOXELS[None], VoxelGrid(SHAPE, TURNED.tolist()), "nm"))
     with mrcfile.open(path) as file:
         np.testing.assert_array_equal(file.data, VOXELS[::-1, :, ::-1])
@@ -139,7 +140,7 @@ def test_zarr_is_written_as_an_ome_zarr_image(tmp_path, channels):
     assert image["axes"][-1] == {"name": "x", "type": "space", "unit": "micrometer"}
     scale, translation = image["datasets"][0]["coordinateTransformations"]
     assert scale["scale"][-3:] == [2.0, 1.0, 0.5] and translation["translation"][-3:] == [5.0, 4.0, -3.0]
-    # Without what we add for turned volumes, others read the same place.
+    # Without our extra attributes for turned volumes, other readers get the same position.
     array = zarr.open_array(str(path / "0"), mode="r+")
     array.attrs.clear()
     volume = load_volume(path)

@@ -1,4 +1,4 @@
-"""Volume files: what goes in comes out, with its affine, and damaged files say so."""
+"""Volume files come back as they were written, with their affine. Damaged files are refused."""
 
 import math
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from splat_ssim.volume import VoxelGrid
-from splat_ssim.volume.io import Volume, load_volume, open_array, open_grid, save_volume, volume_format
+from splat_ssim.volume.io import Volume, load_volume, open_grid, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization, choose_normalization
+from splat_ssim.volume.opened import open_volume
 from tests.volumes import write_nrrd
 
 FORMATS = [".npy", ".npz", ".raw", ".nii.gz", ".nii", ".tif", ".nrrd", ".mha", ".h5", ".zarr"]
@@ -33,7 +34,7 @@ def test_round_trip(tmp_path, suffix, channels, dtype):
     # NIfTI keeps its affine in float32.
     np.testing.assert_allclose(back.grid.matrix, grid.matrix, rtol=1e-6, atol=1e-5)
     assert open_grid(path) == back.grid
-    lazily = open_array(path)
+    lazily = open_volume(path).array
     np.testing.assert_array_equal(np.asarray(lazily[...]).reshape(data.shape), data)
 
 

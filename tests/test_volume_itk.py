@@ -1,4 +1,4 @@
-"""One image in every format that SimpleITK writes is one volume here, and back; DICOM series."""
+"""An image in any format that SimpleITK writes is read as the same volume and written back; DICOM series."""
 
 import locale
 
@@ -11,7 +11,7 @@ from tests.volumes import fit
 sitk = pytest.importorskip("SimpleITK")
 
 TURN, TILT = 0.3, 0.2
-#: Oblique, proper.
+#: An oblique, proper rotation.
 DIRECTION = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]]) @ np.array(
     [[1, 0, 0], [0, np.cos(TILT), -np.sin(TILT)], [0, np.sin(TILT), np.cos(TILT)]]
 )
@@ -34,12 +34,12 @@ def ras_affine(direction=DIRECTION, spacing=SPACING, origin=ORIGIN):
 
 
 def write_series(folder, made, *, uid=UID, description="axial", skip=(), **more):
-    """Slices in files whose names run the other way than they lie."""
+    """Writes slices to files whose names have the reverse order of their positions."""
     folder.mkdir(exist_ok=True)
     direction = np.reshape(made.GetDirection(), (3, 3))
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    # GDCM leaves the process in the locale C when it writes; it does not when it reads.
+    # When GDCM writes, it leaves the process in the locale C. When it reads, it does not.
     before = locale.setlocale(locale.LC_ALL)
     for i in range(made.GetSize()[2]):
         if i in skip:
@@ -98,7 +98,7 @@ def test_what_is_written_is_the_image_that_was_read(written, tmp_path, source, s
     volume = load_volume(written[source])
     back = sitk.ReadImage(str(save_volume(tmp_path / f"back{suffix}", volume)))
     made = image()
-    # Slices first is another order of the same voxels: compared where they lie.
+    # The order of axes differs, so voxels are compared at their positions in the world.
     for index in ((0, 0, 0), (6, 0, 0), (0, 7, 0), (0, 0, 8), (3, 4, 5)):
         place = made.TransformIndexToPhysicalPoint(index)
         there = back.TransformPhysicalPointToContinuousIndex(place)
@@ -170,14 +170,14 @@ def test_rescaled_values_are_hounsfield_units(tmp_path):
     header = sitk.ImageFileReader()
     header.SetFileName(str(next(tmp_path.glob("*.dcm"))))
     header.ReadImageInformation()
-    # What SimpleITK's own series reader makes of the same files.
+    # The same files, read by SimpleITK's own series reader.
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path)))
     np.testing.assert_array_equal(found, sitk.GetArrayFromImage(reader.Execute()))
 
 
 def test_a_tilted_gantry_shears_the_grid(tmp_path):
-    """Slices that are shifted along their rows: the affine says so, where ITK's series reader has none of it."""
+    """The slices are shifted along their rows. The affine contains the shear, which ITK's series reader ignores."""
     made = image(direction=np.eye(3))
     folder = tmp_path / "tilted"
     for i in range(9):

@@ -1,4 +1,4 @@
-"""Fits run in voxels: neither spacing nor place changes them, and what they leave lies in the world."""
+"""Fits run in voxel coordinates: spacing and position do not change them. Their files are in world coordinates."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from splat_ssim.volume.reference import quaternions, rotation_matrices
 from tests.volumes import SHAPE, TURNED, ball
 
 HU = ball(-1000, 1500, "int16")
-#: Anisotropic, sheared and mirrored; far away; and both.
+#: An anisotropic, sheared and mirrored grid; a distant one; and one that is both.
 PLACES = {
     "1:1": VoxelGrid.regular(SHAPE, axes="xyz"),
     "20:1": VoxelGrid.regular(SHAPE, spacing=(0.5, 0.5, 10), origin=(-3, 4, 5), axes="xyz"),
@@ -65,7 +65,7 @@ def test_spacing_and_place_cost_nothing(tmp_path, place):
     plain = fitted("1:1")
     field = fitted(place, folder=tmp_path / "run")
     assert field.metrics["psnr3d"] == pytest.approx(plain.metrics["psnr3d"], abs=1e-6)
-    # The field in the world, and both its files, too; quantised numbers are those of the lattice.
+    # The field in the world and both its files match too. Quantised numbers are those of the lattice.
     voxels = plain.render().detach()
     span = 2500
     for found, tolerance in (
@@ -95,7 +95,7 @@ def test_far_fields_have_an_offset():
 
 
 def test_a_checkpoint_in_world_coordinates_goes_on(tmp_path):
-    """What a run of before left: no word of a lattice, and means in the world."""
+    """An older run has no entry for the lattice, and its means are in world coordinates."""
     field = fitted("20:1", folder=tmp_path / "run")
     state = checkpoint.load_checkpoint(tmp_path / "run", torch.device("cpu"))
     assert state.pop("lattice") is True

@@ -1,4 +1,4 @@
-"""What a fit will take is said before a volume is read, and refused where there is less."""
+"""The memory that a fit takes is printed before the volume is read. If there is less, the fit is refused."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_scaled_nifti_goes_through_float64(tmp_path):
 
 
 def test_a_fit_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    """A file of 2048³ voxels of which only the header is there."""
+    """A file of 2048³ voxels that only consists of the header."""
     path = tmp_path / "huge.npy"
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": (2048,) * 3})

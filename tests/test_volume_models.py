@@ -1,4 +1,4 @@
-"""Models of a volume, their growth, crops, and what they are exported to."""
+"""Models of a volume, their growth, crops, and exports."""
 
 import math
 
@@ -118,7 +118,7 @@ def test_growth_goes_where_the_residual_is():
     new = GRID.to_index(field.tensors["means"].detach())[5:]
     assert ((new - torch.tensor([15.0, 4.0, 4.0])).abs() < 6).all()
     assert (field.tensors["densities"][5:] < 0).all()
-    # Twenty Gaussians for 27 voxels overlap; they share the residual rather than overshoot it.
+    # Twenty Gaussians for 27 voxels overlap. They share the residual instead of overshooting it.
     assert (field(GRID) - target).square().sum() < 0.8 * target.square().sum()
 
 
@@ -211,7 +211,7 @@ def test_ssim_of_a_crop_is_the_whole_volumes(core_start, core_shape):
     part = ssim3d(crop.of(pred), crop.of(target), reduction="none")
     window = tuple(slice(a, a + n) for a, n in zip(core_start, core_shape, strict=True))
     torch.testing.assert_close(crop.core(part), whole[(..., *window)], rtol=0, atol=1e-10)
-    # As a masked loss: the mean over the core of both terms.
+    # The masked loss averages both terms over the core.
     loss = photometric_loss(crop.of(pred), crop.of(target), mask=crop.mask())
     core = 0.8 * (pred - target).abs()[(..., *window)].mean() + 0.2 * (1 - whole[(..., *window)].mean())
     torch.testing.assert_close(loss.double(), core, rtol=1e-6, atol=1e-7)
@@ -255,7 +255,7 @@ def test_evaluation_of_known_volumes():
     assert psnr3d(target + 0.1, target) == pytest.approx(20.0, abs=1e-4)
     assert psnr3d(target * 255, target * 255 + 25.5, data_range=255) == pytest.approx(20.0, abs=1e-4)
     assert evaluate_volume(target, target)["ssim3d"] == pytest.approx(1.0, abs=1e-6)
-    # Smaller than the window: zero padding gives the documented answer, a number.
+    # For a volume smaller than the window, zero padding still gives a number, as documented.
     assert 0 < evaluate_volume(target[:, :4, :4, :4] * 0.9, target[:, :4, :4, :4])["ssim3d"] < 1
 
 
@@ -303,7 +303,7 @@ def test_slice_sheet_shows_field_target_and_error(tmp_path):
     field = target.clone()
     field[0, 10] += 0.1
     sheet = slice_sheet(field, target, count=4)
-    # Three axes, three rows each, four pixels of frame a picture.
+    # Three axes with three rows each. Every picture has a frame of two pixels on each side.
     assert sheet.shape[0] == 3 * (22 + 4) + 3 * (22 + 4) + 3 * (24 + 4)
     assert sheet.shape[1] == 4 * (24 + 4)
     # The third row is the error of slices 2, 7, 12 and 17: none of them slice 10, so it is black inside its frame.
@@ -323,7 +323,7 @@ def test_colours_are_shown_bright_enough():
 
 
 def test_pictures_keep_the_proportions():
-    """A ball on a grid of unequal spacing is round in every slice and projection."""
+    """On a grid of unequal spacing, a ball is still round in every slice and projection."""
     spacing = (1.0, 2.0, 0.5)
     z, y, x = torch.meshgrid(
         *((torch.arange(n) - (n - 1) / 2) * s for n, s in zip((24, 12, 48), spacing, strict=True)), indexing="ij"
@@ -335,7 +335,7 @@ def test_pictures_keep_the_proportions():
     pictures += [frame[..., 0] for frame in mip_frames(ball, frames=4, spacing=spacing)]
     for picture in pictures:
         high, wide = (np.flatnonzero((picture > 128).any(axis)) for axis in (1, 0))
-        # 18 across, in pixels of 0.5, to a voxel of the coarsest axis.
+        # The diameter is 18, which is 36 pixels of 0.5. The tolerance is a voxel of the coarsest axis.
         assert abs(np.ptp(high) + 1 - 36) <= 4 and abs(np.ptp(wide) + 1 - 36) <= 4
 
 
@@ -352,7 +352,7 @@ def test_mip_video_turns(tmp_path):
     volume[0, 4, 7, 2] = 1.0
     frames = mip_frames(volume, frames=4)
     assert all(f.shape == frames[0].shape and f.shape[0] % 2 == 0 and f.shape[1] % 2 == 0 for f in frames)
-    # The point is three voxels from the axis: in front of it, beside it, behind it, on the other side.
+    # The point is three voxels from the axis: in front of it, beside it, behind it, and on the other side.
     columns = [int(frame[..., 0].max(0).argmax()) for frame in frames]
     assert sorted(columns)[0] < sorted(columns)[1] == sorted(columns)[2] < sorted(columns)[3]
     rows = {int(frame[..., 0].max(1).argmax()) for frame in frames}

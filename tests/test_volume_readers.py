@@ -1,10 +1,11 @@
-"""Volume files that once were read or written wrong: world axes, spacing, channels, slices, microscopes' files."""
+"""Volume files that once were read or written wrongly: world axes, spacing, channels, slices, microscopes' files."""
 
 import numpy as np
 import pytest
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from splat_ssim.volume.io import open_array, open_grid
+from splat_ssim.volume.io import open_grid
+from splat_ssim.volume.opened import open_volume
 from tests.volumes import GRID, SHAPE, TURNED, VOXELS, ball, fit, nrrd_place, write_nrrd
 
 # --- one world, RAS, through every reader and writer
@@ -105,7 +106,7 @@ def test_axes_name_channels_and_time(tmp_path):
     np.testing.assert_array_equal(load_volume(path, axes="tczyx", time=1).data, data[1])
     np.testing.assert_array_equal(load_volume(path, axes="tczyx", channel=2).data, data[:, 2])
     np.testing.assert_array_equal(load_volume(path, axes="ctzyx", channel=1, time=2).data, data[1:2, 2])
-    np.testing.assert_array_equal(np.asarray(open_array(path, axes="tczyx", time=1)), data[1])
+    np.testing.assert_array_equal(np.asarray(open_volume(path, axes="tczyx", time=1).array), data[1])
     with pytest.raises(ValueError, match=r"got shape \(2, 3, 5, 6, 7\); name its axes by axes"):
         load_volume(path)
     with pytest.raises(ValueError, match="2 time points and 3 channels: time or channel must be given"):
@@ -239,7 +240,7 @@ def test_the_largest_series_is_read_and_key_chooses(tmp_path):
 
 @pytest.fixture(params=["0.4", "0.5"])
 def ome_zarr(request, tmp_path):
-    """tczyx of one time point and one channel in three resolutions, the full one not first, and a raw array."""
+    """An OME-Zarr tczyx image with one time point and channel in three resolutions, and a raw array."""
     zarr = pytest.importorskip("zarr")
     root = zarr.open_group(str(tmp_path / "cells.zarr"), mode="w")
     datasets = []
@@ -264,7 +265,7 @@ def test_ome_zarr_is_read_at_full_resolution_in_its_place(ome_zarr):
     assert volume.unit == "um" and volume.grid.spacing == pytest.approx((0.5, 0.1, 0.2))
     assert volume.grid.origin == pytest.approx((8, 6, 1))
     assert "the full one, s0, is read" in volume.notes[0]
-    np.testing.assert_array_equal(np.asarray(open_array(ome_zarr)[1:3, ..., 5]), CELLS[0, 1:3, :, 5])
+    np.testing.assert_array_equal(np.asarray(open_volume(ome_zarr).array[1:3, ..., 5]), CELLS[0, 1:3, :, 5])
     assert open_grid(ome_zarr) == volume.grid
     coarse = load_volume(ome_zarr, key="s1")
     assert coarse.data.shape == (1, 2, 8, 8) and coarse.grid.spacing == pytest.approx((1.0, 0.2, 0.4))

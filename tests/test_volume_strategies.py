@@ -1,4 +1,4 @@
-"""The trainer's strategies on the Gaussians of a volume: budget, mass, moments, state."""
+"""The trainer's strategies for images, applied to the Gaussians of a volume: budget, mass, moments, state."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_growth_keeps_the_budget_the_moments_and_the_mass(name, channels):
         one_step(field, optimizer, target)
         before, mass_before = len(field), mass(field)
         changed = growth.step(step, field, optimizer)
-        # Pruned Gaussians have next to no mass.
+        # Pruned Gaussians have almost no mass.
         assert changed or len(field) == before
         torch.testing.assert_close(mass(field), mass_before, rtol=0.02, atol=0)
         for tensor in field.tensors.values():
@@ -50,7 +50,7 @@ def test_growth_keeps_the_budget_the_moments_and_the_mass(name, channels):
         counts.append(len(field))
         growth.reorder(sort_gaussians(field, optimizer, GRID))
     assert counts[0] <= 42 and 85 <= counts[-1] <= max(counts) <= 100
-    # Every tensor is the optimiser's and goes on learning.
+    # The optimiser holds every tensor and goes on changing it.
     loss = (field(GRID) - target).square().mean()
     for step in range(51, 70):
         one_step(field, optimizer, target)
@@ -68,7 +68,7 @@ def test_where_the_gradient_is_largest_is_grown():
     growth.budget = 64
     assert growth.step(6, field, optimizer)
     assert len(field) == 64
-    # The four of the largest gradient were cloned or split: the others are where they were.
+    # The four Gaussians with the largest gradients were cloned or split. The others have not moved.
     stayed = (places[:, None] == field.tensors["means"]).all(-1).any(1)
     assert stayed[[i for i in range(60) if i not in (36, 42, 48, 54)]].all()
 

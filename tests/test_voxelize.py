@@ -1,4 +1,4 @@
-"""The voxeliser against its definition in plain torch: values, gradients, crops, threads, instruction sets."""
+"""The voxeliser compared with its definition in plain torch: values, gradients, crops, threads, instruction sets."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ NAMES = ("means", "quats", "scales", "densities", "features")
 
 
 def sample(grid: VoxelGrid, count: int, *, smallest=0.5, largest=3.0, features=0, seed=0):
-    """Gaussians over and a little beyond a grid, sizes in voxels; float32 tensors that require gradients."""
+    """Gaussians on a grid and a little beyond it, with sizes in voxels: float32 tensors that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     indices = torch.rand(count, 3, generator=generator) * (torch.tensor(grid.shape) + 2.0) - 1.0
     spacing = min(grid.spacing)
@@ -33,10 +33,10 @@ def run(tensors, grid):
 
 
 def compare(tensors, grid, run=run):
-    """Value and gradients of the kernel and of the float64 definition; returns the largest relative errors."""
+    """Compares the kernel with the float64 definition. Returns the largest relative errors of value and gradients."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     volume, wanted = run(tensors, grid), voxelize(*doubles[:4], grid, features=doubles[4] if len(doubles) > 4 else None)
-    # At the cut-off g jumps from 0.011 to 0; voxels within rounding of it may fall on either side.
+    # At the cut-off g jumps from 0.011 to 0. Voxels within rounding of it may fall on either side.
     q = mahalanobis_squared(*doubles[:3], grid.points(dtype=torch.float64).reshape(-1, 3))
     clear = ((q - 9).abs() > 1e-4).all(0).reshape(grid.shape)
     weight = torch.randn(volume.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * clear
@@ -78,7 +78,7 @@ def test_matches_the_definition(name, features):
 
 @pytest.mark.parametrize("smallest,largest", [(0.3, 0.5), (1.0, 2.0), (0.4, 6.0), (5.0, 14.0), (0.4, 25.0)])
 def test_sizes(smallest, largest):
-    # Half-filled vectors, full ones, thin ones that may not be factorised, and ones larger than the crop.
+    # Gaussians that fill vectors half or fully, thin ones that must not be factorised, and ones larger than the crop.
     grid = VoxelGrid.regular((30, 26, 40))
     errors = compare(sample(grid, 30, smallest=smallest, largest=largest, seed=3), grid)
     assert max(errors.values()) < 2e-5, errors
@@ -99,7 +99,7 @@ def test_reference_gradcheck():
 
 
 def test_one_gaussian_by_hand():
-    # An ellipsoid along y, seen on a (z, y, x) grid with spacing 0.5: sigma 2 along y, 1 along x and z.
+    # An ellipsoid along y on a (z, y, x) grid with spacing 0.5. Its sigma is 2 along y, and 1 along x and z.
     grid = VoxelGrid.regular((9, 17, 9), spacing=0.5, axes="zyx")
     volume = voxelize(
         torch.tensor([[2.0, 4.0, 2.0]]),
@@ -203,7 +203,7 @@ def test_morton_order_keeps_the_field():
     assert torch.equal(order.sort().values, torch.arange(200))
     torch.testing.assert_close(run([t[order] for t in tensors], grid), run(tensors, grid))
     cells = (grid.to_index(tensors[0][order]) / 4).floor().clamp_min(0)
-    # Neighbours on the curve are near: far less than the two thirds of a random pair's distance along each axis.
+    # Neighbours on the curve are near each other, far nearer than random pairs.
     assert (cells[1:] - cells[:-1]).abs().sum(1).float().mean() < 3.0
 
 

@@ -1,4 +1,4 @@
-"""The voxeliser's CUDA kernels by the host emulation: against the definition in float64 and against the CPU kernels."""
+"""The voxeliser's CUDA kernels by the host emulation, compared with the definition in float64 and the CPU kernels."""
 
 import re
 
@@ -26,7 +26,7 @@ def values_of(tensors):
 
 @pytest.fixture
 def run(kernels):  # noqa: F811
-    """`voxelize` by the emulated kernels, under autograd."""
+    """Runs `voxelize` by the emulated kernels, under autograd."""
 
     class Voxelize(torch.autograd.Function):
         @staticmethod
@@ -53,7 +53,7 @@ def test_values_and_gradients(run, grid, features):
 
 @pytest.mark.parametrize("smallest,largest", [(0.3, 0.5), (0.4, 6.0), (0.4, 25.0)])
 def test_sizes(run, smallest, largest):
-    # Between voxels, thin ones across many bricks, and ones larger than the grid; as the CPU's.
+    # The same sizes as for the CPU: between voxels, thin across many bricks, and larger than the grid.
     grid = VoxelGrid.regular((14, 19, 17))
     errors = compare(sample(grid, 20, smallest=smallest, largest=largest, seed=3), grid, run)
     assert max(errors.values()) < 2e-5, errors
@@ -200,7 +200,7 @@ def test_kernels_start_through_the_driver(driver):  # noqa: F811
     voxelize_cuda.backward(found, 99, volume, (*tensors[:3], values_of(tensors)), *arguments(grid))
     names = _cuda_kernels.kernel_names(compiled.library())
     stages = ("splat_voxel_prepare", "splat_voxel_gather", "splat_voxel_chain")
-    # Blocks of 128 threads: one a Gaussian, but a warp each where they gather.
+    # Blocks have 128 threads, one for each Gaussian. In the gathering kernel, each Gaussian has a warp.
     for (function, blocks, *rest), name, wanted in zip(driver.launches, stages, (3, 75, 3), strict=True):
         assert function == 1001 + names.index(name)
         assert (blocks, rest) == (wanted, [1, 1, 128, 1, 1, 0, 99])

@@ -1,4 +1,4 @@
-"""The X-ray projector: its definition against quadrature of the field, its kernels against the definition."""
+"""The X-ray projector: its definition is compared with quadrature of the field, its kernels with the definition."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ GEOMETRIES = {
 
 
 def sample(count, *, smallest=0.5, largest=3.0, features=0, spread=7.0, seed=0):
-    """Gaussians around the axis; float32 tensors that require gradients."""
+    """Gaussians around the axis: float32 tensors that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [
         spread * (2 * torch.rand(count, 3, generator=generator) - 1),
@@ -42,7 +42,7 @@ def run(tensors, geometry, **options):
 
 
 def least_q(means, quats, scales, frame, detector, cone):
-    """Least squared Mahalanobis distance of each Gaussian along each ray, by the cross product: (N, rows, columns)."""
+    """(N, rows, columns): smallest squared Mahalanobis distance of each Gaussian on each ray, by the cross product."""
     w, x, y, z = (quats / quats.norm(dim=1, keepdim=True)).unbind(1)
     columns = [
         [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)],
@@ -61,14 +61,14 @@ def least_q(means, quats, scales, frame, detector, cone):
 
 
 def clear_of_rims(tensors, geometry, within=1e-2):
-    """(V, 1, rows, columns): 1 where no ray passes within rounding of a rim, where the slope has a pole; else 0."""
+    """(V, 1, rows, columns): 0 for rays within rounding of a rim, where the gradient has a pole; otherwise 1."""
     cone = geometry.kind == "cone"
     q = [least_q(*tensors[:3], frame, geometry.detector, cone) for frame in geometry.frames()]
     return torch.stack([((each - 9).abs() > within).all(0) for each in q])[:, None].double()
 
 
 def compare(tensors, geometry, run=run):
-    """Value and gradients of the kernel and of the float64 definition; returns the largest relative errors."""
+    """Compares the kernel with the float64 definition. Returns the largest relative errors of value and gradients."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     pictures, expected = run(tensors, geometry), run(doubles, geometry)
     assert pictures.dtype == torch.float32 and expected.dtype == torch.float64
@@ -84,7 +84,7 @@ def compare(tensors, geometry, run=run):
 
 @pytest.mark.parametrize("name", ["cone", "parallel", "shifted cone"])
 def test_definition_is_the_integral_of_the_field(name):
-    """Quadrature of the field at points on each ray, in float64: it shares neither formula nor code."""
+    """Compares with float64 quadrature of the field at points on each ray, which shares neither formula nor code."""
     geometry = GEOMETRIES[name]
     generator = np.random.default_rng(3)
     tensors = [torch.from_numpy(generator.normal(size=s)) for s in ((6, 3), (6, 4), (6, 3), (6, 2))]
@@ -97,7 +97,7 @@ def test_definition_is_the_integral_of_the_field(name):
         origin, direction = (frame[0], frame[3] + across) if geometry.kind == "cone" else (frame[0] + across, frame[3])
         direction = direction / direction.norm()
         middle = -(origin @ direction)
-        # The middle rule: the field jumps by exp(-4.5) where a Gaussian is cut off.
+        # The midpoint rule is used, because the field jumps by exp(-4.5) where a Gaussian is cut off.
         edges = middle + torch.linspace(-25, 25, 80_001, dtype=torch.float64)
         points = origin + (edges[1:] + edges[:-1])[:, None] / 2 * direction
         integral = sample_gaussians(*tensors, points).sum(1) * 50 / 80_000
@@ -116,7 +116,7 @@ def test_gradcheck_of_the_definition(name):
 @pytest.mark.parametrize("features", [0, 4])
 def test_kernel_matches_the_definition(name, features):
     errors = compare(sample(40, features=features), GEOMETRIES[name])
-    # float32 sums of some dozen terms; near a rim a slope has few digits left.
+    # float32 sums of some dozen terms. Near a rim, a gradient has few digits left.
     assert errors.pop("value") < 1e-6
     assert not errors or max(errors.values()) < 1e-5, errors
 
@@ -131,7 +131,7 @@ def test_sizes(smallest, largest, name):
 
 @pytest.mark.parametrize("name", ["cone", "parallel"])
 def test_gradients_with_rims(name):
-    """Nothing left out: the slope has a pole at rims, so the bar is on the Euclidean norm."""
+    """Rays near rims are included. The gradient has a pole there, so the tolerance is on the Euclidean norm."""
     tensors = sample(200)
     doubles = [t.detach().double().requires_grad_() for t in tensors]
     pictures, expected = run(tensors, GEOMETRIES[name]), run(doubles, GEOMETRIES[name])
@@ -151,7 +151,7 @@ def test_thin_and_flat_gaussians():
 
 
 def test_far_source_and_large_coordinates():
-    """A source at 5000 standard deviations, and a place 300 mm from the origin, as scans have them."""
+    """The source is 5000 standard deviations away, and the object 300 mm from the origin, as in real scans."""
     geometry = XrayGeometry(
         "cone", (30, 30), (0.4, 0.4), (5, 130), source_object=2000, source_detector=2600, center=(300, -200, 100)
     )
@@ -164,7 +164,7 @@ def test_far_source_and_large_coordinates():
 
 
 def test_gaussians_that_count_nothing():
-    """Behind the source, around it, beside the detector, not finite: no value and no gradient."""
+    """Gaussians behind or around the source, beside the detector, or not finite have no value and no gradient."""
     geometry = XrayGeometry("cone", (16, 16), (1, 1), (0,), **CONE)
     places = [[60.0, 0, 0], [41.0, 0, 0], [39.0, 0, 0], [0, 500.0, 0], [float("nan"), 0, 0]]
     means = torch.tensor(places, requires_grad=True)

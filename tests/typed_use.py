@@ -1,4 +1,4 @@
-"""A user's lines: `make check` holds their types to mypy, test_loss.py runs them."""
+"""A user's code. `make check` checks its types with mypy, and test_loss.py runs it."""
 
 import torch
 from torch import Tensor

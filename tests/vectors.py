@@ -1,8 +1,8 @@
-"""Float64 values that every build of the CPU library is held to: `python -m tests.vectors` writes data/vectors.bin.
+"""Float64 values to test every build of the CPU library: `python -m tests.vectors` writes data/vectors.bin.
 
-tests/native/vectors.cpp reads the file and calls the kernels of a library on the same made-up numbers, without Python:
-under qemu and wine too (scripts/run_vectors.py). The values are those of tests/oracle.py and of the definitions in
-plain torch, the bounds those of the tests in Python.
+tests/native/vectors.cpp reads the file and calls the kernels of a library on the same made-up numbers. It needs no
+Python, so it also runs under qemu and wine (scripts/run_vectors.py). The values come from tests/oracle.py and from the
+definitions in plain torch, the bounds from the tests in Python.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from splat_ssim.volume.reference import mahalanobis_squared
 from tests import oracle
 
 PATH = Path(__file__).parent / "data" / "vectors.bin"
-#: How an error is measured: norm of the errors over the values', largest error over the largest value, largest error.
+#: Measures of error: norm of the errors over that of the values, largest error over largest value, largest error.
 NORM, OF_LARGEST, ABSOLUTE = range(3)
 PADDINGS = ("same", "valid", "reflect", "replicate")
-#: Of tests/bounds.py, tests/test_rasterize.py, tests/test_voxelize.py and tests/test_optim.py.
+#: Bounds from tests/bounds.py, tests/test_rasterize.py, tests/test_voxelize.py and tests/test_optim.py.
 VALUE, GRADIENT, IMAGE = 3e-6, 5e-6, 1e-6
 
 
 def numbers(count: int, seed: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """The numbers of tests/native/calls.h, bit for bit, as float64."""
+    """The numbers of tests/native/calls.h as float64, equal to the last bit."""
     state, states = (seed * 2654435761 + 12345) % 2**32, []
     for _ in range(count):
         state = (state * 1664525 + 1013904223) % 2**32
@@ -40,7 +40,7 @@ def numbers(count: int, seed: int, low: float = 0.0, high: float = 1.0) -> Tenso
 
 @dataclass
 class Case:
-    """A call of tests/native/calls.h and what is checked of its results, which are one after the other."""
+    """A call of tests/native/calls.h, and the checks of its results, which follow one another."""
 
     kind: int
     parameters: tuple[int, ...]
@@ -48,17 +48,17 @@ class Case:
     position: int = 0
 
     def check(self, expected: Tensor, rule: int, bound: float, stride: int = 1) -> None:
-        """The next results, of which every `stride`-th is kept."""
+        """Checks the next results. Every `stride`-th of them is kept."""
         flat = expected.detach().flatten()
         self.checks.append((rule, bound, self.position, stride, flat[::stride]))
         self.position += len(flat)
 
     def skip(self, count: int) -> None:
-        """The next results are not checked."""
+        """Skips the next results without a check."""
         self.position += count
 
     def packed(self) -> bytes:
-        """The case as the file has it."""
+        """The case as it is stored in the file."""
         parameters = [*self.parameters, *[0] * (12 - len(self.parameters))]
         parts = [struct.pack("<14q", self.kind, *parameters, len(self.checks))]
         for rule, bound, first, stride, values in self.checks:
@@ -74,7 +74,7 @@ def images(count: int, alike: bool) -> tuple[Tensor, Tensor]:
 
 
 def ssim(shape: tuple[int, ...], padding: str, *, interleaved=False, weighted=False, taps=11, alike=True) -> Case:
-    """Map, sums and both gradients of SSIM and L1. `shape` is (B, C, D, H, W), D 1 for images."""
+    """Map, sums and both gradients of SSIM and L1. `shape` is (B, C, D, H, W), with D = 1 for images."""
     x, y = images(int(np.prod(shape)), alike)
     case = Case(0, (*shape, PADDINGS.index(padding), 3, interleaved, weighted, 0, taps, alike))
     batch, channels, depth, height, width = shape
@@ -116,7 +116,7 @@ def ms_ssim(shape: tuple[int, ...]) -> Case:
 
 
 def rasterizer(count: int, cameras: int, width: int, height: int, tile: int, *, raw=False, antialiased=False) -> Case:
-    """Image, alphas and the gradients of what the Gaussians are."""
+    """Image, alphas and the gradients of the Gaussians' parameters."""
     case, side = Case(2, (count, cameras, width, height, tile, raw, antialiased)), float(width)
     size = (-4.0, -2.0) if raw else (0.02, 0.15)
     means, quats = numbers(3 * count, 10, -0.5, 0.5).reshape(-1, 3), numbers(4 * count, 11, -1, 1).reshape(-1, 4)
@@ -145,7 +145,7 @@ def rasterizer(count: int, cameras: int, width: int, height: int, tile: int, *, 
 
 
 def voxelizer(count: int, channels: int) -> Case:
-    """The volume and the gradients of what the Gaussians are."""
+    """The volume and the gradients of the Gaussians' parameters."""
     case = Case(3, (count, channels))
     means, quats = numbers(3 * count, 30, -2, 30).reshape(-1, 3), numbers(4 * count, 31, -1, 1).reshape(-1, 4)
     scales, values = numbers(3 * count, 32, 0.3, 6).reshape(-1, 3), numbers(channels * count, 33, -1, 1)
@@ -153,7 +153,7 @@ def voxelizer(count: int, channels: int) -> Case:
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).reshape(-1, 3)
     leaves = [t.requires_grad_() for t in (means, quats, scales, values.reshape(count, channels))]
     q = mahalanobis_squared(*leaves[:3], points)
-    # Nothing lies so near to the cut-off that rounding should decide.
+    # No voxel lies so near the cut-off that rounding would decide.
     assert ((q - 9).abs() > 1e-6).all()
     volume = leaves[3].T @ torch.where(q <= 9, torch.exp(-q / 2), 0.0)
     (volume.flatten() * numbers(volume.numel(), 34, -1, 1)).sum().backward()
@@ -164,7 +164,7 @@ def voxelizer(count: int, channels: int) -> Case:
 
 
 def adam() -> Case:
-    """One step of rows that were visible, and of four parameters at once; of these the parameters alone."""
+    """A step of the visible rows, and a step of four parameters at once, of which only the parameters are checked."""
 
     def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -186,7 +186,7 @@ def adam() -> Case:
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """All cases."""
     found = [ssim((1, 2, 1, 24, 29), padding) for padding in PADDINGS]
     found += [ssim((2, 1, 14, 17, 19), padding) for padding in PADDINGS]
     found += [
@@ -207,7 +207,7 @@ def cases() -> list[Case]:
 
 
 def packed(found: list[Case]) -> bytes:
-    """The file."""
+    """The content of the file."""
     return b"SPLATVEC" + struct.pack("<q", len(found)) + b"".join(case.packed() for case in found)
 
 

@@ -1,4 +1,4 @@
-"""Small volumes and fits for the tests of volume files and of what is fitted of them."""
+"""Small volumes and fits for the tests of volume files and of fits."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
 SHAPE = (14, 12, 16)
 GRID = VoxelGrid.regular(SHAPE, spacing=(0.5, 1.0, 2.0), origin=(-3, 4, 5), axes="xyz")
 VOXELS = np.random.default_rng(1).integers(0, 200, SHAPE).astype(np.uint8)
-#: Left-handed and turned, as scanners write: x to the left, z downwards along the first axis.
+#: A left-handed, turned affine as scanners write it: x points left, and z decreases along the first axis.
 TURNED = np.array([[0, 0, -0.7, 120.5], [0, 0.8, 0, -90.25], [-2.5, 0, 0, 33], [0, 0, 0, 1]])
 
 
@@ -24,7 +24,7 @@ def save(path, data, grid=GRID):
 
 
 def write_nrrd(path, data, *lines):
-    """A NRRD file with these lines in its header; the first axis of the array is the fastest, as in ITK."""
+    """Writes a NRRD file with these lines in its header. The first axis of the array is the fastest, as in ITK."""
     names = {"uint8": "uint8", "uint16": "uint16", "int16": "int16", "float32": "float", "float64": "double"}
     head = ["NRRD0005", f"type: {names[data.dtype.name]}", f"dimension: {data.ndim}"]
     head += ["sizes: " + " ".join(map(str, data.shape)), "endian: little", "encoding: raw", *lines]
@@ -32,7 +32,7 @@ def write_nrrd(path, data, *lines):
 
 
 def nrrd_place(affine):
-    """The lines of a NRRD header that say where voxels lie."""
+    """The lines of a NRRD header that give the position of the voxels."""
     columns = " ".join(f"({','.join(map(repr, column))})" for column in np.asarray(affine)[:3, :3].T.tolist())
     origin = ",".join(map(repr, np.asarray(affine)[:3, 3].tolist()))
     return f"space directions: {columns}", f"space origin: ({origin})"
@@ -45,6 +45,6 @@ def fit(folder, scan, *more, steps=12, budget=100):
 
 
 def true_psnr(exported, source):
-    """PSNR of a run's exported volume against the file's own intensities, over their span."""
+    """PSNR of a run's exported volume in the file's own intensities, over their full span."""
     error = np.square(load_volume(exported).data[0].astype(np.float64) - source).mean()
     return 10 * np.log10(float(source.max() - source.min()) ** 2 / error)

@@ -107,7 +107,7 @@ def _with_blocks(lines: Sequence[str]) -> list[str]:
 
 
 def entries(name: str) -> list[str]:
-    """What a module's page says, as reStructuredText."""
+    """The text of a module's page, as reStructuredText."""
     module = importlib.import_module(name)
     title = f"``{name}``"
     lines = [title, "=" * len(title), "", f".. py:module:: {name}", ""]

@@ -52,7 +52,7 @@ class Results:
 
     @property
     def title(self) -> str:
-        """What the page is called."""
+        """Title of the page."""
         return SUBJECTS.get(self.path.stem, (self.path.stem.replace("_", " ").capitalize(), ""))[0]
 
     @property

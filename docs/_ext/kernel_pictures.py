@@ -31,7 +31,7 @@ def constant(path: str, name: str) -> int:
 
 
 def image_cut(planes: int, height: int, width: int) -> tuple[int, int]:
-    """How many strips and bands the CPU kernel cuts a plane into, by the rule at the end of csrc/cpu/ssim2d.cpp."""
+    """Numbers of strips and bands of a plane on the CPU, by the rule at the end of csrc/cpu/ssim2d.cpp."""
     strip = constant("cpu/ssim2d.cpp", "kStripColumns")
     least_rows, wanted_tasks = constant("cpu/ssim2d.cpp", "kLeastBandRows"), constant("cpu/ssim2d.cpp", "kWantedTasks")
     strips = -(-width // strip)
@@ -135,7 +135,7 @@ def draw_tiles(path: Path) -> None:
 
 
 def draw_march(path: Path) -> None:
-    """What a tile holds while it walks down its rows."""
+    """Draws the rows that a tile holds while it marches down an image."""
     rows = constant("cpu/ssim_passes.h", "kRows")
     lag = RADIUS + rows - RADIUS % rows
     figure, axes = plt.subplots(figsize=(8.4, 4.6))

@@ -27,7 +27,7 @@ class _Page(HTMLParser):
 
 
 def broken_links(folder: Path) -> list[str]:
-    """What the pages below a folder link to and is not there, a line each."""
+    """Returns a line for each link target that is missing in the pages below a folder."""
     pages: dict[Path, _Page] = {}
     for path in sorted(folder.rglob("*.html")):
         pages[path] = _Page()

@@ -27,7 +27,7 @@ class Clock:
     """Measures calls on the current CUDA device.
 
     Args:
-        brief: Make as few calls as possible, only to show that everything runs.
+        brief: Whether to make as few calls as possible, only to show that everything runs.
     """
 
     def __init__(self, brief: bool = False) -> None:
@@ -49,7 +49,9 @@ class Clock:
         return (time.perf_counter() - begin) / count * 1e3, host / count * 1e3
 
     def gpu(self, call: Call, host_ms: float = 0.2, cold: bool = False, repeats: int = 6) -> float:
-        """Median time of the GPU in milliseconds. Calls are queued behind a sleeping kernel, so the GPU never waits.
+        """Returns the median GPU time of a call in milliseconds.
+
+        Calls are queued behind a sleeping kernel, so that the GPU never waits for the host.
 
         Args:
             call: The call to measure.
@@ -58,7 +60,7 @@ class Clock:
             repeats: Number of samples, each of several calls.
 
         Raises:
-            WaitingCallError: The queue ran empty, however long the kernel slept.
+            WaitingCallError: The queue ran empty, however long the kernel slept. The call waits for the GPU.
         """
         call()
         torch.cuda.synchronize()

@@ -59,18 +59,22 @@ _installed: dict[str, list[_Change]] = {}
 
 
 def install(*names: str) -> None:
-    """Replaces each named package by ours.
+    """Replaces each named package, or the part of it that we have, by our version.
 
-    "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced as a whole, and need not be installed.
+    "fused_ssim", "fused_ssim3d", "fussim" and "pytorch_msssim" are replaced as a whole. They need not be installed.
+
     "gsplat", "kornia", "monai", "piq", "skimage" and "torchmetrics" must be installed. The functions and classes of
-    `splat_ssim.compat.<name>` replace those of the same name, also in modules such as `kornia.losses.ssim`; everything
-    else stays theirs. For kornia 0.8 and earlier they are those of `splat_ssim.compat.kornia_0_8`. gsplat's
-    `rasterization` is replaced by that of `splat_ssim.compat.gsplat_rendering`: our renderer for tensors on the CPU,
-    gsplat's own for all others. gsplat has losses from 1.6 on.
+    `splat_ssim.compat.<name>` replace those of the same name, also in modules such as `kornia.losses.ssim`. Everything
+    else stays as it is. kornia 0.8 and earlier get `splat_ssim.compat.kornia_0_8`. gsplat's `rasterization` is replaced
+    by that of `splat_ssim.compat.gsplat_rendering`, which uses our renderer for tensors on the CPU and gsplat's own for
+    all others. gsplat's losses are replaced from gsplat 1.6 on, the first version that has them.
 
-    It works before and after the package is imported: `import package`, `package.function` and pickles of the
-    original's modules then give ours. Only a name that other code has already bound by `from package import name`
-    does not change. Installing again covers modules of the package that have been imported since.
+    It does not matter whether the package has been imported: `import package`, `package.function` and pickles of the
+    original's modules give ours afterwards. Only a name that other code has already bound by `from package import name`
+    does not change. Installing again also covers modules of the package that were imported in the meantime.
+
+    Args:
+        *names: One or more of the names above.
 
     Raises:
         ValueError: No name is given, or a name is unknown. Nothing is installed.
@@ -98,9 +102,12 @@ def install(*names: str) -> None:
 
 
 def uninstall(*names: str) -> None:
-    """Restores what `install` has replaced, in the packages named, or in all of them without names.
+    """Restores what `install` has replaced.
 
-    A package that was not replaced is left as it is, and so is an entry that other code has changed since.
+    A package that was not replaced stays as it is. So does a name that other code has changed since.
+
+    Args:
+        *names: The packages to restore, named as for `install`. Without names, all packages are restored.
 
     Raises:
         ValueError: A name is not one that `install` takes. Nothing is changed.

@@ -20,7 +20,9 @@ from splat_ssim.compat._kornia_checks import (
 
 
 def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
-    """`10 log10(max_val² / mse)` of two tensors of any shape and dtype; inf where they are equal; float32 of integers.
+    """Peak signal-to-noise ratio in dB, `10 log10(max_val² / mse)`, of two tensors of the same shape.
+
+    The shape and the dtype may be any. The result is a scalar, float32 for integers. It is inf for equal tensors.
 
     Example:
         >>> import torch
@@ -50,7 +52,7 @@ def _psnr_dtype(images: Tensor) -> torch.dtype:
 
 
 def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:
-    """`-10 log10(max_val² / mse)`, the negative PSNR, of two tensors of any shape and dtype.
+    """The negative PSNR in dB, `-10 log10(max_val² / mse)`, of two tensors of the same shape and any dtype.
 
     Example:
         >>> import torch
@@ -62,14 +64,15 @@ def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:
 
 
 def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
-    """Sum of the absolute differences of neighbours along the two last axes, or the sum of the two axes' means.
+    """Total variation: the absolute differences between neighbours along the last two axes, reduced and added.
 
     Args:
-        img: (…, H, W), any dtype; the differences of integers are taken as int64.
-        reduction: "sum", or "mean".
+        img: (…, H, W), any dtype. Differences of integers are computed in int64.
+        reduction: "sum" adds all differences. "mean" averages the differences of each axis and adds the two means.
 
     Returns:
-        The shape of `img` without its two last axes, in its dtype; of integers int64 sums and float32 means.
+        A tensor of the shape of `img` without its last two axes, in its dtype. For integers, sums are int64 and means
+        float32.
 
     Example:
         >>> import torch
@@ -100,14 +103,17 @@ def total_variation(img: Tensor, reduction: str = "sum") -> Tensor:
 
 
 def inverse_depth_smoothness_loss(idepth: Tensor, image: Tensor) -> Tensor:
-    """Differences of neighbouring inverse depths, each weighed by exp(-|difference of the image|), averaged by axis.
+    """Penalises differences between neighbouring inverse depths, less at edges of the image.
+
+    Each absolute difference is multiplied by exp(-|difference of the image|). The loss is the mean over horizontal
+    neighbours plus the mean over vertical ones.
 
     Args:
-        idepth: (B, 1, H, W), inverse depth, float.
-        image: (B, C, H, W), of the same dtype; its differences are averaged over channels.
+        idepth: (B, 1, H, W) inverse depths, any float dtype.
+        image: (B, C, H, W), same dtype and device as `idepth`. Its absolute differences are averaged over channels.
 
     Returns:
-        A scalar.
+        A scalar in the dtype of `idepth`.
 
     Example:
         >>> import torch
@@ -147,16 +153,19 @@ def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none")
     """`sqrt((x - y)² + 1) - 1`, accurate for small differences and finite for large ones.
 
     Args:
-        img1: Any shape; float, int32 or int64.
-        img2: The same shape and device.
+        img1: Any shape; a float dtype, int32 or int64.
+        img2: Same shape and device as `img1`.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        () or the shape of the images, in their dtype; of integers in torch's default dtype.
+        A scalar, or for "none" a tensor of the shape of the images. Its dtype is theirs, or torch's default dtype if
+        both hold integers.
 
     Raises:
-        TypeError: An image is no tensor or has a dtype on which kornia wraps round or gives no answer.
-        ValueError: The shapes or devices differ; the reduction is unknown, which is a NotImplementedError as well.
+        TypeError: An image is not a tensor, is complex, or is not float and neither int32 nor int64. kornia wraps
+            around on shorter integers.
+        ValueError: The shapes or devices differ, or the reduction is unknown. For an unknown reduction, the error is a
+            NotImplementedError too.
 
     Example:
         >>> import torch
@@ -171,7 +180,7 @@ def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none")
 
 
 def welsch_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
-    """`1 - exp(-(x - y)² / 2)`; all else is as for `charbonnier_loss`.
+    """`1 - exp(-(x - y)² / 2)`. Everything else is as for `charbonnier_loss`.
 
     Example:
         >>> import torch
@@ -186,7 +195,7 @@ def welsch_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> T
 
 
 def cauchy_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
-    """`log((x - y)² / 2 + 1)`; all else is as for `charbonnier_loss`.
+    """`log((x - y)² / 2 + 1)`. Everything else is as for `charbonnier_loss`.
 
     Example:
         >>> import torch
@@ -204,7 +213,7 @@ def cauchy_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> T
 
 
 def geman_mcclure_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
-    """`2 (x - y)² / ((x - y)² + 4)`; all else is as for `charbonnier_loss`.
+    """`2 (x - y)² / ((x - y)² + 4)`. Everything else is as for `charbonnier_loss`.
 
     Example:
         >>> import torch

@@ -89,13 +89,13 @@ def taps_of(masks: Tensor, images: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor, taps: Tensor, groups: int, pad: int) -> Tensor:
-    """(B, windows, H, W) of images (B, groups, H, W), zero-padded: each group is smoothed by its share of the windows.
+    """Smooths each channel of zero-padded images by its share of the windows. Returns (B, windows, H, W).
 
     Args:
         images: (B, groups, H, W).
-        taps: (windows, taps).
-        groups: The number of channels; it divides the number of windows.
-        pad: Zeros at each end of both axes.
+        taps: (windows, taps) weights of each window along one axis.
+        groups: Number of channels. It divides the number of windows.
+        pad: Number of zeros at each end of both axes.
     """
     columns = F.conv2d(images, taps[:, None, :, None], padding=[pad, 0], groups=groups)
     return F.conv2d(columns, taps[:, None, None, :], padding=[0, pad], groups=taps.shape[0])

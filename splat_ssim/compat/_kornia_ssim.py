@@ -24,22 +24,24 @@ _READ = (torch.float32, torch.float16, torch.bfloat16)
 def ssim(
     img1: Tensor, img2: Tensor, window_size: int, max_val: float = 1.0, eps: float = 1e-12, padding: str = "same"
 ) -> Tensor:
-    """The map of SSIM of two batches of images.
+    """The SSIM map of two batches of images.
 
     Args:
-        img1: (B, C, H, W), values in [0, max_val]; integers are taken as they are.
-        img2: The same shape.
-        window_size: Taps of the Gaussian window, whose sigma is 1.5; an even window is padded by one more at the end.
+        img1: (B, C, H, W), any real dtype, values in [0, max_val]. Integers are not rescaled.
+        img2: Same shape and device as `img1`.
+        window_size: Number of taps of the Gaussian window, whose sigma is 1.5. For an even window, the images are
+            padded by one pixel more at the end of an axis than at its start.
         max_val: Largest possible value.
-        eps: Added to the denominator.
-        padding: "same", reflect, or "valid", only the windows inside; in capitals too.
+        eps: Number added to the denominator.
+        padding: "same" pads the images by reflection. "valid" uses only windows that lie inside them. Case is ignored.
 
     Returns:
-        (B, C, H, W), smaller for "valid", in the images' dtype.
+        The map, (B, C, H, W), smaller for "valid". Its dtype is that of the images, or float32 if both hold integers.
 
     Raises:
-        TypeError: An image is no tensor, or an option is of a wrong type.
-        ValueError: Shapes, window and padding do not fit.
+        TypeError: An image is not a real tensor, or an option has the wrong type.
+        ValueError: The shapes or devices differ, the padding is unknown, or the images are too small for the window and
+            the padding.
 
     Example:
         >>> import torch
@@ -53,7 +55,7 @@ def ssim(
 def ssim3d(
     img1: Tensor, img2: Tensor, window_size: int, max_val: float = 1.0, eps: float = 1e-12, padding: str = "same"
 ) -> Tensor:
-    """The map of SSIM of two batches of volumes (B, C, D, H, W); all else is as for `ssim`.
+    """The SSIM map of two batches of volumes (B, C, D, H, W). Everything else is as for `ssim`.
 
     Example:
         >>> import torch
@@ -73,11 +75,10 @@ def ssim_loss(
     reduction: str = "mean",
     padding: str = "same",
 ) -> Tensor:
-    """`(1 - S) / 2`, clamped to [0, 1], of two batches of images; the arguments are those of `ssim`.
+    """`(1 - S) / 2`, clamped to [0, 1], of two batches of images. S is the map of `ssim`, which has the same arguments.
 
-    The value and the gradient of "mean" and "sum" come from one pass over the images.
-
-    `reduction` is "mean", "sum" or "none".
+    `reduction` is "mean", "sum" or "none". For "mean" and "sum", one pass over the images gives the value and the
+    gradient.
 
     Example:
         >>> import torch
@@ -97,7 +98,7 @@ def ssim3d_loss(
     reduction: str = "mean",
     padding: str = "same",
 ) -> Tensor:
-    """`(1 - S) / 2`, clamped to [0, 1], of two batches of volumes; kornia 0.8 and earlier gave `1 - S`.
+    """`(1 - S) / 2`, clamped to [0, 1], of two batches of volumes. kornia 0.8 and earlier return `1 - S`.
 
     Example:
         >>> import torch

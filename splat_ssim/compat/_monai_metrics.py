@@ -10,7 +10,7 @@ from splat_ssim.compat.monai import compute_ms_ssim, image_ssim
 
 
 class SSIMMetric(_Single):
-    """SSIM of images, kept until `aggregate`; the arguments are those of `SSIMLoss`, and MONAI's `reduction`.
+    """Collects the SSIM of images until `aggregate`. The arguments are those of `SSIMLoss`, and MONAI's `reduction`.
 
     Example:
         >>> import torch
@@ -27,7 +27,7 @@ class SSIMMetric(_Single):
 
 
 class MultiScaleSSIMMetric(_MultiScale):
-    """MS-SSIM of images, kept until `aggregate`; the arguments are those of `compute_ms_ssim`.
+    """Collects the MS-SSIM of images until `aggregate`. The arguments are those of `compute_ms_ssim`.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Classes of ours that extend another package's: it is imported when they are asked for, not before."""
+"""Imports our classes that extend another package's on first use, so that the package itself is not needed before."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def import_on_demand(name: str, offered: Sequence[str], module: str, package: str) -> Any:
-    """`name` of our `module`, for the `__getattr__` of a drop-in.
+    """Returns the attribute `name` of our `module`. The `__getattr__` of a drop-in calls it.
 
     Args:
-        name: What is asked for.
-        offered: The names that the drop-in has.
-        module: The module of `splat_ssim.compat` that defines those of them which need `package`.
+        name: Name of the requested attribute.
+        offered: All names that the drop-in has.
+        module: Module of `splat_ssim.compat` that defines the names which need `package`.
         package: The package that `module` imports.
 
     Raises:
-        AttributeError: The name is not offered.
+        AttributeError: The drop-in does not have the name.
         ImportError: The package is not installed.
     """
     if name not in offered:

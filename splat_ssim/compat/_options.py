@@ -37,11 +37,11 @@ def number(name: str, value: object) -> Number:
 
 
 def pair(name: str, values: Iterable[object]) -> tuple[Number, Number]:
-    """Two numbers of a sequence, an array or a tensor.
+    """Reads two numbers from a sequence, an array or a tensor.
 
     Raises:
-        ValueError: There are more or fewer.
-        TypeError: One is not a number, or `values` is no sequence.
+        ValueError: There are more or fewer than two.
+        TypeError: One is not a number, or `values` is not a sequence.
     """
     if not isinstance(values, Iterable):
         raise TypeError(f"{name} must be two numbers, got {type(values).__name__}")
@@ -53,7 +53,7 @@ def pair(name: str, values: Iterable[object]) -> tuple[Number, Number]:
 
 
 def integer(name: str, value: object) -> int:
-    """An int, a numpy integer or an integer tensor of one element, as an int.
+    """Reads an int, a numpy integer or an integer tensor of one element as an int.
 
     Raises:
         TypeError: The value is none of these.
@@ -69,7 +69,7 @@ def integer(name: str, value: object) -> int:
 
 
 def whole(name: str, value: object) -> int:
-    """As `integer`, but also accepts a bool and a float without a fraction.
+    """`integer` that also accepts a bool and a float without a fraction.
 
     Raises:
         TypeError: The value is not a number.

@@ -72,8 +72,9 @@ def float32_gaussian(
     Args:
         size: Number of taps.
         sigma: Standard deviation.
-        device: Where to build it; None means torch's default device.
-        centre: Index of the largest tap of a window of odd size; an even one is centred at it too.
+        device: Device of the result. None: torch's default device.
+        centre: Index of the tap that the Gaussian is centred at. By default the middle of the window, which for an even
+            window lies between two taps.
     """
     middle = (size - 1) / 2 if centre is None else centre
     offsets = torch.arange(size, dtype=torch.float32, device=device) - middle

@@ -33,7 +33,7 @@ def _add(metric: Any, values: Tensor, further: Tensor | None = None) -> None:
 
 
 class StructuralSimilarityIndexMeasure(_Single):
-    """SSIM over all images seen; the arguments are the options of `structural_similarity_index_measure`.
+    """SSIM of all images passed to `update`. The arguments are the options of `structural_similarity_index_measure`.
 
     Example:
         >>> import torch
@@ -46,13 +46,15 @@ class StructuralSimilarityIndexMeasure(_Single):
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds images; shapes as for `structural_similarity_index_measure`."""
+        """Adds a batch of images. Shapes are as for `structural_similarity_index_measure`."""
         options = _options(self, self.return_full_image, self.return_contrast_sensitivity)
         _add(self, *similarity(preds, target, options))
 
 
 class MultiScaleStructuralSimilarityIndexMeasure(_MultiScale):
-    """MS-SSIM over all images seen; the arguments are the options of `multiscale_structural_similarity_index_measure`.
+    """MS-SSIM of all images passed to `update`.
+
+    The arguments are the options of `multiscale_structural_similarity_index_measure`.
 
     Example:
         >>> import torch
@@ -65,7 +67,7 @@ class MultiScaleStructuralSimilarityIndexMeasure(_MultiScale):
     """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds images; shapes as for `multiscale_structural_similarity_index_measure`."""
+        """Adds a batch of images. Shapes are as for `multiscale_structural_similarity_index_measure`."""
         preds, target = check_images(preds, target)
         _add(self, multiscale(preds, target, _options(self), self.betas, self.normalize))
 

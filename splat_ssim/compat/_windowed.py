@@ -112,17 +112,17 @@ def pad(images: Tensor, amounts: Sequence[int], padding: str) -> Tensor:
 
 
 def image_means(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str = "valid") -> Tensor:
-    """(B,): the mean of S of each image.
+    """Returns the mean SSIM of each image.
 
     Args:
-        img1: (B, C, H, W) or (B, C, D, H, W), a float dtype.
-        img2: The same shape, dtype and device.
+        img1: (B, C, H, W) or (B, C, D, H, W), any float dtype.
+        img2: Same shape, dtype and device as `img1`.
         constants: Data range and small constants.
         window: The window of each axis.
-        padding: "valid" or "reflect"; what does not fit is refused before.
+        padding: "valid" or "reflect". The caller has checked that images and window fit it.
 
     Returns:
-        float32 or float64.
+        (B,) float32 or float64.
     """
     options = _options(img1, img2, constants, window, padding)
     if options is None:

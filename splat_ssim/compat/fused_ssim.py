@@ -1,8 +1,8 @@
 """The interface of the `fused_ssim` package: mean SSIM and its map, window 11, sigma 1.5, data range 1.
 
-Different from the original: it also runs on a CPU, in 2D and 3D; the second image gets its gradient if it requires one,
-where the original silently gives none; the value never exceeds 1; and images smaller than the window raise a ValueError
-in "valid", where the original returns NaN.
+It differs from the original in four ways. It also runs on a CPU, in 2D and 3D. The second image gets its gradient if it
+requires one; the original silently gives it none. The value never exceeds 1. With padding "valid", images smaller than
+the window raise a ValueError; the original returns NaN.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ is_3D_supported = True  # noqa: N816 - the original's name
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
-    """Mean SSIM of two batches of images.
+    """Mean SSIM of two batches of images, as a differentiable scalar.
 
     Args:
-        img1: (B, C, H, W), values in [0, 1]; dtypes and strides as for `splat_ssim.ssim`.
-        img2: The same shape and device.
-        padding: "same", zeros outside the images, or "valid", only windows inside.
+        img1: (B, C, H, W), values in [0, 1]. The dtypes and strides of `splat_ssim.ssim` are accepted.
+        img2: Same shape and device as `img1`.
+        padding: "same" pads the images with zeros. "valid" uses only windows that lie inside them.
         train: Whether a gradient is needed. If not, only the value is computed.
 
     Returns:
-        A scalar, float32 or float64.
+        A scalar: float64 if either image is float64, otherwise float32.
 
     Raises:
-        ValueError: As `splat_ssim.ssim`; an unknown padding is an AssertionError as well, as in the original.
-        TypeError: As `splat_ssim.ssim`.
+        ValueError: In the same cases as `splat_ssim.ssim`. The error for an unknown padding is an AssertionError too,
+            as in the original.
+        TypeError: In the same cases as `splat_ssim.ssim`.
 
     Example:
         >>> import torch
@@ -52,7 +53,7 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
 
 
 def fused_ssim3d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
-    """Mean SSIM of two batches of volumes (B, C, D, H, W); all else is as for `fused_ssim`.
+    """Mean SSIM of two batches of volumes (B, C, D, H, W). Everything else is as for `fused_ssim`.
 
     Example:
         >>> import torch
@@ -65,10 +66,9 @@ def fused_ssim3d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool 
 
 
 class FusedSSIMMap:
-    """The map of SSIM: `FusedSSIMMap.apply(C1, C2, img1, img2)`.
+    """The SSIM map: `FusedSSIMMap.apply(C1, C2, img1, img2)`.
 
-    The original is a `torch.autograd.Function`, so that `apply` is all that callers use of it. Here `apply` takes
-    keywords too.
+    The original is a `torch.autograd.Function`, of which callers use only `apply`. Here, `apply` takes keywords too.
     """
 
     @staticmethod
@@ -81,23 +81,26 @@ class FusedSSIMMap:
         train: bool = True,
         spatial_dims: int = 2,
     ) -> Tensor:
-        """S for every pixel.
+        """Computes the SSIM of every pixel.
 
         Args:
             C1: Constant of the luminance term, 0.01² for images in [0, 1].
             C2: Constant of the contrast-structure term, 0.03² for images in [0, 1].
-            img1: (B, C, H, W), or (B, C, D, H, W) with `spatial_dims` 3; dtypes and strides as for `splat_ssim.ssim`.
-            img2: The same shape and device.
+            img1: (B, C, H, W), or (B, C, D, H, W) with `spatial_dims=3`. The dtypes and strides of `splat_ssim.ssim`
+                are accepted.
+            img2: Same shape and device as `img1`.
             padding: As for `fused_ssim`.
             train: As for `fused_ssim`.
-            spatial_dims: 2 or 3.
+            spatial_dims: 2 for images, 3 for volumes.
 
         Returns:
-            The shape of the images, less 10 in each spatial axis for "valid"; float32 or float64.
+            The map, in the shape of the images; "valid" makes each spatial axis 10 shorter. It is float64 if either
+            image is float64, otherwise float32.
 
         Raises:
-            ValueError: As for `fused_ssim`; a constant is negative or not finite; `spatial_dims` is neither 2 nor 3.
-            TypeError: As for `fused_ssim`; a constant is not a number.
+            ValueError: In the same cases as `fused_ssim`; or a constant is negative or not finite; or `spatial_dims` is
+                neither 2 nor 3.
+            TypeError: In the same cases as `fused_ssim`; or a constant is not a number.
 
         Example:
             >>> import torch
@@ -123,7 +126,7 @@ def map_of(
     spatial_dims: int = 2,
     window_size: int = 11,
 ) -> Tensor:
-    """The map of S as `FusedSSIMMap.apply` gives it, with any window."""
+    """The SSIM map, as `FusedSSIMMap.apply` returns it, for any window size."""
     _check_padding(padding)
     check_images(img1, img2, (spatial_dims,))
     check_padding(SSIMOptions(window_size, padding=padding), img1)

@@ -1,4 +1,4 @@
-"""The interface of the `fused_ssim3d` package; `splat_ssim.compat.fused_ssim` says what differs from the original."""
+"""The interface of the `fused_ssim3d` package. `splat_ssim.compat.fused_ssim` says how it differs from the original."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FusedSSIMMap", "allowed_padding", "fused_ssim2d", "fused_ssim3d"]
 
 
 def fused_ssim2d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
-    """Mean SSIM of two batches of images (B, C, H, W): `splat_ssim.compat.fused_ssim.fused_ssim` under this name.
+    """Mean SSIM of two batches of images (B, C, H, W). It is `splat_ssim.compat.fused_ssim.fused_ssim` by another name.
 
     Example:
         >>> import torch

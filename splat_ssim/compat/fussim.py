@@ -1,12 +1,12 @@
-"""The interface of the `fussim` package (0.3): fused_ssim with three windows, and `ssim`, `SSIM` as pytorch-msssim's.
+"""The interface of the `fussim` package (0.3): fused_ssim with three window sizes, and pytorch-msssim's `ssim`, `SSIM`.
 
-As in the original: windows have 7, 9 or 11 taps and sigma 1.5; images only, no volumes; `ssim` is
-"valid" and `nonnegative_ssim` clamps each pixel, where pytorch-msssim clamps the mean of each channel.
+As in the original, windows have 7, 9 or 11 taps and sigma 1.5. Inputs are images, not volumes. `ssim` uses "valid"
+padding. `nonnegative_ssim` clamps each pixel, where pytorch-msssim clamps the mean of each channel.
 
-Different from the original: it also runs on a CPU; the second image gets its gradient if it requires one; images may
-have any dtype that `splat_ssim.ssim` reads, and float64 is computed in float64; under autocast everything is computed
-in float32, where the original rounds the images to float16; images smaller than the window raise a ValueError in
-"valid".
+It differs from the original in these ways. It also runs on a CPU. The second image gets its gradient if it requires
+one. Images may have any dtype that `splat_ssim.ssim` reads, and float64 is computed in float64. Under autocast
+everything is computed in float32, where the original rounds the images to float16. With padding "valid", images smaller
+than the window raise a ValueError.
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ ALLOWED_PADDING = ("same", "valid")
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True, window_size: int = 11) -> Tensor:
-    """Mean SSIM of two batches of images.
+    """Mean SSIM of two batches of images, as a differentiable scalar.
 
     Args:
-        img1: (B, C, H, W), values in [0, 1]; dtypes and strides as for `splat_ssim.ssim`.
-        img2: The same shape and device.
-        padding: "same", zeros outside the images, or "valid", only windows inside.
+        img1: (B, C, H, W), values in [0, 1]. The dtypes and strides of `splat_ssim.ssim` are accepted.
+        img2: Same shape and device as `img1`.
+        padding: "same" pads the images with zeros. "valid" uses only windows that lie inside them.
         train: Whether a gradient is needed. If not, only the value is computed.
-        window_size: Taps of the Gaussian window: 7, 9 or 11.
+        window_size: Number of taps of the Gaussian window: 7, 9 or 11.
 
     Returns:
-        A scalar, float32 or float64.
+        A scalar: float64 if either image is float64, otherwise float32.
 
     Raises:
-        ValueError: As `splat_ssim.ssim`; another padding or window. Of images on two devices a RuntimeError as well.
-        TypeError: As `splat_ssim.ssim`.
+        ValueError: In the same cases as `splat_ssim.ssim`; or the padding or window size is not one of those above. If
+            the images are on different devices, the error is a RuntimeError too.
+        TypeError: In the same cases as `splat_ssim.ssim`.
 
     Example:
         >>> import torch
@@ -71,7 +72,7 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
 
 
 class FusedSSIMMap:
-    """The map of SSIM: `FusedSSIMMap.apply(C1, C2, img1, img2)`, as in `splat_ssim.compat.fused_ssim`."""
+    """The SSIM map: `FusedSSIMMap.apply(C1, C2, img1, img2)`, as in `splat_ssim.compat.fused_ssim`."""
 
     @staticmethod
     def apply(
@@ -83,23 +84,24 @@ class FusedSSIMMap:
         train: bool = True,
         window_size: int = 11,
     ) -> Tensor:
-        """S for every pixel.
+        """Computes the SSIM of every pixel.
 
         Args:
             C1: Constant of the luminance term, 0.01² for images in [0, 1].
             C2: Constant of the contrast-structure term, 0.03² for images in [0, 1].
-            img1: (B, C, H, W); dtypes and strides as for `splat_ssim.ssim`.
-            img2: The same shape and device.
+            img1: (B, C, H, W). The dtypes and strides of `splat_ssim.ssim` are accepted.
+            img2: Same shape and device as `img1`.
             padding: As for `fused_ssim`.
             train: As for `fused_ssim`.
             window_size: As for `fused_ssim`.
 
         Returns:
-            The shape of the images, less window_size - 1 in each spatial axis for "valid"; float32 or float64.
+            The map, in the shape of the images; "valid" makes each spatial axis window_size - 1 shorter. It is float64
+            if either image is float64, otherwise float32.
 
         Raises:
-            ValueError: As for `fused_ssim`; a constant is negative or not finite.
-            TypeError: As for `fused_ssim`; a constant is not a number.
+            ValueError: In the same cases as `fused_ssim`; or a constant is negative or not finite.
+            TypeError: In the same cases as `fused_ssim`; or a constant is not a number.
 
         Example:
             >>> import torch
@@ -112,11 +114,13 @@ class FusedSSIMMap:
 
 
 class FusedSSIMMapFP16:
-    """As `FusedSSIMMap`, of images in half precision, computed in float32."""
+    """`FusedSSIMMap` for images rounded to half precision. It computes in float32."""
 
     @staticmethod
     def apply(C1: float, C2: float, img1: Tensor, img2: Tensor, padding: str = "same", window_size: int = 11) -> Tensor:
-        """S for every pixel of both images rounded to float16; the arguments are those of `FusedSSIMMap.apply`.
+        """Computes the SSIM of every pixel of the images, which are first rounded to float16.
+
+        The arguments are those of `FusedSSIMMap.apply`, without `train`. The map is float32.
 
         Example:
             >>> import torch
@@ -139,25 +143,25 @@ def ssim(
     K: tuple[float, float] = (0.01, 0.03),
     nonnegative_ssim: bool = False,
 ) -> Tensor:
-    """SSIM over the windows that lie inside ("valid").
+    """SSIM averaged over the windows that lie inside the images ("valid").
 
     Args:
-        X: (B, C, H, W), values in [0, data_range]; dtypes as for `splat_ssim.ssim`.
-        Y: The same shape and device.
+        X: (B, C, H, W), values in [0, data_range]. The dtypes of `splat_ssim.ssim` are accepted.
+        Y: Same shape and device as `X`.
         data_range: Difference between the largest and the smallest possible value.
-        size_average: Whether to average over the batch; otherwise (B,).
-        win_size: Taps of the Gaussian window: 7, 9 or 11.
-        win_sigma: 1.5.
-        win: None.
-        K: (k1, k2), each between 0 and 1.
-        nonnegative_ssim: Whether negative values of pixels count as 0.
+        size_average: Whether to average over the batch. If not, the result has one value for each image.
+        win_size: Number of taps of the Gaussian window: 7, 9 or 11.
+        win_sigma: Standard deviation of the window. It must be 1.5.
+        win: Unused. It must be None.
+        K: (k1, k2), both between 0 and 1, exclusively.
+        nonnegative_ssim: Whether pixels with a negative SSIM count as 0.
 
     Returns:
-        () or (B,), float32 or float64.
+        A tensor of shape () or (B,): float64 if either image is float64, otherwise float32.
 
     Raises:
-        ValueError: As `splat_ssim.ssim`; an option is not as above.
-        TypeError: As `splat_ssim.ssim`.
+        ValueError: In the same cases as `splat_ssim.ssim`; or an option has a value not listed above.
+        TypeError: In the same cases as `splat_ssim.ssim`.
 
     Example:
         >>> import torch
@@ -183,7 +187,7 @@ def ssim(
 
 
 class SSIM(nn.Module):
-    """`ssim` as a module; the number of channels is that of the images, whatever `channel`.
+    """`ssim` as a module. `channel` is ignored: images may have any number of channels.
 
     Example:
         >>> import torch
@@ -214,7 +218,7 @@ class SSIM(nn.Module):
         self.nonnegative_ssim = nonnegative_ssim
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        """The value; shapes as for `ssim`."""
+        """Returns the SSIM. Shapes are as for `ssim`."""
         return ssim(
             X,
             Y,
@@ -227,7 +231,7 @@ class SSIM(nn.Module):
 
 
 def get_build_info() -> dict[str, Any]:
-    """What the original reports about its wheel. Here nothing was built for a certain version of torch or CUDA.
+    """Build information in the original's format. This package is not built for a certain version of torch or CUDA.
 
     Example:
         >>> from splat_ssim.compat.fussim import get_build_info
@@ -246,7 +250,7 @@ def get_build_info() -> dict[str, Any]:
 
 
 def check_compatibility(warn: bool = True) -> tuple[bool, list[str]]:
-    """Whether the package fits torch and CUDA, and the problems if not: always (True, []), as it depends on neither.
+    """Always returns (True, []). The original checks whether its wheel fits the installed torch and CUDA.
 
     Example:
         >>> from splat_ssim.compat.fussim import check_compatibility

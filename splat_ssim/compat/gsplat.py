@@ -5,14 +5,16 @@ are not on the CPU, the window has 11 taps and the second image requires no grad
 images are padded by zeros). Here `padding` chooses: "valid", "same", or "auto", the default, which is gsplat's own
 rule and what `install("gsplat")` installs.
 
-As in the original: the window is a Gaussian of sigma 1.5 and the data range is 1; an even window is
-centred at its sample size // 2, and its map larger than the images by 1; `masked_ssim` averages over all pixels; with
-GSPLAT_ENFORCE_CONTRACTS=1 values outside [0, 1] are an error.
+As in the original, the window is a Gaussian of sigma 1.5 and the data range is 1. An even window is centred at its
+sample size // 2; with "same", its map is one pixel larger than the images. `masked_ssim` averages over all pixels,
+masked ones included. With GSPLAT_ENFORCE_CONTRACTS=1, values outside [0, 1] are an error.
 
-Different from the original: "valid" gives the second image its gradient and takes any window; images smaller than the
-window are an error in "valid", where fused_ssim returns NaN; half precision is computed in float32 and rounded once.
+It differs from the original in these ways. "valid" gives the second image its gradient and takes any window size. With
+"valid", images smaller than the window are an error, where fused_ssim returns NaN. Half precision is computed in
+float32 and rounded once.
 
-Odd windows of 3 to 33 taps use the kernels for float32 and half precision. The rest of `gsplat.losses` stays gsplat's.
+Odd windows of 3 to 33 taps use the kernels for float32 and half precision. `install("gsplat")` does not replace the
+other losses of `gsplat.losses`.
 """
 
 from __future__ import annotations
@@ -38,19 +40,21 @@ _ENFORCE = os.environ.get("GSPLAT_ENFORCE_CONTRACTS") == "1" or os.environ.get("
 
 
 def ssim_loss(img1: Tensor, img2: Tensor, window_size: int = 11, padding: str = "auto") -> Tensor:
-    """`1 - SSIM`, the mean over images, channels and pixels.
+    """`1 - SSIM`, averaged over images, channels and pixels.
 
     Args:
-        img1: (B, C, H, W), float, values in [0, 1].
-        img2: The same shape, dtype and device.
-        window_size: Taps of the Gaussian window.
-        padding: "same", zeros; "valid", only windows inside; "auto", the one that gsplat would use.
+        img1: (B, C, H, W), any float dtype, values in [0, 1].
+        img2: Same shape, dtype and device as `img1`.
+        window_size: Number of taps of the Gaussian window.
+        padding: "same" pads the images with zeros. "valid" uses only windows that lie inside them. "auto" chooses the
+            one of these that gsplat would use.
 
     Returns:
-        A scalar in the dtype of the images, differentiable in both.
+        A scalar in the dtype of the images, differentiable with respect to both.
 
     Raises:
-        ValueError: The shapes do not fit, the images are smaller than the window in "valid", or `padding` is unknown.
+        ValueError: The shapes do not fit, `padding` is unknown, or the images are smaller than the window with "valid".
+            Where gsplat raises a RuntimeError, the error is a RuntimeError too.
         TypeError: An image is not a float tensor.
 
     Example:
@@ -76,20 +80,20 @@ def ssim_loss(img1: Tensor, img2: Tensor, window_size: int = 11, padding: str = 
 
 
 def masked_ssim(pred: Tensor, gt: Tensor, mask: Tensor, padding: str = "auto") -> Tensor:
-    """`ssim_loss` of both images multiplied by a mask, averaged over all pixels.
+    """Multiplies both images by a mask and returns their `ssim_loss`, averaged over all pixels.
 
     Args:
-        pred: (B, C, H, W), float, values in [0, 1].
-        gt: The same shape, dtype and device.
-        mask: Mask that both images are multiplied by, such as (B, 1, H, W).
+        pred: (B, C, H, W), any float dtype, values in [0, 1].
+        gt: Same shape, dtype and device as `pred`.
+        mask: Factor for both images, of any shape that broadcasts to theirs, such as (B, 1, H, W).
         padding: As for `ssim_loss`.
 
     Returns:
-        As for `ssim_loss`.
+        A scalar, as for `ssim_loss`.
 
     Raises:
-        ValueError: As for `ssim_loss`.
-        TypeError: Likewise.
+        ValueError: In the same cases as `ssim_loss`.
+        TypeError: In the same cases as `ssim_loss`.
 
     Example:
         >>> import torch

@@ -1,14 +1,15 @@
-"""gsplat's `rasterization` for tensors on the CPU, on our kernels; every other device stays gsplat's.
+"""gsplat's `rasterization`: tensors on the CPU are rendered by our kernels, tensors on other devices by gsplat.
 
-`install("gsplat")` puts it in the place of gsplat's own, so that a script written for gsplat runs without a GPU. It
-binds its arguments as the installed gsplat does (1.5.3 and 1.6 differ in theirs), and means what that version means:
-alpha is clamped to 0.999 before 1.6 and to 0.99 from 1.6 on.
+`install("gsplat")` replaces gsplat's own function by this one, so that a script written for gsplat runs without a GPU.
+It has the signature of the installed gsplat (1.5.3 and 1.6 differ) and gives that version's images: alpha is clamped to
+0.999 before 1.6 and to 0.99 from 1.6 on.
 
-Different from the original, on the CPU: an option that our renderer lacks raises `UnsupportedOptionError`, which names
-it; so does what this version does not know and is not at its default. Tensors have no batch axes before [N, 3] and
-[C, 4, 4], and one dtype, float32 or float64. The lists of tiles ("isect_ids" and others) are not in the returned
-`meta`: to read one is a KeyError that says so. From 1.6 on gsplat's "antialiased" scales no opacity by less than 0.005;
-ours goes to 0, which no pixel shows by more than 0.005.
+On the CPU it differs from the original in these ways. An option that our renderer lacks, or that a later gsplat has
+added, raises an `UnsupportedOptionError` that names it, unless it has gsplat's default value. Tensors have no batch
+axes before [N, 3] and [C, 4, 4], and all have the same dtype, float32 or float64. The returned `meta` lacks the lists
+of tiles ("isect_ids" and others); reading one of them raises a KeyError that says so. From 1.6 on, gsplat's
+"antialiased" never scales an opacity by less than 0.005. Ours scales it down to 0, which changes no pixel by more than
+0.005.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class MissingListError(KeyError, ValueError):
 
 
 class Meta(dict[str, Any]):
-    """What `rasterization` returns third: a dictionary that says why gsplat's lists of tiles are not in it."""
+    """The third result of `rasterization`. It is a dictionary that says why gsplat's lists of tiles are not in it."""
 
     def __missing__(self, key: str) -> Any:
         if key in _LISTS:
@@ -67,19 +68,20 @@ class Meta(dict[str, Any]):
 
 
 def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Gsplat's `rasterization`: on the CPU `splat_ssim.render.rasterization`, elsewhere gsplat's own.
+    """Renders like gsplat's `rasterization`: on the CPU by `splat_ssim.render.rasterization`, elsewhere by gsplat.
 
     Args:
-        *args: As for the installed gsplat's function, whose signature this one has.
-        **kwargs: Likewise. `channel_chunk` and `segmented` are without effect on the CPU; `tile_size` is chosen by the
-            image's size where it is not given, which changes no pixel.
+        *args: The arguments of the installed gsplat's function. This function has the same signature.
+        **kwargs: The same. On the CPU, `channel_chunk` and `segmented` have no effect. If `tile_size` is not given, the
+            size of the image decides; this changes no pixel.
 
     Returns:
-        Images [C, H, W, D], alphas [C, H, W, 1] and `meta`, as in gsplat; see `splat_ssim.render.rasterization`.
+        Images [C, H, W, D], alphas [C, H, W, 1] and `meta`, as in gsplat. See `splat_ssim.render.rasterization`.
 
     Raises:
-        NotImplementedError: An option that our renderer lacks; a ValueError as well.
-        ValueError, TypeError: As for `splat_ssim.render.rasterization`, and as for a call with wrong arguments.
+        NotImplementedError: Our renderer lacks an option. The error is a ValueError too.
+        ValueError, TypeError: In the same cases as `splat_ssim.render.rasterization`; or the arguments do not fit the
+            signature.
 
     Example:
         >>> import torch
@@ -111,10 +113,10 @@ def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, 
 
 
 def rasterization_2dgs(*args: Any, **kwargs: Any) -> Any:
-    """Gsplat's `rasterization_2dgs`, which has no part of ours: on the CPU it is refused.
+    """Calls gsplat's `rasterization_2dgs`. We have no renderer of 2D Gaussians, so tensors on the CPU are refused.
 
     Raises:
-        NotImplementedError: The tensors are on the CPU; a ValueError as well.
+        NotImplementedError: The tensors are on the CPU. The error is a ValueError too.
 
     Example:
         >>> import torch

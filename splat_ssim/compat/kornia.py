@@ -2,18 +2,19 @@
 
 kornia 0.8 and earlier compute SSIM of volumes and `MS_SSIMLoss` differently: see `splat_ssim.compat.kornia_0_8`.
 
-As in the original: "same" is reflect padding; `ssim` and `ssim3d` give the map; `eps` is added to
-the denominator, so that equal black images give 0.99999; `total_variation` averages each axis over its own number of
-differences; `psnr_loss` of equal images is -inf. What kornia scripts by torch.jit.script can be scripted here.
+As in the original, "same" is reflect padding, and `ssim` and `ssim3d` return the map. `eps` is added to the
+denominator, so that equal black images give 0.99999. `total_variation` averages each axis over its own number of
+differences. `psnr_loss` of equal images is -inf. Whatever torch.jit.script can script in kornia, it can script here.
 
-Different from the original: windows of even size work, shifted by half a pixel (kornia 0.9 refuses them); half
-precision is computed in float32 and rounded once; the robust losses refuse uint8, int8 and int16, where kornia wraps
-around; a window larger than the image is a ValueError; options may be numpy scalars and tensors of one element. Where
-kornia raises its BaseError, a ValueError or a TypeError is raised; an unknown reduction is a NotImplementedError too.
+It differs from the original in these ways. Even windows work and are shifted by half a pixel; kornia 0.9 refuses them.
+Half precision is computed in float32 and rounded once. The robust losses refuse uint8, int8 and int16, on which kornia
+wraps around. A window larger than the image is a ValueError. Options may be numpy scalars and tensors of one element.
+Where kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
+NotImplementedError too.
 
 SSIM and `MS_SSIMLoss` use the kernels for float32, half precision and integer images and odd windows up to 33 taps.
-float64 images, even windows, options that carry a gradient, torch.jit.trace and forward-mode differentiation use plain
-torch, which gives the same numbers.
+Plain torch, which gives the same numbers, computes the rest: float64 images, even windows, options that carry a
+gradient, torch.jit.trace and forward-mode differentiation.
 """
 
 from __future__ import annotations
@@ -76,23 +77,27 @@ for _function in (
 
 
 class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
-    """L1 and SSIM at several sigmas on one scale, zero-padded: `forward(img1, img2)` of (B, C, H, W).
+    """Combines L1 with SSIM for several sigmas at full resolution: `forward(img1, img2)` takes (B, C, H, W).
 
-    For each channel, l is the luminance term at the last sigma and cs the product of the contrast-structure terms at
-    all sigmas; G is the Gaussian of the last sigma:
+    For each channel, l is the luminance term at the last sigma, cs the product of the contrast-structure terms at all
+    sigmas, and G the Gaussian of the last sigma. Windows see zeros outside the images. The loss is a map (B, H, W):
 
         loss = compensation · [alpha · (1 - mean_c(l · cs)) + (1 - alpha) · mean_c(G * |img1 - img2|) / data_range]
 
-    a map (B, H, W) before the reduction "mean", "sum" or "none". A batch of one is compared with every image of the
-    other. kornia 0.8 and earlier let each channel see other sigmas: `splat_ssim.compat.kornia_0_8.MS_SSIMLoss`.
+    `reduction` reduces it. If one batch has a single image, it is compared with every image of the other batch. In
+    kornia 0.8 and earlier, channels see different sigmas: see `splat_ssim.compat.kornia_0_8.MS_SSIMLoss`.
 
     Args:
-        sigmas: Standard deviations of the windows, each of 2 · int(2 · last sigma) + 1 taps.
+        sigmas: Standard deviations of the windows in pixels. Every window has 2 · int(2 · last sigma) + 1 taps.
         data_range: Difference between the largest and the smallest possible value.
         K: (k1, k2), as for `splat_ssim.ssim`.
-        alpha: Share of the SSIM term.
+        alpha: Weight of the SSIM term. L1 has the rest.
         compensation: Factor of the whole loss.
         reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: `sigmas` is empty or has a value that is negative or not finite, or `K` is not a pair.
+        TypeError: An option is not a number.
 
     Example:
         >>> import torch
@@ -143,7 +148,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
             self._mask_sigmas = sigmas_of(self._g_masks)
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss, () or (B, H, W), in the images' dtype."""
+        """Returns the loss, of shape () or (B, H, W), in the dtype of the images."""
         if not torch.jit.is_scripting():
             check_broadcast(img1, img2)
             check_reduction(self.reduction)
@@ -207,7 +212,7 @@ class SSIM(nn.Module):
         self.padding = padding
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The map; shapes as for the function."""
+        """Returns the map. Shapes are as for the function."""
         return self._function(img1, img2, self.window_size, self.max_val, self.eps, self.padding)
 
 
@@ -250,7 +255,7 @@ class SSIMLoss(nn.Module):
         self.padding = padding
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         options = (self.window_size, self.max_val, self.eps, self.reduction, self.padding)
         return self._function(img1, img2, *options)
 
@@ -268,7 +273,7 @@ class SSIM3DLoss(SSIMLoss):
 
 
 class PSNRLoss(nn.Module):
-    """`psnr_loss` as a module.
+    """`psnr_loss` as a module, for values up to `max_val`.
 
     Example:
         >>> import torch
@@ -281,7 +286,7 @@ class PSNRLoss(nn.Module):
         self.max_val = setting("max_val", max_val)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return psnr_loss(image, target, self.max_val)
 
 
@@ -295,7 +300,7 @@ class TotalVariation(nn.Module):
     """
 
     def forward(self, img: Tensor) -> Tensor:
-        """The value; shapes as for the function."""
+        """Returns the total variation. Shapes are as for the function."""
         return total_variation(img)
 
 
@@ -309,12 +314,12 @@ class InverseDepthSmoothnessLoss(nn.Module):
     """
 
     def forward(self, idepth: Tensor, image: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return inverse_depth_smoothness_loss(idepth, image)
 
 
 class _RobustLoss(nn.Module):
-    """What the four robust losses keep."""
+    """Base class of the four robust losses."""
 
     def __init__(self, reduction: str | None = "none"):
         super().__init__()
@@ -331,7 +336,7 @@ class CharbonnierLoss(_RobustLoss):
     """
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return charbonnier_loss(img1, img2, self.reduction)
 
 
@@ -345,7 +350,7 @@ class WelschLoss(_RobustLoss):
     """
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return welsch_loss(img1, img2, self.reduction)
 
 
@@ -359,7 +364,7 @@ class CauchyLoss(_RobustLoss):
     """
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return cauchy_loss(img1, img2, self.reduction)
 
 
@@ -373,5 +378,5 @@ class GemanMcclureLoss(_RobustLoss):
     """
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """The loss; shapes as for the function."""
+        """Returns the loss. Shapes are as for the function."""
         return geman_mcclure_loss(img1, img2, self.reduction)

@@ -1,11 +1,12 @@
-"""The interface of kornia 0.8 and earlier: `splat_ssim.compat.kornia`, but for what kornia 0.9 changed.
+"""The interface of kornia 0.8 and earlier. It is `splat_ssim.compat.kornia` without the changes of kornia 0.9.
 
-For volumes "same" is replicate padding, the window is rounded to float32 even where they are float64, and `ssim3d_loss`
-is `1 - S` without the division by two and the clamp (its documentation says `(1 - S) / 2`). In `MS_SSIMLoss` the
+For volumes, "same" is replicate padding, the window is rounded to float32 even if they are float64, and `ssim3d_loss`
+is `1 - S`, without the division by two and the clamp (its documentation says `(1 - S) / 2`). In `MS_SSIMLoss`, the
 channels see different sigmas.
 
-All else is as in kornia 0.9, also where 0.8 is of no use. 0.8 gives NaN for half precision, and for the mean of total
-variation along an axis of one pixel. It truncates the window of integer images. It takes "VALID" for "same".
+Everything else is as in kornia 0.9, even where 0.8 gives a wrong result: 0.8 returns NaN for half precision and for the
+mean of total variation along an axis of one pixel, truncates the window of integer images, and takes "VALID" for
+"same".
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ __all__ = [
 def ssim3d(
     img1: Tensor, img2: Tensor, window_size: int, max_val: float = 1.0, eps: float = 1e-12, padding: str = "same"
 ) -> Tensor:
-    """The map of SSIM of two batches of volumes, "same" padded by replicate; all else is as for kornia 0.9.
+    """The SSIM map of two batches of volumes. "same" is replicate padding. Everything else is as in kornia 0.9.
 
     Example:
         >>> import torch
@@ -92,7 +93,7 @@ def ssim3d_loss(
     reduction: str = "mean",
     padding: str = "same",
 ) -> Tensor:
-    """`1 - S` of two batches of volumes, without a division by two or a clamp.
+    """`1 - S` of two batches of volumes, without the division by two and the clamp of kornia 0.9.
 
     Example:
         >>> import torch
@@ -133,14 +134,14 @@ class SSIM3DLoss(_kornia.SSIM3DLoss):
 
 
 class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
-    """L1 and SSIM at several sigmas, three windows for each sigma dealt out to the channels in order.
+    """Combines L1 with SSIM for several sigmas. Each sigma has three windows, which are dealt out to the channels.
 
-    With the default sigmas and 3 channels, R sees {.5, .5, .5, 1, 1}, G {1, 2, 2, 2, 4} and B {4, 4, 8, 8, 8}. The
-    product of the last three luminance terms and of all fifteen contrast-structure terms takes the place of the mean
-    over channels. The L1 term is smoothed by the last C windows: all of the last sigma only for C of 3 or less. The
-    number of channels must divide the number of windows.
+    With the default sigmas and 3 channels, R sees {.5, .5, .5, 1, 1}, G {1, 2, 2, 2, 4} and B {4, 4, 8, 8, 8}. SSIM is
+    the product of the last three luminance terms and of all fifteen contrast-structure terms, not a mean over channels.
+    The last C windows smooth the L1 term. These all have the last sigma only if C is 3 or less. The number of channels
+    must divide the number of windows.
 
-    Windows have int(4 · last sigma + 1) taps. Where that is even, the result is one pixel smaller than the images in
+    Windows have int(4 · last sigma + 1) taps. If that is even, the result is one pixel smaller than the images along
     each axis, as in the original. The windows are part of the state dict.
 
     Example:

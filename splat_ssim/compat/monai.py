@@ -1,15 +1,17 @@
-"""The interface of MONAI's SSIM and MS-SSIM (1.6), of images and volumes.
+"""The interface of MONAI's SSIM and MS-SSIM (1.6) for images and volumes.
 
-As in the original: windows lie inside; the window has `win_size` taps whatever its sigma, even ones
-too; everything is computed and returned in float32, float64 and integers too; MS-SSIM averages over channels before it
-multiplies scales, and demands (taps - 1) · (scales - 1)² of each side.
+As in the original, windows lie inside the images. The window has `win_size` taps whatever its sigma, and may be even.
+Everything is computed and returned in float32, whatever the dtype of the images. MS-SSIM averages over channels before
+it multiplies scales. Each side must have at least taps · (scales - 1)² pixels for it.
 
-Different from the original: where a term of MS-SSIM is 0 or less, its gradient is 0 rather than NaN; no weights, a
-sigma of 0 and an unknown kernel raise a ValueError. Where the original raises a RuntimeError of torch, so does this.
+It differs from the original in these ways. Where a term of MS-SSIM is 0 or less, its gradient is 0 instead of NaN.
+Empty weights, a sigma of 0 and an unknown kernel raise a ValueError. Where the original raises a RuntimeError of torch,
+we raise one too.
 
-The functions and `SSIMLoss` need only torch. The metrics are MONAI's own classes with our numbers, so they need MONAI.
+The functions and `SSIMLoss` need only torch. The metrics subclass MONAI's own and compute our numbers, so they need
+MONAI.
 
-Odd windows up to 33 taps, also uniform ones, use the kernels. Even and longer windows, and `compute_ssim_and_cs`, which
+Odd windows up to 33 taps use the kernels, uniform ones too. Even and longer windows, and `compute_ssim_and_cs`, which
 returns two maps, use plain torch.
 """
 
@@ -47,25 +49,25 @@ def compute_ssim_and_cs(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> tuple[Tensor, Tensor]:
-    """The maps of S and of its contrast-structure factor.
+    """The maps of SSIM and of its contrast-structure factor.
 
     Args:
-        y_pred: (B, C, H, W) or (B, C, D, H, W), any real dtype; arrays too.
-        y: The same shape.
-        spatial_dims: 2 or 3; with a uniform window 1 too.
-        kernel_size: Taps of the window, one number for each spatial axis.
-        kernel_sigma: Standard deviation of the Gaussian, likewise.
+        y_pred: (B, C, H, W) or (B, C, D, H, W): a tensor or an array of any real dtype.
+        y: Same shape as `y_pred`.
+        spatial_dims: 2 for images, 3 for volumes. With a uniform window it may be 1, for (B, C, W).
+        kernel_size: Number of taps of the window along each spatial axis.
+        kernel_sigma: Standard deviation of the Gaussian along each spatial axis.
         data_range: Difference between the largest and the smallest possible value.
         kernel_type: "gaussian" or "uniform".
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
 
     Returns:
-        Two maps (B, C, spatial…) of the windows that lie inside, float32.
+        Two float32 maps (B, C, spatial…). Only windows that lie inside the images count, so they are smaller.
 
     Raises:
-        ValueError: The shapes differ, an option is not as above, or the window is larger than the images; the last is a
-            RuntimeError as well, as in the original.
+        ValueError: The shapes differ, an option is not as above, or the window is larger than the images. For too large
+            a window, the error is a RuntimeError too, as in the original.
 
     Example:
         >>> import torch
@@ -91,25 +93,30 @@ def compute_ms_ssim(
     k2: float = 0.03,
     weights: Sequence[float] = reference.MS_SSIM_WEIGHTS,
 ) -> Tensor:
-    """MS-SSIM of each image: the contrast-structure means of all scales but the last, whose SSIM it is.
+    """MS-SSIM of each image.
+
+    It is a product over scales: of the mean contrast-structure term, or on the coarsest scale the mean SSIM, each
+    raised to its weight. A scale averages blocks of 2 pixels along each axis of the one before; an odd row or column at
+    the end is left out.
 
     Args:
-        y_pred: As for `compute_ssim_and_cs`; scales are means of blocks of 2, an odd rest is left out.
-        y: Likewise.
-        spatial_dims: Likewise.
-        data_range: Likewise.
-        kernel_type: Likewise.
-        kernel_size: Likewise, or one number for all axes.
-        kernel_sigma: Likewise.
-        k1: Likewise.
-        k2: Likewise.
+        y_pred: As for `compute_ssim_and_cs`, with 2 or 3 spatial axes.
+        y: Same shape as `y_pred`.
+        spatial_dims: 2 for images, 3 for volumes.
+        data_range: As for `compute_ssim_and_cs`.
+        kernel_type: As for `compute_ssim_and_cs`.
+        kernel_size: Number of taps along each spatial axis, or one number for all axes.
+        kernel_sigma: Standard deviation along each spatial axis, or one number for all axes.
+        k1: As for `compute_ssim_and_cs`.
+        k2: As for `compute_ssim_and_cs`.
         weights: One exponent for each scale, from fine to coarse.
 
     Returns:
-        (B, 1), float32, differentiable in both images.
+        (B, 1) float32, differentiable with respect to both images.
 
     Raises:
-        ValueError: As for `compute_ssim_and_cs`; a side is too small for the scales; there are no weights.
+        ValueError: In the same cases as `compute_ssim_and_cs`; or a side is too small for the scales; or there are no
+            weights.
 
     Example:
         >>> import torch
@@ -148,21 +155,21 @@ def compute_ms_ssim(
 
 
 class SSIMLoss(_Loss):
-    """1 - SSIM, averaged over the windows that lie inside: `forward(input, target)`.
+    """1 - SSIM, averaged over the windows that lie inside the images: `forward(input, target)`.
 
     Args:
-        spatial_dims: 2 for (B, C, H, W), 3 for (B, C, D, H, W); any real dtype.
+        spatial_dims: 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W), of any real dtype.
         data_range: Difference between the largest and the smallest possible value.
         kernel_type: "gaussian" or "uniform".
-        win_size: Taps of the window, one number or one for each spatial axis.
-        kernel_sigma: Standard deviation of the Gaussian, likewise.
+        win_size: Number of taps of the window: one number, or one for each spatial axis.
+        kernel_sigma: Standard deviation of the Gaussian: one number, or one for each spatial axis.
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
-        reduction: "mean" or "sum" over the images, or "none", (B, 1).
+        reduction: "mean" or "sum" over the images, or "none" for the loss of each image, (B, 1).
 
     Raises:
-        ValueError: An option is unknown, or the images do not fit; where the window is larger than they are, a
-            RuntimeError as well.
+        ValueError: An option is unknown, or the images do not fit. If the window is larger than the images, the error
+            is a RuntimeError too.
 
     Example:
         >>> import torch
@@ -205,7 +212,7 @@ class SSIMLoss(_Loss):
         restore(state)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """() or (B, 1), float32, differentiable in both images."""
+        """Returns the loss, of shape () or (B, 1), float32, differentiable with respect to both images."""
         loss = 1 - image_ssim(input, target, self)
         if self.reduction == "mean":
             return loss.mean()
@@ -284,5 +291,5 @@ def _window(
 
 
 def __getattr__(name: str) -> Any:
-    """The metrics, which need MONAI: it is imported when they are asked for."""
+    """Imports the metrics on first use, because they need MONAI."""
     return import_on_demand(name, __all__, "_monai_metrics", "monai")

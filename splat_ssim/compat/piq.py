@@ -1,15 +1,15 @@
-"""The interface of piq's SSIM and MS-SSIM (0.8), of images (B, C, H, W) and complex images (B, C, H, W, 2).
+"""The interface of piq's SSIM and MS-SSIM (0.8) for images (B, C, H, W) and complex images (B, C, H, W, 2).
 
-As in the original: windows lie inside; images whose smaller side is 384 or more are reduced first,
-by means over blocks of about side / 256, unless `downsample` is off; values outside [0, data_range] are an error, which
-waits for the device; MS-SSIM repeats the first row and column where a side is odd, normalises the weights that it is
-given, and averages the products of the channels; of complex images the two parts of the covariance are exchanged.
+As in the original, windows lie inside the images. Images whose smaller side is 384 or more are first reduced by means
+over blocks of about side / 256, unless `downsample` is off. Values outside [0, data_range] are an error; the check
+waits for the device. MS-SSIM repeats the first row and column where a side is odd, divides the given weights by their
+sum, and averages the products of the channels. For complex images, the two parts of the covariance are exchanged.
 
-Different from the original: where a term of MS-SSIM is 0 or less, its gradient is 0 rather than NaN; half precision is
-computed in float32 and rounded once; complex images must have exactly two parts, where the original uses the first two
-of more. An AssertionError of the original is a ValueError as well.
+It differs from the original in these ways. Where a term of MS-SSIM is 0 or less, its gradient is 0 instead of NaN. Half
+precision is computed in float32 and rounded once. Complex images must have exactly two parts, where the original
+ignores further ones. Where the original raises an AssertionError, the error is a ValueError too.
 
-Windows up to 33 taps use the kernels for float32 and half precision; MS-SSIM is a single call if the sides are even on
+Windows up to 33 taps use the kernels for float32 and half precision. MS-SSIM is a single call if the sides are even on
 all scales. float64 and complex images use plain torch.
 """
 
@@ -43,26 +43,29 @@ def ssim(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Tensor | list[Tensor]:
-    """SSIM over the windows that lie inside.
+    """SSIM averaged over the windows that lie inside the images.
 
     Args:
-        x: (B, C, H, W), or complex as (B, C, H, W, 2), values in [0, data_range]; integers count as float32.
-        y: The same shape and device.
-        kernel_size: Taps of the Gaussian window, odd.
-        kernel_sigma: Its standard deviation.
+        x: (B, C, H, W), or complex images (B, C, H, W, 2), values in [0, data_range]. Integers are converted to torch's
+            default dtype.
+        y: Same shape and device as `x`.
+        kernel_size: Number of taps of the Gaussian window, odd.
+        kernel_sigma: Standard deviation of the window in pixels.
         data_range: Largest possible value.
-        reduction: "mean" or "sum" over the images; "none".
-        full: Whether to return the means of the contrast-structure factor too.
-        downsample: Whether large images are reduced first.
+        reduction: "mean" or "sum" over the images, or "none".
+        full: Whether to return the mean contrast-structure factor too.
+        downsample: Whether to reduce large images first.
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
 
     Returns:
-        () or (B,), of complex images (2,) or (B, 2), differentiable in both images; with `full` a list of two.
+        A tensor of shape () or (B,), for complex images (2,) or (B, 2), differentiable with respect to both images.
+        With `full`, a list of two such tensors.
 
     Raises:
         ValueError: The window is even or larger than the images, the shapes do not fit, values are out of range, or
-            the reduction is unknown; all but the size and the reduction are AssertionErrors as well.
+            the reduction is unknown. Where the original raises an AssertionError, the error is one too.
+        TypeError: An image has a complex dtype, or an option is not a number.
 
     Example:
         >>> import torch
@@ -97,25 +100,26 @@ def multi_scale_ssim(
     k1: float = 0.01,
     k2: float = 0.03,
 ) -> Tensor:
-    """MS-SSIM: for each channel the product of all scales' contrast-structure means, of the last scale's SSIM.
+    """MS-SSIM: a product over scales of mean contrast-structure terms, and of the mean SSIM on the coarsest scale.
 
     Args:
         x: As for `ssim`.
-        y: Likewise.
-        kernel_size: Likewise.
-        kernel_sigma: Likewise.
-        data_range: Likewise.
-        reduction: Likewise.
-        scale_weights: (scales,), one exponent a scale, divided by their sum; by default Wang's five.
+        y: As for `ssim`.
+        kernel_size: As for `ssim`.
+        kernel_sigma: As for `ssim`.
+        data_range: As for `ssim`.
+        reduction: As for `ssim`.
+        scale_weights: (scales,) exponents, which are divided by their sum; by default the five of Wang et al.
         k1: As for `ssim`.
-        k2: Likewise.
+        k2: As for `ssim`.
 
     Returns:
-        () or (B,), of complex images (2,) or (B, 2), differentiable in both images.
+        A tensor of shape () or (B,), for complex images (2,) or (B, 2), differentiable with respect to both images.
 
     Raises:
-        ValueError: As for `ssim`; a side is smaller than (kernel_size - 1) · 2^(scales - 1) + 1; the weights are no
-            vector.
+        ValueError: In the same cases as `ssim`; or a side is smaller than (kernel_size - 1) · 2^(scales - 1) + 1; or
+            the weights are not a vector.
+        TypeError: In the same cases as `ssim`.
 
     Example:
         >>> import torch
@@ -139,7 +143,7 @@ def multi_scale_ssim(
 
 
 class SSIMLoss(_Loss):
-    """1 - `ssim` as a module; the arguments are those of `ssim`.
+    """1 - `ssim` as a module. The arguments are those of `ssim`.
 
     Example:
         >>> import torch
@@ -168,7 +172,7 @@ class SSIMLoss(_Loss):
         self.data_range = data_range
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss; shapes as for `ssim`."""
+        """Returns the loss. Shapes are as for `ssim`."""
         value = ssim(
             x,
             y,
@@ -185,7 +189,7 @@ class SSIMLoss(_Loss):
 
 
 class MultiScaleSSIMLoss(_Loss):
-    """1 - `multi_scale_ssim` as a module; the arguments are those of `multi_scale_ssim`.
+    """1 - `multi_scale_ssim` as a module. The arguments are those of `multi_scale_ssim`.
 
     Example:
         >>> import torch
@@ -218,7 +222,7 @@ class MultiScaleSSIMLoss(_Loss):
         self.data_range = data_range
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss; shapes as for `multi_scale_ssim`."""
+        """Returns the loss. Shapes are as for `multi_scale_ssim`."""
         return 1 - multi_scale_ssim(
             x,
             y,
@@ -233,7 +237,7 @@ class MultiScaleSSIMLoss(_Loss):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What both are made of
+# Parts of both
 # --------------------------------------------------------------------------------------------------------------------
 
 

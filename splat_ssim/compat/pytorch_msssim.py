@@ -1,16 +1,16 @@
 """The interface of the `pytorch_msssim` package (1.0): `ssim`, `ms_ssim`, `SSIM`, `MS_SSIM` on 4-D and 5-D tensors.
 
-Options may be numbers, numpy scalars or tensors, such as a `data_range` taken from the data; a gradient reaches a
-`data_range`, `K`, `win_sigma` or `win` that requires one. A Gaussian window uses the kernels even if it is given as
-`win`.
+Options may be numbers, numpy scalars or tensors, such as a `data_range` taken from the data. If `data_range`, `K`,
+`win_sigma` or `win` requires a gradient, it gets one. A Gaussian window uses the kernels even if it is given as `win`.
 
-As in the original: spatial axes of size 1 are squeezed; an axis shorter than the window is not
-smoothed, with a warning; windows are rounded to float32 even for float64 images; `ms_ssim` checks the two last axes
-only, not the depth of a volume, and for 160 pixels however many scales it has; `data_range` is 255 by default.
+As in the original, spatial axes of size 1 are squeezed. An axis shorter than the window is not smoothed, with a
+warning. Windows are rounded to float32 even for float64 images. `data_range` is 255 by default. `ms_ssim` requires the
+last two axes to be larger than (win_size - 1) · 16, however many scales it has, and does not check the depth of a
+volume.
 
-Different from the original: where a term of `ms_ssim` is 0 or less, its gradient is 0 rather than NaN; half precision
-is computed in float32 and rounded once; integer images, for which the original always gives 1, and images of different
-dtypes raise a TypeError.
+It differs from the original in these ways. Where a term of `ms_ssim` is 0 or less, its gradient is 0 instead of NaN.
+Half precision is computed in float32 and rounded once. Integer images, for which the original always gives 1, and
+images of different dtypes raise a TypeError.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ms_ssim as ms_ssim_of_planes
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
-#: What public code imports from the original all the same: `splat_ssim.compat.install` offers them too.
+#: Private names that public code imports from the original nevertheless. `splat_ssim.compat.install` offers them too.
 _PRIVATE_NAMES = ("_fspecial_gauss_1d", "_ssim", "gaussian_filter")
 
 
@@ -53,25 +53,25 @@ def ssim(
     K: Sequence[float] = (0.01, 0.03),
     nonnegative_ssim: bool = False,
 ) -> Tensor:
-    """SSIM over the windows that lie inside ("valid").
+    """SSIM averaged over the windows that lie inside the images ("valid").
 
     Args:
-        X: (B, C, H, W) or (B, C, D, H, W), float, values in [0, data_range].
-        Y: The same shape and dtype.
+        X: (B, C, H, W) or (B, C, D, H, W), any float dtype, values in [0, data_range].
+        Y: Same shape, dtype and device as `X`.
         data_range: Difference between the largest and the smallest possible value.
-        size_average: Whether to average over the batch; otherwise (B,).
-        win_size: Taps of the Gaussian window, odd.
-        win_sigma: Its standard deviation.
-        win: (C, 1, …, 1, taps), a window to use instead, one for each channel.
-        K: (k1, k2), a sequence, an array or a tensor.
-        nonnegative_ssim: Whether a channel's negative mean counts as 0.
+        size_average: Whether to average over the batch. If not, the result has one value for each image.
+        win_size: Number of taps of the Gaussian window, odd.
+        win_sigma: Standard deviation of the window in pixels.
+        win: (C, 1, …, 1, taps) windows, one for each channel, that replace the Gaussian.
+        K: (k1, k2): a sequence, an array or a tensor.
+        nonnegative_ssim: Whether the mean of a channel counts as 0 if it is negative.
 
     Returns:
-        () or (B,), in the dtype of X.
+        A tensor of shape () or (B,), in the dtype of `X`.
 
     Raises:
-        ValueError: The shapes differ, are not 4-D or 5-D, or the window is even; a window that is not 1-D is an
-            AssertionError as well, as in the original.
+        ValueError: The shapes differ or are not 4-D or 5-D, the window is even, or `win` has another shape. In the last
+            case the error is an AssertionError too, as in the original.
         TypeError: An image is not a float tensor, or the dtypes differ.
 
     Example:
@@ -105,7 +105,7 @@ def ms_ssim(
     weights: Sequence[float] | None = None,
     K: Sequence[float] = (0.01, 0.03),
 ) -> Tensor:
-    """Multi-scale SSIM; the arguments are those of `ssim`.
+    """Multi-scale SSIM over the windows that lie inside the images.
 
     Args:
         X: As for `ssim`.
@@ -115,16 +115,16 @@ def ms_ssim(
         win_size: As for `ssim`.
         win_sigma: As for `ssim`.
         win: As for `ssim`.
-        weights: One exponent a scale; by default Wang's five.
+        weights: One exponent for each scale, from fine to coarse; by default the five of Wang et al.
         K: As for `ssim`.
 
     Returns:
-        () or (B,), in the dtype of X.
+        A tensor of shape () or (B,), in the dtype of `X`.
 
     Raises:
-        ValueError: As for `ssim`. A smaller side of (win_size - 1) · 16 or less is an AssertionError as well, as in the
-            original.
-        TypeError: As for `ssim`.
+        ValueError: In the same cases as `ssim`; or the smaller side is (win_size - 1) · 16 or less, where the error is
+            an AssertionError too, as in the original.
+        TypeError: In the same cases as `ssim`.
 
     Example:
         >>> import torch
@@ -155,12 +155,12 @@ def ms_ssim(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What public code imports from pytorch_msssim.ssim although it is private there
+# Private functions of pytorch_msssim.ssim that public code imports
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def _fspecial_gauss_1d(size: int, sigma: float) -> Tensor:
-    """The Gaussian window (1, 1, size), float32, on torch's default device.
+    """Returns the Gaussian window, (1, 1, size) float32 on torch's default device.
 
     Example:
         >>> from splat_ssim.compat.pytorch_msssim import _fspecial_gauss_1d
@@ -171,15 +171,18 @@ def _fspecial_gauss_1d(size: int, sigma: float) -> Tensor:
 
 
 def gaussian_filter(input: Tensor, win: Tensor) -> Tensor:
-    """Filters each channel with its window, along each axis that is not shorter, keeping what the window covers fully.
+    """Filters each channel with its window, without padding. Axes shorter than the window are not filtered.
 
     Args:
-        input: (B, C, H, W) or (B, C, D, H, W), float.
-        win: (C, 1, …, 1, taps), any float dtype and device.
+        input: (B, C, H, W) or (B, C, D, H, W), any float dtype.
+        win: (C, 1, …, 1, taps) windows, one for each channel, of any float dtype and on any device.
+
+    Returns:
+        The filtered images in the dtype of `input`. Each filtered axis is taps - 1 shorter.
 
     Raises:
-        ValueError: `win` has another shape; the error is an AssertionError as well, as in the original.
-        NotImplementedError: `input` has another number of axes; the error is a ValueError as well.
+        ValueError: `win` has another shape. The error is an AssertionError too, as in the original.
+        NotImplementedError: `input` has another number of axes. The error is a ValueError too.
 
     Example:
         >>> import torch
@@ -204,7 +207,7 @@ def _ssim(
     size_average: bool = True,
     K: Sequence[float] = (0.01, 0.03),
 ) -> tuple[Tensor, Tensor]:
-    """The means of S and of its contrast-structure factor for each image and channel, (B, C) each.
+    """The mean SSIM and the mean contrast-structure factor of each image and channel, (B, C) each.
 
     `size_average` is ignored, as in the original.
 
@@ -225,7 +228,7 @@ def _ssim(
 
 
 class _WithWindow(nn.Module):
-    """What both modules keep, `win` among it: it may be replaced, as in the original."""
+    """The attributes of both modules. As in the original, `win` may be replaced."""
 
     #: The sigma of `win` where it is a Gaussian, and the version of `win` that it belongs to.
     _sigma: float | None
@@ -286,7 +289,7 @@ class _WithWindow(nn.Module):
 
 
 class SSIM(_WithWindow):
-    """`ssim` as a module for images of `channel` channels and `spatial_dims` axes.
+    """`ssim` as a module, for images with `channel` channels and `spatial_dims` spatial axes.
 
     Example:
         >>> import torch
@@ -309,7 +312,7 @@ class SSIM(_WithWindow):
         self.nonnegative_ssim = nonnegative_ssim
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        """The value; shapes as for `ssim`."""
+        """Returns the SSIM. Shapes are as for `ssim`."""
         return ssim(
             X,
             Y,
@@ -322,7 +325,7 @@ class SSIM(_WithWindow):
 
 
 class MS_SSIM(_WithWindow):  # noqa: N801 - the original's name
-    """`ms_ssim` as a module for images of `channel` channels and `spatial_dims` axes.
+    """`ms_ssim` as a module, for images with `channel` channels and `spatial_dims` spatial axes.
 
     Example:
         >>> import torch
@@ -345,7 +348,7 @@ class MS_SSIM(_WithWindow):  # noqa: N801 - the original's name
         self.weights = weights
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        """The value; shapes as for `ms_ssim`."""
+        """Returns the MS-SSIM. Shapes are as for `ms_ssim`."""
         return ms_ssim(
             X,
             Y,

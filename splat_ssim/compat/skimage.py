@@ -1,17 +1,18 @@
-"""The interface of scikit-image's `structural_similarity` (0.26), of numpy arrays.
+"""The interface of scikit-image's `structural_similarity` (0.26) for numpy arrays.
 
-As in the original: the window is uniform, 7 taps, and covariances are those of a sample unless said
-otherwise; the mean leaves out a border of half the window; with `gaussian_weights` the window has
-int(3.5 · sigma + 0.5) · 2 + 1 taps whatever `win_size`, which sets that border alone; `gradient` leaves out the factor
-of a sample's covariance; keywords that it does not know are ignored.
+As in the original, the window is uniform with 7 taps by default, and covariances are sample covariances by default. The
+mean leaves out a border of half the window. With `gaussian_weights`, the window has int(3.5 · sigma + 0.5) · 2 + 1 taps
+whatever `win_size`, which then only sets that border. `gradient` leaves out the factor of the sample covariance.
+Unknown keywords are ignored.
 
-Different from the original: a numpy scalar as `data_range` counts as a plain number, so that it changes neither the
-dtype of the maps nor the last digits of the constants.
+It differs from the original in one way: a numpy scalar as `data_range` counts as a plain number, so that it changes
+neither the dtype of the maps nor the last digits of the constants.
 
-Fast, on the kernels and in float32: images and volumes of float32, float16, bool and integers of 8 or 16 bits, with
-windows up to 33 taps, for the mean and with `full`. The mean is within 1e-6 of the original, which computes integers in
-float64. Slower, in float64 on torch's threads, with all of its digits: float64, integers of 32 and 64 bits, `gradient`,
-longer windows, arrays of one axis or of four and more.
+The kernels compute most cases fast, in float32: images and volumes of float32, float16, bool and integers of 8 or 16
+bits, with windows up to 33 taps, for the mean and with `full`. The mean is within 1e-6 of the original's, which
+computes integers in float64. The other cases are slower: they are computed in float64 on torch's threads, to the
+original's full precision. These are float64, integers of 32 and 64 bits, `gradient`, longer windows, and arrays with
+one axis or with four and more.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ __all__ = ["structural_similarity"]
 
 Array = NDArray[Any]
 
-#: What float32 holds exactly.
+#: Dtypes whose values float32 holds exactly.
 _NARROW = ("?", "b", "B", "h", "H", "e", "f")
 
 
 class _Options(NamedTuple):
-    """The options of a call as numbers, checked."""
+    """The checked options of a call, as numbers."""
 
     window: Filter
     #: The width of the border that the mean leaves out.
     border: int
-    #: What multiplies covariances, n / (n - 1) for those of a sample.
+    #: Factor of covariances: n / (n - 1) for sample covariances.
     factor: float
     data_range: float
     k1: float
@@ -65,29 +66,31 @@ def structural_similarity(
     full: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Mean structural similarity of two arrays, over the windows that lie inside.
+    """Mean structural similarity of two arrays, over the windows that lie inside them.
 
     Args:
-        im1: Any shape and real dtype; of images (H, W), or (H, W, C) with `channel_axis=-1`.
-        im2: The same shape.
-        win_size: Taps of the uniform window, odd; 7 by default.
-        gradient: Whether to return the gradient of the mean by `im2` too.
-        data_range: Difference between the largest and the smallest possible value; by default that of an integer dtype.
-        channel_axis: The axis of the channels, whose values are averaged; None, there is none.
-        gaussian_weights: Whether the window is a Gaussian.
-        full: Whether to return the map of S, as large as the images, too.
-        **kwargs: `K1` (0.01), `K2` (0.03), `sigma` (1.5) of the Gaussian, `use_sample_covariance` (True); others are
+        im1: An array of any shape and real dtype, such as (H, W), or (H, W, C) with `channel_axis=-1`.
+        im2: Same shape as `im1`.
+        win_size: Number of taps of the uniform window, odd; 7 by default.
+        gradient: Whether to return the gradient of the mean with respect to `im2` too.
+        data_range: Difference between the largest and the smallest possible value. By default that of the integer
+            dtype.
+        channel_axis: Axis of the channels, over which SSIM is averaged. None, the default: there are no channels.
+        gaussian_weights: Whether the window is a Gaussian instead of uniform.
+        full: Whether to return the SSIM map too. It is as large as the images.
+        **kwargs: `K1` (0.01), `K2` (0.03), `sigma` (1.5) of the Gaussian and `use_sample_covariance` (True). Others are
             ignored.
 
     Returns:
-        The mean, a numpy scalar: float64, with `channel_axis` in the dtype of the maps; or a tuple of it, the gradient
-        and the map, as asked for, in the shape of the images: float32 where `im1` is float32 or float16, else float64.
+        The mean, a numpy scalar. It is float64, or with `channel_axis` in the dtype of the maps. With `gradient` or
+        `full`, a tuple of the mean, the gradient and the map, as requested. Maps have the shape of the images. They are
+        float32 if `im1` is float32 or float16, otherwise float64.
 
     Raises:
         ValueError: The shapes differ, an image is complex, `data_range` is missing for floats, the window is even or
             larger than an axis, or a constant is negative.
-        TypeError: An image is no array; an AttributeError as well, as in the original.
-        ZeroDivisionError: A sample's covariance of windows of one pixel; a ValueError as well.
+        TypeError: An image is not an array. The error is an AttributeError too, as in the original.
+        ZeroDivisionError: Sample covariances are requested for windows of one pixel. The error is a ValueError too.
 
     Example:
         >>> import numpy as np

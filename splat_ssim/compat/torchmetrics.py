@@ -1,19 +1,20 @@
 """The interface of torchmetrics' SSIM and MS-SSIM (1.9): two functions and two metrics.
 
-As in the original: images are continued by reflection, and SSIM is the mean over the full map; a
-Gaussian window has int(3.5 · sigma + 0.5) · 2 + 1 taps, `kernel_size` is that of uniform windows alone, but also what
-the last axis of volumes is padded by and what MS-SSIM demands of the sides; `data_range=None` is the larger of the two
-images' ranges and carries a gradient (torchmetrics after 1.9 cuts it off); a contrast-structure mean over no window is
-NaN; MS-SSIM averages over channels before it multiplies scales, rounds `betas` to float32, and with `normalize=None` is
-NaN where a term is negative.
+As in the original, images are padded by reflection, and SSIM is the mean over the full map. A Gaussian window has
+int(3.5 · sigma + 0.5) · 2 + 1 taps. `kernel_size` is the size of uniform windows. For Gaussian ones it only sets the
+padding of the last axis of volumes and the smallest sides for MS-SSIM. `data_range=None` is the larger of the two
+batches' ranges and carries a gradient (torchmetrics after 1.9 cuts it off). A contrast-structure mean over no window is
+NaN. MS-SSIM averages over channels before it multiplies scales, and rounds `betas` to float32. With `normalize=None` it
+is NaN where a term is negative.
 
-Different from the original: with `normalize="relu"`, the gradient is 0 rather than NaN where a term is 0 or less; half
-precision is computed in float32 and rounded once; integer images raise a TypeError. Where the original raises a
-RuntimeError, the error is a ValueError as well.
+It differs from the original in these ways. With `normalize="relu"`, the gradient is 0 instead of NaN where a term is 0
+or less. Half precision is computed in float32 and rounded once. Integer images raise a TypeError. Where the original
+raises a RuntimeError, the error is a ValueError too.
 
-The functions need only torch. The metrics are torchmetrics' own classes with our numbers, so they need torchmetrics.
+The functions need only torch. The metrics subclass torchmetrics' own and compute our numbers, so they need
+torchmetrics.
 
-Windows up to 33 taps run on the kernels, uniform ones too, for float32 and half precision; float64 takes plain torch.
+Windows up to 33 taps use the kernels for float32 and half precision, uniform ones too. float64 uses plain torch.
 """
 
 from __future__ import annotations
@@ -61,28 +62,30 @@ def structural_similarity_index_measure(
     return_full_image: bool = False,
     return_contrast_sensitivity: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """SSIM over windows that see the images continued by reflection.
+    """SSIM of images that are padded by reflection.
 
     Args:
-        preds: (B, C, H, W) or (B, C, D, H, W), float.
-        target: The same shape; taken in the dtype of `preds`.
-        gaussian_kernel: Whether the window is a Gaussian; else it is uniform.
-        sigma: Standard deviation of the Gaussian, or one for each spatial axis.
-        kernel_size: Taps of the uniform window, odd, or one number for each spatial axis.
-        reduction: "elementwise_mean" or "sum" over the images; "none" or None, (B,).
-        data_range: Difference between the largest and the smallest possible value; (low, high), which clamps images;
-            None, the larger range of the two batches.
+        preds: (B, C, H, W) or (B, C, D, H, W), any float dtype.
+        target: Same shape and device as `preds`. It is converted to the dtype of `preds`.
+        gaussian_kernel: Whether the window is a Gaussian instead of uniform.
+        sigma: Standard deviation of the Gaussian: one number, or one for each spatial axis.
+        kernel_size: Number of taps of the uniform window, odd: one number, or one for each spatial axis.
+        reduction: "elementwise_mean" or "sum" over the images; "none" or None for the value of each image.
+        data_range: Difference between the largest and the smallest possible value; or (low, high), to which the images
+            are clamped; or None for the larger of the two batches' ranges.
         k1: Constant of the luminance term.
         k2: Constant of the contrast-structure term.
-        return_full_image: Whether to return the map of S, (B, C, spatial…), too.
-        return_contrast_sensitivity: Whether to return the contrast-structure means of the images, (B,), too.
+        return_full_image: Whether to return the SSIM map, (B, C, spatial…), too.
+        return_contrast_sensitivity: Whether to return the mean contrast-structure factor of each image, (B,), too.
 
     Returns:
-        () or (B,), in the dtype of `preds`, differentiable in both images; or a pair of it and what else is asked for.
+        A tensor of shape () or (B,), in the dtype of `preds`, differentiable with respect to both images. If the map or
+        the contrast-structure factors are requested, a pair of this tensor and them.
 
     Raises:
-        ValueError: An option or a rank is not as above.
-        RuntimeError: The shapes differ, or the images are no larger than the padding; a ValueError as well.
+        ValueError: An option or the number of axes is not as above.
+        RuntimeError: The shapes or devices differ, or the images are no larger than the padding. The error is a
+            ValueError too.
         TypeError: An image is not a float tensor.
 
     Example:
@@ -113,29 +116,33 @@ def multiscale_structural_similarity_index_measure(
     betas: tuple[float, ...] = reference.MS_SSIM_WEIGHTS,
     normalize: str | None = "relu",
 ) -> Tensor:
-    """MS-SSIM: the contrast-structure means of all scales but the last, whose SSIM it is, to the powers of `betas`.
+    """MS-SSIM of images that are padded by reflection.
+
+    It is a product over scales: of the mean contrast-structure term, or on the coarsest scale the mean SSIM, each
+    raised to its exponent. A scale averages blocks of 2 pixels along each axis of the one before; an odd row or column
+    at the end is left out.
 
     Args:
-        preds: As for `structural_similarity_index_measure`; scales are means of blocks of 2, an odd rest is left out.
-        target: Likewise.
-        gaussian_kernel: Likewise.
-        sigma: Likewise.
-        kernel_size: Likewise.
-        reduction: Likewise.
-        data_range: Likewise; (low, high) and None are applied at each scale.
-        k1: Likewise.
-        k2: Likewise.
-        betas: One exponent for each scale, from fine to coarse, floats in a tuple.
-        normalize: "relu", negative terms count as 0; "simple", terms are (1 + term) / 2; or None.
+        preds: (B, C, H, W) or (B, C, D, H, W), any float dtype.
+        target: Same shape and device as `preds`. It is converted to the dtype of `preds`.
+        gaussian_kernel: Whether the window is a Gaussian instead of uniform.
+        sigma: Standard deviation of the Gaussian: one number, or one for each spatial axis.
+        kernel_size: Number of taps of the uniform window, odd: one number, or one for each spatial axis.
+        reduction: "elementwise_mean" or "sum" over the images; "none" or None for the value of each image.
+        data_range: As for `structural_similarity_index_measure`. (low, high) and None are applied at each scale.
+        k1: Constant of the luminance term.
+        k2: Constant of the contrast-structure term.
+        betas: A tuple of floats, one exponent for each scale, from fine to coarse.
+        normalize: "relu": negative terms count as 0. "simple": a term t becomes (1 + t) / 2. None: terms are unchanged.
 
     Returns:
-        () or (B,), in the dtype of `preds`, differentiable in both images.
+        A tensor of shape () or (B,), in the dtype of `preds`, differentiable with respect to both images.
 
     Raises:
-        ValueError: As for `structural_similarity_index_measure`; `betas` or `normalize` is not as above; the two last
-            axes are too small for the scales.
-        RuntimeError: As for `structural_similarity_index_measure`.
-        TypeError: Likewise.
+        ValueError: In the same cases as `structural_similarity_index_measure`; or `betas` or `normalize` is not as
+            above; or the last two axes are too small for the scales.
+        RuntimeError: In the same cases as `structural_similarity_index_measure`.
+        TypeError: In the same cases as `structural_similarity_index_measure`.
 
     Example:
         >>> import torch
@@ -154,5 +161,5 @@ for _function in (structural_similarity_index_measure, multiscale_structural_sim
 
 
 def __getattr__(name: str) -> Any:
-    """The metrics, which need torchmetrics: it is imported when they are asked for."""
+    """Imports the metrics on first use, because they need torchmetrics."""
     return import_on_demand(name, __all__, "_torchmetrics_modules", "torchmetrics")

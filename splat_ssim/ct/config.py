@@ -81,7 +81,7 @@ class CTStrategyConfig:
 
 @dataclass
 class CTOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Format of the volume, written as volume.<format> in float32 and in the projections' unit. "" writes none.
     format: VolumeFormat = "nii.gz"

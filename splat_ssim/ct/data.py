@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from .._files import replacing, write_json
 from ..volume.grid import VoxelGrid
-from ..volume.io import load_stack
+from ..volume.io import Volume, load_stack
+from ..volume.stored import in_unit
 from .geometry import XrayGeometry
 
 #: Name of the file that describes a folder, and of the file of projections that `save_projections` writes beside it.
@@ -28,12 +30,14 @@ class Projections:
     """Projections, their geometry, and the voxels to reconstruct.
 
     Args:
-        pictures: (V, rows, columns) float32, line integrals of the density along the rays, in its unit times mm.
+        pictures: (V, rows, columns) float32, line integrals of the density along the rays, in the density's unit times
+            mm.
         geometry: Source, detector and angle of each view.
         grid: Voxels of the volume to reconstruct, in mm.
 
     Raises:
-        ValueError: The pictures differ from the geometry in number or size, or the source is inside the volume.
+        ValueError: The number or the size of the pictures does not match the geometry, the source is inside the
+            volume, or no ray meets the volume.
     """
 
     pictures: Tensor
@@ -50,14 +54,57 @@ class Projections:
                 f"the source must turn outside the volume, at more than {reach:.4g} mm from the axis, got "
                 f"source_object {geometry.source_object:g} mm"
             )
+        # Of each view, the box of columns and rows around the volume's shadow.
+        shadow = geometry.pixels(self.corners)
+        if not ((shadow.amax(1) > -0.5) & (shadow.amin(1) < self._ends)).all(1).any():
+            low, high = (end(self.corners, 0).tolist() for end in (torch.amin, torch.amax))
+            raise ValueError(
+                f"the rays must meet the volume, got none that does: the volume reaches from {_place(low)} to "
+                f"{_place(high)} mm, and views turn about {_place(geometry.center)}"
+            )
+
+    @property
+    def corners(self) -> Tensor:
+        """(8, 3) float64 world x, y, z of the volume's corners, in mm."""
+        ends = [(-0.5, n - 0.5) for n in self.grid.shape]
+        return self.grid.to_world(torch.tensor(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)))
 
     @property
     def reach(self) -> float:
         """Largest distance of the volume's corners from the rotation axis, in mm."""
-        ends = [(-0.5, n - 0.5) for n in self.grid.shape]
-        corners = torch.tensor(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
-        across = self.grid.to_world(corners)[:, :2] - torch.tensor(self.geometry.center[:2], dtype=torch.float64)
+        across = self.corners[:, :2] - torch.tensor(self.geometry.center[:2], dtype=torch.float64)
         return float(across.norm(dim=1).max())
+
+    @property
+    def _ends(self) -> Tensor:
+        """Column and row at which the detector ends; it begins half a pixel before the first."""
+        rows, columns = self.geometry.detector
+        return torch.tensor([columns - 0.5, rows - 0.5], dtype=torch.float64)
+
+    def lines(self) -> list[str]:
+        """What a user should know about the views, one sentence for each line."""
+        angles, shadow = self.geometry.angles, self.geometry.pixels(self.corners)
+        # A tolerance of a millionth of a pixel, so that a detector that just fits sees everything.
+        seen = ((shadow > -0.5 - 1e-6) & (shadow < self._ends + 1e-6)).all(2)
+        lines = [
+            f"angles from {min(angles):.4g} to {max(angles):.4g} degrees; the detector sees "
+            f"{100 * float(seen.double().mean()):.3g}% of the volume's corners, over all views"
+        ]
+        if len(angles) > 1 and max(angles) - min(angles) <= 2 * math.pi:
+            lines.append("warning: the views lie within a few degrees: angles are read as degrees, not as radians")
+        return lines
+
+
+def in_mm(volume: Volume) -> tuple[VoxelGrid, list[str]]:
+    """The grid of a volume with lengths in mm, and what was assumed for it, one sentence each."""
+    if volume.unit == "mm":
+        return volume.grid, []
+    if not volume.unit:
+        return volume.grid, ["its unit of length is not known: mm is taken"]
+    matrix = volume.grid.matrix
+    matrix[:3] *= in_unit(1.0, volume.unit, "mm")
+    grid = VoxelGrid(volume.grid.shape, matrix.tolist(), volume.grid.start)
+    return grid, [f"its lengths are converted from {volume.unit} to mm"]
 
 
 def load_projections(folder: str | Path) -> Projections:
@@ -122,6 +169,10 @@ def _grid(volume: Any) -> VoxelGrid:
         )
     spacing = (high - low) / shape[::-1]
     return VoxelGrid.regular(sizes, spacing=spacing.tolist(), origin=(low + spacing / 2).tolist())
+
+
+def _place(point: Sequence[float]) -> str:
+    return f"({', '.join(f'{v:.4g}' for v in point)})"
 
 
 def _file(folder: Path, name: Any) -> Path:

@@ -35,14 +35,14 @@ def filtered(pictures: Tensor, geometry: XrayGeometry) -> Tensor:
 
 @torch.no_grad()
 def fdk(pictures: Tensor, geometry: XrayGeometry, grid: VoxelGrid) -> Tensor:
-    """The reconstruction of Feldkamp, Davis and Kress, or of a parallel beam, by the same steps: (n0, n1, n2).
+    """Reconstructs a volume (n0, n1, n2) by Feldkamp, Davis and Kress. A parallel beam is treated by the same steps.
 
     Views are taken to be spread evenly over a full or, of a parallel beam, a half circle.
 
     Args:
         pictures: (V, rows, columns) float32 line integrals.
-        geometry: Of the views.
-        grid: Voxels of the result.
+        geometry: Source, detector and angle of each view.
+        grid: Voxels to reconstruct.
 
     Source:
         Feldkamp, Davis and Kress, J. Opt. Soc. Am. A 1 (1984) 612.

@@ -39,15 +39,15 @@ class XrayGeometry:
     Args:
         kind: "cone" or "parallel".
         detector: Number of pixel rows and of pixel columns.
-        spacing: Distance between pixel centres of adjacent rows and of adjacent columns, on the detector.
+        spacing: Distance in mm between pixel centres of adjacent rows and of adjacent columns, on the detector.
         angles: (V,) angle θ of each view, in degrees.
-        source_object: Distance from the source to the rotation axis (cone).
-        source_detector: Distance from the source to the detector (cone).
-        offset: Shift of the detector in the directions in which the row and the column index grow, in mm.
+        source_object: Distance in mm from the source to the rotation axis. Only a cone beam has one.
+        source_detector: Distance in mm from the source to the detector. Only a cone beam has one.
+        offset: Shift of the detector in mm, in the directions in which the row index and the column index grow.
         center: World x, y, z of the point that the source rotates about.
 
     Raises:
-        ValueError: A number is missing, not finite, or not positive although it must be.
+        ValueError: A number is missing or not finite, or is not positive although it must be.
 
     Example:
         >>> from splat_ssim.ct import XrayGeometry
@@ -132,6 +132,16 @@ class XrayGeometry:
         frames = np.stack([origin, column_step * columns, row_step * rows, last], 1)
         return torch.from_numpy(np.ascontiguousarray(frames))
 
+    def pixels(self, points: Tensor) -> Tensor:
+        """Column and row of the detector at which points (N, 3) appear in each view: (V, N, 2) float64.
+
+        The points of a cone must lie on the detector's side of the source.
+        """
+        frames = self.frames()
+        along = (points.double() - frames[:, :1]) @ torch.linalg.inv(frames[:, 1:])  # [V, N, 3]: column, row, depth
+        places: Tensor = along[..., :2] / along[..., 2:] if self.kind == "cone" else along[..., :2]
+        return places
+
     def chosen(self, views: Sequence[int]) -> XrayGeometry:
         """The same geometry with only these views, given by their indices."""
         return dataclasses.replace(self, angles=tuple(self.angles[v] for v in views))
@@ -155,7 +165,7 @@ class XrayGeometry:
 
     @classmethod
     def of_header(cls, header: Mapping[str, Any]) -> XrayGeometry:
-        """The geometry that `header` describes.
+        """Makes the geometry that a `header` describes.
 
         Raises:
             ValueError: A key is missing or unknown, or a value is not as required.

@@ -28,28 +28,28 @@ def project(
     views: Sequence[int] | None = None,
     features: Tensor | None = None,
 ) -> Tensor:
-    """Line integrals of the field that `voxelize` has, along the ray of each pixel, in closed form.
+    """Computes the line integrals, in closed form, of the field that `voxelize` gives along the ray of each pixel.
 
     A Gaussian is zero beyond Mahalanobis distance 3, as for `voxelize`. Rays begin in the source and do not end. A
     Gaussian that reaches the plane through the source along the detector counts nothing. Differentiable once, for every
     tensor (not for the geometry); gradients and values do not depend on the number of threads.
 
     Args:
-        means: (N, 3) float32 or float64, world x, y, z in the geometry's mm.
+        means: (N, 3) float32 or float64, world x, y, z in mm.
         quats: (N, 4), rotations as w, x, y, z of any length above 0.
         scales: (N, 3), standard deviations along the rotated axes in mm, above 0.
-        densities: (N,), rho, in 1/mm for attenuation; may be negative.
-        geometry: Source, detector and angles.
-        views: Which views; by default all.
-        features: (N, F): F more channels, weighted by density, as of `voxelize`.
+        densities: (N,) densities, in 1/mm for attenuation. They may be negative.
+        geometry: Source, detector and angle of each view.
+        views: Indices of the views to compute. By default all.
+        features: (N, F): F further channels, weighted by density, as for `voxelize`.
 
     Returns:
-        (V, 1 + F, rows, columns), density first. float64, and devices other than the CPU, take the plain torch
-        definition, which is slow.
+        (V, 1 + F, rows, columns), density first. float64 tensors and devices other than the CPU use the definition in
+        plain torch, which is slow.
 
     Raises:
-        ValueError: Shapes that do not fit, tensors on different devices.
-        TypeError: A dtype other than float32 and float64, or mixed ones.
+        ValueError: The shapes do not fit, or the tensors are on different devices.
+        TypeError: A dtype is neither float32 nor float64, or the dtypes differ.
 
     Source:
         The closed form over the cut-off is derived in docs/xray.md; of Gaussians without one it is that of R²-Gaussian

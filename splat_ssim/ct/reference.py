@@ -14,12 +14,12 @@ _CHUNK = 1 << 20
 
 
 def rays(frame: Tensor, detector: tuple[int, int], *, cone: bool) -> tuple[Tensor, Tensor]:
-    """A point on the ray of each pixel, and its direction: (rows · columns, 3) or (1, 3) each.
+    """Returns a point on the ray of each pixel and the ray's direction, each (rows · columns, 3) or (1, 3).
 
     Args:
         frame: (4, 3), see `XrayGeometry.frames`.
-        detector: Rows and columns.
-        cone: Whether rays start in one point; else they are parallel.
+        detector: Number of rows and of columns.
+        cone: Whether all rays start at one point. Otherwise they are parallel.
     """
     origin, column, row, last = frame
     down = torch.arange(detector[0], dtype=frame.dtype, device=frame.device)[:, None, None]
@@ -38,7 +38,7 @@ def project_reference(
     *,
     cone: bool,
 ) -> Tensor:
-    """P_c(ray) = sum over i of values_ic ∫ exp(-q_i/2) dl over where q_i ≤ 9, in the dtype of the inputs.
+    """P_c(ray) = sum over i of values_ic ∫ exp(-q_i/2) dl over the part of the ray where q_i ≤ 9, in the inputs' dtype.
 
     Along a ray x = o + t d, with a = W (o - mean) and b = W d, W = diag(1/s) Rᵀ, q = |a + t b|² is least at
     t = -a·b / b·b. With q0 its value there the integral is √(2π) |d|/|b| exp(-q0/2) erf(√((9 - q0)/2)) where q0 ≤ 9,
@@ -50,12 +50,13 @@ def project_reference(
         scales: (N, 3), standard deviations in world units.
         values: (N, C).
         frames: (V, 4, 3), see `XrayGeometry.frames`.
-        detector: Rows and columns.
-        cone: Whether rays start in one point; else they are parallel. A Gaussian that does not lie wholly before the
-            source, on the detector's side of the plane through it along the detector, counts nothing.
+        detector: Number of rows and of columns.
+        cone: Whether all rays start at one point, the source. Otherwise they are parallel. With a cone, a Gaussian
+            counts only if all of it lies on the detector's side of the plane through the source that is parallel to the
+            detector.
 
     Returns:
-        (V, C, rows, columns). Differentiable; every Gaussian meets every pixel, so it is slow.
+        (V, C, rows, columns), differentiable. It is slow, because every Gaussian is evaluated on every pixel.
     """
     W = rotation_matrices(quats).transpose(1, 2) / scales[:, :, None]  # [N, 3, 3]
     pictures = []

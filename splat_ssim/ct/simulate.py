@@ -6,6 +6,7 @@ Gaussians to them is judged on data that it could not have made itself.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Literal
@@ -19,24 +20,28 @@ from torch import Tensor
 from ..errors import UserError, user_errors
 from ..volume.grid import VoxelGrid
 from ..volume.io import Volume, load_volume, save_volume
-from .data import Projections, save_projections
+from .data import Projections, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
 
 #: Samples of a ray in a voxel's shortest edge, and samples taken at once.
 _SAMPLES, _CHUNK = 2, 1 << 17
+#: `torch.poisson` counts in int64.
+_COUNTABLE = 2.0**63
 
 
 def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
-    """Integrals of a volume along the rays: trilinear between voxel centres, to 0 half a voxel past the outermost ones.
+    """Integrates a volume along rays.
+
+    The volume is interpolated trilinearly between voxel centres. It falls to 0 one voxel past the outermost centres.
 
     Args:
-        values: (n0, n1, n2), computed in float64.
-        grid: Its voxels, in mm.
-        geometry: The rays.
+        values: (n0, n1, n2) densities. They are computed in float64.
+        grid: Position of the voxels, in mm.
+        geometry: Geometry of the rays.
 
     Returns:
-        (V, rows, columns) float64, in the values' unit times mm.
+        (V, rows, columns) float64, in the unit of the values times mm.
 
     Example:
         >>> import torch
@@ -89,7 +94,7 @@ def _at(padded: Tensor, points: Tensor) -> Tensor:
 
 
 def interpolated(values: Tensor, grid: VoxelGrid, points: Tensor) -> Tensor:
-    """What `ray_sums` integrates, at points (..., 3) in mm: (...) float64."""
+    """The interpolated volume that `ray_sums` integrates, (...) float64, at points (..., 3) in mm."""
     indices = grid.to_index(points.reshape(1, -1, 3)) + 1
     return _at(_padded(values), indices).reshape(points.shape[:-1])
 
@@ -104,7 +109,7 @@ def around(grid: VoxelGrid, size: int) -> VoxelGrid:
 
 
 def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Where lines start + t · step enter and leave the box from 0 to `size`: (M,) each, high below low for a miss."""
+    """The t, (M,) each, where lines start + t · step enter and leave the box from 0 to `size`; reversed for a miss."""
     flat = step.abs() < 1e-12
     safe = torch.where(flat, torch.ones_like(step), step)
     first, second = -start / safe, (size - start) / safe
@@ -115,37 +120,98 @@ def _crossing(start: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor
 
 
 def with_photon_noise(pictures: Tensor, *, photons: float, attenuation: float, seed: int) -> Tensor:
-    """Projections as counted photons give them.
+    """Adds the noise of counted photons to projections.
 
     Args:
-        pictures: Line integrals in any unit.
-        photons: Expected count of a ray that nothing attenuates.
+        pictures: Line integrals in any unit, the largest above 0.
+        photons: Expected number of photons of a ray that nothing attenuates.
         attenuation: A fraction exp(-attenuation) of the photons passes where the line integral is largest.
         seed: Seed of the random counts.
 
     Returns:
         Same shape and unit as `pictures`. A ray from which no photon arrives counts as if one had arrived.
+
+    Raises:
+        ValueError: More photons are expected on a ray than can be counted.
     """
     unit = float(pictures.max()) / attenuation
     expected = photons * torch.exp(-pictures / unit)
+    if not (expected < _COUNTABLE).all():
+        raise ValueError(
+            f"projections must leave fewer than 2^63 of {photons:g} photons on every ray, got line integrals from "
+            f"{float(pictures.min()):g} to {float(pictures.max()):g} with attenuation {attenuation:g}"
+        )
     counts = torch.poisson(expected, generator=torch.Generator().manual_seed(seed))
     return -torch.log(counts.clamp(min=1.0) / photons) * unit
 
 
-def fitting_detector(grid: VoxelGrid, kind: str, source_object: float, source_detector: float) -> tuple[int, float]:
+def attenuation_lines(volume: Path, values: Tensor, pictures: Tensor) -> list[str]:
+    """A warning if voxels are negative, as attenuations cannot be.
+
+    Raises:
+        UserError: No line integral is above 0, so that there is nothing to reconstruct.
+    """
+    if not pictures.max() > 0:
+        raise UserError(
+            f"{volume} must have line integrals above 0, got {float(pictures.min()):g} to "
+            f"{float(pictures.max()):g}: voxels on the rays must be attenuations, not CT numbers (HU)"
+        )
+    if values.min() >= 0:
+        return []
+    return [
+        f"warning: its voxels reach down to {float(values.min()):g}, but attenuations are 0 or more: CT numbers (HU) "
+        "must be converted first"
+    ]
+
+
+def fitting_detector(grid: VoxelGrid, beam: XrayGeometry) -> tuple[int, float]:
     """Pixels of a side and their distance: a voxel at the axis is a pixel, and the volume's corners are seen."""
     corners = (np.asarray(grid.shape) * np.asarray(grid.spacing)) / 2
     radius = float(np.linalg.norm(corners))
     voxel = min(grid.spacing)
-    if kind == "parallel":
+    if beam.source_object is None or beam.source_detector is None:
         return 2 * math.ceil(radius / voxel), voxel
-    if radius >= source_object:
+    if radius >= beam.source_object:
         raise UserError(
-            f"source_object must be above {radius:.4g} mm, half the volume's diagonal, got {source_object:g}"
+            f"source_object must be above {radius:.4g} mm, half the volume's diagonal, got {beam.source_object:g}"
         )
-    pixel = voxel * source_detector / source_object
-    shadow = source_detector * math.tan(math.asin(radius / source_object))
+    pixel = voxel * beam.source_detector / beam.source_object
+    shadow = beam.source_detector * math.tan(math.asin(radius / beam.source_object))
     return 2 * math.ceil(shadow / pixel), pixel
+
+
+def fitting_geometry(
+    grid: VoxelGrid,
+    kind: str,
+    views: int,
+    *,
+    source_object: float | None,
+    source_detector: float | None,
+    detector: tuple[int, int] | None,
+    spacing: float | None,
+) -> XrayGeometry:
+    """Views around the middle of a grid; the options are those of `simulate`, with its defaults for None.
+
+    Raises:
+        ValueError: A distance or a size is not as required.
+    """
+    if kind == "cone":
+        diagonal = float(np.linalg.norm(np.asarray(grid.shape) * np.asarray(grid.spacing)))
+        source_object = 2 * diagonal if source_object is None else source_object
+        source_detector = 1.5 * source_object if source_detector is None else source_detector
+    middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
+    beam = XrayGeometry(
+        kind,
+        (1, 1),
+        (1.0, 1.0),
+        circle(views, kind),
+        source_object=source_object,
+        source_detector=source_detector,
+        center=tuple(grid.to_world(middle).tolist()),
+    )
+    side, pixel = fitting_detector(grid, beam)
+    step = pixel if spacing is None else spacing
+    return dataclasses.replace(beam, detector=(side, side) if detector is None else detector, spacing=(step, step))
 
 
 def simulate(
@@ -166,7 +232,7 @@ def simulate(
     """Writes projections of a volume, to be reconstructed with configs/ct.yaml.
 
     Args:
-        volume: Volume file with one channel, its voxels in mm.
+        volume: Volume file with one channel. Its lengths are converted to mm, and taken for mm if it names no unit.
         output: Folder to write: geometry.json and projections.npy.
         views: Number of views, spread evenly over 360 degrees for a cone beam and over 180 for a parallel one.
         geometry: Shape of the beam.
@@ -175,53 +241,53 @@ def simulate(
         size: Reconstruct on a cube of this many voxels a side, along x, y and z, instead of on the volume's own voxels.
             truth.npz holds the volume interpolated there. Since rays are summed over that interpolation, no method is
             judged on the voxels that the projections were made from.
-        detector: Rows and columns of the detector. By default as many as it takes to see the whole volume.
-        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis.
+        detector: Rows and columns of the detector. By default it is just large enough to see the whole volume.
+        spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis to the
+            detector.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
         attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
         seed: Seed of the noise.
 
     Returns:
-        The folder.
+        The folder written.
     """
-    if views < 1 or (photons is not None and photons < 1) or not attenuation > 0:
+    if views < 1 or (photons is not None and not 1 <= photons < math.inf) or not 0 < attenuation < math.inf:
         raise UserError(
-            f"views and photons must be at least 1 and attenuation above 0, got {views}, {photons}, {attenuation}"
+            "views and photons must be at least 1 and attenuation above 0, all of them finite, got "
+            f"{views}, {photons}, {attenuation}"
         )
     with user_errors():
         loaded = load_volume(volume)
         if len(loaded.data) != 1:
             raise UserError(f"{volume} must have one channel, got {len(loaded.data)}")
-        voxels = grid = loaded.grid
+        voxels, lines = in_mm(loaded)
+        grid = voxels
         if size is not None:
             grid = around(voxels, size)
-        diagonal = float(np.linalg.norm(np.asarray(grid.shape) * np.asarray(grid.spacing)))
-        near = source_object or 2 * diagonal
-        far = source_detector or 1.5 * near
-        side, pixel = fitting_detector(grid, geometry, near, far)
-        if geometry == "parallel" and (source_object or source_detector):
-            raise UserError("a parallel beam has no source: --source-object and --source-detector must be left out")
-        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
-        shape = XrayGeometry(
+        shape = fitting_geometry(
+            grid,
             geometry,
-            detector or (side, side),
-            (spacing or pixel,) * 2,
-            circle(views, geometry),
-            source_object=near if geometry == "cone" else None,
-            source_detector=far if geometry == "cone" else None,
-            center=tuple(grid.to_world(middle).tolist()),
+            views,
+            source_object=source_object,
+            source_detector=source_detector,
+            detector=detector,
+            spacing=spacing,
         )
         values = torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64))
         pictures = ray_sums(values, voxels, shape)
+        lines += attenuation_lines(volume, values, pictures)
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
-        folder = save_projections(output, Projections(pictures.float(), shape, grid))
+        made = Projections(pictures.float(), shape, grid)
+        folder = save_projections(output, made)
         if size is not None:
             truth = interpolated(values, voxels, grid.points(dtype=torch.float64))
             save_volume(folder / "truth.npz", Volume(truth[None].float().numpy(), grid, "mm"))
-    for line in loaded.notes:
+    for line in (*loaded.notes, *lines):
         print(f"{volume}: {line}")
     rows, columns = shape.detector
     noise = "no noise" if photons is None else f"{photons:g} photons, seed {seed}"
     print(f"{folder}: {views} {geometry} views of {rows} x {columns} pixels of {shape.spacing[0]:.4g} mm, {noise}")
+    for line in made.lines():
+        print(f"{folder}: {line}")
     return folder

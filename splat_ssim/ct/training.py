@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ from ..volume.losses import tv3d
 from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
 from .config import CTConfig
-from .data import Projections, load_projections
+from .data import Projections, in_mm, load_projections
 from .fdk import fdk
 from .project import project_field
 
@@ -42,13 +41,13 @@ _BRIGHT, _FAINT = 0.5, 0.02
 
 
 class CTTask:
-    """Gaussians whose X-ray pictures become the measured projections.
+    """Fits Gaussians so that their X-ray projections become the measured ones.
 
     The field is fitted in units of `scale`, an estimate of the brightest voxels from the filtered backprojection.
 
     Args:
-        config: Options; the projections are read from its data_dir.
-        projections: They themselves, where they are in memory already.
+        config: Options of the run. Its data_dir names the folder of projections.
+        projections: Projections that are already in memory, to be used instead of those in data_dir.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -63,10 +62,13 @@ class CTTask:
         if config.device == "cuda":
             raise UserError("--device cuda requires a projector on CUDA, got none: this task trains on the CPU")
         self.device = torch.device("cpu")
+        #: What was assumed of the data, a line each.
+        self.notes: list[str] = []
         torch.manual_seed(config.seed)
         with user_errors():
             self.loss = get_loss(config.loss, **config.loss_kwargs)
             self.data = load_projections(config.data_dir) if projections is None else projections
+            self.notes += [f"{config.data_dir}: {line}" for line in self.data.lines()]
             self.truth = self._truth()
         pictures = self.data.pictures
         self.bright = float(pictures.max())
@@ -77,6 +79,11 @@ class CTTask:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.grid = self.data.grid
         first = fdk(pictures, self.data.geometry, self.grid)
+        if not first.max() > 0:
+            raise UserError(
+                f"{config.data_dir}: projections must show something inside the volume of geometry.json, got a "
+                f"filtered backprojection of at most {float(first.max()):g}"
+            )
         self.scale = float(first[first > _BRIGHT * first.max()].median())
         self.model = self._start(first / self.scale)
         rounds: tuple[int, ...] = ()
@@ -97,12 +104,12 @@ class CTTask:
             raise ValueError(
                 f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
             )
+        place, lines = in_mm(volume)
         corners = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.shape]], dtype=torch.float64)
-        apart = float((grid.to_index(volume.grid.to_world(corners)) - corners).abs().max())
+        apart = float((grid.to_index(place.to_world(corners)) - corners).abs().max())
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
-        for line in volume.notes:
-            print(f"{path}: {line}", file=sys.stderr)
+        self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]
         return torch.from_numpy(volume.data.astype("float32"))
 
     def _start(self, first: Tensor) -> GaussianField:
@@ -198,7 +205,7 @@ class CTTask:
         return densities
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """PSNR and SSIM of the projections, and of the volume where the truth is known; slices as a picture."""
+        """Computes PSNR and SSIM of the projections, and of the volume if the truth is known. Draws slices."""
         with torch.no_grad():
             drawn = self.project(range(self.data.geometry.views))
         measured = self.data.pictures[:, None] / self.bright
@@ -232,7 +239,7 @@ class CTTask:
         load_generator(self.generator, state["draws"], "draws")
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The reconstruction as a volume file, the Gaussians as PLY; their sizes."""
+        """Writes the reconstruction as a volume file and the Gaussians as PLY. Returns their sizes."""
         output = self.config.output
         if output.format:
             save_volume(folder / f"volume.{output.format}", Volume(self.volume().numpy(), self.grid, "mm"))

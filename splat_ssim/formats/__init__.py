@@ -74,7 +74,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: str | Path) -> Format:
-    """The format that the suffix of a file names.
+    """Returns the format that the suffix of a file names.
 
     Raises:
         FormatError: No format has this suffix.
@@ -104,15 +104,15 @@ def save_splats(
 
     Args:
         path: File to write.
-        splats: As `splat_ssim.save_ply` takes them: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz,
-            opacities (N,) logits, sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device. The axes are those
-            of PLY files, which viewers take as right, down, front: SPZ and glTF are written in their own.
+        splats: Tensors as `splat_ssim.save_ply` takes them: means (N, 3), scales (N, 3) logarithms, quats (N, 4) wxyz,
+            opacities (N,) logits, sh0 (N, 1, 3) and shN (N, K-1, 3), any float dtype, on any device. They have the axes
+            of PLY files, which viewers take as right, down, front. SPZ and glTF files get their own axes.
         format: ply, compressed-ply, splat, spz, sog or glb. By default the suffix decides.
-        antialiased: Whether they were trained with Mip-Splatting's compensation, which some formats record.
-        offset: Offset that was subtracted from the world's coordinates, which some formats record.
+        antialiased: Whether they were trained with Mip-Splatting's compensation. Some formats record it.
+        offset: Offset that was subtracted from the world's coordinates. Some formats record it.
 
     Returns:
-        What was cut, left out or rounded more than usual, one line each.
+        One line for each thing that was cut, left out or rounded more than usual.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
@@ -136,10 +136,10 @@ def save_splats(
 
 
 def count_splats(path: str | Path) -> int:
-    """How many Gaussians a file holds; of a PLY only the header is read.
+    """Returns the number of Gaussians in a file. Of a PLY, only the header is read.
 
     Raises:
-        PlyError, FormatError: It does not read as Gaussians.
+        PlyError, FormatError: The file does not hold Gaussians, or is damaged.
     """
     return ply_count(path) if format_of(path).name == "ply" else len(read_splats(path))
 
@@ -149,10 +149,11 @@ def read_splats(path: str | Path, *, format: str | None = None) -> Cloud:
 
     Args:
         path: File to read.
-        format: As of `save_splats`; by default by the end of the name, a compressed PLY by what is in it.
+        format: One of the formats of `save_splats`. By default the suffix decides; a compressed PLY is recognised by
+            its contents.
 
     Returns:
-        The Gaussians; `Cloud.splats()` are tensors as of `splat_ssim.load_ply`.
+        The Gaussians. `Cloud.splats()` returns them as the tensors that `splat_ssim.load_ply` returns.
 
     Raises:
         UserError: The file is missing, is broken, or is not what its name says.
@@ -170,10 +171,10 @@ def read_splats(path: str | Path, *, format: str | None = None) -> Cloud:
 
 
 def named_format(name: str) -> Format:
-    """The format of a name.
+    """Returns the format of this name.
 
     Raises:
-        FormatError: There is none.
+        FormatError: No format has this name.
     """
     if name not in FORMATS:
         raise FormatError(f"the format must be one of {', '.join(FORMATS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Gaussians as every file format here takes and gives them, and what several formats do alike; numpy only."""
+"""Gaussians as all file formats here exchange them, and code that several formats share. It needs only numpy."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ODD = np.array(
 
 
 class FormatError(UserError):
-    """Gaussians that a format cannot hold, or a file that is not what its name says; the message says which."""
+    """A format cannot hold the Gaussians, or a file is not what its name says. The message says which."""
 
 
 @dataclass
 class Cloud:
-    """Gaussians between a file and the rest.
+    """Gaussians as arrays, independent of any file format.
 
     Attributes:
         means: (N, 3) float32.
@@ -44,8 +44,8 @@ class Cloud:
         sh0: (N, 3) float32.
         shN: (N, K-1, 3) float32, with K = 1, 4, 9 or 16.
         antialiased: Whether they were trained with Mip-Splatting's compensation.
-        offset: What was subtracted from the coordinates: the world's are means + offset.
-        notes: What was cut, left out or assumed, a line each.
+        offset: Offset that was subtracted from the coordinates. World coordinates are means + offset.
+        notes: One line for each thing that was cut, left out or assumed.
     """
 
     means: np.ndarray
@@ -73,7 +73,7 @@ class Cloud:
 
     @property
     def colors(self) -> np.ndarray:
-        """(N, 3) float64 colours of degree 0, in [0, 1] but for what the training pushed beyond."""
+        """(N, 3) float64 colours of degree 0, in [0, 1] unless training has moved them outside."""
         return 0.5 + SH0 * self.sh0.astype(np.float64)
 
     def note_cut(self, cut: np.ndarray, what: str) -> None:
@@ -86,7 +86,7 @@ class Cloud:
         return replace(self, **{name: getattr(self, name)[order] for name in NAMES})
 
     def flipped(self, axes: str) -> Cloud:
-        """The Gaussians in a frame whose axes named here ("yz") point the other way; exact, and its own inverse.
+        """The Gaussians in a frame in which the named axes, such as "yz", are reversed. Exact, and its own inverse.
 
         Two axes at once are a turn by 180 degrees, so rotations stay rotations.
         """
@@ -117,11 +117,14 @@ def cloud_of(
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
     source: str | Path = "splats",
 ) -> Cloud:
-    """Gaussians as `splat_ssim.save_ply` takes them, checked: finite, of unit quaternions.
+    """Checks Gaussians as `splat_ssim.save_ply` takes them, and normalises their quaternions.
+
+    Infinite opacity logits are allowed and cut to a large finite value.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
-        FormatError: There is no Gaussian, or one with a value that is NaN or infinite.
+        FormatError: There are no Gaussians, another value is NaN or infinite, or the degree of the harmonics is above
+            3.
     """
     missing = [name for name in NAMES if name not in splats]
     if missing:
@@ -163,7 +166,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
 
 
 def logits(alphas: np.ndarray) -> np.ndarray:
-    """Float32 logits of opacities; what a file rounded to 0 or 1 stays finite."""
+    """Float32 logits of opacities. Opacities that a file has rounded to 0 or 1 stay finite."""
     clipped = np.clip(alphas.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(clipped / (1 - clipped)).astype(np.float32)
 

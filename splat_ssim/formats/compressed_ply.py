@@ -155,7 +155,7 @@ def _harmonics(columns: dict[str, np.ndarray], count: int, path: Path) -> np.nda
 
 
 def offset_of(comments: list[list[str]], path: Path) -> tuple[float, float, float]:
-    """What the words of a PLY's comments say was subtracted from its coordinates."""
+    """The offset that was subtracted from a PLY's coordinates, according to its comments."""
     for words in comments:
         if words[:1] == ["offset"] and len(words) == 4:
             try:

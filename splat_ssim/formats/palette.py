@@ -18,14 +18,14 @@ _SEEN, _AT_ONCE = 65536, 2**24
 
 
 def codebook(values: np.ndarray, count: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` numbers that stand for an array's with the least squared error, ascending, and the index of each.
+    """Replaces numbers by `count` centres with a small squared error. Returns the centres, ascending, and the indices.
 
     Args:
         values: Any shape, finite.
-        count: At most 256.
+        count: Number of centres, at most 256.
 
     Returns:
-        (count,) float32, and uint8 indices in the shape of the values.
+        Centres (count,) float32, and the uint8 index of each value's centre, in the shape of the values.
 
     Example:
         >>> import numpy as np
@@ -55,18 +55,18 @@ def codebook(values: np.ndarray, count: int = 256) -> tuple[np.ndarray, np.ndarr
 
 
 def palette(rows: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` rows that stand for an array's with a small squared error, and the index of each.
+    """Replaces rows by at most `count` centres with a small squared error. Returns the centres and the indices.
 
-    First all rows are cut into about √count groups, then each group has its share of the palette, which is quicker
-    than one search through all of it and hardly worse.
+    First all rows are split into about √count groups. Then each group gets its share of the centres. This is faster
+    than one search over all centres and hardly worse.
 
     Args:
         rows: (N, D) float32, finite.
-        count: Where there are as many different rows or fewer, they are kept as they are.
-        seed: Of the rows to start from.
+        count: Largest number of centres. If there are no more different rows than that, they are kept as they are.
+        seed: Seed of the choice of the rows to start from.
 
     Returns:
-        (at most count, D) float32, and int64 indices (N,).
+        Centres (at most count, D) float32, and the int64 index of each row's centre, (N,).
     """
     distinct, index = np.unique(rows, axis=0, return_inverse=True)
     if len(distinct) <= count:

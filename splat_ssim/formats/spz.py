@@ -1,4 +1,4 @@
-"""SPZ, Niantic's compressed Gaussians (.spz): version 3 is written; 2, 3 and, where zstandard is installed, 4 are read.
+"""SPZ, Niantic's compressed Gaussians (.spz). Writes version 3; reads versions 2, 3 and, with zstandard installed, 4.
 
 Source: the README of nianticlabs/spz (MIT), and the constants of its definition: a header, then one array for each
 property; positions as 24-bit fixed point, opacities, colours (a gain of 0.15) and scales (a sixteenth of the logarithm
@@ -59,7 +59,7 @@ def encode(cloud: Cloud, path: Path) -> bytes:
 
 
 def _fraction_bits(cloud: Cloud, path: Path) -> int:
-    """How many bits of a position lie behind the point: 12, fewer for a large scene, more for a tiny one."""
+    """The number of fractional bits of a position: 12, fewer for a large scene, more for a tiny one."""
     largest = float(np.abs(cloud.means).max())
     most = int(np.floor(np.log2(_LARGEST / largest))) if largest > 0 else _MOST_BITS
     require(most >= 0, path, f"positions within ±{_LARGEST}, which 24 bits hold", f"{largest:.6g}")
@@ -82,7 +82,7 @@ def _packed_rotations(quats: np.ndarray) -> bytes:
 
 
 def _packed_harmonics(shN: np.ndarray) -> bytes:
-    """A byte each, in steps that grow with the degree; 128 is 0."""
+    """Packs each coefficient into a byte, in steps that grow with the degree. 128 stands for 0."""
     steps = np.repeat([2.0 ** (8 - bits) for bits in _SH_BITS], (3, 5, 7))[: shN.shape[1], None]
     return to_bytes(np.rint((shN * 128 + 128) / steps) * steps).tobytes()
 

@@ -154,7 +154,7 @@ def kernel_units(library: ctypes.CDLL) -> list[int]:
 
 
 def kernel_starts(library: ctypes.CDLL) -> dict[str, int]:
-    """How often each kernel was started in this process, by name."""
+    """Kernel name -> number of times that it was started in this process."""
     library.splat_ssim_cuda_starts.restype = ctypes.c_longlong
     return {name: library.splat_ssim_cuda_starts(place) for place, name in enumerate(kernel_names(library))}
 

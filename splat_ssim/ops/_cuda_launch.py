@@ -186,11 +186,11 @@ class _Call:
         l1_weight: Tensor | None = None,
         means: Means | None = None,
     ) -> tuple[Tensor, Tensor] | None:
-        """Fills the needed gradients.
+        """Computes the gradients that are needed.
 
         Returns:
-            Block sums that hold the kind DSSIM, and block sums that hold the kind L1 (not for padded images). None if
-            the kernel has filled `means` as well.
+            Block sums that hold the kind DSSIM, and block sums that hold the kind L1 (not for padded images); or None
+            if the kernel has filled `means` as well.
         """
         targets = self.grads
         if self.padded:
@@ -352,10 +352,10 @@ def fill_channel_mean_gradients(
 
 
 def scale(kernels: Launcher, stream: int, gradient: Tensor, upstream: Tensor) -> bool:
-    """Multiplies `gradient`, float32, in place by `upstream`, () or a value for each image. The host does not read it.
+    """Multiplies a float32 `gradient` in place by `upstream`, () or (B,), which the host does not read.
 
     Returns:
-        False if nothing was done: `gradient` is not dense, its images do not follow one another in memory, or
+        False if nothing was done because `gradient` is not dense, its images do not follow one another in memory, or
         `upstream` is not float32.
     """
     groups = upstream.numel()

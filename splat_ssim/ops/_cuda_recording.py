@@ -55,11 +55,11 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 class Recorder:
-    """Takes the place of `Kernels` and records the launches instead of starting kernels.
+    """Replaces `Kernels` and records launches instead of starting kernels.
 
     Args:
-        kernels: Prepares the problems.
-        tensors: The tensors that the launches read and write, one for each slot, None for an unused one. Two more
+        kernels: The kernels, which prepare the problems.
+        tensors: The tensors that the launches read and write, one for each slot. An unused slot holds None. Two more
             slots follow: the workspace, and the counter of `Kernels.arrivals`.
     """
 
@@ -74,7 +74,7 @@ class Recorder:
         self._launches: list[tuple[int, bytes, list[tuple[int, int, int]]]] = []
 
     def prepare(self, problem: KernelProblem, options: KernelOptions, operation: int) -> int:
-        """As `Kernels.prepare`."""
+        """Does the same as `Kernels.prepare`."""
         return self._kernels.prepare(problem, options, operation)
 
     def empty(self, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -86,7 +86,7 @@ class Recorder:
         return made
 
     def arrivals(self, stream: int, device: torch.device) -> Tensor:
-        """As `Kernels.arrivals`, for the slot behind the workspace's."""
+        """`Kernels.arrivals` for the slot after that of the workspace."""
         made = torch.empty(1, dtype=torch.int32, device=device)
         self._ranges.append((*_extent(made), self._workspace_slot + 1, 0))
         self._kept.append(made)
@@ -117,7 +117,7 @@ class Recording:
     """Launches that can be repeated.
 
     Attributes:
-        workspace: Bytes of the workspace.
+        workspace: Size of the workspace in bytes.
     """
 
     def __init__(

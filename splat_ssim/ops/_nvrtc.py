@@ -17,7 +17,7 @@ _OPTIONS = ("--std=c++17",)
 
 
 def _candidates() -> list[str]:
-    """Where NVRTC may be: in NVIDIA's wheels and PyTorch's own libraries on sys.path, then in the system."""
+    """Possible paths of NVRTC: NVIDIA's wheels and PyTorch's own libraries on sys.path, then the system's."""
     found: list[str] = []
     for entry in map(Path, sys.path):
         for pattern in ("nvidia/*/lib/libnvrtc.so.*", "torch/lib/libnvrtc*.so*"):
@@ -79,15 +79,15 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
 
     Args:
         source: Source text of all kernels.
-        architecture: Such as "sm_90".
+        architecture: Architecture to compile for, such as "sm_90".
         unit: Unit of csrc/cuda/problem.h: the size of a window, or `SHARED`, `AXES` or `VOXELS` of _cuda_kernels.py.
 
     Returns:
-        A cubin. If NVRTC is older than the device: PTX of the newest architecture that it knows, which the driver
+        A cubin; or, if NVRTC is older than the device, PTX for the newest architecture that it knows, which the driver
         compiles.
 
     Raises:
-        RuntimeError: There is no NVRTC, or it does not compile the source; the message has its log.
+        RuntimeError: There is no NVRTC, or it cannot compile the source. The message contains its log.
     """
     nvrtc = library()
     if nvrtc is None:

@@ -17,7 +17,7 @@ _ADAM_ROWS = (_P, _P, _P, _P, _P, _P, _N, _N, ctypes.c_int)
 
 
 class Update(NamedTuple):
-    """What one step changes and reads.
+    """The values that one step reads and changes.
 
     m = β1 m + (1 - β1) g, v = β2 v + (1 - β2) g², p -= rate·m / (sqrt(v / second_correction) + eps).
     """

@@ -35,10 +35,10 @@ LIBRARY_VARIABLE = "SPLAT_SSIM_LIBRARY"
 
 
 def library_name(platform: str = sys.platform) -> str:
-    """The library's file name on a system, as csrc/toolchain.py builds it.
+    """Returns the library's file name on a system, as csrc/toolchain.py builds it.
 
     Args:
-        platform: The system as sys.platform names it.
+        platform: Name of the system, as in sys.platform.
     """
     return {"darwin": "libsplat_ssim.dylib", "win32": "libsplat_ssim.dll"}.get(platform, "libsplat_ssim.so")
 
@@ -80,10 +80,10 @@ ISA_VARIABLE = "SPLAT_SSIM_CPU"
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library. Returns None, after one warning, if there is none.
+    """Returns the compiled library, or None after one warning if there is none.
 
     Raises:
-        ImportError: The library is of another ABI version than this package, or a structure has another size, or this
+        ImportError: The library has another ABI version than this package, a structure has another size, or this
             machine cannot load it.
     """
     if not LIBRARY_PATH.exists():
@@ -145,10 +145,10 @@ def available_isas() -> list[str]:
 
 @functools.cache
 def isa() -> str | None:
-    """The instruction set whose kernels run: the best one, or the one $SPLAT_SSIM_CPU names; None without the library.
+    """Returns the instruction set in use: the one $SPLAT_SSIM_CPU names or the best one; None without the library.
 
     Raises:
-        ValueError: $SPLAT_SSIM_CPU names one that is not available here.
+        ValueError: $SPLAT_SSIM_CPU names an instruction set that is not available here.
     """
     names = available_isas()
     if not names:
@@ -163,13 +163,13 @@ def isa() -> str | None:
 def kernel(
     name: str, argtypes: tuple[type, ...], restype: type | None = ctypes.c_int, isa_name: str | None = None
 ) -> CFuncPtr:
-    """The C function splat_ssim_<name>_<isa> with its argument types set.
+    """Returns the C function splat_ssim_<name>_<isa> with its argument types set.
 
     Args:
         name: Name without prefix and suffix, such as "ssim2d_forward".
         argtypes: ctypes types of the arguments, in order. Pointers are ctypes.c_void_p: pass tensor.data_ptr().
-        restype: ctypes type of the result; by default an int status, see `check`.
-        isa_name: Another instruction set than the one in use, for tests.
+        restype: ctypes type of the result. By default an int status, see `check`.
+        isa_name: Instruction set to use instead of the one in use, for tests.
     """
     loaded = library()
     if loaded is None:

@@ -34,12 +34,12 @@ class Device(NamedTuple):
     """The operators on one type of device.
 
     Attributes:
-        implementations: Operator -> its implementation.
+        implementations: Operator -> its implementation on the device.
         supports: Function (img1, img2, options) that says whether the kernels accept them.
         scale: Function (gradient, upstream) that multiplies the gradient in place without the host reading `upstream`.
-            It returns False if it does not accept them; then torch multiplies, as it does without such a function.
-        prepare: Prepares the operator `photometric` without a weight, see `prepared.prepare`.
-        composites: Function (img1, options, need1) that says whether that operator accepts a background.
+            It returns False if it cannot. In that case, and if there is no such function, torch multiplies.
+        prepare: Function that prepares the operator `photometric` without a weight, see `prepared.prepare`.
+        composites: Function (img1, options, need1) that says whether the operator `photometric` accepts a background.
     """
 
     implementations: dict[str, Callable[..., Any]]

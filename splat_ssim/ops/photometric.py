@@ -207,20 +207,21 @@ def photometric(
     terms: bool = True,
     key: Hashable | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(loss, l1, dssim), the means of |x - y| and of 1 - S: `loss = offset + l1_weight * l1 + dssim_weight * dssim`.
+    """Returns (loss, l1, dssim): `loss = offset + l1_weight * l1 + dssim_weight * dssim`, of means |x - y| and 1 - S.
 
     Args:
-        img1: Images in the layout `options` names, float32, float64, float16, bfloat16 or uint8.
-        img2: The same shape; the dtype may be another one.
-        options: Window, range, padding and layout.
+        img1: Images in the layout that `options` names: float32, float64, float16, bfloat16 or uint8.
+        img2: Same shape as `img1`. The dtype may differ.
+        options: Window, data range, padding and layout.
         l1_weight: Weight of the mean of |img1 - img2|.
         dssim_weight: Weight of the mean of 1 - S.
         weight: Weights of the positions, (B, 1 or C, spatial…) in the images' layout; the means are weighted by them,
             and are 0 if all weights are 0. With padding "valid", the weights are cropped for 1 - S.
-        per_image: Results of shape (B,), a mean for each image, instead of a mean over the batch.
-        offset: Added to the loss. With 1 and a `dssim_weight` of -1, the loss is SSIM.
-        background: (1 or B, 3), in the dtype of the computation. `img2` is then RGBA in bytes and composited over it.
-        terms: Whether the terms are wanted. If not, they may be None.
+        per_image: Whether to return a mean for each image, (B,), instead of one for the batch.
+        offset: Number that is added to the loss. With 1 and a `dssim_weight` of -1, the loss is SSIM.
+        background: (1 or B, 3) colours in the dtype of the computation. `img2` is then uint8 RGBA and is composited
+            over it.
+        terms: Whether l1 and dssim are needed. If not, they may be None.
         key: Key of ops/prepared.py under which the prepared loss is kept for later calls.
 
     Returns:

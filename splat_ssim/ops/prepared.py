@@ -32,11 +32,11 @@ class Prepared:
     """A loss prepared for one kind of call.
 
     Attributes:
-        run: Computes the loss.
+        run: Function that computes the loss.
         arguments: Arguments of the operator `photometric` after the background. A second backward through the same
             graph calls the operator with them.
         needs: Whether a gradient is needed.
-        terms: Whether l1 and dssim are wanted too.
+        terms: Whether l1 and dssim are needed too.
         dtypes: Dtypes of the images and so of their gradients.
     """
 
@@ -53,11 +53,11 @@ _prepared: dict[Hashable, Prepared] = {}
 
 
 def key(name: str, img1: Tensor, img2: Tensor, mask: Tensor | None, options: tuple[Any, ...]) -> Hashable | None:
-    """The key of a call of the public function `name` with such images and options.
+    """Returns the key of a call of the public function `name` with such images and options.
 
     Returns:
-        None if the call cannot be prepared: there is a mask, something traces, transforms, profiles or batches the
-        call, or a tensor is of a subclass.
+        The key, or None if the call cannot be prepared: there is a mask, something traces, transforms, profiles or
+        batches the call, or a tensor is of a subclass.
     """
     if mask is not None or torch.compiler.is_compiling():
         return None
@@ -114,11 +114,11 @@ def prepare(
     returns a `Run` or None.
 
     Args:
-        img1: As for the operator.
-        img2: As for the operator.
-        background: As for the operator.
+        img1: First images, as for the operator.
+        img2: Second images, as for the operator.
+        background: Background, as for the operator.
         arguments: Arguments of the operator after the background.
-        terms: Whether l1 and dssim are wanted.
+        terms: Whether l1 and dssim are needed.
     """
     device = dispatch.DEVICES.get(img1.device.type)
     if device is None or device.prepare is None:

@@ -64,7 +64,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
 
 
 def target(image: Tensor, unit: int) -> tuple[Kernels, int]:
-    """The kernels for the image's device and a window (or `SHARED`), and its current stream.
+    """Returns the kernels for the image's device and a window (or `SHARED`), and the device's current stream.
 
     Raises:
         RuntimeError: There are no kernels. The public functions check `supports` first.

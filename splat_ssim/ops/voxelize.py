@@ -54,7 +54,7 @@ def voxelize(
         scales: (N, 3) float32, standard deviations.
         values: (N, C) float32.
         affine: 16 numbers, row by row: array index to world.
-        window: Starts of the crop along the three array axes, then its sizes.
+        window: First index of the crop along each of the three array axes, then its three sizes.
 
     Returns:
         (C, size0, size1, size2) float32.

@@ -142,7 +142,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def _target(tensor: Tensor) -> tuple[Kernels, int]:
-    """The kernels for the tensor's device, and its current stream.
+    """Returns the kernels for the tensor's device, and its current stream.
 
     Raises:
         RuntimeError: There are no kernels. The public function checks `has_kernels` first.

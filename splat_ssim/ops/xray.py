@@ -47,7 +47,7 @@ _SCHEMA = "Tensor means, Tensor quats, Tensor scales, Tensor values, Tensor fram
 def xray(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
 ) -> Tensor:
-    """P_c(ray) = sum of values_ic · ∫ exp(-q_i/2) over q_i ≤ 9 along the ray of each pixel.
+    """P_c(ray) = sum over i of values_ic · ∫ exp(-q_i/2) dl, over the part of each pixel's ray where q_i ≤ 9.
 
     Args:
         means: (N, 3) float32, world x, y, z.
@@ -55,7 +55,7 @@ def xray(
         scales: (N, 3) float32, standard deviations.
         values: (N, C) float32.
         frames: (V, 4, 3) float64, see `XrayGeometry.frames`.
-        detector: Rows and columns.
+        detector: Number of rows and of columns.
         cone: Whether all rays of a view start at one point.
 
     Returns:

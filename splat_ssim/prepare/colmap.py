@@ -37,22 +37,23 @@ def run_job(
     lock: int,
     count: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
-    """Runs a job of `worker.py` to its end.
+    """Runs a job of `worker.py` in a process of its own and waits for its end.
 
     Args:
-        job: What the worker is told; `job["job"]` names it.
-        log: File for what COLMAP says; the job itself is written beside it, as .json.
-        bar: Progress bar; its total is the number of things to do.
-        stall_minutes: The job is stopped after so many minutes in which neither progress nor log changed; 0: never.
-        lock: Descriptor of a lock, which the worker holds too until it ends, except on Windows.
-        count: Returns how many things are done, where the worker cannot tell.
+        job: Options of the job; `job["job"]` names it.
+        log: File for COLMAP's output. The job itself is written beside it, as .json.
+        bar: Progress bar. Its total is the number of things to do.
+        stall_minutes: The job is stopped if neither the progress nor the log has changed for this many minutes. 0:
+            never.
+        lock: Descriptor of a lock. The worker holds it too until it ends, except on Windows.
+        count: Function that returns how many things are done, if the worker cannot tell.
 
     Returns:
-        The job's result.
+        Result of the job.
 
     Raises:
         UserError: COLMAP failed, aborted or made no progress.
-        RuntimeError: The worker has a defect; the message is its traceback.
+        RuntimeError: The worker has a defect. The message is its traceback.
     """
     name = job["job"]
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -107,7 +108,7 @@ def _watch(
     name: str,
     count: Callable[[], int] | None,
 ) -> str:
-    """Shows the progress of a job until it ends; returns its result or error line, "" if it told neither."""
+    """Shows the progress of a job until it ends. Returns the line with its result or error, "" if there is none."""
     end, seen, since = "", (0, 0), time.monotonic()
     while True:
         try:
@@ -151,7 +152,7 @@ def _last_line(log: Path) -> str:
 
 
 def rows(database: Path, table: str) -> int:
-    """The number of rows of a table of a database that another process may be writing; 0 if that cannot be told."""
+    """The number of rows of a table in a database that another process may be writing; 0 if it cannot be read."""
     if not database.is_file():
         return 0
     try:
@@ -170,7 +171,7 @@ def settle(database: Path) -> None:
 
 
 def copied(database: Path, target: Path) -> Path:
-    """Copies a settled database, in one piece; a `target` that is there stays as it is, to go on with."""
+    """Copies a settled database in one piece. If `target` exists, it is kept, to go on with it."""
     if not target.is_file():
         new = target.with_suffix(".new")
         shutil.copyfile(database, new)

@@ -25,19 +25,19 @@ _TURNS = {
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
-    """A picture as it is to be seen, of one with this orientation (1 to 8) in its EXIF."""
+    """Turns a stored picture upright, given its EXIF orientation, 1 to 8."""
     return image if turn == 1 else image.transpose(_TURNS[turn])
 
 
 def find_masks(folder: Path | None, photos: Sequence[Path]) -> tuple[list[Path | None], list[str]]:
-    """The masks of photographs in a folder: <name>.png, such as 1.jpg.png, or <stem> with a suffix of images.
+    """Finds the masks of photographs: <name>.png, such as 1.jpg.png, or <stem> with the suffix of any image format.
 
     Args:
         folder: Folder of masks, or None.
-        photos: Paths of the photographs, relative to theirs.
+        photos: Paths of the photographs, relative to their folder.
 
     Returns:
-        Masks in the order of the photographs, None for one without, and lines about what does not match.
+        The masks in the order of the photographs, None for a photograph without one, and a line about those without.
     """
     if folder is None:
         return [None] * len(photos), []
@@ -54,22 +54,22 @@ def find_masks(folder: Path | None, photos: Sequence[Path]) -> tuple[list[Path |
 
 
 def read_mask(path: Path, *, stored: tuple[int, int], shown: tuple[int, int], turn: int) -> np.ndarray:
-    """A mask as its photograph is shown.
+    """Reads a mask, turned like its photograph.
 
-    A mask with an orientation of its own is turned by that. One without, of the shape of the photograph as stored, is
-    turned as the photograph; where turning leaves the shape as it is, a mask is taken to be of the picture as shown.
+    A mask with an EXIF orientation is turned by it. A mask without one that has the shape of the photograph as stored
+    is turned like the photograph. If turning does not change the shape, such a mask is taken to be upright already.
 
     Args:
         path: File of the mask.
-        stored: (width, height) of the photograph's file.
-        shown: (width, height) of the photograph turned.
-        turn: Orientation of the photograph, 1 to 8.
+        stored: (width, height) of the photograph in its file.
+        shown: (width, height) of the photograph once it is turned.
+        turn: EXIF orientation of the photograph, 1 to 8.
 
     Returns:
-        (H, W) bool of the size `shown`, true where a pixel counts.
+        (H, W) bool of the size `shown`. It is true where a pixel counts.
 
     Raises:
-        PictureError, SceneError: The mask does not decode, or has another shape than its photograph.
+        PictureError, SceneError: The mask cannot be decoded, or has another shape than its photograph.
     """
     with opened(path) as file:
         file.load()

@@ -25,7 +25,7 @@ CameraModel = Literal[
 
 @dataclass(frozen=True)
 class Options:
-    """How photographs become a scene."""
+    """Options of making a scene from photographs."""
 
     #: Folder of masks. By default `masks` in the folder of photographs or beside it. Black pixels do not count.
     masks: Path | None = None

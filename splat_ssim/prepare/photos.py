@@ -45,7 +45,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: photographs by name, and lines that say what is left out or noteworthy."""
+    """The photographs in a folder by name, and lines on what is left out or noteworthy."""
 
     photos: list[Photo]
     notes: list[str]
@@ -56,12 +56,12 @@ def find_photos(folder: Path, *, recursive: bool, masks: Path | None, scene: Pat
 
     Args:
         folder: Folder of photographs.
-        recursive: Whether those in its subfolders are meant too.
-        masks: Folder of masks; by default `masks` in the folder or beside it.
-        scene: Scene folder: what is in it, such as its masks, is not looked at unless the photographs are.
+        recursive: Whether to search subfolders too.
+        masks: Folder of masks. By default `masks` in the folder or beside it.
+        scene: Scene folder. Its contents, such as its masks, are ignored unless it holds the photographs.
 
     Raises:
-        UserError: There are fewer than three photographs, or photographs in HEIC and nothing to read them with.
+        UserError: There are fewer than three photographs, or photographs in HEIC and no package to read them with.
     """
     if masks is not None and not masks.is_dir():
         raise UserError(f"{masks}: required a folder of masks, got {'a file' if masks.exists() else 'nothing there'}")
@@ -141,21 +141,21 @@ def _name_in_scene(name: str) -> str:
 
 
 def write_upright(photo: Photo, folder: Path, max_size: int) -> tuple[int, int]:
-    """Writes a photograph turned as EXIF says, with its mask and its alpha channel.
+    """Writes a photograph, turned upright as its EXIF data say, and its mask and alpha channel.
 
     Below `folder` are made images/<name> (RGB), masks/<name>.png (the mask of its own), alphas/<name>.png (the alpha
     channel, where something is transparent) and counted/<name>.png (white where both say that a pixel counts).
 
     Args:
-        photo: The photograph.
+        photo: Photograph to write.
         folder: Folder to write to.
-        max_size: Longest side in pixels, or 0.
+        max_size: Longest side in pixels. 0: the photograph keeps its size.
 
     Returns:
-        (width, height) as written.
+        (width, height) of the written image.
 
     Raises:
-        PictureError, SceneError: The photograph or its mask does not decode, or they do not fit.
+        PictureError, SceneError: The photograph or its mask cannot be decoded, or they do not fit each other.
     """
     with opened(photo.path) as file:
         image = decoded(photo.path, file)
@@ -213,7 +213,7 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _kept_exif(file: Image.Image) -> bytes:
-    """EXIF with the tags that a camera is told by and where it stood, and nothing else."""
+    """EXIF data with only the tags that identify the camera and its position."""
     before, after = file.getexif(), Image.Exif()
     for tag in CAMERA_TAGS:
         if tag in before:
@@ -239,20 +239,20 @@ def _is_positive(value: Any) -> bool:
 def write_all(
     photos: Sequence[Photo], folder: Path, *, max_size: int, threads: int, step: Callable[[], Any]
 ) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Writes photographs as `write_upright` does.
+    """Writes photographs by `write_upright`, several at a time.
 
     Args:
-        photos: What to write.
-        folder: Where.
-        max_size: Longest side in pixels, or 0.
+        photos: Photographs to write.
+        folder: Folder to write to.
+        max_size: Longest side in pixels. 0: photographs keep their size.
         threads: Number of threads.
-        step: Called after each photograph.
+        step: Function that is called after each photograph.
 
     Returns:
-        The sizes (width, height) by name, and a line for each photograph that was left out, with the reason.
+        The sizes (width, height) by name, and a line with the reason for each photograph that was left out.
 
     Raises:
-        UserError: Fewer than three are left.
+        UserError: Fewer than three photographs are left.
     """
 
     def one(photo: Photo) -> tuple[int, int] | str:

@@ -19,16 +19,16 @@ QUALITY = 95
 
 
 def finish_images(scene: Path, names: list[str], *, threads: int, step: Callable[[], Any]) -> None:
-    """Gives images their alpha channels from `alphas`, which is removed, and writes images_2, images_4 and images_8.
+    """Adds the alpha channels in `alphas` to the images, removes `alphas`, and writes images_2, images_4 and images_8.
 
     A pixel of a reduced copy is the mean over the area that it covers, weighted by alpha. Sides are rounded to whole
     pixels, and none becomes 0.
 
     Args:
-        scene: Folder with `images`, and `alphas` where an image is transparent.
-        names: Of the images.
+        scene: Folder with `images`, and with `alphas` if any image is transparent.
+        names: Names of the images.
         threads: Number of threads.
-        step: Called after each image.
+        step: Function that is called after each image.
     """
 
     def one(name: str) -> None:

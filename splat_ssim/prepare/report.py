@@ -1,4 +1,4 @@
-"""What became of the photographs: report.json and the table that is printed."""
+"""The report on the photographs: report.json, and the table that is printed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MAX_NAMES = 12
 def make_report(
     scene: Path, options: dict[str, Any], infos: dict[str, dict[str, Any]], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """What report.json holds.
+    """Returns the contents of report.json.
 
     Args:
         scene: Scene folder.
-        options: Of prepare.py, by name.
-        infos: What each stage found, by its name.
-        seconds: Of each stage.
+        options: Options of prepare.py, by name.
+        infos: Results of each stage, by its name.
+        seconds: Seconds that each stage took.
     """
     photos, mapping, model = infos["photos"], infos["mapping"], infos["undistortion"]
     registered = set(model["registered"])

@@ -43,16 +43,16 @@ def prepare(
 
     Args:
         source: Folder of photographs (JPEG, PNG, TIFF, WebP, HEIC), or a video file.
-        scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. What is kept
-            between runs is in its folder prepare, which may be deleted in the end.
-        options: How.
+        scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. Its folder
+            `prepare` is kept between runs. It may be deleted when the scene is finished.
+        options: Options of the command.
 
     Returns:
-        What report.json holds.
+        The contents of report.json.
 
     Raises:
         UserError: Something in the command or in a file is not as required.
-        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+        Interrupted: SIGINT or SIGTERM came. The same command goes on from there.
     """
     options.check()
     if not source.exists():
@@ -118,7 +118,7 @@ class _Run:
         return report
 
     def _stage_options(self) -> dict[str, Any]:
-        """What each stage depends on besides the stages before it."""
+        """Stage -> the options and files that it depends on, besides the stages before it."""
         options, version = self.options, importlib.metadata.version("pycolmap")
         photos: dict[str, Any] = {"max_size": options.max_size}
         if self.source.is_dir():

@@ -20,7 +20,7 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".
 
 
 def sharpness(frame: np.ndarray) -> float:
-    """The variance of the Laplacian of a small grey copy of a frame; the larger, the sharper.
+    """Returns the variance of the Laplacian of a small grey copy of a frame. The larger it is, the sharper the frame.
 
     Args:
         frame: (H, W, 3) uint8.
@@ -46,7 +46,7 @@ def sharpness(frame: np.ndarray) -> float:
 
 @contextmanager
 def _video_errors(path: Path) -> Iterator[None]:
-    """What ffmpeg says of a file that it cannot read is a UserError that names the file."""
+    """Converts ffmpeg's errors about a file that it cannot read to a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -57,10 +57,10 @@ def _video_errors(path: Path) -> Iterator[None]:
 
 
 def count_frames(path: Path) -> int:
-    """The number of frames of a video, which is decoded for it.
+    """Counts the frames of a video by decoding it.
 
     Raises:
-        UserError: It does not decode.
+        UserError: The video cannot be decoded.
     """
     import imageio_ffmpeg
 
@@ -75,19 +75,19 @@ def write_sharpest(
     """Writes the sharpest frame of each of `count` equal stretches of a video as images/frame_<number>.jpg.
 
     Args:
-        path: The video.
+        path: File of the video.
         folder: Folder to write to.
         count: Number of stretches.
-        total: Number of frames, of `count_frames`.
-        max_size: Longest side in pixels, or 0.
+        total: Number of frames, from `count_frames`.
+        max_size: Longest side in pixels. 0: frames keep their size.
         threads: Number of threads that ffmpeg decodes with.
-        step: Called after each frame that is read.
+        step: Function that is called after each frame that is read.
 
     Returns:
         The sizes (width, height) by name.
 
     Raises:
-        UserError: The video does not decode, or has fewer than three frames.
+        UserError: The video cannot be decoded, or has fewer than three frames.
     """
     import imageio.v2 as imageio
 

@@ -32,19 +32,20 @@ JPEG_QUALITY = 95
 
 
 class JobError(Exception):
-    """What went wrong in one sentence that the user can act on."""
+    """An error that the user can fix. Its message is one sentence."""
 
 
 def features(job: dict[str, Any]) -> dict[str, Any]:
-    """Finds the features of all photographs; goes on where an earlier call was stopped.
+    """Finds the features of all photographs. If an earlier call was stopped, goes on from there.
 
     Photographs enter the database in the order of their names, so that their numbers depend on no thread.
 
     Args:
-        job: database, images, masks (or null), names, camera, feature_size, features, threads, seed.
+        job: Its keys are database, images, masks (or null), names, camera, feature_size, features, threads, seed.
 
     Returns:
-        cameras: width, height, focal length in pixels and whether it is from EXIF, and number of photographs of each.
+        cameras: for each camera, the width, the height, the focal length in pixels, whether that is from EXIF, and the
+        number of its photographs.
     """
     database = Path(job["database"])
     groups = _same_cameras(job)
@@ -101,14 +102,14 @@ def _same_cameras(job: dict[str, Any]) -> dict[tuple[int, int, float, bool], lis
 
 
 def matching(job: dict[str, Any]) -> dict[str, Any]:
-    """Compares photographs; pairs in the database that were compared before are left as they are.
+    """Compares photographs. Pairs that the database already has are not compared again.
 
     Args:
-        job: database, kind (exhaustive, sequential or retrieval), overlap, similar, index (a file that is made),
-            threads, seed.
+        job: Its keys are database, kind (exhaustive, sequential or retrieval), overlap, similar, index (a file that is
+            made), threads, seed.
 
     Returns:
-        pairs: how many were compared; verified: how many of these show the same things.
+        pairs: number of pairs compared. verified: number of these pairs that show the same things.
     """
     options, geometry = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
     options.num_threads, options.use_gpu = job["threads"], False
@@ -166,17 +167,17 @@ def _index(job: dict[str, Any]) -> Path:
 
 
 def mapping(job: dict[str, Any]) -> dict[str, Any]:
-    """Reconstructs poses and points, in as many models as do not connect.
+    """Reconstructs poses and points. Groups of photographs that do not connect become models of their own.
 
     A first try has COLMAP's own limits. Photographs taken while moving forward see points at angles that are too small
     for these; a second try accepts them, if the first places less than three quarters of the photographs.
 
     Args:
-        job: database, images, output (a folder that is made), photos (their number), threads, seed.
+        job: Its keys are database, images, output (a folder that is made), photos (their number), threads, seed.
 
     Returns:
-        models: for each model, the largest first, its folder, the number of photographs and of points; relaxed:
-        whether the second try is what is kept.
+        models: for each model, the largest first, its folder and the numbers of its photographs and points. relaxed:
+        whether the result of the second try is kept.
     """
     output = Path(job["output"])
     best = _reconstructed(job, output / "strict", relaxed=False)
@@ -225,14 +226,14 @@ def _reconstructed(job: dict[str, Any], output: Path, *, relaxed: bool) -> list[
 
 
 def undistortion(job: dict[str, Any]) -> dict[str, Any]:
-    """Writes the photographs of a model, its masks and its alpha channels as a pinhole camera sees them.
+    """Writes the photographs, masks and alpha channels of a model as a pinhole camera would see them.
 
     Args:
-        job: model, images, masks, alphas (folders, the last two may be missing), output (a folder that is made: images,
-            masks, alphas, sparse/0), threads.
+        job: Its keys are model, images, masks, alphas (folders, the last two may be missing), output (a folder that is
+            made: images, masks, alphas, sparse/0), threads.
 
     Returns:
-        What the report says of the model: registered, points, reprojection_error (pixels), track_length, cameras.
+        The model's part of the report: registered, points, reprojection_error (pixels), track_length, cameras.
     """
     output = Path(job["output"])
     model = pycolmap.Reconstruction(job["model"])

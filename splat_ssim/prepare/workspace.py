@@ -43,8 +43,8 @@ class Workspace:
     """The work folder of one scene, locked until `close`.
 
     Args:
-        scene: Scene folder; it is made.
-        source: The photographs or the video it is made of.
+        scene: Scene folder. It is created.
+        source: The photographs or the video that the scene is made from.
 
     Raises:
         UserError: The folder holds another scene, is in use, or cannot be written to.
@@ -114,7 +114,7 @@ class Workspace:
         return self.state["stages"].get(stage, {}).get("key") == key and place.exists()
 
     def info(self, stage: str) -> dict[str, Any]:
-        """What a finished stage found."""
+        """The results of a finished stage."""
         recorded: dict[str, Any] = self.state["stages"][stage]["info"]
         return recorded
 
@@ -123,10 +123,10 @@ class Workspace:
         return {stage: self.state["stages"][stage]["seconds"] for stage in STAGES if stage in self.state["stages"]}
 
     def start(self, stage: str, key: str) -> bool:
-        """Enters that a stage runs; it and all later ones are no longer done.
+        """Records that a stage has started. The stage and all later ones no longer count as done.
 
         Returns:
-            Whether it was done before, with other inputs or options.
+            Whether the stage had been done before, with other inputs or options.
         """
         again = stage in self.state["stages"]
         for later in STAGES[STAGES.index(stage) :]:
@@ -155,7 +155,7 @@ class Workspace:
         return place
 
     def publish(self, made: Path) -> None:
-        """Moves a whole scene from `made` to the scene folder; the model, by which readers know it, comes last."""
+        """Moves a complete scene from `made` to the scene folder. The model comes last: readers look for it."""
         (self.scene / REPORT).unlink(missing_ok=True)
         shutil.rmtree(self.scene / "sparse", ignore_errors=True)
         for name in OUTPUTS:

@@ -51,7 +51,7 @@ def rasterization(
         means: [N, 3] centres in world coordinates.
         quats: [N, 4] rotations as quaternions wxyz, which need not be normalised.
         scales: [N, 3] standard deviations along the Gaussian's own axes.
-        opacities: [N], values in [0, 1]. Larger ones are allowed, since `max_alpha` bounds alpha in a pixel.
+        opacities: [N] opacities in [0, 1]. Larger ones are allowed, since `max_alpha` bounds alpha in a pixel.
         colors: [N, D] or [C, N, D], any number of channels. With `sh_degree`, spherical harmonics [N, K, 3] or
             [C, N, K, 3]; or a pair of [N, 1, 3] and [N, K - 1, 3], as trainers keep them, which avoids joining them.
         viewmats: [C, 4, 4] world to camera, OpenCV axes.
@@ -61,12 +61,13 @@ def rasterization(
         near_plane: Gaussians whose centre is nearer than this, in world units, are left out.
         far_plane: Gaussians whose centre is farther than this, in world units, are left out.
         radius_clip: Gaussians whose radius is at most this many pixels are left out.
-        eps2d: Added to the variances of the projected Gaussians, in square pixels.
-        sh_degree: Degree of the spherical harmonics to use, 0 to 3. None: `colors` are colours.
+        eps2d: Number added to the variances of the projected Gaussians, in square pixels.
+        sh_degree: Degree of the spherical harmonics to use, 0 to 3. None: `colors` are colours, not harmonics.
         packed: Whether `info` has one row for each visible Gaussian of each camera instead of C×N.
         tile_size: 16 or 32 pixels, on the CPU. By default the size of the image decides. It changes no pixel.
         backgrounds: [C, D] colours behind everything; by default black.
-        render_mode: "RGB", "D" (Σ weight·depth), "ED" (D divided by alpha), "RGB+D" or "RGB+ED" (depth comes last).
+        render_mode: "RGB"; "D", which is Σ weight·depth; "ED", which is D divided by alpha; "RGB+D" or "RGB+ED", where
+            depth is the last channel.
         absgrad: Whether the backward pass stores Σ|gradient| over pixels in `info["means2d"].absgrad`.
         rasterize_mode: "classic" or "antialiased", which reduces opacities by as much as `eps2d` adds to the area.
         max_alpha: Upper bound of alpha. Alpha is clamped to it, and a clamped alpha has no gradient.

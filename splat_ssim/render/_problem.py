@@ -1,4 +1,4 @@
-"""What is rendered and how: the arguments of `rasterization`, handed on as two tuples."""
+"""The arguments of `rasterization` as two tuples: the scene, and the options of rendering."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Scene(NamedTuple):
-    """Gaussians and the cameras that see them; the shapes are those of `rasterization`."""
+    """Gaussians and the cameras that see them. Shapes are as for `rasterization`."""
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4]
@@ -22,7 +22,7 @@ class Scene(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How a scene is rendered; the meanings are those of `rasterization`."""
+    """Options of rendering a scene, as for `rasterization`."""
 
     near_plane: float = 0.01
     far_plane: float = 1e10

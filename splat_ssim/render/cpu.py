@@ -11,7 +11,7 @@ from .reference import Accumulators, Projection
 
 
 def project(scene: Scene, sh0: Tensor | None, shN: Tensor | None, options: Options) -> Projection:
-    """As `reference.project`."""
+    """`reference.project` by the compiled library."""
     degree = -1 if options.sh_degree is None else options.sh_degree
     means2d, depths, conics, effective, colors, radii = torch.ops.splat_ssim.raster_project(
         *scene[:4],
@@ -40,7 +40,7 @@ def composite(
     absgrad: bool,
     tile_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.composite`. More than `max_channels()` channels are composited in several passes.
+    """`reference.composite` by the compiled library. More than `max_channels()` channels take several passes.
 
     The gradients of the passes add up; so do the sums of `absgrad`, which then are those of the parts, as in gsplat.
     """
@@ -61,7 +61,7 @@ def composite(
 
 @torch.no_grad()
 def accumulate(projection: Projection, pixel_weights: Tensor, *, max_alpha: float, tile_size: int) -> Accumulators:
-    """As `reference.accumulate`."""
+    """`reference.accumulate` by the compiled library."""
     p = projection
     _, height, width = pixel_weights.shape
     _, _, records, lists = torch.ops.splat_ssim.raster_composite(

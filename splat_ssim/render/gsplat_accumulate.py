@@ -27,17 +27,17 @@ _ALL_BATCHES = 2**31 - 1
 
 @torch.no_grad()
 def accumulate(info: dict[str, Any], pixel_weights: Tensor, *, max_alpha: float, query: PairQuery) -> Accumulators:
-    """Sums over the pixels each Gaussian contributes to.
+    """Computes sums, for each Gaussian, over the pixels that it contributes to.
 
     Args:
-        info: What gsplat.rasterization returned besides the pictures, packed or not.
+        info: Third result of gsplat.rasterization, packed or not.
         pixel_weights: [C, H, W] float32.
-        max_alpha: What alpha was clamped to.
-        query: gsplat.rasterize_to_indices_in_range.
+        max_alpha: Number that alpha was clamped to.
+        query: The function gsplat.rasterize_to_indices_in_range.
 
     Returns:
-        Sums [C, N], or [nnz] where `info` is packed. They are added up in float64, for on CUDA the order of additions
-        varies from call to call: after rounding to float32 that is hardly ever seen.
+        Sums [C, N], or [nnz] if `info` is packed. They are added in float64 and rounded to float32, because on CUDA the
+        order of additions varies from call to call. After rounding, the difference is almost never visible.
     """
     height, width = pixel_weights.shape[1:]
     tile = info["tile_size"]
@@ -83,11 +83,11 @@ def accumulate(info: dict[str, Any], pixel_weights: Tensor, *, max_alpha: float,
 
 
 def transmittance_before(alphas: Tensor, pixels: Tensor) -> Tensor:
-    """[M] product of 1 - alpha over the pairs of the same pixel that come before, of pairs pixel by pixel.
+    """Returns, for each pair of a pixel and a Gaussian, the product [M] of 1 - alpha over the pixel's earlier pairs.
 
     Args:
         alphas: [M] float64, below 1.
-        pixels: [M] pixel of each pair; equal ones lie together.
+        pixels: [M] pixel of each pair. Pairs of the same pixel are adjacent.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ def render(
     pixel_weights: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Calls gsplat.rasterization with the same meaning.
+    """Calls gsplat.rasterization with the equivalent arguments.
 
     Raises:
         ValueError: `max_alpha` is not the one gsplat was compiled with.

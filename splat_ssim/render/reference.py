@@ -29,7 +29,7 @@ _TILE = 32
 
 
 class Projection(NamedTuple):
-    """Gaussians as a camera sees them; everything is zero for those it does not see."""
+    """Gaussians as a camera sees them. All values are zero for Gaussians that it does not see."""
 
     radii: Tensor  # [C, N, 2] int32, pixels, zero where not visible
     means2d: Tensor  # [C, N, 2] pixels
@@ -191,7 +191,7 @@ def _tile_weights(
     columns: slice,
     max_alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which Gaussians of one camera meet a tile, front to back: ids [G], offsets [P, G, 2], weights [P, G], T [P]."""
+    """The Gaussians of a camera that reach a tile, front to back: ids [G], offsets [P, G, 2], weights [P, G], T [P]."""
     with torch.no_grad():
         low = means2d.new_tensor([columns.start, rows.start])
         high = means2d.new_tensor([columns.stop, rows.stop])

@@ -22,12 +22,12 @@ from splat_ssim.trainer.loop import Run, Unkept, run
 
 @dataclass
 class TrainedScene:
-    """A scene after its training.
+    """A trained scene.
 
     Attributes:
-        task: The Gaussians, the scene and how they were trained.
-        metrics: What metrics.json holds: psnr, ssim, num_gaussians, train_seconds and others.
-        notes: What was read, left out and assumed, one line each.
+        task: The task that was trained. It has the Gaussians and the scene.
+        metrics: Contents of metrics.json: psnr, ssim, num_gaussians, train_seconds and others.
+        notes: One line for each thing that was read, left out or assumed.
     """
 
     task: SceneTask
@@ -50,10 +50,10 @@ class TrainedScene:
             path: File to write: .ply, .compressed.ply, .splat, .spz, .sog or .glb.
 
         Returns:
-            What was cut or left out, one line each. docs/export.md says what each format keeps.
+            One line for each thing that was cut or left out. docs/export.md says what each format keeps.
 
         Raises:
-            UserError: The suffix is another one, or the format cannot hold these Gaussians.
+            UserError: The suffix names no format, or the format cannot hold these Gaussians.
         """
         return save_trained(path, self.task)
 
@@ -74,7 +74,7 @@ def train(
     """Trains Gaussians on the images of a scene, as `scripts/train.py` does, and returns them.
 
     Args:
-        scene: A scene folder (Blender, COLMAP, nerfstudio), or what `splat_ssim.scene.data.load_scene` returned.
+        scene: A scene folder (Blender, COLMAP, nerfstudio), or the result of `splat_ssim.scene.data.load_scene`.
         preset: Defaults that suit a kind of data: "object", "photos", "auto" (chosen by the data) or "none".
         quality: Quality of the preset: how long it trains, and with how many Gaussians.
         steps: Number of training steps. By default the preset's.
@@ -82,8 +82,8 @@ def train(
         seed: Seed of every random draw. The same seed on the same machine gives the same Gaussians.
         device: auto, cpu or cuda.
         progress: Whether to show a progress bar and what was read.
-        folder: Folder that keeps the run, with checkpoints, pictures, scene.ply and metrics.json, as scripts/train.py
-            leaves it. By default nothing is written.
+        folder: Folder that keeps the run, with the same files as scripts/train.py: checkpoints, pictures, scene.ply and
+            metrics.json. By default nothing is written.
         options: All other options, as in a config file: {"data": {"factor": 2}, "loss": "l1"}.
 
     Returns:
@@ -133,7 +133,7 @@ def _kind_of(scene: Scene) -> str:
 
 
 def _in_memory(task: SceneTask) -> dict[str, Any]:
-    """Trains without a folder; what metrics.json would hold."""
+    """Trains without a folder. Returns what metrics.json would hold."""
     one: Run = Unkept(task)
     one.train()
     one.save()

@@ -1,4 +1,4 @@
-"""Joins the views of a step, which may be of several processes, so that optimisers and strategy see one step."""
+"""Joins the views of a step, possibly from several processes, so that optimisers and strategy see a single step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splat_ssim.trainer.ranks import Ranks
 
 @dataclass
 class Seen:
-    """A view of a step after its backward pass.
+    """A view of a training step, after its backward pass.
 
     Attributes:
-        view: The view.
+        view: The view that was rendered.
         loss: Loss of this view alone.
         terms: Terms of the loss, by name.
-        pred: (1, 3, H, W), the render.
-        info: Info of `splat_ssim.render.rasterization`, not packed.
+        pred: (1, 3, H, W), the rendered image.
+        info: The info that `splat_ssim.render.rasterization` returned, not packed.
     """
 
     view: View
@@ -48,10 +48,11 @@ class Together:
 
 
 def together(seen: Sequence[Seen], splats: Splats, ranks: Ranks) -> Together:
-    """Sums the gradients of the Gaussians over the ranks, and joins what their views have shown.
+    """Sums the gradients of the Gaussians over the ranks, and joins the results of their views.
 
     Args:
-        seen: The views of this process. The gradients of all of them are in `splats`, each by its share of the loss.
+        seen: The views of this process. `splats` holds the sum of their gradients, each weighted by the view's share of
+            the loss.
         splats: The Gaussians, the same in every process.
         ranks: The processes of the run.
     """
@@ -67,14 +68,14 @@ def together(seen: Sequence[Seen], splats: Splats, ranks: Ranks) -> Together:
 
 
 def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
-    """What a strategy asks of the views of a step, after their backward passes.
+    """Joins the infos of a step's views, after their backward passes, to the one info that a strategy expects.
 
-    Views may differ in size. Gradients of projected centres are handed on in half images, as strategies count them:
-    the joined image measures 2x2.
+    Views may differ in size. Gradients of projected centres are therefore converted to units of half an image, which
+    strategies use anyway: the joined image measures 2x2.
 
     Args:
-        infos: Of `splat_ssim.render.rasterization`, one camera each, not packed.
-        ranks: The processes of the run, each with as many views.
+        infos: Infos of `splat_ssim.render.rasterization`, one camera each, not packed.
+        ranks: The processes of the run. Each has the same number of views.
     """
     sizes = [torch.tensor([info["width"] / 2, info["height"] / 2]) for info in infos]
     means2d = ranks.gather(torch.cat([info["means2d"].detach() for info in infos])).requires_grad_()

@@ -31,7 +31,7 @@ _LARGEST = 2**26
 
 @dataclass
 class CameraPath:
-    """Cameras one after the other; their images have a size and no content."""
+    """A sequence of cameras. Their images only have a size."""
 
     views: list[View]
     fps: float
@@ -46,12 +46,12 @@ def read_path(path: Path, scene: Scene, transform: Path | None = None) -> Camera
         path: nerfstudio's camera_path.json (camera_path with camera_to_world and fov, render_width, render_height, fps
             or seconds), or a transforms.json, whose frames are used in their order with the file's lens. Poses have
             OpenGL's axes and the coordinates of the scene's files.
-        scene: Scene whose offset is subtracted.
-        transform: nerfstudio's dataparser_transforms.json (transform, scale). It is undone, for a path in coordinates
-            that nerfstudio chose.
+        scene: Scene whose offset is subtracted from the poses.
+        transform: nerfstudio's dataparser_transforms.json (transform, scale). Its transform is undone, for a path in
+            coordinates that nerfstudio chose.
 
     Raises:
-        SceneError: A file is not as required; the message names it.
+        SceneError: A file is not as required. The message names it.
     """
     content = read_json(path)
     if "camera_path" in content:

@@ -17,14 +17,17 @@ from splat_ssim.scene.poses import RefinedPoses
 
 
 def orbit(views: Sequence[View], frames: int) -> list[View]:
-    """Cameras on a circle around what the given cameras look at, with their median distance, height and lens.
+    """Makes cameras on a circle around the point that the given cameras look at.
+
+    They have the median distance, height and lens of the given ones.
 
     Args:
         views: Cameras of the scene, at least one.
         frames: Number of cameras on the circle.
 
     Returns:
-        Views with the image of the first one, which means nothing, at even width and height (for video codecs).
+        Views of even width and height, as video codecs require. They have the image of the first given view, which is
+        meaningless.
     """
     rotations = torch.stack([view.viewmat[:3, :3] for view in views]).double()
     centers = torch.stack([view.center for view in views]).double()

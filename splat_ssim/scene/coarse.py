@@ -12,14 +12,14 @@ from splat_ssim.scene.data import View
 
 
 class CoarseViews:
-    """Views reduced by a factor, each made when it is first asked for and kept as bytes.
+    """Views reduced by a factor. Each is made when it is first used, and kept as bytes.
 
     They share one block of memory. Separate blocks would lie between the larger temporary ones that reducing a view
     needs, and would keep the allocator from reusing these.
 
     Args:
         views: Views at full size.
-        factor: Factor of `View.reduced`.
+        factor: Factor for `View.reduced`.
     """
 
     def __init__(self, views: Sequence[View], factor: int) -> None:
@@ -29,7 +29,7 @@ class CoarseViews:
         self._made: dict[int, View] = {}
 
     def __getitem__(self, index: int) -> View:
-        """The view of this index.
+        """Returns the reduced view of this index.
 
         Raises:
             SceneError: The view is smaller than the factor.

@@ -10,7 +10,7 @@ from splat_ssim.scene.data import View
 
 
 def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tensor:
-    """The mean difference of inverse depths, in units of the extent.
+    """Computes the mean absolute difference of inverse depths, times the scene's extent.
 
     Inverse depths are bounded far away, where depths are least accurate. Pixels that a mask excludes do not count, nor
     do pixels where nothing is rendered.
@@ -18,7 +18,8 @@ def depth_loss(depth: Tensor, alpha: Tensor, view: View, extent: float) -> Tenso
     Args:
         depth: (1, H, W, 1) expected depth of a render.
         alpha: (1, H, W, 1) opacity of the render.
-        view: View with a `depth` or a `sparse_depth` to compare with; `depth` is used if it has both. 0 is unknown.
+        view: View with a `depth` or a `sparse_depth` to compare with. If it has both, `depth` is used. A depth of 0 is
+            unknown.
         extent: Extent of the scene.
 
     Source: gsplat's trainer, which compares disparities at COLMAP's points.

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 
 def render_views(task: SceneTask, views: str, output: Path, frames: int, mode: str = "rgb") -> None:
-    """Draws an orbit, as a video or, to an output without a suffix, as PNG files; or the training or test views as PNG.
+    """Draws an orbit as a video, or the training or test views as PNG files.
+
+    If `output` has no suffix, an orbit is drawn as PNG files too.
 
     Args:
         task: Task with the scene and its model.
         views: orbit, train or test.
         output: File or folder to write.
         frames: Number of frames of the orbit.
-        mode: See `scene.modes.draw`.
+        mode: As for `scene.modes.draw`.
 
     Raises:
         UserError: There are no such views, or they are too small for a video.
@@ -45,14 +47,14 @@ def render_views(task: SceneTask, views: str, output: Path, frames: int, mode: s
 
 
 def render_path(task: SceneTask, path: Path, output: Path, mode: str = "rgb", transform: Path | None = None) -> None:
-    """Draws the pictures of a camera path, as a video or, to an output without a suffix, as a folder of PNG files.
+    """Draws a camera path as a video, or as a folder of PNG files if `output` has no suffix.
 
     Args:
         task: Task with the scene and its model.
-        path: See `scene.camera_path.read_path`.
+        path: File of the path, see `scene.camera_path.read_path`.
         output: File or folder to write.
-        mode: See `scene.modes.draw`.
-        transform: See `scene.camera_path.read_path`.
+        mode: As for `scene.modes.draw`.
+        transform: File of the transform, see `scene.camera_path.read_path`.
 
     Raises:
         UserError: A file is not as required, or its pictures are too small for a video.

@@ -40,20 +40,20 @@ def evaluate(
     corrected: bool = False,
     perceptual: Callable[[Tensor, Tensor, Tensor | None], float] | None = None,
 ) -> dict[str, Any]:
-    """PSNR and SSIM of rendered views: of each over the pixels its mask keeps, and the mean over views of each.
+    """Computes PSNR and SSIM of rendered views, each over the pixels that its mask keeps, and their means over views.
 
     Args:
-        render_view: View -> (1, H, W, 3) colours.
+        render_view: Function (view) -> (1, H, W, 3) colours.
         views: Views with the photographs to compare with.
-        ssim_padding: See `splat_ssim.ssim`.
-        pictures: Folder for render | truth | error of the first `max_pictures` views.
-        max_pictures: How many pictures.
-        corrected: Also report cc_psnr and cc_ssim, of renders whose colours were fitted to the truth's by an affine
-            map: a test view's own exposure is unknown.
-        perceptual: LPIPS, see `scene.lpips.make_lpips`.
+        ssim_padding: Padding of SSIM, as for `splat_ssim.ssim`.
+        pictures: Folder for pictures of the first `max_pictures` views: render, truth and error side by side.
+        max_pictures: Number of views that get a picture.
+        corrected: Whether to report cc_psnr and cc_ssim too: metrics of renders whose colours were fitted to the
+            truth's by an affine map. They are useful because a test view's own exposure is unknown.
+        perceptual: LPIPS network, see `scene.lpips.make_lpips`.
 
     Returns:
-        psnr, ssim, ssim_padding, lpips if asked for, and, for each view, name, psnr, ssim and lpips.
+        psnr, ssim, ssim_padding, lpips if there is a network, and a row for each view with name, psnr, ssim and lpips.
     """
     rows = []
     for index, view in enumerate(views):

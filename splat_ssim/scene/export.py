@@ -43,8 +43,8 @@ def export(
 
     Args:
         source: Run folder of scripts/train.py, or a file of Gaussians in any of the formats, such as a scene.ply.
-        output: File to write, whose name says the format; or a folder, for the formats named by --formats or --all.
-            By default the run folder, or the folder of the file.
+        output: File to write, whose name says the format; or a folder for the formats named by --formats or --all. By
+            default the run folder, or the folder of the file.
         formats: Formats to write into a folder, as scene.ply, scene.spz and so on: one or more of ply, compressed-ply,
             splat, spz, sog and glb. A single format may also go to a file of any name.
         all: Write all formats.
@@ -90,7 +90,7 @@ def export(
 
 
 def save_trained(path: str | Path, task: SceneTask) -> list[str]:
-    """Writes the Gaussians of a task in the format that a file's name says; returns what was cut or left out."""
+    """Writes the Gaussians of a task in the format that the file's name says. Returns what was cut or left out."""
     kind = format_of(path)
     cloud = _of_task(task, path)
     kind.write(cloud, Path(path))
@@ -98,10 +98,10 @@ def save_trained(path: str | Path, task: SceneTask) -> list[str]:
 
 
 def _targets(source: Path, output: Path | None, formats: Sequence[str]) -> list[tuple[Path, Format]]:
-    """The files to write, and their formats.
+    """Returns the files to write and their formats.
 
     Raises:
-        UserError: None are named, or several for one file.
+        UserError: No format is named, or several for one file.
     """
     kinds = [named_format(name) for name in dict.fromkeys(formats)]
     is_folder = output is None or output.is_dir() or (not output.suffix and len(kinds) > 0)
@@ -152,7 +152,7 @@ class _Comparison:
         self.quality = self._psnr(self.renders)
 
     def of(self, cloud: Cloud) -> str:
-        """What a file costs in dB, in words."""
+        """Describes how much quality a file loses, in dB."""
         renders = [self._render(cloud.splats(), cloud.degree, view) for view in self.views]
         quality = self._psnr(renders)
         likeness = np.mean([reported_psnr(psnr(a, b)) for a, b in zip(renders, self.renders, strict=True)])

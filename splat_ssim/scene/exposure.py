@@ -27,7 +27,7 @@ class Exposures:
     the colours of the average photograph.
 
     Args:
-        config: Options; their name is affine or bilateral.
+        config: Options. `name` is affine or bilateral.
         count: Number of training views.
         device: Device of the maps.
 
@@ -54,14 +54,14 @@ class Exposures:
         """Maps rendered colours to those of the photograph of a training view.
 
         Args:
-            colors: (1, H, W, 3), the rendered colours.
+            colors: (1, H, W, 3) rendered colours.
             index: Index of the view.
-            behind: (3,) colour behind a transparent photograph. The camera has not seen it, so it is not mapped. None:
-                the photograph is opaque.
-            alphas: (1, H, W, 1) of the render, needed with `behind`.
+            behind: (3,) colour behind a transparent photograph. It is not mapped, because the camera has not seen it.
+                None: the photograph is opaque.
+            alphas: (1, H, W, 1) opacity of the render. It is needed with `behind`.
 
         Returns:
-            (1, H, W, 3).
+            (1, H, W, 3) colours as the photograph would have them.
         """
         own = self.map_of(index)
         if behind is None or alphas is None:
@@ -79,7 +79,7 @@ class Exposures:
         return rows[None] + alphas * cells[3::4].permute(1, 2, 0)[None]
 
     def penalty(self, index: int) -> Tensor | None:
-        """What is added to the loss of a training view: the total variation of its grid."""
+        """The term that is added to the loss of a training view: the total variation of its grid."""
         if not self.bilateral or self.smoothness == 0:
             return None
         own = self.maps[index]
@@ -87,7 +87,7 @@ class Exposures:
 
     @torch.no_grad()
     def step(self, used: Sequence[int], progress: float, *, learning: bool = True) -> None:
-        """One step of the maps of the views that were rendered. It also updates the mean.
+        """Performs one optimiser step for the maps of the views that were rendered, and updates the mean of all maps.
 
         Args:
             used: Indices of the views.
@@ -108,10 +108,10 @@ class Exposures:
         return {**self.maps.state_dict(), "common": self.common}
 
     def load_state_dict(self, state: Any) -> None:
-        """Goes on from `state_dict`.
+        """Restores the state that `state_dict` returned.
 
         Raises:
-            ValueError: It is that of other views or of another kind.
+            ValueError: The state belongs to other views or to another kind of map.
         """
         common = state.get("common") if isinstance(state, Mapping) else None
         if not isinstance(common, Tensor) or common.shape != self.common.shape or common.dtype != self.common.dtype:
@@ -121,7 +121,7 @@ class Exposures:
 
     @torch.no_grad()
     def matrices(self) -> list[list[list[float]]]:
-        """For each training view the 3x4 matrix of its map, that of a grid on average."""
+        """The 3x4 matrix of each training view's map; for a grid, the mean of its matrices."""
         return [self.map_of(index).reshape(12, -1).mean(1).reshape(3, 4).tolist() for index in range(len(self.maps))]
 
 
@@ -139,15 +139,15 @@ def _sliced(grid: Tensor, colors: Tensor) -> Tensor:
 
 
 def color_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Applies to a render the affine map of colours that brings it nearest to the truth, in least squares.
+    """Applies the affine map of colours that brings a render closest to the truth, by least squares.
 
     This removes the effect of a test view's unknown exposure. The map has twelve numbers. Other trainers fit a
     quadratic map, which gives higher figures.
 
     Args:
         pred: (1, 3, H, W) in [0, 1].
-        target: The same shape.
-        mask: (H, W) bool, the pixels that count, or None.
+        target: Same shape as `pred`.
+        mask: (H, W) bool, true for the pixels that count, or None.
 
     Returns:
         (1, 3, H, W) in [0, 1], in the dtype of `pred`.

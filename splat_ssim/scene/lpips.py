@@ -18,17 +18,17 @@ Perceptual = Callable[[Tensor, Tensor, "Tensor | None"], float]
 def make_lpips(
     network: Literal["off", "alex", "vgg", "squeeze"], views: Sequence[View], device: torch.device
 ) -> Perceptual | None:
-    """The LPIPS of an evaluation, or None if it is off.
+    """Makes the LPIPS metric of an evaluation. Returns None if it is off.
 
     Pixels that a mask excludes are those of the photograph in both pictures, so they add nothing.
 
     Args:
         network: off, alex, vgg or squeeze. Papers on Gaussian splatting report vgg.
         views: Views that will be compared. Each must be large enough for the network.
-        device: Where the network computes.
+        device: Device that the network computes on.
 
     Raises:
-        UserError: A package or the weights cannot be had, or a view is too small.
+        UserError: A package or the weights are not available, or a view is too small.
 
     Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
     """

@@ -32,11 +32,11 @@ def create_splats(
     """Creates the Gaussians that a run starts from.
 
     Args:
-        scene: Its points, or otherwise its silhouettes or cameras, determine where Gaussians start.
-        config: How they start, and the highest degree of the spherical harmonics.
+        scene: Scene whose points, or otherwise whose silhouettes or cameras, determine where Gaussians start.
+        config: Options of the start, and the highest degree of the spherical harmonics.
         seed: Seed of random positions and rotations.
         device: Device of the parameters.
-        max_count: Largest number of Gaussians. If there are more points, as many of them are drawn.
+        max_count: Largest number of Gaussians. If the scene has more points, this number of them is drawn.
 
     Returns:
         float32 parameters: means (N, 3), scales (N, 3) as logarithms, quats (N, 4) wxyz, opacities (N,) as logits,
@@ -91,10 +91,10 @@ def neighbour_distance(points: np.ndarray, unit: float = 1.0) -> np.ndarray:
 
 
 def activated_opacities(splats: Mapping[str, Tensor] | Splats, activation: str) -> Tensor:
-    """(N,) opacities: the sigmoid of logits ("sigmoid") or the absolute value of what may pass 1 ("absolute").
+    """Returns (N,) opacities: the sigmoid of the parameters ("sigmoid"), or their absolute value, which may exceed 1.
 
     Raises:
-        ValueError: The activation is another.
+        ValueError: The activation is neither "sigmoid" nor "absolute".
     """
     if activation not in OPACITY_ACTIVATIONS:
         raise ValueError(f"the activation of opacities must be sigmoid or absolute, got {activation!r}")
@@ -134,23 +134,23 @@ def render(
     pixel_weights: Tensor | None = None,
     absgrad: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """One view of the Gaussians; see `splat_ssim.render.rasterization`.
+    """Renders one view of the Gaussians, see `splat_ssim.render.rasterization`.
 
     Args:
-        splats: As of `create_splats`.
-        view: The camera; its image is not used.
+        splats: Parameters as `create_splats` makes them.
+        view: The camera. Its image is not used.
         sh_degree: Highest degree of spherical harmonics to use.
         background: (3,) float32 colour behind the Gaussians.
         near: Gaussians whose centre is nearer to the camera are left out.
         far: Gaussians whose centre is farther from the camera are left out.
         antialiased: Whether to compensate opacities for the blur on the screen, as Mip-Splatting does.
-        opacity_activation: See `activated_opacities`.
+        opacity_activation: Activation, see `activated_opacities`.
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
         pixel_weights: [1, H, W] or None. If given, info has sums over pixels for each Gaussian.
         absgrad: Whether to store sums of absolute gradients in info["means2d"].absgrad.
 
     Returns:
-        colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
+        Colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
     """
     # The renderer applies exp and sigmoid by itself, or neither.
     raw = opacity_activation == "sigmoid"

@@ -35,15 +35,15 @@ class Scale:
 
 @torch.no_grad()
 def draw(task: SceneTask, view: View, mode: str = "rgb", scale: Scale | None = None) -> Tensor:
-    """A picture of a view.
+    """Draws a picture of a view.
 
     Args:
         task: Task with the scene's model.
-        view: The camera; its image is not used.
+        view: The camera. Its image is not used.
         mode: rgb: colours. depth: the mean depth of each pixel along the camera's axis, in the colours of `colored`.
             normal: the normals of the surface that these depths describe, turned towards the camera, with world x, y
             and z from -1 to 1 as red, green and blue. alpha: opacity. Depth and normal are black where nothing is.
-        scale: Scale of depths. By default that of this view.
+        scale: Scale of depths. By default the scale of this view.
 
     Returns:
         (1, 3, H, W) float32 in [0, 1] on the task's device.

@@ -35,13 +35,15 @@ def make_optimizers(splats: torch.nn.ParameterDict, config: OptimizerConfig, bat
 
 @torch.no_grad()
 def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: int, radii: Tensor) -> None:
-    """Steps every optimiser and clears the gradients; the higher harmonics' only each `sh_every` steps, on their sum.
+    """Steps every optimiser and clears its gradients. The higher harmonics are stepped only every `sh_every` steps.
 
     Args:
-        optimizers: Optimisers of `make_optimizers`.
-        config: Its `name` and `sh_every` are used.
-        step: Step, from 0. The higher harmonics are stepped at sh_every - 1, 2·sh_every - 1, ...
-        radii: [C, N, 2] of the Gaussians in the views of this step, 0 if not in view. Sparse Adam skips those.
+        optimizers: Optimisers made by `make_optimizers`.
+        config: Options, of which `name` and `sh_every` are used.
+        step: Step, from 0. The higher harmonics are stepped at sh_every - 1, 2·sh_every - 1, ..., with the sum of their
+            gradients.
+        radii: [C, N, 2] radii of the Gaussians in the views of this step, 0 if not in view. Sparse Adam skips the
+            latter.
     """
     sparse, lazy = config.name == "sparse_adam", config.sh_every > 1 and "shN" in optimizers
     visible = (radii > 0).all(-1).any(0) if sparse or lazy else None
@@ -68,10 +70,10 @@ def step_optimizers(optimizers: Optimizers, config: OptimizerConfig, *, step: in
 def set_learning_rates(
     optimizers: Optimizers, config: OptimizerConfig, *, step: int, steps: int, extent: float, batch_size: int = 1
 ) -> None:
-    """Learning rates of a step: positions decay log-linearly from first to last, the others from decay_start on.
+    """Sets the learning rates of a step. That of positions decays log-linearly throughout, others from decay_start on.
 
     Args:
-        optimizers: Optimisers of `make_optimizers`.
+        optimizers: Optimisers made by `make_optimizers`.
         config: Resolved config, so that decay_start is a number.
         step: Step, from 0.
         steps: Length of the run.

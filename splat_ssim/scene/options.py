@@ -11,7 +11,7 @@ from splat_ssim.trainer.config import OutputConfig
 
 @dataclass
 class DataConfig:
-    """How the scene is read."""
+    """Options of reading the scene."""
 
     #: Format of the scene: auto (recognised by its files), blender, colmap or nerfstudio.
     format: str = "auto"
@@ -244,7 +244,7 @@ class DepthConfig:
 
 @dataclass
 class SceneOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Padding of the SSIM that evaluation reports.
     ssim_padding: Literal["same", "valid", "reflect", "replicate"] = "same"

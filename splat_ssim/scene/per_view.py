@@ -15,11 +15,11 @@ from splat_ssim.trainer.states import load_optimizer
 
 
 def rate_that_reaches(distance: float, updates: float, final: float) -> float:
-    """The initial learning rate of Adam with which a parameter can move this far, if all steps have their full length.
+    """Returns the initial learning rate with which Adam can move a parameter this far, if all steps have full length.
 
     Args:
-        distance: Distance that the parameter can move in all.
-        updates: Number of steps of each view in the run.
+        distance: Total distance that the parameter can move.
+        updates: Number of steps that each view gets in the run.
         final: Final learning rate as a fraction of the initial one, as in `PerView`.
 
     Example:
@@ -32,14 +32,14 @@ def rate_that_reaches(distance: float, updates: float, final: float) -> float:
 
 
 class PerView:
-    """A tensor for each training view, zeros at first, and one Adam that steps those which were used.
+    """A tensor for each training view, initially zero, and one Adam that steps the tensors that were used.
 
     Args:
         count: Number of training views.
-        shape: Of each view's tensor.
-        device: Where they live.
+        shape: Shape of each view's tensor.
+        device: Device of the tensors.
         rate: Initial learning rate.
-        final: Final learning rate as a fraction of the initial one; it decays log-linearly.
+        final: Final learning rate as a fraction of the initial one. The rate decays log-linearly.
     """
 
     def __init__(self, count: int, shape: Sequence[int], device: torch.device, rate: float, final: float) -> None:
@@ -56,7 +56,7 @@ class PerView:
         return len(self.values)
 
     def share(self, used: Sequence[int], ranks: Ranks) -> None:
-        """Sums the gradients of the views of a step over the ranks, each of which has rendered some of them."""
+        """Sums the gradients of a step's views over the ranks. Each rank has rendered some of the views."""
         if ranks.count == 1:
             return
         for index in sorted(set(used)):
@@ -65,10 +65,10 @@ class PerView:
             ranks.sum([value.grad])
 
     def step(self, progress: float) -> None:
-        """One step of the views that have a gradient, which is cleared.
+        """Performs one step for the views that have a gradient, and clears the gradients.
 
         Args:
-            progress: Share of the run that is done, which sets the learning rate.
+            progress: Fraction of the run that is done. It sets the learning rate.
         """
         self.optimizer.param_groups[0]["lr"] = self.rate * self.final**progress
         self.optimizer.step()
@@ -79,10 +79,10 @@ class PerView:
         return {"values": [value.detach() for value in self.values], "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Any, name: str) -> None:
-        """Goes on from `state_dict`.
+        """Restores the state that `state_dict` returned.
 
         Raises:
-            ValueError: It is another's; the message begins with `name`.
+            ValueError: The state does not fit. The message begins with `name`.
         """
         values = state.get("values") if isinstance(state, Mapping) else None
         if not isinstance(values, list) or len(values) != len(self.values):

@@ -14,13 +14,13 @@ _PIXEL = 120
 
 
 def plan_lines(scene: Scene, config: SceneConfig, strategy: Strategy, start: int) -> list[str]:
-    """Three lines: length and resolution; Gaussians; memory.
+    """Describes a run in three lines: length and resolution; Gaussians; memory.
 
     Args:
-        scene: As it was read.
-        config: Resolved.
-        strategy: Of the config.
-        start: Gaussians at the start.
+        scene: Scene as it was read.
+        config: Resolved config.
+        strategy: Strategy of the config.
+        start: Number of Gaussians at the start.
     """
     steps, data = config.steps, config.data
     rises = [step for step in range(1, steps) if coarseness(data, step) != coarseness(data, step - 1)]

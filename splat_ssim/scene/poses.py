@@ -22,14 +22,15 @@ _REACH = 0.005
 class RefinedPoses:
     """A small rotation and translation for each training camera.
 
-    If Gaussians and cameras move together, no image changes. The motion that all cameras have in common, a rotation, a
-    translation and a scale of the scene, is therefore removed after each step. Test views, whose poses stay, still fit.
+    If Gaussians and cameras move together, no image changes. The motion that all cameras have in common (a rotation, a
+    translation and a scale of the scene) is therefore removed after each step, so that test views, whose poses are
+    fixed, still fit.
 
     Args:
-        config: Learning rate and first step.
+        config: Options: learning rate and first step.
         views: Training views.
-        extent: Of the scene, the unit of moves.
-        device: Where the changes live.
+        extent: Extent of the scene, which is the unit of translations.
+        device: Device of the changes.
         updates: Number of times that the run trains on each view. The learning rate follows from it.
     """
 
@@ -44,16 +45,16 @@ class RefinedPoses:
         self._places = (centers - centers.mean(0)) / extent
 
     def apply(self, view: View) -> View:
-        """A training view with its camera refined; differentiable by the changes."""
+        """Returns a training view with its camera refined. The camera is differentiable with respect to the changes."""
         change = self.changes[view.index]
         return replace(view, viewmat=moved(view.viewmat, change[:3], self.extent * change[3:]))
 
     @torch.no_grad()
     def step(self, progress: float, *, moving: bool = True) -> None:
-        """One step of the cameras that were used, from which the motion common to all cameras is removed.
+        """Performs one step for the cameras that were used, and removes the motion that all cameras have in common.
 
         Args:
-            progress: Share of the run that is done.
+            progress: Fraction of the run that is done.
             moving: Whether cameras are optimised yet. If not, their gradients are dropped.
         """
         if not moving:
@@ -69,24 +70,24 @@ class RefinedPoses:
         return self.changes.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Goes on from `state_dict`.
+        """Restores the state that `state_dict` returned.
 
         Raises:
-            ValueError: It is that of other views.
+            ValueError: The state belongs to other views.
         """
         self.changes.load_state_dict(state, "poses")
 
 
 def moved(viewmat: Tensor, rotation: Tensor, move: Tensor) -> Tensor:
-    """A camera turned about its own centre and then moved.
+    """Turns a camera about its own centre and then moves it.
 
     Args:
         viewmat: (4, 4) world to camera.
-        rotation: (3,) axis times angle in radians, in world axes.
-        move: (3,) of the centre, in world units.
+        rotation: (3,) axis of rotation times the angle in radians, in world axes.
+        move: (3,) translation of the centre, in world units.
 
     Returns:
-        (4, 4) world to camera, differentiable by rotation and move, also at 0.
+        (4, 4) world to camera, differentiable with respect to rotation and move, also at 0.
 
     Example:
         >>> import torch
@@ -112,11 +113,11 @@ def _rotation(vector: Tensor) -> Tensor:
 
 
 def without_common(changes: Tensor, places: Tensor) -> Tensor:
-    """Removes from changes of cameras the rotation, the translation and the scale that all have in common.
+    """Removes from changes of cameras the rotation, translation and scale that all of them have in common.
 
     Args:
-        changes: (N, 6) rotation and move of each.
-        places: (N, 3) of the cameras about their mean, in the unit of the moves.
+        changes: (N, 6) rotation and translation of each camera.
+        places: (N, 3) positions of the cameras relative to their mean, in the unit of the translations.
     """
     rotations, moves = changes[:, :3], changes[:, 3:]
     common = rotations.mean(0)

@@ -61,7 +61,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def kind_of(folder: Path, format: str = "auto") -> str:
-    """The kind of data in a scene folder, by its format and the first of its images.
+    """Determines the kind of data in a scene folder from its format and the first of its images.
 
     Raises:
         SceneError: The folder does not hold a scene.

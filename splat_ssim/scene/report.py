@@ -50,14 +50,14 @@ def write_report(
     orbit, and, where the viewer's package is installed, the package (1.2 MB) and the scene (80 bytes a Gaussian).
 
     Args:
-        task: With the model of the run.
+        task: Task with the model of the run.
         folder: Run folder.
-        evaluation: What eval/<step>.json has of the model: step, train_seconds, psnr, ssim, a row for each view.
-        views: Most views that are shown; they are spread evenly from the worst PSNR to the best.
-        viewer_package: Of the viewer, see `find_viewer`.
+        evaluation: Contents of the model's eval/<step>.json: step, train_seconds, psnr, ssim, and a row for each view.
+        views: Largest number of views to show. They are spread evenly from the worst PSNR to the best.
+        viewer_package: Package of the viewer, see `find_viewer`.
 
     Raises:
-        UserError: Something in the folder does not read, or views is negative.
+        UserError: A file of the folder cannot be read, or views is negative.
         WriteError: The page cannot be written.
     """
     if views < 0:

@@ -20,13 +20,13 @@ RenderView = Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 def score_views(
     render_view: RenderView, views: Sequence[View], count: int, device: torch.device
 ) -> Iterator[ViewStats]:
-    """Statistics of `count` views drawn without replacement, of all where there are fewer.
+    """Yields the statistics of `count` views drawn without replacement, or of all views if there are fewer.
 
     Args:
-        render_view: The trainer's renderer with its accumulators, see `splat_ssim.render.rasterization`.
+        render_view: Renderer of the trainer with its accumulators, see `splat_ssim.render.rasterization`.
         views: Training views.
-        count: How many to draw; torch's global generator is used.
-        device: Where to render.
+        count: Number of views to draw, with torch's global generator.
+        device: Device to render on.
 
     Yields:
         The statistics of one view.

@@ -1,4 +1,4 @@
-"""Where Gaussians start: at the points of a scene, or at random inside its silhouettes."""
+"""Starting positions of Gaussians: the points of a scene, or random positions inside its silhouettes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARVE_CELLS = 48
 def starting_points(
     scene: Scene, config: ModelConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
+    """Returns where Gaussians may start: (N, 3) positions, and (N, 3) colours or None.
 
     Raises:
         SceneError: The config asks for the scene's point cloud, and it has none.
@@ -61,19 +61,19 @@ def keep_inside(means: Tensor, box: tuple[Sequence[float], Sequence[float]] | No
 
 
 def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> dict[str, np.ndarray]:
-    """The Gaussians of a file as parameters of a scene, in its coordinates and of its degree.
+    """Reads the Gaussians of a file as parameters of a scene, in its coordinates and with its degree of harmonics.
 
     Harmonics above the model's degree are cut off, and missing ones are 0. Notes of the scene say so, and
     also what the format lost and whether the file was trained with another blur.
 
     Args:
-        scene: Scene whose offset is subtracted, and that notes are added to.
-        config: init_ply names the file.
+        scene: Scene whose offset is subtracted and that gets the notes.
+        config: Options. init_ply names the file.
         max_count: Largest number of Gaussians.
 
     Raises:
-        PlyError, FormatError: The file does not read as Gaussians, or its name ends in none of the formats.
-        SceneError: The file holds no Gaussians or too many, they are not finite, or no camera sees any.
+        PlyError, FormatError: The file does not hold Gaussians, or its suffix names no format.
+        SceneError: The file holds no Gaussians or too many, they are not finite, or no camera sees any of them.
     """
     path = config.init_ply
     assert path is not None
@@ -107,14 +107,14 @@ def trained_splats(scene: Scene, config: ModelConfig, max_count: int | None) -> 
 
 
 def boxed(scene: Scene, corners: Sequence[float]) -> Scene:
-    """Limits a scene to a box: keeps the points inside, and starts random Gaussians there.
+    """Limits a scene to a box. Only points inside are kept, and random Gaussians start inside.
 
     Args:
         scene: The scene as it was read.
-        corners: x y z of the low corner and x y z of the high one, in the coordinates of the files.
+        corners: x y z of the low corner, then x y z of the high corner, in the coordinates of the files.
 
     Raises:
-        SceneError: The scene has points, and none is inside.
+        SceneError: The scene has points, but none inside.
     """
     low, high = (np.asarray(corner) - scene.offset for corner in (corners[:3], corners[3:]))
     box, points, colors = (low.tolist(), high.tolist()), scene.points, scene.colors
@@ -146,15 +146,15 @@ def check_visible(points: np.ndarray, scene: Scene) -> None:
 def random_points(
     scene: Scene, count: int, generator: np.random.Generator, *, half_edge: float | None = None
 ) -> np.ndarray:
-    """(count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them.
+    """Draws (count, 3) float32 positions, uniform in the scene's box where no silhouette excludes them.
 
     If the box does not contain what the cameras look at, another one is used, and a note of the scene says so.
 
     Args:
         scene: The scene.
         count: Number of positions.
-        generator: Source of the random numbers.
-        half_edge: Half the edge of a cube around what the cameras look at, to be used instead of the scene's box.
+        generator: Generator of the random numbers.
+        half_edge: Half the edge of a cube around the point that the cameras look at. It replaces the scene's box.
     """
     low, high, kept = _carved(scene, *_box(scene, half_edge))
     if half_edge is None and scene.box is not None and not scene.box_is_given:

@@ -25,8 +25,9 @@ def make_strategy(config: StrategyConfig, score_views: ScoreViews) -> Strategy:
     """Makes the strategy that a resolved config names.
 
     Args:
-        config: With every schedule a number of steps, see `SceneConfig.resolved`.
-        score_views: Called with a number; yields that many scored training views, for the strategies that ask.
+        config: Config in which every schedule is a number of steps, see `SceneConfig.resolved`.
+        score_views: Function that takes a number and yields that many scored training views, for the strategies that
+            need it.
 
     Raises:
         ConfigError: No strategy has this name.
@@ -69,11 +70,11 @@ def _events(config: StrategyConfig) -> int:
 
 
 def growth_note(config: StrategyConfig, count: int) -> str | None:
-    """A note if the strategy cannot reach its budget from this number of Gaussians, else None.
+    """Returns a note if the strategy cannot reach its budget from this number of Gaussians, otherwise None.
 
     Args:
-        config: Resolved.
-        count: Gaussians at the start.
+        config: Resolved config.
+        count: Number of Gaussians at the start.
     """
     share = {"capped": config.growth, "mcmc": 0.05}.get(config.name)
     if share is None or count >= config.budget:

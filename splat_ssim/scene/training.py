@@ -59,7 +59,7 @@ LOSSES_OF_BYTES = ("fused_ssim",)
 
 
 class SceneTask:
-    """Gaussians that are rendered and compared with photographs: scene, model, loss, strategy and optimisers.
+    """Trains Gaussians by rendering them and comparing the images with photographs.
 
     Args:
         config: Options of the run. Its data_dir names the scene.
@@ -119,7 +119,7 @@ class SceneTask:
             self.poses = RefinedPoses(config.poses, self.scene.train, self.extent, self.device, updates)
 
     def plan(self) -> list[str]:
-        """What the run would do and how much memory it would take, in words."""
+        """Describes what the run would do and how much memory it would take."""
         return plan_lines(self.scene, self.config, self.strategy, len(self.splats["means"]))
 
     def step(self, index: int) -> Report:
@@ -256,7 +256,7 @@ class SceneTask:
 
     @property
     def opacity_activation(self) -> str:
-        """How opacities are stored now, see `activated_opacities`. A strategy may change it."""
+        """The current activation of opacities, see `activated_opacities`. A strategy may change it."""
         activation: str = self.strategy_state.get("opacity_activation", "sigmoid")
         return activation
 

@@ -58,7 +58,7 @@ class SceneViewer:
     Args:
         task: Task with the scene's model.
         port: Port to listen at. 0 takes any free port.
-        host: Address to listen at; this machine alone by default.
+        host: Address to listen at. By default only this machine can connect.
 
     Raises:
         UserError: viser is not installed, or the port is not free.
@@ -293,14 +293,14 @@ def vertical_field(view: View) -> float:
 
 
 def view_of_camera(wxyz: Any, position: Any, fov: float, width: int, height: int) -> View:
-    """The view of a viser camera.
+    """Makes the view of a viser camera.
 
     Args:
-        wxyz: Rotation from the camera, OpenCV axes, to the world.
-        position: In the world.
-        fov: Radians from top to bottom.
-        width: Pixels.
-        height: Pixels.
+        wxyz: Rotation from the camera, with OpenCV axes, to the world.
+        position: Position in the world.
+        fov: Vertical field of view in radians.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
     """
     from scipy.spatial.transform import Rotation
 

@@ -1,4 +1,4 @@
-"""Which training views a step renders, and what they are compared with."""
+"""The training views that each step renders, and the images that they are compared with."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TrainingViews:
         ranks: The processes that train.
 
     Raises:
-        UserError: The views of a step cannot be shared evenly; or random backgrounds are asked for, and no view is
-            transparent.
+        UserError: The views of a step cannot be shared evenly by the ranks; or random backgrounds are requested, and no
+            view is transparent.
     """
 
     def __init__(self, scene: Scene, config: SceneConfig, device: torch.device, ranks: Ranks = ALONE) -> None:

@@ -38,7 +38,7 @@ class CappedStrategy(Strategy):
             transmittance times alpha over the pixels of a few training views, since others cover them.
         score_views: Function that takes a number and yields a `ViewStats` for each of that many training views.
             `final_prune` needs it.
-        num_views: Number of views that it is asked for.
+        num_views: Number of views to request from `score_views`.
 
     Example:
         >>> from splat_ssim.strategy import CappedStrategy
@@ -71,7 +71,7 @@ class CappedStrategy(Strategy):
         return self.budget
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
-        """The running state for both hooks; its tensors are made at the first step, on their device."""
+        """Returns the running state for both hooks. Its tensors are created on the device of the first step."""
         return {"grad2d": None, "scene_scale": scene_scale}
 
     def check_sanity(self, params: Params, optimizers: Optimizers) -> None:
@@ -145,7 +145,7 @@ class CappedStrategy(Strategy):
         replace_parameters(params, optimizers, lambda name, values: values[kept], lambda moment: moment[kept])
 
     def _split(self, params: Params, optimizers: Optimizers, parents: Tensor, recycled: Tensor) -> None:
-        """Splits `parents`; the first children take the places of `recycled`, the others are appended."""
+        """Splits `parents`. The first children take the places of `recycled`; the others are appended."""
         scales = params["scales"].detach()[parents]
         longest = scales.argmax(dim=1, keepdim=True)  # [K, 1]
         axis = rotations(params["quats"].detach()[parents]).gather(2, longest[:, None].expand(-1, 3, 1))

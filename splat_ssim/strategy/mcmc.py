@@ -85,14 +85,14 @@ class MCMCStrategy(gsplat.MCMCStrategy):
 
 
 def relocation(opacities: Tensor, scales: Tensor, copies: Tensor, max_copies: int = 51) -> tuple[Tensor, Tensor]:
-    """Opacity and scale of each of n equal Gaussians that together render nearly as one did.
+    """Computes the opacity and scale with which n equal Gaussians together render nearly as one did.
 
     o' = 1 - (1 - o)^(1/n);  s' = s · o / Σ_{i=1..n} Σ_{k=0..i-1} C(i-1, k) (-1)^k o'^(k+1) / sqrt(k+1)
 
     Args:
         opacities: (N,) in (0, 1).
         scales: (N, 3) standard deviations.
-        copies: (N,) integers n ≥ 1; larger ones than `max_copies` count as `max_copies`.
+        copies: (N,) integers n ≥ 1. Those above `max_copies` count as `max_copies`.
         max_copies: Largest n.
 
     Returns:

@@ -30,11 +30,11 @@ def replace_parameters(
     """Gives every parameter new values, possibly of another length, and carries its optimiser's state over.
 
     Args:
-        params: Name -> (N, …) parameter; changed in place.
-        optimizers: Name -> optimiser of that one parameter.
-        new_values: (name, old values) -> new values.
-        new_moments: Old (N, …) moment of an optimiser -> the new one.
-        names: Of the parameters to replace; by default all.
+        params: Name -> (N, …) parameter. It is changed in place.
+        optimizers: Name -> optimiser of that parameter alone.
+        new_values: Function (name, old values) -> new values.
+        new_moments: Function (old (N, …) moment of an optimiser) -> new moment.
+        names: Names of the parameters to replace. By default all.
     """
     for name in list(params.keys() if names is None else names):
         old = params[name]

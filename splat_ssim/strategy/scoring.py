@@ -31,16 +31,16 @@ EDGE_WEIGHT = 50.0
 
 @dataclass
 class ViewStats:
-    """What one training view says of each Gaussian. The trainer's `score_views` yields these.
+    """Statistics of each Gaussian in one training view. The trainer's `score_views` yields them.
 
     Attributes:
         loss: The view's photometric loss, 0.8·L1 + 0.2·(1 - SSIM).
-        depths: (N,) distance along the viewing axis, scene units.
-        radii: (N,) screen radius in pixels; 0 where the Gaussian is not visible in this view.
-        pixel_count: (N,) number of pixels the Gaussian contributes to.
-        pixel_weight: (N,) sum of `pixel_weights` over them.
-        contribution: (N,) sum of transmittance times alpha over them.
-        distance: (N,) sum of the distances in pixels from them to the projected centre.
+        depths: (N,) distance along the viewing axis, in scene units.
+        radii: (N,) screen radius in pixels. It is 0 if the Gaussian is not visible in this view.
+        pixel_count: (N,) number of pixels that the Gaussian contributes to.
+        pixel_weight: (N,) sum of `pixel_weights` over those pixels.
+        contribution: (N,) sum of transmittance times alpha over those pixels.
+        distance: (N,) sum of the distances in pixels from those pixels to the projected centre.
     """
 
     loss: float
@@ -53,17 +53,17 @@ class ViewStats:
 
 
 def budget_curve(start: int, budget: int, num_events: int) -> list[int]:
-    """The number of Gaussians after each densification event: a parabola that ends flat at the budget.
+    """Returns the number of Gaussians after each densification event: a parabola that ends flat at the budget.
 
     `count(x) = S + (B - S)·(2x/N - x²/N²)` for x = 1 … N, rounded down, so the last count is the budget itself.
 
     Args:
-        start: Gaussians before the first event, S. Where it exceeds the budget, every count is the budget.
-        budget: Gaussians after the last event, B.
-        num_events: Number of events, N.
+        start: S, the number of Gaussians before the first event. If it exceeds the budget, every count is the budget.
+        budget: B, the number of Gaussians after the last event.
+        num_events: N, the number of events.
 
     Returns:
-        `num_events` counts, never falling and never above the budget.
+        `num_events` counts. They never fall and never exceed the budget.
 
     Example:
         >>> from splat_ssim.strategy.scoring import budget_curve
@@ -83,7 +83,7 @@ def _min_max(values: Tensor) -> Tensor:
 
 
 def edge_map(image: Tensor) -> Tensor:
-    """Magnitude of the Laplacian of the greyscale image, zero at the border.
+    """Returns the magnitude of the Laplacian of the greyscale image, zero at the border.
 
     Args:
         image: (3, H, W) float, values in [0, 1].
@@ -101,11 +101,11 @@ def edge_map(image: Tensor) -> Tensor:
 
 
 def pixel_weights(render: Tensor, truth: Tensor) -> Tensor:
-    """How much each pixel still matters: `50·minmax(mean_c |render - truth|) + 50·minmax(edges(truth))`.
+    """Weights each pixel by `50·minmax(mean_c |render - truth|) + 50·minmax(edges(truth))`.
 
     Args:
         render: (3, H, W) float, values in [0, 1].
-        truth: (3, H, W), the same.
+        truth: Same shape and range as `render`.
 
     Returns:
         (H, W), values in [0, 100].
@@ -126,16 +126,16 @@ def normalize_by_median(weight: float, values: Tensor) -> Tensor:
 
 
 def view_score(stats: ViewStats, gradient: Tensor, opacities: Tensor, scales: Tensor) -> Tensor:
-    """The score one view gives each Gaussian, zero for those it does not see.
+    """Returns the score that one view gives each Gaussian. It is zero for Gaussians that the view does not see.
 
     Args:
         stats: The view's statistics.
         gradient: (N,) mean norm of the image-plane gradient of the centre, over the views that saw the Gaussian.
         opacities: (N,) in [0, 1].
-        scales: (N, 3) standard deviations along the principal axes, scene units.
+        scales: (N, 3) standard deviations along the principal axes, in scene units.
 
     Returns:
-        (N,), non-negative.
+        (N,) scores, non-negative.
     """
     visible = stats.radii > 0
     terms = {

@@ -39,7 +39,8 @@ class TamingStrategy(Strategy):
         grow_grad2d: Gaussians with a larger mean image-plane gradient are the first candidates to clone and split.
         grow_scale3d: Gaussians up to this fraction of the scene's extent are cloned, larger ones are split.
         prune_opa: Gaussians with a lower opacity are candidates for pruning.
-        prune_scale3d: So are those above this fraction of the scene's extent, once `reset_every` steps have passed.
+        prune_scale3d: Gaussians above this fraction of the scene's extent are candidates too, once `reset_every` steps
+            have passed.
         prune_fraction: Fraction of the number of candidates that is drawn for pruning.
         reset_every: Number of steps between opacity resets, while densification lasts.
         reset_opacity: Largest opacity after a reset.
@@ -105,7 +106,7 @@ class TamingStrategy(Strategy):
         return list(range(first * self.refine_every, self.refine_stop_iter, self.refine_every))
 
     def initialize_state(self, scene_scale: float = 1.0) -> dict[str, Any]:
-        """The running state, to be handed to both hooks; its tensors are made at the first step, on their device."""
+        """Returns the running state for both hooks. Its tensors are created on the device of the first step."""
         return {
             "grad2d": None,
             "count": None,
@@ -267,16 +268,16 @@ class TamingStrategy(Strategy):
 
 
 def _draw(weights: Tensor, count: int, among: Tensor | None = None) -> Tensor:
-    """A mask of `count` elements drawn without replacement, with probability proportional to `weights`.
+    """Draws `count` elements without replacement, with probability proportional to `weights`, and returns their mask.
 
     Args:
-        weights: (N,) non-negative.
+        weights: (N,) weights, non-negative.
         count: Number of elements to draw, at most as many as `among` allows.
         among: (N,) bool, the elements that may be drawn; all of them if None. Elements of weight zero are drawn only
             after all others.
 
     Returns:
-        (N,) bool with exactly `count` true.
+        (N,) bool. Exactly `count` elements are true.
     """
     # Sampling without replacement by exponential clocks: element i rings at Exp(w_i), the first `count` are taken.
     # Equal to torch.multinomial(replacement=False) in distribution, without its limits on size and on zero weights.

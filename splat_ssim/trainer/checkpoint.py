@@ -21,7 +21,7 @@ NAME = "checkpoint.pt"
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing or does not read; the message names it."""
+    """A checkpoint is missing or cannot be read. The message names it."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def saved_step(folder: Path) -> int | None:
 
 
 def saved_value(folder: Path, key: str, default: Any = None) -> Any:
-    """A value of folder/checkpoint.pt that is not a tensor. None if there is no checkpoint or it does not read.
+    """Reads a value that is not a tensor from folder/checkpoint.pt. Returns None without a readable checkpoint.
 
     Args:
         folder: Run folder.
@@ -73,7 +73,7 @@ def saved_value(folder: Path, key: str, default: Any = None) -> Any:
 
 
 def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: bool = True) -> dict[str, Any]:
-    """Reads the state of folder/checkpoint.pt to a device and, for a run that goes on, sets the generators to theirs.
+    """Reads the state in folder/checkpoint.pt to a device. For a resumed run, it also restores torch's generators.
 
     Nothing in the folder is changed, so a run can be inspected while it trains.
 
@@ -101,10 +101,10 @@ def load_checkpoint(folder: Path, device: torch.device, *, restore_generators: b
 
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state in a file, and the states of the random generators.
+    """Reads the state in a file, and the states of the random generators.
 
     Raises:
-        Exception: Any error of zipfile or torch about a damaged file, or a ValueError.
+        Exception: The file is damaged: any error of zipfile or torch, or a ValueError.
     """
     # torch ignores the checksums in its files, so a run would go on with damaged numbers.
     with zipfile.ZipFile(path) as file:
@@ -123,11 +123,12 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, A
 
 @contextmanager
 def refusing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns errors in the block into a CheckpointError, which says that the file is not as required.
+    """Converts errors in the block to a CheckpointError, which says that the file is not as required.
 
     Args:
         path: Path of the checkpoint.
-        *kinds: Errors to turn. By default those of checks and missing keys; any other error is a bug and passes.
+        *kinds: Types of the errors to convert. By default those of checks and missing keys. Any other error is a bug
+            and passes.
     """
     turned = kinds or (ValueError, KeyError)
     try:

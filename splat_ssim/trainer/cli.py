@@ -26,16 +26,16 @@ from splat_ssim.trainer.viewer_package import install_viewer as fetch_viewer
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
-    """Returns the task and its config.
+    """Parses a command line. Returns the task and its config.
 
     A value comes from the last of these that states it: the defaults, the values that suit the data
     (`RunConfig.beneath`), the file of --config or the run folder of --resume, and the rest of the command line.
 
     Args:
-        arguments: The command line without the program; by default sys.argv's.
+        arguments: The command line without the program. By default sys.argv's.
 
     Raises:
-        ConfigError: A file is missing, has an unknown key, or states an option that does not apply.
+        ConfigError: A file is missing, has an unknown key, or sets an option that does not apply.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The base must be known before tyro, which shows it as the defaults in --help.
@@ -85,13 +85,13 @@ def _options(arguments: Sequence[str]) -> list[str]:
 def _check_meaning(
     base: RunConfig, config: RunConfig, values: Mapping[str, Any], options: Sequence[str], path: str
 ) -> None:
-    """Refuses options that were asked for and do not apply.
+    """Refuses options that the user has set and that do not apply.
 
     Options of the command line must apply to the run. Options of a file must apply to the run or to the choices of the
     file itself, such as its strategy. If the command line replaces such a choice, they are left out with a note.
 
     Raises:
-        ConfigError: The message names the option and why.
+        ConfigError: An option does not apply. The message names it and says why.
     """
     own, final = base.unused(), config.unused()
     for name in options:
@@ -142,7 +142,7 @@ def _viewer(task: Task, port: int) -> Viewer:
     """Opens a task's viewer and prints its address.
 
     Raises:
-        UserError: The task has none, or its packages are missing.
+        UserError: The task has no viewer, or its packages are missing.
     """
     opened = getattr(task, "viewer", None)
     if opened is None:
@@ -223,7 +223,7 @@ def render_run(
         data_dir: Where the data are now. By default where the run read them.
 
     Returns:
-        What was written.
+        The file or folder written.
     """
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     modes = getattr(task, "MODES", ("rgb",))
@@ -265,14 +265,14 @@ def report_run(
     Args:
         folder: Run folder.
         views: Largest number of views to show. A photograph of 800x800 pixels adds up to 0.6 MB to the page.
-        install_viewer: First download the viewer that shows the scene in the page, 3 MB, from the npm registry.
-            Without a run folder, only that is done.
+        install_viewer: First download the viewer that shows the scene in the page, 3 MB, from the npm registry. Without
+            a run folder, nothing else is done.
         viewer_package: The viewer's tarball, or its folder in node_modules. By default the installed one.
         device: auto, cpu or cuda.
         data_dir: Where the data are now. By default where the run read them.
 
     Returns:
-        What was written.
+        The files written.
     """
     if install_viewer:
         kept = fetch_viewer(viewer_package)

@@ -13,17 +13,17 @@ _START, _ROTATIONS = 0.5, -1.5
 
 
 def colored(values: Tensor, low: float, high: float) -> Tensor:
-    """Colours of numbers by the scheme cubehelix: from black at `low` to white at `high`, its lightness linear.
+    """Colours numbers by the scheme cubehelix: from black at `low` to white at `high`, with linear lightness.
 
     So the order of values is seen in grey print and by the colour-blind too.
 
     Args:
-        values: Any shape (...), any float dtype; what is below `low` or NaN is black, what is above `high` white.
-        low: Value that is black.
-        high: Value that is white; where it is not above `low`, all are black.
+        values: Any shape (...), any float dtype. Values below `low` and NaN are black, values above `high` white.
+        low: Value that becomes black.
+        high: Value that becomes white. If it is not above `low`, all values become black.
 
     Returns:
-        (..., 3) float32 in [0, 1].
+        (..., 3) float32 colours in [0, 1].
 
     Source: D. A. Green, A colour scheme for the display of astronomical intensity images, Bull. Astr. Soc. India 39,
     289 (2011), with its usual start 0.5, rotations -1.5, hue 1 and gamma 1.

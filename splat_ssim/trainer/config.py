@@ -51,7 +51,7 @@ R = TypeVar("R", bound="RunConfig")
 
 @dataclass
 class OutputConfig:
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Number of steps between evaluations. 0 evaluates only at the end.
     eval_every: int = 0
@@ -104,12 +104,12 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def resolved(self: R) -> R:
-        """Returns the config with every schedule a number of steps: steps_scaler applied, defaults filled in.
+        """Returns the config with every schedule as a number of steps: steps_scaler is applied, defaults are filled in.
 
         A config that only names a run to resume is completed from that run's folder first, see `of_resumed_run`.
 
         Raises:
-            ConfigError: A value is out of its range, or differs from that of the run to resume and must not.
+            ConfigError: A value is out of its range, or differs from that of the run to resume although it must not.
         """
         whole, saved = (self, None) if self.resume is None else of_resumed_run(self)
         values: dict[str, Any] = {f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)}
@@ -133,11 +133,11 @@ class RunConfig:
 
     @classmethod
     def beneath(cls, values: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
-        """What lies beneath a config file and a command line, as such a file would say it: what suits the data.
+        """Returns defaults that suit the data, as a config file would state them. File and command line override them.
 
         Args:
-            values: Of the file.
-            asked: data_dir and other options of the command line by dotted name, those of `asks`.
+            values: Values of the config file.
+            asked: data_dir and the other options in `asks` that the command line sets, by dotted name.
         """
         return {}
 
@@ -145,7 +145,7 @@ class RunConfig:
     asks: ClassVar[Sequence[str]] = ()
 
     def fill_in(self) -> None:
-        """Scales and fills in the schedules of a subclass; `steps` is final already, steps_scaler still to be used."""
+        """Scales and fills in the schedules of a subclass. `steps` is already scaled, steps_scaler not yet reset."""
 
     def check(self) -> None:
         """Raises ConfigError for the first value that is out of its range."""
@@ -158,7 +158,7 @@ class RunConfig:
         )
 
     def scaled(self, steps: int | None, default: int = 0) -> int:
-        """A schedule in steps, scaled; `default` (not scaled) where it is None."""
+        """Scales a schedule in steps. Returns `default`, not scaled, if it is None."""
         if steps is None:
             return default
         if max(abs(steps), abs(self.steps_scaler)) >= 2**63:
@@ -174,15 +174,15 @@ class RunConfig:
         return {"seed": "the draws of the run are made from it"}
 
     def growth_end(self) -> int | None:
-        """The step after which the model grows no more, of a resolved config; None where it has no such step."""
+        """The step after which the model of a resolved config does not grow. None if there is no such step."""
         return None
 
 
 def of_resumed_run(config: R) -> tuple[R, R]:
-    """The config of the run that `config.resume` names: as it shall go on, and as its config.yaml has it.
+    """Returns two configs of the run that `config.resume` names: the one to go on with, and that of its config.yaml.
 
-    A config with result_dir is whole, as the command line makes it. One without takes every option from the run's
-    own config.yaml, except those that differ from their defaults.
+    A config with result_dir, such as the command line makes, is complete. A config without one takes every option from
+    the run's own config.yaml, except the options that differ from their defaults.
 
     Raises:
         ConfigError: The folder holds no config, or result_dir is another folder.
@@ -256,7 +256,7 @@ def check_finite(config: Any, prefix: str = "") -> None:
 
 
 def check_ranges(*rows: tuple[str, float, float, float | None]) -> None:
-    """Raises ConfigError for the first of (name, value, low, high) that is out of its range; high may be None."""
+    """Raises ConfigError for the first of (name, value, low, high) that is out of its range. `high` may be None."""
     for name, value, low, high in rows:
         if not low <= value or (high is not None and value > high):
             limit = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -266,14 +266,14 @@ def check_ranges(*rows: tuple[str, float, float, float | None]) -> None:
 def without_meaning(
     section: str, config: Any, options: Iterable[str], owner: str, *, always: Iterable[str] = ("name",)
 ) -> dict[str, str]:
-    """What `RunConfig.unused` says of a part of a config of which only some options apply.
+    """Returns the entries of `RunConfig.unused` for a part of a config of which only some options apply.
 
     Args:
         section: Name of the part, such as "strategy".
         config: The part, a dataclass.
-        options: Fields of it that apply.
-        owner: What they belong to, such as "strategy mcmc".
-        always: Fields that apply in any case.
+        options: Names of the fields that apply.
+        owner: Owner of these options, for messages, such as "strategy mcmc".
+        always: Names of fields that apply in any case.
     """
     known = [f.name for f in dataclasses.fields(config) if f.name in {*options, *always}]
     why = f"{owner} has no such option, only {', '.join(name for name in known if name not in always) or 'none'}"
@@ -281,7 +281,7 @@ def without_meaning(
 
 
 def given(steps: int | None) -> int:
-    """A schedule of a resolved config, in which none is left out.
+    """Returns a schedule of a resolved config, in which every schedule is a number.
 
     Raises:
         ConfigError: The config has not been resolved.

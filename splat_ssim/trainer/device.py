@@ -17,7 +17,7 @@ def pick_device(name: str) -> torch.device:
     """Returns the device of `--device`: auto is CUDA if torch can use it, otherwise the CPU.
 
     Raises:
-        UserError: cuda was asked for, but torch cannot use it.
+        UserError: cuda was requested, but torch cannot use it.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda requires a CUDA device and a CUDA build of torch, got none")
@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until the device has done all work handed to it. The CPU always has."""
+    """Waits until the device has finished all queued work. The CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -78,7 +78,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def garbage_frozen() -> Iterator[None]:
-    """Leaves what exists now out of Python's collections, which else walk all of torch's modules every so often."""
+    """Excludes existing objects from garbage collection, which otherwise often walks all of torch's modules."""
     gc.freeze()
     try:
         yield

@@ -14,7 +14,7 @@ from splat_ssim.trainer.task import Report
 
 
 class NotFiniteError(UserError):
-    """The loss or the state of a run is NaN or infinite; the message names step and tensor."""
+    """The loss or the state of a run is NaN or infinite. The message names the step and the tensor."""
 
 
 class LossWatch:
@@ -69,14 +69,15 @@ def _problem(step: int, scalars: Mapping[str, float | Tensor]) -> str:
 
 
 def state_problem(step: int, state: Mapping[str, Any]) -> str | None:
-    """What is wrong with a state that is about to be saved: its first tensor with values that are not finite.
+    """Describes the first tensor with values that are not finite in a state that is about to be saved, if there is one.
 
     Args:
-        step: Steps done.
-        state: As of `Task.state_dict`; tensors in nested mappings and sequences, of which those of floats are read.
+        step: Number of steps done.
+        state: State as `Task.state_dict` returns it: tensors in nested mappings and sequences. Only float tensors are
+            checked.
 
     Returns:
-        One sentence, or None. It waits for the device once, and a second time only where something is wrong.
+        One sentence, or None. The function waits for the device once, and a second time only if something is wrong.
 
     Example:
         >>> import torch

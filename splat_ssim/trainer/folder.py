@@ -28,7 +28,7 @@ def default_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks, before anything is read or trained, that a new run may write to a folder; makes nothing.
+    """Checks, before anything is read or trained, that a new run may write to a folder. Creates nothing.
 
     A run that died before its second checkpoint has nothing to lose, so a new run may replace it.
 
@@ -53,7 +53,7 @@ def check_folder(folder: Path) -> None:
 
 
 def open_folder(config: RunConfig, name: str) -> Path:
-    """Returns the folder of a run: a new one with the config in it, or the one to resume, left as it is.
+    """Returns the folder of a run: a new one with the config in it, or the unchanged one of the run to resume.
 
     Args:
         config: Resolved config.
@@ -86,7 +86,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
 
 
 def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
-    """Prepares a run folder for a resumed run: config.yaml gets its options, and the run is no longer finished.
+    """Prepares a run folder for a resumed run: writes its options to config.yaml and marks the run as not finished.
 
     Args:
         folder: Run folder.
@@ -94,7 +94,7 @@ def record_resume(folder: Path, config: RunConfig, step: int) -> list[str]:
         step: Number of steps done.
 
     Returns:
-        What the resume changes, one line each, for the user.
+        One line for each thing that the resume changes, for the user.
 
     Raises:
         UserError: The run has already done more steps than the config asks for.
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> tuple[type[Task], RunConfig]:
     """Returns the task and the config of a run folder.
 
     Raises:
-        ConfigError: The folder holds no config, or one that does not read.
+        ConfigError: The folder holds no config, or the config cannot be read.
     """
     path = folder / CONFIG
     values = read_values(path)

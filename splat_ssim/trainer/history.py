@@ -36,10 +36,10 @@ class History:
         self.rows.append({"step": step, "seconds": round(seconds, 3), **values})
 
     def save(self, folder: Path) -> None:
-        """Writes the rows to a run folder; without any there is no file.
+        """Writes the rows to a run folder. Without rows, no file is written and an old one is deleted.
 
         Raises:
-            WriteError: The system refused.
+            WriteError: The system refused to write.
         """
         if not self.rows:
             (folder / NAME).unlink(missing_ok=True)
@@ -59,10 +59,10 @@ class History:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder's history, none where it has no history.
+    """Reads the rows of a run folder's history. There are none if it has no history.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The history is damaged.
     """
     path = folder / NAME
     if not path.exists():

@@ -45,11 +45,11 @@ def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
 
     Args:
         task: The task to train.
-        observers: Observers that look at it between steps, such as a viewer.
+        observers: Observers that are called between steps, such as a viewer.
 
     Raises:
-        UserError: Something on disk is not as required. Nothing has been trained.
-        WriteError: A file could not be written, such as on a full disk. The last checkpoint is intact.
+        UserError: A file is not as required. Nothing has been trained.
+        WriteError: A file could not be written, for example on a full disk. The last checkpoint is intact.
         NotFiniteError: The loss or the model has become NaN or infinite. The checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came. The checkpoint is that of the last completed step.
     """
@@ -74,13 +74,13 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
         data_dir: Where the data are now. By default where the run read them.
 
     Raises:
-        UserError: The folder is not a run folder, or its data do not read.
+        UserError: The folder is not a run folder, or its data cannot be read.
     """
     return reopen(folder, device=device, data_dir=data_dir).task
 
 
 def reopen(folder: Path, *, device: str = "auto", data_dir: Path | None = None, with_loss: bool = True) -> Run:
-    """Returns a run folder's last checkpoint to look at, as of `load`; the folder and torch's generators stay.
+    """Loads a run folder's last checkpoint for viewing, like `load`. The folder and torch's generators do not change.
 
     Without its loss, which only training needs, a run whose loss cannot be imported any more can be looked at too.
     """
@@ -211,7 +211,7 @@ class Run:
             self.keep(self.folder / STEPS / f"{step:07d}")
 
     def keep(self, folder: Path) -> None:
-        """Writes the run as it is to a folder of its own, which eval, render and --resume take for a run's.
+        """Writes the current state to a separate folder, which eval, render and --resume accept as a run folder.
 
         Raises:
             NotFiniteError: A loss so far, or the state, is NaN or infinite.
@@ -235,7 +235,7 @@ class Run:
         """Interrupts the block at the first SIGINT or SIGTERM. It is for work after training, with nothing to save.
 
         Raises:
-            Interrupted: One came; how to go on has been printed.
+            Interrupted: A signal came. How to go on has been printed.
         """
         try:
             with Signals(at_once=True):
@@ -249,7 +249,7 @@ class Run:
         return f"{program('train')} --resume {shlex.quote(str(self.folder))}"
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Evaluates the task as it is; what it found goes to eval/<step>.json too."""
+        """Evaluates the task in its current state, and also writes the result to eval/<step>.json."""
         result = self.task.evaluate(pictures)
         write_json(self.folder / "eval" / f"{self.step:07d}.json", self.dated(result))
         return result
@@ -283,10 +283,10 @@ class Run:
         return metrics
 
     def save(self) -> None:
-        """Writes a checkpoint from which the run goes on exactly.
+        """Writes a checkpoint from which the run can go on exactly.
 
         Raises:
-            NotFiniteError: A loss so far, or the state, is NaN or infinite; the last checkpoint stays.
+            NotFiniteError: A loss so far, or the state, is NaN or infinite. The last checkpoint is kept.
         """
         state = self._state()
         # Saved before the checkpoint, because a resumed run drops the rows after its checkpoint.
@@ -325,7 +325,7 @@ class Run:
         """Restores the checkpoint in the folder, including torch's random generators.
 
         Raises:
-            UserError: It does not read, is not of such a run, or was made with other data.
+            UserError: The checkpoint cannot be read, is not of such a run, or was made with other data.
         """
         state = load_checkpoint(self.folder, self.task.device)
         self._check_data(state)
@@ -336,7 +336,7 @@ class Run:
         """Restores a checkpoint.
 
         Raises:
-            CheckpointError: The state is not that of such a run.
+            CheckpointError: The state does not belong to such a run.
         """
         with refusing(self.folder / NAME):
             problem = state_problem(state["step"], state)
@@ -358,7 +358,7 @@ class Unkept(Run):
         self.folder = Path(task.name)
 
     def save(self) -> None:
-        """Checks what a checkpoint would hold, and writes none.
+        """Checks the state that a checkpoint would hold. Writes nothing.
 
         Raises:
             NotFiniteError: A loss so far, or the state, is NaN or infinite.
@@ -369,7 +369,7 @@ class Unkept(Run):
         """Does nothing: such a run writes no files."""
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Evaluates the task as it is."""
+        """Evaluates the task in its current state."""
         return self.task.evaluate(pictures)
 
     def _stop(self, number: int) -> None:

@@ -39,15 +39,15 @@ T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Makes a dataclass from nested mappings that state only what differs from its defaults.
+    """Makes a dataclass from nested mappings that hold only the values that differ from its defaults.
 
     Args:
         cls: The dataclass.
-        values: Field name -> value; nested dataclasses are nested mappings.
-        where: What the mapping is from, such as a file name, for messages.
+        values: Field name -> value. Nested dataclasses are nested mappings.
+        where: Source of the mapping, such as a file name, for messages.
 
     Raises:
-        ConfigError: A key is no field, or a value is not of the field's type; the message names the key.
+        ConfigError: A key is not a field, or a value does not have the field's type. The message names the key.
     """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, Mapping):
@@ -100,11 +100,11 @@ _MOST_VALUES = 100_000
 
 
 def _size(value: Any, known: dict[int, float]) -> float:
-    """The number of values inside a value, counting what each alias stands for: billions, or infinitely many.
+    """Counts the values inside a YAML value, where every alias counts as what it stands for. The count may be infinite.
 
     Args:
-        value: As YAML has it.
-        known: Sizes of the containers met already, by identity.
+        value: Value as YAML has read it.
+        known: Sizes of the containers counted so far, by identity.
     """
     if not isinstance(value, list | dict | tuple | set):
         return 1
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or holds no mapping.
+        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The mapping of a config file; a relative data_dir may be relative to the file's folder or one above it.
+    """Reads the mapping of a config file. A relative data_dir may be relative to the file's folder or to one above it.
 
     A path that exists from the working directory stays as it is.
     """

@@ -16,7 +16,7 @@ MAX_PSNR = 100.0
 
 @torch.no_grad()
 def psnr(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, data_range: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB, 10·log10(data_range² / MSE), computed in float64.
+    """Computes the peak signal-to-noise ratio in dB, 10·log10(data_range² / MSE), in float64.
 
     The mean squared error is taken over batch, channels and positions together. For a mean over views, call it for each
     view, as the evaluation of scenes does. Figures that are written to files pass through `reported_psnr`.

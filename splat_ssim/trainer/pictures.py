@@ -26,12 +26,12 @@ class PictureError(UserError):
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
-    """(H, W, 3) or, with transparency, (H, W, 4) uint8 of a file, at 1/factor of its size.
+    """Reads an image as uint8 (H, W, 3), or (H, W, 4) if it is transparent, at 1/factor of its size.
 
     Grey pictures of 16 bits are scaled by their whole range.
 
     Raises:
-        PictureError: The file is missing, does not decode, or has samples of 32 bits, whose range is unknown.
+        PictureError: The file is missing, cannot be decoded, or has samples of 32 bits, whose range is unknown.
     """
     with opened(path) as file:
         image = decoded(path, file)
@@ -41,7 +41,7 @@ def read_image(path: Path, factor: int = 1) -> np.ndarray:
 
 
 def decoded(path: Path, file: Image.Image) -> Image.Image:
-    """Decodes a file that `opened` has opened, to RGB or, with transparency, RGBA; see `read_image`."""
+    """Decodes a file opened by `opened` to RGB, or to RGBA if it is transparent. See `read_image`."""
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         return Image.fromarray(_bytes_of_wide(path, file)).convert("RGB")
     transparent = file.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in file.info
@@ -50,7 +50,7 @@ def decoded(path: Path, file: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Opens a picture with Pillow; what fails while it is read is a PictureError that names the file."""
+    """Opens a picture with Pillow. Errors while it is read become a PictureError that names the file."""
     if not is_file(path):
         raise PictureError(f"{path}: required an image, got nothing there")
     try:
@@ -125,7 +125,7 @@ def save_comparison(path: str | Path, pred: Tensor, target: Tensor) -> None:
 
 
 class NoVideoError(UserError):
-    """This machine cannot write videos; the message says what is missing."""
+    """This machine cannot write videos. The message says what is missing."""
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def said_without_video() -> Iterator[None]:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30) -> None:
-    """Writes an MP4 of (H, W, 3) uint8 frames with even sides, one after the other.
+    """Writes an MP4 from (H, W, 3) uint8 frames with even sides, one after the other.
 
     Raises:
         NoVideoError: The packages that write videos are not installed.

@@ -21,10 +21,10 @@ def source_folder() -> Path | None:
 
 
 def find_config(path: Path) -> Path:
-    """The path of a config file. If there is no such file, that of the package's config with the same name.
+    """Returns the path of a config file, or if there is no such file, of the package's config with the same name.
 
     Args:
-        path: The file, or from any folder a name such as fast.yaml or configs/fast.yaml.
+        path: Path of the file; or a name such as fast.yaml or configs/fast.yaml, which works in any folder.
     """
     if not exists(path) and path.parent in (Path(), Path(CONFIGS)):
         for folder in (_PACKAGE, source_folder()):
@@ -49,7 +49,7 @@ def check_example(path: Path) -> None:
 
 
 def program(name: str) -> str:
-    """How the user calls a command, such as "train": splat-train, or python scripts/train.py in the source folder."""
+    """The command line of a command such as "train": splat-train, or python scripts/train.py in the source folder."""
     if Path(sys.argv[0]).stem.startswith("splat-") or source_folder() is None:
         return f"splat-{name}"
     return f"python scripts/{name}.py"

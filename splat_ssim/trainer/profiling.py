@@ -55,13 +55,13 @@ _active: StageClock | None = None
 
 
 def stage(name: str) -> AbstractContextManager[None]:
-    """Marks a stage of a step; nothing is measured unless a loop profiles."""
+    """Marks a stage of a step. It is only measured if the loop profiles."""
     return _NOTHING if _active is None else _active.measured(name)
 
 
 @contextmanager
 def profiled(enabled: bool, device: torch.device) -> Iterator[StageClock | None]:
-    """Measures the stages marked inside the block, if enabled; yields the clock."""
+    """If enabled, measures the stages marked inside the block. Yields the clock."""
     global _active
     before, _active = _active, StageClock(device) if enabled else None
     try:

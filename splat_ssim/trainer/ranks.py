@@ -13,7 +13,7 @@ from splat_ssim.errors import UserError
 
 
 class Ranks:
-    """The processes of a run, each of which has the whole model and works on a share of every step.
+    """The processes of a run. Each has the whole model and does a share of every step.
 
     Exchanges go in the order of the ranks, so that all processes continue with the same numbers. A single process
     exchanges with itself.
@@ -71,13 +71,13 @@ ALONE = Ranks()
 
 
 def launched() -> Ranks:
-    """The ranks of this process as torchrun started it, or `ALONE` without torchrun.
+    """Returns the ranks of a process that torchrun has started, or `ALONE` without torchrun.
 
     The group of processes is made at the first call: gloo for tensors on the CPU, NCCL for those on CUDA, of which each
     process takes the device of its local rank.
 
     Raises:
-        UserError: What torchrun leaves in the environment is incomplete.
+        UserError: The environment variables of torchrun are incomplete.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

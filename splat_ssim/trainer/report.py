@@ -49,16 +49,16 @@ def write_report(
 
     Args:
         folder: Run folder, with its history and evaluations.
-        config: Of the run, resolved.
-        title: Of the page.
-        metrics: What metrics.json holds, or as much of it as there is of a run that is not over.
-        own: What the task shows, between the curves and the options.
+        config: Resolved config of the run.
+        title: Title of the page.
+        metrics: Contents of metrics.json; for an unfinished run, those that there are.
+        own: Sections of the task, between the curves and the options.
 
     Returns:
-        The file.
+        The file written.
 
     Raises:
-        WriteError: The system refused.
+        WriteError: The system refused to write.
     """
     sections = [Section("Curves", _curves(folder)), *own, Section("Time", _times(folder, metrics))]
     sections += [Section("Options", _options(folder, config)), Section("Made with", _made_with(folder))]
@@ -84,7 +84,7 @@ def title_of(task: Task, step: int) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What metrics.json of a run folder holds; empty where the run is not over."""
+    """Reads metrics.json of a run folder. The result is empty if the run is not finished."""
     path = folder / METRICS
     if not path.exists():
         return {}
@@ -92,7 +92,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What eval/<step>.json of a run folder hold, in the order of their steps."""
+    """Reads all eval/<step>.json of a run folder, in the order of their steps."""
     return sorted((_json(path) for path in (folder / "eval").glob("*.json")), key=lambda found: found.get("step", 0))
 
 
@@ -133,11 +133,11 @@ def picture(pixels: np.ndarray, *, longest: int = LONGEST) -> str:
 def turntable(
     name: str, frames: Sequence[str], *, labels: Sequence[str] = (), start: int = 0, told: str = "", wide: bool = True
 ) -> str:
-    """A figure of several pictures, of which a slider selects one.
+    """Makes a figure of several pictures, one of which is selected by a slider.
 
     Args:
-        name: Different for each of a page.
-        frames: Data URIs, see `picture`.
+        name: Name of the figure, unique on its page.
+        frames: Pictures as data URIs, see `picture`.
         labels: A label for each picture. By default there are none.
         start: Index of the picture that is shown first.
         told: Description of the pictures, for the caption and for screen readers.

@@ -12,19 +12,19 @@ from torch import Tensor
 def check_rows(
     tensors: Any, like: Mapping[str, Tensor] | torch.nn.ParameterDict, name: str, *, rows: int | None = None
 ) -> int:
-    """Checks a model's tensors: names, dtypes and shapes. The first axis may have any length, the same for all.
+    """Checks the names, dtypes and shapes of a model's tensors. The first axis must have the same length for all.
 
     Args:
-        tensors: Name -> (N, …), as they were read.
+        tensors: Name -> (N, …) tensor that was read.
         like: The tensors of a new model, with any N.
-        name: Name of all of them in messages.
-        rows: Required N. By default any.
+        name: Name of the tensors as a whole, for messages.
+        rows: Required N. By default any N is accepted.
 
     Returns:
-        N.
+        N, the number of rows.
 
     Raises:
-        ValueError: The message names the tensor, what was required and what came.
+        ValueError: A tensor does not fit. The message names it and says what was required and what was found.
     """
     like = dict(like.items())
     if not isinstance(tensors, Mapping) or set(tensors) != set(like):
@@ -43,17 +43,18 @@ def check_rows(
 
 
 def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, optional: tuple[str, ...] = ()) -> None:
-    """Checks a strategy's running state: its keys, and that each value is of the kind a strategy starts with.
+    """Checks a strategy's running state: its keys, and that each value is of the same kind as in a new run.
 
     Args:
-        state: As it was read.
-        like: Of a new run. None stands for what is made later: a tensor with a value for each row, or numbers.
-        name: For messages.
-        rows: Of the model.
+        state: State that was read.
+        like: State of a new run. None stands for a value that is made later: a tensor with a number for each row, or
+            numbers.
+        name: Name of the state, for messages.
+        rows: Number of rows of the model.
         optional: Keys that old checkpoints lack.
 
     Raises:
-        ValueError: The message names the value, what was required and what came.
+        ValueError: A value does not fit. The message names it and says what was required and what was found.
     """
     if not isinstance(state, Mapping) or not set(like) - set(optional) <= set(state):
         got = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
@@ -75,18 +76,18 @@ def check_values(state: Any, like: Mapping[str, Any], name: str, *, rows: int, o
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "optimizer") -> torch.optim.Optimizer:
-    """Loads an optimiser's state once it fits the optimiser's parameters.
+    """Loads an optimiser's state, after checking that it fits the optimiser's parameters.
 
     Args:
-        optimizer: A new one, an Adam of some kind.
-        state: Of its `state_dict`.
-        name: For messages.
+        optimizer: A new optimiser, an Adam of some kind.
+        state: State that its `state_dict` returned.
+        name: Name of the optimiser, for messages.
 
     Returns:
         The optimiser.
 
     Raises:
-        ValueError: It is another optimiser's, or of other parameters.
+        ValueError: The state belongs to another optimiser or to other parameters.
     """
     own = optimizer.state_dict()
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
@@ -105,15 +106,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, name: str = "op
 
 
 def load_generator(generator: torch.Generator, state: Any, name: str) -> None:
-    """Sets a generator to a state that was read.
+    """Sets a generator to a state that was read from a file.
 
     Args:
-        generator: On the CPU.
-        state: Of its `get_state`, on any device.
-        name: For messages.
+        generator: Generator on the CPU.
+        state: State that its `get_state` returned, on any device.
+        name: Name of the generator, for messages.
 
     Raises:
-        ValueError: It is no such state.
+        ValueError: The state is not that of a generator.
     """
     own = generator.get_state()
     if not isinstance(state, Tensor) or state.shape != own.shape or state.dtype != own.dtype:
@@ -125,14 +126,14 @@ def load_generator(generator: torch.Generator, state: Any, name: str) -> None:
 
 
 def names_of(state: Any, name: str) -> list[str]:
-    """A list of names that was read.
+    """Checks a list of names that was read from a file, and returns it.
 
     Args:
-        state: As it was read.
-        name: For messages.
+        state: Value that was read.
+        name: Name of the list, for messages.
 
     Raises:
-        ValueError: It is no such list.
+        ValueError: The value is not a list of names.
     """
     if not isinstance(state, list | tuple) or not all(isinstance(item, str) for item in state):
         raise ValueError(f"{name}: required names, got {_described(state)}")
@@ -140,14 +141,14 @@ def names_of(state: Any, name: str) -> list[str]:
 
 
 def number_of(state: Any, name: str) -> float:
-    """A number that was read; it may be NaN.
+    """Checks a number that was read from a file, and returns it. It may be NaN.
 
     Args:
-        state: As it was read.
-        name: For messages.
+        state: Value that was read.
+        name: Name of the number, for messages.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not a number.
     """
     if type(state) not in (float, int):
         raise ValueError(f"{name}: required a number, got {type(state).__name__}")
@@ -197,7 +198,7 @@ def _check_moments(values: Any, parameter: Tensor, name: str) -> None:
 
 
 def tensors_problem(value: Any) -> str | None:
-    """What is wrong with the first tensor in nested containers that `save_checkpoint` would not write, or None.
+    """Describes the first tensor in nested containers that `save_checkpoint` would not have written, if there is one.
 
     Strides of 0 can make one number look like many. Tensors can be sparse, or have no values at all.
     """

@@ -106,7 +106,7 @@ class Task(Protocol):
         """
 
     def evaluate(self, pictures: Path | None) -> dict[str, Any]:
-        """Returns metrics of the model as it is; pictures of it go to a folder where one is given.
+        """Returns metrics of the current model. If a folder is given, pictures are written to it.
 
         Single values enter metrics.json and TensorBoard; lists, such as a row for each view, only eval/<step>.json.
         """
@@ -124,7 +124,7 @@ class Task(Protocol):
         """Writes the files that a finished run leaves, and returns further metrics."""
 
     def render(self, views: str, output: Path, frames: int) -> None:
-        """Writes what `views`, a key of VIEWS, names to a file or folder; `frames` is the length of a video."""
+        """Draws `views`, a key of VIEWS, to a file or folder. `frames` is the number of frames of a video."""
 
 
 #: What a class must have to be a task.
@@ -132,7 +132,7 @@ _INTERFACE = ("Config", "VIEWS", "step", "evaluate", "state_dict", "load_state_d
 
 
 def import_path(name: str) -> str:
-    """The import path of a task: "module:Class" as it is, a short name by rule.
+    """The import path of a task. "module:Class" is unchanged, and a short name is expanded.
 
     Example:
         >>> from splat_ssim.trainer.task import import_path
@@ -146,12 +146,12 @@ def find_task(name: str, where: str) -> type[Task]:
     """Imports the class of a task by its name in a config.
 
     Args:
-        name: A short name such as "scene", which stands for `splat_ssim.scene:Task`, or "package.module:Class". Its
-            module is imported, and so runs its code.
-        where: What names it, such as a file, for messages.
+        name: A short name such as "scene", which stands for `splat_ssim.scene:Task`, or "package.module:Class". The
+            module is imported, which runs its code.
+        where: Source of the name, such as a file, for messages.
 
     Raises:
-        ConfigError: There is no such class, or it is no task.
+        ConfigError: There is no such class, or it is not a task.
     """
     try:
         found: Any = imported(import_path(name)) if isinstance(name, str) else name

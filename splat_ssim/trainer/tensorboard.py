@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_writer(run: Run) -> AbstractContextManager[Any]:
-    """A writer to tensorboard/ of a run folder, or None if not asked for. Entries of later steps are discarded.
+    """Opens a writer to tensorboard/ of a run folder; None if it is off. Entries of later steps are discarded.
 
     Raises:
         UserError: TensorBoard is not installed.

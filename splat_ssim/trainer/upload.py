@@ -30,9 +30,9 @@ class Ahead(Generic[V]):
     the value, for which the current stream waits and the host does not. On the CPU there is nothing to move.
 
     Args:
-        read: Step -> a value made of tensors on the CPU.
-        move: (value, function) -> the value with the function applied to each of its tensors.
-        device: Where the values go.
+        read: Function (step) -> a value made of tensors on the CPU.
+        move: Function (value, function) -> the value with the function applied to each of its tensors.
+        device: Device that the values are uploaded to.
 
     Example:
         >>> import torch

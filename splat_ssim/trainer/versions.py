@@ -1,4 +1,4 @@
-"""What a run was trained with: versions.json in its folder."""
+"""The software that a run was trained with: versions.json in its folder."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ class ViewerPackage:
 
 
 def find_viewer(path: Path | None = None) -> ViewerPackage | None:
-    """The viewer's package, or None where it has not been installed.
+    """Finds the viewer's package. Returns None if it has not been installed.
 
     Args:
-        path: Its tarball, or its folder below node_modules, as `npm install` leaves it; by default what
-            `install_viewer` keeps. A tarball must be that of the pinned version, by its checksum.
+        path: Its tarball, or its folder below node_modules, as `npm install` leaves it. By default the package that
+            `install_viewer` keeps. A tarball must have the checksum of the pinned version.
 
     Raises:
         UserError: The path holds no such package, or a damaged one.
@@ -64,16 +64,16 @@ def find_viewer(path: Path | None = None) -> ViewerPackage | None:
 
 
 def install_viewer(path: Path | None = None) -> Path:
-    """Fetches the viewer's package from the npm registry and keeps it, once its checksum is right.
+    """Downloads the viewer's package from the npm registry, checks its checksum and keeps it.
 
     Args:
-        path: File to write; by default in `splat_ssim`'s cache.
+        path: File to write. By default it lies in `splat_ssim`'s cache.
 
     Returns:
-        The file, a tarball.
+        The tarball written.
 
     Raises:
-        UserError: The registry is not reached, or sends something else.
+        UserError: The registry cannot be reached, or sends something else.
         WriteError: The system refused to write the file.
     """
     target = path or _kept()
@@ -91,7 +91,7 @@ def install_viewer(path: Path | None = None) -> Path:
 
 
 def how_to_install() -> str:
-    """What a page says where the package is missing."""
+    """The text of a page if the package is missing."""
     return (
         f"to turn the scene in the page: {program('report')} --install-viewer ({NAME} {VERSION}, MIT, 3 MB), then again"
     )

@@ -66,15 +66,16 @@ def fit(
         steps: Number of steps of the fit. By default the config's 4000.
         target_psnr: Ends the fit once its PSNR in dB (inside the mask, if there is one) reaches this, checked every 50
             steps. A warning says that it was not reached. By default the fit has its full length.
-        normalize: Which intensities are fitted as 0 and 1, see `choose_normalization`. By default nothing is cut off.
-        low: Intensity that is fitted as 0; lower values are cut off. Given together with `high`.
-        high: Intensity that is fitted as 1; higher values are cut off.
+        normalize: Which intensities are fitted as 0 and 1, as for `choose_normalization`. By default nothing is cut
+            off.
+        low: Intensity that is fitted as 0. Lower values are cut off. It must be given together with `high`.
+        high: Intensity that is fitted as 1. Higher values are cut off. It must be given together with `low`.
         seed: Seed of every random draw. The same seed on the same machine gives the same field.
         device: auto, cpu or cuda.
-        progress: Whether to show a progress bar and what was read. Otherwise, assumptions are issued as warnings.
-        folder: Folder that keeps the run, with checkpoints, exports and metrics.json, as scripts/train.py leaves it. A
-            volume in memory is saved there too. By default nothing is written.
-        config: All other options. Those above override it.
+        progress: Whether to show a progress bar and what was read. If not, assumptions are issued as warnings.
+        folder: Folder that keeps the run, with the same files as scripts/train.py: checkpoints, exports and
+            metrics.json. A volume in memory is saved there too. By default nothing is written.
+        config: All other options. The arguments above override it.
 
     Returns:
         The field, on the device of the fit, with `source` (the grid and the intensities), `metrics` (those of
@@ -185,7 +186,7 @@ def _mask(mask: str | Path | np.ndarray | Tensor | Volume | None, volume: Volume
 def _trained(
     config: VolumeConfig, target: Target, volume: Volume, mask: Volume | None, folder: str | Path | None, *, kept: bool
 ) -> GaussianField:
-    """The field after a run in memory, or in a folder; `kept`: the volume is a file already."""
+    """Runs a fit in memory or in a folder, and returns the field. `kept` says that the volume is already a file."""
     # A caller's own draws go on as if nothing had happened.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         if folder is None:

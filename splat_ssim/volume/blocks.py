@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from .config import VolumeDataConfig
-from .io import LAZY, open_array, open_grid, volume_format
+from .io import LAZY, volume_format
 from .normalization import Normalization, ValueRange, describe_values
-from .target import normalization_of
+from .opened import open_volume
+from .target import label_lines, normalization_of
 
-#: Options of `load_volume` that also apply to an array that is read by blocks.
+#: Options of `load_volume` that also apply to a volume that is read by blocks.
 _OPTIONS = ("key", "channel", "time")
 #: Number of voxels that percentiles are estimated from.
 _SAMPLE = 1 << 22
@@ -27,11 +28,11 @@ Block = tuple[tuple[int, ...], tuple[int, ...]]  # first voxel, and voxels along
 
 
 def blocks_of(shape: Sequence[int], edge: int, *, shift: int = 0) -> Iterator[Block]:
-    """Blocks of at most `edge` voxels a side that cover a volume, in row-major order.
+    """Yields blocks of at most `edge` voxels a side that cover a volume, in row-major order.
 
     Args:
-        shape: (n0, n1, n2).
-        edge: Voxels along each axis.
+        shape: Shape (n0, n1, n2) of the volume.
+        edge: Number of voxels of a block along each axis.
         shift: Unless it is 0, the first block along each axis ends after this many voxels.
 
     Example:
@@ -53,17 +54,20 @@ def checked(voxels: np.ndarray, checksum: int = 0) -> int:
 
 
 class BlockedVolume:
-    """The voxels of a file as they are fitted, read when they are needed.
+    """A volume in a file. Its voxels are read when they are needed, and normalised for the fit.
 
     One pass over all of them determines their range and a checksum, and finds NaN and infinite values.
 
     Args:
-        path: npy, raw, zarr or HDF5, whose voxels can be read piece by piece; others are read whole.
-        config: Normalisation and options of reading.
-        edge: Voxels along each axis of what is read at once.
+        path: Volume file. The voxels of npy, raw, zarr and HDF5 files are read piece by piece, other files whole.
+        config: Options of normalisation and of reading.
+        edge: Number of voxels along each axis that are read at once.
+
+    Attributes:
+        lines: What a user should know about it, as of `Target`, without the name of the file.
 
     Raises:
-        ValueError: The file does not read, holds numbers that are not finite, or spans no range.
+        ValueError: The file cannot be read, holds numbers that are not finite, or has no range of intensities to fit.
     """
 
     def __init__(self, path: Path, config: VolumeDataConfig, edge: int) -> None:
@@ -73,20 +77,17 @@ class BlockedVolume:
         if config.mask is not None:
             raise ValueError(f"data.mask requires a fit of the whole volume at once, got one by bricks: {config.mask}")
         self.path, self.lazy = path, volume_format(path) in LAZY
-        self.array: Any = open_array(path, **config.read)
-        self.grid = open_grid(path, key=config.read.get("key"))
+        self.opened = open_volume(path, **config.read)
+        self.grid, self.unit = self.opened.grid, self.opened.unit
         self.shape: tuple[int, ...] = self.grid.shape
-        if len(self.array.shape) not in (3, 4) or tuple(self.array.shape[-3:]) != self.shape:
-            raise ValueError(f"{path}: required an array (n0, n1, n2) or (C, n0, n1, n2), got {self.array.shape}")
-        self.channels = 1 if len(self.array.shape) == 3 else int(self.array.shape[0])
-        self.edge = edge
-        self.normalization, self.intensities, self.checksum = self._look(config)
+        self.channels, self.edge = math.prod(self.opened.array.shape[:-3]), edge
+        self.normalization, self.intensities, self.checksum, labels = self._look(config)
+        self.lines = [*self.opened.notes, *self.intensities.lines(), *labels]
 
     def raw(self, block: Block) -> np.ndarray:
         """(C, …) voxels of a block in the file's own dtype."""
         where = tuple(slice(first, first + count) for first, count in zip(*block, strict=True))
-        index = where if len(self.array.shape) == 3 else (slice(None), *where)
-        voxels = np.asarray(self.array[index])
+        voxels = self.opened.read(where if len(self.opened.array.shape) == 3 else (slice(None), *where))
         return voxels[None] if voxels.ndim == 3 else voxels
 
     def read(self, block: Block) -> Tensor:
@@ -99,15 +100,15 @@ class BlockedVolume:
         return 1.0 if self.normalization.clip else self.intensities.span
 
     def check_unchanged(self, checksum: int) -> None:
-        """Refuses voxels that have changed since the first pass.
+        """Checks that the voxels have not changed since the first pass.
 
         zarr reads a missing chunk as zeros, so otherwise nobody would notice that a volume was deleted meanwhile.
 
         Args:
-            checksum: `checked` of all blocks of `edge` voxels, in their order.
+            checksum: Checksum by `checked` of all blocks of `edge` voxels, in their order.
 
         Raises:
-            UserError: They have another checksum.
+            UserError: The voxels have another checksum than in the first pass.
         """
         if checksum != self.checksum:
             raise UserError(
@@ -115,8 +116,8 @@ class BlockedVolume:
                 f"(checksum {checksum:08x}, at first {self.checksum:08x})"
             )
 
-    def _look(self, config: VolumeDataConfig) -> tuple[Normalization, ValueRange, int]:
-        """Determines normalisation, range and checksum in one pass over all voxels."""
+    def _look(self, config: VolumeDataConfig) -> tuple[Normalization, ValueRange, int, list[str]]:
+        """Determines normalisation, range, checksum and `label_lines` in one pass over all voxels."""
         least, most, checksum, samples = np.inf, -np.inf, 0, []
         stride = max(1, self.channels * int(np.prod(self.shape)) // _SAMPLE)
         for block in blocks_of(self.shape, self.edge):
@@ -129,4 +130,4 @@ class BlockedVolume:
         # The normalisation only needs the extremes, and percentiles of a sample.
         values = np.concatenate([np.array([least, most]).astype(samples[0].dtype), *samples])
         normalization = normalization_of(values, config)
-        return normalization, describe_values(values, normalization), checksum
+        return normalization, describe_values(values, normalization), checksum, label_lines(values)

@@ -1,4 +1,4 @@
-"""How a fit by bricks is divided: regions, weights of their voxels, and shares of the budget."""
+"""The division of a fit by bricks: regions, weights of their voxels, and shares of the budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARGIN = 6
 
 @dataclass(frozen=True)
 class Pass:
-    """Bricks that are fitted one after the other.
+    """One pass over a volume. Its bricks are fitted one after the other.
 
     Attributes:
         cores: First voxel and size of each brick.
@@ -31,13 +31,13 @@ class Pass:
 
 
 def passes_of(shape: Sequence[int], brick: int, factor: int, steps: int) -> list[Pass]:
-    """The passes over a volume.
+    """Plans the passes over a volume.
 
     Bricks of the second are shifted by half an edge and have half as many steps. If the first two see a part of the
     resolution, a third with a sixth of the steps sees all of it.
 
     Args:
-        shape: Of the volume, in voxels.
+        shape: Shape of the volume in voxels.
         brick: Edge of a brick in voxels of its pass.
         factor: Factor of the first two passes.
         steps: Number of steps of a brick in the first pass.
@@ -54,14 +54,14 @@ def passes_of(shape: Sequence[int], brick: int, factor: int, steps: int) -> list
 
 @dataclass(frozen=True)
 class Stage:
-    """The steps of one brick.
+    """The training steps of one brick.
 
     Attributes:
         turn: Index of its pass, from 0.
         place: Index of the brick in its pass.
         core: First voxel and size of the brick.
-        first: First of its steps in the run.
-        steps: Number of its steps.
+        first: Number of the brick's first step in the run.
+        steps: Number of the brick's steps.
     """
 
     turn: int
@@ -79,15 +79,15 @@ def region_of(core: Block, halo: int, shape: Sequence[int]) -> Block:
 
 
 def counted(region: Block, done: Sequence[Block], reach: int, whole: Sequence[int]) -> Tensor:
-    """(n0, n1, n2) weights of the voxels of a region: 1 in the blocks that are or have been fitted, else 0.
+    """Returns (n0, n1, n2) weights of a region's voxels: 1 in the blocks in `done`, 0 elsewhere.
 
-    Voxels whose windows of SSIM reach beyond the region do not count either.
+    Voxels whose SSIM windows reach beyond the region get 0 too.
 
     Args:
-        region: Of the volume.
-        done: Blocks of the volume.
-        reach: Of the windows.
-        whole: Voxels of the volume along each axis.
+        region: Region of the volume.
+        done: Blocks of the volume that are or have been fitted.
+        reach: Radius of the SSIM windows in voxels.
+        whole: Number of voxels of the volume along each axis.
     """
     start, shape = region
     weights = torch.zeros(shape)

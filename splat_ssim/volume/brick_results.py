@@ -17,6 +17,7 @@ from ..trainer.metrics import psnr_of_mse, reported_psnr
 from ..trainer.pictures import save_comparison
 from .blocks import Block, BlockedVolume, blocks_of, checked
 from .crops import make_crop
+from .formats import write_sidecar
 
 #: Region -> (C, …) field there.
 Field = Callable[[Block], Tensor]
@@ -25,10 +26,10 @@ _RADIUS = 5
 
 
 class Projections:
-    """Maxima along each axis of a fit and of its volume, collected from blocks.
+    """Maximum-intensity projections of a fit and of its volume along each axis, collected from blocks.
 
     Attributes:
-        planes: For each axis (C, …) of the fit and of the volume, in [0, 1] as they are shown.
+        planes: For each axis, the projections (C, …) of the fit and of the volume, mapped to [0, 1] for display.
     """
 
     def __init__(self, volume: BlockedVolume) -> None:
@@ -53,14 +54,14 @@ def _as_shown(volume: BlockedVolume, values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any], Projections]:
-    """psnr3d, ssim3d and psnr3d_source as a fit in memory reports them, the range of the values, and projections.
+    """Computes the metrics that a fit in memory reports, the range of the values, and projections.
 
     Args:
         volume: The volume that was fitted.
-        field: The fit.
+        field: Function that returns the fit in a region.
 
     Raises:
-        UserError: The volume's voxels are no longer those that were fitted.
+        UserError: The voxels of the volume are no longer those that were fitted.
     """
     squares = source_squares = similarity = 0.0
     checksum, projections = 0, Projections(volume)
@@ -110,7 +111,7 @@ def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> Non
 
 @torch.no_grad()
 def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> None:
-    """The field in the file's intensities, written block by block."""
+    """The field in the file's intensities and at its place, written block by block."""
     shape = volume.shape if volume.channels == 1 else (volume.channels, *volume.shape)
     with replacing_path(path) as new:
         array = np.lib.format.open_memmap(new, mode="w+", dtype=volume.normalization.dtype, shape=shape)
@@ -122,3 +123,4 @@ def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> Non
             )
         array.flush()
         del array
+    write_sidecar(path, len(shape), volume.grid.matrix, volume.unit)

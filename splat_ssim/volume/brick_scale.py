@@ -31,7 +31,7 @@ def coarse_factor_for(shape: Sequence[int], budget: int) -> int:
 
 
 def averaged(values: Tensor, factor: int) -> Tensor:
-    """(C, n0, n1, n2) voxels as means of blocks of `factor` along each axis; those at the far borders may be cut."""
+    """Averages (C, n0, n1, n2) voxels over blocks of `factor` along each axis, smaller ones at the far borders."""
     if factor == 1:
         return values
     kernel = [min(factor, side) for side in values.shape[1:]]  # A slab may be thinner than a block.
@@ -76,7 +76,7 @@ def slabs_of(region: Block, channels: int, factor: int = 1) -> Iterator[Block]:
 
 
 def in_blocks(block: Block, factor: int) -> Block:
-    """Converts a block of voxels that begins at a multiple of `factor` to blocks of `factor`; the last may be cut."""
+    """Converts a block of voxels that begins at a multiple of `factor` to blocks of `factor`, the last perhaps cut."""
     return tuple(first // factor for first in block[0]), blocks_along(block[1], factor)
 
 

@@ -79,7 +79,7 @@ class BrickConfig(VolumeConfig):
 
 
 class BrickTask:
-    """Gaussians that become a volume, brick by brick.
+    """Fits Gaussians to a volume, brick by brick.
 
     In the first pass, the Gaussians of earlier bricks stay fixed. What they add to a brick is subtracted from it, and
     its new Gaussians must also keep to what has been fitted beyond its border. The bricks of the second pass are
@@ -87,7 +87,7 @@ class BrickTask:
     again. If Gaussians are few, both passes work at a reduced resolution, and a third pass at all of it.
 
     Args:
-        config: Options; the volume is read from its data_dir.
+        config: Options of the run. Its data_dir names the volume.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -112,7 +112,7 @@ class BrickTask:
         self.device = pick_volume_device(config)
         with user_errors():
             self.volume = BlockedVolume(config.data_dir, config.data, config.brick)
-        self.notes = [f"{config.data_dir}: {line}" for line in self.volume.intensities.lines()]
+        self.notes = [f"{config.data_dir}: {line}" for line in self.volume.lines]
         if not self.volume.lazy:
             self.notes.append(
                 f"{config.data_dir}: its format is read whole; zarr, HDF5 and npy are read piece by piece"
@@ -288,19 +288,19 @@ class BrickTask:
     # --- the interface for the loop
 
     def field(self, region: Block) -> Tensor:
-        """(C, …) the field in a region as it is compared: cut to [0, 1] if the volume is."""
+        """The field (C, …) in a region, for comparisons. It is clamped to [0, 1] if the volume is."""
         values = self._field(self.whole(), region)
         return values.clamp(0, 1) if self.volume.normalization.clip else values
 
     def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """PSNR and SSIM of the whole volume, block by block; slices through its middle as pictures."""
+        """Computes PSNR and SSIM of the whole volume, block by block. Draws slices through its middle."""
         if pictures is not None and self.config.output.slices:
             save_middle_slices(pictures, self.volume, self.field)
         found, self.projections = evaluate_blocks(self.volume, self.field)
         return found
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The Gaussians as PLY and quantised, and the field as npy if asked for; their sizes."""
+        """Writes the Gaussians as PLY and quantised, and the field as npy if requested. Returns their sizes."""
         output, gaussians = self.config.output, self.gaussians()
         metrics: dict[str, Any] = {
             "num_gaussians": len(gaussians),
@@ -320,7 +320,7 @@ class BrickTask:
     def gaussians(self) -> GaussianField:
         """The Gaussians as they lie in the world, with their source."""
         scale = self.volume.normalization
-        source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, "")
+        source = FieldSource(self.volume.grid, scale.low, scale.high, scale.clip, self.volume.unit)
         return GaussianField(*in_world(self.whole(), self.volume.grid, source))
 
     def report(self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, **_: Any) -> Path:

@@ -16,7 +16,7 @@ VolumeFormat = Literal["", "npy", "npz", "raw", "nii.gz", "tif", "nrrd", "mha", 
 
 @dataclass
 class VolumeDataConfig:
-    """How the volume is read and scaled."""
+    """Options of reading and scaling the volume."""
 
     #: Which intensities are fitted as 0 and 1. minmax: minimum and maximum. max: 0 and the maximum; negative values are
     #: cut off. window: low and high. percentile: the percentiles low and high. none: intensities are fitted as they
@@ -37,7 +37,7 @@ class VolumeDataConfig:
 
 @dataclass
 class VolumeModelConfig:
-    """What is fitted."""
+    """Options of the model that is fitted."""
 
     #: What is fitted: gaussians, or grid, a dense grid that is read by trilinear interpolation.
     name: Literal["gaussians", "grid"] = "gaussians"
@@ -138,7 +138,7 @@ def fit_ranges(model: Any, optimizer: Any, strategy: Any) -> list[tuple[str, flo
 
 @dataclass
 class VolumeOutputConfig(OutputConfig):
-    """What a run writes besides metrics.json, config.yaml and the last checkpoint."""
+    """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Format of the fitted volume, written as volume.<format> in the source's intensities and in float32, or in float64
     #: where their range is small for its distance from 0. "" writes none.

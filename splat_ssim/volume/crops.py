@@ -14,12 +14,14 @@ from .grid import VoxelGrid
 
 
 def loss_reach(options: Mapping[str, Any]) -> int | tuple[int, ...]:
-    """Number of voxels around a crop that a loss needs: half of SSIM's window, for all axes or for each (n0, n1, n2).
+    """Returns how many voxels around a crop a loss needs: half of SSIM's window, one number or one for each axis.
 
-    Exact for the SSIM losses of one scale. A loss that looks further, such as ms_ssim, sees the edge of the crop.
+    The number is exact for the SSIM losses of one scale. A loss with a larger reach, such as ms_ssim, sees the edge of
+    the crop.
 
     Args:
-        options: Of the loss, `--loss-kwargs`; a window_size is a number or three, one for each axis, and 11 without.
+        options: Options of the loss, `--loss-kwargs`. Its window_size is one number or three, one for each axis. The
+            default is 11.
     """
     reach: int | tuple[int, ...] = one_or_each([int(size) // 2 for size in of_each(options.get("window_size", 11), 3)])
     return reach
@@ -27,13 +29,13 @@ def loss_reach(options: Mapping[str, Any]) -> int | tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Crop:
-    """A core of voxels and the halo SSIM's windows see around it.
+    """A core of voxels, and the halo around it that SSIM's windows reach.
 
     Args:
-        start: First voxel of core and halo.
-        shape: Voxels of core and halo.
+        start: First voxel of the crop, which is the core with its halo.
+        shape: Number of voxels of the crop along each axis.
         core_start: First voxel of the core, counted from `start`.
-        core_shape: Voxels of the core.
+        core_shape: Number of voxels of the core along each axis.
     """
 
     start: tuple[int, ...]
@@ -67,13 +69,13 @@ class Crop:
 def make_crop(
     shape: Sequence[int], core_start: Sequence[int], core_shape: Sequence[int], *, halo: int | Sequence[int]
 ) -> Crop:
-    """A crop of a volume of `shape`; the halo ends at the volume's borders, where every window sees the padding.
+    """Makes a crop of a volume of `shape`. The halo ends at the volume's borders, where every window sees the padding.
 
-    With halo = window_size // 2, the SSIM map inside the core equals the whole volume's, zero padding included. A halo
-    is that of all axes, or one for each.
+    With halo = window_size // 2, the SSIM map inside the core equals the whole volume's, zero padding included. `halo`
+    is one number for all axes, or one for each axis.
 
     Raises:
-        ValueError: A core that does not lie inside the volume.
+        ValueError: The core does not lie inside the volume.
     """
     for axis in range(3):
         if not (0 <= core_start[axis] and core_shape[axis] >= 1 and core_start[axis] + core_shape[axis] <= shape[axis]):
@@ -97,17 +99,17 @@ def random_crop(
     generator: torch.Generator,
     inside: Tensor | None = None,
 ) -> Crop:
-    """A core of `size` voxels along each axis (all of a shorter axis), at a random place.
+    """Makes a crop whose core, at a random place, has `size` voxels along each axis, or all of a shorter axis.
 
-    The place may reach beyond the volume; the core is then moved back into it. So a voxel at the border is drawn as
-    often as one in the middle. Voxels a little way in are drawn up to twice as often.
+    The place may reach beyond the volume. The core is then moved back into it. Therefore a voxel at the border is drawn
+    as often as one in the middle. Voxels near the border are drawn up to twice as often.
 
     Args:
-        shape: Shape of the volume.
-        size: Edge of the core.
-        halo: See `make_crop`.
-        generator: Source of the draws.
-        inside: (N, 3) indices of voxels, on the CPU: the core holds one of them, each with the same probability.
+        shape: Shape of the volume in voxels.
+        size: Edge of the core in voxels.
+        halo: As for `make_crop`.
+        generator: Generator of the random numbers.
+        inside: (N, 3) indices of voxels, on the CPU. The core contains one of them, which is drawn uniformly.
     """
 
     def below(count: int) -> int:

@@ -11,10 +11,10 @@ from .config import VolumeConfig
 
 
 def pick_volume_device(config: VolumeConfig) -> torch.device:
-    """Returns the device of --device; auto is CUDA where torch sees one and the voxeliser's kernels run on it.
+    """Returns the device of --device. auto is CUDA if torch sees such a device and the voxeliser's kernels run on it.
 
     Raises:
-        UserError: cuda is asked for and not reached, or Gaussians would have to be fitted without the kernels there.
+        UserError: cuda is requested but not available, or Gaussians would have to be fitted without the kernels there.
     """
     device = pick_device(config.device)
     if device.type != "cuda" or config.model.name != "gaussians":

@@ -77,10 +77,10 @@ def read_dicom(path: Path, key: str | None) -> Stored:
 
 
 def _series(folder: Path, key: str | None) -> tuple[str, tuple[str, ...], list[str]]:
-    """UID and files of the series to read.
+    """Returns the UID and the files of the series to read.
 
     Raises:
-        ValueError: No series, several and no choice between them, or a choice that is none of them.
+        ValueError: There is no series, there are several and none is chosen, or the choice is not one of them.
     """
     import SimpleITK as sitk
 

@@ -17,18 +17,19 @@ from .voxelize import morton_order, voxelize
 
 
 def radiance_volume(splats: dict[str, Tensor], grid: VoxelGrid, *, min_sigma: float = 0.5) -> Tensor:
-    """Density and density-weighted colour of a scene's Gaussians.
+    """Computes density and density-weighted colour of a scene's Gaussians.
 
     Args:
         splats: means (N, 3), scales (N, 3) logarithms, quats (N, 4), opacities (N,) logits, sh0 (N, 1, 3), as
             `splat_ssim.load_ply` reads them.
         grid: The voxels.
-        min_sigma: Gaussians thinner than this many voxels are widened to it, and their density is reduced as much, so
-            that a surface thinner than a voxel is not lost between voxels.
+        min_sigma: Smallest standard deviation in voxels. Thinner Gaussians are widened to it, and their density is
+            reduced by as much, so that a surface thinner than a voxel is not lost between voxels.
 
     Returns:
-        (4, *grid.shape): the density Σ opacity · g, and the same times red, green and blue of the constant spherical
-        harmonic. This density is additive; alpha compositing of overlapping Gaussians would give other values.
+        (4, *grid.shape): the density Σ opacity · g, and the same sum with each term times the red, green or blue of the
+        constant spherical harmonic. This density is additive; alpha compositing of overlapping Gaussians would give
+        other values.
     """
     order = morton_order(splats["means"], grid)
     floor = min_sigma * min(grid.spacing)

@@ -17,7 +17,7 @@ psnr3d = psnr
 def evaluate_volume(
     pred: Tensor, target: Tensor, *, data_range: float = 1.0, mask: Tensor | None = None
 ) -> dict[str, float]:
-    """PSNR and SSIM of whole volumes: `psnr3d`, and `ssim3d` with zero padding.
+    """Computes PSNR and SSIM of whole volumes: `psnr3d`, and `ssim3d` with zero padding.
 
     Args:
         pred: (C, n0, n1, n2).
@@ -38,7 +38,7 @@ def evaluate_volume(
 
 @torch.no_grad()
 def weighted_psnr(pred: Tensor, target: Tensor, weights: Tensor | None, *, data_range: float = 1.0) -> float:
-    """PSNR in dB of the weighted mean squared error.
+    """Computes the PSNR in dB of the weighted mean squared error.
 
     Args:
         pred: (C, n0, n1, n2).
@@ -53,11 +53,11 @@ def weighted_psnr(pred: Tensor, target: Tensor, weights: Tensor | None, *, data_
 
 
 def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> float:
-    """PSNR of a fit against the voxels of the file, in its own intensities and over their span, nothing cut off.
+    """Computes the PSNR of a fit in the file's intensities, over their full span, with nothing cut off.
 
     Args:
-        intensities: (C, n0, n1, n2), the fit in the file's intensities.
-        source: The same shape, any real dtype.
+        intensities: (C, n0, n1, n2), the fit, converted to the file's intensities.
+        source: Voxels of the file: same shape, any real dtype.
         span: Difference between the largest and the smallest intensity of the file.
     """
     # Channel by channel, because float64 copies of a large volume take much memory.

@@ -29,14 +29,14 @@ _LATTICE = "lattice"
 
 @dataclass(frozen=True)
 class FieldSource:
-    """The grid and the intensities of the volume that Gaussians were fitted to, with which it can be rebuilt.
+    """The grid and the intensities of the volume that Gaussians were fitted to. They suffice to rebuild it.
 
     Args:
         grid: The voxels.
         low: Intensity that is fitted as 0.
         high: Intensity that is fitted as 1.
-        clip: Whether the field is first cut to [0, 1].
-        unit: Unit of the grid's world.
+        clip: Whether the field is clamped to [0, 1] first.
+        unit: Unit of the grid's world coordinates.
     """
 
     grid: VoxelGrid
@@ -51,7 +51,7 @@ class FieldSource:
         return Normalization(self.low, self.high, self.clip)
 
     def cropped(self, box: np.ndarray) -> FieldSource:
-        """The same with the voxels of the grid whose centres may lie in a box (2, 3): least and largest x, y, z.
+        """Returns the source with the voxels whose centres may lie in a box (2, 3) of smallest and largest x, y, z.
 
         Raises:
             ValueError: The box holds no voxel.
@@ -85,10 +85,10 @@ class FieldSource:
 
 
 def read_source(path: str | Path) -> FieldSource | None:
-    """The source in a file of `save_gaussians_ply` or `save_quantized`; None where it was written without one.
+    """Reads the source in a file of `save_gaussians_ply` or `save_quantized`. None if the file has none.
 
     Raises:
-        ValueError: A source that does not read.
+        ValueError: The source cannot be read.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -105,7 +105,7 @@ def read_source(path: str | Path) -> FieldSource | None:
 
 
 def save_gaussians_ply(path: str | Path, field: GaussianField, source: FieldSource | None = None) -> Path:
-    """Writes the Gaussians as binary PLY, every property float32; returns the path.
+    """Writes the Gaussians as binary PLY, every property float32. Returns the path.
 
     x y z, scale_0..2 (natural logarithms) and rot_0..3 (w, x, y, z) are those of 3D Gaussian splatting.
     `signed_density` is the weight of the Gaussian, which may be negative: no opacity, and additive. `feature_0`, … are
@@ -140,7 +140,7 @@ def load_gaussians_ply(path: str | Path) -> GaussianField:
     """Reads what `save_gaussians_ply` wrote, to the CPU.
 
     Raises:
-        ValueError: No such PLY.
+        ValueError: The file is not such a PLY.
     """
     content = Path(path).read_bytes()
     head, found, body = content.partition(b"end_header\n")
@@ -196,7 +196,7 @@ def load_field(path: str | Path) -> GaussianField:
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: The file does not read.
+        ValueError: The file cannot be read.
     """
     path = Path(path)
     path = path / "gaussians.ply" if path.is_dir() else path
@@ -250,12 +250,12 @@ def save_quantized(
     Args:
         path: File to write.
         field: The Gaussians.
-        grid: Voxels that determine the order.
+        grid: Voxels that determine the order of the Gaussians.
         bits: Bits of means (14 by default), log_scales (8), quats (8), densities (10) and features (8), each 2 to 16.
-        source: Source to write to the header, so that `rebuild` needs nothing else.
+        source: Source to write to the header. With it, `rebuild` needs nothing else.
 
     Raises:
-        ValueError: A number of bits is not from 2 to 16.
+        ValueError: A number of bits is not between 2 and 16.
     """
     bits = {"means": 14, "log_scales": 8, "quats": 8, "densities": 10, "features": 8, **(bits or {})}
     if any(not 2 <= b <= 16 for b in bits.values()):
@@ -296,7 +296,7 @@ def load_quantized(path: str | Path) -> GaussianField:
     """Reads what `save_quantized` wrote, to the CPU.
 
     Raises:
-        ValueError: Another kind of file, or a truncated one.
+        ValueError: The file is of another kind, or truncated.
     """
     header, body = _quantized_header(path, Path(path).read_bytes())
     try:
@@ -310,10 +310,10 @@ _COLUMNS = {"means": 3, "log_scales": 3, "quats": 3, "densities": 1, "features":
 
 
 def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
-    """The field of a header and its compressed streams.
+    """Decodes the field from a header and its compressed streams.
 
     Raises:
-        ValueError: They do not fit each other. Other errors of values that are of another kind come as they are.
+        ValueError: They do not fit each other. Values of a wrong type raise errors of other types.
     """
     count, fields = header["count"], header["fields"]
     if set(fields) - {"features"} != set(_COLUMNS) - {"features"} or type(count) is not int or count < 1:
@@ -373,7 +373,7 @@ def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any],
 
 
 def _smallest_three(quats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of w, x, y, z is the largest in magnitude (N,) uint8, and the other three (N, 3) with it made positive."""
+    """Index of the largest of |w|, |x|, |y|, |z|, (N,) uint8, and the other three, (N, 3), if that is made positive."""
     quats = quats / np.linalg.norm(quats, axis=1, keepdims=True)
     largest = np.abs(quats).argmax(1)
     rows = np.arange(len(quats))

@@ -46,8 +46,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return described
 
 
-def _write_sidecar(path: Path, data: np.ndarray, affine: np.ndarray, unit: str, **content: Any) -> None:
-    axes = "czyx"[-data.ndim :]
+def write_sidecar(path: Path, ndim: int, affine: np.ndarray, unit: str, **content: Any) -> None:
+    """Writes the JSON file beside an array of three axes, or of four with channels first."""
+    axes = "czyx"[-ndim:]
     write_json(_sidecar(path), {**content, "affine": affine.tolist(), "axes": axes, "unit": unit})
 
 
@@ -72,7 +73,7 @@ def _read_npy(path: Path, key: str | None, *, lazy: bool = False) -> Stored:
 def _write_npy(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     with replacing(path) as file:
         np.save(file, data)
-    _write_sidecar(path, data, affine, unit)
+    write_sidecar(path, data.ndim, affine, unit)
 
 
 def _read_npz(path: Path, key: str | None) -> Stored:
@@ -95,7 +96,7 @@ def _write_npz(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
 
 
 def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | None) -> Stored:
-    """The memory-mapped array of a raw file; what is None comes from its JSON file."""
+    """Memory-maps the array of a raw file. Arguments that are None come from its JSON file."""
     described = read_sidecar(path)
     sizes = shape if shape is not None else described.get("shape", ())
     dtype = dtype if dtype is not None else described.get("dtype")
@@ -121,7 +122,7 @@ def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
     with replacing(path) as file:
         # Not by tofile, whose error does not say why the system refused.
         file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-    _write_sidecar(path, data, affine, unit, shape=data.shape, dtype=data.dtype.str)
+    write_sidecar(path, data.ndim, affine, unit, shape=data.shape, dtype=data.dtype.str)
 
 
 # --- NIfTI

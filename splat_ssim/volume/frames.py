@@ -21,16 +21,16 @@ _FAR = float(1 << 13)
 
 @torch.no_grad()
 def transformed(tensors: Mapping[str, Tensor], matrix: np.ndarray) -> dict[str, Tensor]:
-    """The tensors of a `GaussianField` after the map x -> matrix · x. The result is exact up to rounding.
+    """Maps the tensors of a `GaussianField` by x -> matrix · x. The result is exact up to rounding.
 
-    A Gaussian stays one under an affine map: with covariance R S² Rᵀ it becomes the one with M Mᵀ, M = A R S.
+    An affine map turns a Gaussian into a Gaussian: the covariance R S² Rᵀ becomes M Mᵀ with M = A R S.
 
     Args:
-        tensors: Those of the field; means and log_scales in its own coordinates.
-        matrix: (4, 4) float64, invertible.
+        tensors: Tensors of the field. Means and log_scales are in its own coordinates.
+        matrix: (4, 4) float64, invertible affine map.
 
     Returns:
-        Every tensor in its own dtype and on its own device; densities and features are unchanged.
+        Every tensor in its own dtype and on its own device. Densities and features are unchanged.
 
     Raises:
         ValueError: A Gaussian is too large for float64.

@@ -26,7 +26,7 @@ GAUSSIAN_FLOATS = 11
 
 
 class GaussianField(nn.Module):
-    """Gaussians as parameters: `field(grid)` is their volume; `render` and `sample` give the source's intensities.
+    """Gaussians as parameters. `field(grid)` is their volume; `render` and `sample` give the source's intensities.
 
     Args:
         tensors: means (N, 3) world x, y, z; log_scales (N, 3), natural logarithms of standard deviations; quats (N, 4);
@@ -35,7 +35,7 @@ class GaussianField(nn.Module):
         offset: World x, y, z that the means are relative to, so that float32 is precise far from the world's origin.
 
     Attributes:
-        source, offset: As given.
+        source, offset: The arguments of these names.
         metrics: Metrics of the fit, as `VolumeTask.evaluate` returns them. A loaded field has none.
         notes: What was read, cut off or assumed in the fit, one sentence each.
 
@@ -86,13 +86,14 @@ class GaussianField(nn.Module):
         )
 
     def render(self, grid: VoxelGrid | None = None) -> Tensor:
-        """The field on a grid, in the intensities of its source; differentiable.
+        """Evaluates the field on a grid, in the intensities of its source. It is differentiable.
 
         Args:
             grid: Voxels of any spacing and direction. By default those of the source.
 
         Returns:
-            (C, *grid.shape) float32. Values are cut to the range that was fitted, if values outside were cut off.
+            (C, *grid.shape) float32. If values outside the fitted range were cut off, the result is clamped to that
+            range.
 
         Raises:
             ValueError: There is no grid and the field has no source.
@@ -102,7 +103,9 @@ class GaussianField(nn.Module):
         return self._intensities(self(grid or self.source.grid))  # type: ignore[union-attr]
 
     def sample(self, points: Tensor) -> Tensor:
-        """The field at any points, in the intensities of its source: `field.sample(grid.points())` is `render(grid)`.
+        """Evaluates the field at any points, in the intensities of its source.
+
+        `field.sample(grid.points())` is `field.render(grid)`.
 
         Each value is that of the formula of `voxelize`, cut-off included; nothing is interpolated.
 
@@ -134,7 +137,7 @@ class GaussianField(nn.Module):
 
     @torch.no_grad()
     def crop(self, box: Sequence[Sequence[float]]) -> GaussianField:
-        """The Gaussians that reach into a box, with the source's grid cut to it. The field inside does not change.
+        """Keeps the Gaussians that reach into a box, and cuts the source's grid to it. The field inside is unchanged.
 
         Args:
             box: Smallest and largest world x, y, z, such as ((0, 0, 0), (10, 10, 5)).
@@ -150,7 +153,7 @@ class GaussianField(nn.Module):
         """Writes the field with its source: .ply in full precision, .quantized in about 15 bytes for each Gaussian.
 
         Raises:
-            ValueError: The suffix is another one, or a field to be quantised has no source.
+            ValueError: The suffix is another one, or the field has no source although it is to be quantised.
         """
         from .export import save_field
 
@@ -192,7 +195,7 @@ class GaussianField(nn.Module):
         grid: VoxelGrid,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        """New Gaussians that take the residual away, see `new_gaussians`; features start from the target's."""
+        """Makes Gaussians that reduce the residual, see `new_gaussians`. Features start from the target's."""
         new = new_gaussians(chosen, sigma, residual, grid, generator)
         # Gaussians that are placed close together share the residual, so that their sum does not overshoot.
         alone = GaussianField({**new, "densities": torch.ones_like(new["densities"])})
@@ -216,18 +219,20 @@ class GaussianField(nn.Module):
         """Places Gaussians where a volume has edges and mass, small where they are dense, with fitted densities.
 
         Args:
-            target: (C, n0, n1, n2), the volume to be fitted.
-            grid: Its voxels.
-            count: Number of Gaussians, at most that of the voxels, or of the voxels in the mask.
+            target: (C, n0, n1, n2), the volume to fit.
+            grid: Voxels of the volume.
+            count: Number of Gaussians, at most the number of voxels, or of voxels in the mask.
             spread: Standard deviation as a fraction of the local distance between Gaussians.
-            mask: (n0, n1, n2) weights of 0 or more. Gaussians are drawn in proportion to them, none where they are 0.
-            generator: Source of the random positions, on the CPU.
+            mask: (n0, n1, n2) weights of 0 or more. Gaussians are drawn in proportion to them, and none where they are
+                0.
+            generator: Generator of the random positions, on the CPU.
 
         Returns:
-            The field, on the target's device. Since draws are made on the CPU, they are the same for every device.
+            The field, on the target's device. Random numbers are drawn on the CPU, so they are the same for every
+            device.
 
         Raises:
-            ValueError: The count does not fit.
+            ValueError: The count is below 1, or above the number of voxels (in the mask).
         """
         voxels = target[0].numel() if mask is None else int((mask > 0).sum())
         if not 1 <= count <= voxels:
@@ -253,14 +258,14 @@ class GaussianField(nn.Module):
 
 
 def sample_voxels(weight: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` different flat indices, drawn in proportion to the weights (Gumbel's trick; no limit on the voxels)."""
+    """Draws `count` different flat indices in proportion to the weights, of any number of voxels (Gumbel's trick)."""
     noise = upload(torch.rand(weight.numel(), generator=generator), weight.device).clamp_(1e-20, 1.0 - 1e-7)
     keys = weight.flatten().clamp(min=1e-30).log() - (-noise.log()).log()
     return keys.topk(count, sorted=False).indices.sort().values
 
 
 def blur(volume: Tensor) -> Tensor:
-    """(n0, n1, n2) under SSIM's Gaussian window, zeros outside; an axis of one voxel is left alone."""
+    """Filters (n0, n1, n2) by SSIM's Gaussian window, with zeros outside. An axis of one voxel is not filtered."""
     shape = [n for n in volume.shape if n > 1]
     if not shape:
         return volume
@@ -271,14 +276,15 @@ def blur(volume: Tensor) -> Tensor:
 def new_gaussians(
     chosen: Tensor, sigma: Tensor | float, values: Tensor, grid: VoxelGrid, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    """Gaussians in the chosen voxels, aligned with the lattice up to a small rotation, and round if voxels are cubes.
+    """Makes Gaussians in the chosen voxels: aligned with the lattice up to a small rotation, round if voxels are cubes.
 
     Args:
-        chosen: (N,) flat indices of voxels, on the device the Gaussians shall be on.
-        sigma: Standard deviation in voxels, one or (N,).
-        values: (C, n0, n1, n2): the density (channel 0) each gets, and the other channels over it as features.
+        chosen: (N,) flat indices of voxels, on the device for the Gaussians.
+        sigma: Standard deviation in voxels: one number, or (N,).
+        values: (C, n0, n1, n2). A Gaussian's density is channel 0 at its voxel; its features are the other channels
+            divided by channel 0.
         grid: The voxels.
-        generator: Source of the positions inside the voxels and of the orientations, on the CPU.
+        generator: Generator of the positions inside the voxels and of the orientations, on the CPU.
     """
     count, device = len(chosen), chosen.device
     _, rows, columns = grid.shape

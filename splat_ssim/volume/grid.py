@@ -28,9 +28,9 @@ class VoxelGrid:
 
     Args:
         shape: Number of voxels along the three axes of the array.
-        affine: 4x4, row by row: maps an index (i0, i1, i2) of the array to the centre of that voxel, in world x, y, z.
-            Its columns carry spacing, orientation and axis order, as a NIfTI header's do. Identity by default.
-        start: Index of the array's first voxel on the lattice the affine describes; not zero for a crop.
+        affine: 4x4, row by row. It maps an index (i0, i1, i2) of the array to the world x, y, z of the centre of that
+            voxel. Its columns carry spacing, orientation and axis order, as a NIfTI header's do. Identity by default.
+        start: Index of the array's first voxel on the lattice that the affine describes. It is not zero for a crop.
 
     Raises:
         ValueError: A size is below 1, or the affine is not finite and invertible.
@@ -118,7 +118,7 @@ class VoxelGrid:
         return axis, bool(along_z[axis] < 0)
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
-        """The grid of `array[start:start + shape]`; a voxel rendered there has the bits it has in the whole."""
+        """The grid of `array[start:start + shape]`. A voxel rendered there has the same bits as in the whole grid."""
         return VoxelGrid(tuple(shape), self.affine, tuple(a + int(b) for a, b in zip(self.start, start, strict=True)))
 
     def moved(self, offset: Sequence[float]) -> VoxelGrid:

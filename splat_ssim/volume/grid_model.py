@@ -33,8 +33,8 @@ class GridField(nn.Module):
     """A volume interpolated trilinearly from the nodes of a coarser grid: `field(grid)` is the volume.
 
     Args:
-        nodes: (C, m0, m1, m2), their values.
-        grid: The voxels that it spans. The first and last nodes lie on the first and last voxel centres.
+        nodes: (C, m0, m1, m2) values of the nodes.
+        grid: Voxels that it spans. The first and last nodes lie on the first and last voxel centres.
 
     Example:
         >>> import torch
@@ -57,10 +57,10 @@ class GridField(nn.Module):
         return count
 
     def forward(self, grid: VoxelGrid) -> Tensor:
-        """The volume (C, *grid.shape) on the voxels the field spans, or on a crop of them.
+        """Returns the volume (C, *grid.shape) on the voxels that the field spans, or on a crop of them.
 
         Raises:
-            ValueError: A grid on another lattice.
+            ValueError: The grid lies on another lattice.
         """
         if grid.affine != self.grid.affine:
             raise ValueError(f"a GridField is read on the lattice it spans, got affine {grid.affine}")
@@ -76,12 +76,12 @@ class GridField(nn.Module):
 
     @classmethod
     def from_volume(cls, target: Tensor, grid: VoxelGrid, shape: Sequence[int]) -> GridField:
-        """The grid of `shape` nodes nearest to a volume in the least-squares sense, exactly.
+        """Finds the grid of `shape` nodes that is nearest to a volume: the exact least-squares solution.
 
         Trilinear reading is a matrix for each axis, so the least squares are three small pseudo-inverses.
 
         Raises:
-            ValueError: More nodes than voxels along an axis, or none.
+            ValueError: Along an axis there are more nodes than voxels, or no nodes.
         """
         if any(not 1 <= nodes <= voxels for nodes, voxels in zip(shape, grid.shape, strict=True)):
             raise ValueError(f"shape must be from 1 to {grid.shape} nodes, got {tuple(shape)}")

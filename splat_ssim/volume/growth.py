@@ -32,7 +32,7 @@ class CappedGrowth:
     Args:
         budget: Largest number of Gaussians.
         at_steps: Steps after which a round happens. The last one reaches the budget.
-        recycle: Fraction of the Gaussians, those of the smallest `mass`, that each round replaces.
+        recycle: Fraction of the Gaussians that each round replaces. These are the Gaussians of the smallest `mass`.
         sigma: Standard deviation of new Gaussians in voxels.
     """
 
@@ -55,13 +55,13 @@ class CappedGrowth:
         """Performs a round if one is due after `step`. Returns whether it did.
 
         Args:
-            step: Steps done.
-            field: Changed in place: its parameters are replaced.
-            optimizer: Its state follows the Gaussians; new ones start from zero.
-            target: (C, n0, n1, n2).
-            grid: Its voxels.
-            generator: Source of the draws, on the CPU.
-            mask: (n0, n1, n2) weights of 0 or more of the squared residual; nothing grows where it is 0.
+            step: Number of steps done.
+            field: Field whose parameters are replaced in place.
+            optimizer: Optimiser of the field. Its state follows the Gaussians; that of new ones starts from zero.
+            target: (C, n0, n1, n2), the volume that is fitted.
+            grid: Voxels of the volume.
+            generator: Generator of the random numbers, on the CPU.
+            mask: (n0, n1, n2) weights of 0 or more for the squared residual. Nothing grows where they are 0.
         """
         if step not in self.at_steps:
             return False

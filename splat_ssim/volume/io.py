@@ -79,8 +79,8 @@ class Volume:
         data: (C, n0, n1, n2), any real dtype.
         grid: Position of the voxels; `grid.shape` is (n0, n1, n2).
         unit: Unit of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty if unknown.
-        notes: What was assumed when it was read, one sentence each.
-        itemsize: Bytes of a number in the file that it was read from; None where they are those of `data`.
+        notes: One sentence for each thing that was assumed when it was read.
+        itemsize: Bytes of a number in the file that it was read from, or None if they are those of `data`.
 
     Raises:
         ValueError: The shapes of data and grid differ.
@@ -106,10 +106,11 @@ class Volume:
 
 
 def volume_format(path: str | Path) -> str:
-    """The format of a path by its suffix; a path inside a zarr folder is zarr, other folders are TIFF slices or DICOM.
+    """Returns the format of a path by its suffix. Paths inside a zarr folder are zarr, other folders TIFF or DICOM.
 
     Raises:
-        ValueError: A suffix that is none of `SUFFIXES`; the message names what converts such a file.
+        ValueError: The suffix is none of `SUFFIXES`. For some other formats, the message names a program that converts
+            the file.
     """
     name = Path(path).name.lower()
     for suffix, kind in SUFFIXES.items():
@@ -152,7 +153,7 @@ def load_volume(
             axes remain the file's, or follow `axes` if it has none.
         origin: World x, y, z of voxel (0, 0, 0), instead of the file's.
         axes: The world axis that each axis of the array follows, with c for channels and t for time, such as "zyx",
-            "tczyx" or "xyzc". By default as the file says; if it does not, "xyz" for NIfTI and NRRD, otherwise "zyx".
+            "tczyx" or "xyzc". By default the file decides. If it does not, "xyz" for NIfTI and NRRD, otherwise "zyx".
         key: The array in an npz or HDF5 file or a zarr group (a path inside it), or the series of a TIFF file or a
             DICOM folder (its number, name or UID).
         channel: Index of the only channel to read. By default all channels are read.
@@ -170,7 +171,7 @@ def load_volume(
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
-    stored = _open(path, shape=shape, dtype=dtype, key=key)
+    stored = open_stored(path, shape=shape, dtype=dtype, key=key)
     return _arranged(
         stored, path, axes=axes, channel=channel, time=time, spacing=spacing, origin=origin, nonfinite=nonfinite
     )
@@ -185,10 +186,10 @@ def array_volume(
     nonfinite: float | None = None,
     name: str = "volume",
 ) -> Volume:
-    """An array as a volume; the options and what is made of axes are those of `load_volume` for npy files.
+    """Makes a volume of an array. Options and the treatment of axes are those of `load_volume` for npy files.
 
     Args:
-        array: (n0, n1, n2), or with channels; real numbers.
+        array: (n0, n1, n2) real numbers, or with channels.
         spacing: Distance between voxel centres along the world's x, y, z; 1 by default.
         origin: World x, y, z of voxel (0, 0, 0); 0 by default.
         axes: The world axis that each axis of the array follows, "zyx" by default.
@@ -214,9 +215,9 @@ def _arranged(
     origin: float | Sequence[float] | None,
     nonfinite: float | None,
 ) -> Volume:
-    """The volume that a reader's result stands for."""
+    """Makes a volume of a reader's result."""
     array, spatial, notes = arrange(stored, path, axes=axes, channel=channel, time=time)
-    data = array if isinstance(array, np.ndarray) else _read(path, lambda: np.asarray(array[...]))
+    data = array if isinstance(array, np.ndarray) else reading(path, lambda: np.asarray(array[...]))
     data = data[None] if data.ndim == 3 else data
     if data.ndim != 4 or 0 in data.shape:
         raise ValueError(f"{path} must hold (n0, n1, n2) or (C, n0, n1, n2) voxels, got shape {data.shape}")
@@ -227,7 +228,7 @@ def _arranged(
     return Volume(data, grid, stored.unit, (*notes, *replaced), stored.itemsize)
 
 
-def _open(
+def open_stored(
     path: Path,
     *,
     shape: Sequence[int] | None = None,
@@ -241,11 +242,11 @@ def _open(
         raise FileNotFoundError(f"no volume at {path}")
     key = None if key is None else str(key)
     if kind == "raw":
-        stored: Stored = _read(path, lambda: read_raw(path, shape, dtype))
+        stored: Stored = reading(path, lambda: read_raw(path, shape, dtype))
     elif kind == "npy":
-        stored = _read(path, lambda: READERS[kind](path, key, lazy=lazy))
+        stored = reading(path, lambda: READERS[kind](path, key, lazy=lazy))
     else:
-        stored = _read(path, lambda: READERS[kind](path, key))
+        stored = reading(path, lambda: READERS[kind](path, key))
     if key is not None and kind not in ("npz", "tiff", "zarr", "hdf5", "dicom"):
         stored.notes.append(f"key {key} is left out: a {kind} file holds one array")
     if kind != "raw" and (shape is not None or dtype is not None):
@@ -253,8 +254,8 @@ def _open(
     return stored
 
 
-def _read(path: Path, function: Callable[[], Any]) -> Any:
-    """Calls a function that reads a file; its errors name the file, and what is missing where it is not the file's."""
+def reading(path: Path, function: Callable[[], Any]) -> Any:
+    """Calls a function that reads a file. Errors name the file, or the missing package."""
     kind = volume_format(path)
     try:
         return function()
@@ -294,19 +295,19 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> tuple[np.n
 
 
 def load_stack(path: str | Path) -> np.ndarray:
-    """Reads pictures of one size, such as projections: (pictures, rows, columns) in the file's dtype.
+    """Reads pictures of equal size, such as projections, as (pictures, rows, columns) in the file's dtype.
 
     The order of the axes in memory is kept: npy and TIFF list pictures first, NIfTI, NRRD and MetaImage columns first.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: The file does not read, does not have three axes, or holds NaN or infinite numbers.
+        ValueError: The file cannot be read, does not have three axes, or holds NaN or infinite numbers.
         TypeError: The file does not hold real numbers.
         ImportError: The package that reads the format is not installed.
     """
     path = Path(path)
-    stored = _open(path)
-    data: np.ndarray = _read(path, lambda: np.asarray(stored.array[...]))
+    stored = open_stored(path)
+    data: np.ndarray = reading(path, lambda: np.asarray(stored.array[...]))
     if data.ndim != 3 or 0 in data.shape:
         raise ValueError(f"{path} must hold (pictures, rows, columns), got shape {data.shape}")
     if data.dtype.kind not in "biuf":
@@ -319,14 +320,14 @@ def load_stack(path: str | Path) -> np.ndarray:
 
 
 def save_volume(path: str | Path, volume: Volume) -> Path:
-    """Writes a volume in the format of the path's suffix, with its affine; returns the path.
+    """Writes a volume in the format of the path's suffix, with its affine. Returns the path.
 
     A single channel is written as a three-dimensional array. A dtype that the format lacks becomes one that holds the
     same numbers: see `written_dtype`. NIfTI, NRRD and MetaImage put channels last, as their
     readers expect; a TIFF stack has planes across the world's z on its pages.
 
     Raises:
-        ValueError: An unknown suffix, a format that is read only (DICOM), or a volume that the format cannot hold.
+        ValueError: The suffix is unknown, the format can only be read (DICOM), or it cannot hold the volume.
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
@@ -343,35 +344,12 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
     return path
 
 
-def open_array(
-    path: str | Path,
-    *,
-    key: str | None = None,
-    axes: str | None = None,
-    channel: int | None = None,
-    time: int | None = None,
-) -> Any:
-    """The voxels of a file as an array that is read piece by piece if the format allows it: npy, raw, zarr and HDF5.
-
-    The options are those of `load_volume`.
-
-    Returns:
-        A numpy array, memory-mapped for npy and raw (with its JSON file), or one with shape, dtype and indexing by
-        slices: (n0, n1, n2) or (C, n0, n1, n2). Other formats are read whole.
-    """
-    path = Path(path)
-    if volume_format(path) in LAZY:
-        return arrange(_open(path, key=key, lazy=True), path, axes=axes, channel=channel, time=time)[0]
-    data = load_volume(path, key=key, axes=axes, channel=channel, time=time).data
-    return data[0] if data.shape[0] == 1 else data
-
-
 def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
-    """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_array` leaves them so."""
+    """The grid of a volume file as `load_volume` gives it, its voxels unread where `open_volume` leaves them so."""
     path = Path(path)
     if volume_format(path) not in LAZY:
         return load_volume(path, key=key).grid
-    stored = _open(path, key=key, lazy=True)
+    stored = open_stored(path, key=key, lazy=True)
     # The grid is the same for every channel and time point.
     array, spatial, _ = arrange(stored, path, axes=None, channel=0, time=0 if "t" in stored.axes else None)
     return place(stored, path, array.shape[-3:], spatial, axes=None, spacing=None, origin=None)
@@ -380,18 +358,18 @@ def open_grid(path: str | Path, *, key: str | None = None) -> VoxelGrid:
 def stored_shape(
     path: str | Path, *, shape: Sequence[int] | None = None, dtype: str | None = None, key: str | None = None
 ) -> tuple[tuple[int, ...], int] | None:
-    """Shape of a file's array and bytes of one of its numbers, its voxels unread; None where only reading tells.
+    """Returns the shape of a file's array and the bytes of each number, without reading voxels; None if unknown.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: A file that does not read.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The file cannot be read.
     """
     path = Path(path)
     kind = volume_format(path)
     if kind in LAZY:
-        array = _open(path, shape=shape, dtype=dtype, key=key, lazy=True).array
+        array = open_stored(path, shape=shape, dtype=dtype, key=key, lazy=True).array
         return tuple(int(n) for n in array.shape), int(array.dtype.itemsize)
     if kind not in HEADERS or not path.is_file():
         return None
-    header: tuple[tuple[int, ...], int] | None = _read(path, lambda: HEADERS[kind](path, key))
+    header: tuple[tuple[int, ...], int] | None = reading(path, lambda: HEADERS[kind](path, key))
     return header

@@ -32,7 +32,7 @@ def call_itk(function: Callable[[], Any]) -> Any:
     """Calls a function of SimpleITK without its warnings on stderr.
 
     Raises:
-        ValueError: What ITK says of an error, without its lines of source.
+        ValueError: ITK reports an error. The message is its text without the lines of its source.
     """
     import SimpleITK as sitk
 
@@ -71,7 +71,7 @@ def itk_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
 
 
 def read_itk(path: Path, key: str | None) -> Stored:
-    """An image of three axes, or four, as NRRD or MetaImage; the array has ITK's x first."""
+    """Reads an image with three or four axes, NRRD or MetaImage. ITK's x is the first axis of the array."""
     import SimpleITK as sitk
 
     kind = "nrrd" if path.name.lower().endswith((".nrrd", ".nhdr")) else "metaimage"

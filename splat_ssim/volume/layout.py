@@ -20,9 +20,9 @@ class Arranged:
     """An array that is read piece by piece, with some axes fixed at an index and one moved to the front.
 
     Args:
-        source: Has shape, dtype and indexing by slices.
-        picks: For each axis of the source an index to fix it at, or None to keep it.
-        first: Number among the kept axes of the one that comes first.
+        source: Array with shape, dtype and indexing by slices.
+        picks: For each axis of the source, an index to fix it at, or None to keep it.
+        first: Which of the kept axes comes first.
     """
 
     def __init__(self, source: Any, picks: Sequence[int | None], first: int = 0) -> None:
@@ -55,10 +55,10 @@ class Arranged:
 def arrange(
     stored: Stored, path: Path, *, axes: str | None, channel: int | None, time: int | None
 ) -> tuple[Any, str, list[str]]:
-    """The array as (n0, n1, n2) or (C, n0, n1, n2), the letters of its spatial axes, and what was assumed.
+    """Returns the array as (n0, n1, n2) or (C, n0, n1, n2), the letters of its spatial axes, and notes on assumptions.
 
     Raises:
-        ValueError: Axes that do not fit, or a choice that has to be made.
+        ValueError: The axes do not fit, or the caller has to choose a channel or a time.
     """
     shape = tuple(int(n) for n in stored.array.shape)
     letters, notes = _letters(stored, shape, path, axes)
@@ -177,10 +177,10 @@ def place(
     spacing: float | Sequence[float] | None,
     origin: float | Sequence[float] | None,
 ) -> VoxelGrid:
-    """The grid of the voxels: as the file says, unless the options replace it.
+    """Returns the grid of the voxels. Options override the position that the file states.
 
     Raises:
-        ValueError: An affine that is none, or options that are not finite.
+        ValueError: The affine is not valid, or an option is not finite.
     """
     own: VoxelGrid | None = None
     if stored.affine is not None:

@@ -5,13 +5,13 @@ from torch import Tensor
 
 
 def tv3d(volume: Tensor) -> Tensor:
-    """Total variation: the mean over axes of the mean absolute difference of neighbouring voxels.
+    """Total variation: the mean absolute difference of neighbouring voxels, averaged over the axes.
 
     Args:
-        volume: (C, n0, n1, n2), differentiable.
+        volume: (C, n0, n1, n2), any float dtype.
 
     Returns:
-        A scalar. An axis of one voxel adds nothing.
+        A scalar, differentiable with respect to the volume. An axis of one voxel adds nothing.
 
     Example:
         >>> import torch

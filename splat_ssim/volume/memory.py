@@ -18,29 +18,29 @@ _FIXED = 150e6
 
 
 def fit_bytes(shape: tuple[int, ...], itemsize: int, device: str = "cpu") -> float:
-    """Approximate number of bytes of the host's memory that a fit of an array takes.
+    """Estimates the bytes of the host's memory that a fit of an array takes.
 
     Args:
-        shape: Of the array, channels included.
-        itemsize: Bytes of one of its numbers.
-        device: Where the fit computes: cpu or cuda.
+        shape: Shape of the array, channels included.
+        itemsize: Number of bytes of each of its numbers.
+        device: Device that fits: cpu or cuda.
     """
     return _FIXED + math.prod(shape) * (_BYTES.get(device, _BYTES["cpu"]) + itemsize)
 
 
 def check_memory(path: Path, read: Mapping[str, Any], device: str = "cpu") -> str | None:
-    """A line that says how much memory a fit of a file will take. The file's voxels are not read.
+    """Describes in a line how much memory a fit of a file will take. The file's voxels are not read.
 
     Args:
-        path: The volume.
+        path: Volume file.
         read: Options of `load_volume`.
-        device: Where the fit computes: cpu or cuda.
+        device: Device that fits: cpu or cuda.
 
     Returns:
-        The line, or None where the size is known only once it is read (npz, DICOM, or a choice of channel or time).
+        The line, or None if the size is unknown until the file is read (npz, DICOM, or a choice of channel or time).
 
     Raises:
-        ValueError: It takes more than there is, or the file does not read.
+        ValueError: The fit takes more memory than there is, or the file cannot be read.
     """
     found = stored_shape(path, **{name: read[name] for name in ("shape", "dtype", "key") if name in read})
     if found is None or (len(found[0]) > 3 and not {"channel", "time"}.isdisjoint(read)):

@@ -75,10 +75,10 @@ def choose_normalization(
 
     Args:
         data: Intensities, of any shape, finite.
-        mode: "auto": 0 and the maximum, or the minimum and the maximum if there are negative values, so that nothing is
-            cut off. "minmax": the minimum and the maximum. "max": 0 and the maximum; negative values are cut off.
-            "window": the two numbers of `window`. "percentile": the two `percentiles` of the data. "none": 0 and 1;
-            nothing is cut off.
+        mode: "auto": 0 and the maximum, or the minimum and the maximum if there are negative values; nothing is cut
+            off. "minmax": the minimum and the maximum. "max": 0 and the maximum; negative values are cut off. "window":
+            the two numbers of `window`. "percentile": the two `percentiles` of the data. "none": 0 and 1; nothing is
+            cut off.
         window: (low, high) intensities for mode "window", such as a CT window.
         percentiles: (low, high) in percent for mode "percentile".
 
@@ -129,14 +129,14 @@ class ValueRange:
     """The intensities of a source, and the part of them that is fitted.
 
     Args:
-        source_low: Least intensity of the file.
+        source_low: Smallest intensity of the file.
         source_high: Largest intensity of the file.
-        low: Intensity that is fitted as 0; what lies below is cut off if the normalization clips.
-        high: Intensity that is fitted as 1, the same for what lies above.
-        cut_below: Share of the voxels cut off below `low`.
-        cut_above: Share of the voxels cut off above `high`.
-        bulk_low: All but a thousandth of the voxels at each end lie between this and `bulk_high`.
-        bulk_high: See `bulk_low`.
+        low: Intensity that is fitted as 0. Lower values are cut off if the normalization clips.
+        high: Intensity that is fitted as 1. Higher values are cut off if the normalization clips.
+        cut_below: Fraction of the voxels below `low`, which are cut off.
+        cut_above: Fraction of the voxels above `high`, which are cut off.
+        bulk_low: Low end of the range that holds all but a thousandth of the voxels at each end.
+        bulk_high: High end of that range.
     """
 
     source_low: float
@@ -150,11 +150,11 @@ class ValueRange:
 
     @property
     def span(self) -> float:
-        """Largest minus least intensity of the file; 1 for a constant volume."""
+        """Difference between the largest and the smallest intensity of the file; 1 for a constant volume."""
         return self.source_high - self.source_low or 1.0
 
     def lines(self) -> list[str]:
-        """What a user should know about the values, one sentence for each line."""
+        """Notes on the values for the user, one sentence in each line."""
         (source_low, source_high), (low, high) = spoken(self.source_low, self.source_high), spoken(self.low, self.high)
         lines = [
             f"values: {source_low} to {source_high} in the file; fitted from {low} to {high}; cut off: "

@@ -1,4 +1,4 @@
-"""zarr: plain arrays, arrays in groups, and the images of OME-Zarr at full resolution; images of OME-Zarr out."""
+"""zarr: reads plain arrays, arrays in groups and OME-Zarr images at full resolution; writes OME-Zarr images."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ from torch import Tensor
 def make_optimizer(
     tensors: Mapping[str, Tensor], rates: Mapping[str, float], *, elements: int, beta2: float
 ) -> torch.optim.Optimizer:
-    """Adam with a parameter group for each tensor, named after it.
+    """Makes an Adam with a parameter group for each tensor, named after it.
 
     Args:
         tensors: Name -> parameter.
         rates: Name -> learning rate at the first step.
-        elements: Number of elements of the target. The loss is a mean over them, so gradients are smaller by this
-            factor and Adam's usual epsilon would be too large.
-        beta2: Decay of the second moments.
+        elements: Number of elements of the target. The loss is a mean over them, so gradients shrink with this number,
+            and Adam's usual epsilon would be too large.
+        beta2: Decay rate of the second moments.
     """
     groups = [{"params": [tensor], "name": name, "lr": rates[name]} for name, tensor in tensors.items()]
     return torch.optim.Adam(groups, betas=(0.9, beta2), eps=1e-8 / elements, fused=True)

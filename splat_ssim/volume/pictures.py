@@ -79,17 +79,18 @@ def plane_picture(plane: Tensor, size: tuple[int, int]) -> np.ndarray:
 def slice_sheet(
     field: Tensor, target: Tensor | None = None, *, count: int = 5, spacing: Sequence[float] | None = None
 ) -> np.ndarray:
-    """Slices across each axis, (H, W, 3) uint8.
+    """Draws slices across each axis, as one (H, W, 3) uint8 picture.
 
     Args:
         field: (C, n0, n1, n2), values in [0, 1].
-        target: The same: under each slice of the field comes the target's, and |field - target| times 5.
-        count: Slices an axis, evenly spaced between the borders.
-        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions; equal by default.
+        target: Same shape and range. If given, each slice of the field is followed below by the target's slice and by
+            |field - target| times 5.
+        count: Number of slices across each axis, evenly spaced between the borders.
+        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions. Equal by default.
 
     Returns:
-        For each axis one row of slices of the field, one of the target, one of the error. The first remaining axis of a
-        slice runs up. Colours weighted by density are shown brighter, see `exposed`.
+        The picture. For each axis it has a row of slices of the field, one of the target and one of the error. The
+        first remaining axis of a slice points up. Colours weighted by density are shown brighter, see `exposed`.
     """
     field = field.cpu()
     target = None if target is None else target.cpu()
@@ -116,7 +117,7 @@ def save_slice_sheet(
     count: int = 5,
     spacing: Sequence[float] | None = None,
 ) -> Path:
-    """Writes `slice_sheet` as a picture; returns the path."""
+    """Writes `slice_sheet` as a picture. Returns the path."""
     save_bytes(path, slice_sheet(field, target, count=count, spacing=spacing))
     return Path(path)
 
@@ -124,16 +125,16 @@ def save_slice_sheet(
 def mip_frames(
     field: Tensor, *, frames: int = 48, axis: int = 2, spacing: Sequence[float] | None = None
 ) -> list[np.ndarray]:
-    """Maximum-intensity projections of a volume that turns about one of its axes.
+    """Draws maximum-intensity projections of a volume that turns about one of its axes.
 
     Args:
         field: (C, n0, n1, n2), values in [0, 1].
-        frames: Pictures a turn.
-        axis: The array axis that stays upright.
-        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions; equal by default.
+        frames: Number of pictures for a full turn.
+        axis: Array axis that stays upright.
+        spacing: Edges of a voxel along the array's axes, for pictures in the right proportions. Equal by default.
 
     Returns:
-        uint8 pictures (H, W, 3) with even sides, as video codecs want them.
+        uint8 pictures (H, W, 3) with even sides, as video codecs require.
     """
     volume = torch.movedim(exposed(field.cpu(), field.cpu()), 1 + axis, 1)  # [C, up, a, b]
     channels, height, a, b = volume.shape
@@ -167,6 +168,6 @@ def save_mip_video(
     spacing: Sequence[float] | None = None,
     fps: int = 16,
 ) -> Path:
-    """Writes `mip_frames` as an MP4; returns the path."""
+    """Writes `mip_frames` as an MP4. Returns the path."""
     write_video(path, mip_frames(field, frames=frames, axis=axis, spacing=spacing), fps=fps)
     return Path(path)

@@ -21,10 +21,10 @@ from .voxelize import morton_order
 
 
 def respaced(grid: VoxelGrid, spacing: tuple[float, float, float]) -> VoxelGrid:
-    """A grid over the same extent with other distances between voxel centres along the world's x, y, z.
+    """Returns a grid over the same extent with other distances between voxel centres along the world's x, y, z.
 
     Raises:
-        ValueError: A distance is not above 0.
+        ValueError: A distance is not positive.
     """
     if not all(np.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"spacing must be above 0 along x, y, z, got {spacing}")
@@ -63,7 +63,7 @@ def rebuild(
         The file written.
 
     Raises:
-        UserError: The file does not read, or it has no grid or no intensities and none are given.
+        UserError: The file cannot be read, or it has no grid or no intensities and none are given.
     """
     if not gaussians.is_file():
         raise UserError(f"required gaussians.quantized or gaussians.ply of a run, got no file {gaussians}")

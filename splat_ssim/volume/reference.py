@@ -57,10 +57,11 @@ def voxelize_reference(means: Tensor, quats: Tensor, scales: Tensor, values: Ten
         quats: (N, 4), w, x, y, z.
         scales: (N, 3), standard deviations in world units.
         values: (N, C).
-        grid: Where the voxels are.
+        grid: Voxels to compute.
 
     Returns:
-        (C, *grid.shape). Differentiable any number of times; every Gaussian meets every voxel, so it is slow.
+        (C, *grid.shape), differentiable any number of times. It is slow, because every Gaussian is evaluated at every
+        voxel.
     """
     points = grid.points(dtype=means.dtype, device=means.device).reshape(-1, 3)
     volume = values.new_zeros(values.shape[1], len(points))

@@ -37,15 +37,17 @@ Planes = Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 @dataclass
 class Shown:
-    """A fit as a page shows it.
+    """The parts of a fit that a page shows.
 
     Attributes:
-        planes: Function that gives slices of the fit and of the volume.
+        planes: Function that returns slices of the fit and of the volume.
         grid: Grid of the voxels.
         channels: Number of channels of a voxel.
-        unit: Unit of the grid's spacing, such as mm; empty if unknown.
-        whole: (C, n0, n1, n2) of fit and volume, which rotate in the page. None if they do not fit in memory.
-        projections: For each axis, the maxima of both along it, (C, …). They are shown if `whole` is None.
+        unit: Unit of the grid's spacing, such as mm. Empty if unknown.
+        whole: (C, n0, n1, n2) of the fit and of the volume, which rotate in the page. None if they do not fit in
+            memory.
+        projections: For each axis, the maxima (C, …) of the fit and of the volume along it. They are shown if `whole`
+            is None.
     """
 
     planes: Planes
@@ -66,15 +68,15 @@ def write_volume_report(
     pictures of a turn. All slices together take 6 MiB at most: it says where there are fewer for that.
 
     Args:
-        task: With the config, the name and the device of the run.
+        task: Task with the config, the name and the device of the run.
         folder: Run folder.
-        evaluation: What eval/<step>.json has of the model: step, train_seconds, psnr3d, ssim3d.
-        shown: What there is to see.
-        views: Slices an axis, evenly spaced between the borders.
+        evaluation: Contents of the model's eval/<step>.json: step, train_seconds, psnr3d, ssim3d.
+        shown: Parts of the fit to show.
+        views: Number of slices across each axis, evenly spaced between the borders.
         notes: Lines above the slices.
 
     Raises:
-        UserError: Something in the folder does not read, or views is below 1.
+        UserError: A file of the folder cannot be read, or views is below 1.
         WriteError: The page cannot be written.
     """
     if views < 1:

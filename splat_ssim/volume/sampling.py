@@ -20,7 +20,7 @@ _POINTS_A_CELL, _CELLS, _ROWS, _PAIRS = 8, 1024, 1 << 22, 1 << 20
 
 
 def sample_gaussians(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, points: Tensor) -> Tensor:
-    """V_c(x) = sum over i of values_ic · exp(-q_i(x)/2), zero where q_i > 9, as `voxelize_reference` at any points.
+    """V_c(x) = sum over i of values_ic · exp(-q_i(x)/2), zero where q_i > 9: `voxelize_reference` at any points.
 
     Points are sorted into cells, so that a Gaussian meets only those around it. For backward 16 bytes are kept for each
     such pair, and the rest is computed again.
@@ -33,11 +33,11 @@ def sample_gaussians(means: Tensor, quats: Tensor, scales: Tensor, values: Tenso
         points: (..., 3), world x, y, z.
 
     Returns:
-        (C, ...) in the wider of the dtypes of points and means; differentiable.
+        (C, ...) in the wider of the dtypes of points and means, differentiable.
 
     Raises:
-        ValueError: Points of another shape or on another device.
-        TypeError: Points that are not float32 or float64.
+        ValueError: The points have another shape or are on another device.
+        TypeError: The points are neither float32 nor float64.
     """
     if points.ndim < 1 or points.shape[-1] != 3:
         raise ValueError(f"points must have shape (..., 3), got {tuple(points.shape)}")

@@ -23,18 +23,18 @@ _METRES = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom":
 
 @dataclass
 class Stored:
-    """The array of a file as it lies there, and what the file says of it.
+    """The array of a file as it is stored, and what the file states about it.
 
     Args:
         array: A numpy array, or one that is read piece by piece.
-        axes: A letter for each axis of the array: x, y, z, c (channel), t (time), ? (none of them); empty where the
-            file does not say.
-        affine: 4x4: index along the three spatial axes, in the array's order, to world x, y, z (RAS); None where the
-            file does not say.
-        unit: Of the world: m, cm, mm, um, nm, angstrom, inch, or empty where the file does not say.
-        order: The letters of the spatial axes where `axes` has none and no affine is given.
-        notes: What was assumed, a sentence each.
-        itemsize: Bytes of a number in the file, where those of the array are others; else None.
+        axes: A letter for each axis of the array: x, y, z, c (channel), t (time), ? (none of them). Empty if the file
+            does not say.
+        affine: 4x4 map from an index along the three spatial axes, in the array's order, to world x, y, z (RAS). None
+            if the file has none.
+        unit: Unit of the world: m, cm, mm, um, nm, angstrom, inch, or empty if the file does not say.
+        order: The letters of the spatial axes to assume if `axes` has none and no affine is given.
+        notes: One sentence for each thing that was assumed.
+        itemsize: Bytes of a number in the file that it was read from, or None if they are those of `data`.
     """
 
     array: Any

@@ -37,7 +37,7 @@ class _Group:
 class StrategyGrowth:
     """Drives a strategy with gsplat's hooks on a `GaussianField`, by volumetric gradients.
 
-    A strategy was written for images; it is shown a volume in its own terms:
+    The strategy was written for images, so it gets the quantities of a volume under the names it knows:
 
     * the gradient of a projected centre is the length of the summed loss's gradient by the mean, in voxels, under one
       camera that sees every Gaussian;
@@ -50,10 +50,10 @@ class StrategyGrowth:
     those of least mass go.
 
     Args:
-        strategy: Has `step_pre_backward` and `step_post_backward` of gsplat's strategies.
-        budget: The field never has more Gaussians.
+        strategy: Strategy with the methods `step_pre_backward` and `step_post_backward` of gsplat's strategies.
+        budget: Largest number of Gaussians that the field ever has.
         grid: The voxels of the volume.
-        small: In voxels.
+        small: Scale in voxels up to which a Gaussian counts as small.
     """
 
     def __init__(self, strategy: Any, budget: int, grid: VoxelGrid, *, small: float = 1.2) -> None:
@@ -70,12 +70,12 @@ class StrategyGrowth:
 
     @torch.no_grad()
     def step(self, step: int, field: GaussianField, optimizer: torch.optim.Optimizer) -> bool:
-        """To be called after the optimiser's step, with the gradients still there; whether the Gaussians changed.
+        """Runs the strategy after an optimiser step, before gradients are cleared. Returns whether Gaussians changed.
 
         Args:
-            step: Steps done before this one.
-            field: Changed in place: its parameters are replaced.
-            optimizer: Its state follows the Gaussians; new ones start from zero.
+            step: Number of steps done before this one.
+            field: Field whose parameters are replaced in place.
+            optimizer: Optimiser of the field. Its state follows the Gaussians; that of new ones starts from zero.
         """
         gradient = field.tensors["means"].grad
         if gradient is None:
@@ -157,16 +157,16 @@ STRATEGIES = ("capped", "default", "mcmc")
 
 
 def make_growth(config: VolumeStrategyConfig, steps: int, start: int, grid: VoxelGrid) -> StrategyGrowth:
-    """Makes the image strategy that a config names, on a volume.
+    """Makes the strategy for images that a config names, and adapts it to a volume.
 
     Args:
-        config: Its rounds are spread over the first `stop` of the run.
-        steps: Length of the run.
-        start: Gaussians at the start.
+        config: Options. The rounds are spread over the first `stop` of the run.
+        steps: Number of steps of the run.
+        start: Number of Gaussians at the start.
         grid: The voxels of the volume.
 
     Raises:
-        ConfigError: A strategy that makes no sense on a volume, or that does not exist.
+        ConfigError: There is no such strategy, or it makes no sense on a volume.
     """
     if config.name == "taming":
         raise ConfigError(

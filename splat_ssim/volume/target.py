@@ -64,10 +64,10 @@ class Target:
 
 @user_errors()
 def read_target(path: Path, config: VolumeDataConfig) -> Target:
-    """Reads the volume of a file, normalised, with its mask.
+    """Reads a volume and its mask from files, and normalises the volume.
 
     Raises:
-        UserError: The volume does not read, is constant, or differs from its mask in shape.
+        UserError: The volume cannot be read, is constant, or differs from its mask in shape.
     """
     options = list(inspect.signature(load_volume).parameters)[1:]
     for name in config.read:
@@ -92,7 +92,7 @@ def make_target(
 
     Args:
         volume: The volume to fit.
-        config: How it is scaled. Its mask is not read.
+        config: Options of the normalisation. Its mask is not read.
         mask: Weights of the voxels.
         name: Name of the volume in messages.
         mask_name: Name of the mask in messages.
@@ -131,21 +131,21 @@ def make_target(
         own,
         intensities,
         source=volume.data if intensities.cut_below or intensities.cut_above else None,
-        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *_label_lines(volume.data)))
+        lines=tuple(f"{name}: {line}" for line in (*volume.notes, *intensities.lines(), *label_lines(volume.data)))
         + mask_lines,
         unit=volume.unit,
     )
 
 
 def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalization:
-    """The map of the options normalize, low and high.
+    """Makes the normalisation that the options normalize, low and high describe.
 
     Args:
-        data: Voxels; of a volume that is read by blocks its extremes and a sample.
-        config: The options.
+        data: Voxels. For a volume that is read by blocks, its extremes and a sample.
+        config: Options of the data.
 
     Raises:
-        ValueError: A window without both of its bounds, or voxels that span no range.
+        ValueError: A window lacks one of its bounds, or the voxels have no range of intensities to fit.
     """
     mode, low, high = config.normalize, config.low, config.high
     if mode == "percentile":
@@ -161,7 +161,7 @@ def normalization_of(data: np.ndarray, config: VolumeDataConfig) -> Normalizatio
     return choose_normalization(data, mode, window=(low, high))
 
 
-def _label_lines(data: np.ndarray) -> list[str]:
+def label_lines(data: np.ndarray) -> list[str]:
     """Notes for a volume of a few whole numbers: labels are names, but a field takes values between them."""
     if data.dtype.kind not in "iu" or data.size < _SAMPLE:
         return []

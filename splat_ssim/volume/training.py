@@ -43,16 +43,16 @@ LOOK_EVERY = 50
 
 
 class VolumeTask:
-    """Gaussians or a grid that become a volume: target, model, loss, growth and optimiser.
+    """Fits Gaussians or a grid to a volume.
 
     Args:
-        config: Options; what is fitted is read from its data_dir.
-        target: What is fitted, where it is in memory already.
-        base: (C, n0, n1, n2), a field of other Gaussians that stays as it is: the model adds to it.
-        tensors: Gaussians to go on from, in the lattice of the target's grid; by default they start from the volume.
+        config: Options of the run. Its data_dir names the volume.
+        target: Volume that is already in memory, to be fitted instead of that in data_dir.
+        base: (C, n0, n1, n2), a fixed field of other Gaussians, which is added to the model's.
+        tensors: Gaussians to start from, in the lattice of the target's grid. By default they are made from the volume.
 
     Attributes:
-        finished: Whether config.target_psnr is reached, which ends the run.
+        finished: Whether config.target_psnr has been reached, which ends the run.
 
     Raises:
         UserError: Something in the config or on disk is not as required.
@@ -239,7 +239,7 @@ class VolumeTask:
         return metrics
 
     def gaussians(self) -> GaussianField:
-        """The Gaussians as they lie in the world, with their source.
+        """Returns the Gaussians in world coordinates, with their source.
 
         Raises:
             TypeError: The model is a grid.

@@ -44,7 +44,7 @@ def voxelize(
     *,
     features: Tensor | None = None,
 ) -> Tensor:
-    """The field of 3D Gaussians on a voxel grid: V(x) = Σ rho_i exp(-½ (x - mu_i)ᵀ Sigma_i⁻¹ (x - mu_i)).
+    """Evaluates 3D Gaussians on a voxel grid: V(x) = Σ rho_i exp(-½ (x - mu_i)ᵀ Sigma_i⁻¹ (x - mu_i)).
 
     A Gaussian is zero beyond Mahalanobis distance 3. The result is differentiable once, with respect to every tensor.
     Neither values nor gradients depend on the number of threads. It is faster if Gaussians that are near in space are
@@ -54,13 +54,13 @@ def voxelize(
         means: (N, 3) float32 or float64, world x, y, z.
         quats: (N, 4), rotations as w, x, y, z of any length above 0.
         scales: (N, 3), standard deviations along the rotated axes in world units, above 0.
-        densities: (N,), rho; may be negative.
-        grid: The voxels to render. `grid.crop` renders a part of them alone, bit for bit the same.
-        features: (N, F), such as colours: they add F channels Σ rho_i f_i exp(…), weighted by density.
+        densities: (N,) densities rho. They may be negative.
+        grid: Voxels to evaluate. `grid.crop` gives a part of them, with the same bits.
+        features: (N, F) features f, such as colours. They add F channels Σ rho_i f_i exp(…), weighted by density.
 
     Returns:
-        (1 + F, *grid.shape), density first. float64, and devices other than the CPU and CUDA, use the definition in
-        plain torch, which is slow.
+        (1 + F, *grid.shape), density first. float64 tensors, and devices other than the CPU and CUDA, use the
+        definition in plain torch, which is slow.
 
     Raises:
         ValueError: The shapes do not fit, or the tensors are on different devices.
@@ -89,15 +89,15 @@ def voxelize(
 
 
 def morton_order(means: Tensor, grid: VoxelGrid, *, cell: float = 4.0) -> Tensor:
-    """The order of Gaussians along a Morton curve through cells of `cell` voxels.
+    """Returns the order of Gaussians along a Morton curve through cells of `cell` voxels.
 
     Args:
         means: (N, 3), world x, y, z.
-        grid: Gives the voxel axes and sizes.
+        grid: Grid that gives the axes and sizes of the voxels.
         cell: Edge of a cell in voxels.
 
     Returns:
-        (N,) int64, a permutation; equal cells keep their order.
+        (N,) int64, a permutation. Gaussians in the same cell keep their order.
     """
     cells = (grid.to_index(means.detach()) / cell).floor().clamp(0, 1023).long()  # [N, 3]
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):

@@ -1,11 +1,11 @@
-"""A stub GPU for the scripts of `make gpu` where there is none: a stub driver, and the kernels' host emulation.
+"""A stub GPU for the scripts of `make gpu` on machines without one: a stub driver, and the kernels' host emulation.
 
-After `install()`, torch reports one CUDA device; its tensors say that they are there and lie in the CPU's memory. The
+After `install()`, torch reports one CUDA device. Its tensors claim to be on it and lie in the CPU's memory. The
 package loads its kernels through a stub of libcuda, whose cuLaunchKernel runs the emulation, so that everything above
 the driver is what runs on a GPU: the choice of the device's operators, loading, launchers, counts of starts. Times are
 those of an imaginary clock, and torch.compile compiles nothing.
 
-`python -m tests.stub_gpu PROGRAM …` runs a program so, with Python's own -c, -m and -.
+`python -m tests.stub_gpu PROGRAM …` runs a program on it, with Python's own -c, -m and -.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ NAME = "Stub GPU"
 
 
 class Driver:
-    """Stands for `_cuda_module._Driver`: a kernel's handle is its place in the table plus one."""
+    """Replaces `_cuda_module._Driver`. A kernel's handle is its place in the table plus one."""
 
     def __init__(self):
         self._emulated = devices.emulated()
@@ -39,7 +39,7 @@ class Driver:
         }
 
     def call(self, name, *arguments):
-        """What `load` needs of each function: something at the address it gives."""
+        """Gives `load` an object at the address of each function, which it needs."""
         if name in ("cuDevicePrimaryCtxRetain", "cuModuleLoadData"):
             arguments[0]._obj.value = 1
         if name == "cuModuleGetFunction":
@@ -58,7 +58,7 @@ class Driver:
 
 
 class _Tensors(TorchFunctionMode):
-    """Makes tensors say that they are on the device, and makes those that are asked for there on the CPU."""
+    """Makes tensors claim to be on the device, and creates new tensors for the device on the CPU."""
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         if function is torch.Tensor.device.__get__:
@@ -80,7 +80,7 @@ def _on_the_cpu(value):
 
 
 class Event:
-    """An event of an imaginary clock: a millisecond passes from one to the next."""
+    """An event of an imaginary clock, on which a millisecond passes from one event to the next."""
 
     now = 0.0
 
@@ -102,7 +102,7 @@ class Event:
 
 
 class Stream:
-    """A stream that is always done."""
+    """A stream whose work is always done."""
 
     cuda_stream = 0
 
@@ -117,7 +117,7 @@ class Stream:
 
 
 class Graph:
-    """A captured call, which is not kept."""
+    """A captured call. It is not recorded."""
 
     def replay(self):
         pass
@@ -142,7 +142,7 @@ def _stub_cuda():
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.get_device_properties = lambda device=None: properties
     torch.cuda.current_stream = lambda device=None: Stream()
-    # A torch that is built for CUDA asks the driver by itself.
+    # A torch built for CUDA queries the driver itself.
     ssim_cuda._current_stream = lambda index: torch.cuda.current_stream(index).cuda_stream
     torch.cuda.Stream, torch.cuda.Event, torch.cuda.CUDAGraph = Stream, Event, Graph
     torch.cuda.stream = torch.cuda.graph = _in_place
@@ -157,7 +157,7 @@ def _stub_cuda():
 
 
 def _differentiate(*arguments, run=torch.autograd._engine_run_backward, **keywords):
-    # `backward` and `grad` come to the mode first, which is left then.
+    # `backward` and `grad` reach the mode first, which is then left.
     with _Tensors():
         return run(*arguments, **keywords)
 
@@ -166,13 +166,13 @@ _kept = []
 
 
 def install():
-    """Gives this process the device, for good."""
+    """Gives this process the device, permanently."""
     _kept.append(devices.run_cuda_operators_on_the_cpu())
     driver = Driver()
     _cuda_module._driver = lambda: driver
     _cuda_module.embedded_image = lambda: 4096
     _stub_cuda()
     torch.autograd._engine_run_backward = _differentiate
-    # What runs below a function of torch's sees the CPU.
+    # Code below a function of torch sees the CPU.
     dispatch.DEVICES["cpu"] = dispatch.DEVICES["cuda"]
     _kept.append(_Tensors().__enter__())

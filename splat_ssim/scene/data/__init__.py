@@ -32,7 +32,7 @@ def detect_format(folder: Path) -> str:
     """Recognises the format of a scene folder by its files.
 
     Raises:
-        SceneError: The folder is missing, or its files are those of no known format.
+        SceneError: The folder is missing, or no known format has its files.
     """
     if not exists(folder) or not folder.is_dir():
         found = "a file" if is_file(folder) else "nothing there"
@@ -60,7 +60,7 @@ def load_scene(
     origin: Mapping[str, Any] | None = None,
     depth_unit: float | None = None,
 ) -> Scene:
-    """Reads a scene: all its cameras and images, split in training and test views.
+    """Reads a scene: all its cameras and images, split into training and test views.
 
     Args:
         folder: Scene folder, or the transforms file in it.
@@ -68,7 +68,7 @@ def load_scene(
         factor: Divides width and height of the images. They are read from `images_{factor}` if there is such a folder,
             otherwise reduced by a box filter.
         test_every: Every such view in the order of file names, starting with the first, is a test view, unless the
-            files have a split. 0: all are training views.
+            files state a split. 0: all views are training views.
         background: RGB in [0, 1] behind images with an alpha channel.
         cache: Folder for decoded images, used if they take more than half of the free memory. By default `.cache` in
             the scene folder.
@@ -118,7 +118,7 @@ def _note_depths(scene: Scene, folder: Path, depth_unit: float | None) -> None:
     """Adds a note on which training views have depths.
 
     Raises:
-        SceneError: Depths were asked for, and no view has any.
+        SceneError: Depths were requested, and no view has any.
     """
     if depth_unit is None:
         return

@@ -22,7 +22,7 @@ def check_binary(model: Path) -> None:
     """Checks that every binary file of a model is as long as its counts require.
 
     Raises:
-        SceneError: A file is not. The message names it.
+        SceneError: A file has another length. The message names it.
     """
     for stem, end_of in _ENDS.items():
         path = model / f"{stem}.bin"

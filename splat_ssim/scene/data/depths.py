@@ -18,19 +18,20 @@ from splat_ssim.trainer import pictures
 
 
 def depth_map(frame: dict[str, Any], folder: Path, photo: Photo, view: View, unit: float) -> Tensor | None:
-    """(H, W) float32 depth of a nerfstudio frame in the scene's unit, 0 where unknown; None where it names no file.
+    """Reads the depths of a nerfstudio frame. Returns None if the frame names no depth file.
 
-    The file is an image of one channel (16 bits, most often) or .npy; it is resized by its nearest pixels.
+    The file is an image of one channel, usually of 16 bits, or .npy. It is resized by its nearest pixels. The result is
+    (H, W) float32 in the scene's unit, 0 where the depth is unknown.
 
     Args:
-        frame: Of transforms.json.
-        folder: Of the scene.
-        photo: What the view was made of.
+        frame: Frame of transforms.json.
+        folder: Scene folder.
+        photo: The photograph that the view was made from.
         view: The image and its camera.
-        unit: Units of the scene for each unit of the file.
+        unit: Size of one unit of the file, in units of the scene.
 
     Raises:
-        SceneError: The file is missing, does not read, or does not fit the image.
+        SceneError: The file is missing, cannot be read, or does not fit the image.
     """
     named = read_path(frame, "depth_file_path", photo.where)
     if named is None:

@@ -29,10 +29,10 @@ def _scene_errors() -> Iterator[None]:
 
 
 def read_image(path: Path, factor: int = 1) -> np.ndarray:
-    """As `splat_ssim.trainer.pictures.read_image`.
+    """`splat_ssim.trainer.pictures.read_image`, with errors as SceneError.
 
     Raises:
-        SceneError: The file is missing or does not decode.
+        SceneError: The file is missing or cannot be decoded.
     """
     with _scene_errors():
         return pictures.read_image(path, factor)
@@ -45,7 +45,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def find_image(file: Path) -> Path | None:
-    """The file of an image: as it is named, or with another extension; None where there is none."""
+    """Finds the file of an image, under its name or with another extension. Returns None if there is none."""
     if is_file(file):
         return file
     if not file.name:  # the root, to which no extension can be added
@@ -62,7 +62,7 @@ def check_found(files: Sequence[Path], found: Sequence[Path | None], where: str,
     """Adds a note on images that are left out because they are missing.
 
     Raises:
-        SceneError: At least half of them are missing; the message names the first.
+        SceneError: At least half of the images are missing. The message names the first.
     """
     missing = [file for file, image in zip(files, found, strict=True) if image is None]
     if not missing:
@@ -75,13 +75,13 @@ def check_found(files: Sequence[Path], found: Sequence[Path | None], where: str,
 
 
 def mask_of_size(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a mask image, true where the image counts, resized to `size` by its nearest pixels.
+    """Reads a mask image as (H, W) bool, true where the image counts, resized to `size` by its nearest pixels.
 
-    Whatever is not zero counts, as with COLMAP and nerfstudio; in a file of lossy compression, whatever exceeds half of
-    its maximum. A mask may be in the alpha channel.
+    Every pixel that is not zero counts, as with COLMAP and nerfstudio. In a format with lossy compression, such as
+    JPEG, a pixel counts if it exceeds half of the maximum. The mask may be in the alpha channel.
 
     Raises:
-        SceneError: The file is missing, does not decode, or has another shape than the image.
+        SceneError: The file is missing, cannot be decoded, or has another shape than the image.
     """
     with _scene_errors(), pictures.opened(path) as file:
         threshold = 0.5 if file.format in ("JPEG", "WEBP", "JPEG2000") else 0.0
@@ -116,20 +116,20 @@ def make_view(
     where: str | None = None,
     file: Path | None = None,
 ) -> View:
-    """A view of a camera: intrinsics rescaled to the image's real size, lens distortion undone, all of it checked.
+    """Makes a view: checks image and camera, rescales intrinsics to the image's real size, and undoes lens distortion.
 
     Args:
         name: File name, for reports and for the order of views.
         image: (H, W, 3 or 4) uint8.
         viewmat: (4, 4) world to camera.
-        camera: Pinhole, or pycolmap.Camera of any model in CAMERA_MODELS, at any resolution.
-        mask: (H, W) bool, at the image's size, or None.
-        background: RGB under a transparent image.
-        where: What the camera is from, such as file and frame, for messages; by default the name.
-        file: What the image is from, for messages; by default the name.
+        camera: Pinhole, or a pycolmap.Camera of any model in CAMERA_MODELS, at any resolution.
+        mask: (H, W) bool, of the image's size, or None.
+        background: RGB behind a transparent image.
+        where: Source of the camera, such as file and frame, for messages. By default the name.
+        file: Source of the image, for messages. By default the name.
 
     Returns:
-        The view, its viewmat in float64.
+        The view. Its viewmat is float64.
 
     Raises:
         SceneError: The pose or the camera is not as required, or the image does not fit it.
@@ -156,7 +156,7 @@ def make_view(
 
 
 def _undistort(image: np.ndarray, mask: np.ndarray | None, camera: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
-    """Image, mask and pinhole camera without distortion; no pixel of the result lies outside the original."""
+    """Undistorts image and mask. Returns them and a pinhole camera; no pixel comes from outside the original."""
     import pycolmap
 
     def warp(channels: np.ndarray) -> tuple[np.ndarray, Any]:

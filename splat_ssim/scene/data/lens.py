@@ -69,10 +69,10 @@ def rescaled(camera: Any, width: int, height: int) -> Any:
 
 
 def check_pose(matrix: np.ndarray, where: str) -> np.ndarray:
-    """Checks a (4, 4) pose and returns it, without the scale of its axes if they have one.
+    """Checks a (4, 4) pose and returns it. If its axes have a scale, it is removed.
 
     Raises:
-        SceneError: It is not finite, not invertible, or not a rotation and translation.
+        SceneError: The pose is not finite, not invertible, or not a rotation and translation.
     """
     if not np.isfinite(matrix).all():
         raise SceneError(f"{where}: required finite numbers, got {matrix[~np.isfinite(matrix)][0]}")

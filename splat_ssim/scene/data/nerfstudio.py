@@ -83,7 +83,7 @@ def load_nerfstudio(
 
 
 def _read_reduced(file: Path, factor: int) -> np.ndarray:
-    """An image at 1/factor of its size; rows and columns beyond a whole box are left out."""
+    """Reads an image at 1/factor of its size. Rows and columns beyond a whole box are left out."""
     image = read_image(file)
     if factor == 1:
         return image

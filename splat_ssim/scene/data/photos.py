@@ -27,17 +27,17 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Photo:
-    """A file that becomes a view, not decoded yet.
+    """An image file that becomes a view and has not been decoded yet.
 
     Attributes:
-        name: For reports and for the order of views.
-        file: The image.
+        name: Name for reports and for the order of views.
+        file: The image file.
         viewmat: (4, 4) float64 world to camera.
         camera: Pinhole or pycolmap.Camera, at any resolution.
-        where: What the camera is from, for messages.
+        where: Source of the camera, for messages.
         factor: The image is read at 1/factor of its size.
-        mask: The mask's file, or None.
-        read: Decodes (file, factor) to (H, W, 3 or 4) uint8.
+        mask: The mask file, or None.
+        read: Function that decodes (file, factor) to (H, W, 3 or 4) uint8.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Photo:
     read: Callable[[Path, int], np.ndarray] = read_image
 
     def view(self, background: tuple[float, float, float]) -> View:
-        """Decodes it.
+        """Decodes the file and makes the view.
 
         Raises:
-            SceneError: The image, its mask, camera or pose is not as required.
+            SceneError: The image, its mask, its camera or its pose is not as required.
         """
         image = self.read(self.file, self.factor)
         mask = None if self.mask is None else mask_of_size(self.mask, image.shape[:2])
@@ -93,18 +93,18 @@ def read_views(
     *,
     late: bool = False,
 ) -> list[View]:
-    """The views of photographs, decoded in parallel; the first error in their order is raised.
+    """Reads the views of photographs in parallel. If several fail, the error of the first in their order is raised.
 
-    They stay in memory where they take less than `MEMORY_SHARE` of what is free. Otherwise each is written to `cache`
-    once, as it is after its lens distortion is undone, and the system reads what a step needs. Views that are asked for
-    seldom need no memory: all are decoded once to find errors, and then anew each time.
+    Images stay in memory if they take less than `MEMORY_SHARE` of the free memory. Otherwise each image is written to
+    `cache` once, after its lens distortion is undone, and the system reads what a step needs. With `late`, images that
+    would stay in memory are decoded once to find errors, and then again each time they are used.
 
     Args:
-        photos: What to read.
-        background: RGB under transparent images.
-        cache: Folder of the images on disk, made where it is needed; None: all stay in memory.
-        notes: A line is added where images are kept on disk.
-        late: Images that would stay in memory stay in their files instead.
+        photos: Photographs to read.
+        background: RGB behind transparent images.
+        cache: Folder for images on disk. It is created when needed. None: all images stay in memory.
+        notes: List that gets a line if images are kept on disk.
+        late: Whether images that would stay in memory are decoded from their files each time instead.
     """
     total = sum(photo.nbytes for photo in photos)
     free = available_memory()

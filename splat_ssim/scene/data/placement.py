@@ -19,7 +19,7 @@ _FAR = 100.0
 
 
 def ordinary(centers: Tensor) -> Tensor:
-    """(N,) bool: false for cameras far from all the others, such as those that COLMAP misplaced.
+    """Returns (N,) bool: false for cameras far from all the others, such as those that COLMAP misplaced.
 
     Args:
         centers: (N, 3) float64 positions.
@@ -38,7 +38,7 @@ def ordinary(centers: Tensor) -> Tensor:
 
 
 def extent_of(centers: Tensor) -> float:
-    """1.1 times the largest distance of an ordinary camera from their mean; 1 where they are at one place."""
+    """1.1 times the largest distance of an ordinary camera from their mean, or 1 if all are at one place."""
     centers = centers[ordinary(centers)]
     extent = 1.1 * float((centers - centers.mean(0)).norm(dim=1).max())
     # A single camera, or several at one place, define no length.
@@ -46,7 +46,7 @@ def extent_of(centers: Tensor) -> float:
 
 
 def choose_offset(centers: Tensor) -> tuple[float, float, float]:
-    """The offset to subtract from all coordinates so that float32 is precise: 0 unless the scene is far from 0.
+    """Chooses the offset to subtract from all coordinates so that float32 is precise: 0 unless they are large.
 
     Args:
         centers: (N, 3) float64 positions of all cameras.
@@ -76,7 +76,7 @@ def nearest_point(centers: Tensor, directions: Tensor) -> Tensor:
 
 
 def looked_at(views: Sequence[View]) -> tuple[np.ndarray, float] | None:
-    """The point that cameras look at and half the edge of a cube there that they see, or None where rays do not meet.
+    """Returns the point that cameras look at and half the edge of a visible cube there, or None if rays do not meet.
 
     Args:
         views: Cameras with float32 viewmats.

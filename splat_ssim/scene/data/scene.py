@@ -25,11 +25,11 @@ class SceneError(UserError):
 
 @dataclass(frozen=True)
 class LateImage:
-    """An image that stays in its file, decoded anew whenever its pixels are asked for.
+    """An image that stays in its file. It is decoded again each time its pixels are used.
 
     Attributes:
-        shape: (H, W, 3 or 4), known without decoding.
-        decode: Returns the uint8 image.
+        shape: (H, W, 3 or 4). It is known without decoding.
+        decode: Function that returns the uint8 image.
     """
 
     shape: tuple[int, int, int]
@@ -110,7 +110,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of image, mask and depths; none of an image that stays in its file."""
+        """Bytes in memory of image, mask and depths. An image that stays in its file counts 0."""
         parts = (self.stored_image, self.mask, self.depth, self.sparse_depth)
         return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
@@ -134,7 +134,7 @@ class View:
         return replace(self, **moved)
 
     def reduced(self, factor: int) -> View:
-        """The same view at 1/factor of its size, by a box filter; rows and columns beyond a whole box are left out.
+        """Returns the view at 1/factor of its size, by a box filter. Rows and columns beyond a whole box are left out.
 
         A transparent image is composited over its background.
 
@@ -220,7 +220,7 @@ def split_words(test_every: int) -> str:
 
 
 def shortened(names: Sequence[str], count: int = 3) -> str:
-    """How many names there are, and the first few of them.
+    """Shortens a list of names to their number and the first few.
 
     Example:
         >>> from splat_ssim.scene.data.scene import shortened

@@ -8,11 +8,11 @@ from splat_ssim.scene.data.scene import Scene, View
 
 
 def summary(scene: Scene, start: str) -> list[str]:
-    """Three lines: format, views and split; masks, transparency and start; memory and the unit of length.
+    """Describes a scene in three lines: views and split; masks, transparency and start; memory and unit of length.
 
     Args:
-        scene: Scene of `load_scene`.
-        start: Words on what Gaussians start from.
+        scene: Scene read by `load_scene`.
+        start: Description of the points or Gaussians that the run starts from.
     """
     views = [*scene.train, *scene.test]
     masks, transparent = sum(v.mask is not None for v in views), sum(v.is_transparent for v in views)

@@ -119,15 +119,15 @@ def merged(content: dict[str, Any], frame: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_camera(fields: dict[str, Any], where: str, size: tuple[int, int]) -> Any:
-    """The camera of a frame: a Pinhole, or a pycolmap camera where the lens distorts.
+    """Returns the camera of a frame: a Pinhole, or a pycolmap camera if the lens distorts.
 
     Args:
-        fields: Of the frame, over those of the file.
+        fields: Camera fields of the file, overridden by those of the frame.
         where: File and frame, for messages.
-        size: (width, height) of the image in full, which is the camera's where the fields say none.
+        size: (width, height) of the full image. The camera has it if the fields have no w and h.
 
     Raises:
-        SceneError: A field is not what it should be, or says something that would be ignored.
+        SceneError: A field has a wrong value, or states something that would be ignored.
     """
     width, height = (
         read_number(fields, key, where) if key in fields else float(pixels)

@@ -1,4 +1,4 @@
-"""How many Gaussians, and how fine steps, a number of bytes pays for."""
+"""The number of Gaussians and the quantisation steps for a given number of bytes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _FINEST, _COARSEST = 0.6, 3.0
 
 
 def suitable_steps(mse: float, voxels: int, count: int) -> Steps:
-    """Steps whose error is a sensible part of a fit's own.
+    """Returns quantisation steps whose error is a sensible share of the fit's own error.
 
-    Rounded by a step, a weight leaves the error step²/12 in the sum over all voxels, and each of a Gaussian's other
-    nine numbers as much. To be a given share of the error of the fit, mse · voxels, the step is in proportion to the
-    root of mse · voxels / count.
+    Rounding a weight to a step adds step²/12 to the squared error, summed over all voxels. Rounding each of a
+    Gaussian's other nine numbers adds as much. For this to be a given share of the error of the fit, mse · voxels, the
+    step must be proportional to the root of mse · voxels / count.
 
     Args:
-        mse: Mean squared error of the fit, whose values are from 0 to 1.
-        voxels: Of the volume.
-        count: Gaussians.
+        mse: Mean squared error of the fit, whose values are between 0 and 1.
+        voxels: Number of voxels of the volume.
+        count: Number of Gaussians.
     """
     return Steps(float(np.float32(math.sqrt(max(mse, 1e-12) * voxels / count))))
 

@@ -41,19 +41,19 @@ def compress(
     """Writes a volume as a file of Gaussians. Exactly one of --bytes, --psnr and --ratio sets its size.
 
     Args:
-        volume: Volume file of one channel.
-        output: File to write; its name ends in .gsv.
+        volume: Volume file with one channel.
+        output: File to write. Its name must end in .gsv.
         bytes: Largest size of the file in bytes.
-        psnr: Lowest PSNR of the decoded volume in dB. The command says so if it could not be reached.
-        ratio: Lowest ratio of the size of the voxels, in the dtype of their file, to that of the file written.
+        psnr: Lowest PSNR of the decoded volume in dB. If it cannot be reached, the command says so.
+        ratio: Lowest compression ratio: the size of the voxels, in the dtype of their file, over that of the file.
         read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
         steps: Number of steps of the fit. 4000 give good quality, 1000 take a quarter of the time.
         seed: Seed of every random draw.
         device: auto, cpu or cuda.
-        progress: Shows progress bars.
+        progress: Whether to show progress bars.
 
     Returns:
-        What was written, with its metrics.
+        Description of the file written, with its metrics.
 
     Raises:
         UserError: The volume or an option is not as required.
@@ -102,14 +102,14 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
     """Writes the volume that a file of Gaussians stands for, with the dtype and the position of the original.
 
     Args:
-        file: A file of splat-compress.
+        file: A file that splat-compress has written.
         output: Volume file to write: nii.gz, nii, npy, npz, raw, tif, nrrd, mha, h5, mrc or zarr.
 
     Returns:
         The file written.
 
     Raises:
-        UserError: The file does not read, or the output cannot be written.
+        UserError: The file cannot be read, or the output cannot be written.
     """
     if not file.is_file():
         raise UserError(f"required a file of splat-compress, got no file {file}")

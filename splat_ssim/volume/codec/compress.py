@@ -44,13 +44,13 @@ _CROWDED = 0.25
 
 @dataclass(frozen=True)
 class Compressed:
-    """What `compress_volume` has made.
+    """The result of `compress_volume`.
 
     Args:
-        content: Of the file.
-        metrics: bytes, num_gaussians, ratio (of the voxels' bytes in their file), psnr3d and ssim3d over the range of
-            the volume, and max_error in the intensities of the volume, all of the decoded volume.
-        reached: Whether the quality that was asked for is there; bytes always are.
+        content: Content of the file.
+        metrics: Metrics of the decoded volume: bytes, num_gaussians, ratio (of the voxels' bytes in their file), psnr3d
+            and ssim3d over the range of the volume, and max_error in the intensities of the volume.
+        reached: Whether the requested PSNR was reached. A requested size always is.
     """
 
     content: bytes
@@ -73,18 +73,20 @@ def compress_volume(
     """Fits Gaussians to a volume and codes them.
 
     Args:
-        volume: One channel of any dtype of `DTYPES`.
-        bytes: The largest size of the file.
-        psnr: The PSNR in dB of the decoded volume; its peak is the maximum of the volume less its minimum.
-        ratio: How many times smaller the file shall be than the voxels in the dtype of their file.
-        steps: Length of each fit.
-        seed: Of every draw.
-        device: Where the fit computes.
-        progress: Shows progress bars.
-        name: Of the volume, in messages.
+        volume: Volume of one channel, of any dtype in `DTYPES`.
+        bytes: Largest size of the file in bytes.
+        psnr: Lowest PSNR in dB of the decoded volume. Its peak is the difference between the volume's maximum and
+            minimum.
+        ratio: How many times smaller the file must be than the voxels in the dtype of their file.
+        steps: Number of steps of each fit.
+        seed: Seed of every random draw.
+        device: Device that fits.
+        progress: Whether to show progress bars.
+        name: Name of the volume, in messages.
 
     Raises:
-        ValueError: Not exactly one of bytes, psnr and ratio, or one out of range; several channels; NaN or infinities.
+        ValueError: Not exactly one of bytes, psnr and ratio is given, or it is out of range; or the bytes do not
+            suffice for one Gaussian; or the volume has several channels, NaN or infinities.
         Interrupted: SIGINT or SIGTERM came.
 
     Example:
@@ -154,10 +156,10 @@ def _fitted_as(data: np.ndarray) -> np.ndarray:
 
 
 def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | None, name: str) -> _Size | None:
-    """The largest size of the file; None where a PSNR is asked for.
+    """Returns the largest size of the file, or None if a PSNR is requested.
 
     Raises:
-        ValueError: See `compress_volume`.
+        ValueError: In the same cases as `compress_volume`.
     """
     given = {key: value for key, value in (("bytes", size), ("psnr", psnr), ("ratio", ratio)) if value is not None}
     if len(given) != 1:
@@ -217,7 +219,7 @@ class _FitInside(VolumeTask):
     """
 
     def fit_step(self, step: int) -> Tensor:
-        """As of other fits; then means outside the volume return to its border."""
+        """Performs a step as in other fits. Then it moves means outside the volume to its border."""
         loss = super().fit_step(step)
         assert isinstance(self.model, GaussianField)
         means = self.model.tensors["means"].data
@@ -226,13 +228,13 @@ class _FitInside(VolumeTask):
 
 
 class _Maker:
-    """Makes files of one volume.
+    """Makes compressed files of one volume.
 
     Args:
-        volume: What is compressed.
-        source: Its place and its range.
-        target: As it is fitted.
-        config: Of a fit; the number of Gaussians is set for each.
+        volume: Volume to compress.
+        source: Its grid and the range of its intensities.
+        target: The same volume as the target of a fit.
+        config: Config of a fit. The number of Gaussians is set for each fit.
     """
 
     def __init__(self, volume: Volume, source: FieldSource, target: Target, config: VolumeConfig) -> None:
@@ -257,7 +259,7 @@ class _Maker:
         return self._within(field, steps, size)
 
     def _within(self, field: CodedField, steps: Steps, size: _Size) -> Compressed:
-        """The file of a rounded field; what is worth least is left out until it fits."""
+        """Makes the file of a rounded field. The least valuable Gaussians are left out until it fits."""
         while True:
             packed = self._packed(steps, field.codes(steps))
             content = packed.to_bytes()
@@ -308,13 +310,13 @@ class _Maker:
 
     @staticmethod
     def _finenesses(spare: float) -> tuple[float, ...]:
-        """What steps are multiplied by, one after the other, for a fit that is so many dB above what is asked for."""
+        """Factors of the quantisation steps to try in turn, for a fit that exceeds the requested PSNR by `spare` dB."""
         if spare < 0.05:
             return (1.0,)
         return (2.0, 1.0, 0.5, 0.25) if spare > 2 * _ROUNDING else (1.0, 0.5, 0.25)
 
     def _rounded(self, field: CodedField, finer: float, spare: float) -> Compressed:
-        """The file of a fit whose steps are the suitable ones times `finer`; the fit is left as it is.
+        """Makes the file of a fit with the suitable steps times `finer`. The fit is not changed.
 
         Coarse steps take fewer Gaussians too, for a fit that is `spare` dB better than it must be.
         """

@@ -43,15 +43,15 @@ DTYPES += ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Packed:
-    """All that a file holds.
+    """The contents of a file.
 
     Args:
-        source: The voxels' grid, and their least and largest intensity, which 0 and 1 stand for: whole numbers (int)
-            where the dtype is not a float.
-        dtype: Of the volume, one of `DTYPES`.
-        steps: What the codes count.
-        codes: The Gaussians.
-        base: Value of the field where no Gaussian is, from 0 to 1.
+        source: Grid of the voxels, and their smallest and largest intensity, which are coded as 0 and 1. They are ints
+            unless the dtype is a float.
+        dtype: Dtype of the volume, one of `DTYPES`.
+        steps: Quantisation steps of the codes.
+        codes: The coded Gaussians.
+        base: Value of the field where there is no Gaussian, from 0 to 1.
     """
 
     source: FieldSource
@@ -79,10 +79,10 @@ class Packed:
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Packed:
-        """Reads the content of a file.
+        """Decodes the content of a file.
 
         Raises:
-            ValueError: Another kind of file, one of a later version, or a damaged one.
+            ValueError: The content is of another kind or of a later version, or it is damaged.
         """
         if not content.startswith(_MAGIC):
             raise ValueError(f"a file of Gaussians that starts with {_MAGIC!r}, got {content[:8]!r}")
@@ -131,7 +131,7 @@ class Packed:
         return intensities
 
     def field(self) -> GaussianField:
-        """The Gaussians where they lie in the world, with their source; with a base, its values are not cut."""
+        """The Gaussians in world coordinates, with their source. If there is a base, values are not clamped."""
         grid, source = self.source.grid, self.source
         if self.base:
             raised = self.base * (source.high - source.low)
@@ -143,10 +143,10 @@ class Packed:
 
 
 def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
-    """The content of a file whose checksum is right.
+    """Decodes the content of a file whose checksum is right.
 
     Raises:
-        ValueError: The header does not say what it must.
+        ValueError: The header has a wrong value.
     """
     try:
         unpacker = zlib.decompressobj()
@@ -194,8 +194,8 @@ def load_packed(path: str | Path) -> Packed:
     """Reads a file.
 
     Raises:
-        FileNotFoundError: Nothing at the path.
-        ValueError: A file that is not a whole one of this kind; the message names it.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: The file is incomplete or of another kind. The message names it.
     """
     content = Path(path).read_bytes()
     try:

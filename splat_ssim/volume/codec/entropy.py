@@ -19,10 +19,10 @@ _FIRST, _LAST = 32, 2048
 
 
 def library() -> Any:
-    """The package constriction.
+    """Imports the package constriction.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: constriction is not installed.
     """
     try:
         import constriction
@@ -75,7 +75,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads what an `Encoder` has coded; its methods raise ValueError for bytes that no encoder writes."""
+    """Decodes the result of an `Encoder`. Its methods raise a ValueError for bytes that no encoder writes."""
 
     def __init__(self, content: bytes) -> None:
         self._library = library()

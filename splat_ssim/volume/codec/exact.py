@@ -41,12 +41,13 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def eigen(shapes: Any, library: Any = np, sweeps: int = SWEEPS) -> tuple[Any, Any]:
-    """Eigenvalues and axes of symmetric 3 x 3 matrices, by cyclic Jacobi rotations.
+    """Computes eigenvalues and axes of symmetric 3 x 3 matrices, by cyclic Jacobi rotations.
 
     Args:
-        shapes: (N, 6) xx, yy, zz, xy, xz, yz: a NumPy array or a tensor.
-        library: numpy or torch, whichever `shapes` is of. With NumPy in float64 the result has the same bits anywhere.
-        sweeps: Each turns in the three planes once.
+        shapes: (N, 6) entries xx, yy, zz, xy, xz, yz: a NumPy array or a tensor.
+        library: numpy or torch, whichever `shapes` belongs to. With NumPy in float64 the result has the same bits on
+            every machine.
+        sweeps: Number of sweeps. Each rotates once in each of the three planes.
 
     Returns:
         Eigenvalues (N, 3), not sorted, and unit quaternions (N, 4), w x y z, of the rotation whose columns are the

@@ -60,11 +60,11 @@ def shapes_of(log_scales: Tensor, quats: Tensor) -> Tensor:
 
 
 class CodedField(nn.Module):
-    """Gaussians by what a file holds of them.
+    """Gaussians by the numbers that a file stores for them.
 
     Args:
-        tensors: means (N, 3) in voxels; shapes (N, 6); weights (N,), see `quantizer`.
-        shape: Voxels of the volume.
+        tensors: means (N, 3) in voxels, shapes (N, 6) and weights (N,), see `quantizer`.
+        shape: Shape of the volume in voxels.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:

@@ -33,18 +33,19 @@ class _CutError(torch.autograd.Function):
 
 
 def cut_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None, low: float = -math.inf) -> Tensor:
-    """Mean squared error of values that will be cut to `low` and more, as targets are; differentiable by `pred`.
+    """Mean squared error of values that a decoder will clamp to at least `low`. `pred` gets a gradient.
 
-    Where the target is above `low`, values are compared as they are, so that every one of them has a gradient.
+    A value below `low` costs nothing where the target is `low`. Elsewhere values are compared without clamping, so that
+    all of them have a gradient.
 
     Args:
         pred: Any shape, float32 or float64.
-        target: The same shape, values of `low` and more.
-        mask: Not taken.
-        low: The lowest value; by default there is none.
+        target: Same shape as `pred`, values of at least `low`.
+        mask: Must be None. The argument exists because losses of the registry have it.
+        low: The lowest value. By default there is none.
 
     Raises:
-        ValueError: A mask.
+        ValueError: A mask is given.
 
     Example:
         >>> import torch

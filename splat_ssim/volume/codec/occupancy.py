@@ -1,4 +1,4 @@
-"""How many Gaussians lie in each cell of a grid, coded from the whole volume down by halves.
+"""Codes the number of Gaussians in each cell of a grid, from the whole volume down by halves.
 
 A box that holds n Gaussians is cut across its longest side; coded is how many of the n lie in the lower half. How full
 its neighbours are on either side, known for all of them before, tells much of it. An empty box costs nothing.
@@ -19,7 +19,7 @@ _BINS, _SIZES = 9, 4
 
 
 def _levels(shape: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Which axis each level cuts, and how many boxes there are along the axes after it; down to single cells."""
+    """Yields the axis that each level halves, and the numbers of boxes along the axes after it; down to cells."""
     size = [1 << max(0, n - 1).bit_length() for n in shape]
     while max(size) > 1:
         axis = size.index(max(size))
@@ -39,7 +39,7 @@ def _shifted(counts: np.ndarray, axis: int, by: int) -> np.ndarray:
 
 
 def _bins(counts: np.ndarray, axis: int) -> np.ndarray:
-    """How much fuller the side of each box is where the lower half lies, in `_BINS` classes."""
+    """Classifies each box by how much fuller its neighbours on the side of the lower half are, in `_BINS` classes."""
     wide = 4 * counts
     for other in range(3):
         if other != axis:
@@ -55,13 +55,13 @@ def code_occupancy(coder: Coder, counts: np.ndarray | None, shape: tuple[int, ..
     """Codes the number of Gaussians in each cell.
 
     Args:
-        coder: Either side.
-        counts: (n0, n1, n2) int64, or None to decode them.
-        shape: Cells along the axes.
-        total: Sum of the counts.
+        coder: The encoder or the decoder.
+        counts: (n0, n1, n2) int64 counts to encode, or None to decode them.
+        shape: Number of cells along each axis.
+        total: Sum of all counts.
 
     Returns:
-        The counts.
+        The counts, (n0, n1, n2) int64.
     """
     few = Adaptive((_EXACT + 1) * _BINS, _EXACT + 1)
     many = Adaptive(_SIZES * _BINS, _PARTS)

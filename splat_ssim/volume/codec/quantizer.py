@@ -34,13 +34,13 @@ MAX_LEVELS = 256
 
 @dataclass(frozen=True)
 class Steps:
-    """What the codes count.
+    """Quantisation steps. Codes count these.
 
     Args:
         weight: Step of a weight, in values times voxels^(3/2).
-        shape: Step of a shape's numbers for weights of one step.
-        place: Step of a mean in standard deviations, for the same.
-        cell: Edge of the cells that means are counted in first, in voxels.
+        shape: Step of a shape's numbers, for a Gaussian whose weight is one step.
+        place: Step of a mean in standard deviations, for a Gaussian whose weight is one step.
+        cell: Edge in voxels of the cells. A mean is coded as its cell and its place in it.
     """
 
     weight: float
@@ -62,9 +62,9 @@ class Codes:
     """Gaussians as whole numbers, int64.
 
     Args:
-        cells: (N, 3) cell of each mean, along the array's axes.
-        weights: (N,), never 0.
-        shapes: (N, 6) xx, yy, zz, xy, xz, yz.
+        cells: (N, 3) cell of each mean, in the order of the array's axes.
+        weights: (N,) codes of weights, never 0.
+        shapes: (N, 6) codes of xx, yy, zz, xy, xz, yz.
         places: (N, 3) place of the mean in its cell.
     """
 
@@ -78,12 +78,12 @@ class Codes:
 
     @classmethod
     def none(cls) -> Codes:
-        """Of no Gaussian."""
+        """The codes of no Gaussians."""
         zero = np.zeros((0, 6), np.int64)
         return cls(zero[:, :3], zero[:, 0], zero, zero[:, :3])
 
     def taken(self, chosen: np.ndarray) -> Codes:
-        """Those at some indices, in their order."""
+        """The codes at the chosen indices, in the order of these."""
         return Codes(self.cells[chosen], self.weights[chosen], self.shapes[chosen], self.places[chosen])
 
 
@@ -121,14 +121,14 @@ def place_levels(weights: np.ndarray, values: np.ndarray, steps: Steps) -> np.nd
 
 
 def quantize(means: np.ndarray, shapes: np.ndarray, weights: np.ndarray, steps: Steps, shape: tuple[int, ...]) -> Codes:
-    """The codes of Gaussians, in their order.
+    """Quantises Gaussians. The codes have the same order.
 
     Args:
-        means: (N, 3) float64, in voxels; those outside the volume are moved to its border.
-        shapes: (N, 6).
-        weights: (N,); none becomes 0.
-        steps: What is counted.
-        shape: Voxels of the volume.
+        means: (N, 3) float64, in voxels. Means outside the volume are moved to its border.
+        shapes: (N, 6) shapes.
+        weights: (N,) weights. None of them is rounded to 0.
+        steps: Quantisation steps.
+        shape: Shape of the volume in voxels.
     """
     sizes = np.clip(np.rint(np.abs(weights) / steps.weight), 1, MAX_WEIGHT)
     coded = np.where(weights < 0, -sizes, sizes).astype(np.int64)
@@ -142,7 +142,7 @@ def quantize(means: np.ndarray, shapes: np.ndarray, weights: np.ndarray, steps: 
 
 
 def coded_values(codes: Codes, steps: Steps) -> dict[str, np.ndarray]:
-    """What codes stand for, float64: means (N, 3), shapes (N, 6) and weights (N,)."""
+    """The values of codes in float64: means (N, 3), shapes (N, 6) and weights (N,)."""
     shapes = shape_values(codes.weights, codes.shapes, steps)
     levels = place_levels(codes.weights, shapes, steps)
     means = (codes.cells + (codes.places + 0.5) / levels) * float(steps.cell) - 0.5
@@ -150,7 +150,7 @@ def coded_values(codes: Codes, steps: Steps) -> dict[str, np.ndarray]:
 
 
 def dequantize(codes: Codes, steps: Steps) -> dict[str, np.ndarray]:
-    """The Gaussians that codes stand for, float32, in voxels: the same bits on every machine.
+    """Decodes Gaussians to float32, in voxels, with the same bits on every machine.
 
     Returns:
         means (N, 3), log_scales (N, 3), quats (N, 4) and densities (N,), as `GaussianField` takes them.

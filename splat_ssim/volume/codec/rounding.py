@@ -47,16 +47,16 @@ def round_field(
     seed: int = 0,
     progress: bool = False,
 ) -> None:
-    """Makes every number of a field one that its codes stand for, in place.
+    """Rounds every number of a field, in place, to a value that its codes can represent.
 
     Args:
-        field: As it was fitted.
-        target: (1, n0, n1, n2) what it is fitted to, of any range about 1.
-        steps: What the codes count.
-        low: The lowest value of the target: see `cut_error`.
-        length: Steps of training.
-        seed: Of which numbers are rounded first.
-        progress: Shows a progress bar.
+        field: Field as it was fitted.
+        target: (1, n0, n1, n2) volume that it was fitted to, with a range of about 1.
+        steps: Quantisation steps.
+        low: The lowest value of the target, see `cut_error`.
+        length: Number of training steps.
+        seed: Seed of the choice of the numbers that are rounded first.
+        progress: Whether to show a progress bar.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came.
@@ -84,7 +84,7 @@ def round_field(
 
 
 class _Rounder:
-    """Which numbers of a field are rounded, and an optimiser that leaves those alone."""
+    """Keeps track of the rounded numbers of a field, and optimises only the others."""
 
     def __init__(self, field: CodedField, steps: Steps, target: Tensor, seed: int) -> None:
         self.field, self.steps = field, steps

@@ -19,7 +19,7 @@ _PARTS = round((MAX_SHAPE + MAX_STEP) / _WIDTH)
 
 
 def encode(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> bytes:
-    """The Gaussians of a volume of `shape` voxels; they come back in another order."""
+    """Encodes the Gaussians of a volume of `shape` voxels. Decoding returns them in another order."""
     cells = _cells(shape, steps)
     counts = np.zeros(cells, np.int64)
     np.add.at(counts, tuple(codes.cells.T), 1)
@@ -31,10 +31,10 @@ def encode(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> bytes:
 
 
 def decode(content: bytes, steps: Steps, shape: tuple[int, ...], count: int) -> Codes:
-    """What `encode` has coded.
+    """Decodes the result of `encode`.
 
     Raises:
-        ValueError: Bytes that are no such code.
+        ValueError: The bytes are not such a code.
     """
     return _code(Decoder(content), None, None, steps, shape, count)
 

@@ -24,14 +24,14 @@ _TRIES = 18
 
 
 def without_ties(codes: Codes, steps: Steps, shape: tuple[int, ...]) -> Codes:
-    """Codes whose Gaussians have no voxel on their cut-off; all but a few are as they were.
+    """Moves the few Gaussians that have a voxel on their cut-off. All other codes stay as they are.
 
-    A Gaussian of a weight so small that it has but one or two places along each axis may keep such a voxel.
+    A Gaussian whose weight is so small that it has only one or two places along each axis may keep such a voxel.
 
     Args:
-        codes: Of a volume's Gaussians.
-        steps: What they count.
-        shape: Voxels of the volume.
+        codes: Codes of a volume's Gaussians.
+        steps: Quantisation steps.
+        shape: Shape of the volume in voxels.
     """
     levels = place_levels(codes.weights, shape_values(codes.weights, codes.shapes, steps), steps)
     places, look = codes.places.copy(), np.arange(len(codes))
