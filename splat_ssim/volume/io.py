@@ -319,6 +319,18 @@ def load_stack(path: str | Path) -> np.ndarray:
     return data
 
 
+def check_written(path: Path) -> str:
+    """Returns the format of a path.
+
+    Raises:
+        ValueError: An unknown suffix, or a format that is read only (DICOM).
+    """
+    kind = volume_format(path)
+    if kind not in WRITERS:
+        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
+    return kind
+
+
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine. Returns the path.
 
@@ -331,9 +343,7 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
-    kind = volume_format(path)
-    if kind not in WRITERS:
-        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
+    kind = check_written(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
     data = data.astype(written_dtype(kind, data.dtype), copy=False)
