@@ -20,7 +20,7 @@ from splat_ssim.scene.data.scene import grouped
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import SUFFIXES, is_wide, opened, over_background, read_image, remarks, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import Volume, save_volume, volume_format
+from splat_ssim.volume.io import Volume, check_written, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization
 from splat_ssim.volume.opened import OpenVolume, open_volume
 
@@ -29,6 +29,8 @@ _TIFF = (".tif", ".tiff")
 #: What is behind transparent images.
 _WHITE = (1.0, 1.0, 1.0)
 
+#: Voxels that two volumes may lie apart without a line: headers keep float32.
+_APART = 0.1
 #: Volumes of more voxels are never held whole: MS-SSIM is left out for them.
 _WHOLE = 1 << 28
 
@@ -85,12 +87,18 @@ def compare(
         raise UserError(f"--window, --key and --key-b are for volumes, got them for two of kind {kinds[0]}")
     if window is not None and (data_range is not None or not window[0] < window[1]):
         raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
+    if map is not None:
+        _check_map(map, kinds[0])
     if kinds[0] == "volume":
         with user_errors():
             volumes = [open_volume(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
         for volume in volumes:
+            if volume.array.dtype.kind not in "biuf":
+                raise UserError(f"{volume.path} must hold real numbers, got {volume.array.dtype}")
             for line in volume.notes:
                 print(f"{volume.path}: {line}", file=sys.stderr)
+        if (apart := _elsewhere(*volumes)) is not None:
+            print(apart, file=sys.stderr)
         result = _compare_volumes(volumes, map, data_range, window, padding, block)
     else:
         images = _Images(data_range or 1.0, padding)
@@ -115,6 +123,41 @@ def _kind(path: Path) -> str:
     with user_errors():
         volume_format(path)
     return "volume"
+
+
+def _check_map(path: Path, kind: str) -> None:
+    """Refuses a map that could not be written once it is computed."""
+    if kind == "image" and path.suffix.lower() not in _IMAGES:
+        raise UserError(f"--map must end in one of {', '.join(_IMAGES)} for images, got {path.name!r}")
+    if kind == "volume":
+        with user_errors():
+            check_written(path)
+
+
+def _elsewhere(first: OpenVolume, second: OpenVolume) -> str | None:
+    """A line for volumes whose files say that they lie differently in the world."""
+    if first.grid.shape != second.grid.shape:
+        return None
+    corners = torch.tensor(first.grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
+    apart = float((second.grid.to_index(first.grid.to_world(corners)) - corners).abs().max())
+    if apart <= _APART:
+        return None
+    return (
+        f"{second.path} lies elsewhere than {first.path} by their affines, up to {apart:.3g} voxels away: they are "
+        f"compared voxel by voxel all the same"
+    )
+
+
+class _Voxels:
+    """The array of a volume, whose errors of reading name the file."""
+
+    def __init__(self, volume: OpenVolume) -> None:
+        self._volume = volume
+        self.shape, self.dtype, self.ndim = volume.array.shape, volume.array.dtype, len(volume.array.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with user_errors():
+            return self._volume.read(index)
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -202,7 +245,7 @@ def _compare_volumes(
     block: int,
 ) -> dict[str, Any]:
     a, b = (volume.path for volume in volumes)
-    sources = [volume.array for volume in volumes]
+    sources: list[Any] = [_Voxels(volume) for volume in volumes]
     with user_errors():
         import dask
         import dask.array as da
@@ -217,8 +260,8 @@ def _compare_volumes(
         finite_parts = []
     if data_range is None and first.dtype == second.dtype == np.uint8:
         data_range = 255.0
-    # Bytes are intensities here, not fractions of a range: the volumes are compared as float32.
-    first, second = (v if v.dtype == np.float64 else v.astype(np.float32) for v in (first, second))
+    # Bytes are intensities here, not fractions of a range.
+    first, second = (v.astype(distributed.float_dtype(v.dtype)) for v in (first, second))
     finite = da.isfinite(first).all() & da.isfinite(second).all()
     for part in finite_parts:
         finite = finite & part
@@ -227,6 +270,8 @@ def _compare_volumes(
     finite, low, high, error = dask.compute(finite, low, high, error)
     if not finite:
         raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
+    if max(abs(float(low)), abs(float(high))) > 2**53 and "f" not in (sources[0].dtype.kind, sources[1].dtype.kind):
+        print(f"{a} and {b} hold integers above 2^53: they are compared as float64, which rounds them", file=sys.stderr)
     data_range = float(high - low) if data_range is None else data_range
     if data_range <= 0:
         raise UserError(f"two equal constant volumes require --data-range, got the value {float(low):g}")
@@ -260,4 +305,6 @@ def _save_map(path: Path, ssim_map: Any, grid: VoxelGrid, *, radius: int) -> Non
         da.to_zarr(ssim_map.rechunk((1, 64, 64, 64)), str(path), overwrite=True)
         zarr.open(str(path), mode="r+").attrs["affine"] = grid.rebased().matrix.tolist()
         return
-    save_volume(path, Volume(np.asarray(ssim_map.compute(), np.float32), grid))
+    whole = np.asarray(ssim_map.compute(), np.float32)
+    with user_errors():
+        save_volume(path, Volume(whole, grid))

@@ -42,12 +42,24 @@ def _four_axes(volume: Any) -> tuple[int, ...]:
     return shape if len(shape) == 4 else (1, *shape)
 
 
+def float_dtype(dtype: Any) -> np.dtype:
+    """float32 if it holds every number of a dtype, otherwise float64.
+
+    Example:
+        >>> import numpy as np
+        >>> from splat_ssim.distributed import float_dtype
+        >>> float_dtype(np.uint16), float_dtype(np.int32)
+        (dtype('float32'), dtype('float64'))
+    """
+    return np.dtype(np.float32 if np.promote_types(dtype, np.float32) == np.float32 else np.float64)
+
+
 def _block_map(first: np.ndarray, second: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """S of one block with its halo, float32."""
+    """S of one block with its halo: float64 if one of the two needs it."""
     tensors = []
     for array in (first, second):
-        # What torch's SSIM does not take, such as int16, becomes float32. A copy: memory maps are not writable.
-        dtype = array.dtype if array.dtype in (np.uint8, np.float32, np.float64) else np.float32
+        # What torch's SSIM does not take, such as int16, becomes floats. A copy: memory maps are not writable.
+        dtype = np.dtype(np.uint8) if array.dtype == np.uint8 else float_dtype(array.dtype)
         tensors.append(torch.from_numpy(np.array(array, dtype, order="C"))[None])
     return functional.ssim3d(*tensors, padding="same", reduction="none", **options)[0].numpy()
 
@@ -85,7 +97,8 @@ def ssim3d(
     """`splat_ssim.ssim3d` of volumes that may be larger than memory, block by block, on one machine or a dask cluster.
 
     Each block is read with a halo of window_size // 2 voxels, so the result is that of the whole volumes. Only rounding
-    differs: the map is float32, and its mean is taken in float64.
+    differs: the map is float32, or float64 if a volume has float64 or integers of 32 or 64 bits, and its mean is taken
+    in float64.
 
     Args:
         volume1: (n0, n1, n2) or (C, n0, n1, n2): a dask, zarr, numpy or memory-mapped array. uint8 means
@@ -139,7 +152,7 @@ def ssim3d(
     if padding == "valid" and min(shape[1:]) < window_size:
         raise ValueError(f'padding "valid" needs axes of at least {window_size} voxels, got {shape[1:]}')
     options = {"window_size": window_size, "sigma": sigma, "data_range": data_range, "k1": k1, "k2": k2}
-    dtype = np.float64 if np.float64 in (volume1.dtype, volume2.dtype) else np.float32
+    dtype = np.promote_types(float_dtype(volume1.dtype), float_dtype(volume2.dtype))
     described = {"dtype": dtype, "meta": np.empty((0, 0, 0, 0), dtype), "options": options}
     # In both ways blocks at the volume's borders end there, and the zero padding of the block is the volume's.
     if isinstance(volume1, da.Array) or isinstance(volume2, da.Array):

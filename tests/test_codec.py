@@ -6,6 +6,7 @@ import json
 import signal
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from splat_ssim.volume.codec.rounding import round_field
 from splat_ssim.volume.codec.stream import decode, encode
 from splat_ssim.volume.codec.ties import has_ties, without_ties
 from splat_ssim.volume.export import FieldSource
+from splat_ssim.volume.rebuild import rebuild
 from splat_ssim.volume.reference import mahalanobis_squared, rotation_matrices, voxelize_reference
 
 SHAPE = (24, 20, 26)
@@ -333,6 +335,8 @@ def test_damaged_files_are_refused_by_name(made, tmp_path):
         {"affine": "no"},
         {"dtype": "complex64"},
         {"range": [5, 2]},
+        {"range": [0.5, 2]},
+        {"range": ["a", "b"]},
         {"range": [0, 1e999]},
         {"count": 1 << 50},
         {"count": -1},
@@ -386,6 +390,17 @@ def test_ratio_is_kept_for_every_dtype(low, high, dtype):
     assert psnr(decoded, source) > 25
 
 
+def test_ratio_counts_the_bytes_of_the_file(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    source = blob(0, 1000, "int16")
+    image = nibabel.Nifti1Image(source, GRID.matrix)
+    image.header.set_slope_inter(0.5, -100)
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    made = compress(tmp_path / "ct.nii.gz", tmp_path / "ct.gsv", ratio=25, steps=5, device="cpu", progress=False)
+    assert load_volume(tmp_path / "ct.nii.gz").data.dtype == np.float32
+    assert made.metrics["ratio"] == source.nbytes / len(made.content) >= 25
+
+
 @pytest.mark.parametrize("size", [330, 700, 100_000])
 def test_bytes_are_never_exceeded(size):
     made = compress_volume(Volume(blob(0, 250, "uint8")[None], GRID), bytes=size, steps=30, device="cpu")
@@ -418,11 +433,41 @@ def test_the_page_on_the_codec_runs():
     assert failed == 0 and tried > 8
 
 
-@pytest.mark.parametrize("value", [0, 7, -3])
-def test_constant_volumes_come_back(value):
-    source = np.full((1, 5, 6, 7), value, np.int16)
-    made = compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7))), ratio=1.01)
-    assert (Packed.of_bytes(made.content).volume().data == source).all()
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0, "int16"), (-3, "int16"), (True, "bool"), (0.1, "float64"), (2**53 + 1, "int64")]
+)
+def test_constant_volumes_come_back(value, dtype):
+    source = np.full((1, 5, 6, 7), value, dtype)
+    made = compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7)), "um"), ratio=0.5)
+    volume = Packed.of_bytes(made.content).volume()
+    assert (volume.data == source).all() and volume.data.dtype == dtype and volume.unit == "um"
+    with pytest.raises(ValueError, match=r"bytes must be at least \d+ for the header of this volume, got 10$"):
+        compress_volume(Volume(source, VoxelGrid.regular((5, 6, 7))), bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 2**63 - 1, "int64"), (-(2**63), 2**63 - 1, "int64"), (1, 2**64 - 1, "uint64"), (2**60, 2**60 + 99, "int64")],
+)
+def test_integers_beyond_float64_keep_their_ends(low, high, dtype):
+    # The field is half of its range in the middle, and its ends outside.
+    values = np.array([0, 0.5, 1], np.float32).reshape(1, 1, 3)
+    packed = Packed(FieldSource(VoxelGrid((1, 1, 3)), low, high), dtype, Steps(1.0), Codes.none())
+    back = Packed.of_bytes(packed.to_bytes())
+    assert (back.source.low, back.source.high) == (low, high)
+    first, middle, last = back._intensities(values).ravel().tolist()
+    assert (first, last) == (low, high) and abs(middle - (low + high) / 2) <= 1e-15 * (high - low) + 64
+    header = replace(packed, source=FieldSource(VoxelGrid((1, 1, 3)), float(low), float(high)))
+    older = Packed.of_bytes(header.to_bytes()).source  # in float64, as files had it
+    assert low <= older.low <= older.high <= np.iinfo(dtype).max
+
+
+def test_differences_of_large_integers_are_kept():
+    source = blob(0, 200, "int64")
+    made = compress_volume(Volume(source[None] + 2**60, GRID), bytes=1500, steps=40, device="cpu")
+    decoded = Packed.of_bytes(made.content).volume().data[0] - 2**60
+    assert made.metrics["max_error"] == np.abs(decoded - source).max() > 0
+    assert made.metrics["psnr3d"] == pytest.approx(psnr(decoded, source), abs=1e-3) and psnr(decoded, source) > 25
 
 
 @pytest.mark.parametrize(
@@ -433,6 +478,7 @@ def test_constant_volumes_come_back(value):
         ({"bytes": 0}, "bytes must be above 0, got 0"),
         ({"ratio": float("nan")}, "ratio must be above 0, got nan"),
         ({"bytes": 20}, "bytes must be at least"),
+        ({"ratio": 1e9}, r"ratio must be at most \d+\.\d+ for the header of this volume and a Gaussian, got 1e\+09"),
         ({"bytes": 500, "steps": 0}, "steps must be at least 1, got 0"),
         ({"bytes": 500, "read": {"color": 1}}, "read must hold shape, .*, got 'color'"),
     ],
@@ -442,6 +488,42 @@ def test_wrong_options_are_refused(tmp_path, options, text):
     with pytest.raises(UserError, match=text):
         compress(scan, tmp_path / "scan.gsv", progress=False, **options)
     assert not (tmp_path / "scan.gsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "told"),
+    [
+        ("bool", "a.nii", "uint8, as the format has no bool"),
+        ("bool", "a.tif", "uint8, as the format has no bool"),
+        ("float16", "a.nii.gz", "float32, as the format has no float16"),
+        ("float16", "a.nrrd", "float32, as the format has no float16"),
+        ("float16", "a.tif", "float16"),
+        ("uint8", "a.mrc", "uint16, as the format has no uint8"),
+        ("bool", "a.npy", "bool"),
+    ],
+)
+def test_the_dtype_that_is_written_is_said(tmp_path, capsys, dtype, name, told):
+    packed = Packed(FieldSource(GRID, 0, 1), dtype, Steps(1.0), Codes.none(), base=1.0)
+    (tmp_path / "a.gsv").write_bytes(packed.to_bytes())
+    decompress(tmp_path / "a.gsv", tmp_path / name)
+    assert capsys.readouterr().out.endswith(f" voxels, {told}\n")
+    back = load_volume(tmp_path / name).data
+    assert back.dtype == told.partition(",")[0] and (back == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64"])
+def test_what_ome_tiff_cannot_hold(tmp_path, dtype):
+    (tmp_path / "a.gsv").write_bytes(Packed(FieldSource(GRID, 0, 1), dtype, Steps(1.0), Codes.none()).to_bytes())
+    with pytest.raises(UserError, match=rf"an OME-TIFF must have dtype int8, .*, got {dtype} for a\.ome\.tif"):
+        decompress(tmp_path / "a.gsv", tmp_path / "a.ome.tif")
+    decompress(tmp_path / "a.gsv", tmp_path / "a.tif")
+    assert load_volume(tmp_path / "a.tif").data.dtype == dtype
+
+
+def test_voxelize_names_the_command_for_such_a_file(tmp_path):
+    (tmp_path / "a.gsv").write_bytes(Packed(FieldSource(GRID, 0, 1), "uint8", Steps(1.0), Codes.none()).to_bytes())
+    with pytest.raises(UserError, match=r"a\.gsv is a file of splat-compress: splat-decompress writes its volume"):
+        rebuild(tmp_path / "a.gsv", tmp_path / "a.npy")
 
 
 def test_other_suffixes_and_several_channels_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 import splat_ssim
 from splat_ssim import distributed
 from splat_ssim.comparison import compare
+from splat_ssim.errors import UserError
 from splat_ssim.loss import photometric_loss
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
 
@@ -242,7 +243,67 @@ def test_compare_volumes(tmp_path):
     assert bytes_result["ssim"] == pytest.approx(float(whole(*data)), abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_wide_integers_are_compared_exactly(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 3000, (14, 13, 12))
+    second = first + rng.integers(-20, 20, first.shape)
+    for name, values in (("a", first), ("b", second)):
+        np.save(tmp_path / f"{name}.npy", (values + 2**30).astype(dtype))
+    result = compare(tmp_path / "a.npy", tmp_path / "b.npy", padding="valid", data_range=60)
+    assert result["mse"] == np.square(first - second).mean()
+    exact = [(values + 2.0**30)[None] for values in (first, second)]
+    assert result["ssim"] == pytest.approx(float(whole(*exact, data_range=60, padding="valid")), abs=1e-9)
+    ones = [(values % 2 + 2**30).astype(dtype) for values in (first, second)]
+    assert distributed.ssim3d(*ones, block=12, padding="valid") < 0.9  # As float32 they would be equal.
+
+
+def test_integers_that_float64_rounds_are_told(tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 2**62, (12, 12, 12))
+    np.save(tmp_path / "a.npy", values)
+    compare(tmp_path / "a.npy", tmp_path / "a.npy")
+    assert "hold integers above 2^53: they are compared as float64" in capsys.readouterr().err
+
+
+def test_volumes_that_lie_elsewhere_are_told(tmp_path, capsys):
+    voxels = pair((1, 13, 13, 13))[0]
+    grid = VoxelGrid.regular((13, 13, 13), axes="xyz")
+    a = save_volume(tmp_path / "a.nii.gz", Volume(voxels, grid))
+    compare(a, save_volume(tmp_path / "same.nrrd", Volume(voxels, grid)))
+    assert not capsys.readouterr().err
+    compare(a, save_volume(tmp_path / "turned.npy", Volume(voxels, VoxelGrid.regular((13, 13, 13)))))
+    told = capsys.readouterr().err
+    assert "turned.npy lies elsewhere than" in told and "up to 13 voxels away" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("m.foo", "must end in one of"), ("m.dcm", "dicom volumes are read only")],
+)
+def test_a_map_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch, name, text):
+    np.save(tmp_path / "a.npy", pair((12, 12, 12))[0])
+    monkeypatch.setattr(distributed, "ssim3d", None)
+    with pytest.raises(UserError, match=text):
+        compare(tmp_path / "a.npy", tmp_path / "a.npy", map=tmp_path / name)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"--map must end in one of \.png, .* for images, got 'm.nii'"):
+        compare(tmp_path / "a.png", tmp_path / "a.png", map=tmp_path / "m.nii")
+
+
+def test_a_damaged_chunk_names_the_file(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    array = zarr.open_array(str(tmp_path / "a.zarr"), mode="w", shape=(24, 24, 24), dtype="f4", chunks=(12, 12, 12))
+    array[...] = pair((24, 24, 24))[0]
+    chunk = max((p for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"a\.zarr must be a complete zarr volume"):
+        compare(tmp_path / "a.zarr", tmp_path / "a.zarr")
+
+
 def test_compare_refuses(tmp_path):
+    np.save(tmp_path / "complex.npy", np.zeros((12, 12, 12), complex))
+    with pytest.raises(UserError, match=r"complex\.npy must hold real numbers, got complex128"):
+        compare(tmp_path / "complex.npy", tmp_path / "complex.npy")
     np.save(tmp_path / "flat.npy", np.zeros((12, 12, 12), np.float32))
     np.save(tmp_path / "small.npy", np.zeros((12, 12, 11), np.float32))
     np.save(tmp_path / "nan.npy", np.full((12, 12, 12), np.nan, np.float32))

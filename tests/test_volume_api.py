@@ -105,6 +105,18 @@ def test_a_callers_draws_go_on():
     assert not torch.equal(one.tensors["means"], other.tensors["means"])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_voxels_and_weights_must_be_finite(bad):
+    voxels = HU.astype(np.float32)
+    weights = np.ones(SHAPE)
+    weights[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=r"mask must be one channel of weights, finite and 0 or more"):
+        quick(voxels, mask=weights)
+    voxels[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=r"volume must hold finite voxels, got NaN or infinite ones"):
+        fit(Volume(voxels[None], GRID), steps=2)
+
+
 def test_target_psnr_ends_a_fit_and_says_when_it_is_not_reached():
     field = quick(HU, target_psnr=20, steps=2000)
     assert field.metrics["step"] < 400 and field.metrics["step"] % 50 == 0

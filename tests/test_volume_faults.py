@@ -13,7 +13,7 @@ from splat_ssim import distributed
 from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.cli import call
-from splat_ssim.volume import VoxelGrid, load_volume
+from splat_ssim.volume import VoxelGrid, load_field, load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
 from splat_ssim.volume.gaussians import GaussianField
@@ -80,6 +80,26 @@ def test_values_as_they_are_have_their_own_range(tmp_path):
     expected = true_psnr(tmp_path / "none" / "volume.nii.gz", source)
     assert metrics["psnr3d"] == pytest.approx(expected, abs=0.01)
     assert metrics["psnr3d"] > 12 and 0 < metrics["ssim3d"] < 1
+
+
+def test_a_window_beside_the_data_is_refused(tmp_path):
+    scan = save(tmp_path / "ct.nii.gz", ball(0, 1700, "int16"))
+    with pytest.raises(SystemExit, match=r"the window \(data.low and data.high\) must hold some of"):
+        fit(tmp_path / "run", scan, "--data.low", "5000", "--data.high", "6000")
+
+
+def test_a_range_far_from_zero_is_kept_and_told(tmp_path, capsys):
+    source = ball(1e8, 1e8 + 113, "float64")
+    scan = save(tmp_path / "far.npy", source)
+    metrics = fit(tmp_path / "run", scan, "--data.normalize", "minmax", "--output.format", "npy")
+    assert "values: 100000000 to 100000113 in the file" in capsys.readouterr().err
+    exported = load_volume(tmp_path / "run" / "volume.npy").data
+    assert exported.dtype == np.float64
+    assert true_psnr(tmp_path / "run" / "volume.npy", source) == pytest.approx(metrics["psnr3d"], abs=0.01)
+    rebuilt = rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "again.npy")
+    np.testing.assert_allclose(load_volume(rebuilt).data, exported, atol=1e-3)
+    rendered = load_field(tmp_path / "run").render()
+    np.testing.assert_allclose(rendered.detach().numpy(), exported, atol=1e-3)
 
 
 def test_outlying_voxels_are_said(tmp_path, capsys):

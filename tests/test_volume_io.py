@@ -1,5 +1,7 @@
 """Volume files come back as they were written, with their affine. Damaged files are refused."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -125,7 +127,17 @@ def test_nan_voxels(tmp_path):
     np.save(tmp_path / "nan.npy", data)
     with pytest.raises(ValueError, match=r"got 1 NaN or infinite ones, the first at .*\(0, 1, 2, 0\)"):
         load_volume(tmp_path / "nan.npy")
-    assert not load_volume(tmp_path / "nan.npy", nonfinite=0.0).data.any()
+    replaced = load_volume(tmp_path / "nan.npy", nonfinite=0)
+    assert not replaced.data.any()
+    assert replaced.notes == ("1 NaN or infinite voxels are replaced by 0, as nonfinite says",)
+    assert load_volume(tmp_path / "nan.npy", nonfinite=2.5).data.max() == 2.5
+
+
+@pytest.mark.parametrize("nonfinite", [math.nan, math.inf, 1e6, "zero", True, [0]])
+def test_what_nonfinite_must_be(tmp_path, nonfinite):
+    np.save(tmp_path / "half.npy", np.zeros((3, 3, 3), np.float16))
+    with pytest.raises(ValueError, match=r"must be a finite number that float16 holds, got .* for .*half\.npy"):
+        load_volume(tmp_path / "half.npy", nonfinite=nonfinite)
 
 
 def test_normalization():
@@ -139,6 +151,21 @@ def test_normalization():
     np.testing.assert_allclose(choose_normalization(data, "none").apply(data), data)
 
 
+def test_a_constant_volume_may_lie_at_an_end_of_its_window():
+    assert choose_normalization(np.zeros(5), "window", window=(0, 80)) == Normalization(0.0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 1, "float32"), (-1024, 3071, "float32"), (1e8, 1e8 + 113, "float64"), (0, 1e300, "float64")],
+)
+def test_intensities_have_the_dtype_that_their_range_needs(low, high, dtype):
+    scale = Normalization(low, high)
+    values = scale.invert(np.linspace(0, 1, 101))
+    assert values.dtype == scale.dtype == dtype and len(np.unique(values)) == 101
+    np.testing.assert_allclose(values, np.linspace(low, high, 101), rtol=1e-7, atol=1e-4 * (high - low))
+
+
 @pytest.mark.parametrize(
     "data,arguments,text",
     [
@@ -148,6 +175,9 @@ def test_normalization():
         (np.arange(5), {"mode": "window", "window": (4, 4)}, "low < high"),
         (np.arange(5), {"mode": "percentile", "percentiles": (50, 50)}, "percentiles must be"),
         (np.arange(5), {"mode": "zscore"}, "mode must be one of"),
+        (np.arange(1701), {"mode": "window", "window": (5000, 6000)}, "hold some .* from 0 to 1700, got 5000 to 6000"),
+        (np.arange(1701), {"mode": "window", "window": (-9, 0)}, "hold some .* from 0 to 1700, got -9 to 0"),
+        (np.array([-1.7e308, 1.7e308]), {"mode": "minmax"}, "must span a range that float64 holds"),
     ],
 )
 def test_normalization_errors(data, arguments, text):

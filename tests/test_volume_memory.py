@@ -25,12 +25,13 @@ def test_what_only_reading_tells(tmp_path):
     assert stored_shape(path) is None and memory.check_memory(path, {}) is None
 
 
-def test_scaled_nifti_is_float64(tmp_path):
+def test_scaled_nifti_goes_through_float64(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     image = nibabel.Nifti1Image(VOXELS.astype(np.int16), np.eye(4))
     image.header.set_slope_inter(0.5, 3)
     nibabel.save(image, tmp_path / "a.nii")
-    assert stored_shape(tmp_path / "a.nii") == (SHAPE, load_volume(tmp_path / "a.nii").data.dtype.itemsize)
+    assert stored_shape(tmp_path / "a.nii") == (SHAPE, 8)
+    assert load_volume(tmp_path / "a.nii").data.dtype == np.float32
 
 
 def test_a_fit_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):

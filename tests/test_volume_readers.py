@@ -314,6 +314,36 @@ def test_nifti_under_another_name(tmp_path):
         save_volume(tmp_path / "b.hdr", Volume(VOXELS[None], GRID))
 
 
+@pytest.mark.parametrize(
+    ("stored", "slope", "inter", "read"),
+    [
+        ("int16", 1, -1024, "int16"),
+        (">i2", 1, -1024, "int16"),
+        ("uint8", 2, -100, "int16"),
+        ("uint16", 1, -1024, "int16"),
+        ("uint16", 500, 0, "int32"),
+        ("int16", 0.25, -1000, "float32"),
+        ("int32", 0.001, 1e6, "float64"),
+        ("float32", 2, 1, "float64"),
+    ],
+)
+def test_numbers_with_a_slope_need_no_more_bytes_than_they_must(tmp_path, stored, slope, inter, read):
+    nibabel = pytest.importorskip("nibabel")
+    header = nibabel.Nifti1Header(endianness=">" if stored[0] == ">" else "<")
+    header.set_data_dtype(stored)
+    image = nibabel.Nifti1Image(VOXELS.astype(stored), GRID.matrix, header)
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, tmp_path / "ct.nii")
+    volume = load_volume(tmp_path / "ct.nii")
+    assert volume.data.dtype == read
+    np.testing.assert_allclose(volume.data[0], VOXELS * float(np.float32(slope)) + inter, atol=1e-9)
+    assert volume.stored_bytes == VOXELS.size * np.dtype(stored).itemsize
+    name = np.dtype(stored).name
+    assert volume.notes == (
+        f"its numbers, {name}, have slope {slope:g} and intercept {inter:g}: they are read as {read}",
+    )
+
+
 @pytest.mark.parametrize("axes", ["TYX", "CYX"])
 def test_pages_are_slices_where_there_are_no_others(tmp_path, axes):
     tifffile = pytest.importorskip("tifffile")

@@ -111,10 +111,10 @@ def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> Non
 
 @torch.no_grad()
 def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> None:
-    """The field in the file's intensities and at its place, float32, written block by block."""
+    """The field in the file's intensities and at its place, written block by block."""
     shape = volume.shape if volume.channels == 1 else (volume.channels, *volume.shape)
     with replacing_path(path) as new:
-        array = np.lib.format.open_memmap(new, mode="w+", dtype=np.float32, shape=shape)
+        array = np.lib.format.open_memmap(new, mode="w+", dtype=volume.normalization.dtype, shape=shape)
         for block in blocks_of(volume.shape, edge):
             where = tuple(slice(first, first + count) for first, count in zip(*block, strict=True))
             values = volume.normalization.invert(field(block).cpu().numpy())

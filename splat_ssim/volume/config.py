@@ -140,8 +140,8 @@ def fit_ranges(model: Any, optimizer: Any, strategy: Any) -> list[tuple[str, flo
 class VolumeOutputConfig(OutputConfig):
     """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
-    #: Format of the fitted volume, written as volume.<format> in float32 and in the source's intensities. "" writes
-    #: none.
+    #: Format of the fitted volume, written as volume.<format> in the source's intensities and in float32, or in float64
+    #: where their range is small for its distance from 0. "" writes none.
     format: VolumeFormat = "nii.gz"
     #: Write the Gaussians as PLY.
     ply: bool = True

@@ -146,9 +146,33 @@ def _header_sizes(content: bytes) -> tuple[int, int]:
     return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
 
 
+def _scaled(image: Any) -> tuple[np.ndarray, list[str]]:
+    """The numbers of an image, slope and intercept applied, in a dtype that needs no more bytes than they do."""
+    slope, inter = (float(getattr(image.dataobj, name, default)) for name, default in (("slope", 1.0), ("inter", 0.0)))
+    stored = image.get_data_dtype()
+    if (slope, inter) == (1.0, 0.0) or stored.kind not in "iuf":
+        return np.asanyarray(image.dataobj), []
+    data = np.asarray(image.dataobj, dtype=np.float64)
+    dtype: np.dtype = np.dtype(np.float64)
+    if stored.kind != "f":
+        low, high = float(data.min()), float(data.max())
+        # The file's own dtype where it will do, else the smallest that does.
+        wholes = [stored.newbyteorder("="), *(np.dtype(f"{kind}{size}") for size in (1, 2, 4) for kind in "iu")]
+        fitting = [t for t in wholes if np.iinfo(t).min <= low and high <= np.iinfo(t).max and t.itemsize <= 4]
+        if slope.is_integer() and inter.is_integer() and fitting:
+            dtype = fitting[0]
+        elif max(-low, high) <= min(abs(slope) * 2**21, float(np.finfo(np.float32).max)):
+            # float32 rounds them by less than an eighth of the distance between neighbours.
+            dtype = np.dtype(np.float32)
+    note = f"its numbers, {stored.name}, have slope {slope:g} and intercept {inter:g}: they are read as {dtype}"
+    return data.astype(dtype, copy=False), [note]
+
+
 def _read_nifti(path: Path, key: str | None) -> Stored:
     image, notes = _load_nifti(path)
-    data = np.asanyarray(image.dataobj)
+    data, scaling = _scaled(image)
+    notes += scaling
+    itemsize = image.get_data_dtype().itemsize if scaling else None
     if not hasattr(image.header, "get_xyzt_units"):
         notes.append("it is an Analyze file, which says no directions: x is taken to run to the left, as in SPM")
     letters = "xyztc"[: data.ndim] + "?" * (data.ndim - 5)
@@ -161,7 +185,7 @@ def _read_nifti(path: Path, key: str | None) -> Stored:
             unit = unit_name(image.header.get_xyzt_units()[0])
         except KeyError:  # a code that is not in the standard
             notes.append("its unit of length is none of NIfTI's")
-    return Stored(data, letters, image.affine, unit, "xyz", notes)
+    return Stored(data, letters, image.affine, unit, "xyz", notes, itemsize)
 
 
 def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
@@ -169,8 +193,6 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"a NIfTI volume must be written as .nii or .nii.gz, got {path.name!r}")
-    if data.dtype == bool:
-        data = data.astype(np.uint8)
     data = np.moveaxis(data, 0, 3) if data.ndim == 4 else data
     image = nibabel.Nifti1Image(data, affine, dtype=data.dtype)
     image.header.set_xyzt_units({"m": "meter", "mm": "mm", "um": "micron"}.get(unit, "unknown"))
@@ -180,7 +202,7 @@ def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) ->
 
 def _nifti_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
     image, _ = _load_nifti(path)
-    # Numbers with a slope become float64.
+    # Numbers with a slope go through float64.
     plain = getattr(image.dataobj, "slope", 1.0) == 1 and getattr(image.dataobj, "inter", 0.0) == 0
     return tuple(image.shape), image.get_data_dtype().itemsize if plain else 8
 
@@ -219,3 +241,14 @@ WRITERS: dict[str, Any] = {
     "mrc": write_mrc,
     "zarr": write_zarr,
 }
+#: Format -> dtypes that it lacks -> those that hold the same numbers.
+_WIDER = {
+    **{kind: {"bool": "uint8", "float16": "float32"} for kind in ("nifti", "nrrd", "metaimage")},
+    "tiff": {"bool": "uint8"},
+    "mrc": {"bool": "int8", "uint8": "uint16"},
+}
+
+
+def written_dtype(kind: str, dtype: np.dtype) -> np.dtype:
+    """The dtype in which a format keeps voxels of another: the same, or one that holds the same numbers."""
+    return np.dtype(_WIDER.get(kind, {}).get(dtype.name, dtype))

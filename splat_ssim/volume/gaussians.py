@@ -132,6 +132,7 @@ class GaussianField(nn.Module):
         if self.source is None:
             return values
         low, high = self.source.low, self.source.high
+        values = values.double() if self.source.normalization.dtype == np.float64 else values
         return (values.clamp(0, 1) if self.source.clip else values) * (high - low) + low
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .dicom import holds_dicom, is_dicom
-from .formats import HEADERS, READERS, WRITERS, read_raw
+from .formats import HEADERS, READERS, WRITERS, read_raw, written_dtype
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
@@ -80,6 +80,7 @@ class Volume:
         grid: Position of the voxels; `grid.shape` is (n0, n1, n2).
         unit: Unit of the grid's world: m, cm, mm, um, nm, angstrom, inch, or empty if unknown.
         notes: One sentence for each thing that was assumed when it was read.
+        itemsize: Bytes of a number in the file that it was read from, or None if they are those of `data`.
 
     Raises:
         ValueError: The shapes of data and grid differ.
@@ -90,6 +91,12 @@ class Volume:
     grid: VoxelGrid
     unit: str = ""
     notes: tuple[str, ...] = ()
+    itemsize: int | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the voxels as their file has them, uncompressed."""
+        return self.data.size * (self.itemsize or self.data.itemsize)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape or self.data.shape[0] < 1:
@@ -217,7 +224,8 @@ def _arranged(
     if data.dtype.kind not in "biuf":
         raise TypeError(f"{path} must hold real numbers, got {data.dtype}")
     grid = place(stored, path, data.shape[1:], spatial, axes=axes, spacing=spacing, origin=origin)
-    return Volume(_finite(data, path, nonfinite), grid, stored.unit, tuple(notes))
+    data, replaced = _finite(data, path, nonfinite)
+    return Volume(data, grid, stored.unit, (*notes, *replaced), stored.itemsize)
 
 
 def open_stored(
@@ -264,19 +272,26 @@ def reading(path: Path, function: Callable[[], Any]) -> Any:
         raise ValueError(f"{path} must be a complete {kind} volume, got {type(error).__name__}: {error}") from error
 
 
-def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> np.ndarray:
+def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> tuple[np.ndarray, list[str]]:
+    """The voxels with NaN and infinities replaced, and a note of how many they were."""
+    if nonfinite is not None:
+        number = isinstance(nonfinite, int | float) and not isinstance(nonfinite, bool)
+        largest = float(np.finfo(data.dtype if data.dtype.kind == "f" else np.float64).max)
+        if not number or not abs(nonfinite) <= largest:
+            raise ValueError(f"nonfinite must be a finite number that {data.dtype} holds, got {nonfinite!r} for {path}")
     if data.dtype.kind != "f":
-        return data
+        return data, []
     bad = ~np.isfinite(data)
     if not bad.any():
-        return data
+        return data, []
     if nonfinite is None:
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"{path} must hold finite voxels, got {int(bad.sum())} NaN or infinite ones, the first at (channel, index) "
             f"{where}; pass nonfinite=0.0 (--data.read '{{nonfinite: 0.0}}') to replace them"
         )
-    return np.where(bad, data.dtype.type(nonfinite), data)
+    note = f"{int(bad.sum())} NaN or infinite voxels are replaced by {nonfinite:g}, as nonfinite says"
+    return np.where(bad, data.dtype.type(nonfinite), data), [note]
 
 
 def load_stack(path: str | Path) -> np.ndarray:
@@ -304,10 +319,23 @@ def load_stack(path: str | Path) -> np.ndarray:
     return data
 
 
+def check_written(path: Path) -> str:
+    """Returns the format of a path.
+
+    Raises:
+        ValueError: An unknown suffix, or a format that is read only (DICOM).
+    """
+    kind = volume_format(path)
+    if kind not in WRITERS:
+        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
+    return kind
+
+
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine. Returns the path.
 
-    A single channel is written as a three-dimensional array. NIfTI, NRRD and MetaImage put channels last, as their
+    A single channel is written as a three-dimensional array. A dtype that the format lacks becomes one that holds the
+    same numbers: see `written_dtype`. NIfTI, NRRD and MetaImage put channels last, as their
     readers expect; a TIFF stack has planes across the world's z on its pages.
 
     Raises:
@@ -315,11 +343,10 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
-    kind = volume_format(path)
-    if kind not in WRITERS:
-        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
+    kind = check_written(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
+    data = data.astype(written_dtype(kind, data.dtype), copy=False)
     try:
         WRITERS[kind](path, np.ascontiguousarray(data), volume.grid.rebased().matrix, volume.unit)
     except ImportError as error:

@@ -132,9 +132,6 @@ def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> No
     for pair, single in ((".nhdr", ".nrrd"), (".mhd", ".mha")):
         if path.name.lower().endswith(pair):
             raise ValueError(f"a volume is written in one file, {single}, got {path.name!r}")
-    data = data.astype(np.uint8) if data.dtype == bool else data
-    if data.dtype == np.float16:
-        raise ValueError(f"{path.name} has no 16-bit floating point: save float32, got {data.dtype}")
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T), isVector=data.ndim == 4)
     theirs = TO_RAS @ affine
     steps = np.linalg.norm(theirs[:3, :3], axis=0)

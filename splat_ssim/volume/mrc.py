@@ -12,7 +12,7 @@ from .layout import nearest_axes
 from .stored import Stored, in_unit
 
 #: Dtypes that MRC's modes hold exactly.
-_DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
+_DTYPES = ("int8", "int16", "uint16", "float16", "float32")
 
 
 def read_mrc(path: Path, key: str | None) -> Stored:
@@ -79,7 +79,6 @@ def write_mrc(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> No
             corner["xyz".index(letter)] += steps[axis] * (data.shape[axis] - 1)
             data = np.flip(data, axis)
     data = np.ascontiguousarray(data.transpose([letters.index(letter) for letter in "zyx"]))
-    data = data.astype(np.int8) if data.dtype == bool else data
     sizes = {letter: abs(float(step)) for letter, step in zip(letters, steps, strict=True)}
     with replacing_path(path) as new:
         packed = "gzip" if path.name.lower().endswith(".gz") else None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ MODES = ("auto", "minmax", "max", "window", "percentile", "none")
 
 #: Percentiles between which most voxels lie, and the ratio of the range to their span from which a note is made.
 _BULK, _HOT = (0.1, 99.9), 10.0
+#: float32 has 24 bits: 16 of them are left for a range that lies so many times its width from 0.
+_FINE = 1 << 8
 #: Percentiles of larger volumes are estimated from so many voxels, evenly spread.
 _SAMPLE = 1 << 22
 
@@ -36,9 +39,29 @@ class Normalization:
             np.clip(values, 0.0, 1.0, out=values)
         return values.astype(np.float32)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of intensities: float32, or float64 where float32 has too few steps from low to high."""
+        largest = max(abs(self.low), abs(self.high))
+        fine = largest <= min(_FINE * (self.high - self.low), float(np.finfo(np.float32).max))
+        return np.dtype(np.float32 if fine else np.float64)
+
     def invert(self, values: np.ndarray) -> np.ndarray:
-        """Values in [0, 1] back to the file's intensities, float32."""
-        return (values.astype(np.float64) * (self.high - self.low) + self.low).astype(np.float32)
+        """Values in [0, 1] back to the file's intensities, of `dtype`."""
+        return (values.astype(np.float64) * (self.high - self.low) + self.low).astype(self.dtype)
+
+
+def spoken(*values: float) -> list[str]:
+    """Numbers as text, with as many digits as their differences need.
+
+    Example:
+        >>> from splat_ssim.volume.normalization import spoken
+        >>> spoken(1 / 3, 1000), spoken(1e8, 1e8 + 113)
+        (['0.333333', '1000'], ['100000000', '100000113'])
+    """
+    largest, span = max(map(abs, values)), max(values) - min(values)
+    digits = 3 + math.ceil(math.log10(largest / span)) if 0 < span < largest else 6
+    return [f"{value:.{min(max(digits, 6), 17)}g}" for value in values]
 
 
 def choose_normalization(
@@ -60,8 +83,8 @@ def choose_normalization(
         percentiles: (low, high) in percent for mode "percentile".
 
     Raises:
-        ValueError: The mode is unknown, the window is missing or empty, or the data are constant, in which case a
-            window must be given.
+        ValueError: The mode is unknown, the window is missing or empty or cuts every voxel off, or the data are
+            constant, in which case a window must be given.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -70,7 +93,7 @@ def choose_normalization(
     if mode == "window":
         if window is None or len(window) != 2 or not window[0] < window[1]:
             raise ValueError(f"window must be (low, high) with low < high, got {window}")
-        return Normalization(float(window[0]), float(window[1]))
+        return _window(data, float(window[0]), float(window[1]))
     if mode in ("auto", "minmax", "max"):
         least, high = float(data.min()), float(data.max())
         low = {"auto": min(0.0, least), "minmax": least, "max": 0.0}[mode]
@@ -84,6 +107,19 @@ def choose_normalization(
             f"the volume must span a range for mode {mode!r}, got {low} to {high} "
             f"(values from {float(data.min())} to {float(data.max())}); give a window "
             "(--data.normalize window --data.low LOW --data.high HIGH)"
+        )
+    if not math.isfinite(high - low):
+        raise ValueError(f"the volume must span a range that float64 holds, got {low} to {high}")
+    return Normalization(low, high)
+
+
+def _window(data: np.ndarray, low: float, high: float) -> Normalization:
+    """The map of a window, which must leave some voxels apart from its ends."""
+    least, most = float(data.min()), float(data.max())
+    if (most <= low and least < low) or (least >= high and most > high):
+        raise ValueError(
+            f"the window (data.low and data.high) must hold some of the volume's values, which go from {least:g} to "
+            f"{most:g}, got {low:g} to {high:g}"
         )
     return Normalization(low, high)
 
@@ -119,15 +155,16 @@ class ValueRange:
 
     def lines(self) -> list[str]:
         """Notes on the values for the user, one sentence in each line."""
+        (source_low, source_high), (low, high) = spoken(self.source_low, self.source_high), spoken(self.low, self.high)
         lines = [
-            f"values: {self.source_low:.6g} to {self.source_high:.6g} in the file; fitted from {self.low:.6g} to "
-            f"{self.high:.6g}; cut off: {100 * self.cut_below:.3g}% of the voxels below, "
-            f"{100 * self.cut_above:.3g}% above"
+            f"values: {source_low} to {source_high} in the file; fitted from {low} to {high}; cut off: "
+            f"{100 * self.cut_below:.3g}% of the voxels below, {100 * self.cut_above:.3g}% above"
         ]
         bulk = self.bulk_high - self.bulk_low
         if self.high - self.low > _HOT * bulk and self.source_high > self.source_low:
+            bulk_low, bulk_high = spoken(self.bulk_low, self.bulk_high)
             lines.append(
-                f"warning: 99.8% of the voxels lie between {self.bulk_low:.6g} and {self.bulk_high:.6g}, a small part "
+                f"warning: 99.8% of the voxels lie between {bulk_low} and {bulk_high}, a small part "
                 f"of the range that is fitted: a few outlying voxels rule PSNR and SSIM; --data.normalize percentile, "
                 f"or --data.low and --data.high, cut them off"
             )

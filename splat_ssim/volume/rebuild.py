@@ -16,6 +16,7 @@ from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .io import Volume, open_grid, save_volume, volume_format
 from .layout import nearest_axes
+from .normalization import spoken
 from .voxelize import morton_order
 
 
@@ -66,6 +67,8 @@ def rebuild(
     """
     if not gaussians.is_file():
         raise UserError(f"required gaussians.quantized or gaussians.ply of a run, got no file {gaussians}")
+    if gaussians.suffix.lower() == ".gsv":
+        raise UserError(f"{gaussians} is a file of splat-compress: splat-decompress writes its volume")
     with user_errors():
         volume_format(output)
         load = load_gaussians_ply if gaussians.suffix.lower() == ".ply" else load_quantized
@@ -94,5 +97,5 @@ def rebuild(
     whole = FieldSource(grid, low, high, unit="" if source is None else source.unit)
     with user_errors():
         save_volume(output, Volume(whole.normalization.invert(values.numpy()), grid, whole.unit))
-    print(f"{output}: {len(field)} Gaussians on {grid.shape} voxels, intensities {low:.6g} to {high:.6g}")
+    print(f"{output}: {len(field)} Gaussians on {grid.shape} voxels, intensities {' to '.join(spoken(low, high))}")
     return output

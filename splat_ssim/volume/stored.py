@@ -34,6 +34,7 @@ class Stored:
         unit: Unit of the world: m, cm, mm, um, nm, angstrom, inch, or empty if the file does not say.
         order: The letters of the spatial axes to assume if `axes` has none and no affine is given.
         notes: One sentence for each thing that was assumed.
+        itemsize: Bytes of a number in the file that it was read from, or None if they are those of `data`.
     """
 
     array: Any
@@ -42,6 +43,7 @@ class Stored:
     unit: str = ""
     order: str = "zyx"
     notes: list[str] = field(default_factory=list)
+    itemsize: int | None = None
 
     def axes_in_space(self) -> str:
         """The letters of the spatial axes in the array's order."""

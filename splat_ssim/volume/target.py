@@ -19,6 +19,8 @@ from .normalization import Normalization, ValueRange, choose_normalization, desc
 
 #: A volume of integers gets a note that it looks like labels if it has this few values in a sample of this many voxels.
 _LABELS, _SAMPLE = 12, 1 << 12
+#: Largest weight of a mask, which float32 holds.
+_HEAVIEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -97,8 +99,11 @@ def make_target(
         placed: Whether the config, not the file, gives the position of the volume.
 
     Raises:
-        ValueError: The volume is constant; or the mask has another shape, lies elsewhere or has no weights.
+        ValueError: The volume is constant or not finite, or a window cuts all of it off; or the mask has another shape,
+            lies elsewhere or has no weights.
     """
+    if not np.isfinite([volume.data.min(), volume.data.max()]).all():
+        raise ValueError(f"{name} must hold finite voxels, got NaN or infinite ones")
     normalization = normalization_of(volume.data, config)
     intensities = describe_values(volume.data, normalization)
     weights: Tensor | None = None
@@ -106,10 +111,12 @@ def make_target(
     if mask is not None:
         mask_lines = tuple(f"{mask_name}: {line}" for line in mask.notes)
         values = mask.data
-        if values.shape != (1, *volume.grid.shape) or values.min() < 0 or not values.any():
+        low, high = values.min(), values.max()
+        # NaN compares as false.
+        if values.shape != (1, *volume.grid.shape) or not 0 <= low <= high <= _HEAVIEST or np.float32(high) == 0:
             raise ValueError(
-                f"mask must be one channel of weights of 0 or more, not all 0, on {volume.grid.shape}, got "
-                f"{values.shape} from {values.min()} to {values.max()}"
+                f"mask must be one channel of weights, finite and 0 or more, not all 0, on {volume.grid.shape}, got "
+                f"{values.shape} from {low} to {high}"
             )
         _check_place(mask.grid, volume.grid, given=placed)
         weights = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]

@@ -266,10 +266,14 @@ def write_tiff(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
     """
     import tifffile
 
-    data = data.astype(np.uint8) if data.dtype == bool else data
     follows = nearest_axes(affine)
     order = [follows.index(letter) for letter in "zyx"]
     named_ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    if named_ome and data.dtype.char not in _OME:
+        raise ValueError(
+            f"an OME-TIFF must have dtype {', '.join(np.dtype(code).name for code in _OME)}, got {data.dtype} for "
+            f"{path.name}; a name that ends in .tif alone holds it"
+        )
     imagej = data.dtype.char in _IMAGEJ and data.nbytes < _IMAGEJ_BYTES and not named_ome
     # ImageJ's order is ZCYX.
     own = {

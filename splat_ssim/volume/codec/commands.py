@@ -15,6 +15,7 @@ from ...errors import UserError, user_errors
 from ...trainer.config import YamlMapping
 from ...trainer.device import available_memory
 from ...trainer.metrics import in_words
+from ..formats import written_dtype
 from ..io import load_volume, save_volume, volume_format
 from ..memory import check_memory
 from .compress import Compressed, compress_volume
@@ -44,7 +45,7 @@ def compress(
         output: File to write. Its name must end in .gsv.
         bytes: Largest size of the file in bytes.
         psnr: Lowest PSNR of the decoded volume in dB. If it cannot be reached, the command says so.
-        ratio: Lowest compression ratio: the size of the voxels, in their own dtype, over that of the file.
+        ratio: Lowest compression ratio: the size of the voxels, in the dtype of their file, over that of the file.
         read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
         steps: Number of steps of the fit. 4000 give good quality, 1000 take a quarter of the time.
         seed: Seed of every random draw.
@@ -123,5 +124,7 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
             )
         volume = packed.volume()
         save_volume(output, volume)
-    print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {packed.dtype}")
+    written = written_dtype(volume_format(output), volume.data.dtype).name
+    widened = "" if written == packed.dtype else f", as the format has no {packed.dtype}"
+    print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {written}{widened}")
     return output

@@ -48,8 +48,8 @@ class Compressed:
 
     Args:
         content: Content of the file.
-        metrics: Metrics of the decoded volume: bytes, num_gaussians, ratio (of the voxels' own bytes), psnr3d and
-            ssim3d over the range of the volume, and max_error in the intensities of the volume.
+        metrics: Metrics of the decoded volume: bytes, num_gaussians, ratio (of the voxels' bytes in their file), psnr3d
+            and ssim3d over the range of the volume, and max_error in the intensities of the volume.
         reached: Whether the requested PSNR was reached. A requested size always is.
     """
 
@@ -77,7 +77,7 @@ def compress_volume(
         bytes: Largest size of the file in bytes.
         psnr: Lowest PSNR in dB of the decoded volume. Its peak is the difference between the volume's maximum and
             minimum.
-        ratio: How many times smaller the file must be than the voxels in their own dtype.
+        ratio: How many times smaller the file must be than the voxels in the dtype of their file.
         steps: Number of steps of each fit.
         seed: Seed of every random draw.
         device: Device that fits.
@@ -101,23 +101,62 @@ def compress_volume(
         >>> Packed.of_bytes(made.content).volume().data.dtype
         dtype('int16')
     """
-    size = _goal(volume, bytes, psnr, ratio, name)
-    source, low, high = volume.data, float(volume.data.min()), float(volume.data.max())
-    if low == high:
-        return _finished(
-            volume, Packed(FieldSource(volume.grid, low, high), source.dtype.name, Steps(1.0), Codes.none())
-        )
+    goal = _goal(volume, bytes, psnr, ratio, name)
+    source = FieldSource(volume.grid, *_extremes(volume.data), unit=volume.unit)
+    if source.low == source.high:
+        made = _finished(volume, Packed(source, volume.data.dtype.name, Steps(1.0), Codes.none()))
+        if goal is not None:
+            goal.check(len(made.content), "the header of this volume")
+        return made
     config = VolumeConfig(steps=steps, seed=seed, device=device, checkpoint_every=0, data_dir=Path(name))
     config.loss = "splat_ssim.volume.codec.loss:cut_error"
     config.output.progress = progress
     config.data.normalize = "minmax"
-    target = make_target(volume, config.data, name=name)
-    maker = _Maker(volume, target, config)
-    return maker.of_size(size) if size is not None else maker.of_quality(float(psnr))  # type: ignore[arg-type]
+    target = make_target(dataclasses.replace(volume, data=_fitted_as(volume.data)), config.data, name=name)
+    maker = _Maker(volume, source, target, config)
+    return maker.of_size(goal) if goal is not None else maker.of_quality(float(psnr))  # type: ignore[arg-type]
 
 
-def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | None, name: str) -> int | None:
-    """Returns the largest size of the file in bytes, or None if a PSNR is requested.
+@dataclass(frozen=True)
+class _Size:
+    """The largest size of a file, and how it was asked for.
+
+    Args:
+        bytes: The size.
+        voxels: Bytes of the voxels.
+        ratio: The ratio that was given in place of bytes, or None.
+    """
+
+    bytes: int
+    voxels: int
+    ratio: float | None
+
+    def check(self, least: int, what: str) -> None:
+        """Refuses a size below the one that something takes; the message names the option that was given."""
+        if self.bytes >= least:
+            return
+        if self.ratio is None:
+            raise ValueError(f"bytes must be at least {least} for {what}, got {self.bytes}")
+        most = math.floor(1000 * self.voxels / least) / 1000
+        raise ValueError(f"ratio must be at most {most:.10g} for {what}, got {self.ratio:g}")
+
+
+def _extremes(data: np.ndarray) -> tuple[float, float]:
+    """The least and the largest number, exact also where float64 does not hold it: whole ones as int."""
+    low, high = data.min().item(), data.max().item()
+    return (int(low), int(high)) if data.dtype.kind == "b" else (low, high)
+
+
+def _fitted_as(data: np.ndarray) -> np.ndarray:
+    """Numbers that have the same differences: those of 64 bits begin at 0, as float64 has 53 bits."""
+    if data.dtype.kind not in "iu" or data.dtype.itemsize < 8:
+        return data
+    above: np.ndarray = data.astype(np.uint64) - data.min().astype(np.uint64)
+    return above
+
+
+def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | None, name: str) -> _Size | None:
+    """Returns the largest size of the file, or None if a PSNR is requested.
 
     Raises:
         ValueError: In the same cases as `compress_volume`.
@@ -140,21 +179,29 @@ def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | N
             raise ValueError(f"{key} must be above 0, got {value}")
     if psnr is not None:
         return None
-    return int(size if size is not None else volume.data.nbytes / ratio)  # type: ignore[operator]
+    voxels = volume.stored_bytes
+    return _Size(int(size if size is not None else voxels / ratio), voxels, ratio)  # type: ignore[operator]
 
 
 def _finished(volume: Volume, packed: Packed, content: bytes | None = None, reached: bool = True) -> Compressed:
     """A file with what it is worth."""
     content = packed.to_bytes() if content is None else content
-    decoded, source = packed.volume().data.astype(np.float64), volume.data.astype(np.float64)
-    span = packed.source.high - packed.source.low or 1.0
-    scaled = [torch.from_numpy(((each - packed.source.low) / span).astype(np.float32)) for each in (decoded, source)]
+    decoded, source = packed.volume().data, volume.data
+    whole = source.dtype.kind in "iub"
+    # Differences of 64-bit integers are taken in whole numbers, which wrap around to the right ones.
+    low, span = volume.data.min(), packed.source.high - packed.source.low or 1.0
+    kind = np.uint64 if whole else np.float64
+    scaled = [
+        torch.from_numpy(((each.astype(kind) - low.astype(kind)).astype(np.float64) / span).astype(np.float32))
+        for each in (decoded, source)
+    ]
+    errors = np.maximum(decoded, source).astype(kind) - np.minimum(decoded, source).astype(kind)
     metrics = {
         "bytes": len(content),
-        "ratio": volume.data.nbytes / len(content),
+        "ratio": volume.stored_bytes / len(content),
         "num_gaussians": len(packed.codes),
         **evaluate_volume(scaled[0], scaled[1]),
-        "max_error": float(np.abs(decoded - source).max()),
+        "max_error": float(errors.max()),
     }
     return Compressed(content, metrics, reached)
 
@@ -185,28 +232,24 @@ class _Maker:
 
     Args:
         volume: Volume to compress.
+        source: Its grid and the range of its intensities.
         target: The same volume as the target of a fit.
         config: Config of a fit. The number of Gaussians is set for each fit.
     """
 
-    def __init__(self, volume: Volume, target: Target, config: VolumeConfig) -> None:
-        self.volume, self.config = volume, config
-        scale = target.normalization
+    def __init__(self, volume: Volume, source: FieldSource, target: Target, config: VolumeConfig) -> None:
+        self.volume, self.source, self.config = volume, source, config
         #: Half of the voxels lie below it: often it is the background, which then takes no Gaussian.
         self.base = float(target.values.median())
         self.target = dataclasses.replace(target, values=target.values - self.base)
-        self.source = FieldSource(target.grid, scale.low, scale.high, True, target.unit)
         self.voxels = math.prod(volume.grid.shape)
         self.most = max(1, int(_CROWDED * self.voxels))
         self.overhead = len(self._packed(Steps(0.1), Codes.none()).to_bytes()) + 24
 
-    def of_size(self, size: int) -> Compressed:
-        """The file of at most `size` bytes."""
-        room = size - self.overhead
-        if room < 1:
-            raise ValueError(
-                f"bytes must be at least {self.overhead + 1} for the header of this volume and a Gaussian, got {size}"
-            )
+    def of_size(self, size: _Size) -> Compressed:
+        """The file of at most that size."""
+        size.check(self.overhead + 1, "the header of this volume and a Gaussian")
+        room = size.bytes - self.overhead
         field = self._fitted(int(min(self.most, max(1, room * 8 / BITS))))
         steps = self._steps(field)
         steps = steps_for_size(field, steps, int(room * _SPARE))
@@ -215,16 +258,16 @@ class _Maker:
         self._round(field, steps)
         return self._within(field, steps, size)
 
-    def _within(self, field: CodedField, steps: Steps, size: int) -> Compressed:
+    def _within(self, field: CodedField, steps: Steps, size: _Size) -> Compressed:
         """Makes the file of a rounded field. The least valuable Gaussians are left out until it fits."""
         while True:
             packed = self._packed(steps, field.codes(steps))
             content = packed.to_bytes()
-            if len(content) <= size:
+            if len(content) <= size.bytes:
                 return _finished(self.volume, packed, content)
             if len(field) <= 1:
-                raise ValueError(f"bytes must be at least {len(content)} for one Gaussian, got {size}")
-            excess = (len(content) - size) / (len(content) - self.overhead + 8)
+                size.check(len(content), "one Gaussian")
+            excess = (len(content) - size.bytes) / (len(content) - self.overhead + 8)
             count = max(1, len(field) - max(1, math.ceil(len(field) * excess)))
             field = field.taken(most_worthy(field, steps, count))
 

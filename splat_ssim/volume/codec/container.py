@@ -46,7 +46,8 @@ class Packed:
     """The contents of a file.
 
     Args:
-        source: Grid of the voxels, and their smallest and largest intensity, which are coded as 0 and 1.
+        source: Grid of the voxels, and their smallest and largest intensity, which are coded as 0 and 1. They are ints
+            unless the dtype is a float.
         dtype: Dtype of the volume, one of `DTYPES`.
         steps: Quantisation steps of the codes.
         codes: The coded Gaussians.
@@ -115,9 +116,18 @@ class Packed:
     def _intensities(self, values: np.ndarray) -> np.ndarray:
         """Values of the field as the source has them."""
         low, high, dtype = self.source.low, self.source.high, np.dtype(self.dtype)
-        exact = np.clip(values + np.float32(self.base), 0.0, 1.0).astype(np.float64) * (high - low) + low
-        # A float64 just above the largest int64 would wrap around.
-        intensities: np.ndarray = np.clip(np.rint(exact) if dtype.kind in "iub" else exact, low, high).astype(dtype)
+        intensities: np.ndarray
+        shares = np.clip(values + np.float32(self.base), 0.0, 1.0).astype(np.float64)
+        if dtype.kind == "f":
+            intensities = np.clip(shares * (high - low) + low, low, high).astype(dtype)
+            return intensities
+        # float64 does not hold the intensities of 64 bits, but what they are above the lowest is found in whole
+        # numbers; their sum wraps around to the right one.
+        span = int(high) - int(low)
+        counts = np.rint(shares * span)
+        below = counts < float(span)
+        above = np.where(below, np.where(below, counts, 0).astype(np.uint64), np.uint64(span))
+        intensities = (above + np.uint64(int(low) % 2**64)).astype(dtype)
         return intensities
 
     def field(self) -> GaussianField:
@@ -144,7 +154,7 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
         shape = tuple(header["shape"])
         affine = np.array([*header["affine"], 0, 0, 0, 1], np.float64).reshape(4, 4)
         grid = VoxelGrid(shape, affine.tolist())
-        low, high = (float(v) for v in header["range"])
+        low, high = header["range"]
         weight, shape_step, place, cell = header["steps"]
         steps = Steps(float(weight), float(shape_step), float(place), cell)
         count, dtype, unit, base = header["count"], header["dtype"], str(header["unit"]), float(header["base"])
@@ -155,15 +165,29 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
             raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
         if dtype not in DTYPES or not low <= high or not math.isfinite(high - low) or not 0 <= base <= 1:
             raise ValueError(f"voxels of {dtype} from {low} to {high}")
-        kind = np.dtype(dtype)
-        limits = (0, 1) if kind.kind == "b" else (np.iinfo if kind.kind in "iu" else np.finfo)(kind)
-        least, most = limits if isinstance(limits, tuple) else (limits.min, limits.max)
-        if not float(least) <= low <= high <= float(most):
-            raise ValueError(f"voxels of {dtype} from {low} to {high}")
+        low, high = _in_range(dtype, low, high)
     except (zlib.error, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"a header that says where voxels lie and what they are, got {error}") from error
     codes = decode(body, steps, grid.shape, count) if count else Codes.none()
     return cls(FieldSource(grid, low, high, True, unit), dtype, steps, codes, base)
+
+
+def _in_range(name: str, low: float, high: float) -> tuple[float, float]:
+    """The range of voxels of a dtype, in whole numbers for whole voxels.
+
+    Raises:
+        ValueError: The dtype does not hold the range.
+    """
+    dtype = np.dtype(name)
+    whole = dtype.kind != "f"
+    limits = (np.iinfo if whole else np.finfo)(np.uint8 if dtype.kind == "b" else dtype)
+    least, most = limits.min, 1 if dtype.kind == "b" else limits.max
+    if not float(least) <= low <= high <= float(most) or (whole and (low % 1 or high % 1)):
+        raise ValueError(f"voxels of {name} from {low} to {high}")
+    if not whole:
+        return float(low), float(high)
+    # Older files have the range in float64, which rounds the largest 64-bit integers up.
+    return max(int(least), int(low)), min(int(most), int(high))
 
 
 def load_packed(path: str | Path) -> Packed:
