@@ -59,6 +59,35 @@ def test_what_hdf5_says_of_its_voxels(tmp_path):
     assert volume.unit == "nm"
 
 
+@pytest.mark.parametrize("names", ["xyz", np.bytes_(b"xyz"), ["x", "y", "z"]])
+def test_axes_of_hdf5_are_a_word_or_a_list(tmp_path, names):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=VOXELS).attrs["axes"] = names
+    volume = load_volume(tmp_path / "a.h5")
+    np.testing.assert_array_equal(volume.grid.matrix, np.eye(4))
+    assert volume.notes == ()
+
+
+def test_what_hdf5_has_not_is_told(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("part", shape=SHAPE, chunks=(7, 12, 16), dtype="u1", fillvalue=3)[:7] = 1
+        file.create_dataset("none", shape=SHAPE, dtype="u1")
+        file.create_dataset("named", data=VOXELS).dims[0].label = "depth"
+        layout = h5py.VirtualLayout(SHAPE, dtype="u1")
+        layout[...] = h5py.VirtualSource("gone.h5", "data", SHAPE)
+        file.create_virtual_dataset("other", layout)
+    notes = {key: load_volume(tmp_path / "a.h5", key=key).notes for key in ("part", "none", "named", "other")}
+    assert notes["part"] == ("1 of its 2 chunks are absent and are read as 3",)
+    assert notes["none"] == ("1 of its 1 chunks are absent and are read as 0",)
+    assert notes["other"] == ("of its source files gone.h5 are absent and read as 0",)
+    assert notes["named"][0].startswith("its names of axes, depth, , , are left out: x, y and z")
+    with h5py.File(tmp_path / "gone.h5", "w") as file:
+        file["data"] = VOXELS
+    assert load_volume(tmp_path / "a.h5", key="other").notes == ()
+
+
 # --- MRC
 
 
@@ -163,6 +192,58 @@ def test_zarr_3_needs_a_newer_python(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr, "__version__", "2.18.3")
     with pytest.raises(ValueError, match=r"is of zarr's format 3, which Python 3.11 and newer read, got zarr 2.18.3"):
         load_volume(path)
+
+
+# --- zarr of others
+
+
+def zarr_array(path, names=None, **attributes):
+    """VOXELS in two chunks, with names of axes as zarr 3 has them, and attributes."""
+    zarr = pytest.importorskip("zarr", minversion="3")
+    array = zarr.create_array(path, shape=SHAPE, chunks=(7, 12, 16), dtype="u1", dimension_names=names)
+    array[...] = VOXELS + 1
+    array.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "attributes"),
+    [("xyz", {}), (None, {"_ARRAY_DIMENSIONS": ["x", "y", "z"]}), ("zyx", {"axes": ["x", "y", "z"]})],
+)
+def test_names_of_axes_in_zarr(tmp_path, names, attributes):
+    volume = load_volume(zarr_array(tmp_path / "a.zarr", names, **attributes))
+    np.testing.assert_array_equal(volume.grid.matrix, np.eye(4))
+    assert volume.notes == ()
+
+
+def test_other_names_of_axes_in_zarr_are_told(tmp_path):
+    volume = load_volume(zarr_array(tmp_path / "a.zarr", ["depth", "y", "x"]))
+    assert volume.notes[0].startswith("its names of axes, depth, y, x, are left out: x, y and z")
+
+
+def test_absent_chunks_of_zarr_are_told(tmp_path):
+    path = zarr_array(tmp_path / "a.zarr")
+    next(path.rglob("c/1/0/0")).unlink()
+    assert load_volume(path).notes == ("1 of its 2 chunks are absent and are read as 0",)
+
+
+@pytest.mark.parametrize("kind", ["scale", "affine"])
+def test_ome_zarr_with_paths_of_several_parts(tmp_path, kind):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    datasets = []
+    for level in (1, 2):
+        path = f"scale{level}/image"
+        root.create_array(path, shape=SHAPE, dtype="u1")[...] = VOXELS // level + 1
+        changes = [{"type": "scale", "scale": [2.0 * level, 1.0, 0.5]}, {"type": kind, kind: [2, 2, 2]}]
+        datasets.append({"path": path, "coordinateTransformations": changes})
+    axes = [{"name": letter, "type": "space", "unit": "micrometer"} for letter in "zyx"]
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    volume = load_volume(tmp_path / "a.zarr", key="scale2/image")
+    np.testing.assert_array_equal(volume.data[0], VOXELS // 2 + 1)
+    assert volume.unit == "um" and volume.grid.spacing == ((8, 2, 1) if kind == "scale" else (4, 1, 0.5))
+    told = "its transformation of type affine is left out: scales and translations are read"
+    assert [note[: len(told)] for note in volume.notes] == ([] if kind == "scale" else [told])
 
 
 # --- TIFF

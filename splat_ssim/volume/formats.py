@@ -53,7 +53,15 @@ def _write_sidecar(path: Path, data: np.ndarray, affine: np.ndarray, unit: str, 
 
 def _described(data: Any, path: Path) -> Stored:
     described = read_sidecar(path)
-    return Stored(data, described.get("axes", ""), described.get("affine"), unit_name(described.get("unit")))
+    stored = Stored(data, "", described.get("affine"), unit_name(described.get("unit")))
+    names = described.get("axes") or ""
+    stored.name_axes(names)
+    if names and not stored.axes:
+        raise ValueError(
+            f"{_sidecar(path)} must name the {data.ndim} axes of {path.name} by x, y, z, and c and t where there are "
+            f"such, got axes {names!r}"
+        )
+    return stored
 
 
 # --- npy, npz, raw
