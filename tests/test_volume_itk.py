@@ -203,6 +203,41 @@ def test_missing_and_doubled_slices_are_refused(tmp_path):
         load_volume(tmp_path / "twice")
 
 
+def test_slices_without_a_position_are_refused(tmp_path):
+    write_series(tmp_path, image())
+    for file in tmp_path.glob("*.dcm"):
+        content = file.read_bytes()
+        # The element ends where the next, the orientation, begins.
+        at, end = (content.index(bytes([0x20, 0, tag, 0])) for tag in (0x32, 0x37))
+        file.write_bytes(content[:at] + content[end:])
+    with pytest.raises(ValueError, match=r"with a position \(0020,0032\), got 9 without, such as 1_9\d.dcm; dcm2niix"):
+        load_volume(tmp_path)
+
+
+def test_files_that_gdcm_leaves_out_are_named(tmp_path):
+    write_series(tmp_path, image())
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert load_volume(tmp_path).notes == ()
+    names = sorted(file.name for file in tmp_path.glob("*.dcm"))
+    (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes()[:200])
+    told = f"1 DICOM files that GDCM does not read as slices are left out: {names[0]}"
+    volume = load_volume(tmp_path)
+    assert volume.data.shape[1] == 8 and volume.notes == (told,)
+    (tmp_path / names[4]).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"2 DICOM files .* left out: {names[0]}, {names[4]}: some may be missing"):
+        load_volume(tmp_path)
+
+
+def test_a_series_among_other_files(tmp_path):
+    write_series(tmp_path, image())
+    for number in range(25):
+        (tmp_path / f"0_{number}.txt").write_text("a file whose name comes first")
+    np.testing.assert_array_equal(load_volume(tmp_path).data[0], HU)
+    (tmp_path / "preview.tif").write_bytes(b"II*")
+    with pytest.raises(ValueError, match="must hold TIFF slices or a DICOM series, got files of both; move one kind"):
+        load_volume(tmp_path)
+
+
 def test_slices_that_differ_are_refused(tmp_path):
     write_series(tmp_path, image())
     write_series(tmp_path, image(HU[:2], direction=np.eye(3)[:, [1, 2, 0]]), **{"0008|0018": "1.2.9"})

@@ -112,7 +112,10 @@ def volume_format(path: str | Path) -> str:
     if split_zarr(path)[1] is not None:
         return "zarr"
     if path.is_dir():
-        return "tiff" if holds_tiff(path) or not holds_dicom(path) else "dicom"
+        tiff, dicom = holds_tiff(path), holds_dicom(path)
+        if tiff and dicom:
+            raise ValueError(f"{path} must hold TIFF slices or a DICOM series, got files of both; move one kind away")
+        return "dicom" if dicom else "tiff"
     if is_dicom(path):
         return "dicom"
     for suffix, tool in CONVERTERS.items():
