@@ -18,7 +18,7 @@ from .formats import HEADERS, READERS, WRITERS, read_raw
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
-from .stored import Stored
+from .stored import Stored, plain_array
 from .tiff import holds_tiff
 
 #: How each format is recognised, longest suffix first.
@@ -196,7 +196,8 @@ def array_volume(
         TypeError: The array does not hold real numbers.
     """
     options = {"axes": axes, "spacing": spacing, "origin": origin, "nonfinite": nonfinite}
-    return _arranged(Stored(np.asarray(array)), Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
+    stored = Stored(plain_array(array, name))
+    return _arranged(stored, Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
 
 
 def _arranged(

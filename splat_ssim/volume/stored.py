@@ -68,6 +68,20 @@ class Stored:
         return "".join(letter for letter in self.axes if letter in "xyz") or self.order
 
 
+def plain_array(array: Any, name: str) -> np.ndarray:
+    """An array as numpy has it.
+
+    Raises:
+        ValueError: A masked array, whose mask would be lost.
+    """
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{name} must be an array without a mask, got one with {int(np.ma.getmaskarray(array).sum())} masked "
+            f"voxels; fill them by filled(0), and pass ~mask as the mask of a fit"
+        )
+    return np.asarray(array)
+
+
 def unit_name(text: Any) -> str:
     """Our name of a unit of length that a file spells in its own way. Empty for any other word.
 
