@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from tests.volumes import fit
+from tests.volumes import fit, write_nrrd
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -141,6 +141,30 @@ def test_a_damaged_file_is_told_in_one_sentence(tmp_path, suffix):
     with pytest.raises(ValueError, match=rf"bad{suffix} must be a complete \w+ volume, got [^\n]*$") as caught:
         load_volume(path)
     assert "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_metaimage_cut_short_is_told_in_one_sentence(tmp_path, name, compressed, capfd):
+    sitk.WriteImage(image(), str(tmp_path / name), useCompression=compressed)
+    data = next(iter({*tmp_path.glob("*raw")} or {tmp_path / name}))
+    data.write_bytes(data.read_bytes()[:-40])
+    with pytest.raises(
+        ValueError, match=rf"{name} must be a complete metaimage .* \d+ of \d+ bytes of voxels in a.\w+$"
+    ):
+        load_volume(tmp_path / name)
+    if name == "a.mhd":
+        data.unlink()
+        with pytest.raises(ValueError, match=rf"must be a complete .*, got no file {data.name} for its voxels"):
+            load_volume(tmp_path / name)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_spacing_that_is_no_number_is_told(tmp_path):
+    write_nrrd(tmp_path / "a.nrrd", HU, "spacings: 1 2 nan", "thicknesses: nan nan 3")
+    volume = load_volume(tmp_path / "a.nrrd")
+    assert volume.grid.spacing == (1, 2, 1)
+    assert volume.notes == ("its header has no spacing along z: 1 is taken",)
 
 
 # --- DICOM
