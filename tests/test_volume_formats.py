@@ -153,6 +153,14 @@ def test_stacks_and_missing_voxel_sizes_are_told(tmp_path):
     )
 
 
+def test_angles_of_an_mrc_cell_are_told(tmp_path):
+    mrcfile = pytest.importorskip("mrcfile")
+    with mrcfile.new(tmp_path / "a.mrc", data=VOXELS.astype(np.float32)) as file:
+        file.voxel_size = 1.5
+        file.header.cellb.gamma = 120
+    assert load_volume(tmp_path / "a.mrc").notes == ("the angles of its cell are 90, 90, 120: right angles are taken",)
+
+
 # --- OME-Zarr out
 
 
@@ -306,3 +314,23 @@ def test_analyze_says_what_is_assumed(tmp_path):
     np.testing.assert_array_equal(volume.data[0], VOXELS)
     assert volume.grid.spacing == (2, 3, 4)
     assert "it is an Analyze file, which says no directions" in volume.notes[0]
+
+
+def test_a_nifti_file_without_directions_or_with_two_says_so(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    one = np.diag([2.0, 3.0, 4.0, 1.0])
+    expected = {
+        (0, 0, 0): "its header has no directions, sform_code and qform_code are 0: x is taken to run to the left",
+        (1, 1, 0): None,
+        (1, 0, 9): None,
+        (1, 1, 0.1): None,
+        (1, 1, 9): "its sform and its qform are up to 9 apart: the sform is taken",
+    }
+    for (sform, qform, apart), told in expected.items():
+        image = nibabel.Nifti1Image(VOXELS, one)
+        other = one.copy()
+        other[0, 3] = apart
+        image.set_sform(one, sform), image.set_qform(other, qform)
+        nibabel.save(image, tmp_path / "a.nii")
+        notes = load_volume(tmp_path / "a.nii").notes
+        assert not notes if told is None else len(notes) == 1 and notes[0].startswith(told)
