@@ -242,7 +242,8 @@ def test_ome_zarr_with_paths_of_several_parts(tmp_path, kind):
     datasets = []
     for level in (1, 2):
         path = f"scale{level}/image"
-        root.create_array(path, shape=SHAPE, dtype="u1")[...] = VOXELS // level + 1
+        array = zarr.open_array(str(tmp_path / "a.zarr" / path), mode="w", shape=SHAPE, dtype="u1")
+        array[...] = VOXELS // level + 1
         changes = [{"type": "scale", "scale": [2.0 * level, 1.0, 0.5]}, {"type": kind, kind: [2, 2, 2]}]
         datasets.append({"path": path, "coordinateTransformations": changes})
     axes = [{"name": letter, "type": "space", "unit": "micrometer"} for letter in "zyx"]

@@ -118,7 +118,9 @@ def _image_of(root: Any, key: str) -> tuple[dict[str, Any], dict[str, Any]] | No
     """The multiscale image that an array belongs to, and its entry there: a group above it has both."""
     parts = key.split("/")
     for count in reversed(range(len(parts))):
-        image = _multiscale(root["/".join(parts[:count])] if count else root) or {}
+        # A folder may have no metadata of a group.
+        group = root.get("/".join(parts[:count])) if count else root
+        image = (None if group is None else _multiscale(group)) or {}
         for dataset in image.get("datasets", ()):
             if dataset["path"].strip("/") == "/".join(parts[count:]):
                 return image, dataset
