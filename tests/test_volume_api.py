@@ -44,6 +44,14 @@ def by_definition(field, grid):
     return voxelize_reference(tensors["means"], tensors["quats"], tensors["log_scales"].exp(), values, grid)
 
 
+def test_masked_arrays_are_refused():
+    masked = np.ma.masked_less(HU, 0)
+    with pytest.raises(ValueError, match=r"volume must be an array without a mask, got one with [1-9].* masked voxels"):
+        quick(masked)
+    with pytest.raises(ValueError, match="mask must be an array without a mask"):
+        quick(HU, mask=masked)
+
+
 # --- fit
 
 

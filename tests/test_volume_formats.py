@@ -60,6 +60,35 @@ def test_what_hdf5_says_of_its_voxels(tmp_path):
     assert volume.unit == "nm"
 
 
+@pytest.mark.parametrize("names", ["xyz", np.bytes_(b"xyz"), ["x", "y", "z"]])
+def test_axes_of_hdf5_are_a_word_or_a_list(tmp_path, names):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", data=VOXELS).attrs["axes"] = names
+    volume = load_volume(tmp_path / "a.h5")
+    np.testing.assert_array_equal(volume.grid.matrix, np.eye(4))
+    assert volume.notes == ()
+
+
+def test_what_hdf5_has_not_is_told(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("part", shape=SHAPE, chunks=(7, 12, 16), dtype="u1", fillvalue=3)[:7] = 1
+        file.create_dataset("none", shape=SHAPE, dtype="u1")
+        file.create_dataset("named", data=VOXELS).dims[0].label = "depth"
+        layout = h5py.VirtualLayout(SHAPE, dtype="u1")
+        layout[...] = h5py.VirtualSource("gone.h5", "data", SHAPE)
+        file.create_virtual_dataset("other", layout)
+    notes = {key: load_volume(tmp_path / "a.h5", key=key).notes for key in ("part", "none", "named", "other")}
+    assert notes["part"] == ("1 of its 2 chunks are absent and are read as 3",)
+    assert notes["none"] == ("1 of its 1 chunks are absent and are read as 0",)
+    assert notes["other"] == ("of its source files gone.h5 are absent and read as 0",)
+    assert notes["named"][0].startswith("its names of axes, depth, , , are left out: x, y and z")
+    with h5py.File(tmp_path / "gone.h5", "w") as file:
+        file["data"] = VOXELS
+    assert load_volume(tmp_path / "a.h5", key="other").notes == ()
+
+
 # --- MRC
 
 
@@ -125,6 +154,14 @@ def test_stacks_and_missing_voxel_sizes_are_told(tmp_path):
     )
 
 
+def test_angles_of_an_mrc_cell_are_told(tmp_path):
+    mrcfile = pytest.importorskip("mrcfile")
+    with mrcfile.new(tmp_path / "a.mrc", data=VOXELS.astype(np.float32)) as file:
+        file.voxel_size = 1.5
+        file.header.cellb.gamma = 120
+    assert load_volume(tmp_path / "a.mrc").notes == ("the angles of its cell are 90, 90, 120: right angles are taken",)
+
+
 # --- OME-Zarr out
 
 
@@ -164,6 +201,59 @@ def test_zarr_3_needs_a_newer_python(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr, "__version__", "2.18.3")
     with pytest.raises(ValueError, match=r"is of zarr's format 3, which Python 3.11 and newer read, got zarr 2.18.3"):
         load_volume(path)
+
+
+# --- zarr of others
+
+
+def zarr_array(path, names=None, **attributes):
+    """VOXELS in two chunks, with names of axes as zarr 3 has them, and attributes."""
+    zarr = pytest.importorskip("zarr", minversion="3")
+    array = zarr.create_array(path, shape=SHAPE, chunks=(7, 12, 16), dtype="u1", dimension_names=names)
+    array[...] = VOXELS + 1
+    array.attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "attributes"),
+    [("xyz", {}), (None, {"_ARRAY_DIMENSIONS": ["x", "y", "z"]}), ("zyx", {"axes": ["x", "y", "z"]})],
+)
+def test_names_of_axes_in_zarr(tmp_path, names, attributes):
+    volume = load_volume(zarr_array(tmp_path / "a.zarr", names, **attributes))
+    np.testing.assert_array_equal(volume.grid.matrix, np.eye(4))
+    assert volume.notes == ()
+
+
+def test_other_names_of_axes_in_zarr_are_told(tmp_path):
+    volume = load_volume(zarr_array(tmp_path / "a.zarr", ["depth", "y", "x"]))
+    assert volume.notes[0].startswith("its names of axes, depth, y, x, are left out: x, y and z")
+
+
+def test_absent_chunks_of_zarr_are_told(tmp_path):
+    path = zarr_array(tmp_path / "a.zarr")
+    next(path.rglob("c/1/0/0")).unlink()
+    assert load_volume(path).notes == ("1 of its 2 chunks are absent and are read as 0",)
+
+
+@pytest.mark.parametrize("kind", ["scale", "affine"])
+def test_ome_zarr_with_paths_of_several_parts(tmp_path, kind):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    datasets = []
+    for level in (1, 2):
+        path = f"scale{level}/image"
+        array = zarr.open_array(str(tmp_path / "a.zarr" / path), mode="w", shape=SHAPE, dtype="u1")
+        array[...] = VOXELS // level + 1
+        changes = [{"type": "scale", "scale": [2.0 * level, 1.0, 0.5]}, {"type": kind, kind: [2, 2, 2]}]
+        datasets.append({"path": path, "coordinateTransformations": changes})
+    axes = [{"name": letter, "type": "space", "unit": "micrometer"} for letter in "zyx"]
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    volume = load_volume(tmp_path / "a.zarr", key="scale2/image")
+    np.testing.assert_array_equal(volume.data[0], VOXELS // 2 + 1)
+    assert volume.unit == "um" and volume.grid.spacing == ((8, 2, 1) if kind == "scale" else (4, 1, 0.5))
+    told = "its transformation of type affine is left out: scales and translations are read"
+    assert [note[: len(told)] for note in volume.notes] == ([] if kind == "scale" else [told])
 
 
 # --- TIFF
@@ -226,3 +316,23 @@ def test_analyze_says_what_is_assumed(tmp_path):
     np.testing.assert_array_equal(volume.data[0], VOXELS)
     assert volume.grid.spacing == (2, 3, 4)
     assert "it is an Analyze file, which says no directions" in volume.notes[0]
+
+
+def test_a_nifti_file_without_directions_or_with_two_says_so(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    one = np.diag([2.0, 3.0, 4.0, 1.0])
+    expected = {
+        (0, 0, 0): "its header has no directions, sform_code and qform_code are 0: x is taken to run to the left",
+        (1, 1, 0): None,
+        (1, 0, 9): None,
+        (1, 1, 0.1): None,
+        (1, 1, 9): "its sform and its qform are up to 9 apart: the sform is taken",
+    }
+    for (sform, qform, apart), told in expected.items():
+        image = nibabel.Nifti1Image(VOXELS, one)
+        other = one.copy()
+        other[0, 3] = apart
+        image.set_sform(one, sform), image.set_qform(other, qform)
+        nibabel.save(image, tmp_path / "a.nii")
+        notes = load_volume(tmp_path / "a.nii").notes
+        assert not notes if told is None else len(notes) == 1 and notes[0].startswith(told)

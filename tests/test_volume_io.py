@@ -2,6 +2,8 @@
 
 import math
 
+import json
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,14 @@ def test_raw_by_shape_and_dtype(tmp_path):
         load_volume(tmp_path / "scan.raw", shape=(2, 3, 4), dtype="short int")
     with pytest.raises(ValueError, match=r"must have 120 bytes .* got 48"):
         load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
+
+
+@pytest.mark.parametrize("axes", ["xy", "xyzc", 5])
+def test_axes_of_a_sidecar_that_do_not_fit(tmp_path, axes):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4)))
+    (tmp_path / "a.npy.json").write_text(json.dumps({"axes": axes}))
+    with pytest.raises(ValueError, match=rf"a.npy.json must name the 3 axes of a.npy by .*, got axes {axes!r}$"):
+        load_volume(tmp_path / "a.npy")
 
 
 def test_tiff_slices_and_imagej_spacing(tmp_path):

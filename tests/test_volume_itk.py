@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from tests.volumes import fit
+from tests.volumes import fit, write_nrrd
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -143,6 +143,30 @@ def test_a_damaged_file_is_told_in_one_sentence(tmp_path, suffix):
     assert "0x" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_metaimage_cut_short_is_told_in_one_sentence(tmp_path, name, compressed, capfd):
+    sitk.WriteImage(image(), str(tmp_path / name), useCompression=compressed)
+    data = next(iter({*tmp_path.glob("*raw")} or {tmp_path / name}))
+    data.write_bytes(data.read_bytes()[:-40])
+    with pytest.raises(
+        ValueError, match=rf"{name} must be a complete metaimage .* \d+ of \d+ bytes of voxels in a.\w+$"
+    ):
+        load_volume(tmp_path / name)
+    if name == "a.mhd":
+        data.unlink()
+        with pytest.raises(ValueError, match=rf"must be a complete .*, got no file {data.name} for its voxels"):
+            load_volume(tmp_path / name)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_spacing_that_is_no_number_is_told(tmp_path):
+    write_nrrd(tmp_path / "a.nrrd", HU, "spacings: 1 2 nan", "thicknesses: nan nan 3")
+    volume = load_volume(tmp_path / "a.nrrd")
+    assert volume.grid.spacing == (1, 2, 1)
+    assert volume.notes == ("its header has no spacing along z: 1 is taken",)
+
+
 # --- DICOM
 
 
@@ -201,6 +225,41 @@ def test_missing_and_doubled_slices_are_refused(tmp_path):
         (tmp_path / "twice" / f"again_{file.name}").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match=r"must hold one slice at each place, got several .* dcm2niix separates them"):
         load_volume(tmp_path / "twice")
+
+
+def test_slices_without_a_position_are_refused(tmp_path):
+    write_series(tmp_path, image())
+    for file in tmp_path.glob("*.dcm"):
+        content = file.read_bytes()
+        # The element ends where the next, the orientation, begins.
+        at, end = (content.index(bytes([0x20, 0, tag, 0])) for tag in (0x32, 0x37))
+        file.write_bytes(content[:at] + content[end:])
+    with pytest.raises(ValueError, match=r"with a position \(0020,0032\), got 9 without, such as 1_9\d.dcm; dcm2niix"):
+        load_volume(tmp_path)
+
+
+def test_files_that_gdcm_leaves_out_are_named(tmp_path):
+    write_series(tmp_path, image())
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert load_volume(tmp_path).notes == ()
+    names = sorted(file.name for file in tmp_path.glob("*.dcm"))
+    (tmp_path / names[0]).write_bytes((tmp_path / names[0]).read_bytes()[:200])
+    told = f"1 DICOM files that GDCM does not read as slices are left out: {names[0]}"
+    volume = load_volume(tmp_path)
+    assert volume.data.shape[1] == 8 and volume.notes == (told,)
+    (tmp_path / names[4]).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"2 DICOM files .* left out: {names[0]}, {names[4]}: some may be missing"):
+        load_volume(tmp_path)
+
+
+def test_a_series_among_other_files(tmp_path):
+    write_series(tmp_path, image())
+    for number in range(25):
+        (tmp_path / f"0_{number}.txt").write_text("a file whose name comes first")
+    np.testing.assert_array_equal(load_volume(tmp_path).data[0], HU)
+    (tmp_path / "preview.tif").write_bytes(b"II*")
+    with pytest.raises(ValueError, match="must hold TIFF slices or a DICOM series, got files of both; move one kind"):
+        load_volume(tmp_path)
 
 
 def test_slices_that_differ_are_refused(tmp_path):

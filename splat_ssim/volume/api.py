@@ -21,6 +21,7 @@ from .device import pick_volume_device
 from .gaussians import GaussianField
 from .io import Volume, array_volume, load_volume, save_volume
 from .memory import check_memory
+from .stored import plain_array
 from .target import Target, make_target
 from .training import VolumeTask
 
@@ -156,16 +157,16 @@ def _config(config: VolumeConfig | None, given: Mapping[str, Any]) -> VolumeConf
     return chosen
 
 
-def _array(values: np.ndarray | Tensor) -> np.ndarray:
+def _array(values: np.ndarray | Tensor, name: str) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
+    return plain_array(values, name)
 
 
 def _in_memory(volume: np.ndarray | Tensor | Volume, options: dict[str, Any]) -> Volume:
     if not isinstance(volume, Volume):
-        return array_volume(_array(volume), **options)
+        return array_volume(_array(volume, _NAME), **options)
     given = {name: value for name, value in options.items() if value is not None}
     if given:
         raise ValueError(f"a Volume has its own grid: {', '.join(given)} must be None, got {given}")
@@ -177,7 +178,7 @@ def _mask(mask: str | Path | np.ndarray | Tensor | Volume | None, volume: Volume
         return mask
     if isinstance(mask, str | Path):
         return load_volume(mask)
-    weights = _array(mask)
+    weights = _array(mask, "mask")
     if weights.shape != volume.grid.shape:
         raise ValueError(f"mask must have shape {volume.grid.shape}, that of the volume's voxels, got {weights.shape}")
     return Volume(weights[None], volume.grid)

@@ -16,6 +16,7 @@ from .itk import TO_RAS, call_itk, lps_affine
 from .stored import Stored
 
 _DESCRIPTION, _MODALITY, _THICKNESS, _PHOTOMETRIC = "0008|103e", "0008|0060", "0018|0050", "0028|0004"
+_POSITION = "0020|0032"
 #: Kinds of DICOM files that hold no image of a grid -> what reads them.
 _NO_IMAGES = {"SEG": "dcmqi's segimage2itkimage", "RTSTRUCT": "plastimatch convert", "RTPLAN": "", "SR": "", "PR": ""}
 #: Deviation of a slice from even spacing, in slice distances, from which a note is made, and from which it is refused.
@@ -32,9 +33,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether one of the first files of a folder is DICOM."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return any(is_dicom(path) for path in files[:20])
+    """Whether a file of a folder is DICOM."""
+    return any(is_dicom(path) for path in _files(folder) if path.suffix.lower() not in (".tif", ".tiff"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 @dataclass
@@ -54,8 +58,8 @@ class _Slice:
         reader = sitk.ImageFileReader()
         reader.SetFileName(path)
         call_itk(reader.ReadImageInformation)
-        names = [name for name in (_DESCRIPTION, _MODALITY, _THICKNESS, _PHOTOMETRIC) if reader.HasMetaDataKey(name)]
-        fields = {name: reader.GetMetaData(name).strip() for name in names}
+        names = (_DESCRIPTION, _MODALITY, _THICKNESS, _PHOTOMETRIC, _POSITION)
+        fields = {name: reader.GetMetaData(name).strip() for name in names if reader.HasMetaDataKey(name)}
         return cls(path, lps_affine(reader), tuple(reader.GetSize()), fields)
 
 
@@ -70,7 +74,7 @@ def read_dicom(path: Path, key: str | None) -> Stored:
         stored = _one_file(Path(slices[0].path))
         stored.notes[:0] = notes
         return stored
-    affine, order, more = _stack(slices, path)
+    affine, order, more = _stack(slices, path, notes)
     planes = [_pixels(slices[index].path) for index in order]
     array = np.concatenate(planes) if planes[0].ndim >= 3 else np.stack(planes)
     return Stored(array, "zyx" + "c" * (array.ndim - 3), affine, "mm", notes=[*notes, *_told(slices[0]), *more])
@@ -89,8 +93,9 @@ def _series(folder: Path, key: str | None) -> tuple[str, tuple[str, ...], list[s
     if not uids:
         raise ValueError(f"{folder} must hold the files of a DICOM series, got none that GDCM reads")
     files = {uid: call_itk(partial(finder.GetGDCMSeriesFileNames, str(folder), uid)) for uid in uids}
+    notes = _left_out(folder, {Path(name).name for names in files.values() for name in names})
     if len(uids) == 1 and key is None:
-        return uids[0], files[uids[0]], []
+        return uids[0], files[uids[0]], notes
     headers = {uid: _Slice.read(files[uid][0]).fields for uid in uids}
     descriptions = [headers[uid].get(_DESCRIPTION, "") for uid in uids]
     listed = ", ".join(
@@ -111,7 +116,18 @@ def _series(folder: Path, key: str | None) -> tuple[str, tuple[str, ...], list[s
         raise ValueError(
             f"key must name one of the DICOM series of {folder} by number, UID or description, {listed}; got {key!r}"
         )
-    return uid, files[uid], [f"of {len(uids)} DICOM series {uid} {headers[uid].get(_DESCRIPTION, '')!r} is read"]
+    notes.append(f"of {len(uids)} DICOM series {uid} {headers[uid].get(_DESCRIPTION, '')!r} is read")
+    return uid, files[uid], notes
+
+
+def _left_out(folder: Path, read: set[str]) -> list[str]:
+    """A note on the DICOM files that GDCM leaves out without a word: those cut short, and those without an image."""
+    named = [path for path in _files(folder) if path.suffix.lower() in (".dcm", ".ima") or is_dicom(path)]
+    left = [path.name for path in named if path.name not in read and path.name.upper() != "DICOMDIR"]
+    if not left:
+        return []
+    shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+    return [f"{len(left)} DICOM files that GDCM does not read as slices are left out: {shown}"]
 
 
 def _check_alike(slices: list[_Slice], path: Path, uid: str) -> None:
@@ -133,8 +149,14 @@ def _check_alike(slices: list[_Slice], path: Path, uid: str) -> None:
             )
 
 
-def _stack(slices: list[_Slice], path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _stack(slices: list[_Slice], path: Path, left_out: list[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The affine (RAS) of slices along z, y, x, the order of the slices, and notes on what was assumed."""
+    nowhere = [Path(one.path).name for one in slices if not one.fields.get(_POSITION)]
+    if nowhere:
+        raise ValueError(
+            f"{path} must hold slices with a position (0020,0032), got {len(nowhere)} without, such as {nowhere[0]}; "
+            f"dcm2niix orders them"
+        )
     columns = slices[0].affine[:3, :2]
     normal = np.cross(columns[:, 0], columns[:, 1])
     normal /= np.linalg.norm(normal)
@@ -155,8 +177,8 @@ def _stack(slices: list[_Slice], path: Path) -> tuple[np.ndarray, np.ndarray, li
     told = f"distances from {gaps.min():.6g} to {gaps.max():.6g} mm, usually {usual:.6g} mm"
     if off > _TOO_UNEVEN:
         raise ValueError(
-            f"{path} must hold evenly spaced slices, got {told}: some may be missing; dcm2niix resamples "
-            f"series of uneven distance"
+            f"{path} must hold evenly spaced slices, got {'; '.join([told, *left_out])}: some may be missing; dcm2niix "
+            f"resamples series of uneven distance"
         )
     notes = [f"{len(slices)} slices, {told}, are taken for evenly spaced"] if off > _UNEVEN else []
     lps = np.eye(4)

@@ -8,6 +8,7 @@ front, z up, as in NIfTI; what a format counts otherwise is turned on the way in
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -54,7 +55,15 @@ def write_sidecar(path: Path, ndim: int, affine: np.ndarray, unit: str, **conten
 
 def _described(data: Any, path: Path) -> Stored:
     described = read_sidecar(path)
-    return Stored(data, described.get("axes", ""), described.get("affine"), unit_name(described.get("unit")))
+    stored = Stored(data, "", described.get("affine"), unit_name(described.get("unit")))
+    names = described.get("axes") or ""
+    stored.name_axes(names)
+    if names and not stored.axes:
+        raise ValueError(
+            f"{_sidecar(path)} must name the {data.ndim} axes of {path.name} by x, y, z, and c and t where there are "
+            f"such, got axes {names!r}"
+        )
+    return stored
 
 
 # --- npy, npz, raw
@@ -175,6 +184,8 @@ def _read_nifti(path: Path, key: str | None) -> Stored:
     itemsize = image.get_data_dtype().itemsize if scaling else None
     if not hasattr(image.header, "get_xyzt_units"):
         notes.append("it is an Analyze file, which says no directions: x is taken to run to the left, as in SPM")
+    else:
+        notes += _directions(image.header, image.shape)
     letters = "xyztc"[: data.ndim] + "?" * (data.ndim - 5)
     if data.dtype.names:  # RGB and RGBA voxels
         data = np.stack([data[name] for name in data.dtype.names], -1)
@@ -186,6 +197,31 @@ def _read_nifti(path: Path, key: str | None) -> Stored:
         except KeyError:  # a code that is not in the standard
             notes.append("its unit of length is none of NIfTI's")
     return Stored(data, letters, image.affine, unit, "xyz", notes, itemsize)
+
+
+def _directions(header: Any, shape: tuple[int, ...]) -> list[str]:
+    """A note where a NIfTI header has no directions, or two that disagree."""
+    from nibabel.spatialimages import HeaderDataError
+
+    codes = [int(header["sform_code"]), int(header["qform_code"])]
+    if codes == [0, 0]:
+        return [
+            "its header has no directions, sform_code and qform_code are 0: x is taken to run to the left, and the "
+            "middle of the volume for the origin"
+        ]
+    if 0 in codes:
+        return []
+    try:
+        sform, qform = header.get_sform(), header.get_qform()
+    except HeaderDataError:  # a quaternion that is none; the sform is read
+        return []
+    ends = [(0, size - 1) for size in (*shape, 1, 1)[:3]]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)])
+    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    # Quaternions are rounded to float32.
+    if apart <= 0.1 * np.linalg.norm(sform[:3, :3], axis=0).min():
+        return []
+    return [f"its sform and its qform are up to {apart:.3g} apart: the sform is taken"]
 
 
 def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from .stored import Stored, in_unit, unit_name
 
 #: The dataset that is written.
 _NAME = "volume"
-_LETTERS = tuple("xyzct")
 
 
 def read_hdf5(path: Path, key: str | None) -> Stored:
@@ -46,7 +46,10 @@ def read_hdf5(path: Path, key: str | None) -> Stored:
 def _described(data: Any) -> Stored:
     """Axes, affine and unit of a dataset: our own attributes, or the voxel size of ilastik, PlantSeg and CREMI."""
     attributes = data.attrs
-    stored = Stored(data, str(attributes.get("axes", "")) or _labels(data))
+    stored = Stored(data)
+    names = attributes.get("axes", "")
+    stored.name_axes(names if len(np.ravel(names)) and np.any(names) else _labels(data))
+    _note_absent(stored, data)
     stored.unit = unit_name(attributes.get("unit"))
     if "affine" in attributes:
         stored.affine = np.asarray(attributes["affine"], dtype=np.float64)
@@ -63,13 +66,30 @@ def _described(data: Any) -> Stored:
     return stored
 
 
-def _labels(data: Any) -> str:
-    """A letter for each axis by HDF5's labels of dimensions or vigra's axis tags; empty where they do not say."""
-    names = [dimension.label.lower() for dimension in data.dims]
+def _labels(data: Any) -> list[str]:
+    """The names of the axes by vigra's axis tags, or by HDF5's labels of dimensions, which may be empty."""
     if "axistags" in data.attrs:
-        names = [str(axis.get("key", "")) for axis in json.loads(data.attrs["axistags"])["axes"]]
-    known = len(names) == data.ndim and set(names) <= set(_LETTERS) and len(set(names)) == len(names)
-    return "".join(names) if known and set("xyz") <= set(names) else ""
+        return [str(axis.get("key", "")) for axis in json.loads(data.attrs["axistags"])["axes"]]
+    return [dimension.label for dimension in data.dims]
+
+
+def _note_absent(stored: Stored, data: Any) -> None:
+    """Says which parts of a dataset were never written, or lie in files that are not there."""
+    import h5py
+
+    if data.is_virtual:
+        folder = Path(data.file.filename).parent
+        # A name with % stands for many files.
+        sources = [source for source in data.virtual_sources() if "%" not in source.file_name]
+        files = {source.file_name: folder / source.file_name for source in sources if source.file_name != "."}
+        lost = [name for name, file in files.items() if not file.exists() and not Path(name).exists()]
+        if lost:
+            stored.notes.append(f"of its source files {', '.join(lost)} are absent and read as {data.fillvalue}")
+    elif data.chunks is not None:
+        total = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+        stored.note_absent(total - data.id.get_num_chunks(), total, data.fillvalue)
+    elif data.external is None and data.id.get_space_status() == h5py.h5d.SPACE_STATUS_NOT_ALLOCATED:
+        stored.note_absent(1, 1, data.fillvalue)
 
 
 def write_hdf5(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:

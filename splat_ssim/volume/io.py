@@ -18,7 +18,7 @@ from .formats import HEADERS, READERS, WRITERS, read_raw, written_dtype
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
-from .stored import Stored
+from .stored import Stored, plain_array
 from .tiff import holds_tiff
 
 #: How each format is recognised, longest suffix first.
@@ -120,7 +120,10 @@ def volume_format(path: str | Path) -> str:
     if split_zarr(path)[1] is not None:
         return "zarr"
     if path.is_dir():
-        return "tiff" if holds_tiff(path) or not holds_dicom(path) else "dicom"
+        tiff, dicom = holds_tiff(path), holds_dicom(path)
+        if tiff and dicom:
+            raise ValueError(f"{path} must hold TIFF slices or a DICOM series, got files of both; move one kind away")
+        return "dicom" if dicom else "tiff"
     if is_dicom(path):
         return "dicom"
     for suffix, tool in CONVERTERS.items():
@@ -201,7 +204,8 @@ def array_volume(
         TypeError: The array does not hold real numbers.
     """
     options = {"axes": axes, "spacing": spacing, "origin": origin, "nonfinite": nonfinite}
-    return _arranged(Stored(np.asarray(array)), Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
+    stored = Stored(plain_array(array, name))
+    return _arranged(stored, Path(name), channel=None, time=None, **options)  # type: ignore[arg-type]
 
 
 def _arranged(

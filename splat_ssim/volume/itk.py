@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,8 @@ def read_itk(path: Path, key: str | None) -> Stored:
 
     kind = "nrrd" if path.name.lower().endswith((".nrrd", ".nhdr")) else "metaimage"
     try:
+        if kind == "metaimage":
+            _check_voxels(path)
         image = call_itk(lambda: sitk.ReadImage(str(path)))
     except ValueError as error:
         raise ValueError(f"{path} must be a complete {kind} volume, got {error}") from error
@@ -103,7 +106,43 @@ def read_itk(path: Path, key: str | None) -> Stored:
     if kind == "nrrd" and space not in _SIGNS and (space or not _only_spacing(affine)):
         named = repr(space) if space else "no space"
         stored.notes.append(f"its header says {named}: its axes are taken for RAS")
+    if kind == "nrrd":
+        # ITK reads 1 for them.
+        lost = [
+            letter for letter, step in zip(letters, _spacings(path), strict=False) if step == "nan" and letter in "xyz"
+        ]
+        stored.notes += [f"its header has no spacing along {', '.join(lost)}: 1 is taken"] if lost else []
     return stored
+
+
+def _check_voxels(path: Path) -> None:
+    """Raises for a MetaImage with too few voxels, of which ITK says that there is no such file."""
+    shape, size = itk_header(path, None)
+    fields: dict[str, str] = {}
+    with open(path, "rb") as file:
+        while "ElementDataFile" not in fields and (line := file.readline()):
+            name, _, value = line.decode("latin-1").partition("=")
+            fields[name.strip()] = value.strip()
+        start = file.tell()
+    where = fields.get("ElementDataFile", "")
+    if where.startswith("LIST") or "%" in where:
+        return
+    data, start = (path, start) if where.upper() == "LOCAL" else (path.parent / where, 0)
+    if not data.is_file():
+        raise ValueError(f"no file {where} for its voxels")
+    packed = fields.get("CompressedData", "").lower() == "true"
+    expected = int(fields.get("CompressedDataSize", 0)) if packed else math.prod(shape) * size
+    if data.stat().st_size - start < expected:
+        raise ValueError(f"{data.stat().st_size - start} of {expected} bytes of voxels in {data.name}")
+
+
+def _spacings(path: Path) -> list[str]:
+    """The spacings in a NRRD's header, as they are written there."""
+    with open(path, "rb") as file:
+        while (line := file.readline()).strip():
+            if line.lower().startswith(b"spacings:"):
+                return line.decode("latin-1").lower().split()[1:]
+    return []
 
 
 def _only_spacing(affine: np.ndarray) -> bool:

@@ -39,6 +39,10 @@ def read_mrc(path: Path, key: str | None) -> Stored:
     if not all(step > 0 for step in steps.values()):
         stored.notes.append("its header has no voxel size: 1 is taken")
         steps, stored.unit = dict.fromkeys("xyz", 1.0), ""
+    angles = [float(header.cellb[name]) for name in ("alpha", "beta", "gamma")]
+    if any(abs(angle - 90) > 0.01 for angle in angles if angle):
+        told = ", ".join(f"{angle:g}" for angle in angles)
+        stored.notes.append(f"the angles of its cell are {told}: right angles are taken")
     origin = {letter: float(header.origin[letter]) for letter in "xyz"}
     if not any(origin.values()):
         # nxstart counts columns, nystart rows, nzstart sections.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,25 @@ def read_zarr(path: Path, key: str | None) -> Stored:
         key = f"{key}/{name}" if key else name
         node = node[name]
     attributes = node.attrs
-    stored = Stored(node, str(attributes.get("axes", "")), attributes.get("affine"), str(attributes.get("unit", "")))
-    stored.notes = notes
-    if stored.affine is None and key is not None:
-        _place(stored, root, key)
+    stored = Stored(node, affine=attributes.get("affine"), unit=str(attributes.get("unit", "")), notes=notes)
+    found = _image_of(root, key) if stored.affine is None and key is not None else None
+    if found is not None:
+        _place(stored, *found)
+    else:
+        # zarr 3 has a field for the names; xarray writes an attribute in zarr 2.
+        own = getattr(node.metadata, "dimension_names", None) if hasattr(node, "metadata") else None
+        stored.name_axes(attributes.get("axes") or own or attributes.get("_ARRAY_DIMENSIONS") or ())
+    folder = path / key if key else path
+    chunks = getattr(node, "shards", None) or node.chunks
+    total = math.prod(-(-size // chunk) for size, chunk in zip(node.shape, chunks, strict=True))
+    stored.note_absent(total - _files(folder), total, node.fill_value)
     return stored
+
+
+def _files(folder: Path) -> int:
+    """The number of chunks in an array's folder. zarr's own count takes time quadratic in it."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(name != "zarr.json" and not name.startswith(".") for name in names)
 
 
 def _arrays(root: Any) -> list[str]:
@@ -99,14 +114,21 @@ def _multiscale(group: Any) -> dict[str, Any] | None:
     return images[0]
 
 
-def _place(stored: Stored, root: Any, key: str) -> None:
+def _image_of(root: Any, key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The multiscale image that an array belongs to, and its entry there: a group above it has both."""
+    parts = key.split("/")
+    for count in reversed(range(len(parts))):
+        # A folder may have no metadata of a group.
+        group = root.get("/".join(parts[:count])) if count else root
+        image = (None if group is None else _multiscale(group)) or {}
+        for dataset in image.get("datasets", ()):
+            if dataset["path"].strip("/") == "/".join(parts[count:]):
+                return image, dataset
+    return None
+
+
+def _place(stored: Stored, image: dict[str, Any], dataset: dict[str, Any]) -> None:
     """Axes, spacing, origin and unit of an array that belongs to a multiscale image."""
-    parent, _, name = key.rpartition("/")
-    group = root[parent] if parent else root
-    image = _multiscale(group)
-    dataset = next((d for d in (image or {}).get("datasets", ()) if d["path"] == name), None)
-    if image is None or dataset is None:
-        return
     axes = image.get("axes") or [{"name": letter} for letter in "tczyx"[-stored.array.ndim :]]
     axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
     letters = [str(axis["name"]).lower() for axis in axes]
@@ -118,6 +140,11 @@ def _place(stored: Stored, root: Any, key: str) -> None:
             scale, shift = scale * change["scale"], shift * change["scale"]
         elif change.get("type") == "translation" and "translation" in change:
             shift = shift + change["translation"]
+        elif change.get("type") != "identity":
+            stored.notes.append(
+                f"its transformation of type {change.get('type')} is left out: scales and translations are read, "
+                f"their numbers in the metadata"
+            )
     spatial = stored.axes_in_space()
     if sorted(spatial) != ["x", "y", "z"]:
         return

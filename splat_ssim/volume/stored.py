@@ -45,9 +45,43 @@ class Stored:
     notes: list[str] = field(default_factory=list)
     itemsize: int | None = None
 
+    def name_axes(self, names: Any) -> None:
+        """Takes a file's names of its axes, a word or a list, where each is one of x, y, z, c and t."""
+        if isinstance(names, bytes):
+            names = names.decode(errors="replace")
+        listed = [names] if np.ndim(names) == 0 and not isinstance(names, str) else list(names)
+        words = ["" if name is None else name.decode() if isinstance(name, bytes) else str(name) for name in listed]
+        letters = [word.lower() for word in words]
+        if len(letters) == self.array.ndim == len(set(letters)) and set("xyz") <= set(letters) <= set("xyzct"):
+            self.axes = "".join(letters)
+        elif any(words):
+            self.notes.append(
+                f"its names of axes, {', '.join(words)}, are left out: x, y and z, and c and t where there are such, "
+                f"must name its {self.array.ndim} axes"
+            )
+
+    def note_absent(self, absent: int, total: int, fill: Any) -> None:
+        """Says how many chunks of an array its file does not have."""
+        if absent > 0:
+            self.notes.append(f"{absent} of its {total} chunks are absent and are read as {fill}")
+
     def axes_in_space(self) -> str:
         """The letters of the spatial axes in the array's order."""
         return "".join(letter for letter in self.axes if letter in "xyz") or self.order
+
+
+def plain_array(array: Any, name: str) -> np.ndarray:
+    """An array as numpy has it.
+
+    Raises:
+        ValueError: A masked array, whose mask would be lost.
+    """
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{name} must be an array without a mask, got one with {int(np.ma.getmaskarray(array).sum())} masked "
+            f"voxels; fill them by filled(0), and pass ~mask as the mask of a fit"
+        )
+    return np.asarray(array)
 
 
 def unit_name(text: Any) -> str:

@@ -14,11 +14,17 @@ from .._files import replacing_path
 from .grid import VoxelGrid
 from .layout import nearest_axes
 from .stored import Stored, in_unit, unit_name
+from .tiff_checks import open_tiff, pixels
 
 #: tifffile's letters for axes -> those of `Stored`; I, Q and others may be anything.
 _LETTERS = {"X": "x", "Y": "y", "Z": "z", "C": "c", "S": "c", "T": "t"}
 #: Codes of the dtypes that ImageJ's stacks may have, and of those that OME's may have.
 _IMAGEJ, _OME = "BHhf", "bBhHiIfd"
+#: Kinds of pixels that are not intensities, by TIFF's numbers.
+_PHOTOMETRIC = {
+    0: "its values are inverted (MINISWHITE): the least is the brightest",
+    3: "its values are numbers of colours in a palette, which are taken for intensities",
+}
 #: Largest number of bytes of an ImageJ stack, just below 4 GB.
 _IMAGEJ_BYTES = (1 << 32) - (1 << 20)
 #: Namespace that marks our affine in an OME annotation.
@@ -47,49 +53,30 @@ def holds_tiff(folder: Path) -> bool:
 
 def read_tiff(path: Path, key: str | None) -> Stored:
     """A TIFF file, of which `key` names a series by number or name, or a folder of slices."""
-    import tifffile
-
     if path.is_dir():
         return _read_slices(path)
-    with tifffile.TiffFile(path) as file:
+    with open_tiff(path) as (file, said):
         index, notes = _series(file, path, key)
         series = file.series[index]
         letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
-        data = _pixels(path, series.asarray)
+        data = pixels(file, series, path)
         stored = Stored(data, _named(letters, data.shape), notes=notes)
         _need_slices(stored)
         shaped = file.shaped_metadata
         own = next((m for m in shaped or () if "affine" in m), None) or _own_metadata(file)
         if own is not None:
             _restore(stored, own)
-        elif file.ome_metadata:
-            _place_ome(stored, file.ome_metadata, index)
-        elif file.imagej_metadata:
-            _place_imagej(stored, file)
+        else:
+            stored.notes += [f"tifffile warns: {text}" for text in dict.fromkeys(said)]
+            _place(stored, file, index)
     return stored
 
 
 def tiff_header(path: Path, key: str | None) -> tuple[tuple[int, ...], int]:
     """Shape of the series of a file that is read and bytes of a number, its pixels unread."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
+    with open_tiff(path) as (file, _):
         series = file.series[_series(file, path, key)[0]]
         return tuple(series.shape), series.dtype.itemsize
-
-
-def _pixels(path: Path, read: Any) -> np.ndarray:
-    try:
-        pixels: np.ndarray = read()
-        return pixels
-    except (ValueError, ImportError) as error:
-        if "imagecodecs" not in str(error):
-            raise
-        how = re.search(r"COMPRESSION\.(\w+)", str(error))
-        raise ValueError(
-            f"{path} must be a TIFF that can be decompressed here, got {how[1] if how else 'a compression'}, which "
-            f"needs pip install imagecodecs"
-        ) from error
 
 
 def _series(file: Any, path: Path, key: str | None) -> tuple[int, list[str]]:
@@ -139,6 +126,8 @@ def _read_slices(path: Path) -> Stored:
     files = sorted(_slices(path), key=lambda p: natural_key(p.name))
     if not files:
         raise ValueError(f"{path} must hold TIFF slices or the files of a DICOM series, got none")
+    notes = [f"{len(files)} slices in the order of their numbers, {files[0].name} to {files[-1].name}"]
+    notes += _check_names(path, files)
     planes: list[np.ndarray] = []
     for file in files:
         try:
@@ -151,26 +140,72 @@ def _read_slices(path: Path) -> Stored:
                 f"{planes[0].shape} {planes[0].dtype} in {files[0].name}"
             )
         planes.append(plane)
-    note = f"{len(files)} slices in the order of their numbers, {files[0].name} to {files[-1].name}"
-    return Stored(np.stack(planes), "zyxc" if planes[0].ndim == 3 else "zyx", notes=[note])
+    stored = Stored(np.stack(planes), "zyxc" if planes[0].ndim == 3 else "zyx", notes=notes)
+    with open_tiff(files[0]) as (tiff, _):
+        _place(stored, tiff, 0)
+    if stored.affine is not None:
+        steps = np.linalg.norm(stored.affine[:3, :3], axis=0)[::-1]
+        if stored.unit or not np.array_equal(steps, np.ones(3)):
+            size = ", ".join(f"{step:g}" for step in steps)
+            stored.notes.append(
+                f"its voxel size along x, y, z, {size} {stored.unit}".rstrip() + f", is {files[0].name}'s"
+            )
+    return stored
+
+
+def _check_names(path: Path, files: list[Path]) -> list[str]:
+    """What the numbers in the names of slices leave open; names of several stacks are refused."""
+    split = [re.split(r"(\d+(?:\.\d+)?)", file.stem.lower()) for file in files]
+    texts = {tuple(parts[::2]) for parts in split}
+    varying = [column for column in zip(*(parts[1::2] for parts in split), strict=False) if len(set(column)) > 1]
+    if len(texts) > 1:
+        several = len(texts) < len(files)
+    else:
+        # Each channel or time point has each slice.
+        several = len(varying) > 1 and math.prod(len(set(column)) for column in varying) == len(files)
+    if several:
+        raise ValueError(
+            f"{path} must hold the slices of one stack, got names of several, such as {files[0].name} and "
+            f"{files[-1].name}; each needs a folder of its own"
+        )
+    if len(texts) > 1 or len(varying) != 1:
+        return []
+    gaps = np.diff([float(number) for number in varying[0]])
+    widest = int(gaps.argmax())
+    if gaps.max() - gaps.min() <= 1e-6 * abs(gaps.max()):
+        return []
+    between = f"{files[widest].name} and {files[widest + 1].name}"
+    return [f"its numbers are uneven, as between {between}: the slices are taken for evenly spaced"]
 
 
 def _plane(file: Path) -> np.ndarray:
     """One slice (height, width), or (height, width, channels)."""
-    import tifffile
-
-    with tifffile.TiffFile(file) as tiff:
+    with open_tiff(file) as (tiff, _):
         series = tiff.series[0]
         letters = "".join(_LETTERS.get(letter, "?") for letter in series.axes)
-        plane = _pixels(file, series.asarray)
+        plane = pixels(tiff, series, file)
     kept = "".join(letter for letter, size in zip(letters, plane.shape, strict=True) if size > 1 or letter in "yx")
     if sorted(kept) not in (["x", "y"], ["c", "x", "y"]):
-        raise ValueError(f"{file} must be one slice (height, width), or one in colour, got shape {plane.shape}")
+        raise ValueError(
+            f"{file} must be one slice (height, width), or one in colour, got shape {plane.shape}; a stack is read by "
+            f"the path of its file"
+        )
     plane = plane.reshape([n for n, letter in zip(plane.shape, letters, strict=True) if n > 1 or letter in "yx"])
     return np.moveaxis(plane, kept.index("c"), 2) if "c" in kept else plane
 
 
 # --- where the voxels lie
+
+
+def _place(stored: Stored, file: Any, index: int) -> None:
+    """Spacing of a series as OME's or ImageJ's metadata have it, and what its pixels are if not intensities."""
+    meaning = _PHOTOMETRIC.get(file.series[index].keyframe.photometric)
+    if meaning is not None:
+        stored.notes.append(meaning)
+    if file.ome_metadata:
+        _place_ome(stored, file.ome_metadata, index)
+    elif file.imagej_metadata:
+        _place_imagej(stored, file)
 
 
 def _regular(stored: Stored, steps: dict[str, float], unit: str) -> None:
