@@ -216,7 +216,7 @@ def render_run(
         mode: How to draw a scene: rgb, depth (prints its scale), normal (from the depths, in world axes) or alpha.
         path: Camera path to draw instead of views, for a scene: nerfstudio's camera_path.json or a transforms.json, in
             the coordinates of the scene's files. The file gives the size and the frame rate. The output is an MP4, or
-            a folder of PNG files where its name has another suffix.
+            a folder of PNG files where its name has no suffix.
         transform: nerfstudio's dataparser_transforms.json, for a path in nerfstudio's own coordinates.
         output: File or folder to write. By default it lies in the run folder.
         device: auto, cpu or cuda.
