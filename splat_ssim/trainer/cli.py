@@ -225,6 +225,8 @@ def render_run(
     Returns:
         What was written.
     """
+    if frames < 1:
+        raise UserError(f"--frames must be at least 1, got {frames}")
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     modes = getattr(task, "MODES", ("rgb",))
     if mode not in modes:
