@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from splat_ssim.errors import UserError
+from splat_ssim.scene.export import export
 from splat_ssim.trainer import run
 from splat_ssim.trainer.checkpoint import saved_step
-from splat_ssim.trainer.cli import evaluate_run, main
+from splat_ssim.trainer.cli import evaluate_run, main, render_run
 from splat_ssim.trainer.config import ConfigError, read_yaml
 from splat_ssim.trainer.loop import Run
 from tests.scenes import write_blender
@@ -186,8 +188,9 @@ def test_another_scene_is_refused_and_a_moved_one_is_not(ball, tmp_path):
     moved = (tmp_path / "ball").rename(tmp_path / "moved")
     metrics = main(["--resume", str(ball), "--data-dir", str(moved)])
     assert metrics["step"] == 20 and read_yaml(ball / "config.yaml")["data_dir"] == str(moved)
-    # To look at a run with other data is no training.
-    assert evaluate_run(ball, data_dir=other)["psnr"] > 0
+    for look in (evaluate_run, render_run, partial(export, formats=("spz",), views=1)):
+        with pytest.raises(UserError, match=rf"^{other}: required the data that {ball} was trained on, 6 training"):
+            look(ball, data_dir=other)
     main(["--resume", str(ball)])
 
 

@@ -74,7 +74,7 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
         data_dir: Where the data are now. By default where the run read them.
 
     Raises:
-        UserError: The folder is not a run folder, or its data do not read.
+        UserError: The folder is not a run folder, or its data do not read or are others.
     """
     return reopen(folder, device=device, data_dir=data_dir).task
 
@@ -314,9 +314,9 @@ class Run:
         return getattr(self.task, "fingerprint", None)
 
     def _check_data(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the checkpoint is of other data. Old checkpoints and some tasks do not tell."""
+        """Raises UserError if the checkpoint is of other data. Old checkpoints tell less, and some tasks nothing."""
         before, now = state.get("data"), self._fingerprint()
-        if before is not None and now is not None and before != now:
+        if before is not None and now is not None and not now.startswith(str(before)):
             raise UserError(
                 f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
             )
@@ -327,17 +327,16 @@ class Run:
         Raises:
             UserError: It does not read, is not of such a run, or was made with other data.
         """
-        state = load_checkpoint(self.folder, self.task.device)
-        self._check_data(state)
-        self.restore(state)
+        self.restore(load_checkpoint(self.folder, self.task.device))
         self.history = History.read(self.folder, self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores a checkpoint.
 
         Raises:
-            CheckpointError: The state is not that of such a run.
+            UserError: The state is not that of such a run, or was made with other data.
         """
+        self._check_data(state)
         with refusing(self.folder / NAME):
             problem = state_problem(state["step"], state)
             if not is_count(state["step"]) or not is_seconds(state["train_seconds"]) or problem is not None:
