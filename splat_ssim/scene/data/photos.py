@@ -16,6 +16,7 @@ from torch import Tensor
 
 from splat_ssim._files import is_file, replacing
 from splat_ssim.scene.data.images import image_size, make_view, mask_of_size, read_image
+from splat_ssim.scene.data.lens import proportions
 from splat_ssim.scene.data.scene import LateImage, SceneError, View
 from splat_ssim.trainer.device import available_memory
 
@@ -160,6 +161,7 @@ def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -
         image=_mapped(folder / "image.npy"),
         mask=None if photo.mask is None else _mapped(folder / "mask.npy"),
         background=background,
+        proportions=proportions(photo.camera),
     )
 
 
