@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from splat_ssim.errors import UserError, WriteError
 from splat_ssim.trainer.checkpoint import NAME, load_checkpoint, refusing, save_checkpoint
 from splat_ssim.trainer.device import garbage_frozen, peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
-from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume, write_config
+from splat_ssim.trainer.folder import METRICS, held, open_folder, read_config, record_resume, write_config
 from splat_ssim.trainer.history import History
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.places import program
@@ -56,13 +56,14 @@ def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
     ranks = launched()
     if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
         raise UserError(f"task {task.config.task or task.name}: required one process, got {ranks.count} (torchrun)")
-    one = Run(task, observers) if ranks.is_first else Follower(task)
-    try:
-        one.train()
-        with one.stoppable():
-            return one.finish()
-    except WriteError as error:
-        raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
+    with held(task.config, task.name) if ranks.is_first else nullcontext() as folder:
+        one = Run(task, observers, folder) if ranks.is_first else Follower(task)
+        try:
+            one.train()
+            with one.stoppable():
+                return one.finish()
+        except WriteError as error:
+            raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
 
 
 def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Task:
@@ -105,10 +106,10 @@ class Run:
     A new run writes its config and a first checkpoint at once, so that it can be resumed even if killed early.
     """
 
-    def __init__(self, task: Task, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, task: Task, observers: Sequence[Observer] = (), folder: Path | None = None) -> None:
         self._begin(task, observers)
         getattr(task, "prepare_evaluation", lambda: None)()
-        self.folder = open_folder(self.config, task.name)
+        self.folder = open_folder(self.config, task.name, folder)
         if self.config.resume is None:
             self.save()
         else:

@@ -169,4 +169,4 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         except RuntimeError:
             kept = 0
         if kept != count:
-            raise WriteError(f"{path}: required room to write a video of {count} frames, got one of which {kept} read")
+            raise WriteError(f"{path}: required room and permission to write it, got {kept} of {count} frames")
