@@ -330,6 +330,8 @@ class SceneTask:
             metrics["budget"] = self.config.strategy.budget
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
             metrics["budget_counts"] = self.strategy_state["num_gaussians"]
+        if not self.config.output.ply and (folder / "scene.ply").exists():
+            print(f"{folder}: scene.ply is that of an earlier step (--output.ply writes it anew)")
         if self.config.output.ply:
             comments = [f"offset {' '.join(map(repr, self.scene.offset))}"] if any(self.scene.offset) else []
             splats = standard_splats(self.splats, self.opacity_activation)
