@@ -19,7 +19,7 @@ from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, TamingStrategy
 from splat_ssim.trainer._old import Trainer
-from splat_ssim.trainer.cli import evaluate_run, main, parse, render_run
+from splat_ssim.trainer.cli import call, evaluate_run, main, parse, render_run
 from splat_ssim.trainer.config import ConfigError, from_mapping, read_yaml, write_yaml
 from splat_ssim.trainer.metrics import psnr
 from tests.scenes import write_blender, write_colmap
@@ -106,6 +106,23 @@ def test_missing_config_and_contradicting_options(tmp_path):
         parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ConfigError, match="excludes --config, got both"):
         parse(["--config", "a.yaml", "--resume", "b"])
+
+
+def test_an_empty_value_is_no_path(tmp_path):
+    # As of "$OUT" where OUT is not set: the working folder would become the run's.
+    for words in (["--result-dir", ""], ["--result-dir="]):
+        with pytest.raises(ConfigError, match=r"^command line: required a value after --result-dir, got an empty one$"):
+            parse(words)
+    with pytest.raises(SystemExit, match=r"^error: command line: required a value, got an empty one$"):
+        call("splat_ssim.trainer.cli:evaluate_run", [""])
+    with pytest.raises(ConfigError, match="a: result_dir: required Path, got ''"):
+        from_mapping(Config, {"result_dir": ""}, "a")
+
+
+def test_a_config_in_a_config_is_left_out_with_a_note(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("config: b.yaml\nsteps: 5")
+    assert parse(["--config", str(tmp_path / "a.yaml")])[1].steps == 5
+    assert capsys.readouterr().err == f"{tmp_path}/a.yaml: config is left out: a config file does not read another\n"
 
 
 def test_a_written_config_reads_back_equal(tmp_path):

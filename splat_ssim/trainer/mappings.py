@@ -84,7 +84,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: required {len(kinds)} values, got {value!r}")
         return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str) and value:
         return Path(value)
     # YAML reads 5e5 as a string and 1 as an int.
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -120,7 +120,7 @@ def _size(value: Any, known: dict[int, float]) -> float:
     return known[id(value)]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without what is read as something else in silence.
 
     A repeated key is refused, of which PyYAML keeps the last. 010 and 1:30, to YAML 1.1 the numbers 8 and 90, are text,
