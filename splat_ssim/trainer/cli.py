@@ -131,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         made = task(config)  # type: ignore[call-arg]
         for line in getattr(made, "notes", ()) if launched().is_first else ():
             print(line)
+        late = [step for step in config.output.save_steps if step > made.config.steps]
+        if late and launched().is_first:
+            print(f"output.save_steps: the run ends at step {made.config.steps}, before {', '.join(map(str, late))}")
         if config.dry_run:
             for line in getattr(made, "plan", tuple)() if launched().is_first else ():
                 print(line)
