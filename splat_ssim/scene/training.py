@@ -298,6 +298,7 @@ class SceneTask:
         check_origin(origin)
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
+            self.fingerprint = scene_fingerprint(self.scene)
             self.extent, self.near = self.scene.extent, self.config.data.near or self.scene.near
             self.views = TrainingViews(self.scene, self.config, self.device, self.ranks)
         count = check_rows(state["splats"], self.splats, "splats")

@@ -318,9 +318,8 @@ class Run:
         """Raises UserError if the checkpoint is of other data. Old checkpoints tell less, and some tasks nothing."""
         before, now = state.get("data"), self._fingerprint()
         if before is not None and now is not None and not now.startswith(str(before)):
-            raise UserError(
-                f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
-            )
+            required = f"the data that {self.folder} was trained on, {before}"
+            raise UserError(f"{self.config.data_dir}: required {required}, got {now}")
 
     def go_on(self) -> None:
         """Restores the checkpoint in the folder, including torch's random generators.
@@ -337,14 +336,16 @@ class Run:
         Raises:
             UserError: The state is not that of such a run, or was made with other data.
         """
-        self._check_data(state)
         with refusing(self.folder / NAME):
             problem = state_problem(state["step"], state)
             if not is_count(state["step"]) or not is_seconds(state["train_seconds"]) or problem is not None:
                 raise ValueError(problem or "one without a step and seconds")
             self.step, self.train_seconds = state["step"], state["train_seconds"]
             self._saved = self.step
-            self.task.load_state_dict(state)
+            try:
+                self.task.load_state_dict(state)
+            finally:  # not before: a task may read its data anew, in the coordinates of the checkpoint
+                self._check_data(state)
 
 
 class Unkept(Run):
