@@ -18,16 +18,28 @@ EXTRAS = {
     **dict.fromkeys(("nibabel", "SimpleITK", "tifffile", "zarr", "h5py", "mrcfile", "dask"), "volume"),
     "constriction": "codec",
 }
+#: A shell's exit status of a program that a signal has ended, less the number of the signal: SIGPIPE is 13, SIGINT 2.
+_STOPPED = 128
 
 
 @contextmanager
 def _with_its_packages(name: str) -> Iterator[None]:
-    """Ends the program with one sentence where a package of an extra is missing."""
+    """Ends the program with one sentence where a package of an extra is missing.
+
+    It ends quietly where nobody reads its output any more, and at Ctrl-C while the packages are imported.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         # Names of files may hold letters that the encoding of a pipe lacks, on Windows for one.
         sys.stdout.reconfigure(errors="replace")
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left to print at the exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_STOPPED + 13)
+    except KeyboardInterrupt:
+        sys.exit(_STOPPED + 2)
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package not in EXTRAS:

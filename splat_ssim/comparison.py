@@ -127,8 +127,8 @@ def _kind(path: Path) -> str:
 
 def _check_map(path: Path, kind: str) -> None:
     """Refuses a map that could not be written once it is computed."""
-    if kind == "image" and path.suffix.lower() not in _IMAGES:
-        raise UserError(f"--map must end in one of {', '.join(_IMAGES)} for images, got {path.name!r}")
+    if kind == "image" and path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--map must end in one of {', '.join(SUFFIXES)} for images, got {path.name!r}")
     if kind == "volume":
         with user_errors():
             check_written(path)

@@ -313,7 +313,7 @@ def check_folder(folder: Path) -> None:
     }
     for path in sorted(folder.rglob("*")):
         inner = any(part.endswith((".zarr", ".tmp")) for part in path.relative_to(folder).parts[:-1])
-        if inner or path.suffix == ".tmp" or (path.is_dir() and path.suffix != ".zarr"):
+        if inner or path.suffix == ".tmp" or path.name == ".lock" or (path.is_dir() and path.suffix != ".zarr"):
             continue
         try:
             readers[path.suffix](path)

@@ -145,3 +145,20 @@ def test_the_command_to_go_on_with_is_the_one_that_was_used(monkeypatch):
 def test_a_missing_package_that_is_no_extra_keeps_its_traceback():
     with pytest.raises(ModuleNotFoundError), splat_ssim_commands._with_its_packages("splat-train"):
         import a_package_that_is_not_there  # noqa: F401
+
+
+def test_a_reader_that_has_left_ends_a_program_quietly():
+    text = "import splat_ssim_commands as c\nwith c._with_its_packages('splat-train'): print('line\\n' * 99999)"
+    with subprocess.Popen(
+        [sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline().strip() == b"line"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_an_interrupt_while_packages_are_imported_ends_a_program_quietly(capfd):
+    with pytest.raises(SystemExit) as ended, splat_ssim_commands._with_its_packages("splat-train"):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130 and capfd.readouterr().err == ""

@@ -13,6 +13,7 @@ from splat_ssim.formats import FORMATS, read_splats, save_splats
 from splat_ssim.ply import load_ply, ply_comments, save_ply
 from splat_ssim.scene import train
 from splat_ssim.scene.export import export
+from splat_ssim.trainer.cli import main
 
 from .gaussians import make
 from .scenes import write_blender
@@ -52,6 +53,17 @@ def test_a_run_in_every_format(run, tmp_path, capsys):
     # A format without losses has the PSNR of the run.
     first = float(re.search(r"([\d.]+) dB on 2", said[0])[1])
     assert first == pytest.approx(trained.metrics["psnr"], abs=0.006)
+
+
+def test_an_old_scene_ply_is_not_exported(tmp_path, capsys):
+    scene, folder = write_blender(tmp_path / "ball", train=2, test=1, size=12), tmp_path / "run"
+    options = {"output": {"images": 0, "video": False}}
+    train(scene, steps=4, budget=60, device="cpu", folder=folder, options=options)
+    trained = main(["--resume", str(folder), "--steps", "8", "--output.no-ply", "--output.no-progress"])
+    assert f"{folder}: scene.ply is that of an earlier step (--output.ply writes it anew)" in lines(capsys)
+    export(folder, tmp_path / "new.ply")
+    assert trained["step"] == 8
+    assert not torch.equal(load_ply(tmp_path / "new.ply")["means"], load_ply(folder / "scene.ply")["means"])
 
 
 def test_one_file_by_its_name_and_without_the_photographs(run, tmp_path, capsys, monkeypatch):

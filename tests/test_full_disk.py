@@ -94,6 +94,19 @@ def test_a_video_appears_when_it_is_whole(tmp_path):
     assert not list(tmp_path.iterdir())
     write_video(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8)] * 3)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    before = (tmp_path / "a.mp4").read_bytes()
+    rng = np.random.default_rng(0)
+    with full(5_000), pytest.raises(WriteError, match=r"a\.mp4: required room and permission to write it, got"):
+        write_video(tmp_path / "a.mp4", (rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(4)))
+    assert (tmp_path / "a.mp4").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.gif", "a.png", "frames.v1", "frames"])
+def test_a_video_is_an_mp4(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name}: required a name with \.mp4 for a video, got"):
+        write_video(tmp_path / name, [np.zeros((16, 16, 3), np.uint8)] * 3)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("opened", [replacing, replacing_path])

@@ -75,6 +75,14 @@ def config(folder, **changes):
     return LineConfig(result_dir=folder, **changes)
 
 
+def test_steps_to_save_beyond_the_last_are_named(tmp_path, capsys):
+    path = tmp_path / "a.yaml"
+    path.write_text("task: tests.test_loop:LineTask\nsteps: 20\noutput: {save_steps: [5, 20, 25, 900]}")
+    main(["--config", str(path), "--result-dir", str(tmp_path / "run")])
+    assert "output.save_steps: the run ends at step 20, before 25, 900" in capsys.readouterr().out.splitlines()
+    assert [folder.name for folder in sorted((tmp_path / "run" / "steps").iterdir())] == ["0000005", "0000020"]
+
+
 def test_a_run_from_python_and_back(tmp_path):
     metrics = run(LineTask(config(tmp_path / "run")))
     assert metrics["value"] == pytest.approx(3, abs=0.01) and metrics["exported"] == 1

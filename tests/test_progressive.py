@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from splat_ssim.errors import UserError
 from splat_ssim.scene import Task
 from splat_ssim.scene.config import SceneConfig as Config
 from splat_ssim.scene.config import coarseness
@@ -138,6 +139,13 @@ def test_a_run_that_pruned_last_is_read_again(ball, tmp_path):
     again = load(tmp_path / "run")
     assert len(again.splats["means"]) == metrics["num_gaussians"] <= 30
     assert again.evaluate()["psnr"] == metrics["psnr"]
+
+
+def test_a_coarse_factor_beyond_the_images_is_refused_before_the_run(ball, tmp_path):
+    text = r"^data\.coarse_factor must be at most \d+, the shortest side of a training image, got 4096$"
+    with pytest.raises(UserError, match=text):
+        Trainer(make_config(ball, tmp_path / "run", data={"coarse_factor": 4096}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_final_pruning_in_the_run(ball, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from PIL import Image
 
 from splat_ssim.errors import UserError
+from splat_ssim.scene.data import load_scene
+from splat_ssim.scene.export import export
+from splat_ssim.scene.reading import scene_fingerprint
 from splat_ssim.trainer import run
 from splat_ssim.trainer.checkpoint import saved_step
-from splat_ssim.trainer.cli import evaluate_run, main
+from splat_ssim.trainer.cli import evaluate_run, main, render_run
 from splat_ssim.trainer.config import ConfigError, read_yaml
+from splat_ssim.trainer.folder import held
 from splat_ssim.trainer.loop import Run
-from tests.scenes import write_blender
+from tests.scenes import write_blender, write_colmap, write_nerfstudio
 from tests.test_loop import LineConfig, LineTask, config
 
 
@@ -77,6 +82,20 @@ def test_a_result_dir_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(UserError, match="required a folder to write to, got No space left on device"):
         run(LineTask(config(folder)))
+
+
+def test_one_folder_holds_one_live_run(tmp_path):
+    folder = tmp_path / "run"
+    text = f"^{folder}: required a folder that no other run writes to, got one in use$"
+    with held(config(folder), "line"):
+        # Its checkpoint of step 0 looks like that of a run that died.
+        before = Run(LineTask(config(folder))) and (folder / "checkpoint.pt").read_bytes()
+        for options in (config(folder), LineConfig(resume=folder)):
+            with pytest.raises(UserError, match=text):
+                run(LineTask(options))
+        assert (folder / "checkpoint.pt").read_bytes() == before
+    assert run(LineTask(LineConfig(resume=folder)))["step"] == 60
+    assert run(LineTask(LineConfig(resume=folder, steps=61)))["step"] == 61
 
 
 # --- F3
@@ -178,17 +197,50 @@ def test_taming_keeps_its_budget_curve(tmp_path):
 
 def test_another_scene_is_refused_and_a_moved_one_is_not(ball, tmp_path):
     other = write_blender(tmp_path / "other", train=5, size=16)
-    text = (
-        rf"{other}: required the data that {ball} was trained on, 6 training and 2 test views \(checksum \w+\), got 5"
-    )
+    text = rf"{other}: required the data that {ball} was trained on, 6 training and 2 test views .*, got 5"
     with pytest.raises(SystemExit, match=text):
         main(["--resume", str(ball), "--data-dir", str(other)])
     moved = (tmp_path / "ball").rename(tmp_path / "moved")
     metrics = main(["--resume", str(ball), "--data-dir", str(moved)])
     assert metrics["step"] == 20 and read_yaml(ball / "config.yaml")["data_dir"] == str(moved)
-    # Evaluating a run on other data is allowed, because it does not train.
-    assert evaluate_run(ball, data_dir=other)["psnr"] > 0
+    for look in (evaluate_run, render_run, partial(export, formats=("spz",), views=1)):
+        with pytest.raises(UserError, match=rf"^{other}: required the data that {ball} was trained on, 6 training"):
+            look(ball, data_dir=other)
     main(["--resume", str(ball)])
+
+
+def test_changed_lenses_are_refused(ball, tmp_path):
+    path = tmp_path / "ball" / "transforms_train.json"
+    before = path.read_text()
+    path.write_text(before.replace('"camera_angle_x": 0.69', '"camera_angle_x": 0.7'))
+    with pytest.raises(
+        SystemExit, match=r"required the data .* 6 training and 2 test views \(checksum (\w+)\), lenses"
+    ):
+        main(["--resume", str(ball)])
+    path.write_text(before)
+    # Older checkpoints know the names and the poses alone.
+    state = torch.load(ball / "checkpoint.pt", weights_only=True)
+    state["data"] = state["data"].partition(", lenses")[0]
+    torch.save(state, ball / "checkpoint.pt")
+    assert main(["--resume", str(ball), "--steps", "21"])["step"] == 21
+
+
+def test_lenses_are_the_same_at_any_size(tmp_path):
+    opencv = {"camera_model": "OPENCV", "k1": 0.1, "p1": 0.01}
+    folders = [
+        write_blender(tmp_path / "blender", train=1, test=1, size=37),
+        write_nerfstudio(tmp_path / "nerfstudio", count=1, size=37),
+        write_nerfstudio(tmp_path / "lens", count=1, size=37, **opencv),
+        write_colmap(tmp_path / "colmap", camera="OPENCV 64 48 40 41 32 24 0.1 0.01 0.001 0.001"),
+    ]
+    found = []
+    for folder in folders:
+        of_sizes = {scene_fingerprint(load_scene(folder, factor=factor)) for factor in (1, 2)}
+        assert len(of_sizes) == 1
+        found += of_sizes
+    write_nerfstudio(folders[2], count=1, size=37, **{**opencv, "k1": 0.11})
+    assert scene_fingerprint(load_scene(folders[2])).partition(",")[0] == found[2].partition(",")[0]
+    assert scene_fingerprint(load_scene(folders[2])) != found[2] != found[1]
 
 
 def test_a_volume_that_was_exchanged_is_refused(tmp_path):

@@ -120,6 +120,19 @@ def test_modes_have_files_of_their_own_and_other_runs_have_none(trained, tmp_pat
         render_run(tmp_path / "run", path=tmp_path / "a.json")
 
 
+def test_pictures_of_two_orbits_do_not_mix(trained, tmp_path):
+    folder = tmp_path / "orbit"
+    render_run(trained, frames=3, output=folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"orbit: required a folder for 2 pictures, got one with 0002\.png already"):
+        render_run(trained, frames=2, output=folder)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    render_run(trained, frames=3, output=folder)
+    for frames in (0, -3):
+        with pytest.raises(UserError, match=f"--frames must be at least 1, got {frames}"):
+            render_run(trained, frames=frames, output=tmp_path / "none")
+
+
 # --- camera paths
 
 

@@ -19,7 +19,7 @@ from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.strategy import CappedStrategy, DefaultStrategy, MCMCStrategy, TamingStrategy
 from splat_ssim.trainer._old import Trainer
-from splat_ssim.trainer.cli import evaluate_run, main, parse, render_run
+from splat_ssim.trainer.cli import call, evaluate_run, main, parse, render_run
 from splat_ssim.trainer.config import ConfigError, from_mapping, read_yaml, write_yaml
 from splat_ssim.trainer.metrics import psnr
 from tests.scenes import write_blender, write_colmap
@@ -68,6 +68,12 @@ def test_yaml_states_differences_and_the_command_line_overrides_them(tmp_path):
         ("task: cooking", r"a\.yaml: task: required one of scene.*, got 'cooking'"),
         ("- 1", r"a\.yaml: required a mapping, got list"),
         ("a: [", r"a\.yaml: required YAML, got a syntax error"),
+        ("steps: 5\nseed: 1\nsteps: 6", r"a\.yaml: required YAML, .*: the key 'steps' a second time in line 3$"),
+        ("data: {factor: 2, factor: 4}", r"a\.yaml: required YAML, .*: the key 'factor' a second time in line 1$"),
+        ("seed: 010", r"a\.yaml: seed: required int, got '010'$"),
+        ("steps: 1:30", r"a\.yaml: steps: required int, got '1:30'$"),
+        ("output: {save_steps: 5}", r"a\.yaml: output: save_steps: required a list of int, got 5$"),
+        ("asks: [a]", r"a\.yaml: unknown key 'asks', required one of config, .*, depth$"),
     ],
 )
 def test_wrong_yaml_is_refused_by_name(tmp_path, text, message):
@@ -77,11 +83,46 @@ def test_wrong_yaml_is_refused_by_name(tmp_path, text, message):
         parse(["--config", str(path)])
 
 
+def test_yaml_means_what_it_says(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("""
+        data: &data {factor: 010, test_every: 5}
+        later: &more {<<: *data, <<: {background: black}, test_every: 7}
+        last: {<<: *more}
+        off: {lpips: off, tensorboard: on, far: 1e3, seed: 0, steps: 1_000, date: 08, hex: 0x10}
+    """)
+    values = read_yaml(path)
+    assert values["last"] == {"factor": "010", "test_every": 7, "background": "black"}
+    text = {"date": "08", "hex": 16, "steps": 1000, "seed": 0, "far": "1e3"}
+    assert values[False] == {"lpips": False, "tensorboard": True, **text}
+    config = from_mapping(Config, {"output": {"lpips": False}, "strategy": {"high_opacity": False}}, "a")
+    assert (config.output.lpips, config.strategy.high_opacity) == ("off", "off")
+    with pytest.raises(ConfigError, match="a: preset: required one of auto, object, photos, none, got False"):
+        from_mapping(Config, {"preset": False}, "a")
+
+
 def test_missing_config_and_contradicting_options(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: required a YAML file, got No such file"):
         parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ConfigError, match="excludes --config, got both"):
         parse(["--config", "a.yaml", "--resume", "b"])
+
+
+def test_an_empty_value_is_no_path(tmp_path):
+    # As of "$OUT" where OUT is not set: the working folder would become the run's.
+    for words in (["--result-dir", ""], ["--result-dir="]):
+        with pytest.raises(ConfigError, match=r"^command line: required a value after --result-dir, got an empty one$"):
+            parse(words)
+    with pytest.raises(SystemExit, match=r"^error: command line: required a value, got an empty one$"):
+        call("splat_ssim.trainer.cli:evaluate_run", [""])
+    with pytest.raises(ConfigError, match="a: result_dir: required Path, got ''"):
+        from_mapping(Config, {"result_dir": ""}, "a")
+
+
+def test_a_config_in_a_config_is_left_out_with_a_note(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("config: b.yaml\nsteps: 5")
+    assert parse(["--config", str(tmp_path / "a.yaml")])[1].steps == 5
+    assert capsys.readouterr().err == f"{tmp_path}/a.yaml: config is left out: a config file does not read another\n"
 
 
 def test_a_written_config_reads_back_equal(tmp_path):

@@ -1,8 +1,7 @@
 """Volume files come back as they were written, with their affine. Damaged files are refused."""
 
-import math
-
 import json
+import math
 
 import numpy as np
 import pytest

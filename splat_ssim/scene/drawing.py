@@ -82,10 +82,19 @@ def _write(task: SceneTask, views: Sequence[View], output: Path, mode: str, fps:
 
 
 def _write_pictures(task: SceneTask, views: Sequence[View], output: Path, mode: str) -> None:
+    """Writes a picture of each view to a folder.
+
+    Raises:
+        UserError: The folder holds further numbered pictures, which would pass for some of these.
+    """
+    files = [output / f"{index:04d}.png" for index in range(len(views))]
+    other = sorted(file for file in output.glob("*.png") if file.stem.isdigit() and file not in files)
+    if other:
+        raise UserError(f"{output}: required a folder for {len(views)} pictures, got one with {other[0].name} already")
     scale = _told_scale(task, views, mode)
     output.mkdir(parents=True, exist_ok=True)
-    for index, view in enumerate(views):
-        save_image(output / f"{index:04d}.png", draw(task, view, mode, scale))
+    for file, view in zip(files, views, strict=True):
+        save_image(file, draw(task, view, mode, scale))
 
 
 def _told_scale(task: SceneTask, views: Sequence[View], mode: str) -> Scale | None:

@@ -144,7 +144,8 @@ def _of_run(folder: Path, with_views: bool, device: str, data_dir: Path | None) 
     if not issubclass(kind, SceneTask):
         raise UserError(f"{folder}: required a run that trained a scene, got one of {kind.__module__} ({CONFIG})")
     ply = folder / "scene.ply"
-    if not with_views and ply.is_file() and (folder / METRICS).is_file():
+    written = config.output.ply and ply.is_file()  # type: ignore[attr-defined]
+    if not with_views and written and (folder / METRICS).is_file():
         # scene.ply of a finished run is enough; its photographs are not needed.
         return replace(read_splats(ply), antialiased=config.model.antialiased), None  # type: ignore[attr-defined]
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task

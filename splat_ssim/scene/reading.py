@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from splat_ssim.scene.config import SceneConfig
-from splat_ssim.scene.data import Scene, load_scene
+from splat_ssim.scene.data import Scene, View, load_scene
+from splat_ssim.scene.data.lens import Pinhole, proportions
 from splat_ssim.scene.start import boxed
 from splat_ssim.trainer.checkpoint import fingerprint
 
@@ -15,11 +18,22 @@ FIRST_ORIGIN = {"offset": [0.0, 0.0, 0.0], "model": ""}
 
 
 def scene_fingerprint(scene: Scene) -> str:
-    """Fingerprint of the views' names and cameras. Images do not count, because they may be read at another size."""
+    """Fingerprint of the views' names and cameras. Images do not count, because they may be read at another size.
+
+    It begins with that of older checkpoints, which knew no focal lengths.
+    """
     views = [*scene.train, *scene.test]
     viewmats = scene.world_viewmats or [view.viewmat for view in views]
     parts = [part for view, viewmat in zip(views, viewmats, strict=True) for part in (view.name, viewmat)]
-    return fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
+    text = fingerprint(f"{len(scene.train)} training and {len(scene.test)} test views", *parts)
+    # In float32, so that the rounding of the size does not count.
+    lenses = [torch.tensor(_proportions(view), dtype=torch.float32) for view in views]
+    return fingerprint(f"{text}, lenses", *lenses)
+
+
+def _proportions(view: View) -> tuple[float, ...]:
+    (focal_x, _, x), (_, focal_y, y), _ = view.K.tolist()
+    return view.proportions or proportions(Pinhole(view.width, view.height, focal_x, focal_y, x, y))
 
 
 def check_origin(origin: Any) -> None:

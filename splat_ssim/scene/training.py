@@ -299,6 +299,7 @@ class SceneTask:
         check_origin(origin)
         if origin != self.scene.origin:
             self.scene = read_scene(self.config, origin)
+            self.fingerprint = scene_fingerprint(self.scene)
             self.extent, self.near = self.scene.extent, self.config.data.near or self.scene.near
             self.views = TrainingViews(self.scene, self.config, self.device, self.ranks)
         count = check_rows(state["splats"], self.splats, "splats")
@@ -331,6 +332,8 @@ class SceneTask:
             metrics["budget"] = self.config.strategy.budget
             metrics["budget_curve"] = self.strategy_state["budget_curve"]
             metrics["budget_counts"] = self.strategy_state["num_gaussians"]
+        if not self.config.output.ply and (folder / "scene.ply").exists():
+            print(f"{folder}: scene.ply is that of an earlier step (--output.ply writes it anew)")
         if self.config.output.ply:
             comments = comments_of(self.scene.offset, self.config.model.antialiased)
             splats = standard_splats(self.splats, self.opacity_activation)

@@ -29,8 +29,8 @@ class TrainingViews:
         ranks: The processes that train.
 
     Raises:
-        UserError: The views of a step cannot be shared evenly by the ranks; or random backgrounds are requested, and no
-            view is transparent.
+        UserError: The views of a step cannot be shared evenly by the ranks; the coarse factor exceeds a side of a view;
+            or random backgrounds are requested, and no view is transparent.
     """
 
     def __init__(self, scene: Scene, config: SceneConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -42,6 +42,12 @@ class TrainingViews:
             )
         if config.data.random_background and not any(view.is_transparent for view in self.views):
             raise UserError(f"{scene.name}: data.random_background requires transparent training images, got none")
+        side = min(min(view.height, view.width) for view in self.views)
+        if coarseness(config.data, 0) > side:
+            raise UserError(
+                f"data.coarse_factor must be at most {side}, the shortest side of a training image, got "
+                f"{config.data.coarse_factor}"
+            )
         #: Training views at a part of their size, while the run asks for such.
         self.coarse: CoarseViews | None = None
         self._ahead = Ahead(self.of_step, _each_mapped, device)

@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     Raises:
         ConfigError: A file is missing, has an unknown key, or sets an option that does not apply.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _given(arguments)
     # The base must be known before tyro, which shows it as the defaults in --help.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -47,6 +47,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
         raise ConfigError("--resume uses the config of its run folder and excludes --config, got both")
     path = named.resume / CONFIG if named.resume is not None else named.config and find_config(named.config)
     values = read_values(path) if path is not None else {}
+    if named.config is not None and values.get("config") is not None:
+        print(f"{path}: config is left out: a config file does not read another", file=sys.stderr)
     if named.resume is not None:
         values["result_dir"] = str(named.resume)
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
@@ -57,6 +59,21 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     if named.resume is None:
         check_example(config.data_dir)
     return task, config
+
+
+def _given(arguments: Sequence[str] | None) -> list[str]:
+    """The words of a command line, by default sys.argv's.
+
+    Raises:
+        ConfigError: One is empty, as from an unset variable of the shell. It would pass for the working folder.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            after = name or " ".join(words[max(0, index - 1) : index])
+            raise ConfigError(f"command line: required a value{after and f' after {after}'}, got an empty one")
+    return words
 
 
 def _beneath(task: type[Task], values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -114,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         made = task(config)  # type: ignore[call-arg]
         for line in getattr(made, "notes", ()) if launched().is_first else ():
             print(line)
+        late = [step for step in config.output.save_steps if step > made.config.steps]
+        if late and launched().is_first:
+            print(f"output.save_steps: the run ends at step {made.config.steps}, before {', '.join(map(str, late))}")
         if config.dry_run:
             for line in getattr(made, "plan", tuple)() if launched().is_first else ():
                 print(line)
@@ -155,7 +175,7 @@ def _viewer(task: Task, port: int) -> Viewer:
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:
     """Calls the function at "module:function". Its parameters are the options of the command line."""
     with _as_a_program():
-        return tyro.cli(imported(path), args=arguments)
+        return tyro.cli(imported(path), args=_given(arguments))
 
 
 @contextmanager
@@ -216,7 +236,7 @@ def render_run(
         mode: How to draw a scene: rgb, depth (prints its scale), normal (from the depths, in world axes) or alpha.
         path: Camera path to draw instead of views, for a scene: nerfstudio's camera_path.json or a transforms.json, in
             the coordinates of the scene's files. The file gives the size and the frame rate. The output is an MP4, or
-            a folder of PNG files where its name has another suffix.
+            a folder of PNG files where its name has no suffix.
         transform: nerfstudio's dataparser_transforms.json, for a path in nerfstudio's own coordinates.
         output: File or folder to write. By default it lies in the run folder.
         device: auto, cpu or cuda.
@@ -225,6 +245,8 @@ def render_run(
     Returns:
         The file or folder written.
     """
+    if frames < 1:
+        raise UserError(f"--frames must be at least 1, got {frames}")
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     modes = getattr(task, "MODES", ("rgb",))
     if mode not in modes:

@@ -18,6 +18,7 @@ from splat_ssim import _moved
 # Reading and writing of configs is imported from here, whichever module does it.
 from splat_ssim.trainer.mappings import ConfigError as ConfigError
 from splat_ssim.trainer.mappings import from_mapping as from_mapping
+from splat_ssim.trainer.mappings import load_yaml
 from splat_ssim.trainer.mappings import overlaid as overlaid
 from splat_ssim.trainer.mappings import read_values as read_values
 from splat_ssim.trainer.mappings import read_yaml as read_yaml
@@ -26,8 +27,8 @@ from splat_ssim.trainer.mappings import write_yaml as write_yaml
 
 def _yaml_mapping(text: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as broken:
+        value = load_yaml(text)
+    except ValueError as broken:
         raise ValueError(f"required a YAML mapping such as '{{lambda_dssim: 0.1}}', got {text!r}: {broken}") from None
     if not isinstance(value, dict):
         raise ValueError(f"required a YAML mapping such as '{{lambda_dssim: 0.1}}', got {text!r}")

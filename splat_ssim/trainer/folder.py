@@ -3,23 +3,26 @@
 config.yaml is the resolved config with the import path of its task, checkpoint.pt the last checkpoint, history.jsonl
 what steps reported, eval/<step>.json the result of each evaluation, and versions.json the software it was trained with.
 pictures/ and the task's own exports show the last step. metrics.json is written last and marks the run as finished. A
-report page, if the task has one, follows.
+report page, if the task has one, follows. While a process runs in the folder, it holds the lock of .lock.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from splat_ssim._files import remove_leftovers
+from splat_ssim._locks import take_lock
 from splat_ssim.errors import UserError
 from splat_ssim.trainer import checkpoint
 from splat_ssim.trainer.config import RunConfig, differences, from_mapping, read_values, write_yaml
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, find_task, import_path
 
-CONFIG, METRICS = "config.yaml", "metrics.json"
+CONFIG, METRICS, LOCK = "config.yaml", "metrics.json", ".lock"
 
 
 def default_folder(name: str) -> Path:
@@ -52,25 +55,47 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: required a folder to write to, got no permission for {existing} (--result-dir)")
 
 
-def open_folder(config: RunConfig, name: str) -> Path:
-    """Returns the folder of a run: a new one with the config in it, or the unchanged one of the run to resume.
+@contextmanager
+def held(config: RunConfig, name: str) -> Iterator[Path]:
+    """The folder of a run, in which no other process runs during the block. It is made if there is none.
 
     Args:
         config: Resolved config.
         name: Name of the data, used in the default folder.
 
     Raises:
-        UserError: The folder of a new run holds a run, or cannot be written to.
+        UserError: Another process runs in it, it holds a run that is not resumed, or it cannot be written to.
     """
     folder = config.result_dir or default_folder(name)
+    if config.resume is None:
+        check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
+    with file:
+        if not take_lock(file):
+            raise UserError(f"{folder}: required a folder that no other run writes to, got one in use")
+        yield folder
+
+
+def open_folder(config: RunConfig, name: str, folder: Path | None = None) -> Path:
+    """Returns the folder of a run: a new one with the config in it, or the one to resume, left as it is.
+
+    Args:
+        config: Resolved config.
+        name: Name of the data, used in the default folder.
+        folder: The folder that `held` holds, if it does.
+
+    Raises:
+        UserError: The folder of a new run holds a run, or cannot be written to.
+    """
+    folder = folder or config.result_dir or default_folder(name)
     if config.resume is not None:
         remove_leftovers(folder)
         return folder
     check_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
     # Another run may have been killed before its first checkpoint. What else is in the folder is not ours.
     remove_leftovers(folder, (f"{CONFIG}.*", f"{checkpoint.NAME}.*"))
     write_config(folder, config)

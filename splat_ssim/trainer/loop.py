@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from splat_ssim.errors import UserError, WriteError
 from splat_ssim.trainer.checkpoint import NAME, load_checkpoint, refusing, save_checkpoint
 from splat_ssim.trainer.device import garbage_frozen, peak_memory, wait
 from splat_ssim.trainer.finite import LossWatch, NotFiniteError, state_problem
-from splat_ssim.trainer.folder import METRICS, open_folder, read_config, record_resume, write_config
+from splat_ssim.trainer.folder import METRICS, held, open_folder, read_config, record_resume, write_config
 from splat_ssim.trainer.history import History
 from splat_ssim.trainer.metrics import in_words, scalars
 from splat_ssim.trainer.places import program
@@ -56,13 +56,14 @@ def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
     ranks = launched()
     if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
         raise UserError(f"task {task.config.task or task.name}: required one process, got {ranks.count} (torchrun)")
-    one = Run(task, observers) if ranks.is_first else Follower(task)
-    try:
-        one.train()
-        with one.stoppable():
-            return one.finish()
-    except WriteError as error:
-        raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
+    with held(task.config, task.name) if ranks.is_first else nullcontext() as folder:
+        one = Run(task, observers, folder) if ranks.is_first else Follower(task)
+        try:
+            one.train()
+            with one.stoppable():
+                return one.finish()
+        except WriteError as error:
+            raise WriteError(f"{error}; {one._kept()}, which {one.resume_command()} goes on from") from error
 
 
 def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) -> Task:
@@ -74,7 +75,7 @@ def load(folder: Path, *, device: str = "auto", data_dir: Path | None = None) ->
         data_dir: Where the data are now. By default where the run read them.
 
     Raises:
-        UserError: The folder is not a run folder, or its data cannot be read.
+        UserError: The folder is not a run folder, or its data cannot be read or are others.
     """
     return reopen(folder, device=device, data_dir=data_dir).task
 
@@ -105,10 +106,10 @@ class Run:
     A new run writes its config and a first checkpoint at once, so that it can be resumed even if killed early.
     """
 
-    def __init__(self, task: Task, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, task: Task, observers: Sequence[Observer] = (), folder: Path | None = None) -> None:
         self._begin(task, observers)
         getattr(task, "prepare_evaluation", lambda: None)()
-        self.folder = open_folder(self.config, task.name)
+        self.folder = open_folder(self.config, task.name, folder)
         if self.config.resume is None:
             self.save()
         else:
@@ -314,12 +315,11 @@ class Run:
         return getattr(self.task, "fingerprint", None)
 
     def _check_data(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the checkpoint is of other data. Old checkpoints and some tasks do not tell."""
+        """Raises UserError if the checkpoint is of other data. Old checkpoints tell less, and some tasks nothing."""
         before, now = state.get("data"), self._fingerprint()
-        if before is not None and now is not None and before != now:
-            raise UserError(
-                f"{self.config.data_dir}: required the data that {self.folder} was trained on, {before}, got {now}"
-            )
+        if before is not None and now is not None and not now.startswith(str(before)):
+            required = f"the data that {self.folder} was trained on, {before}"
+            raise UserError(f"{self.config.data_dir}: required {required}, got {now}")
 
     def go_on(self) -> None:
         """Restores the checkpoint in the folder, including torch's random generators.
@@ -327,16 +327,14 @@ class Run:
         Raises:
             UserError: The checkpoint cannot be read, is not of such a run, or was made with other data.
         """
-        state = load_checkpoint(self.folder, self.task.device)
-        self._check_data(state)
-        self.restore(state)
+        self.restore(load_checkpoint(self.folder, self.task.device))
         self.history = History.read(self.folder, self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores a checkpoint.
 
         Raises:
-            CheckpointError: The state does not belong to such a run.
+            UserError: The state does not belong to such a run, or was made with other data.
         """
         with refusing(self.folder / NAME):
             problem = state_problem(state["step"], state)
@@ -344,7 +342,10 @@ class Run:
                 raise ValueError(problem or "one without a step and seconds")
             self.step, self.train_seconds = state["step"], state["train_seconds"]
             self._saved = self.step
-            self.task.load_state_dict(state)
+            try:
+                self.task.load_state_dict(state)
+            finally:  # not before: a task may read its data anew, in the coordinates of the checkpoint
+                self._check_data(state)
 
 
 class Unkept(Run):

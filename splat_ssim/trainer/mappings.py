@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -49,7 +50,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: A key is not a field, or a value does not have the field's type. The message names the key.
     """
-    hints = typing.get_type_hints(cls)
+    every = typing.get_type_hints(cls)
+    hints = {field.name: every[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: required a mapping of {cls.__name__}, got {values!r}")
     arguments = {}
@@ -70,6 +72,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(option for option in options if option is not type(None)), value, where)
     if origin is Literal:
+        if value is False and "off" in options:  # as YAML reads off
+            return "off"
         if value not in options:
             raise ConfigError(f"{where}: required one of {', '.join(map(str, options))}, got {value!r}")
         return value
@@ -80,7 +84,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: required {len(kinds)} values, got {value!r}")
         return tuple(_convert(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str) and value:
         return Path(value)
     # YAML reads 5e5 as a string and 1 as an int.
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -92,7 +96,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
-    raise ConfigError(f"{where}: required {getattr(hint, '__name__', hint)}, got {value!r}")
+    kind = f"a list of {options[0].__name__}" if origin is tuple else getattr(hint, "__name__", hint)
+    raise ConfigError(f"{where}: required {kind}, got {value!r}")
 
 
 #: Largest number of values in a YAML file, counting what each alias stands for.
@@ -115,6 +120,46 @@ def _size(value: Any, known: dict[int, float]) -> float:
     return known[id(value)]
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without what is read as something else in silence.
+
+    A repeated key is refused, of which PyYAML keeps the last. 010 and 1:30, to YAML 1.1 the numbers 8 and 90, are text,
+    which a number refuses.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    mark = key.start_mark
+                    raise yaml.YAMLError(f"the key {key.value!r} a second time in line {mark.line + 1}")
+                seen.add((key.tag, key.value))
+        return node
+
+
+_TEXT = ("tag:yaml.org,2002:str", re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$"))
+_Loader.yaml_implicit_resolvers = {
+    first: [_TEXT, *others] for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text; see `_Loader`.
+
+    Raises:
+        ValueError: It is no YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("values nested too deep") from None
+    # The constructors of values such as dates raise errors of their own.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
+        raise ValueError(f"a syntax error: {broken}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file.
 
@@ -122,16 +167,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as missing:
         raise ConfigError(f"{path}: required a YAML file, got {missing.strerror}") from None
     except UnicodeDecodeError as broken:
         raise ConfigError(f"{path}: required YAML in UTF-8, got another encoding: {broken}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: required YAML, got values nested too deep") from None
-    # The constructors of values such as dates raise errors of their own.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as broken:
-        raise ConfigError(f"{path}: required YAML, got a syntax error: {broken}") from None
+    except ValueError as broken:
+        raise ConfigError(f"{path}: required YAML, got {broken}") from None
     if _size(values, {}) > _MOST_VALUES:
         raise ConfigError(f"{path}: required at most {_MOST_VALUES} values, got aliases that expand to more")
     if values is None:

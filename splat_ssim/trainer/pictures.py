@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splat_ssim import _maps
 from splat_ssim._files import is_file, replacing, replacing_path
-from splat_ssim.errors import UserError
+from splat_ssim.errors import UserError, WriteError
 
 #: Extensions of the pictures that are looked for, in lower case.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
@@ -194,18 +194,32 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
     """Writes an MP4 from (H, W, 3) uint8 frames with even sides, one after the other.
 
     Raises:
+        UserError: The path does not end in .mp4.
         NoVideoError: The packages that write videos are not installed.
+        WriteError: ffmpeg could not write all frames, as on a full disk; `path` is what it was.
     """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"{path}: required a name with .mp4 for a video, got {path.suffix or 'none'}")
     try:
         import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401
+        import imageio_ffmpeg
     except ImportError as error:
         raise NoVideoError(
             f"{path} is not written: a video needs pip install imageio imageio-ffmpeg: {error}"
         ) from error
 
+    count = 0
     with replacing_path(path) as new:
         writer: Any = imageio.get_writer(new, format="FFMPEG", fps=fps, macro_block_size=2)
         with writer:
             for frame in frames:
                 writer.append_data(frame)
+                count += 1
+        # imageio hides that ffmpeg failed, so the frames are read back.
+        try:
+            kept: int = imageio_ffmpeg.count_frames_and_secs(new)[0]
+        except RuntimeError:
+            kept = 0
+        if kept != count:
+            raise WriteError(f"{path}: required room and permission to write it, got {kept} of {count} frames")

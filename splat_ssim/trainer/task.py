@@ -78,14 +78,14 @@ class Task(Protocol):
 
     A task is made from its config: `Task(config)` reads the data, puts the model where it starts and seeds torch. The
     length of a run is `config.steps`. A task may have a `fingerprint`, a text that says what its data are and differs
-    for other data: a run is resumed only with data of the same one. It may have `finished`, which ends the run before
-    its last step once it is true. It may have `notes`, lines that say what was read, left out or assumed, which
-    train.py prints before the run. It may have three methods that show it: `previews()` returns pictures for
-    TensorBoard, name -> (3, H, W) in [0, 1]; `report(folder, evaluation, views=…, viewer_package=…)` writes a
-    page about a run to its folder, and `viewer(port)` returns an open viewer, see `Viewer`.
-    `prepare_evaluation()` is called before the first step and refuses what an evaluation would lack. With MODES,
-    names of ways to draw, `render` takes a `mode`; `render_path(path, output, mode=…, transform=…)` draws what cameras
-    of a file see.
+    for other data: a run is resumed and looked at only with data of the same one. One that tells more than those of
+    older runs begins as theirs. It may have `finished`, which ends the run before its last step once it is true. It may
+    have `notes`, lines that say what was read, left out or assumed, which train.py prints before the run. It may have
+    three methods that show it: `previews()` returns pictures for TensorBoard, name -> (3, H, W) in [0, 1];
+    `report(folder, evaluation, views=…, viewer_package=…)` writes a page about a run to its folder, and `viewer(port)`
+    returns an open viewer, see `Viewer`. `prepare_evaluation()` is called before the first step and refuses what an
+    evaluation would lack. With MODES, names of ways to draw, `render` takes a `mode`;
+    `render_path(path, output, mode=…, transform=…)` draws what cameras of a file see.
     """
 
     #: The config dataclass: a subclass of RunConfig.

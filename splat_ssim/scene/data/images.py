@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from splat_ssim._files import is_file
-from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, rescaled
+from splat_ssim.scene.data.lens import check_camera, check_pose, check_shape, fits, proportions, rescaled
 from splat_ssim.scene.data.scene import SceneError, View, shortened
 from splat_ssim.scene.data.undistortion import is_distorted, undistort
 from splat_ssim.trainer import pictures
@@ -150,6 +150,7 @@ def make_view(
     check_pose(viewmat, f"{where or name}: pose")
     check_camera(camera, where or name)
     check_shape((width, height), camera, file or Path(name))
+    of_file = proportions(camera)
     camera = rescaled(camera, width, height)
     if is_distorted(camera):
         try:
@@ -164,4 +165,5 @@ def make_view(
         image=torch.from_numpy(np.ascontiguousarray(image) if image.flags.writeable else image.copy()),
         mask=None if mask is None else torch.from_numpy(mask),
         background=background,
+        proportions=of_file,
     )

@@ -53,6 +53,18 @@ class Pinhole:
         return np.array([[self.focal_x, 0, self.center_x], [0, self.focal_y, self.center_y], [0, 0, 1]])
 
 
+def proportions(camera: Any) -> tuple[float, ...]:
+    """What tells cameras apart at any size of their images.
+
+    These are the focal lengths and the centre over the size, the focal lengths over its width because that of a reduced
+    image is rounded; then the distortion.
+    """
+    K, width, height = camera.calibration_matrix(), camera.width, camera.height
+    pinhole = (K[0, 0] / width, K[1, 1] / width, K[0, 2] / width, K[1, 2] / height)
+    distortion = () if isinstance(camera, Pinhole) else (camera.params[i] for i in camera.extra_params_idxs())
+    return tuple(float(value) for value in (*pinhole, *distortion))
+
+
 def rescaled(camera: Any, width: int, height: int) -> Any:
     """A copy of a camera for another image size."""
     if isinstance(camera, Pinhole):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from splat_ssim._files import is_file, replacing
 from splat_ssim.scene.data.images import file_remarks, image_size, make_view, mask_of_size, read_image
-from splat_ssim.scene.data.lens import rescaled
+from splat_ssim.scene.data.lens import proportions, rescaled
 from splat_ssim.scene.data.scene import LateImage, SceneError, View, grouped
 from splat_ssim.scene.data.undistortion import is_distorted, lens_remarks
 from splat_ssim.trainer.device import available_memory
@@ -171,6 +171,7 @@ def _stored(photo: Photo, background: tuple[float, float, float], cache: Path) -
         image=_mapped(folder / "image.npy"),
         mask=_mapped(folder / "mask.npy") if (folder / "mask.npy").is_file() else None,
         background=background,
+        proportions=proportions(photo.camera),
     )
 
 

@@ -71,6 +71,8 @@ class View:
     depth: Tensor | None = None
     #: (M, 3) float32, columns, rows and depths of points seen in the image, or None.
     sparse_depth: Tensor | None = None
+    #: The camera of the file, see `lens.proportions`, which is the same at any size of the image. None: that of K.
+    proportions: tuple[float, ...] | None = None
 
     @property
     def stored_image(self) -> Tensor | LateImage:
