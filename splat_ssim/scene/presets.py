@@ -34,6 +34,8 @@ _AROUND = {
 #: Each part of a place is seen by few cameras, and sparse Adam's rates would overfit these. Cameras stand inside the
 #: scene, so their extent is small compared with what they see.
 _INSIDE = {**_LAZY, "name": "adam", "scales": 1e-2, "opacities": 0.05, "means": 3e-4, "means_final": 3e-6}
+#: In a long run, harmonics at a high rate learn what single photographs show and others do not.
+_INSIDE_LONG = {**_INSIDE, "shN": 1e-3}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("object", "fast"): {
@@ -58,13 +60,13 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("photos", "default"): {
         "steps": 7_000,
         "data": {"coarse_factor": 4},
-        "optimizer": _INSIDE,
+        "optimizer": _INSIDE_LONG,
         "strategy": {"budget": 100_000},
     },
     ("photos", "quality"): {
         "steps": 15_000,
         "data": {"coarse_factor": 2},
-        "optimizer": _INSIDE,
+        "optimizer": _INSIDE_LONG,
         "strategy": {"budget": 250_000},
     },
 }
