@@ -24,6 +24,28 @@ from splat_ssim.trainer.signals import Interrupted, Signals
 from splat_ssim.trainer.task import DEFAULT_TASK, Task, Viewer, find_task
 from splat_ssim.trainer.viewer_package import install_viewer as fetch_viewer
 
+_PATHS = tyro.constructors.ConstructorRegistry()
+
+
+@_PATHS.primitive_rule
+def _path(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """How a path is read. An empty one, as from an unset variable of the shell, would pass for the working folder."""
+
+    def made(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("required a path, got an empty one")
+        return Path(words[0])
+
+    if kind.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=made,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     """Parses a command line. Returns the task and its config.
@@ -37,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     Raises:
         ConfigError: A file is missing, has an unknown key, or sets an option that does not apply.
     """
-    arguments = _given(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The base must be known before tyro, which shows it as the defaults in --help.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -54,26 +76,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[type[Task], Any]:
     task = find_task(values.get("task", DEFAULT_TASK), str(path))
     beneath = {} if named.resume is not None else _beneath(task, values, arguments)
     base = from_mapping(task.Config, overlaid(beneath, values), str(path))
-    config = tyro.cli(type(base), default=base, args=arguments, prog=program("train"))
+    with _PATHS:
+        config = tyro.cli(type(base), default=base, args=arguments, prog=program("train"))
     _check_meaning(base, config, {} if named.resume is not None else values, _options(arguments), str(path))
     if named.resume is None:
         check_example(config.data_dir)
     return task, config
-
-
-def _given(arguments: Sequence[str] | None) -> list[str]:
-    """The words of a command line, by default sys.argv's.
-
-    Raises:
-        ConfigError: One is empty, as from an unset variable of the shell. It would pass for the working folder.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if not word or (name.startswith("--") and equals and not value):
-            after = name or " ".join(words[max(0, index - 1) : index])
-            raise ConfigError(f"command line: required a value{after and f' after {after}'}, got an empty one")
-    return words
 
 
 def _beneath(task: type[Task], values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -174,8 +182,8 @@ def _viewer(task: Task, port: int) -> Viewer:
 
 def call(path: str, arguments: Sequence[str] | None = None) -> Any:
     """Calls the function at "module:function". Its parameters are the options of the command line."""
-    with _as_a_program():
-        return tyro.cli(imported(path), args=_given(arguments))
+    with _as_a_program(), _PATHS:
+        return tyro.cli(imported(path), args=arguments)
 
 
 @contextmanager

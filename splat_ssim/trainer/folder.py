@@ -59,6 +59,8 @@ def check_folder(folder: Path) -> None:
 def held(config: RunConfig, name: str) -> Iterator[Path]:
     """The folder of a run, in which no other process runs during the block. It is made if there is none.
 
+    A run that is refused before it writes anything leaves no new folder.
+
     Args:
         config: Resolved config.
         name: Name of the data, used in the default folder.
@@ -69,15 +71,21 @@ def held(config: RunConfig, name: str) -> Iterator[Path]:
     folder = config.result_dir or default_folder(name)
     if config.resume is None:
         check_folder(folder)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a")
     except OSError as error:
         raise UserError(f"{folder}: required a folder to write to, got {error.strerror} (--result-dir)") from None
-    with file:
-        if not take_lock(file):
-            raise UserError(f"{folder}: required a folder that no other run writes to, got one in use")
-        yield folder
+    try:
+        with file:
+            if not take_lock(file):
+                raise UserError(f"{folder}: required a folder that no other run writes to, got one in use")
+            yield folder
+    finally:
+        if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def open_folder(config: RunConfig, name: str, folder: Path | None = None) -> Path:
