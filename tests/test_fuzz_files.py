@@ -20,7 +20,7 @@ from splat_ssim.scene.data.colmap_files import check_binary
 from splat_ssim.trainer.checkpoint import CheckpointError, load_checkpoint, saved_step
 from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, read_values, read_yaml
 from splat_ssim.trainer.loop import Run, reopen
-from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, tensors_problem
+from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, number_of, tensors_problem
 from splat_ssim.volume import VoxelGrid
 from splat_ssim.volume.export import FieldSource, load_gaussians_ply, load_quantized, save_gaussians_ply, save_quantized
 from splat_ssim.volume.gaussians import GaussianField
@@ -239,6 +239,11 @@ def test_the_name_of_an_image_in_another_encoding(model):
 
 
 # --- checkpoints
+
+
+def test_a_number_that_float64_does_not_hold():
+    with pytest.raises(ValueError, match=r"^last_loss: required a number that float64 holds, got a larger integer$"):
+        number_of(10**400, "last_loss")
 
 
 def test_damage_that_torch_passes_over_is_found(tmp_path):

@@ -148,11 +148,14 @@ def number_of(state: Any, name: str) -> float:
         name: Name of the number, for messages.
 
     Raises:
-        ValueError: The value is not a number.
+        ValueError: The value is not a number, or is too large for one.
     """
     if type(state) not in (float, int):
         raise ValueError(f"{name}: required a number, got {type(state).__name__}")
-    return float(state)
+    try:
+        return float(state)
+    except OverflowError:
+        raise ValueError(f"{name}: required a number that float64 holds, got a larger integer") from None
 
 
 #: Options that older versions of torch's Adam lack. Adam fills them in if a state has none.
