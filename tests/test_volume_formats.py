@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
-from splat_ssim.volume.io import open_grid
+from splat_ssim.volume.io import array_volume, open_grid
 from splat_ssim.volume.opened import open_volume
 from tests.volumes import GRID, SHAPE, TURNED, VOXELS
 
@@ -336,3 +336,10 @@ def test_a_nifti_file_without_directions_or_with_two_says_so(tmp_path):
         nibabel.save(image, tmp_path / "a.nii")
         notes = load_volume(tmp_path / "a.nii").notes
         assert not notes if told is None else len(notes) == 1 and notes[0].startswith(told)
+
+
+def test_background_in_our_zarr_is_no_absent_chunk(tmp_path):
+    array = np.zeros((70, 8, 8), np.float32)
+    array[3, 3, 3] = 1
+    save_volume(tmp_path / "a.zarr", array_volume(array))
+    assert load_volume(tmp_path / "a.zarr").notes == ()

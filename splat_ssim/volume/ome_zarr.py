@@ -168,11 +168,14 @@ def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
     chunks = (*[1] * (data.ndim - 3), *[min(n, 64) for n in data.shape[-3:]])
     image = _image(data.ndim, affine, unit)
     options: dict[str, Any] = {"shape": data.shape, "dtype": data.dtype, "chunks": chunks}
+    # zarr leaves out chunks of nothing but the fill value, and a reader could not tell them from lost ones.
     if int(zarr.__version__.split(".")[0]) < 3:
         attributes: dict[str, Any] = {"multiscales": [{"version": "0.4", **image}]}
+        options["write_empty_chunks"] = True
     else:
         attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
         options["dimension_names"] = [axis["name"] for axis in image["axes"]]
+        options["config"] = {"write_empty_chunks": True}
     with replacing_path(path) as new:
         zarr.open_group(str(new), mode="w").attrs.update(attributes)
         # zarr 2, the last for Python 3.10, has this function too.
