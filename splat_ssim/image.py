@@ -270,8 +270,8 @@ class Task:
         UserError: Something in the config or on disk is not as required.
     """
 
-    Config: ClassVar = ImageConfig
-    VIEWS: ClassVar = {"picture": "render.png"}
+    Config: ClassVar[type[RunConfig]] = ImageConfig
+    VIEWS: ClassVar[dict[str, str]] = {"picture": "render.png"}
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config = config.resolved()

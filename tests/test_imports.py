@@ -1,5 +1,6 @@
 """The loss half of the package only needs torch and numpy, and does not import the trainer half."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,11 @@ def test_the_loss_half_imports_alone():
     assert done.returncode == 0, done.stderr
     # The trainer half is imported only when one of its functions is used.
     assert done.stdout.strip() == "blocked: splat_ssim.ply"
+
+
+def test_no_bare_class_variables():
+    """Python 3.10 evaluates the hints of no class that has one."""
+    bare = [
+        path for path in (ROOT / "splat_ssim").rglob("*.py") if re.search(r": ClassVar($| =)", path.read_text(), re.M)
+    ]
+    assert not bare

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -57,7 +57,7 @@ class SceneConfig(RunConfig):
     output: SceneOutputConfig = field(default_factory=SceneOutputConfig)
 
     #: Options of the command line that choose the preset.
-    asks: ClassVar = ("data_dir", "data.format", "preset", "quality")
+    asks: ClassVar[Sequence[str]] = ("data_dir", "data.format", "preset", "quality")
 
     @classmethod
     def beneath(cls, values: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
