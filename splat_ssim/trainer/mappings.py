@@ -94,7 +94,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+    if origin is None and isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     kind = f"a list of {options[0].__name__}" if origin is tuple else getattr(hint, "__name__", hint)
     raise ConfigError(f"{where}: required {kind}, got {value!r}")
