@@ -94,7 +94,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if origin is None and isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+    # Python 3.10 takes list[int] for a type.
+    is_plain = origin is None and isinstance(hint, type)
+    if is_plain and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     kind = f"a list of {options[0].__name__}" if origin is tuple else getattr(hint, "__name__", hint)
     raise ConfigError(f"{where}: required {kind}, got {value!r}")
