@@ -138,8 +138,7 @@ def _elsewhere(first: OpenVolume, second: OpenVolume) -> str | None:
     """A line for volumes whose files say that they lie differently in the world."""
     if first.grid.shape != second.grid.shape:
         return None
-    corners = torch.tensor(first.grid.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
-    apart = float((second.grid.to_index(first.grid.to_world(corners)) - corners).abs().max())
+    apart = first.grid.apart(second.grid)
     if apart <= _APART:
         return None
     return (

@@ -105,8 +105,7 @@ class CTTask:
                 f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
             )
         place, lines = in_mm(volume)
-        corners = torch.tensor([[0.0, 0.0, 0.0], [n - 1.0 for n in grid.shape]], dtype=torch.float64)
-        apart = float((grid.to_index(place.to_world(corners)) - corners).abs().max())
+        apart = place.apart(grid)
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
         self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]

@@ -156,3 +156,15 @@ class VoxelGrid:
         matrix = upload(torch.from_numpy(self.matrix), indices.device)
         start = upload(torch.tensor(self.start, dtype=torch.float64), indices.device)
         return ((indices.double() + start) @ matrix[:3, :3].T + matrix[:3, 3]).to(indices.dtype)
+
+    def apart(self, other: VoxelGrid) -> float:
+        """How far another grid of the same shape puts a voxel from where this one does, at most, in voxels of `other`.
+
+        Example:
+            >>> from splat_ssim.volume import VoxelGrid
+            >>> VoxelGrid.regular((4, 4, 4)).apart(VoxelGrid.regular((4, 4, 4), spacing=(0.5, 1.0, 1.0)))
+            4.0
+        """
+        # The first corner and one along each axis: two opposite corners alone would not tell swapped axes of a cube.
+        corners = torch.tensor(self.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
+        return float((other.to_index(self.to_world(corners)) - corners).abs().max())

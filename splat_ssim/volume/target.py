@@ -181,8 +181,7 @@ def _check_place(mask: VoxelGrid, volume: VoxelGrid, *, given: bool) -> None:
     if given or silent in (mask.affine, volume.affine):
         return
     # To a tenth of a voxel over the whole volume: headers keep float32.
-    corners = torch.tensor(volume.shape, dtype=torch.float64) * torch.tensor([[0.0] * 3, *torch.eye(3).tolist()])
-    apart = float((mask.to_index(volume.to_world(corners)) - corners).abs().max())
+    apart = volume.apart(mask)
     if apart > 0.1:
         raise ValueError(
             f"mask must lie where the volume does, got an affine that puts it up to {apart:.3g} voxels away; "
