@@ -41,7 +41,7 @@ class Geometry(NamedTuple):
 
 
 def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) -> tuple[Tensor, Tensor]:
-    """Both images in the dtype of `preds`, checked, and clamped where a range is given as (low, high)."""
+    """Both images in the dtype of `preds`, checked. Integers are clamped where a range is given as (low, high)."""
     for name, image in (("preds", preds), ("target", target)):
         if not isinstance(image, Tensor):
             raise RefusedTypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
@@ -60,8 +60,8 @@ def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) ->
             f"preds and target must be on the same device, got {preds.device} and {target.device}"
         )
     target = target.to(preds.dtype)
-    if isinstance(data_range, tuple):
-        preds, target = preds.clamp(*data_range), target.clamp(*data_range)  # floats make floats of integers
+    if isinstance(data_range, tuple) and not preds.is_floating_point():
+        preds, target = preds.clamp(*data_range), target.clamp(*data_range)  # a range of floats makes them floats
     if not preds.is_floating_point():
         raise TypeError(f"preds must be of a floating-point dtype, got {preds.dtype}")
     return preds, target
