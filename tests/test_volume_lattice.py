@@ -105,3 +105,9 @@ def test_a_checkpoint_in_world_coordinates_goes_on(tmp_path):
     assert task.lattice == PLACES["20:1"]
     assert task.evaluate(None)["psnr3d"] == pytest.approx(field.metrics["psnr3d"], abs=1e-3)
     assert torch.equal(task.gaussians().tensors["means"], field.tensors["means"])
+
+
+def test_swapped_axes_of_a_cube_lie_apart():
+    grid = VoxelGrid.regular((4, 4, 4))
+    swapped = VoxelGrid((4, 4, 4), np.asarray(grid.matrix)[:, [1, 2, 0, 3]].tolist())
+    assert grid.apart(grid) == 0 and grid.apart(swapped) == 4
