@@ -20,27 +20,38 @@ def plot(folder: Path) -> None:
 
 
 def plot_speed(folder: Path) -> None:
-    """Bars by size: the time of each candidate as a multiple of ours."""
+    """Bars by size: how many times as long as ours the fastest form of each peer takes."""
     import matplotlib.pyplot as plt
 
-    rows_of_all = [r for r in read(folder / "speed.csv") if r["mode"] == "forward+backward"]
-    sizes = list(dict.fromkeys(row["size"] for row in rows_of_all))
+    found = [r for r in read(folder / "speed.csv") if r["mode"] == "forward+backward"]
+    # Images before volumes, large ones first.
+    elements = {r["size"]: torch.Size(parse_size(r["size"])).numel() for r in found}
+    sizes = sorted(elements, key=lambda size: (size.count("x"), -elements[size]))
     if not sizes:
         return
-    figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 5), squeeze=False)
-    for axis, size in zip(axes[0], sizes, strict=True):
-        rows = sorted((r for r in rows_of_all if r["size"] == size), key=lambda r: float(r["ratio"]))
-        fastest = [row for row in rows if row.get("fastest") or row["name"].startswith("splat_ssim")]
-        rows = fastest if any(row.get("fastest") for row in fastest) else rows
-        names, ratios = [row["name"] for row in rows], [float(row["ratio"]) for row in rows]
-        axis.barh(names, ratios, color=["C2" if name.startswith("splat_ssim") else "C0" for name in names])
-        axis.set(xscale="log", title=size, xlabel="time of forward + backward, ours = 1")
-        for i, ratio in enumerate(ratios):
-            axis.text(ratio, i, f" {ratio:.3g}", va="center", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.margins(x=0.25)
+    figure, axes = plt.subplots((len(sizes) + 1) // 2, 2, figsize=(11, 2.9 * ((len(sizes) + 1) // 2)), squeeze=False)
+    for axis in axes.flat[len(sizes) :]:
+        axis.set_visible(False)
+    for axis, size in zip(axes.flat, sizes, strict=False):
+        rows = [r for r in found if r["size"] == size]
+        marked = [r for r in rows if r.get("fastest") or r["name"] == "splat_ssim"]
+        rows = sorted(marked if len(marked) > 1 else rows, key=lambda r: -float(r["ratio"]))
+        ours = [r["name"].startswith("splat_ssim") for r in rows]
+        ratios = [1.0 if r["name"] == "splat_ssim" else float(r["ratio"]) for r in rows]
+        axis.barh([r["name"] for r in rows], ratios, color=["C2" if own else "C0" for own in ours])
+        for i, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
+            text = f"{ratio:,.0f} x" if ratio >= 100 else f"{ratio:.3g} x"
+            if row["name"] == "splat_ssim":
+                text = f"{float(row['milliseconds']):.3g} ms"
+            axis.text(ratio, i, f" {text}", va="center", fontsize=9)
+        shape = "x".join(map(str, parse_size(size)))
+        axis.set(xscale="log", title=shape, xlim=(0.7, 5 * max(ratios)))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.tick_params(labelsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("SSIM, forward and backward: how many times as long as splat_ssim each peer takes")
     figure.tight_layout()
-    figure.savefig(folder / "speed.png", dpi=120)
+    figure.savefig(folder / "speed.png", dpi=100)
 
 
 def plot_sweep(folder: Path) -> None:

@@ -6,6 +6,7 @@ default device; a generator is of the CPU and so are the tensors it fills, until
 
 import ctypes
 import functools
+import inspect
 import os
 import sys
 import warnings
@@ -83,8 +84,20 @@ def run_cuda_operators_on_the_cpu():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # operators are overridden on purpose
         for name, function in (photometric_cuda.IMPLEMENTATIONS | operators).items():
-            library.impl(name, function, "CPU", allow_override=True)
+            _override(library, name, function)
     return library
+
+
+def _override(library, name, function):
+    """Gives an operator another kernel for the CPU, for as long as the library lives."""
+    if "allow_override" in inspect.signature(library.impl).parameters:
+        library.impl(name, function, "CPU", allow_override=True)
+        return
+    # torch 2.4 refuses a second kernel from Python, so for a moment it must not know of the first.
+    key = f"splat_ssim/{name}/CPU"
+    torch.library._impls.discard(key)
+    library.impl(name, function, "CPU")
+    library._op_impls.discard(key)
 
 
 @contextmanager
