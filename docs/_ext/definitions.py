@@ -352,8 +352,8 @@ MULTI_SCALE = [
         "import pytorch_msssim",
         "pytorch_msssim.ms_ssim(large_a, large_b, data_range=1)",
         "ms_ssim(large_a, large_b)",
-        "product over scales for each channel, then the mean of the channels; a padded zero counts in the means that "
-        "halve odd sides; terms clamped at 0; sides must exceed 160",
+        "product over scales for each channel, then the mean of the channels; odd sides are padded with a zero, which "
+        "counts in the block means that halve them; terms clamped at 0; sides must exceed 160",
     ),
     (
         "torchmetrics 1.9",
@@ -409,6 +409,6 @@ def calls() -> str:
 
 def multi_scale() -> str:
     """The table of MS-SSIM as Markdown."""
-    lines = ["| package | what differs from one another | theirs | the same number here |", "|---|---|---|---|"]
+    lines = ["| package | how it differs from the others | theirs | the same number here |", "|---|---|---|---|"]
     lines += [f"| {package} | {words} | `{theirs}` | `{ours}` |" for package, _, theirs, ours, words in MULTI_SCALE]
     return "\n".join(lines) + "\n"

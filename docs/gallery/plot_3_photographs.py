@@ -17,7 +17,7 @@ its size; the next page has the full training.
 #
 #    python scripts/prepare.py PHOTOS_OR_VIDEO SCENE
 #
-# Then train it. By default each eighth photograph is kept for testing.
+# Then train it. By default every eighth photograph is kept for testing.
 
 from pathlib import Path
 

@@ -2,8 +2,8 @@
 Photographs at full length (long)
 =================================
 
-The street in Lund at half size with the default quality: minutes on two processors instead of
-seconds. ``make gallery`` runs this page.
+This example trains the street in Lund at half size with the default quality. It takes minutes on two
+processors, so only ``make gallery`` runs this page.
 """
 
 # %%

@@ -44,8 +44,9 @@ print(f"{len(field)} Gaussians: PSNR {field.metrics['psnr3d']:.2f} dB, SSIM3D {f
 # Render it
 # ---------
 #
-# On its own grid the field is the volume, in its intensities. The last picture samples the same
-# Gaussians at four times as many points along each axis of one slice, without an interpolation.
+# Rendered on the scan's own grid, the field approximates the scan, in the scan's intensities. The last
+# picture evaluates the same Gaussians at four times as many points along each axis of one slice. Only
+# the coordinates of these points are interpolated, not the values.
 
 rendered = field.render().detach()
 middle = shape[0] // 2

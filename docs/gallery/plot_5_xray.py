@@ -2,8 +2,8 @@
 A CT from X-rays
 ================
 
-``splat_ssim.ct`` projects the same Gaussians onto an X-ray detector, differentiably. So a volume is
-reconstructed from few projections, under L1 + SSIM on the projections and total variation on the
+``splat_ssim.ct`` projects 3D Gaussians onto an X-ray detector, differentiably. So Gaussians can be
+fitted to few projections. The loss is L1 + SSIM of the projections plus the total variation of the
 volume. Here a part of an MRI stands for a patient: it is X-rayed from 24 sides and reconstructed.
 """
 
@@ -45,7 +45,8 @@ truth = load_volume(folder / "projections" / "truth.npz").data[0]
 # Filtered backprojection
 # -----------------------
 #
-# The classical answer (Feldkamp, Davis and Kress) takes a moment, and has streaks with so few views.
+# The classical method of Feldkamp, Davis and Kress takes a moment. With so few views the result has
+# streaks.
 
 
 def psnr(volume):
@@ -91,7 +92,7 @@ figure.tight_layout()
 plt.show()
 
 # %%
-# On the command line:
+# On the command line (a cone beam is the default):
 #
 # .. code-block:: console
 #

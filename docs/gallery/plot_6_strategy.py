@@ -126,7 +126,8 @@ score = splat_ssim.ssim(image, view.pixels().permute(0, 2, 3, 1), channels_last=
 print(f"from {count} to {counts[-1]} Gaussians; SSIM of a test view {float(score):.4f}")
 
 # %%
-# The count grows at each event. Our own strategies (``splat_ssim.strategy``) keep it under a budget.
+# Every 50 steps the strategy adds Gaussians. Our own strategies (``splat_ssim.strategy``) keep their
+# number under a budget.
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
 axes[0].plot(counts)

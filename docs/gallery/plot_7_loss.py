@@ -38,10 +38,10 @@ def edge_loss(pred, target, *, weight=0.3):
 # Try it
 # ------
 #
-# ``get_loss`` is what the trainer calls with the name that it is given, ``module:function``. It tries
-# the function on a near and a far copy of an image and refuses one that rises with likeness: people
-# often pass a similarity by mistake. The name below says ``__main__`` because the function is in this
-# script.
+# The trainer passes the name ``module:function`` to ``get_loss``, which imports the function and tries
+# it on two copies of an image, one better than the other. If the better copy gets the higher value, the
+# function is refused: people often pass a similarity by mistake. The name below says ``__main__``
+# because the function is in this script.
 
 criterion = get_loss("__main__:edge_loss", weight=0.3)
 scene = load_scene(ASSETS / "chair_200", factor=2)

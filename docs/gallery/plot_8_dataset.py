@@ -72,7 +72,7 @@ def read_recording(path, test_every=8):
         train=train_views,
         test=test,
         background=(1.0, 1.0, 1.0),  # behind the Gaussians
-        box=((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)),  # where the thing is
+        box=((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)),  # the first Gaussians start here
     )
 
 

@@ -2,17 +2,17 @@
 Compare two volumes
 ===================
 
-How far has a volume changed by compression, denoising or a reconstruction, and where?
-``splat_ssim.comparison.compare`` gives PSNR, SSIM3D and MS-SSIM of two files and writes the map of
-SSIM3D as a third. It reads zarr, npy and raw files block by block, so they may be larger than memory.
+How much has compression, denoising or reconstruction changed a volume, and where?
+``splat_ssim.comparison.compare`` computes PSNR, SSIM3D and MS-SSIM of two files, and writes the map of
+SSIM3D to a third file. It reads zarr, npy and raw files block by block, so they may be larger than memory.
 """
 
 # %%
 # Two volumes
 # -----------
 #
-# A part of the MRI, and two changed copies of it with the same mean squared error: one brighter, one
-# with noise added.
+# We take a part of the MRI and make two changed copies of it with the same mean squared error: one is
+# brighter, the other has added noise.
 
 import contextlib
 import io
@@ -63,8 +63,8 @@ for name in ("brighter", "noisy"):
 # Where they differ
 # -----------------
 #
-# PSNR cannot tell the two apart. SSIM3D can: the brighter volume has all of its structure, and noise
-# buries that of the flat and dark parts. The map says where.
+# PSNR cannot tell the two apart. SSIM3D can: the brighter volume keeps all of its structure, while the
+# noise hides the structure of flat and dark parts. The map shows where.
 
 figure, axes = plt.subplots(2, 3, figsize=(10, 7))
 middle = shape[2] // 2
