@@ -69,9 +69,8 @@ class SSIMOptions(NamedTuple):
         """
         return [*of_each(self.window_size, 3)], [*of_each(self.sigma, 3)], *self[2:]
 
-    @property
     def is_cubic(self) -> bool:
-        """Whether all axes have the same window."""
+        """Whether all axes have the same window. Not a property, which the Dynamo of torch 2.4 can't trace."""
         return not isinstance(self.window_size, (tuple, list)) and not isinstance(self.sigma, (tuple, list))
 
     def windows(self, spatial_dims: int) -> tuple[int, ...]:

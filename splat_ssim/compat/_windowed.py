@@ -168,7 +168,7 @@ def ms_ssim(
 ) -> Tensor | None:
     """(B, C): MS-SSIM of each channel as `splat_ssim.ms_ssim` defines it; None where the operator has no kernel."""
     options = _options(img1, img2, constants, window, "valid")
-    if options is None or not options.is_cubic or min(exponents) <= 0:
+    if options is None or not options.is_cubic() or min(exponents) <= 0:
         return None
     return operators.ms_ssim(img1, img2, options, exponents)
 
@@ -204,7 +204,7 @@ def _options(img1: Tensor, img2: Tensor, constants: Constants, window: Window, p
 
 def _as_volumes(img1: Tensor, img2: Tensor, options: SSIMOptions) -> tuple[Tensor, Tensor]:
     """Images as volumes of one slice, where the window differs by axis."""
-    if img1.ndim == 4 and not options.is_cubic:
+    if img1.ndim == 4 and not options.is_cubic():
         return img1[:, :, None], img2[:, :, None]
     return img1, img2
 

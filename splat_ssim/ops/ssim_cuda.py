@@ -32,13 +32,15 @@ _EPS = (1e-30, 1e30)
 
 def unit_of(options: SSIMOptions) -> int:
     """The unit of compilation that holds the kernels of a window, see csrc/cuda/problem.h."""
-    sizes = WINDOW_SIZES if options.is_cubic else ()
-    # One of our own numbers, since torch.compile may have made a symbol of the option.
-    return next((size for size in sizes if size == options.window_size), AXES)
+    if options.is_cubic():
+        for size in WINDOW_SIZES:
+            if size == options.window_size:
+                return size  # our own number, since torch.compile may have made a symbol of the option
+    return AXES
 
 
 def _takes_window(options: SSIMOptions) -> bool:
-    if options.is_cubic:
+    if options.is_cubic():
         return options.window_size in WINDOW_SIZES
     return max(options.windows(3)) <= LONGEST_AXIS_WINDOW
 
