@@ -27,7 +27,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
 .DELETE_ON_ERROR:
-.PHONY: train test test-fast docs gallery test-pythons theirs fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
+.PHONY: train test test-fast test-long docs gallery test-pythons theirs fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
   install-rounds pins clean
 
 ## train: the main job, a trained Gaussian scene of the chair in results/
@@ -36,11 +36,15 @@ train: $(VENV)/train.done
 
 ## test: the test suite, in as many processes as there are processors
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long" $(ARGS)
+
+## test-long: the tests that 'make test' leaves out, since each takes half a minute or more
+test-long: $(VENV)/test.done
+	$(BIN)/python -m pytest -n auto --dist worksteal -m long $(ARGS)
 
 ## test-fast: the loss, readers, formats and drop-ins in about a minute; no long training, no compiler
 test-fast: $(VENV)/test.done
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST:%=tests/test_%.py) $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long" $(FAST:%=tests/test_%.py) $(ARGS)
 
 ## docs: the documentation site in build/docs/html, its short examples run; any warning or broken link is an error
 docs: $(VENV)/docs.done

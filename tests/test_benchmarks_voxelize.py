@@ -24,6 +24,7 @@ def test_boxed_is_the_same_field(monkeypatch):
     assert benchmark_voxelize.contributions(tensors, grid) == pytest.approx(int((q <= 9).sum()), abs=2)
 
 
+@pytest.mark.long
 def test_the_table(tmp_path, monkeypatch):
     line = ["", "--cases", "40@24", "--threads", "1", "--repeat", "2", "--plain-repeat", "1"]
     monkeypatch.setattr(sys, "argv", [*line, "--dirty-ok", "--output", str(tmp_path)])

@@ -21,7 +21,7 @@ def missing():
 
 
 @pytest.mark.emulation
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_kernels_are_within_their_bars(tmp_path):
     """Registers, stack, spills, instructions, wavefronts and bytes; the two floating-point counts agree within 2%."""

@@ -523,6 +523,7 @@ def sanitized():
     return run
 
 
+@pytest.mark.long
 def test_every_kernel_under_the_sanitizers(sanitized):
     done = sanitized()
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def run(environment, **changes):
         return done, {row["stage"]: row["result"] for row in csv.DictReader(file)}, out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_runs_and_leaves_its_report(machine):
     done, stages, out = run(machine[1])
     # The sanitizers run only a part of the smoke program, so it reports kernels that were not started.

@@ -54,6 +54,7 @@ def test_the_configs_are_the_published_schedule(mode, every, events):
     assert optimizer.decay_start == config.steps
 
 
+@pytest.mark.long
 def test_a_failed_scene_stops_no_other_and_an_interrupted_one_goes_on(tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     (data / "counter").mkdir(parents=True)
