@@ -351,8 +351,6 @@ def test_strided_inputs(kernels):  # noqa: F811
 def test_what_the_operators_refuse(kernels, monkeypatch):  # noqa: F811
     tensors = [t.detach() for t in sample(5)]
     inputs, beam = (*tensors[:3], values_of(tensors)), arguments(GEOMETRIES["cone"])
-    with pytest.raises(ValueError, match="means must be on a CUDA device, where another tensor is, got cpu"):
-        xray_cuda._xray(*inputs, *beam)
     monkeypatch.setattr(xray_cuda, "_target", lambda tensor: (kernels, 0))
     elsewhere = (inputs[0], inputs[1].to("meta"), *inputs[2:])
     with pytest.raises(ValueError, match="quats must be on cpu, where means is, got meta"):
@@ -361,6 +359,8 @@ def test_what_the_operators_refuse(kernels, monkeypatch):  # noqa: F811
         xray_cuda._xray(*inputs[:2], inputs[2][:4], inputs[3], *beam)
     with pytest.raises(ValueError, match=r"frames must be \(V, 4, 3\) float64"):
         xray_cuda._xray(*inputs, beam[0].float(), *beam[1:])
+    with pytest.raises(ValueError, match="frames must be on the CPU, got meta"):
+        xray_cuda._xray(*inputs, beam[0].to("meta"), *beam[1:])
     gradient = torch.zeros(4, 1, 24, 28)
     for wrong, message in (
         (gradient[:3], r"gradient must be \(4, 1, 24, 28\) float32"),

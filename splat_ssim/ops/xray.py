@@ -19,10 +19,12 @@ _BACKWARD = (*_POINTERS * 4, ctypes.c_int64, ctypes.c_int64, *_POINTERS * 7, cty
 
 
 def checked_frames(frames: Tensor, detector: list[int]) -> Tensor:
-    """Checks the frames and returns them contiguous, on the CPU."""
+    """Checks the frames and returns them contiguous. They are on the CPU, whatever the device of the Gaussians is."""
     if tuple(frames.shape[1:]) != (4, 3) or frames.dtype != torch.float64 or len(detector) != 2:
         raise ValueError(f"frames must be (V, 4, 3) float64, got {tuple(frames.shape)} {frames.dtype}")
-    return frames.detach().cpu().contiguous()
+    if frames.device.type != "cpu":
+        raise ValueError(f"frames must be on the CPU, got {frames.device}")
+    return frames.detach().contiguous()
 
 
 def checked_gaussians(means: Tensor, quats: Tensor, scales: Tensor, values: Tensor) -> list[Tensor]:
@@ -72,7 +74,7 @@ def xray(
         quats: (N, 4) float32, w, x, y, z, of any length above 0.
         scales: (N, 3) float32, standard deviations.
         values: (N, C) float32.
-        frames: (V, 4, 3) float64, see `XrayGeometry.frames`. Kernels of every device read them on the CPU.
+        frames: (V, 4, 3) float64, see `XrayGeometry.frames`. They must be on the CPU on every device.
         detector: Number of rows and of columns.
         cone: Whether all rays of a view start at one point.
 
@@ -80,7 +82,7 @@ def xray(
         (V, C, rows, columns) float32, on the Gaussians' device.
 
     Raises:
-        ValueError: A tensor has another shape or dtype, or the Gaussians are on different devices.
+        ValueError: A tensor has another shape or dtype, or is on the wrong device.
     """
     inputs, frames = checked_gaussians(means, quats, scales, values), checked_frames(frames, detector)
     numbers, stride = _numbers(len(frames), detector, cone)

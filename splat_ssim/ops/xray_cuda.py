@@ -86,7 +86,7 @@ class _Call:
         self._together = max(1, min(_VIEWS, len(self._frames), _SHADOWS // self.count))
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in zip(("means", "quats", "scales", "values"), inputs, strict=True):
-            self.point(name, tensor)
+            self.point(name, tensor.detach().contiguous())
         self.new("shadows", self._together * self.count * _SHADOW_BYTES, dtype=torch.uint8)
         self.new("tile_counts", self._together * self.count, dtype=torch.int64)
 
@@ -165,7 +165,6 @@ def forward(
     kernels: Kernels, stream: int, inputs: tuple[Tensor, ...], frames: Tensor, detector: list[int], cone: bool
 ) -> Tensor:
     """The pictures (V, C, rows, columns) of `splat_ssim::xray` from means, quats, scales and values."""
-    inputs, frames = tuple(checked_gaussians(*inputs)), checked_frames(frames, detector)
     count, channels = inputs[3].shape
     pictures = inputs[0].new_zeros((len(frames), channels, *detector))
     if count == 0 or pictures.numel() == 0:
@@ -188,14 +187,11 @@ def backward(
     cone: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `splat_ssim::xray_backward`."""
-    inputs, frames = tuple(checked_gaussians(*inputs)), checked_frames(frames, detector)
     count, channels = inputs[3].shape
-    shape = (len(frames), channels, *detector)
-    gradient = checked_gradient(gradient, shape, inputs[0].device).contiguous()
     if count == 0 or gradient.numel() == 0:
-        zeros = [torch.zeros_like(tensor) for tensor in inputs]
+        zeros = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
         return zeros[0], zeros[1], zeros[2], zeros[3]
-    call = _Call(kernels, stream, inputs, frames, detector, cone)
+    call, gradient = _Call(kernels, stream, inputs, frames, detector, cone), gradient.detach().contiguous()
     call.new("sums", call.sums_size)
     call.zeros("totals", count, _SUMS)
     by_value = call.zeros("value_totals", count, channels)
@@ -218,11 +214,8 @@ def _target(tensor: Tensor) -> tuple[Kernels, int]:
     """Returns the kernels for the tensor's device, and its current stream.
 
     Raises:
-        ValueError: The tensor is not on a CUDA device.
         RuntimeError: There are no kernels. The public function checks `has_kernels` first.
     """
-    if tensor.device.type != "cuda":
-        raise ValueError(f"means must be on a CUDA device, where another tensor is, got {tensor.device}")
     kernels = _cuda_module.kernels(tensor.device.index, XRAYS)
     if kernels is None:
         raise RuntimeError(f"there are no CUDA kernels for {tensor.device}")
@@ -233,7 +226,8 @@ def _target(tensor: Tensor) -> tuple[Kernels, int]:
 def _xray(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
 ) -> Tensor:
-    return forward(*_target(means), (means, quats, scales, values), frames, detector, cone)
+    inputs, frames = checked_gaussians(means, quats, scales, values), checked_frames(frames, detector)
+    return forward(*_target(means), tuple(inputs), frames, detector, cone)
 
 
 @xray_backward.register_kernel("cuda")
@@ -247,4 +241,6 @@ def _xray_backward(
     detector: list[int],
     cone: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backward(*_target(means), gradient, (means, quats, scales, values), frames, detector, cone)
+    inputs, frames = checked_gaussians(means, quats, scales, values), checked_frames(frames, detector)
+    gradient = checked_gradient(gradient, (len(frames), values.shape[1], *detector), means.device)
+    return backward(*_target(means), gradient, tuple(inputs), frames, detector, cone)
