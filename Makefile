@@ -18,14 +18,14 @@ export TORCH_CUDA_ARCH_LIST ?= 7.5;8.9;9.0+PTX
 
 # Files whose tests take a few seconds each: what `make test-fast` runs.
 FAST := benchmarks_curve benchmarks_volume build compat_fused_ssim compat_fussim compat_gsplat compat_kornia_losses \
-  compat_monai compat_skimage config_ranges ct data definition doctests finite format_files formats full_disk \
-  high_opacity house_bugs loss observing optim oracle photos platforms ply progressive rasterize_cuda registry \
-  report scene_checks seeing strategy_capped theirs volume_formats volume_io volume_itk volume_memory \
-  volume_models volume_readers volume_strategies voxelize voxelize_cuda xray
+  compat_monai compat_skimage config_ranges ct ct_device data definition doctests finite format_files formats \
+  full_disk high_opacity house_bugs loss observing optim oracle photos platforms ply progressive rasterize_cuda \
+  registry report scene_checks seeing strategy_capped theirs volume_formats volume_io volume_itk volume_memory \
+  volume_models volume_readers volume_strategies voxelize voxelize_cuda xray xray_cuda
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
-NATIVE := setup.py $(wildcard csrc/*.py csrc/*/*)
+NATIVE := setup.py $(wildcard csrc/*.py csrc/*.h csrc/*/*)
 .DELETE_ON_ERROR:
 .PHONY: train test test-fast test-long docs gallery test-pythons theirs fuzz fuzz-files kill-rounds sanitize check gpu cross arm windows wheel wheel-check \
   install-rounds pins clean

@@ -120,7 +120,7 @@ def gaussians(folder: Path, steps: int | None, budget: int | None) -> tuple[np.n
     """Our reconstruction by configs/ct.yaml, and what its row says besides."""
     _, config = parse(["--config", str(ROOT / "configs/ct.yaml"), "--data-dir", str(folder)])
     assert isinstance(config, CTConfig)
-    config.checkpoint_every, config.output.progress = 0, False
+    config.device, config.checkpoint_every, config.output.progress = "cpu", 0, False
     config.steps = steps or config.steps
     config.strategy.budget = budget or config.strategy.budget
     task = CTTask(config)

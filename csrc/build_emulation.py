@@ -20,6 +20,7 @@ SOURCES = (
     "emulation/fibers.cpp",
     "cuda/launch.cpp",
     "cuda/launch_voxelize.cpp",
+    "cuda/launch_xray.cpp",
     "cuda/replay.cpp",
 )
 # No contraction, because the kernels say explicitly where they fuse a multiplication and an addition.

@@ -1,4 +1,4 @@
-// The rotation of a Gaussian and its gradient, shared by the CPU kernels and the CUDA voxeliser.
+// The rotation of a Gaussian and its gradient, shared by the CPU and the CUDA kernels.
 //
 // T is a number or a vector of numbers: kLanes float32 in the renderer, double elsewhere. The caller normalises the
 // quaternion, since each caller does so in its own precision.

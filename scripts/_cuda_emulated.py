@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 import build_emulation
-from splat_ssim.ops import _cuda_kernels, _cuda_means, voxelize_cuda
+from splat_ssim.ct import XrayGeometry, circle
+from splat_ssim.ops import _cuda_kernels, _cuda_means, voxelize_cuda, xray_cuda
 from splat_ssim.ops import _cuda_launch as launch
 from splat_ssim.options import SSIMOptions
 from splat_ssim.volume import VoxelGrid
 
 _DEFAULT_WINDOW = 11
-_VOXEL_STAGES = ("prepare", "pairs", "render", "gather", "chain")
+_GAUSSIAN_STAGES = ("prepare", "pairs", "render", "gather", "chain")
 _STAGES_BY_CHANNELS = ("render", "gather")
 
 
@@ -83,9 +84,9 @@ class _CountingKernels(_cuda_kernels.Kernels):
         super().launch(name, argument, stream)
         if name == "ssim":
             kernel = self.names[argument.kernel]
-        elif name == "voxelize":
-            stage = _VOXEL_STAGES[argument.stage]
-            kernel = f"splat_voxel_{stage}" + (
+        elif name in ("voxelize", "xray"):
+            stage = _GAUSSIAN_STAGES[argument.stage]
+            kernel = f"splat_{'voxel' if name == 'voxelize' else name}_{stage}" + (
                 "_many" if argument.channels > 1 and stage in _STAGES_BY_CHANNELS else ""
             )
         else:
@@ -245,6 +246,36 @@ def _voxelizer(channels: int) -> Iterator[_Workload]:
         yield _Workload(use, "Gaussian", backward, {"splat_voxel_chain": count})
 
 
+def _projector(channels: int) -> Iterator[_Workload]:
+    """The projector on 500 Gaussians with standard deviations of 1 to 2 pixels, 4 views of 32 x 32 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    count, size, views = 500, 32, 4
+    means = size * (torch.rand(count, 3, generator=generator) - 0.5)
+    quats = torch.randn(count, 4, generator=generator)
+    scales = 1 + torch.rand(count, 3, generator=generator)
+    inputs = (means, quats, scales, torch.rand(count, channels, generator=generator))
+    beam = XrayGeometry(
+        "cone", (size, size), (1.5, 1.5), circle(views, "cone"), source_object=4.0 * size, source_detector=6.0 * size
+    )
+    frames, detector = beam.frames(), [size, size]
+    gradient = torch.rand(views, channels, size, size)
+
+    def forward(kernels: _cuda_kernels.Kernels) -> None:
+        xray_cuda.forward(kernels, 0, inputs, frames, detector, True)
+
+    def backward(kernels: _cuda_kernels.Kernels) -> None:
+        xray_cuda.backward(kernels, 0, gradient, inputs, frames, detector, True)
+
+    suffix = "_many" if channels > 1 else ""
+    use = f"{count} Gaussians of 1 to 2 pixels in {views} views of {size}^2, {channels} channel{'s' * (channels > 1)}"
+    yield _Workload(use, "pixel", forward, {f"splat_xray_render{suffix}": views * size**2})
+    yield _Workload(use, "shadow", backward, {f"splat_xray_gather{suffix}": views * count})
+    if channels == 1:
+        stages = {"splat_xray_prepare": views * count, "splat_xray_pairs": views * count}
+        yield _Workload(use, "shadow", forward, stages)
+        yield _Workload(use, "Gaussian", backward, {"splat_xray_chain": count})
+
+
 def window_of(kernel: str) -> int:
     """The window a kernel is for, from its name."""
     last = kernel.rpartition("_")[2]
@@ -264,6 +295,7 @@ def run_all() -> dict[str, Emulated]:
         _of_own_kernels(),
         _elementwise(),
         *map(_voxelizer, (1, 4)),
+        *map(_projector, (1, 4)),
     )
     for workload in workloads:
         kernels.counts.clear()

@@ -92,6 +92,16 @@ BARS = {
     "splat_voxel_render_many": Bar(64, 8_200, 9.5, 16.1, 170.0),
     "splat_voxel_gather": Bar(64, 0, 3_700.0, 40.0),
     "splat_voxel_gather_many": Bar(80, 0, 7_800.0, 52.0),
+    # A thread a shadow: it reads 40 bytes of a Gaussian, writes 88 of the shadow and 8 of its count. The chain reads 4
+    # views' sums, and the sums of earlier calls.
+    "splat_xray_prepare": Bar(128, 0, 40.1, 96.1),
+    "splat_xray_pairs": Bar(64, 0, 24.1, 12.5),
+    "splat_xray_chain": Bar(184, 0, 380.0, 40.1),
+    # The figures of this run, like those of the voxeliser.
+    "splat_xray_render": Bar(64, 6_400, 78.0, 4.1, 1_170.0),
+    "splat_xray_render_many": Bar(64, 6_400, 99.0, 16.1, 1_420.0),
+    "splat_xray_gather": Bar(80, 0, 3_200.0, 56.1),
+    "splat_xray_gather_many": Bar(96, 0, 4_250.0, 80.1),
 }
 # A narrower window has the limits of the corresponding kernel of 11 taps, instructions included.
 for taps in (3, 5, 7, 9):

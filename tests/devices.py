@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda, voxelize_cuda
+from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda, voxelize_cuda, xray_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
@@ -81,6 +81,7 @@ def run_cuda_operators_on_the_cpu():
     """Makes the dispatcher pass CPU tensors to CUDA's operators until the returned library is destroyed."""
     library = torch.library.Library("splat_ssim", "IMPL")
     operators = {"voxelize": voxelize_cuda._voxelize, "voxelize_backward": voxelize_cuda._voxelize_backward}
+    operators |= {"xray": xray_cuda._xray, "xray_backward": xray_cuda._xray_backward}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # operators are overridden on purpose
         for name, function in (photometric_cuda.IMPLEMENTATIONS | operators).items():
@@ -109,6 +110,7 @@ def _emulation():
     with (
         mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)),
         mock.patch.object(voxelize_cuda, "_target", lambda tensor: (kernels, 0)),
+        mock.patch.object(xray_cuda, "_target", lambda tensor: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on CPU tensors bypass the dispatcher.
         mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]),

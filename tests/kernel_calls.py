@@ -15,8 +15,9 @@ from torch import Tensor
 
 import splat_ssim
 from splat_ssim.compat import pytorch_msssim
+from splat_ssim.ct import project
 from splat_ssim.loss import photometric_loss
-from splat_ssim.ops import compiled, voxelize_cuda
+from splat_ssim.ops import compiled, voxelize_cuda, xray_cuda
 from splat_ssim.ops import ssim as operators
 from splat_ssim.optim import Adam, SelectiveAdam, step_together
 from splat_ssim.options import SSIMOptions
@@ -25,6 +26,8 @@ from splat_ssim.volume import VoxelGrid, voxelize
 from tests import devices
 from tests.test_rasterize import make_scene, render
 from tests.test_voxelize import rotated, sample
+from tests.test_xray import GEOMETRIES
+from tests.test_xray import sample as sample_xray
 
 
 class Call(NamedTuple):
@@ -434,6 +437,30 @@ def voxel_calls() -> Iterator[Call]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# The projector
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _run_project(name: str, count: int, sizes: tuple[float, float], features: int) -> list[Tensor]:
+    tensors = _fitted(sample_xray(count, smallest=sizes[0], largest=sizes[1], features=features))
+    for tensor in tensors:
+        tensor.requires_grad_()
+    pictures = project(*tensors[:4], GEOMETRIES[name], features=tensors[4] if features else None)
+    upstream = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    return [pictures.detach(), *torch.autograd.grad(pictures, tensors, upstream)]
+
+
+def xray_calls() -> Iterator[Call]:
+    for name in GEOMETRIES:
+        for sizes in ((0.3, 0.5), (0.4, 3.0), (5.0, 14.0)):
+            for features in (0, 1, 3, 4, 7):
+                text = f"project 20 on {name!r}, sizes {sizes}, {features} features"
+                yield Call(text, lambda a=(name, 20, sizes, features): _run_project(*a))
+    for count in (0, 1, 63, 64, 65, 200):
+        yield Call(f"project {count}", lambda count=count: _run_project("cone", count, (0.5, 3.0), 2))
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Adam, and the measurements of the machine
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -508,6 +535,17 @@ def _run_emulated_voxelize(grid: VoxelGrid, count: int, features: int) -> list[T
     return [volume, *voxelize_cuda.backward(kernels, 0, upstream, scene, *geometry)]
 
 
+def _run_emulated_project(name: str, count: int, features: int) -> list[Tensor]:
+    kernels, geometry = devices.emulated(), GEOMETRIES[name]
+    means, quats, scales, densities = _fitted(sample_xray(count))
+    values = densities[:, None] * torch.rand(count, 1 + features, generator=torch.Generator().manual_seed(2))
+    scene = (means, quats, scales, values.contiguous())
+    beam = (geometry.frames(), list(geometry.detector), geometry.kind == "cone")
+    pictures = xray_cuda.forward(kernels, 0, scene, *beam)
+    upstream = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    return [pictures, *xray_cuda.backward(kernels, 0, upstream, scene, *beam)]
+
+
 def emulated_calls() -> Iterator[Call]:
     # Tiny images: the emulation runs every thread of a block.
     yield from _ssim_calls(2, 60, SIDES[:14], (3, 5, 7, 11, 11, 13, 15), PLANES[:3])
@@ -525,12 +563,17 @@ def emulated_calls() -> Iterator[Call]:
         for count, features in ((1, 0), (30, 2)):
             text = f"emulated voxelize {count} on {name!r}, {features} features"
             yield Call(text, lambda a=(GRIDS[name], count, features): _run_emulated_voxelize(*a))
+    for name in GEOMETRIES:
+        for count, features in ((1, 0), (30, 4)):
+            text = f"emulated project {count} on {name!r}, {features} features"
+            yield Call(text, lambda a=(name, count, features): _run_emulated_project(*a))
 
 
 def cpu_calls() -> Iterator[Call]:
     yield from ssim_calls()
     yield from raster_calls()
     yield from voxel_calls()
+    yield from xray_calls()
     yield from adam_calls()
 
 

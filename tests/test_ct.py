@@ -357,7 +357,6 @@ def test_a_random_start_and_no_growth(folder, tmp_path):
 @pytest.mark.parametrize(
     "more,message",
     [
-        (["--device", "cuda"], "requires a projector on CUDA"),
         (["--strategy.budget", "100000"], "at most as many Gaussians as voxels, 5760, got 50000"),
         (["--data.truth", "nothing.npy"], "no volume at nothing.npy"),
         (["--data.read", "{spacing: 2}"], "data.read"),

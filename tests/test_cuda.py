@@ -10,6 +10,7 @@ import torch
 
 import splat_ssim
 from splat_ssim import _maps, reference
+from splat_ssim.ct import XrayGeometry, circle, project
 from splat_ssim.ops import _cuda_module, dispatch
 from splat_ssim.ops import ssim as ops
 from splat_ssim.ops.photometric import photometric, photometric_definition
@@ -17,6 +18,9 @@ from splat_ssim.options import SSIMOptions
 from splat_ssim.volume import VoxelGrid, voxelize
 from tests.devices import needs_gpu
 from tests.test_voxelize import compare, rotated, sample
+from tests.test_xray import GEOMETRIES
+from tests.test_xray import compare as compare_xray
+from tests.test_xray import sample as sample_xray
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 
@@ -366,3 +370,56 @@ def test_voxelizer_passes_opcheck():
     affine = [v for row in grid.affine for v in row]
     values = densities.detach()[:, None].requires_grad_()
     torch.library.opcheck(voxel_ops.voxelize, (means, quats, scales, values, affine, [0, 0, 0, *grid.shape]))
+
+
+def run_projector(tensors, geometry):
+    return project(*tensors[:4], geometry, features=tensors[4] if len(tensors) > 4 else None)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("features", [0, 3, 6])
+def test_projector_numbers(name, features):
+    def run(tensors, geometry):
+        # The definition runs on the CPU. The kernels get copies on the device.
+        on_device = tensors[0].dtype == torch.float32
+        return run_projector([t.cuda() for t in tensors] if on_device else tensors, geometry).cpu()
+
+    for smallest, largest in ((0.5, 3.0), (0.2, 6.0)):
+        errors = compare_xray(
+            sample_xray(40, smallest=smallest, largest=largest, features=features), GEOMETRIES[name], run
+        )
+        # Reciprocals and roots with one rounding error more than the emulation's.
+        assert errors.pop("value") < 4e-6
+        assert max(errors.values()) < 6e-5, errors
+
+
+def test_projector_repeats_bit_by_bit_and_agrees_with_the_cpu():
+    geometry = XrayGeometry("cone", (190, 200), (1, 1), circle(11, "cone"), source_object=300, source_detector=450)
+    tensors = sample_xray(50_000, smallest=0.8, largest=1.6, spread=60.0)
+    expected = run_projector(tensors, geometry)
+    upstream = torch.randn(expected.shape)
+    wanted = torch.autograd.grad(expected, tensors, upstream)
+    results = []
+    for _ in range(3):
+        device = on_gpu(tensors)
+        pictures = run_projector(device, geometry)
+        results.append([pictures.detach(), *torch.autograd.grad(pictures, device, upstream.cuda())])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert (results[0][0].cpu() - expected).abs().max() < 1e-5 * expected.abs().max()
+    # Gradients have a pole at the rims of the shadows, so the tolerance is on the Euclidean norm.
+    for found, truth in zip(results[0][1:], wanted, strict=True):
+        assert (found.cpu() - truth).norm() < 1e-2 * truth.norm()
+
+
+def test_projector_passes_opcheck():
+    from splat_ssim.ops import xray as xray_ops
+
+    geometry = GEOMETRIES["cone"]
+    means, quats, scales, densities = on_gpu(sample_xray(6))
+    values = densities.detach()[:, None].requires_grad_()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (means, quats, scales, values, geometry.frames(), list(geometry.detector), True)
+    torch.library.opcheck(xray_ops.xray, arguments, test_utils=checks)
+    with pytest.raises(ValueError, match="quats must be on cuda:0, where means is, got cpu"):
+        xray_ops.xray(means, quats.cpu(), *arguments[2:])

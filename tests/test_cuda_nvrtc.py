@@ -7,14 +7,14 @@ import torch
 
 from splat_ssim._files import CACHE_VARIABLE
 from splat_ssim.ops import _cuda_module, _nvrtc, compiled
-from splat_ssim.ops._cuda_kernels import SHARED, VOXELS, WINDOW_SIZES, kernel_names, kernel_units
+from splat_ssim.ops._cuda_kernels import SHARED, VOXELS, WINDOW_SIZES, XRAYS, kernel_names, kernel_units
 
 needs_nvrtc = pytest.mark.skipif(_nvrtc.library() is None, reason="NVRTC is not installed (pip: nvidia-cuda-nvrtc)")
 
 
 @needs_nvrtc
 @pytest.mark.parametrize(
-    "architecture, unit", [("sm_75", 11), *(("sm_90", unit) for unit in (SHARED, VOXELS, *sorted(WINDOW_SIZES)))]
+    "architecture, unit", [("sm_75", 11), *(("sm_90", unit) for unit in (SHARED, VOXELS, XRAYS, *sorted(WINDOW_SIZES)))]
 )
 def test_nvrtc_compiles_every_kernel_of_a_unit(architecture, unit):
     cubin = _nvrtc.compile_kernels(_cuda_module.source(), architecture, unit)

@@ -16,7 +16,9 @@ pytestmark = [
     pytest.mark.skipif(compiled.library() is None, reason="built without a compiler"),
 ]
 
-STAGES = "machine build smoke time ncu trainer voxelizer tests functions racecheck memcheck synccheck compiled".split()
+STAGES = (
+    "machine build smoke time ncu trainer voxelizer projector tests functions racecheck memcheck synccheck compiled"
+).split()
 
 #: Programs of the machine -> scripts with their output and effect.
 NVIDIA_SMI = 'echo "Stand-in, 580.00, 1980, 2619, 31, 70"'
@@ -104,7 +106,11 @@ def test_every_stage_runs_and_leaves_its_report(machine):
     assert peer == ["failed: ValueError: built for another torch"] * 2
     volumes = [row["result"] for row in rows if row["contestant"] == "fused-ssim 3D + L1"]
     assert all(result.startswith("missing: ") for result in volumes) and volumes
-    assert {row["contestant"] for row in rows} >= {"splat_ssim voxelize", "torch.compile of the definition"}
+    assert {row["contestant"] for row in rows} >= {
+        "splat_ssim voxelize",
+        "splat_ssim project",
+        "torch.compile of the definition",
+    }
     assert "gsplat is not there compiled" in log
 
 

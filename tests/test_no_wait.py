@@ -12,6 +12,9 @@ import gsplat
 import pytest
 import torch
 
+from splat_ssim.ct import project
+from splat_ssim.ct import training as ct_training
+from splat_ssim.ct.config import CTConfig
 from splat_ssim.image import ImageConfig, ImageOutputConfig
 from splat_ssim.image import Task as ImageTask
 from splat_ssim.ops import dispatch
@@ -25,6 +28,7 @@ from splat_ssim.trainer.upload import Ahead, upload
 from splat_ssim.volume.training import VolumeTask
 from tests.pretend_device import DEVICE, pretend_device, waits
 from tests.scenes import write_blender
+from tests.test_ct import folder as projections  # noqa: F401 - a fixture
 from tests.test_volume_device import CASES, make_config
 from tests.test_volume_device import pretend as volume_device  # noqa: F401 - a fixture
 
@@ -138,6 +142,21 @@ def test_rounds_of_growth_by_the_residual_wait_for_nothing_either(tmp_path, volu
         task.step(0)
         task.step(1)
     assert not found
+
+
+def test_a_step_of_a_reconstruction(projections, volume_device, monkeypatch):  # noqa: F811
+    """The projector's kernels, which wait for the length of their lists, are the CPU's here."""
+    monkeypatch.setattr(ct_training, "pick_ct_device", lambda name: DEVICE)
+    monkeypatch.setitem(project.__globals__, "_has_kernels", lambda device: True)
+    config = CTConfig(data_dir=projections, steps=40)
+    config.strategy.budget = 100
+    task = ct_training.CTTask(config)
+    due = _growing(task)
+    assert due
+    for index in range(12):
+        with waits() as found:
+            task.step(index)
+        assert not found or index in due, (index, found)
 
 
 def test_a_step_of_an_image(tmp_path, volume_device, monkeypatch):  # noqa: F811

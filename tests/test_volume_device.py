@@ -73,8 +73,8 @@ def pretend(monkeypatch):
     def save(folder, state):
         checkpoint.save_checkpoint(folder, on(state, "cpu"))
 
-    def load(folder, device):
-        return on(checkpoint.load_checkpoint(folder, torch.device("cpu")), device)
+    def load(folder, device, **options):
+        return on(checkpoint.load_checkpoint(folder, torch.device("cpu"), **options), device)
 
     monkeypatch.setattr(loop, "save_checkpoint", save)
     monkeypatch.setattr(loop, "load_checkpoint", load)

@@ -15,7 +15,7 @@
 #include "layout.h"
 
 // Raised with every change to a signature of the C ABI. splat_ssim/ops/compiled.py states the version that it expects.
-constexpr int kAbiVersion = 8;
+constexpr int kAbiVersion = 9;
 
 extern "C" SPLAT_EXPORT int splat_ssim_abi_version(void) { return kAbiVersion; }
 

@@ -1,5 +1,5 @@
 // X-ray pictures of 3D Gaussians, and the gradients: P_c(ray) = sum over i of values_ic times the integral of
-// exp(-q_i/2) along the ray where q_i <= 9; see xray.h and docs/xray.md.
+// exp(-q_i/2) along the ray where q_i <= 9; see ../xray_math.h and docs/xray.md.
 //
 // Forward finds the shadows of all Gaussians in some views at a time. Then every thread owns a band of rows and adds
 // the shadows that touch it in their order, so the result does not depend on the number of threads. Backward: every
@@ -22,24 +22,20 @@ struct XrayGaussians {
   const float* scales;  // (N, 3) standard deviations, positive
   const float* values;  // (N, C)
   int64_t count, channels;
-  SPLAT_INLINE void body(int64_t i, Body& body) const { make_body(means + i * 3, quats + i * 4, scales + i * 3, body); }
+  SPLAT_INLINE void body(int64_t i, XrayBody& body) const {
+    make_body(means + i * 3, quats + i * 4, scales + i * 3, body);
+  }
 };
 
 // frame: origin, column, row, last, as `XrayGeometry.frames` has them.
 bool read_view(const double* frame, XrayView& view) {
-  double cofactors[9];
   for (int k = 0; k < 3; ++k) {
     view.origin[k] = frame[k];
     view.column[k] = frame[3 + k];
     view.row[k] = frame[6 + k];
     view.last[k] = frame[9 + k];
   }
-  cross(view.row, view.last, cofactors);
-  cross(view.last, view.column, cofactors + 3);
-  cross(view.column, view.row, cofactors + 6);
-  view.determinant = dot(view.column, cofactors);
-  for (int k = 0; k < 9; ++k) view.inverse[k] = cofactors[k] / view.determinant;
-  return __builtin_fabs(view.determinant) > 0;
+  return complete_view(view);
 }
 
 // numbers: views, rows, columns, stride, cone.
@@ -55,7 +51,7 @@ bool read_detector(const int64_t* numbers, int64_t& views, Detector& detector) {
 
 // Picks the walk for a shadow.
 template <template <class, bool> class VisitorFor, class State>
-SPLAT_INLINE void walk(const Shadow& f, const Detector& detector, int begin, int end, State& state) {
+SPLAT_INLINE void walk(const XrayShadow& f, const Detector& detector, int begin, int end, State& state) {
   const bool narrow = f.high[0] - f.low[0] < Narrow::kWidth;
   if (narrow && detector.cone) {
     VisitorFor<Narrow, true> visitor(state);
@@ -100,12 +96,12 @@ struct AddShadow {
 };
 
 template <int kChannels>
-SPLAT_INLINE void add_shadows(const XrayGaussians& gaussians, const Shadow* shadows, const Detector& detector,
+SPLAT_INLINE void add_shadows(const XrayGaussians& gaussians, const XrayShadow* shadows, const Detector& detector,
                               int begin, int end, int64_t channel, float* picture) {
   const int64_t size = detector.height * detector.stride;
   Picture target{picture + channel * size, size, {}};
   for (int64_t i = 0; i < gaussians.count; ++i) {
-    const Shadow& f = shadows[i];
+    const XrayShadow& f = shadows[i];
     if (f.low[1] >= end || f.high[1] < begin) continue;
     for (int c = 0; c < kChannels; ++c) {
       target.values[c] = f.factor * gaussians.values[i * gaussians.channels + channel + c];
@@ -114,7 +110,7 @@ SPLAT_INLINE void add_shadows(const XrayGaussians& gaussians, const Shadow* shad
   }
 }
 
-void add_band(const XrayGaussians& gaussians, const Shadow* shadows, const Detector& detector, int begin, int end,
+void add_band(const XrayGaussians& gaussians, const XrayShadow* shadows, const Detector& detector, int begin, int end,
               float* picture) {
   const int64_t size = detector.height * detector.stride;
   for (int64_t c = 0; c < gaussians.channels; ++c) {
@@ -132,10 +128,10 @@ void add_band(const XrayGaussians& gaussians, const Shadow* shadows, const Detec
 }
 
 // Cuts the rows into `bands` runs of about equal time. `time` has room for height + 1 numbers.
-void balance(const Shadow* shadows, int64_t count, int height, int bands, double* time, int* boundaries) {
+void balance(const XrayShadow* shadows, int64_t count, int height, int bands, double* time, int* boundaries) {
   for (int row = 0; row <= height; ++row) time[row] = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const Shadow& f = shadows[i];
+    const XrayShadow& f = shadows[i];
     if (f.high[1] < f.low[1]) continue;
     const double rows = f.high[1] - f.low[1] + 1, each = kRowTime + kShadowTime / rows;
     time[f.low[1]] += each;
@@ -160,15 +156,15 @@ void balance(const Shadow* shadows, int64_t count, int height, int bands, double
 
 // Finds the shadows of every Gaussian in some views, (views, N).
 void find_shadows(const XrayGaussians& gaussians, const XrayView* views, int64_t count, const Detector& detector,
-                  Shadow* shadows, int threads) {
+                  XrayShadow* shadows, int threads) {
   parallel_for((gaussians.count + kXrayBatch - 1) / kXrayBatch, threads, [&](int64_t batch, int) {
     const int64_t end = (batch + 1) * kXrayBatch < gaussians.count ? (batch + 1) * kXrayBatch : gaussians.count;
-    Body body;
+    XrayBody body;
     ShadowFrame frame;
     for (int64_t i = batch * kXrayBatch; i < end; ++i) {
       gaussians.body(i, body);
       for (int64_t v = 0; v < count; ++v) {
-        Shadow& shadow = shadows[v * gaussians.count + i];
+        XrayShadow& shadow = shadows[v * gaussians.count + i];
         if (!make_shadow(body, views[v], detector, frame, shadow)) {
           // This lies below every band, so the shadow is skipped. Nothing else of it is set.
           shadow.low[1] = INT32_MAX;
@@ -247,8 +243,8 @@ struct GatherShadow {
 };
 
 template <int kChannels>
-SPLAT_INLINE void gather_group(const Shadow& f, const Detector& detector, const float* values, const float* gradient,
-                               Gathered& total, double* by_value) {
+SPLAT_INLINE void gather_group(const XrayShadow& f, const Detector& detector, const float* values,
+                               const float* gradient, Gathered& total, double* by_value) {
   const int64_t size = detector.height * detector.stride;
   Gathered sums{gradient, size, {}, {}, {}, {}};
   for (int c = 0; c < kChannels; ++c) sums.values[c] = values[c];
@@ -261,82 +257,19 @@ SPLAT_INLINE void gather_group(const Shadow& f, const Detector& detector, const 
   for (int c = 0; c < kChannels; ++c) by_value[c] += f.factor * sums.by_value[c];
 }
 
-// Adds the gradients by W and by the mean that follow from the sums of a view. docs/xray.md has the formulas. gC holds
-// the gradients by the vectors C, which determine N, and gB those by b0, b1 and b2.
-void chain_view(const Gathered& sums, const Body& body, const XrayView& view, const ShadowFrame& frame, bool cone,
-                double* by_W, double* by_mean) {
-  const double unit = frame.inverse_B, depth = frame.depth;
-  const double *b[3] = {frame.b0, frame.b1, frame.b2}, *steps[3] = {frame.direction, view.column, view.row};
-  double c1[3], c2[3], gC[3][3], gB[3][3], g0[3], by_a[3];
-  cross(frame.b1, frame.b0, c1);
-  cross(frame.b2, frame.b0, c2);
-  const double *n = sums.by_N, *m = sums.by_B;
-  for (int k = 0; k < 3; ++k) {
-    const double x = 2 * unit * depth * c1[k], y = 2 * unit * depth * c2[k];
-    gC[0][k] = x * n[1] + y * n[2];
-    gC[1][k] = x * n[3] + y * n[4];
-    gC[2][k] = x * n[4] + y * n[5];
-    const double u = 2 * unit * b[0][k], v = 2 * unit * b[1][k], w = 2 * unit * b[2][k];
-    gB[0][k] = cone ? u * m[0] + v * m[1] + w * m[2] : u * m[0];
-    gB[1][k] = cone ? u * m[1] + v * m[3] + w * m[4] : 0.0;
-    gB[2][k] = cone ? u * m[2] + v * m[4] + w * m[5] : 0.0;
-  }
-  // The mean moves only a, and with it the lower terms of N.
-  cross(b[0], gC[0], g0);
-  if (cone) {
-    // c_k = a x b_k with a = -depth b0. The parts of gC[0] that reach W through a and through b0 cancel.
-    double t1[3], t2[3], from[3];
-    cross(b[1], gC[1], t1);
-    cross(b[2], gC[2], t2);
-    for (int k = 0; k < 3; ++k) {
-      by_a[k] = t1[k] + t2[k];
-      g0[k] += by_a[k];
-      from[k] = view.origin[k] - body.mean[k];
-    }
-    for (int j = 1; j < 3; ++j) {
-      cross(gC[j], b[0], t1);
-      for (int k = 0; k < 3; ++k) gB[j][k] -= depth * t1[k];
-    }
-    for (int c = 0; c < 3; ++c) {
-      for (int k = 0; k < 3; ++k) by_W[c * 3 + k] += by_a[c] * from[k];
-    }
-  } else {
-    // c_k = b_k x b0, with the steps in a and the direction in b0.
-    double t[3];
-    for (int j = 1; j < 3; ++j) {
-      cross(b[0], gC[j], t);
-      for (int k = 0; k < 3; ++k) gB[j][k] += t[k];
-      cross(gC[j], b[j], t);
-      for (int k = 0; k < 3; ++k) gB[0][k] += t[k];
-    }
-  }
-  for (int c = 0; c < 3; ++c) {
-    for (int k = 0; k < 3; ++k) {
-      for (int j = 0; j < 3; ++j) by_W[c * 3 + k] += gB[j][c] * steps[j][k];
-      by_mean[k] -= body.W[c * 3 + k] * g0[c];
-    }
-  }
-}
-
 struct XrayGradients {
   float *means, *quats, *scales, *values;
 };
 
-// From W = diag(1/s) R': dL/ds_c = -(dL/dW_c . R_c) / s_c^2, dL/dR_c = dL/dW_c / s_c.
-void chain_body(const Body& body, const double* by_W, const double* by_mean, int64_t i, const XrayGradients& out) {
-  double dR[9], dq[4];
+void write_gradients(const XrayBody& body, const double* by_W, const double* by_mean, int64_t i,
+                     const XrayGradients& out) {
+  double by_scale[3], by_quat[4];
+  chain_body(body, by_W, by_scale, by_quat);
   for (int c = 0; c < 3; ++c) {
-    const double inverse = body.inverse_scale[c];
-    double along = 0;
-    for (int k = 0; k < 3; ++k) {
-      along += by_W[c * 3 + k] * body.rotation[k * 3 + c];
-      dR[k * 3 + c] = by_W[c * 3 + k] * inverse;
-    }
-    out.scales[i * 3 + c] = static_cast<float>(-along * inverse * inverse);
+    out.scales[i * 3 + c] = static_cast<float>(by_scale[c]);
     out.means[i * 3 + c] = static_cast<float>(by_mean[c]);
   }
-  rotation_gradient(body.unit, dR, dq);
-  for (int k = 0; k < 4; ++k) out.quats[i * 4 + k] = static_cast<float>(dq[k] / body.norm);
+  for (int k = 0; k < 4; ++k) out.quats[i * 4 + k] = static_cast<float>(by_quat[k]);
 }
 
 void gather_one(const XrayGaussians& gaussians, const XrayView* views, int64_t count, const Detector& detector,
@@ -344,9 +277,9 @@ void gather_one(const XrayGaussians& gaussians, const XrayView* views, int64_t c
   const int64_t channels = gaussians.channels, size = detector.height * detector.stride;
   const float* values = gaussians.values + i * channels;
   double by_W[9] = {}, by_mean[3] = {};
-  Body body;
+  XrayBody body;
   ShadowFrame frame;
-  Shadow f;
+  XrayShadow f;
   gaussians.body(i, body);
   for (int64_t c = 0; c < channels; ++c) by_value[c] = 0;
   bool seen = false;
@@ -364,11 +297,11 @@ void gather_one(const XrayGaussians& gaussians, const XrayView* views, int64_t c
         ++c;
       }
     }
-    chain_view(sums, body, views[v], frame, detector.cone, by_W, by_mean);
+    chain_view(sums.by_N, sums.by_B, body, views[v], frame, detector.cone, by_W, by_mean);
   }
   for (int64_t c = 0; c < channels; ++c) out.values[i * channels + c] = static_cast<float>(by_value[c]);
   if (seen) {
-    chain_body(body, by_W, by_mean, i, out);
+    write_gradients(body, by_W, by_mean, i, out);
     return;
   }
   for (int k = 0; k < 3; ++k) out.means[i * 3 + k] = out.scales[i * 3 + k] = 0.0f;
@@ -393,7 +326,7 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(xray_forward)(const float* means, co
     const int most = splat_ssim_usable_threads(threads) < kMaxBands ? splat_ssim_usable_threads(threads) : kMaxBands;
     return most < detector.height ? most : detector.height;
   }();
-  const int64_t each = aligned(count * static_cast<int64_t>(sizeof(Shadow)) + 64);
+  const int64_t each = aligned(count * static_cast<int64_t>(sizeof(XrayShadow)) + 64);
   int64_t together = kShadowBytes / each;
   together = together < 1 ? 1 : together > views ? views : together;
   const int64_t view_bytes = aligned(views * static_cast<int64_t>(sizeof(XrayView)));
@@ -402,7 +335,7 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(xray_forward)(const float* means, co
   if (scratch == nullptr) return kOutOfMemory;
   XrayView* seen = reinterpret_cast<XrayView*>(scratch);
   double* time = reinterpret_cast<double*>(scratch + view_bytes);
-  Shadow* shadows = reinterpret_cast<Shadow*>(scratch + view_bytes + time_bytes);
+  XrayShadow* shadows = reinterpret_cast<XrayShadow*>(scratch + view_bytes + time_bytes);
   for (int64_t v = 0; v < views; ++v) {
     if (!read_view(frames + v * kXrayFrame, seen[v])) return kBadArgument;
   }
@@ -411,7 +344,7 @@ extern "C" SPLAT_EXPORT Status SPLAT_KERNEL(xray_forward)(const float* means, co
     find_shadows(gaussians, seen + first, some, detector, shadows, threads);
     for (int64_t v = 0; v < some; ++v) {
       int boundaries[kMaxBands + 1];
-      const Shadow* own = shadows + v * count;
+      const XrayShadow* own = shadows + v * count;
       float* picture = pictures + (first + v) * channels * detector.height * detector.stride;
       balance(own, count, detector.height, bands, time, boundaries);
       parallel_for(bands, threads, [&](int64_t band, int) {

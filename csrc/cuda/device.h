@@ -34,6 +34,11 @@ SPLAT_DEVICE Real reciprocal(Real x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+SPLAT_DEVICE Real square_root(Real x) {
+  Real r;  // the error is 2^-23 instead of correct rounding, without a branch
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 SPLAT_DEVICE Real absolute(Real a) { return fabsf(a); }
 SPLAT_DEVICE Real power_of_two(Real a) { return exp2f(a); }
 template <class T>
@@ -51,6 +56,7 @@ SPLAT_DEVICE int load_global(const int* p) { return __ldg(p); }
 SPLAT_DEVICE Int64 load_global(const Int64* p) { return __ldg(p); }
 // For memory that the same thread writes later. It does not take the read-only path.
 SPLAT_DEVICE Real load_own(const float* p) { return *p; }
+SPLAT_DEVICE double load_own(const double* p) { return *p; }
 // For memory that another block has written. It reads from the cache that all blocks share.
 SPLAT_DEVICE Real load_fresh(const float* p) { return __ldcg(p); }
 // Increments *count, which wraps to 0 after `last`, and returns the previous count. Threads that arrive later see what
@@ -62,6 +68,7 @@ SPLAT_DEVICE unsigned arrive(unsigned* count, unsigned last) {
   return before;
 }
 SPLAT_DEVICE void store_global(float* p, Real v) { *p = v; }
+SPLAT_DEVICE void store_global(double* p, double v) { *p = v; }
 SPLAT_DEVICE void store_global(int* p, int v) { *p = v; }
 SPLAT_DEVICE void store_global(Int64* p, Int64 v) { *p = v; }
 SPLAT_DEVICE void store_global_pair(float* p, Real a, Real b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }

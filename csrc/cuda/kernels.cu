@@ -5,6 +5,7 @@
 #include "scale.h"
 #include "ssim3d.h"
 #include "voxelize.h"
+#include "xray.h"
 
 #ifndef SPLAT_UNIT
 #define SPLAT_UNIT SPLAT_UNIT_ALL
@@ -87,4 +88,14 @@ SPLAT_ENTRY(splat_voxel_render_many, 128, 8, VoxelProblem) { voxel_render<4>(a);
 SPLAT_ENTRY(splat_voxel_gather, 128, 8, VoxelProblem) { voxel_gather<1>(a); }
 SPLAT_ENTRY(splat_voxel_gather_many, 128, 6, VoxelProblem) { voxel_gather<4>(a); }
 SPLAT_ENTRY(splat_voxel_chain, 128, 1, VoxelProblem) { voxel_chain(a); }
+#endif
+
+#if SPLAT_IN_UNIT(SPLAT_UNIT_XRAYS)
+SPLAT_ENTRY(splat_xray_prepare, 128, 1, XrayProblem) { xray_prepare(a); }
+SPLAT_ENTRY(splat_xray_pairs, 128, 1, XrayProblem) { xray_pairs(a); }
+SPLAT_ENTRY(splat_xray_render, 128, 8, XrayProblem) { xray_render<1>(a); }
+SPLAT_ENTRY(splat_xray_render_many, 128, 8, XrayProblem) { xray_render<4>(a); }
+SPLAT_ENTRY(splat_xray_gather, 128, 6, XrayProblem) { xray_gather<1>(a); }
+SPLAT_ENTRY(splat_xray_gather_many, 128, 5, XrayProblem) { xray_gather<4>(a); }
+SPLAT_ENTRY(splat_xray_chain, 128, 1, XrayProblem) { xray_chain(a); }
 #endif

@@ -12,8 +12,9 @@ Status launch(const void* module, SsimKernel kernel, Int64 blocks, const void* a
 // The same without the count. launch_driver.cpp and launch_emulation.cpp each define it.
 Status start(const void* module, SsimKernel kernel, Int64 blocks, const void* argument, void* stream);
 
-// The C ABI of launch.cpp and launch_voxelize.cpp, which describe each function.
+// The C ABI of launch.cpp, launch_voxelize.cpp and launch_xray.cpp, which describe each function.
 struct VoxelProblem;
+struct XrayProblem;
 extern "C" {
 SPLAT_EXPORT int splat_ssim_cuda_prepare(SsimProblem* p, const SsimOptions* options, int operation, Int64* blocks);
 SPLAT_EXPORT int splat_ssim_cuda_ssim(const void* module, const SsimProblem* p, void* stream);
@@ -23,4 +24,5 @@ SPLAT_EXPORT int splat_ssim_cuda_l1(const void* module, const SsimPadding* a, vo
 SPLAT_EXPORT int splat_ssim_cuda_reduce(const void* module, const SsimReduction* a, void* stream);
 SPLAT_EXPORT int splat_ssim_cuda_scale(const void* module, const SsimScaling* a, void* stream);
 SPLAT_EXPORT int splat_ssim_cuda_voxelize(const void* module, const VoxelProblem* p, void* stream);
+SPLAT_EXPORT int splat_ssim_cuda_xray(const void* module, const XrayProblem* p, void* stream);
 }

@@ -158,6 +158,7 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
 #define SPLAT_UNIT_SHARED 1  // kernels that every window needs
 #define SPLAT_UNIT_VOXELS 2
 #define SPLAT_UNIT_AXES 4  // windows that differ along the axes
+#define SPLAT_UNIT_XRAYS 6
 
 // Every kernel: identifier, entry point, threads a block, unit. Launcher and module loader rely on the order.
 #define SPLAT_SSIM_KERNELS(ENTRY)                                          \
@@ -197,7 +198,14 @@ static_assert(sizeof(SsimScaling) == 40, "as in splat_ssim/ops/_cuda_kernels.py"
   ENTRY(kVoxelRenderMany, splat_voxel_render_many, 128, SPLAT_UNIT_VOXELS) \
   ENTRY(kVoxelGather, splat_voxel_gather, 128, SPLAT_UNIT_VOXELS)          \
   ENTRY(kVoxelGatherMany, splat_voxel_gather_many, 128, SPLAT_UNIT_VOXELS) \
-  ENTRY(kVoxelChain, splat_voxel_chain, 128, SPLAT_UNIT_VOXELS)
+  ENTRY(kVoxelChain, splat_voxel_chain, 128, SPLAT_UNIT_VOXELS)            \
+  ENTRY(kXrayPrepare, splat_xray_prepare, 128, SPLAT_UNIT_XRAYS)           \
+  ENTRY(kXrayPairs, splat_xray_pairs, 128, SPLAT_UNIT_XRAYS)               \
+  ENTRY(kXrayRender, splat_xray_render, 128, SPLAT_UNIT_XRAYS)             \
+  ENTRY(kXrayRenderMany, splat_xray_render_many, 128, SPLAT_UNIT_XRAYS)    \
+  ENTRY(kXrayGather, splat_xray_gather, 128, SPLAT_UNIT_XRAYS)             \
+  ENTRY(kXrayGatherMany, splat_xray_gather_many, 128, SPLAT_UNIT_XRAYS)    \
+  ENTRY(kXrayChain, splat_xray_chain, 128, SPLAT_UNIT_XRAYS)
 
 #define SPLAT_SSIM_ID(id, name, threads, unit) id,
 enum SsimKernel { SPLAT_SSIM_KERNELS(SPLAT_SSIM_ID) kKernelCount };

@@ -115,7 +115,8 @@ inline Real multiply_add(Real a, Real b, Real c) {
   return ++emulation::counter.counts.fused, Real(std::fmaf(a.value, b.value, c.value));
 }
 inline Real reciprocal(Real x) { return ++emulation::counter.counts.reciprocals, Real(1.f / x.value); }
-// Counted as a reciprocal: both go to the special function unit.
+// Counted as reciprocals: all three go to the special function unit.
+inline Real square_root(Real x) { return ++emulation::counter.counts.reciprocals, Real(std::sqrt(x.value)); }
 inline Real power_of_two(Real a) { return ++emulation::counter.counts.reciprocals, Real(std::exp2(a.value)); }
 inline Real absolute(Real a) { return Real(std::fabs(a.value)); }
 inline float plain_value(Real a) { return a.value; }

@@ -29,6 +29,7 @@ inline void count_global(int, bool) {}
 
 SPLAT_DEVICE Real multiply_add(Real a, Real b, Real c) { return std::fmaf(a, b, c); }
 SPLAT_DEVICE Real reciprocal(Real x) { return 1.f / x; }
+SPLAT_DEVICE Real square_root(Real x) { return std::sqrt(x); }
 SPLAT_DEVICE Real absolute(Real a) { return std::fabs(a); }
 SPLAT_DEVICE Real power_of_two(Real a) { return std::exp2(a); }
 SPLAT_DEVICE float plain_value(Real a) { return a; }
@@ -70,6 +71,10 @@ SPLAT_DEVICE Real load_global(const float* p) {
   return *p;
 }
 SPLAT_DEVICE Real load_own(const float* p) { return load_global(p); }
+SPLAT_DEVICE double load_own(const double* p) {
+  emulation::count_global(8, false);
+  return *p;
+}
 SPLAT_DEVICE Real load_fresh(const float* p) { return load_global(p); }
 SPLAT_DEVICE unsigned arrive(unsigned* count, unsigned last) {
   const unsigned before = *count;
@@ -97,6 +102,10 @@ SPLAT_DEVICE void store_global(int* p, int v) {
   *p = v;
 }
 SPLAT_DEVICE void store_global(Int64* p, Int64 v) {
+  emulation::count_global(8, true);
+  *p = v;
+}
+SPLAT_DEVICE void store_global(double* p, double v) {
   emulation::count_global(8, true);
   *p = v;
 }

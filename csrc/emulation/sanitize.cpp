@@ -14,6 +14,7 @@
 
 #include "../cuda/launch.h"
 #include "../cuda/voxel_problem.h"
+#include "../cuda/xray_problem.h"
 
 extern "C" {
 const char* splat_emulation_fault(void);
@@ -242,6 +243,60 @@ void run_voxelizer(int channels) {
   voxel_stage(p, kStageChain);
 }
 
+void xray_stage(XrayProblem& p, XrayStage stage) {
+  p.stage = stage;
+  check(splat_ssim_cuda_xray(nullptr, &p, nullptr), "xray");
+}
+
+// Forward and backward of the projector, three views on a detector that ends inside a tile.
+void run_projector(int channels, bool cone) {
+  const int count = 150, views = 3, width = 37, height = 21, tiles = 3 * 2;
+  std::vector<float> means(3 * count), quats(4 * count), scales(3 * count), values(channels * count, 0.5f);
+  for (int i = 0; i < 3 * count; ++i) means[i] = static_cast<float>(i * 7 % 29) - 14.f, scales[i] = 0.3f + i % 5;
+  for (int i = 0; i < 4 * count; ++i) quats[i] = 1.f + static_cast<float>(i % 3);
+  XrayProblem p{};
+  for (int v = 0; v < views; ++v) {
+    // The source, or the first pixel, lies along -x. Columns follow y, rows -z, both with a little of x.
+    const XrayView view{{-30. - v, -18., 10.}, {0.1 * v, 1., 0.}, {0., 0.2, -1.}, {1., 0., 0.}, {}, 0.};
+    p.views[v] = view;
+    if (cone) p.views[v].origin[1] = p.views[v].origin[2] = 0.;
+    if (cone) p.views[v].last[0] = 60., p.views[v].last[1] = -18., p.views[v].last[2] = 10.;
+  }
+  p.detector = {width, height, cone};
+  p.count = count, p.channels = channels, p.view_count = views, p.is_last = 1;
+  p.tiles[0] = 3, p.tiles[1] = 2;
+  p.means = means.data(), p.quats = quats.data(), p.scales = scales.data(), p.values = values.data();
+  std::vector<XrayShadow> shadows(views * count);
+  std::vector<Int64> counts(views * count), ends(views * count), starts(views * tiles + 1);
+  p.shadows = shadows.data(), p.tile_counts = counts.data(), p.pair_ends = ends.data();
+  xray_stage(p, kXrayStagePrepare);
+  std::partial_sum(counts.begin(), counts.end(), ends.begin());
+  std::vector<float> pictures(views * channels * width * height), gradient(pictures.size(), 1.f);
+  p.pictures = pictures.data(), p.gradient = gradient.data();
+  for (const int part : {0, 1}) {  // the first Gaussians of the first view, and all others
+    p.begin = part ? 40 : 0, p.end = part ? views * count : 40;
+    const Int64 pairs = ends[p.end - 1] - (part ? ends[39] : 0);
+    if (pairs == 0) std::exit(2);
+    std::vector<int> pair_tiles(pairs), pair_shadows(pairs), order(pairs), sorted(pairs);
+    p.pair_tiles = pair_tiles.data(), p.pair_shadows = pair_shadows.data();
+    xray_stage(p, kXrayStagePairs);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return pair_tiles[a] < pair_tiles[b]; });
+    for (Int64 i = 0; i < pairs; ++i) sorted[i] = pair_shadows[order[i]];
+    for (int t = 0; t <= views * tiles; ++t) {
+      starts[t] = std::count_if(pair_tiles.begin(), pair_tiles.end(), [&](int tile) { return tile < t; });
+    }
+    p.tile_shadows = sorted.data(), p.tile_starts = starts.data();
+    xray_stage(p, kXrayStageRender);
+  }
+  std::vector<float> sums(kXraySums * views * count), by_mean(3 * count), by_quat(4 * count), by_scale(3 * count);
+  std::vector<double> totals(kXraySums * count), value_totals(channels * count);
+  p.sums = sums.data(), p.totals = totals.data(), p.value_totals = value_totals.data();
+  p.grad_means = by_mean.data(), p.grad_quats = by_quat.data(), p.grad_scales = by_scale.data();
+  xray_stage(p, kXrayStageGather);
+  xray_stage(p, kXrayStageChain);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -285,6 +340,8 @@ int main(int count, char** arguments) {
   run_scaling(count > 1 && !std::strcmp(arguments[1], "--overrun") ? 1 : 0);
   run_voxelizer(1);
   run_voxelizer(6);
+  run_projector(1, true);
+  run_projector(6, false);
   if (kernels.size() != kPad) std::fprintf(stderr, "only %zu of %d SSIM kernels ran\n", kernels.size(), kPad);
   std::printf("%d launches\n", launches);
   return kernels.size() == kPad ? 0 : 3;

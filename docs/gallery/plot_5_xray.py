@@ -70,7 +70,7 @@ config = CTConfig(
 config.output.progress = False
 task = CTTask(config, projections)
 Unkept(task).train()
-fitted = task.volume()[0].numpy()
+fitted = task.volume()[0].cpu().numpy()
 print(f"{len(task.model)} Gaussians: {psnr(fitted):.2f} dB")
 
 # %%

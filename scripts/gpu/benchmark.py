@@ -1,6 +1,6 @@
-"""Times the losses on a GPU beside every peer, and the voxeliser; adds rows to a CSV file as they come.
+"""Times the losses on a GPU beside every peer, the voxeliser and the projector; adds rows to a CSV file as they come.
 
-    python scripts/gpu/benchmark.py --csv results/gpu/benchmark.csv --losses --voxelizer --compiled
+    python scripts/gpu/benchmark.py --csv results/gpu/benchmark.csv --losses --voxelizer --projector --compiled
 
 There is a row for each shape, contestant and turn. All contestants of a shape run in one process and take turns, twice.
 The columns are milliseconds of the GPU behind a filled queue, with caches as the previous call left them and with
@@ -28,6 +28,7 @@ from _contestants import Contestant, Loss, compiled, contestants  # noqa: E402
 
 from benchmarks.measure import commit  # noqa: E402
 from splat_ssim import reference  # noqa: E402
+from splat_ssim.ct import XrayGeometry, circle, project  # noqa: E402
 from splat_ssim.volume import VoxelGrid, morton_order, voxelize  # noqa: E402
 from splat_ssim.volume.reference import voxelize_reference  # noqa: E402
 
@@ -46,6 +47,9 @@ SLOW = {"kornia + L1": IMAGES[:1], "pytorch-msssim + L1": (*IMAGES[:1], *VOLUMES
 ERRORS = {2: (1, 3, 256, 256), 3: (1, 1, 64, 64, 64)}
 #: Cases of the voxeliser: the number of Gaussians, of 1 to 2 voxels each, and the edge of the grid.
 VOXELIZER = ((50_000, 128), (10_000, 256), (500_000, 256))
+#: Cases of the projector: the number of Gaussians, of 1 to 2 pixels each, the views of a call and the detector's edge.
+PROJECTOR = ((50_000, 4, 256), (50_000, 32, 256), (500_000, 4, 1024))
+TINY_PROJECTOR = ((60, 3, 20),)
 TINY_IMAGES, TINY_VOLUMES, TINY_VOXELS = ((1, 3, 20, 30),), ((1, 1, 12, 11, 14),), ((60, 12),)
 TINY_ERRORS = {2: (1, 1, 20, 30), 3: (1, 1, 12, 11, 14)}
 
@@ -225,6 +229,69 @@ def voxelizer(clock: Clock, table: Table, tiny: bool) -> None:
         table.add(measured(f"{count} Gaussians, {edge}x{edge}x{edge}", "splat_ssim voxelize", 0, run))
 
 
+def projector_case(count: int, views: int, edge: int, device: str) -> tuple[list[Tensor], XrayGeometry]:
+    """Means, quaternions, scales and densities in a cube that a cone beam sees, along a Morton curve."""
+    tensors, _ = voxelizer_case(count, edge, "cpu")
+    far = 4.0 * edge
+    middle = ((edge - 1) / 2,) * 3
+    geometry = XrayGeometry(
+        "cone",
+        (edge, edge),
+        (1.5, 1.5),
+        circle(views, "cone"),
+        source_object=far,
+        source_detector=1.5 * far,
+        center=middle,
+    )
+    # They lie in the ball that every view sees.
+    means = tensors[0].detach() - middle[0]
+    means *= (0.35 * edge / means.norm(dim=1, keepdim=True).clamp(min=1)).clamp(max=1)
+    moved = [means + middle[0], *(tensor.detach() for tensor in tensors[1:])]
+    return [tensor.to(device).requires_grad_() for tensor in moved], geometry
+
+
+def of_projector(clock: Clock, count: int, views: int, edge: int) -> Row:
+    """All measurements of the projector."""
+    tensors, geometry = projector_case(count, views, edge, DEVICE)
+    upstream = torch.rand(views, 1, edge, edge, device=DEVICE)
+
+    def pictures_of(tensors: Sequence[Tensor], geometry: XrayGeometry) -> Tensor:
+        means, quats, scales, densities = tensors
+        return project(means, quats, scales, densities, geometry)
+
+    def both() -> None:
+        torch.autograd.grad(pictures_of(tensors, geometry), tensors, upstream)
+
+    def value() -> None:
+        with torch.no_grad():
+            pictures_of(tensors, geometry)
+
+    both()
+    eager, host = clock.eager_and_host(both, 5)
+    # The projector waits for the length of its list of pairs, so the queue cannot be filled.
+    row: Row = {"eager_both_ms": eager, "host_both_ms": host, "gpu_value_ms": clock.eager_and_host(value, 5)[0]}
+    row |= {"peak_images": clock.peak_bytes(both) / (4 * upstream.numel()), "state": clock.state()}
+    tensors, geometry = projector_case(min(count, 300), min(views, 2), min(edge, 48), DEVICE)
+    exact = [tensor.detach().double().cpu().requires_grad_() for tensor in tensors]
+    pictures, truth = pictures_of(tensors, geometry), pictures_of(exact, geometry)
+    # A smooth weight, since gradients have a pole at the rims of the shadows, which a norm averages.
+    weight = torch.linspace(0, 1, pictures.numel()).reshape(pictures.shape)
+    (gradient,) = torch.autograd.grad((pictures * weight.to(pictures.device)).sum(), tensors[:1])
+    (wanted,) = torch.autograd.grad((truth * weight.double()).sum(), exact[:1])
+    error = (pictures.detach().cpu() - truth).abs().max() / truth.abs().max()
+    return row | {
+        "value_error": error.item(),
+        "gradient_error": ((gradient.cpu() - wanted).norm() / wanted.norm()).item(),
+    }
+
+
+def projector(clock: Clock, table: Table, tiny: bool) -> None:
+    """Measures the projector, forward and backward."""
+    for count, views, edge in TINY_PROJECTOR if tiny else PROJECTOR:
+        run = lambda count=count, views=views, edge=edge: of_projector(clock, count, views, edge)  # noqa: E731
+        table.add(measured(f"{count} Gaussians, {views} views of {edge}x{edge}", "splat_ssim project", 0, run))
+
+
 def kernel_table(tiny: bool) -> None:
     """Prints which kernels a forward and backward at 1080p starts, and how long each takes."""
     from torch.profiler import ProfilerActivity, profile
@@ -254,6 +321,7 @@ def main() -> None:
     parser.add_argument("--losses", action="store_true", help="measure the losses and every peer")
     parser.add_argument("--only", default="", help="measure only the losses whose names contain this")
     parser.add_argument("--voxelizer", action="store_true", help="measure the voxeliser")
+    parser.add_argument("--projector", action="store_true", help="measure the projector of X-rays")
     parser.add_argument(
         "--compiled", action="store_true", help="measure torch.compile of the definition, at two shapes"
     )
@@ -276,6 +344,8 @@ def main() -> None:
             kernel_table(arguments.small)
     if arguments.voxelizer:
         voxelizer(clock, table, arguments.small)
+    if arguments.projector:
+        projector(clock, table, arguments.small)
     if arguments.compiled:
         compiled_definition(clock, table, arguments.small)
 

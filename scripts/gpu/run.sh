@@ -121,7 +121,7 @@ failed() { awk -F, 'NR > 1 && $2 != "passed" && $2 != "not available" { printf "
 
 on_device="tests/test_cuda.py tests/test_determinism.py tests/test_rgba.py tests/test_prepared.py"
 functions="tests/test_ops_ssim.py tests/test_loss.py tests/test_functional.py tests/test_ms_ssim.py"
-functions="$functions tests/test_compat_*.py tests/test_volume_device.py tests/test_rasterize_*.py"
+functions="$functions tests/test_compat_*.py tests/test_volume_device.py tests/test_ct_device.py tests/test_rasterize_*.py"
 if [[ -n "$small" ]]; then
   on_device='tests/test_cuda.py -k "test_the_upstream_value"'
   functions='tests/test_loss.py -k "test_a_retained_graph"'
@@ -135,6 +135,7 @@ run time 100 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.cs
 run ncu 30 profile
 run trainer 40 train
 run voxelizer 25 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --voxelizer'
+run projector 25 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --projector'
 # Nothing here is timed.
 at_once=1
 run tests 140 "tests -m cuda $on_device" &

@@ -40,9 +40,12 @@ def fdk(pictures: Tensor, geometry: XrayGeometry, grid: VoxelGrid) -> Tensor:
     Views are taken to be spread evenly over a full or, of a parallel beam, a half circle.
 
     Args:
-        pictures: (V, rows, columns) float32 line integrals.
+        pictures: (V, rows, columns) float32 line integrals, on the device to compute on.
         geometry: Source, detector and angle of each view.
         grid: Voxels to reconstruct.
+
+    Returns:
+        (n0, n1, n2) float32, on the device of the pictures.
 
     Source:
         Feldkamp, Davis and Kress, J. Opt. Soc. Am. A 1 (1984) 612.
@@ -62,19 +65,19 @@ def fdk(pictures: Tensor, geometry: XrayGeometry, grid: VoxelGrid) -> Tensor:
     """
     rows, columns = geometry.detector
     sharp = filtered(pictures, geometry)
-    result = torch.zeros(grid.shape)
-    size = torch.tensor([columns, rows])
+    device = pictures.device
+    result = torch.zeros(grid.shape, device=device)
+    size = torch.tensor([columns, rows], device=device)
     indices = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
     matrix = torch.from_numpy(grid.rebased().matrix)
     for picture, frame in zip(sharp, geometry.frames(), strict=True):
         # From voxel indices to column, row and depth, each a sum over the axes.
         inverse = torch.linalg.inv(frame[1:].T)
         steps, start = inverse @ matrix[:3, :3], inverse @ (matrix[:3, 3] - frame[0])
-        along = [(steps[:, k, None] * indices[k]).float() for k in range(3)]
-        x, y, depth = (
-            along[0][k, :, None, None] + along[1][k, :, None] + (along[2][k] + start[k].float()) for k in range(3)
-        )
-        weight = torch.ones(())
+        along = [(steps[:, k, None] * indices[k]).float().to(device) for k in range(3)]
+        start = start.float().to(device)
+        x, y, depth = (along[0][k, :, None, None] + along[1][k, :, None] + (along[2][k] + start[k]) for k in range(3))
+        weight = torch.ones((), device=device)
         if geometry.kind == "cone":
             depth = depth.reciprocal_()
             weight = (depth / geometry.magnification).square_()

@@ -10,12 +10,19 @@ from torch import Tensor
 
 from ..ops import compiled
 from ..ops import xray as _ops
+from ..ops import xray_cuda as _cuda
 from ..volume.voxelize import check_gaussians
 from .geometry import XrayGeometry
 from .reference import project_reference
 
 if TYPE_CHECKING:
     from ..volume.gaussians import GaussianField
+
+
+def _has_kernels(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return _cuda.has_kernels(device)
+    return device.type == "cpu" and compiled.library() is not None
 
 
 def project(
@@ -44,8 +51,8 @@ def project(
         features: (N, F): F further channels, weighted by density, as for `voxelize`.
 
     Returns:
-        (V, 1 + F, rows, columns), density first. float64 tensors and devices other than the CPU use the definition in
-        plain torch, which is slow.
+        (V, 1 + F, rows, columns), density first. float64 tensors, and devices other than the CPU and CUDA, use the
+        definition in plain torch, which is slow.
 
     Raises:
         ValueError: The shapes do not fit, or the tensors are on different devices.
@@ -68,7 +75,7 @@ def project(
     if features is not None:
         values = torch.cat([values, values * features], dim=1)  # [N, 1 + F]
     frames, cone = geometry.frames(views), geometry.kind == "cone"
-    if means.dtype == torch.float32 and means.device.type == "cpu" and compiled.library() is not None:
+    if means.dtype == torch.float32 and _has_kernels(means.device):
         pictures: Tensor = _ops.xray(means, quats, scales, values, frames, list(geometry.detector), cone)
         return pictures
     if means.dtype == torch.float32:

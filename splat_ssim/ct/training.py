@@ -33,6 +33,7 @@ from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
 from .config import CTConfig
 from .data import Projections, in_mm, load_projections
+from .device import pick_ct_device
 from .fdk import fdk
 from .project import project_field
 
@@ -59,9 +60,7 @@ class CTTask:
     def __init__(self, config: CTConfig, projections: Projections | None = None) -> None:
         self.config = config = config.resolved()
         self.name = config.data_dir.name
-        if config.device == "cuda":
-            raise UserError("--device cuda requires a projector on CUDA, got none: this task trains on the CPU")
-        self.device = torch.device("cpu")
+        self.device = pick_ct_device(config.device)
         #: What was assumed of the data, a line each.
         self.notes: list[str] = []
         torch.manual_seed(config.seed)
@@ -76,9 +75,12 @@ class CTTask:
             raise UserError(f"{config.data_dir}: projections must have values above 0, got at most {self.bright:g}")
         own = "projections of shape " + "x".join(map(str, pictures.shape))
         self.fingerprint = fingerprint(own, pictures.numpy())
+        # Always on the CPU, so that a seed draws the same on every device and a run can resume on another one.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.grid = self.data.grid
-        first = fdk(pictures, self.data.geometry, self.grid)
+        #: The measured pictures on the device, (V, rows, columns).
+        self.pictures = pictures.to(self.device)
+        first = fdk(self.pictures, self.data.geometry, self.grid)
         if not first.max() > 0:
             raise UserError(
                 f"{config.data_dir}: projections must show something inside the volume of geometry.json, got a "
@@ -95,7 +97,7 @@ class CTTask:
         self.last_loss: Tensor | float = math.nan
 
     def _truth(self) -> Tensor | None:
-        """(1, n0, n1, n2) float32 of data.truth."""
+        """(1, n0, n1, n2) float32 of data.truth, on the device."""
         path, grid = self.config.data.truth, self.data.grid
         if path is None:
             return None
@@ -109,7 +111,7 @@ class CTTask:
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
         self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]
-        return torch.from_numpy(volume.data.astype("float32"))
+        return torch.from_numpy(volume.data.astype("float32")).to(self.device)
 
     def _start(self, first: Tensor) -> GaussianField:
         """The Gaussians of step 0, from the filtered backprojection in units of `scale`."""
@@ -122,9 +124,9 @@ class CTTask:
                 f"strategy.budget {config.strategy.budget}"
             )
         if config.model.start_from == "random":
-            chosen = torch.randperm(first.numel(), generator=self.generator)[:count].sort().values
+            chosen = torch.randperm(first.numel(), generator=self.generator)[:count].sort().values.to(self.device)
             sigma = config.model.spread * (first.numel() / count) ** (1 / 3)
-            faint = torch.full((1, *first.shape), _FAINT)
+            faint = torch.full((1, *first.shape), _FAINT, device=self.device)
             return GaussianField(new_gaussians(chosen, sigma, faint, self.grid, self.generator))
         # Streaks of few views are faint next to what is there.
         cleared = torch.where(first > _FAINT, first, torch.zeros_like(first))
@@ -140,7 +142,9 @@ class CTTask:
         with stage("field"):
             pred = self.project(views)
         with stage("loss"):
-            result = self.loss(pred, self.data.pictures[views][:, None] / self.bright, mask=None)
+            # A list of indices would have to be uploaded, so views are taken one by one.
+            measured = torch.stack([self.pictures[view] for view in views])[:, None]
+            result = self.loss(pred, measured / self.bright, mask=None)
             loss, terms = result if isinstance(result, tuple) else (result, {})
         if config.tv:
             with stage("tv"):
@@ -189,7 +193,7 @@ class CTTask:
             with torch.no_grad():
                 # What is missing in space: the residual of all views, filtered and projected back.
                 views = range(self.data.geometry.views)
-                missing = self.data.pictures / self.bright - self.project(views)[:, 0]
+                missing = self.pictures / self.bright - self.project(views)[:, 0]
                 residual = fdk(missing, self.data.geometry, self.grid) * (self.bright / self.scale)
                 wanted = self.model(self.grid) + residual
             grew = self.growth.step(done, self.model, self.optimizer, wanted, self.grid, self.generator)
@@ -207,7 +211,7 @@ class CTTask:
         """Computes PSNR and SSIM of the projections, and of the volume if the truth is known. Draws slices."""
         with torch.no_grad():
             drawn = self.project(range(self.data.geometry.views))
-        measured = self.data.pictures[:, None] / self.bright
+        measured = self.pictures[:, None] / self.bright
         result: dict[str, Any] = {
             "psnr_projections": reported_psnr(psnr(drawn, measured)),
             "ssim_projections": float(ssim(drawn, measured)),
@@ -241,7 +245,7 @@ class CTTask:
         """Writes the reconstruction as a volume file and the Gaussians as PLY. Returns their sizes."""
         output = self.config.output
         if output.format:
-            save_volume(folder / f"volume.{output.format}", Volume(self.volume().numpy(), self.grid, "mm"))
+            save_volume(folder / f"volume.{output.format}", Volume(self.volume().cpu().numpy(), self.grid, "mm"))
         if output.ply:
             source = FieldSource(self.grid, 0.0, self.scale, clip=False, unit="mm")
             save_gaussians_ply(folder / "gaussians.ply", self.model, source)
@@ -259,7 +263,7 @@ class CTTask:
             chosen = [count * i // min(5, count) for i in range(min(5, count))]
             with torch.no_grad():
                 drawn = self.project(chosen)[:, 0]
-            measured = self.data.pictures[chosen] / self.bright
+            measured = self.pictures[chosen] / self.bright
             rows = [drawn, measured, (drawn - measured).abs() * ERROR_GAIN]
             sheet = torch.cat([torch.cat(list(row), 1) for row in rows])
             save_image(output, sheet.clamp(0, 1).expand(1, 3, *sheet.shape))

@@ -16,9 +16,9 @@ DSSIM, L1, CONTRAST = 0, 1, 2
 #: Window sizes that have kernels. Other sizes run the definition in plain torch.
 WINDOW_SIZES = frozenset(range(3, 16, 2))
 
-#: Units of compilation, see csrc/cuda/problem.h: the kernels that every window needs, and the voxeliser's. Kernels of
-#: one window size have that size as their unit.
-SHARED, VOXELS = 1, 2
+#: Units of compilation, see csrc/cuda/problem.h: the kernels that every window needs, the voxeliser's and the
+#: projector's. Kernels of one window size have that size as their unit.
+SHARED, VOXELS, XRAYS = 1, 2, 6
 #: The unit of windows that differ between axes, and the largest number of taps of such a window along an axis.
 AXES, LONGEST_AXIS_WINDOW = 4, 15
 
@@ -181,7 +181,7 @@ class Kernels:
         #: Names of all kernels in the order of a module's table. A prepared problem runs `names[problem.kernel]`.
         self.names = kernel_names(library)
         self._launchers = {}
-        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize"):
+        for name in ("ssim", "pad", "fold", "l1", "reduce", "scale", "voxelize", "xray"):
             function = library[f"splat_ssim_cuda_{name}"]
             function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             self._launchers[name] = function

@@ -80,7 +80,8 @@ def compile_kernels(source: bytes, architecture: str, unit: int) -> bytes:
     Args:
         source: Source text of all kernels.
         architecture: Architecture to compile for, such as "sm_90".
-        unit: Unit of csrc/cuda/problem.h: the size of a window, or `SHARED`, `AXES` or `VOXELS` of _cuda_kernels.py.
+        unit: Unit of csrc/cuda/problem.h: the size of a window, or `SHARED`, `AXES`, `VOXELS` or `XRAYS`
+            of _cuda_kernels.py.
 
     Returns:
         A cubin; or, if NVRTC is older than the device, PTX for the newest architecture that it knows, which the driver

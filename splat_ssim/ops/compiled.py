@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _ctypes import CFuncPtr
 
 #: The ABI version that this package needs. csrc/cpu/library.cpp states the version that a library has.
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 #: Sizes in bytes of the structures in csrc/cpu/layout.h that Python packs or allocates. Loading compares them with the
 #: library's.

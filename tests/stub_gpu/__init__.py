@@ -52,7 +52,7 @@ class Driver:
         kernel, argument = self._emulated.names[function - 1], rest[-2][0]
         name = kernel.removeprefix("splat_")
         if name not in ("pad", "fold", "l1", "reduce", "scale"):
-            name = "voxelize" if name.startswith("voxel_") else "ssim"
+            name = {"voxel": "voxelize", "xray": "xray"}.get(name.partition("_")[0], "ssim")
         status = self._emulated._launchers[name](None, argument, None)
         return 719 if status else 0  # CUDA_ERROR_LAUNCH_FAILED
 
