@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "csrc"))
 import build as native  # noqa: E402
 
-TESTS = ("test_ops_ssim_cpu", "test_rasterize", "test_voxelize", "test_optim")
+TESTS = ("test_ops_ssim_cpu", "test_rasterize", "test_voxelize", "test_xray", "test_optim")
 #: Slow tests that are left out, because other tests call the same kernels.
 LEFT_OUT = ("opcheck", "operators", "gradcheck", "after_a_fork", "is_obeyed")
 #: Message of g++ 12's ThreadSanitizer if the system randomises addresses more than it can handle.

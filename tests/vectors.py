@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splat_ssim.ct.reference import project_reference
 from splat_ssim.render import reference as renderer
 from splat_ssim.render._problem import Options, Scene
 from splat_ssim.volume.reference import mahalanobis_squared
 from tests import oracle
+from tests.test_xray import least_q
 
 PATH = Path(__file__).parent / "data" / "vectors.bin"
 #: Measures of error: norm of the errors over that of the values, largest error over largest value, largest error.
 NORM, OF_LARGEST, ABSOLUTE = range(3)
 PADDINGS = ("same", "valid", "reflect", "replicate")
-#: Bounds from tests/bounds.py, tests/test_rasterize.py, tests/test_voxelize.py and tests/test_optim.py.
+#: Bounds from tests/bounds.py and from the tests of the renderer, the voxeliser, the projector and Adam.
 VALUE, GRADIENT, IMAGE = 3e-6, 5e-6, 1e-6
 
 
@@ -163,6 +165,29 @@ def voxelizer(count: int, channels: int) -> Case:
     return case
 
 
+def projector(count: int, channels: int, rows: int, columns: int, *, cone: bool) -> Case:
+    """The pictures and the gradients of the Gaussians' parameters."""
+    case = Case(5, (count, channels, rows, columns, cone))
+    means, quats = numbers(3 * count, 60, -3, 3).reshape(-1, 3), numbers(4 * count, 61, -1, 1).reshape(-1, 4)
+    scales, values = numbers(3 * count, 62, 0.3, 1.2).reshape(-1, 3), numbers(channels * count, 63, -1, 1)
+    if cone:
+        views = [[[0, 0, -20], [1, 0, 0], [0, 1, 0], [-5, -4, 35]], [[-20, 1, 0], [0, 1, 0], [0, 0, 1], [35, -5, -4]]]
+    else:
+        views = [[[-5, -4, -20], [1, 0, 0], [0, 1, 0], [0, 0, 1]], [[-20, -5, -4], [0, 1, 0], [0, 0, 1], [1, 0, 0]]]
+    frames = torch.tensor(views, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (means, quats, scales, values.reshape(count, channels))]
+    for frame in frames:
+        q = least_q(*(leaf.detach() for leaf in leaves[:3]), frame, (rows, columns), cone)
+        # The gradient has a pole at the rim of a Gaussian, near which float32 has few digits left.
+        assert ((q - 9).abs() > 5e-3).all()
+    pictures = project_reference(*leaves, frames, (rows, columns), cone=cone)
+    (pictures.flatten() * numbers(pictures.numel(), 64, -1, 1)).sum().backward()
+    case.check(pictures, OF_LARGEST, IMAGE, 3)
+    for leaf in leaves:
+        case.check(leaf.grad, OF_LARGEST, 2 * GRADIENT, 2)
+    return case
+
+
 def adam() -> Case:
     """A step of the visible rows, and a step of four parameters at once, of which only the parameters are checked."""
 
@@ -201,6 +226,8 @@ def cases() -> list[Case]:
         rasterizer(90, 1, 33, 47, 32, raw=True, antialiased=True),
         voxelizer(40, 1),
         voxelizer(24, 5),
+        projector(17, 1, 9, 11, cone=True),
+        projector(14, 5, 9, 11, cone=False),
         adam(),
     ]
     return found

@@ -40,6 +40,13 @@ Status SPLAT_KERNEL(voxelize_backward)(const float* means, const float* quats, c
                                     int64_t count, int64_t channels, const double* geometry, const int64_t* window,
                                     const float* gradient, float* grad_means, float* grad_quats, float* grad_scales,
                                     float* grad_values, int threads);
+Status SPLAT_KERNEL(xray_forward)(const float* means, const float* quats, const float* scales, const float* values,
+                               int64_t count, int64_t channels, const double* frames, const int64_t* numbers,
+                               float* pictures, int threads);
+Status SPLAT_KERNEL(xray_backward)(const float* means, const float* quats, const float* scales, const float* values,
+                                int64_t count, int64_t channels, const double* frames, const int64_t* numbers,
+                                const float* gradient, float* grad_means, float* grad_quats, float* grad_scales,
+                                float* grad_values, int threads);
 Status SPLAT_KERNEL(adam)(float* const* pointers, const double* constants, const int64_t* counts, int64_t arrays,
                        int threads);
 Status SPLAT_KERNEL(adam_rows)(float* parameter, const float* gradient, float* first, float* second,
@@ -50,7 +57,7 @@ Status SPLAT_KERNEL(peak_copy)(const float* from, float* to, int64_t count, int 
 
 #define FOR_EACH_KERNEL(DO) DO(ssim2d) DO(ssim3d) DO(ms_ssim) DO(raster_project) DO(raster_project_backward) \
     DO(raster_records) DO(raster_composite) DO(raster_composite_backward) DO(raster_accumulate) DO(voxelize_forward) \
-    DO(voxelize_backward) DO(adam) DO(adam_rows) DO(peak_fma) DO(peak_copy)
+    DO(voxelize_backward) DO(xray_forward) DO(xray_backward) DO(adam) DO(adam_rows) DO(peak_fma) DO(peak_copy)
 
 namespace {
 
@@ -265,7 +272,7 @@ Values run_rasterizer(const Scene& s, int threads) {
   return all;
 }
 
-// --- the voxeliser and Adam --------------------------------------------------------------------------------------
+// --- the voxeliser, the projector and Adam --------------------------------------------------------------------------------------
 
 Values run_voxelizer(int64_t count, int64_t channels, int threads) {
   const int64_t size[] = {35, 13, 21}, window[] = {-1, 2, 0, size[0], size[1], size[2]};  // x, y, z
@@ -283,6 +290,31 @@ Values run_voxelizer(int64_t count, int64_t channels, int threads) {
                                           by_scale.data(), by_value.data(), threads) == 0, "voxelize_backward");
   for (const Values* more : {&by_mean, &by_quat, &by_scale, &by_value}) append(volume, *more);
   return volume;
+}
+
+Values run_projector(int64_t count, int64_t channels, int64_t rows, int64_t columns, bool cone, int threads) {
+  const int64_t views = 2, stride = columns + kXraySlack, sizes[] = {views, rows, columns, stride, cone};
+  // Origin, column step, row step, and the vector to the first pixel or the direction of all rays.
+  const double cones[] = {0, 0, -20, 1, 0, 0, 0, 1, 0, -5, -4, 35, -20, 1, 0, 0, 1, 0, 0, 0, 1, 35, -5, -4};
+  const double beams[] = {-5, -4, -20, 1, 0, 0, 0, 1, 0, 0, 0, 1, -20, -5, -4, 0, 1, 0, 0, 0, 1, 1, 0, 0};
+  const double* frames = cone ? cones : beams;
+  const Values means = numbers(3 * count, 60, -3.f, 3.f), quats = numbers(4 * count, 61, -1.f, 1.f);
+  const Values scales = numbers(3 * count, 62, 0.3f, 1.2f), values = numbers(channels * count, 63, -1.f, 1.f);
+  const Values upstream = numbers(views * channels * rows * columns, 64, -1.f, 1.f);
+  Values by_mean(means.size()), by_quat(quats.size()), by_scale(scales.size()), by_value(values.size());
+  Values padded(static_cast<size_t>(views * channels * rows * stride)), gradient(padded.size()), pictures;
+  require(kernels.xray_forward(means.data(), quats.data(), scales.data(), values.data(), count, channels, frames, sizes,
+                               padded.data(), threads) == 0, "xray_forward");
+  for (size_t row = 0, wide = static_cast<size_t>(columns); row < upstream.size() / wide; ++row) {
+    const auto from = padded.begin() + static_cast<int64_t>(row) * stride;
+    pictures.insert(pictures.end(), from, from + columns);
+    for (size_t k = 0; k < wide; ++k) gradient[row * static_cast<size_t>(stride) + k] = upstream[row * wide + k];
+  }
+  require(kernels.xray_backward(means.data(), quats.data(), scales.data(), values.data(), count, channels, frames,
+                                sizes, gradient.data(), by_mean.data(), by_quat.data(), by_scale.data(),
+                                by_value.data(), threads) == 0, "xray_backward");
+  for (const Values* more : {&by_mean, &by_quat, &by_scale, &by_value}) append(pictures, *more);
+  return pictures;
 }
 
 Values run_adam(int threads) {

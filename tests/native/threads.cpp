@@ -52,6 +52,10 @@ std::vector<Case> all_cases() {
   }
   cases.push_back({"voxelizer", [](int threads) { return run_voxelizer(150, 1, threads); }});
   cases.push_back({"voxelizer with channels", [](int threads) { return run_voxelizer(150, 6, threads); }});
+  for (bool cone : {true, false}) {
+    const std::string text = cone ? " of a cone beam" : " of a parallel beam";
+    cases.push_back({"projector" + text, [=](int threads) { return run_projector(60, 5, 23, 31, cone, threads); }});
+  }
   cases.push_back({"adam", run_adam});
   return cases;
 }

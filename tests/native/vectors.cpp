@@ -109,6 +109,9 @@ Case read_case(File& file) {
   if (kind == 2) found = {"rasterizer", [=](int threads) { return run_rasterizer(scene, threads); }, {}};
   if (kind == 3) found = {"voxelizer", [=](int threads) { return run_voxelizer(p[0], p[1], threads); }, {}};
   if (kind == 4) found = {"adam", run_adam, {}};
+  if (kind == 5) {
+    found = {"projector", [=](int t) { return run_projector(p[0], p[1], p[2], p[3], p[4] != 0, t); }, {}};
+  }
   require(found.run != nullptr, "the kind of a case is known");
   for (int64_t left = file.integer(); left > 0; --left) {
     Check check{};
