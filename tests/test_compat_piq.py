@@ -125,6 +125,22 @@ def test_weights_may_be_learnt():
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.0, 0.5, 0.5), (0.5, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_weights_of_zero(weights, learnt):
+    """The finest contrast-structure term is negative. Weights that sum to 0 give NaN."""
+    image, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, 40, 40), torch.float32)
+    values = []
+    for package in (ours, piq):
+        scale_weights = torch.tensor(weights, requires_grad=learnt)
+        pred = (1 - image).requires_grad_()
+        values.append(package.multi_scale_ssim(pred, image, kernel_size=3, scale_weights=scale_weights))
+        if package is ours and sum(weights):
+            assert torch.autograd.grad(values[0], pred)[0].isfinite().all()
+    torch.testing.assert_close(*values, rtol=0, atol=1e-5, equal_nan=True)
+
+
 def test_extremes():
     image, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, 20, 20), torch.float32)
     flat = torch.full_like(image, 0.5)

@@ -149,6 +149,27 @@ def test_ms_ssim_has_no_nan():
     assert (image.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "weights", [[0.0, 1.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0], [0.0], [1.0, -0.5], [-0.5, 1.0]]
+)
+def test_weights_that_are_not_positive(weights, dtype):
+    """The finest contrast-structure term is negative, so that a weight of 0 must leave it out: 0 to the power of 0."""
+    coarse, _ = random_pair(torch.Generator().manual_seed(0), (2, 2, 24, 24), dtype)
+    coarse = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bilinear")
+    rows = torch.arange(48, device=coarse.device)
+    checks = 0.4 * ((rows[:, None] + rows) % 2 * 2 - 1).to(dtype)
+    images = [(coarse + checks).clamp(0, 1), (coarse - checks).clamp(0, 1)]
+
+    def call(package):
+        return lambda a, b: package.ms_ssim(a, b, 1.0, win_size=3, weights=weights, size_average=False)
+
+    if weights[0] >= 0:
+        assert_same(call(ours), call(original), images, TOLERANCES[dtype])
+    else:
+        assert call(ours)(*images).isinf().all() and call(original)(*images).isinf().all()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Options
 # --------------------------------------------------------------------------------------------------------------------

@@ -342,8 +342,7 @@ def _products(x: Tensor, y: Tensor, size: int, sigma: float, constants: Constant
     """(B, C): MS-SSIM of each channel."""
     scales = len(weights)
     if weights.requires_grad:
-        terms = torch.relu(torch.stack(_terms(x, y, size, sigma, constants, scales)))
-        return (terms ** weights.view(-1, 1, 1)).prod(0)
+        return _windowed.power_product(torch.stack(_terms(x, y, size, sigma, constants, scales), -1), weights)
     exponents = weights.tolist()
     # With sides that stay even the definition is that of `splat_ssim.ms_ssim`.
     if all(side % 2 ** (scales - 1) == 0 for side in x.shape[2:]):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from splat_ssim import _maps, reference
-from splat_ssim.compat import _textbook
+from splat_ssim.compat import _textbook, _windowed
 from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._pytorch_msssim_means import (
@@ -143,14 +143,15 @@ def ms_ssim(
         raise ValueError("weights must have at least one exponent, got none")
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
     options = options_of(X, window)
-    if options is not None and min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1):
+    is_large = min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1)
+    if options is not None and is_large and all(exponent > 0 for exponent in exponents):
         values = ms_ssim_of_planes(X, Y, options, exponents)
     else:
         scales = [channel_means(X, Y, window)]
         for _ in exponents[1:]:
             X, Y = _maps.halve(X), _maps.halve(Y)
             scales.append(channel_means(X, Y, window))
-        values = _maps.combine_terms(_maps.scale_terms(scales), exponents)
+        values = _windowed.power_product(_maps.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
 
 
