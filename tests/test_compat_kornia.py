@@ -429,6 +429,21 @@ def test_older_volumes_give_the_numbers_of_0_8_1(window, padding, shape, expecte
     assert loss.item() == pytest.approx(1 - expected, abs=tolerance)
 
 
+def test_ms_ssim_loss_loads_the_state_of_an_older_one():
+    """kornia 0.9 drops the windows that 0.8 stored, so that checkpoints of a model that holds the loss still load."""
+    packages = [newest, kornia.losses] if ours is newest else [newest]
+    for package in packages:
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), package.MS_SSIMLoss())
+        windows = model[1]._g_masks.clone()
+        older = {**model[0].state_dict(prefix="0."), **kornia_0_8.MS_SSIMLoss().state_dict(prefix="1.")}
+        assert "1._g_masks" in older
+        assert str(model.load_state_dict(older)) == "<All keys matched successfully>"
+        torch.testing.assert_close(model[1]._g_masks, windows, rtol=0, atol=0)
+    # The older one needs them.
+    with pytest.raises(RuntimeError, match='Missing key.*"_g_masks"'):
+        kornia_0_8.MS_SSIMLoss().load_state_dict({})
+
+
 def test_older_ms_ssim_loss_keeps_its_windows_in_the_state_dict():
     images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
     saved, loaded = kornia_0_8.MS_SSIMLoss((0.5, 1.0, 2.0)), kornia_0_8.MS_SSIMLoss((0.7, 1.5, 2.0))

@@ -87,6 +87,8 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
     `reduction` reduces it. If one batch has a single image, it is compared with every image of the other batch. In
     kornia 0.8 and earlier, channels see different sigmas: see `splat_ssim.compat.kornia_0_8.MS_SSIMLoss`.
 
+    The loss adds nothing to a state dict. It loads one of kornia 0.8, whose loss stored its windows.
+
     Args:
         sigmas: Standard deviations of the windows in pixels. Every window has 2 · int(2 · last sigma) + 1 taps.
         data_range: Difference between the largest and the smallest possible value.
@@ -139,6 +141,11 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         """The buffer is not part of the state dict, as in the original."""
         self.register_buffer("_g_masks", masks_of(sigmas, 2 * self.pad + 1), persistent=False)
         self._mask_sigmas = tuple(sigmas)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
+        """Takes a state dict of kornia 0.8 too, which holds windows that this loss does not use."""
+        state_dict.pop(prefix + "_g_masks", None)
+        super()._load_from_state_dict(state_dict, prefix, *further)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which does not tell its sigmas."""
