@@ -503,6 +503,7 @@ def test_older_ms_ssim_loss_deals_its_windows_out_to_the_channels():
 
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+COMPLEX = IMAGE.to(torch.complex64)
 VOLUME = torch.zeros(1, 1, 8, 8, 8)
 
 
@@ -527,7 +528,10 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=torch.inf), ValueError, "max_val must be finite, got inf"),
         (lambda: newest.ssim(IMAGE, IMAGE, True), TypeError, "window_size must be an int, got bool"),
         (lambda: newest.ssim(IMAGE, IMAGE, np.array([5, 5])), TypeError, "window_size must be an int, got ndarray"),
-        (lambda: newest.ssim(IMAGE.to(torch.complex64), IMAGE, 5), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.ssim(COMPLEX, IMAGE, 5), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.MS_SSIMLoss()(COMPLEX, COMPLEX), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.MS_SSIMLoss()(IMAGE, COMPLEX), RuntimeError, "img2 must be real, got torch.complex64"),
+        (lambda: kornia_0_8.MS_SSIMLoss()(COMPLEX, IMAGE), TypeError, "img1 must be real, got torch.complex64"),
         (lambda: newest.ssim(IMAGE, IMAGE.to("meta"), 5), ValueError, "must be on the same device"),
         (lambda: newest.MS_SSIMLoss(sigmas=(1.0, -1.0)), ValueError, "sigmas must be finite numbers of 0 or more"),
         (lambda: newest.MS_SSIMLoss(K=(0.01,)), ValueError, r"K must be two numbers, got \(0.01,\)"),

@@ -240,6 +240,12 @@ def test_errors():
         maps[1]()
     with pytest.raises(ValueError, match=r"y_pred must have the shape \(B, C, H, W\) for spatial_dims=2"):
         maps[0]()
+    pair = image.to(torch.complex64), image.to(torch.complex64)
+    assert_same_error(
+        *(lambda a, b, p=p: p.compute_ms_ssim(a, b, 2, weights=(0.5, 0.5)) for p in (ours, regression)),
+        *pair,
+        text="y_pred must be real, got torch.complex64",
+    )
     # Cases that the original does not handle.
     for options, text in (
         ({"kernel_type": "box"}, "kernel_type must be 'gaussian' or 'uniform', got 'box'"),

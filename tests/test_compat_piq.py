@@ -182,6 +182,7 @@ def test_errors():
         (image, image, {"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
         (image, image[..., :9], {}, r"same shape, got \(1, 1, 20, 20\) and \(1, 1, 20, 9\)"),
         (image, 1.0, {}, "y must be a torch.Tensor, got float"),
+        (image + 0j, image + 0j, {}, "x must be real, complex images have the two parts last, got torch.complex64"),
         (image[0], image[0], {}, r"must have the shape \(B, C, H, W\) or \(B, C, H, W, 2\)"),
         (image + 1, image, {}, r"x must have values in \[0, 1.0\], got \[1."),
         (image, -image, {}, r"y must have values in \[0, 1.0\], got \[-"),

@@ -160,6 +160,7 @@ def test_errors(make):
         (img, img[..., :40], {}, r"same shape, got \(1, 1, 44, 44\) and \(1, 1, 44, 40\)"),
         (img[0], img[0], {}, r"must have the shape \(B, C, H, W\) or"),
         (img, 1.0, {}, "target must be a torch.Tensor, got float"),
+        (img + 0j, img + 0j, {}, "preds must be of a floating-point dtype, got torch.complex64"),
         (img, img, {"kernel_size": (3, 3, 3)}, "kernel_size must have one value for each of the 2 spatial axes"),
         (img, img, {"sigma": (1.0,)}, "sigma must have one value for each of the 2 spatial axes"),
         (img, img, {"kernel_size": 4}, r"kernel_size must be odd and positive, got \(4, 4\)"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
-from splat_ssim.compat._kornia_checks import check_reduction, check_tensor, reduce, setting
+from splat_ssim.compat._kornia_checks import check_real, check_reduction, check_tensor, reduce, setting
 from splat_ssim.compat._options import integer
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ssim_map
@@ -143,8 +143,7 @@ def check_call(
         if image.ndim != spatial_dims + 2:
             layout = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, D, H, W)"
             raise ValueError(f"{name} must have the shape {layout}, got {tuple(image.shape)}")
-        if image.is_complex():
-            raise TypeError(f"{name} must be real, got {image.dtype}")
+        check_real(name, image)
     if img1.shape != img2.shape:
         raise ValueError(f"img1 and img2 must have the same shape, got {tuple(img1.shape)} and {tuple(img2.shape)}")
     if img1.device != img2.device:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splat_ssim import _maps
 from splat_ssim.compat import _windowed
-from splat_ssim.compat._errors import RefusedRuntimeError, RefusedTypeError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedRuntimeError, RefusedTypeError
 from splat_ssim.compat._options import integer, number
 from splat_ssim.compat._windowed import Constants, Window, each_axis
 
@@ -46,7 +46,7 @@ def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) ->
         if not isinstance(image, Tensor):
             raise RefusedTypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
         if image.is_complex():
-            raise TypeError(f"{name} must be of a floating-point dtype, got {image.dtype}")
+            raise RefusedDtypeError(f"{name} must be of a floating-point dtype, got {image.dtype}")
     if preds.shape != target.shape:
         raise RefusedRuntimeError(
             f"preds and target must have the same shape, got {tuple(preds.shape)} and {tuple(target.shape)}"

@@ -99,7 +99,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     Raises:
         ValueError: `sigmas` is empty or has a value that is negative or not finite, or `K` is not a pair.
-        TypeError: An option is not a number.
+        TypeError: An option is not a number. `forward` raises it for complex images.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ from torch.nn.modules.loss import _Loss
 
 from splat_ssim import reference
 from splat_ssim.compat import _windowed
-from splat_ssim.compat._errors import RefusedRuntimeError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedRuntimeError
 from splat_ssim.compat._on_demand import import_on_demand
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._windowed import Window, each_axis
@@ -118,6 +118,7 @@ def compute_ms_ssim(
     Raises:
         ValueError: In the same cases as `compute_ssim_and_cs`; or a side is too small for the scales; or there are no
             weights.
+        TypeError: An image is complex. The error is a RuntimeError too, as in the original.
 
     Example:
         >>> import torch
@@ -129,6 +130,9 @@ def compute_ms_ssim(
     """
     check_rank(y_pred, spatial_dims)
     sizes, sigmas = each_axis(kernel_size, spatial_dims), each_axis(kernel_sigma, spatial_dims)
+    for name, image in (("y_pred", y_pred), ("y", y)):
+        if _plain(image).is_complex():
+            raise RefusedDtypeError(f"{name} must be real, got {image.dtype}")
     exponents = _windowed.rounded(float(weight) for weight in weights)
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")

@@ -24,7 +24,7 @@ from torch.nn.modules.loss import _Loss
 
 from splat_ssim import _maps, reference
 from splat_ssim.compat import _piq_complex, _windowed
-from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedValueError
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._windowed import Constants, Window
 
@@ -261,7 +261,7 @@ def _check(x: Tensor, y: Tensor, constants: Constants) -> tuple[Tensor, Tensor, 
         if not isinstance(image, Tensor):
             raise RefusedValueError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
         if image.is_complex():
-            raise TypeError(f"{name} must be real, complex images have the two parts last, got {image.dtype}")
+            raise RefusedDtypeError(f"{name} must be real, complex images have the two parts last, got {image.dtype}")
         if image.ndim not in (4, 5):
             raise RefusedValueError(
                 f"{name} must have the shape (B, C, H, W) or (B, C, H, W, 2), got {tuple(image.shape)}"
