@@ -180,6 +180,50 @@ def test_images_of_two_dtypes(dtypes):
         assert found.dtype == torch.promote_types(*dtypes)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("integer", [torch.uint8, torch.int64, torch.bool])
+def test_an_integer_image_counts_as_float32(half, integer):
+    """Else the loss of a half-precision render and a uint8 target would be rounded to three digits."""
+    images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32, 255.0)
+    images = [images[0].to(half), images[1].to(integer)]
+    calls = [
+        lambda p: lambda a, b: p.ssim_loss(a, b, 5, 255.0),
+        lambda p: lambda a, b: p.ssim3d_loss(a[:, :, None].tile(4, 1, 1), b[:, :, None].tile(4, 1, 1), 3, 255.0),
+        lambda p: p.MS_SSIMLoss(sigmas=[0.5], data_range=255.0),
+    ]
+    for call in calls:
+        for pair in (images, images[::-1]):
+            found, exact = call(newest)(*pair), call(newest)(*(image.double() for image in pair))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+            if ours is newest:
+                theirs = call(kornia.losses)(*pair)
+                assert theirs.dtype == torch.float32
+                torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_integers_have_the_dtype_of_ms_ssim_loss():
+    if ours is not newest:
+        pytest.skip("kornia 0.8 takes float32 alone")
+    images = [img.byte() for img in random_pair(torch.Generator().manual_seed(0), (1, 3, 9, 8), torch.float32, 255.0)]
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        with plain():
+            losses = [
+                package.MS_SSIMLoss(data_range=255.0).to(images[0].device, dtype) for package in (ours, kornia.losses)
+            ]
+        found, expected = (loss(*images) for loss in losses)
+        assert found.dtype == expected.dtype == dtype
+        # kornia rounds its windows to float32.
+        tolerance = 4 * torch.finfo(dtype).eps + 1e-7
+        torch.testing.assert_close(found.double(), losses[1].double()(*images), rtol=tolerance, atol=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        values = [package.MS_SSIMLoss()(*images).dtype for package in (ours, kornia.losses)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert values == [torch.float64] * 2
+
+
 NUMBERS = [np.float32, np.float64, np.array, torch.tensor, lambda value: torch.tensor([value]), float]
 
 

@@ -16,6 +16,11 @@ def setting(name: str, value: object) -> float:
     return cast(float, number(name, value))
 
 
+def dtype_or(images: Tensor, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype that images count as: their own, or another where they hold integers."""
+    return images.dtype if images.is_floating_point() else otherwise
+
+
 def float_dtype(img1: Tensor, img2: Tensor) -> torch.dtype:
     """The dtype of a loss on two images: torch's default dtype where both hold integers."""
     if img1.is_floating_point() or img2.is_floating_point():

@@ -11,6 +11,7 @@ from torch import Tensor
 from splat_ssim.compat._kornia_checks import (
     check_reduction,
     check_tensor,
+    dtype_or,
     float_dtype,
     reduce,
     setting,
@@ -37,7 +38,7 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
             max_val = setting("max_val", max_val)
     if image.shape != target.shape:
         raise TypeError(f"image and target must have the same shape, got {shape_of(image)} and {shape_of(target)}")
-    dtype = torch.promote_types(_psnr_dtype(image), _psnr_dtype(target))
+    dtype = torch.promote_types(dtype_or(image, torch.float32), dtype_or(target, torch.float32))
     if not torch.jit.is_scripting():
         if isinstance(max_val, Tensor) and max_val.is_floating_point():
             dtype = torch.promote_types(dtype, max_val.dtype)
@@ -45,10 +46,6 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
     # Use tensors instead of numbers, because torch promotes the tangent of (0-dim tensor · number) to float64.
     top = max_val * max_val * torch.ones_like(mse)
     return (torch.full_like(mse, 10.0) * torch.log10(top / mse)).to(dtype)
-
-
-def _psnr_dtype(images: Tensor) -> torch.dtype:
-    return images.dtype if images.is_floating_point() else torch.float32
 
 
 def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
-from splat_ssim.compat._kornia_checks import check_real, check_reduction, check_tensor, reduce, setting
+from splat_ssim.compat._kornia_checks import check_real, check_reduction, check_tensor, dtype_or, reduce, setting
 from splat_ssim.compat._options import integer
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ssim_map
@@ -36,7 +36,7 @@ def ssim(
         padding: "same" pads the images by reflection. "valid" uses only windows that lie inside them. Case is ignored.
 
     Returns:
-        The map, (B, C, H, W), smaller for "valid". Its dtype is that of the images, or float32 if both hold integers.
+        The map, (B, C, H, W), smaller for "valid". Its dtype is that of the images, of which integers count as float32.
 
     Raises:
         TypeError: An image is not a real tensor, or an option has the wrong type.
@@ -160,8 +160,7 @@ def check_call(
     if padding == "reflect" and min(sides) <= after:
         raise ValueError(f"padding 'same' needs every side to be larger than {after}, got {sides}")
 
-    dtype = torch.promote_types(img1.dtype, img2.dtype)
-    dtype = dtype if dtype.is_floating_point else torch.float32
+    dtype = torch.promote_types(dtype_or(img1, torch.float32), dtype_or(img2, torch.float32))
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)
     if not isinstance(top, Tensor) and not -math.inf < top < math.inf:
         raise ValueError(f"max_val must be finite, got {max_val}")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splat_ssim.compat._kornia_checks import check_broadcast, check_reduction, float_dtype, reduce, setting
+from splat_ssim.compat._kornia_checks import check_broadcast, check_reduction, dtype_or, reduce, setting
 from splat_ssim.compat._kornia_losses import (
     cauchy_loss,
     charbonnier_loss,
@@ -139,7 +139,8 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     def _register_masks(self, sigmas: list[float]) -> None:
         """The buffer is not part of the state dict, as in the original."""
-        self.register_buffer("_g_masks", masks_of(sigmas, 2 * self.pad + 1), persistent=False)
+        masks = masks_of(sigmas, 2 * self.pad + 1).to(torch.get_default_dtype())
+        self.register_buffer("_g_masks", masks, persistent=False)
         self._mask_sigmas = tuple(sigmas)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
@@ -155,11 +156,11 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
             self._mask_sigmas = sigmas_of(self._g_masks)
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """Returns the loss, of shape () or (B, H, W), in the dtype of the images."""
+        """Returns the loss, of shape () or (B, H, W), in the dtype of the images. Integers have that of the module."""
         if not torch.jit.is_scripting():
             check_broadcast(img1, img2)
             check_reduction(self.reduction)
-        dtype = float_dtype(img1, img2)
+        dtype = torch.promote_types(dtype_or(img1, self._g_masks.dtype), dtype_or(img2, self._g_masks.dtype))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         images = torch.broadcast_tensors(img1.to(wide), img2.to(wide))
         # Autocast would convolve in half precision. torch.jit.script wants the device's name written out.

@@ -153,7 +153,7 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
 
     def _register_masks(self, sigmas: list[float]) -> None:
         windows = [sigma for sigma in sigmas for _ in range(3)]
-        self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)))
+        self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)).to(torch.get_default_dtype()))
         self._mask_sigmas = tuple(windows)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
