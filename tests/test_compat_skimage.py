@@ -153,6 +153,22 @@ def test_extremes():
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(8, 8, 0), (8, 9, 10, 0)])
+def test_no_channels(shape, dtype):
+    image = np.zeros(shape, dtype)
+    for gradient in (False, True):
+        for full in (False, True):
+            options = {"data_range": 1.0, "channel_axis": -1, "gradient": gradient, "full": full}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numpy's of an empty mean
+                expected = as_tuple(theirs(image, image, **options))
+            found = as_tuple(ours(image, image, **options))
+            assert np.isnan(found[0]) and np.isnan(expected[0])
+            assert [(v.shape, v.dtype) for v in found] == [(v.shape, v.dtype) for v in expected]
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_large_images_in_slabs():
     pair = random_pair(np.random.default_rng(0), (300, 310), np.float64)
     for options in ({}, {"full": True}, {"gaussian_weights": True, "win_size": 21, "full": True}):
