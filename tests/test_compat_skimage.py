@@ -117,6 +117,26 @@ def test_arrays_that_are_no_plain_blocks():
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"gradient": True}, {"full": True}, {"channel_axis": 0}])
+def test_read_only_arrays_do_not_warn(dtype, options):
+    """torch warns about them once in a process, unless it is asked to warn always."""
+    pair = random_pair(np.random.default_rng(0), (16, 16), dtype)
+    expected = as_tuple(ours(*pair, data_range=1.0, **options))
+    for image in pair:
+        image.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = as_tuple(ours(*pair, data_range=1.0, **options))
+    finally:
+        torch.set_warn_always(False)
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_a_matrix_counts_as_an_array():
     """It has two axes whatever is done with it. The original multiplies matrices where it should multiply pixels."""
     pair = random_pair(np.random.default_rng(0), (30, 40), np.float32)
