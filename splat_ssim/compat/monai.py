@@ -265,9 +265,10 @@ def _plain(image: Any) -> Tensor:
     if type(image) in (Tensor, torch.nn.Parameter):
         plain: Tensor = image
         return plain
-    if isinstance(image, Tensor):
-        return image.as_subclass(Tensor)
-    return torch.as_tensor(image)
+    if not isinstance(image, Tensor):
+        return torch.as_tensor(image)
+    # A subclass that dispatches, such as a tracer's, must see every operation.
+    return image.as_subclass(Tensor) if type(image).__torch_dispatch__ is Tensor.__torch_dispatch__ else image
 
 
 def _window(
