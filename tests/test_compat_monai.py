@@ -1,5 +1,6 @@
 """The MONAI drop-in, compared with the installed MONAI over random shapes, options and dtypes."""
 
+import copy
 import pickle
 import random
 import warnings
@@ -209,6 +210,23 @@ def test_the_range_of_a_loss_can_change():
         loss.data_range = 7.0
         values.append(loss(*pair))
     torch.testing.assert_close(*values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_the_metric_of_a_loss():
+    pair = random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 22), torch.float32, 7.0)
+    results = []
+    for package in (ours, losses):
+        loss = package.SSIMLoss(2, kernel_type="uniform", win_size=(5, 7), kernel_sigma=0.7, k1=0.02, k2=0.05)
+        metric = loss.ssim_metric
+        loss.data_range = 7.0
+        assert loss.ssim_metric is metric and metric.data_range == 7.0
+        metric(*pair)
+        results.append([metric.aggregate(), 1 - loss(*pair)])
+        for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+            torch.testing.assert_close(again.ssim_metric(*pair).mean(), results[-1][1], rtol=0, atol=1e-6)
+    assert isinstance(metric, regression.SSIMMetric)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

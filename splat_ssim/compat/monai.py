@@ -206,10 +206,22 @@ class SSIMLoss(_Loss):
         self.kernel_sigma = each_axis(kernel_sigma, spatial_dims)
         self.k1 = k1
         self.k2 = k2
+        self._metric: SSIMMetric | None = None
+
+    @property
+    def ssim_metric(self) -> SSIMMetric:
+        """A metric with the options of the loss, which needs MONAI. The loss does not use it."""
+        if self._metric is None:
+            options = self.kernel_type, self.kernel_size, self.kernel_sigma, self.k1, self.k2
+            make = import_on_demand("SSIMMetric", __all__, "_monai_metrics", "monai")
+            self._metric = make(self.spatial_dims, self.data_range, *options)
+        metric: SSIMMetric = self._metric
+        metric.data_range = self.data_range
+        return metric
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which names the data range otherwise and holds a metric."""
-        state = dict(state)
+        state = {"_metric": None, **state}
         if "_data_range" in state:
             state["data_range"] = state.pop("_data_range")
         state.pop("ssim_metric", None)
