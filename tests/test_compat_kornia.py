@@ -548,6 +548,7 @@ def test_older_ms_ssim_loss_deals_its_windows_out_to_the_channels():
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 COMPLEX = IMAGE.to(torch.complex64)
+BYTES = IMAGE.byte()
 VOLUME = torch.zeros(1, 1, 8, 8, 8)
 
 
@@ -566,6 +567,8 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.ssim(IMAGE, IMAGE, 0), ValueError, "window_size must be 1 or more, got 0"),
         (lambda: newest.ssim(IMAGE, IMAGE, 17), ValueError, "larger than 8, got"),
         (lambda: newest.ssim(IMAGE, IMAGE, 9, padding="valid"), ValueError, "at least window_size=9"),
+        (lambda: newest.ssim_loss(IMAGE, IMAGE, 17), RuntimeError, "larger than 8, got"),
+        (lambda: newest.ssim3d(VOLUME, VOLUME, 9, padding="valid"), RuntimeError, "at least window_size=9"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=IMAGE), TypeError, "max_val must be a number"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val="1"), TypeError, "max_val must be a number, got str"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=True), TypeError, "max_val must be a number, got bool"),
@@ -593,6 +596,12 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE[..., 1:], IMAGE), ValueError, "the same H and W"),
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE.double(), IMAGE), ValueError, "the same dtype"),
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE.to("meta"), IMAGE), ValueError, "the same device"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES), TypeError, "must be floating point, got"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES), RuntimeError, "must be floating point, got"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES.int()), ValueError, "the same dtype"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, IMAGE), ValueError, "the same dtype"),
+        (lambda: newest.welsch_loss(BYTES.bool(), BYTES.bool()), RuntimeError, "must not be bool, got torch.bool"),
+        (lambda: newest.cauchy_loss(BYTES, BYTES.bool()), TypeError, "must not be bool, got torch.uint8 and torch.b"),
         (lambda: newest.welsch_loss(IMAGE, IMAGE[:0]), ValueError, "must have the same shape"),
         (lambda: newest.cauchy_loss(IMAGE, IMAGE.to("meta")), ValueError, "the same device"),
         (lambda: newest.charbonnier_loss(IMAGE, IMAGE, "max"), NotImplementedError, "got 'max'"),

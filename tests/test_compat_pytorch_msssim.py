@@ -439,6 +439,10 @@ IMAGE = torch.zeros(1, 3, 16, 16)
         (lambda: ours._ssim(IMAGE, IMAGE, 1.0, torch.ones(2, 1, 1, 5)), ValueError, "one window for each of the 3"),
         (lambda: ours.SSIM(channel=1)(IMAGE, IMAGE), ValueError, "must have channel=1 channels"),
         (lambda: ours.SSIM(spatial_dims=3)(IMAGE, IMAGE), ValueError, "must have spatial_dims=3"),
+        # The original's are RuntimeErrors of torch.
+        (lambda: ours.MS_SSIM(channel=1)(IMAGE, IMAGE), RuntimeError, "must have channel=1 channels"),
+        (lambda: ours.SSIM(spatial_dims=3)(IMAGE, IMAGE), RuntimeError, "must have spatial_dims=3"),
+        (lambda: ours.ssim(IMAGE, IMAGE, win=torch.ones(2, 1, 1, 5)), RuntimeError, "one window for each of the 3"),
     ],
 )
 def test_refusals(call, error, text):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
+from splat_ssim.compat._errors import RefusedRuntimeError
 from splat_ssim.compat._kornia_checks import check_real, check_reduction, check_tensor, dtype_or, reduce, setting
 from splat_ssim.compat._options import integer
 from splat_ssim.ops.photometric import photometric
@@ -41,7 +42,7 @@ def ssim(
     Raises:
         TypeError: An image is not a real tensor, or an option has the wrong type.
         ValueError: The shapes or devices differ, the padding is unknown, or the images are too small for the window and
-            the padding.
+            the padding. In the last case the error is a RuntimeError too, as in the original.
 
     Example:
         >>> import torch
@@ -156,9 +157,11 @@ def check_call(
     padding = same if padding.lower() == "same" else "valid"
     after, sides = window_size // 2, tuple(img1.shape[2:])
     if padding == "valid" and min(sides) < window_size:
-        raise ValueError(f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}")
+        raise RefusedRuntimeError(
+            f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}"
+        )
     if padding == "reflect" and min(sides) <= after:
-        raise ValueError(f"padding 'same' needs every side to be larger than {after}, got {sides}")
+        raise RefusedRuntimeError(f"padding 'same' needs every side to be larger than {after}, got {sides}")
 
     dtype = torch.promote_types(dtype_or(img1, torch.float32), dtype_or(img2, torch.float32))
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)

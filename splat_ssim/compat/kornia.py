@@ -8,7 +8,7 @@ differences. `psnr_loss` of equal images is -inf. Whatever torch.jit.script can 
 
 It differs from the original in these ways. Even windows work and are shifted by half a pixel; kornia 0.9 refuses them.
 Half precision is computed in float32 and rounded once. The robust losses refuse uint8, int8 and int16, on which kornia
-wraps around. A window larger than the image is a ValueError. Options may be numpy scalars and tensors of one element.
+wraps around. Options may be numpy scalars and tensors of one element.
 Where kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
 NotImplementedError too.
 

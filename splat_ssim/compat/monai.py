@@ -258,7 +258,7 @@ def check_rank(y_pred: Tensor, spatial_dims: int) -> None:
     layouts = {2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
     if y_pred.ndim != layouts.get(spatial_dims, "(B, C, W)").count(",") + 1:
         layout = layouts.get(spatial_dims, "(B, C, W)")
-        raise ValueError(
+        raise RefusedRuntimeError(
             f"y_pred must have the shape {layout} for spatial_dims={spatial_dims}, got {tuple(y_pred.shape)}"
         )
 
@@ -298,7 +298,7 @@ def _window(
         raise ValueError("spatial_dims must be 2 or 3 for a Gaussian window, got 1")
     taps = tuple(whole("kernel_size", size) for size in sizes[:spatial_dims])
     if min(taps) < 1:
-        raise ValueError(f"kernel_size must be positive, got {taps}")
+        raise RefusedRuntimeError(f"kernel_size must be positive, got {taps}")
     if any(side < size for side, size in zip(images.shape[2:], taps, strict=True)):
         raise RefusedRuntimeError(f"the images must be as large as the window of {taps}, got {tuple(images.shape)}")
     if not is_gaussian:

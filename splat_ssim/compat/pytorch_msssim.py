@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from splat_ssim import _maps, reference
 from splat_ssim.compat import _textbook, _windowed
-from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
+from splat_ssim.compat._errors import RefusedRuntimeError, RefusedValueError, UnsupportedOptionError
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._pytorch_msssim_means import (
     axes_of,
@@ -273,10 +273,12 @@ class _WithWindow(nn.Module):
     def _window(self, X: Tensor) -> dict[str, Any]:
         """The window as options of the functions, once the images are known to be those the module was made for."""
         if isinstance(X, Tensor) and X.ndim > 1 and X.shape[1] != self.channel:
-            raise ValueError(f"X must have channel={self.channel} channels, got the shape {tuple(X.shape)}")
+            raise RefusedRuntimeError(f"X must have channel={self.channel} channels, got the shape {tuple(X.shape)}")
         axes = sum(side != 1 for side in X.shape[2:]) if isinstance(X, Tensor) else self.spatial_dims
         if axes != self.spatial_dims:
-            raise ValueError(f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}")
+            raise RefusedRuntimeError(
+                f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}"
+            )
         if not torch.compiler.is_compiling() and self.win._version != self._version:
             self.win = self.win  # changed in place
         # For float64 images only the taps themselves are exact enough.
