@@ -484,7 +484,7 @@ def test_ms_ssim_loss_loads_the_state_of_an_older_one():
         assert str(model.load_state_dict(older)) == "<All keys matched successfully>"
         torch.testing.assert_close(model[1]._g_masks, windows, rtol=0, atol=0)
     # The older one needs them.
-    with pytest.raises(RuntimeError, match='Missing key.*"_g_masks"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"_g_masks"'):
         kornia_0_8.MS_SSIMLoss().load_state_dict({})
 
 

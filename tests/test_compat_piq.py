@@ -203,10 +203,10 @@ def test_errors():
             )
     # The original returns NaN.
     for name in ("ssim", "multi_scale_ssim"):
-        with pytest.raises(ValueError, match="kernel_sigma must not be 0, got 0.0"):
+        with pytest.raises(ValueError, match=r"kernel_sigma must not be 0, got 0\.0"):
             getattr(ours, name)(image, image, kernel_sigma=0, reduction="max")
     for loss in (ours.SSIMLoss(kernel_sigma=0.0), ours.MultiScaleSSIMLoss(kernel_sigma=torch.tensor(0.0))):
-        with pytest.raises(ValueError, match="kernel_sigma must not be 0, got 0.0"):
+        with pytest.raises(ValueError, match=r"kernel_sigma must not be 0, got 0\.0"):
             loss(image, image)
     weights = {"scale_weights": torch.ones(2, 2)}
     multiscale = [lambda p=p: p.multi_scale_ssim(image, image, **weights) for p in (ours, piq)]

@@ -108,6 +108,26 @@ def test_forward_derivative(name, pair):
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_second_derivative(name, pair):
+    """The kernels refuse it and name what does it: float64 (MONAI's is float32 throughout) or torch.func."""
+    function = CALLS[name]
+
+    def penalty(image, target):
+        (gradient,) = torch.autograd.grad(function(image, target), image, create_graph=True)
+        return torch.autograd.grad((gradient**2).sum(), image)[0]
+
+    with pytest.raises(NotImplementedError, match=r"pass float64 images or use torch\.func"):
+        penalty(pair[0].clone().requires_grad_(), pair[1])
+    found = torch.func.grad(lambda image: (torch.func.grad(lambda img: function(img, pair[1]))(image) ** 2).sum())(
+        pair[0]
+    )
+    assert found.isfinite().all()
+    if not name.startswith("MONAI"):
+        expected = penalty(pair[0].double().requires_grad_(), pair[1].double())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_vmap(name, pair):
     function = CALLS[name]
     found = torch.func.vmap(lambda image: function(image, pair[1]))(torch.stack([pair[0], pair[1]]))

@@ -8,9 +8,10 @@ differences. `psnr_loss` of equal images is -inf. Whatever torch.jit.script can 
 
 It differs from the original in these ways. Even windows work and are shifted by half a pixel; kornia 0.9 refuses them.
 Half precision is computed in float32 and rounded once. The robust losses refuse uint8, int8 and int16, on which kornia
-wraps around. Options may be numpy scalars and tensors of one element.
-Where kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
-NotImplementedError too.
+wraps around; they take a bool image with a float one. Options may be numpy scalars and tensors of one element. Where
+kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
+NotImplementedError too, and `reduction=None` is "none". "valid" padding needs sides of at least `window_size`. The
+sigmas of `MS_SSIMLoss` must not be negative.
 
 SSIM and `MS_SSIMLoss` use the kernels for float32, half precision and integer images and odd windows up to 33 taps.
 Plain torch, which gives the same numbers, computes the rest: float64 images, even windows, options that carry a

@@ -6,7 +6,8 @@ it multiplies scales. Each side must have at least taps · (scales - 1)² pixels
 
 It differs from the original in these ways. Where a term of MS-SSIM is 0 or less, its gradient is 0 instead of NaN.
 Empty weights, a sigma of 0 and an unknown kernel raise a ValueError. Where the original raises a RuntimeError of torch,
-we raise one too.
+we raise one too, but for an empty batch, which gives NaN or nothing, and for integers and bool in `compute_ms_ssim`:
+they are converted to float32 before scales are averaged, where the original averages int64 in integers.
 
 The functions and `SSIMLoss` need only torch. The metrics subclass MONAI's own and compute our numbers, so they need
 MONAI.

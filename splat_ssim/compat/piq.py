@@ -66,7 +66,8 @@ def ssim(
 
     Raises:
         ValueError: The window is even or larger than the images, `kernel_sigma` is 0, the shapes do not fit, values are
-            out of range, or the reduction is unknown. Where the original raises an AssertionError, the error is one too.
+            out of range, or the reduction is unknown. Where the original raises an AssertionError, the error is one
+            too.
         TypeError: An image has a complex dtype, or an option is not a number.
 
     Example:

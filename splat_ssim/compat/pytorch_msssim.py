@@ -9,8 +9,8 @@ last two axes to be larger than (win_size - 1) · 16, however many scales it has
 volume.
 
 It differs from the original in these ways. Where a term of `ms_ssim` is 0 or less, its gradient is 0 instead of NaN.
-Half precision is computed in float32 and rounded once. Integer images, for which the original always gives 1, and
-images of different dtypes raise a TypeError.
+Half precision is computed in float32 and rounded once, even if `data_range` is a float32 tensor. Integer images, for
+which the original always gives 1, and images of different dtypes raise a TypeError.
 """
 
 from __future__ import annotations

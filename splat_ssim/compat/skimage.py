@@ -197,7 +197,7 @@ def _is_narrow(img1: Array, img2: Array, options: _Options) -> bool:
 
 
 def _tensor(planes: Array, dtype: type) -> Tensor:
-    values = np.ascontiguousarray(planes, dtype=dtype)
+    values: Array = np.ascontiguousarray(planes, dtype=dtype)
     return torch.from_numpy(values if values.flags.writeable else values.copy())  # torch warns about what is not
 
 
