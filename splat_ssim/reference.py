@@ -38,6 +38,8 @@ PADDINGS = ("same", "valid", "reflect", "replicate")
 
 def gaussian_taps(window_size: int = 11, sigma: float = 1.5) -> tuple[float, ...]:
     """The Gaussian window of one axis in float64, summing to 1. An even window is centred between two samples."""
+    # Beyond these limits the window is a single sample or uniform, but the square of sigma is 0 or overflows.
+    sigma = min(max(abs(sigma), 1e-140), 1e140)
     exponents = [-((i - (window_size - 1) / 2) ** 2) / (2 * sigma**2) for i in range(window_size)]
     weights = [math.exp(exponent - max(exponents)) for exponent in exponents]
     total = math.fsum(weights)

@@ -180,6 +180,50 @@ def test_images_of_two_dtypes(dtypes):
         assert found.dtype == torch.promote_types(*dtypes)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("integer", [torch.uint8, torch.int64, torch.bool])
+def test_an_integer_image_counts_as_float32(half, integer):
+    """Else the loss of a half-precision render and a uint8 target would be rounded to three digits."""
+    images = random_pair(torch.Generator().manual_seed(0), (1, 2, 9, 9), torch.float32, 255.0)
+    images = [images[0].to(half), images[1].to(integer)]
+    calls = [
+        lambda p: lambda a, b: p.ssim_loss(a, b, 5, 255.0),
+        lambda p: lambda a, b: p.ssim3d_loss(a[:, :, None].tile(4, 1, 1), b[:, :, None].tile(4, 1, 1), 3, 255.0),
+        lambda p: p.MS_SSIMLoss(sigmas=[0.5], data_range=255.0),
+    ]
+    for call in calls:
+        for pair in (images, images[::-1]):
+            found, exact = call(newest)(*pair), call(newest)(*(image.double() for image in pair))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+            if ours is newest:
+                theirs = call(kornia.losses)(*pair)
+                assert theirs.dtype == torch.float32
+                torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_integers_have_the_dtype_of_ms_ssim_loss():
+    if ours is not newest:
+        pytest.skip("kornia 0.8 takes float32 alone")
+    images = [img.byte() for img in random_pair(torch.Generator().manual_seed(0), (1, 3, 9, 8), torch.float32, 255.0)]
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        with plain():
+            losses = [
+                package.MS_SSIMLoss(data_range=255.0).to(images[0].device, dtype) for package in (ours, kornia.losses)
+            ]
+        found, expected = (loss(*images) for loss in losses)
+        assert found.dtype == expected.dtype == dtype
+        # kornia rounds its windows to float32.
+        tolerance = 4 * torch.finfo(dtype).eps + 1e-7
+        torch.testing.assert_close(found.double(), losses[1].double()(*images), rtol=tolerance, atol=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        values = [package.MS_SSIMLoss()(*images).dtype for package in (ours, kornia.losses)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert values == [torch.float64] * 2
+
+
 NUMBERS = [np.float32, np.float64, np.array, torch.tensor, lambda value: torch.tensor([value]), float]
 
 
@@ -429,6 +473,21 @@ def test_older_volumes_give_the_numbers_of_0_8_1(window, padding, shape, expecte
     assert loss.item() == pytest.approx(1 - expected, abs=tolerance)
 
 
+def test_ms_ssim_loss_loads_the_state_of_an_older_one():
+    """kornia 0.9 drops the windows that 0.8 stored, so that checkpoints of a model that holds the loss still load."""
+    packages = [newest, kornia.losses] if ours is newest else [newest]
+    for package in packages:
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), package.MS_SSIMLoss())
+        windows = model[1]._g_masks.clone()
+        older = {**model[0].state_dict(prefix="0."), **kornia_0_8.MS_SSIMLoss().state_dict(prefix="1.")}
+        assert "1._g_masks" in older
+        assert str(model.load_state_dict(older)) == "<All keys matched successfully>"
+        torch.testing.assert_close(model[1]._g_masks, windows, rtol=0, atol=0)
+    # The older one needs them.
+    with pytest.raises(RuntimeError, match=r'Missing key.*"_g_masks"'):
+        kornia_0_8.MS_SSIMLoss().load_state_dict({})
+
+
 def test_older_ms_ssim_loss_keeps_its_windows_in_the_state_dict():
     images = random_pair(torch.Generator().manual_seed(0), (2, 3, 9, 8), torch.float32)
     saved, loaded = kornia_0_8.MS_SSIMLoss((0.5, 1.0, 2.0)), kornia_0_8.MS_SSIMLoss((0.7, 1.5, 2.0))
@@ -488,6 +547,8 @@ def test_older_ms_ssim_loss_deals_its_windows_out_to_the_channels():
 
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+COMPLEX = IMAGE.to(torch.complex64)
+BYTES = IMAGE.byte()
 VOLUME = torch.zeros(1, 1, 8, 8, 8)
 
 
@@ -506,13 +567,18 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.ssim(IMAGE, IMAGE, 0), ValueError, "window_size must be 1 or more, got 0"),
         (lambda: newest.ssim(IMAGE, IMAGE, 17), ValueError, "larger than 8, got"),
         (lambda: newest.ssim(IMAGE, IMAGE, 9, padding="valid"), ValueError, "at least window_size=9"),
+        (lambda: newest.ssim_loss(IMAGE, IMAGE, 17), RuntimeError, "larger than 8, got"),
+        (lambda: newest.ssim3d(VOLUME, VOLUME, 9, padding="valid"), RuntimeError, "at least window_size=9"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=IMAGE), TypeError, "max_val must be a number"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val="1"), TypeError, "max_val must be a number, got str"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=True), TypeError, "max_val must be a number, got bool"),
         (lambda: newest.ssim(IMAGE, IMAGE, 5, max_val=torch.inf), ValueError, "max_val must be finite, got inf"),
         (lambda: newest.ssim(IMAGE, IMAGE, True), TypeError, "window_size must be an int, got bool"),
         (lambda: newest.ssim(IMAGE, IMAGE, np.array([5, 5])), TypeError, "window_size must be an int, got ndarray"),
-        (lambda: newest.ssim(IMAGE.to(torch.complex64), IMAGE, 5), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.ssim(COMPLEX, IMAGE, 5), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.MS_SSIMLoss()(COMPLEX, COMPLEX), TypeError, "img1 must be real, got torch.complex64"),
+        (lambda: newest.MS_SSIMLoss()(IMAGE, COMPLEX), RuntimeError, "img2 must be real, got torch.complex64"),
+        (lambda: kornia_0_8.MS_SSIMLoss()(COMPLEX, IMAGE), TypeError, "img1 must be real, got torch.complex64"),
         (lambda: newest.ssim(IMAGE, IMAGE.to("meta"), 5), ValueError, "must be on the same device"),
         (lambda: newest.MS_SSIMLoss(sigmas=(1.0, -1.0)), ValueError, "sigmas must be finite numbers of 0 or more"),
         (lambda: newest.MS_SSIMLoss(K=(0.01,)), ValueError, r"K must be two numbers, got \(0.01,\)"),
@@ -530,6 +596,12 @@ VOLUME = torch.zeros(1, 1, 8, 8, 8)
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE[..., 1:], IMAGE), ValueError, "the same H and W"),
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE.double(), IMAGE), ValueError, "the same dtype"),
         (lambda: newest.inverse_depth_smoothness_loss(IMAGE.to("meta"), IMAGE), ValueError, "the same device"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES), TypeError, "must be floating point, got"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES), RuntimeError, "must be floating point, got"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, BYTES.int()), ValueError, "the same dtype"),
+        (lambda: newest.inverse_depth_smoothness_loss(BYTES, IMAGE), ValueError, "the same dtype"),
+        (lambda: newest.welsch_loss(BYTES.bool(), BYTES.bool()), RuntimeError, "must not be bool, got torch.bool"),
+        (lambda: newest.cauchy_loss(BYTES, BYTES.bool()), TypeError, "must not be bool, got torch.uint8 and torch.b"),
         (lambda: newest.welsch_loss(IMAGE, IMAGE[:0]), ValueError, "must have the same shape"),
         (lambda: newest.cauchy_loss(IMAGE, IMAGE.to("meta")), ValueError, "the same device"),
         (lambda: newest.charbonnier_loss(IMAGE, IMAGE, "max"), NotImplementedError, "got 'max'"),

@@ -1,5 +1,6 @@
 """The MONAI drop-in, compared with the installed MONAI over random shapes, options and dtypes."""
 
+import copy
 import pickle
 import random
 import warnings
@@ -212,6 +213,23 @@ def test_the_range_of_a_loss_can_change():
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_the_metric_of_a_loss():
+    pair = random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 22), torch.float32, 7.0)
+    results = []
+    for package in (ours, losses):
+        loss = package.SSIMLoss(2, kernel_type="uniform", win_size=(5, 7), kernel_sigma=0.7, k1=0.02, k2=0.05)
+        metric = loss.ssim_metric
+        loss.data_range = 7.0
+        assert loss.ssim_metric is metric and metric.data_range == 7.0
+        metric(*pair)
+        results.append([metric.aggregate(), 1 - loss(*pair)])
+        for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+            torch.testing.assert_close(again.ssim_metric(*pair).mean(), results[-1][1], rtol=0, atol=1e-6)
+    assert isinstance(metric, regression.SSIMMetric)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_errors():
     image, volume = torch.rand(1, 1, 20, 20), torch.rand(1, 1, 12, 12, 12)
     calls = [
@@ -236,16 +254,20 @@ def test_errors():
         multiscale = [lambda p=p, o=options: p.compute_ms_ssim(image, image, 2, **o) for p in (ours, regression)]
         assert_same_error(*multiscale, text=text)
     maps = [lambda p=p: p.compute_ssim_and_cs(volume, volume, 2, (5, 5), (1.0, 1.0)) for p in (ours, regression)]
-    with pytest.raises(RuntimeError):
-        maps[1]()
-    with pytest.raises(ValueError, match=r"y_pred must have the shape \(B, C, H, W\) for spatial_dims=2"):
-        maps[0]()
+    assert_same_error(*maps, text=r"y_pred must have the shape \(B, C, H, W\) for spatial_dims=2")
+    empty = [lambda p=p: p.SSIMLoss(2, win_size=0)(image, image) for p in (ours, losses)]
+    assert_same_error(*empty, text=r"kernel_size must be positive, got \(0, 0\)")
+    pair = image.to(torch.complex64), image.to(torch.complex64)
+    assert_same_error(
+        *(lambda a, b, p=p: p.compute_ms_ssim(a, b, 2, weights=(0.5, 0.5)) for p in (ours, regression)),
+        *pair,
+        text="y_pred must be real, got torch.complex64",
+    )
     # Cases that the original does not handle.
     for options, text in (
         ({"kernel_type": "box"}, "kernel_type must be 'gaussian' or 'uniform', got 'box'"),
         ({"win_size": (3,)}, "kernel_size must have one value for each of the 2 spatial axes"),
         ({"kernel_sigma": 0}, "kernel_sigma must not be 0"),
-        ({"win_size": 0}, r"kernel_size must be positive, got \(0, 0\)"),
     ):
         with pytest.raises(ValueError, match=text):
             ours.SSIMLoss(2, **options)(image, image)

@@ -125,6 +125,22 @@ def test_weights_may_be_learnt():
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.0, 0.5, 0.5), (0.5, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_weights_of_zero(weights, learnt):
+    """The finest contrast-structure term is negative. Weights that sum to 0 give NaN."""
+    image, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, 40, 40), torch.float32)
+    values = []
+    for package in (ours, piq):
+        scale_weights = torch.tensor(weights, requires_grad=learnt)
+        pred = (1 - image).requires_grad_()
+        values.append(package.multi_scale_ssim(pred, image, kernel_size=3, scale_weights=scale_weights))
+        if package is ours and sum(weights):
+            assert torch.autograd.grad(values[0], pred)[0].isfinite().all()
+    torch.testing.assert_close(*values, rtol=0, atol=1e-5, equal_nan=True)
+
+
 def test_extremes():
     image, _ = random_pair(torch.Generator().manual_seed(0), (1, 2, 20, 20), torch.float32)
     flat = torch.full_like(image, 0.5)
@@ -166,6 +182,7 @@ def test_errors():
         (image, image, {"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
         (image, image[..., :9], {}, r"same shape, got \(1, 1, 20, 20\) and \(1, 1, 20, 9\)"),
         (image, 1.0, {}, "y must be a torch.Tensor, got float"),
+        (image + 0j, image + 0j, {}, "x must be real, complex images have the two parts last, got torch.complex64"),
         (image[0], image[0], {}, r"must have the shape \(B, C, H, W\) or \(B, C, H, W, 2\)"),
         (image + 1, image, {}, r"x must have values in \[0, 1.0\], got \[1."),
         (image, -image, {}, r"y must have values in \[0, 1.0\], got \[-"),
@@ -184,6 +201,13 @@ def test_errors():
                 second,
                 text=text,
             )
+    # The original returns NaN.
+    for name in ("ssim", "multi_scale_ssim"):
+        with pytest.raises(ValueError, match=r"kernel_sigma must not be 0, got 0\.0"):
+            getattr(ours, name)(image, image, kernel_sigma=0, reduction="max")
+    for loss in (ours.SSIMLoss(kernel_sigma=0.0), ours.MultiScaleSSIMLoss(kernel_sigma=torch.tensor(0.0))):
+        with pytest.raises(ValueError, match=r"kernel_sigma must not be 0, got 0\.0"):
+            loss(image, image)
     weights = {"scale_weights": torch.ones(2, 2)}
     multiscale = [lambda p=p: p.multi_scale_ssim(image, image, **weights) for p in (ours, piq)]
     assert_same_error(*multiscale, text=r"scale_weights must be a vector, got the shape \(2, 2\)")

@@ -149,6 +149,27 @@ def test_ms_ssim_has_no_nan():
     assert (image.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "weights", [[0.0, 1.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0], [0.0], [1.0, -0.5], [-0.5, 1.0]]
+)
+def test_weights_that_are_not_positive(weights, dtype):
+    """The finest contrast-structure term is negative, so that a weight of 0 must leave it out: 0 to the power of 0."""
+    coarse, _ = random_pair(torch.Generator().manual_seed(0), (2, 2, 24, 24), dtype)
+    coarse = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bilinear")
+    rows = torch.arange(48, device=coarse.device)
+    checks = 0.4 * ((rows[:, None] + rows) % 2 * 2 - 1).to(dtype)
+    images = [(coarse + checks).clamp(0, 1), (coarse - checks).clamp(0, 1)]
+
+    def call(package):
+        return lambda a, b: package.ms_ssim(a, b, 1.0, win_size=3, weights=weights, size_average=False)
+
+    if weights[0] >= 0:
+        assert_same(call(ours), call(original), images, TOLERANCES[dtype])
+    else:
+        assert call(ours)(*images).isinf().all() and call(original)(*images).isinf().all()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Options
 # --------------------------------------------------------------------------------------------------------------------
@@ -418,6 +439,10 @@ IMAGE = torch.zeros(1, 3, 16, 16)
         (lambda: ours._ssim(IMAGE, IMAGE, 1.0, torch.ones(2, 1, 1, 5)), ValueError, "one window for each of the 3"),
         (lambda: ours.SSIM(channel=1)(IMAGE, IMAGE), ValueError, "must have channel=1 channels"),
         (lambda: ours.SSIM(spatial_dims=3)(IMAGE, IMAGE), ValueError, "must have spatial_dims=3"),
+        # The original's are RuntimeErrors of torch.
+        (lambda: ours.MS_SSIM(channel=1)(IMAGE, IMAGE), RuntimeError, "must have channel=1 channels"),
+        (lambda: ours.SSIM(spatial_dims=3)(IMAGE, IMAGE), RuntimeError, "must have spatial_dims=3"),
+        (lambda: ours.ssim(IMAGE, IMAGE, win=torch.ones(2, 1, 1, 5)), RuntimeError, "one window for each of the 3"),
     ],
 )
 def test_refusals(call, error, text):

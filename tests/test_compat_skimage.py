@@ -117,6 +117,26 @@ def test_arrays_that_are_no_plain_blocks():
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"gradient": True}, {"full": True}, {"channel_axis": 0}])
+def test_read_only_arrays_do_not_warn(dtype, options):
+    """torch warns about them once in a process, unless it is asked to warn always."""
+    pair = random_pair(np.random.default_rng(0), (16, 16), dtype)
+    expected = as_tuple(ours(*pair, data_range=1.0, **options))
+    for image in pair:
+        image.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = as_tuple(ours(*pair, data_range=1.0, **options))
+    finally:
+        torch.set_warn_always(False)
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
 def test_a_matrix_counts_as_an_array():
     """It has two axes whatever is done with it. The original multiplies matrices where it should multiply pixels."""
     pair = random_pair(np.random.default_rng(0), (30, 40), np.float32)
@@ -150,6 +170,22 @@ def test_extremes():
             found = ours(image.astype(dtype), image.astype(dtype), data_range=255, **options)
             assert all((value == 1).all() for value in as_tuple(found))
     assert ours(image, 255 - image) == ours(image, 255 - image, full=True)[0]
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(8, 8, 0), (8, 9, 10, 0)])
+def test_no_channels(shape, dtype):
+    image = np.zeros(shape, dtype)
+    for gradient in (False, True):
+        for full in (False, True):
+            options = {"data_range": 1.0, "channel_axis": -1, "gradient": gradient, "full": full}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numpy's of an empty mean
+                expected = as_tuple(theirs(image, image, **options))
+            found = as_tuple(ours(image, image, **options))
+            assert np.isnan(found[0]) and np.isnan(expected[0])
+            assert [(v.shape, v.dtype) for v in found] == [(v.shape, v.dtype) for v in expected]
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

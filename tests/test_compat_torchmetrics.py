@@ -160,11 +160,14 @@ def test_errors(make):
         (img, img[..., :40], {}, r"same shape, got \(1, 1, 44, 44\) and \(1, 1, 44, 40\)"),
         (img[0], img[0], {}, r"must have the shape \(B, C, H, W\) or"),
         (img, 1.0, {}, "target must be a torch.Tensor, got float"),
+        (img + 0j, img + 0j, {}, "preds must be of a floating-point dtype, got torch.complex64"),
         (img, img, {"kernel_size": (3, 3, 3)}, "kernel_size must have one value for each of the 2 spatial axes"),
         (img, img, {"sigma": (1.0,)}, "sigma must have one value for each of the 2 spatial axes"),
         (img, img, {"kernel_size": 4}, r"kernel_size must be odd and positive, got \(4, 4\)"),
         (img, img, {"kernel_size": -1}, r"kernel_size must be odd and positive, got \(-1, -1\)"),
         (img, img, {"sigma": (1.0, -2.0)}, r"sigma must be positive, got \(1.0, -2.0\)"),
+        (img.byte(), img.byte(), {"kernel_size": 4}, r"kernel_size must be odd and positive, got \(4, 4\)"),
+        (img.byte(), img.byte(), {"sigma": -1.0}, r"sigma must be positive, got \(-1.0, -1.0\)"),
         (img, img, {"reduction": "mean"}, "reduction must be one of .*, got 'mean'"),
         (img, img, {"data_range": "1"}, "data_range must be a number, got str"),
         (img[..., :5], img[..., :5], {}, "must be"),
@@ -188,8 +191,18 @@ def test_errors(make):
         if make is multiscale and "betas" not in options and "5 betas" not in text:
             options = {"betas": (0.5, 0.5), "sigma": 1.5, **options}
         assert_same_error(make(ours, **options), make(functional, **options), first, second, text=text)
+    small = {"betas": (0.5, 0.5)} if make is multiscale else {}
     with pytest.raises(TypeError, match=r"preds must be of a floating-point dtype, got torch.uint8"):
-        make(ours)(img.byte(), img.byte())
+        make(ours, **small)(img.byte(), img.byte())
+    with pytest.raises(ValueError, match=r"data_range must be a number, \(low, high\) or None, got \(1.0,\)"):
+        make(ours, data_range=(1.0,), **small)(img, img)
+
+
+@pytest.mark.parametrize("device", devices.NATIVE, indirect=True)
+def test_further_values_of_a_range_are_ignored():
+    pair = random_pair(torch.Generator().manual_seed(0), (2, 1, 20, 20), torch.float32, 2.0)
+    found, expected = (single(package, data_range=(0.0, 1.0, 2.0))(*pair) for package in (ours, functional))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", devices.NATIVE, indirect=True)

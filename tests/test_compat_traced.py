@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from splat_ssim.compat import fussim, gsplat, monai, piq
+from splat_ssim.compat import fused_ssim, fussim, gsplat, kornia, monai, piq, pytorch_msssim
 from splat_ssim.compat import torchmetrics as metrics
 from tests.compare import random_pair
 
@@ -35,6 +35,16 @@ CALLS = {
     "gsplat": gsplat.ssim_loss,
     "fussim": lambda a, b: fussim.ssim(a, b, data_range=1.0),
 }
+#: Drop-ins that are exported, piq's excepted, which reads its images as the original does.
+EXPORTED = {
+    **CALLS,
+    "MONAI maps": lambda a, b: monai.compute_ssim_and_cs(a, b, 2, (5, 5), (0.8, 0.8))[0],
+    "kornia": kornia.SSIMLoss(5),
+    "kornia multiscale": kornia.MS_SSIMLoss((0.5, 1.0)),
+    "pytorch_msssim": pytorch_msssim.SSIM(1.0, channel=2),
+    "pytorch_msssim multiscale": pytorch_msssim.MS_SSIM(1.0, win_size=3, channel=2, weights=[0.5, 0.5]),
+    "fused_ssim": fused_ssim.fused_ssim,
+}
 #: Drop-ins that read numbers from the images to check them.
 READING = {
     "piq": piq.SSIMLoss(),
@@ -62,6 +72,23 @@ def test_compile(name, pair):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+class Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, img1, img2):
+        return self.function(img1, img2)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export(name, pair):
+    function = EXPORTED[name]
+    program = torch.export.export(Module(function), tuple(pair), strict=False)
+    for images in (pair, pair[::-1]):
+        torch.testing.assert_close(program.module()(*images), function(*images), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["torchmetrics", "torchmetrics uniform", "gsplat"])
 def test_compile_with_symbols(name, pair):
     torch._dynamo.reset()
@@ -78,6 +105,26 @@ def test_forward_derivative(name, pair):
     expected, gradient, _ = value_and_gradients(function, pair)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(derivative, (gradient * tangent).sum(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_second_derivative(name, pair):
+    """The kernels refuse it and name what does it: float64 (MONAI's is float32 throughout) or torch.func."""
+    function = CALLS[name]
+
+    def penalty(image, target):
+        (gradient,) = torch.autograd.grad(function(image, target), image, create_graph=True)
+        return torch.autograd.grad((gradient**2).sum(), image)[0]
+
+    with pytest.raises(NotImplementedError, match=r"pass float64 images or use torch\.func"):
+        penalty(pair[0].clone().requires_grad_(), pair[1])
+    found = torch.func.grad(lambda image: (torch.func.grad(lambda img: function(img, pair[1]))(image) ** 2).sum())(
+        pair[0]
+    )
+    assert found.isfinite().all()
+    if not name.startswith("MONAI"):
+        expected = penalty(pair[0].double().requires_grad_(), pair[1].double())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -149,6 +149,18 @@ def test_normalize_sees_only_valid_pixels():
     torch.testing.assert_close(reference.ssim(img1, img2, **options)[0, 0, 4, 6], corner)
 
 
+@pytest.mark.parametrize("size", [1, 5, 6, 33])
+def test_windows_of_extreme_sigmas(size):
+    """The square of such a sigma is 0, which nothing can be divided by, or overflows."""
+    middle = [place in ((size - 1) // 2, size // 2) for place in range(size)]
+    narrow = [is_middle / sum(middle) for is_middle in middle]
+    for sigma in (1e-12, 1e-160, 5e-324):
+        assert reference.gaussian_taps(size, sigma) == pytest.approx(narrow)
+    for sigma in (1e12, 1e160, 1.7e308, float("inf")):
+        assert reference.gaussian_taps(size, sigma) == pytest.approx([1 / size] * size)
+    assert reference.gaussian_taps(size, -0.8) == reference.gaussian_taps(size, 0.8)
+
+
 def test_uint8_and_layouts():
     generator = torch.Generator().manual_seed(0)
     img1, img2 = (torch.randint(0, 256, (2, 3, 14, 15), generator=generator, dtype=torch.uint8) for _ in range(2))

@@ -13,6 +13,10 @@ class RefusedRuntimeError(RuntimeError, ValueError):
     """The original refuses the value with a RuntimeError, its own or that of a torch operation."""
 
 
+class RefusedDtypeError(NotImplementedError, TypeError):
+    """torch refuses the dtype in the original, with a RuntimeError, or with the NotImplementedError that is one."""
+
+
 class RefusedTypeError(AttributeError, TypeError):
     """The value is not a tensor. The original fails when it reads an attribute that the value lacks."""
 

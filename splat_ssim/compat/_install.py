@@ -1,7 +1,9 @@
 """`install` and `uninstall`: replace another package's modules, functions and classes by ours, and restore them.
 
 A package that has not been imported is replaced by our modules in `sys.modules`. If it has been imported, its functions
-and classes are replaced in each of its modules, so that code that holds such a module gets ours too.
+and classes are replaced in each of its modules, so that code that holds such a module gets ours too. A submodule that
+has a counterpart here is replaced in `sys.modules` even then, and itself stays as it is: the classes of
+`pytorch_msssim.ssim` look up their own names in it when they are made.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -71,7 +73,14 @@ def install(*names: str) -> None:
 
     It does not matter whether the package has been imported: `import package`, `package.function` and pickles of the
     original's modules give ours afterwards. Only a name that other code has already bound by `from package import name`
-    does not change. Installing again also covers modules of the package that were imported in the meantime.
+    does not change, nor does a subclass of the original's class; both work as before. So does a module object
+    `pytorch_msssim.ssim` that code holds. Installing again also covers modules of the package that were imported in the
+    meantime.
+
+    While ours is installed, objects of the original's classes cannot be pickled, because pickle finds ours under their
+    name: this also concerns `torch.save` of a whole model, and worker processes that are started by "spawn". Install
+    before you make such objects. MONAI's bundles find our classes and functions by the full path, such as
+    `"_target_": "monai.losses.SSIMLoss"`, but not by the name alone.
 
     Args:
         *names: One or more of the names above.
@@ -148,9 +157,10 @@ def _plan_package(name: str) -> _Plan:
     def replacements() -> list[tuple[MutableMapping[str, Any], str, Any]]:
         if sys.modules.get(name) is None:
             return [(sys.modules, theirs, module) for theirs, module in ours.items()]
-        found = _replacements_in(name, ours[name])
-        # A submodule that the imported package lacks, and names that its top module lacks.
-        found += [(sys.modules, theirs, ours[theirs]) for theirs in ours if sys.modules.get(theirs) is None]
+        # Submodules that we have, even if the imported package lacks them, and names that its top module lacks.
+        submodules = ours.keys() - {name}
+        found = _replacements_in(name, ours[name], excluded=submodules)
+        found += [(sys.modules, theirs, ours[theirs]) for theirs in submodules]
         namespace = vars(sys.modules[name])
         found += [(namespace, key, getattr(ours[name], key)) for key in ours[name].__all__ if key not in namespace]
         return found
@@ -198,7 +208,9 @@ def _kornia_module() -> str:
     return "kornia" if version >= (0, 9) else "kornia_0_8"
 
 
-def _replacements_in(package: str, ours: ModuleType) -> list[tuple[MutableMapping[str, Any], str, Any]]:
+def _replacements_in(
+    package: str, ours: ModuleType, excluded: Collection[str] = ()
+) -> list[tuple[MutableMapping[str, Any], str, Any]]:
     """Our functions and classes for those of the same name in the imported modules of a package.
 
     A module is never replaced by a function: in kornia.losses "ssim" is a module, in kornia.metrics a function.
@@ -206,7 +218,9 @@ def _replacements_in(package: str, ours: ModuleType) -> list[tuple[MutableMappin
     modules = [
         module
         for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType) and (name == package or name.startswith(package + "."))
+        if isinstance(module, ModuleType)
+        and (name == package or name.startswith(package + "."))
+        and name not in excluded
     ]
     return [
         (vars(module), name, value)

@@ -7,13 +7,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from splat_ssim.compat._errors import UnsupportedOptionError
+from splat_ssim.compat._errors import RefusedDtypeError, UnsupportedOptionError
 from splat_ssim.compat._options import number
 
 
 def setting(name: str, value: object) -> float:
     """Reads a number, see `number`. It has the type that torch.jit.script expects, although it may stay a tensor."""
     return cast(float, number(name, value))
+
+
+def dtype_or(images: Tensor, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype that images count as: their own, or another where they hold integers."""
+    return images.dtype if images.is_floating_point() else otherwise
 
 
 def float_dtype(img1: Tensor, img2: Tensor) -> torch.dtype:
@@ -55,6 +60,11 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
+def check_real(name: str, image: Tensor) -> None:
+    if image.is_complex():
+        raise RefusedDtypeError(f"{name} must be real, got {image.dtype}")
+
+
 def check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum", "none"):
         raise UnsupportedOptionError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
@@ -66,6 +76,7 @@ def check_broadcast(img1: Tensor, img2: Tensor) -> None:
         check_tensor(name, image)
         if image.ndim != 4:
             raise ValueError(f"{name} must have the shape (B, C, H, W), got {tuple(image.shape)}")
+        check_real(name, image)
     if img1.shape[1:] != img2.shape[1:] or (img1.shape[0] != img2.shape[0] and 1 not in (len(img1), len(img2))):
         raise ValueError(
             f"img1 and img2 must have the same shape, but for a batch of one, got {tuple(img1.shape)} and "

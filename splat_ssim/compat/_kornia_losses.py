@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splat_ssim.compat._errors import RefusedDtypeError
 from splat_ssim.compat._kornia_checks import (
     check_reduction,
     check_tensor,
+    dtype_or,
     float_dtype,
     reduce,
     setting,
@@ -37,7 +39,7 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
             max_val = setting("max_val", max_val)
     if image.shape != target.shape:
         raise TypeError(f"image and target must have the same shape, got {shape_of(image)} and {shape_of(target)}")
-    dtype = torch.promote_types(_psnr_dtype(image), _psnr_dtype(target))
+    dtype = torch.promote_types(dtype_or(image, torch.float32), dtype_or(target, torch.float32))
     if not torch.jit.is_scripting():
         if isinstance(max_val, Tensor) and max_val.is_floating_point():
             dtype = torch.promote_types(dtype, max_val.dtype)
@@ -45,10 +47,6 @@ def psnr(image: Tensor, target: Tensor, max_val: float) -> Tensor:
     # Use tensors instead of numbers, because torch promotes the tangent of (0-dim tensor · number) to float64.
     top = max_val * max_val * torch.ones_like(mse)
     return (torch.full_like(mse, 10.0) * torch.log10(top / mse)).to(dtype)
-
-
-def _psnr_dtype(images: Tensor) -> torch.dtype:
-    return images.dtype if images.is_floating_point() else torch.float32
 
 
 def psnr_loss(image: Tensor, target: Tensor, max_val: float) -> Tensor:
@@ -137,8 +135,6 @@ def _check_depth(idepth: Tensor, image: Tensor) -> None:
         check_tensor(name, tensor)
         if tensor.ndim != 4:
             raise ValueError(f"{name} must have the shape (B, C, H, W), got {tuple(tensor.shape)}")
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if idepth.shape[-2:] != image.shape[-2:]:
         raise ValueError(
             f"idepth and image must have the same H and W, got {tuple(idepth.shape)}, {tuple(image.shape)}"
@@ -147,6 +143,8 @@ def _check_depth(idepth: Tensor, image: Tensor) -> None:
         raise ValueError(f"idepth and image must be on the same device, got {idepth.device} and {image.device}")
     if idepth.dtype != image.dtype:
         raise ValueError(f"idepth and image must have the same dtype, got {idepth.dtype} and {image.dtype}")
+    if not (idepth.is_floating_point() or idepth.is_complex()):
+        raise RefusedDtypeError(f"idepth and image must be floating point, got {idepth.dtype}")
 
 
 def charbonnier_loss(img1: Tensor, img2: Tensor, reduction: str | None = "none") -> Tensor:
@@ -248,6 +246,8 @@ def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:
         check_tensor("img2", img2)
         if img1.device != img2.device:
             raise ValueError(f"img1 and img2 must be on the same device, got {img1.device} and {img2.device}")
+        if torch.bool in (img1.dtype, img2.dtype) and not (img1.is_floating_point() or img2.is_floating_point()):
+            raise RefusedDtypeError(f"img1 and img2 must not be bool, got {img1.dtype} and {img2.dtype}")
         check_reduction("none" if reduction is None else reduction)
     if img1.shape != img2.shape:
         raise ValueError(f"img1 and img2 must have the same shape, got {shape_of(img1)} and {shape_of(img2)}")

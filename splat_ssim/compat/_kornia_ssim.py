@@ -10,7 +10,8 @@ from torch import Tensor
 
 from splat_ssim import reference
 from splat_ssim.compat import _textbook
-from splat_ssim.compat._kornia_checks import check_reduction, check_tensor, reduce, setting
+from splat_ssim.compat._errors import RefusedRuntimeError
+from splat_ssim.compat._kornia_checks import check_real, check_reduction, check_tensor, dtype_or, reduce, setting
 from splat_ssim.compat._options import integer
 from splat_ssim.ops.photometric import photometric
 from splat_ssim.ops.ssim import ssim_map
@@ -36,12 +37,12 @@ def ssim(
         padding: "same" pads the images by reflection. "valid" uses only windows that lie inside them. Case is ignored.
 
     Returns:
-        The map, (B, C, H, W), smaller for "valid". Its dtype is that of the images, or float32 if both hold integers.
+        The map, (B, C, H, W), smaller for "valid". Its dtype is that of the images, of which integers count as float32.
 
     Raises:
         TypeError: An image is not a real tensor, or an option has the wrong type.
         ValueError: The shapes or devices differ, the padding is unknown, or the images are too small for the window and
-            the padding.
+            the padding. In the last case the error is a RuntimeError too, as in the original.
 
     Example:
         >>> import torch
@@ -143,8 +144,7 @@ def check_call(
         if image.ndim != spatial_dims + 2:
             layout = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, D, H, W)"
             raise ValueError(f"{name} must have the shape {layout}, got {tuple(image.shape)}")
-        if image.is_complex():
-            raise TypeError(f"{name} must be real, got {image.dtype}")
+        check_real(name, image)
     if img1.shape != img2.shape:
         raise ValueError(f"img1 and img2 must have the same shape, got {tuple(img1.shape)} and {tuple(img2.shape)}")
     if img1.device != img2.device:
@@ -157,12 +157,13 @@ def check_call(
     padding = same if padding.lower() == "same" else "valid"
     after, sides = window_size // 2, tuple(img1.shape[2:])
     if padding == "valid" and min(sides) < window_size:
-        raise ValueError(f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}")
+        raise RefusedRuntimeError(
+            f"padding 'valid' needs every side to be at least window_size={window_size}, got {sides}"
+        )
     if padding == "reflect" and min(sides) <= after:
-        raise ValueError(f"padding 'same' needs every side to be larger than {after}, got {sides}")
+        raise RefusedRuntimeError(f"padding 'same' needs every side to be larger than {after}, got {sides}")
 
-    dtype = torch.promote_types(img1.dtype, img2.dtype)
-    dtype = dtype if dtype.is_floating_point else torch.float32
+    dtype = torch.promote_types(dtype_or(img1, torch.float32), dtype_or(img2, torch.float32))
     top, added = _scalar("max_val", max_val), _scalar("eps", eps)
     if not isinstance(top, Tensor) and not -math.inf < top < math.inf:
         raise ValueError(f"max_val must be finite, got {max_val}")

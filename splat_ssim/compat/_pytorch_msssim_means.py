@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from splat_ssim.compat import _textbook
-from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.compat._errors import RefusedRuntimeError, RefusedValueError
 from splat_ssim.compat._options import Number, is_watched, number, pair, whole
 from splat_ssim.ops.ssim import ssim_channel_means
 from splat_ssim.options import SSIMOptions
@@ -122,6 +122,8 @@ def taps_by_channel(win: Tensor, images: Tensor) -> tuple[Tensor, ...]:
     """The taps of `win`, each (C, 1, …, 1), to multiply images (B, C, spatial…) by."""
     channels, axes = images.shape[1], images.ndim - 2
     if win.shape[0] != channels:
-        raise ValueError(f"win must have one window for each of the {channels} channels, got {tuple(win.shape)}")
+        raise RefusedRuntimeError(
+            f"win must have one window for each of the {channels} channels, got {tuple(win.shape)}"
+        )
     win = win.to(images.device, _textbook.wide(images).dtype)
     return win.reshape(channels, *[1] * axes, win.shape[-1]).unbind(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ def gradient(img1: Tensor, img2: Tensor, window: Filter, found: Maps) -> Tensor:
     ssim = above1 * above2 / below
     total = window.full(above1 / below) * img1 - window.full(ssim / below2) * img2
     rest = (found.mean1 * (above2 - above1) - found.mean2 * (below2 - below1) * ssim) / below
-    return (total + window.full(rest)) * (2 / img1[0].numel())
+    return (total + window.full(rest)) * (2 / math.prod(img1.shape[1:]))
 
 
 def _box_sum(planes: Tensor, dim: int, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splat_ssim import _maps
 from splat_ssim.compat import _windowed
-from splat_ssim.compat._errors import RefusedRuntimeError, RefusedTypeError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedRuntimeError, RefusedTypeError
 from splat_ssim.compat._options import integer, number
 from splat_ssim.compat._windowed import Constants, Window, each_axis
 
@@ -41,12 +41,15 @@ class Geometry(NamedTuple):
 
 
 def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) -> tuple[Tensor, Tensor]:
-    """Both images in the dtype of `preds`, checked. Integers are clamped where a range is given as (low, high)."""
+    """Both images in the dtype of `preds`, checked. Integers are clamped where a range is given as (low, high).
+
+    Whether the dtype is a float is left to `check_dtype`, because the original refuses wrong options first.
+    """
     for name, image in (("preds", preds), ("target", target)):
         if not isinstance(image, Tensor):
             raise RefusedTypeError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
         if image.is_complex():
-            raise TypeError(f"{name} must be of a floating-point dtype, got {image.dtype}")
+            raise RefusedDtypeError(f"{name} must be of a floating-point dtype, got {image.dtype}")
     if preds.shape != target.shape:
         raise RefusedRuntimeError(
             f"preds and target must have the same shape, got {tuple(preds.shape)} and {tuple(target.shape)}"
@@ -61,10 +64,21 @@ def check_images(preds: Tensor, target: Tensor, data_range: DataRange = None) ->
         )
     target = target.to(preds.dtype)
     if isinstance(data_range, tuple) and not preds.is_floating_point():
-        preds, target = preds.clamp(*data_range), target.clamp(*data_range)  # a range of floats makes them floats
+        low, high = limits(data_range)
+        preds, target = preds.clamp(low, high), target.clamp(low, high)  # a range of floats makes them floats
+    return preds, target
+
+
+def check_dtype(preds: Tensor) -> None:
     if not preds.is_floating_point():
         raise TypeError(f"preds must be of a floating-point dtype, got {preds.dtype}")
-    return preds, target
+
+
+def limits(data_range: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of a data range. As in the original, further values are ignored."""
+    if len(data_range) < 2:
+        raise ValueError(f"data_range must be a number, (low, high) or None, got {data_range}")
+    return data_range[0], data_range[1]
 
 
 def reduced(values: Tensor, reduction: str | None) -> Tensor:
@@ -82,6 +96,7 @@ def similarity(preds: Tensor, target: Tensor, options: Options) -> tuple[Tensor,
     """SSIM of each image, (B,), and what else is asked for: the map, the contrast-structure means (B,), or None."""
     preds, target = check_images(preds, target, options.data_range)
     geometry = _geometry(options, preds)
+    check_dtype(preds)
     dtype = preds.dtype
     preds, target, constants = _prepared(preds, target, options)
     if options.return_full_image:
@@ -100,6 +115,7 @@ def multiscale(
     preds, target = check_images(preds, target)
     geometry = _geometry(options, preds)
     _check_sides(preds, betas, each_axis(options.kernel_size, preds.ndim - 2))
+    check_dtype(preds)
     dtype = torch.promote_types(preds.dtype, torch.float32)  # that of the exponents
     preds, target = (image.to(_maps.compute_dtype(image)) for image in (preds, target))
     pool = F.avg_pool2d if preds.ndim == 4 else F.avg_pool3d
@@ -197,7 +213,7 @@ def _prepared(preds: Tensor, target: Tensor, options: Options) -> tuple[Tensor, 
         first, second = (image.max() - image.min() for image in (preds, target))
         given = torch.where(second > first, second, first)
     elif isinstance(given, tuple):
-        low, high = given
+        low, high = limits(given)
         preds, target = preds.clamp(low, high), target.clamp(low, high)
         given = high - low
     return _windowed.normalised(preds, target, _windowed.read_constants(given, options.k1, options.k2))

@@ -168,19 +168,24 @@ def ms_ssim(
 ) -> Tensor | None:
     """(B, C): MS-SSIM of each channel as `splat_ssim.ms_ssim` defines it; None where the operator has no kernel."""
     options = _options(img1, img2, constants, window, "valid")
-    if options is None or not options.is_cubic() or min(exponents) <= 0:
+    if options is None or not options.is_cubic() or not all(exponent > 0 for exponent in exponents):
         return None
     return operators.ms_ssim(img1, img2, options, exponents)
 
 
-def power_product(terms: Tensor, exponents: Sequence[float]) -> Tensor:
+def power_product(terms: Tensor, exponents: Sequence[float] | Tensor) -> Tensor:
     """The product over the last axis of terms to the power of their exponents; negative terms count as 0.
 
-    Where a term is 0 or less the gradient is 0: that of the power of a clamped 0 would be NaN.
+    Exponents may be 0 or negative: 0 to the power of 0 is 1, to a negative power it is inf. Where a term is 0 or less
+    its gradient is 0: that of the power of a clamped 0 would be NaN.
     """
-    if all(exponent > 0 for exponent in exponents):
-        return _maps.combine_terms(terms, exponents)
-    return (torch.relu(terms) ** terms.new_tensor(exponents)).prod(-1)
+    if not isinstance(exponents, Tensor):
+        if all(exponent > 0 for exponent in exponents):
+            return _maps.combine_terms(terms, exponents)
+        exponents = terms.new_tensor(exponents)
+    is_clamped = terms <= 0
+    powers = torch.where(is_clamped, 1, terms) ** exponents
+    return torch.where(is_clamped, torch.zeros_like(terms) ** exponents.detach(), powers).prod(-1)
 
 
 def _options(img1: Tensor, img2: Tensor, constants: Constants, window: Window, padding: str) -> SSIMOptions | None:

@@ -2,7 +2,7 @@
 
 It differs from the original in four ways. It also runs on a CPU, in 2D and 3D. The second image gets its gradient if it
 requires one; the original silently gives it none. The value never exceeds 1. With padding "valid", images smaller than
-the window raise a ValueError; the original returns NaN.
+the window raise a ValueError, as does an empty batch; the original returns NaN.
 """
 
 from __future__ import annotations

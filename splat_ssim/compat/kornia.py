@@ -8,9 +8,10 @@ differences. `psnr_loss` of equal images is -inf. Whatever torch.jit.script can 
 
 It differs from the original in these ways. Even windows work and are shifted by half a pixel; kornia 0.9 refuses them.
 Half precision is computed in float32 and rounded once. The robust losses refuse uint8, int8 and int16, on which kornia
-wraps around. A window larger than the image is a ValueError. Options may be numpy scalars and tensors of one element.
-Where kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
-NotImplementedError too.
+wraps around; they take a bool image with a float one. Options may be numpy scalars and tensors of one element. Where
+kornia raises its BaseError, we raise a ValueError or a TypeError. The error for an unknown reduction is a
+NotImplementedError too, and `reduction=None` is "none". "valid" padding needs sides of at least `window_size`. The
+sigmas of `MS_SSIMLoss` must not be negative.
 
 SSIM and `MS_SSIMLoss` use the kernels for float32, half precision and integer images and odd windows up to 33 taps.
 Plain torch, which gives the same numbers, computes the rest: float64 images, even windows, options that carry a
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splat_ssim.compat._kornia_checks import check_broadcast, check_reduction, float_dtype, reduce, setting
+from splat_ssim.compat._kornia_checks import check_broadcast, check_reduction, dtype_or, reduce, setting
 from splat_ssim.compat._kornia_losses import (
     cauchy_loss,
     charbonnier_loss,
@@ -87,6 +88,8 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
     `reduction` reduces it. If one batch has a single image, it is compared with every image of the other batch. In
     kornia 0.8 and earlier, channels see different sigmas: see `splat_ssim.compat.kornia_0_8.MS_SSIMLoss`.
 
+    The loss adds nothing to a state dict. It loads one of kornia 0.8, whose loss stored its windows.
+
     Args:
         sigmas: Standard deviations of the windows in pixels. Every window has 2 · int(2 · last sigma) + 1 taps.
         data_range: Difference between the largest and the smallest possible value.
@@ -97,7 +100,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     Raises:
         ValueError: `sigmas` is empty or has a value that is negative or not finite, or `K` is not a pair.
-        TypeError: An option is not a number.
+        TypeError: An option is not a number. `forward` raises it for complex images.
 
     Example:
         >>> import torch
@@ -137,8 +140,14 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
 
     def _register_masks(self, sigmas: list[float]) -> None:
         """The buffer is not part of the state dict, as in the original."""
-        self.register_buffer("_g_masks", masks_of(sigmas, 2 * self.pad + 1), persistent=False)
+        masks = masks_of(sigmas, 2 * self.pad + 1).to(torch.get_default_dtype())
+        self.register_buffer("_g_masks", masks, persistent=False)
         self._mask_sigmas = tuple(sigmas)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *further: Any) -> None:
+        """Takes a state dict of kornia 0.8 too, which holds windows that this loss does not use."""
+        state_dict.pop(prefix + "_g_masks", None)
+        super()._load_from_state_dict(state_dict, prefix, *further)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which does not tell its sigmas."""
@@ -148,11 +157,11 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
             self._mask_sigmas = sigmas_of(self._g_masks)
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """Returns the loss, of shape () or (B, H, W), in the dtype of the images."""
+        """Returns the loss, of shape () or (B, H, W), in the dtype of the images. Integers have that of the module."""
         if not torch.jit.is_scripting():
             check_broadcast(img1, img2)
             check_reduction(self.reduction)
-        dtype = float_dtype(img1, img2)
+        dtype = torch.promote_types(dtype_or(img1, self._g_masks.dtype), dtype_or(img2, self._g_masks.dtype))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         images = torch.broadcast_tensors(img1.to(wide), img2.to(wide))
         # Autocast would convolve in half precision. torch.jit.script wants the device's name written out.

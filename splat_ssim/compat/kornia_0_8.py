@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splat_ssim.compat import kornia as _kornia
 from splat_ssim.compat._kornia_checks import check_reduction
@@ -153,11 +153,11 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
 
     def _register_masks(self, sigmas: list[float]) -> None:
         windows = [sigma for sigma in sigmas for _ in range(3)]
-        self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)))
+        self.register_buffer("_g_masks", masks_of(windows, int(4 * sigmas[-1] + 1)).to(torch.get_default_dtype()))
         self._mask_sigmas = tuple(windows)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        nn.Module._load_from_state_dict(self, *arguments)
         self._mask_sigmas = sigmas_of(self._g_masks)
 
     def _check_channels(self, channels: int) -> None:

@@ -6,7 +6,8 @@ it multiplies scales. Each side must have at least taps · (scales - 1)² pixels
 
 It differs from the original in these ways. Where a term of MS-SSIM is 0 or less, its gradient is 0 instead of NaN.
 Empty weights, a sigma of 0 and an unknown kernel raise a ValueError. Where the original raises a RuntimeError of torch,
-we raise one too.
+we raise one too, but for an empty batch, which gives NaN or nothing, and for integers and bool in `compute_ms_ssim`:
+they are converted to float32 before scales are averaged, where the original averages int64 in integers.
 
 The functions and `SSIMLoss` need only torch. The metrics subclass MONAI's own and compute our numbers, so they need
 MONAI.
@@ -27,7 +28,7 @@ from torch.nn.modules.loss import _Loss
 
 from splat_ssim import reference
 from splat_ssim.compat import _windowed
-from splat_ssim.compat._errors import RefusedRuntimeError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedRuntimeError
 from splat_ssim.compat._on_demand import import_on_demand
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._windowed import Window, each_axis
@@ -118,6 +119,7 @@ def compute_ms_ssim(
     Raises:
         ValueError: In the same cases as `compute_ssim_and_cs`; or a side is too small for the scales; or there are no
             weights.
+        TypeError: An image is complex. The error is a RuntimeError too, as in the original.
 
     Example:
         >>> import torch
@@ -129,6 +131,9 @@ def compute_ms_ssim(
     """
     check_rank(y_pred, spatial_dims)
     sizes, sigmas = each_axis(kernel_size, spatial_dims), each_axis(kernel_sigma, spatial_dims)
+    for name, image in (("y_pred", y_pred), ("y", y)):
+        if _plain(image).is_complex():
+            raise RefusedDtypeError(f"{name} must be real, got {image.dtype}")
     exponents = _windowed.rounded(float(weight) for weight in weights)
     if not exponents:
         raise ValueError("weights must have at least one exponent, got none")
@@ -202,10 +207,22 @@ class SSIMLoss(_Loss):
         self.kernel_sigma = each_axis(kernel_sigma, spatial_dims)
         self.k1 = k1
         self.k2 = k2
+        self._metric: SSIMMetric | None = None
+
+    @property
+    def ssim_metric(self) -> SSIMMetric:
+        """A metric with the options of the loss, which needs MONAI. The loss does not use it."""
+        if self._metric is None:
+            options = self.kernel_type, self.kernel_size, self.kernel_sigma, self.k1, self.k2
+            make = import_on_demand("SSIMMetric", __all__, "_monai_metrics", "monai")
+            self._metric = make(self.spatial_dims, self.data_range, *options)
+        metric: SSIMMetric = self._metric
+        metric.data_range = self.data_range
+        return metric
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes the state of the original's module too, which names the data range otherwise and holds a metric."""
-        state = dict(state)
+        state = {"_metric": None, **state}
         if "_data_range" in state:
             state["data_range"] = state.pop("_data_range")
         state.pop("ssim_metric", None)
@@ -242,7 +259,7 @@ def check_rank(y_pred: Tensor, spatial_dims: int) -> None:
     layouts = {2: "(B, C, H, W)", 3: "(B, C, D, H, W)"}
     if y_pred.ndim != layouts.get(spatial_dims, "(B, C, W)").count(",") + 1:
         layout = layouts.get(spatial_dims, "(B, C, W)")
-        raise ValueError(
+        raise RefusedRuntimeError(
             f"y_pred must have the shape {layout} for spatial_dims={spatial_dims}, got {tuple(y_pred.shape)}"
         )
 
@@ -261,9 +278,10 @@ def _plain(image: Any) -> Tensor:
     if type(image) in (Tensor, torch.nn.Parameter):
         plain: Tensor = image
         return plain
-    if isinstance(image, Tensor):
-        return image.as_subclass(Tensor)
-    return torch.as_tensor(image)
+    if not isinstance(image, Tensor):
+        return torch.as_tensor(image)
+    # A subclass that dispatches, such as a tracer's, must see every operation.
+    return image.as_subclass(Tensor) if type(image).__torch_dispatch__ is Tensor.__torch_dispatch__ else image
 
 
 def _window(
@@ -281,7 +299,7 @@ def _window(
         raise ValueError("spatial_dims must be 2 or 3 for a Gaussian window, got 1")
     taps = tuple(whole("kernel_size", size) for size in sizes[:spatial_dims])
     if min(taps) < 1:
-        raise ValueError(f"kernel_size must be positive, got {taps}")
+        raise RefusedRuntimeError(f"kernel_size must be positive, got {taps}")
     if any(side < size for side, size in zip(images.shape[2:], taps, strict=True)):
         raise RefusedRuntimeError(f"the images must be as large as the window of {taps}, got {tuple(images.shape)}")
     if not is_gaussian:

@@ -7,7 +7,9 @@ sum, and averages the products of the channels. For complex images, the two part
 
 It differs from the original in these ways. Where a term of MS-SSIM is 0 or less, its gradient is 0 instead of NaN. Half
 precision is computed in float32 and rounded once. Complex images must have exactly two parts, where the original
-ignores further ones. Where the original raises an AssertionError, the error is a ValueError too.
+ignores further ones. A `kernel_sigma` of 0, with which the original returns NaN, is a ValueError. The range of the
+images is checked even if `data_range` is 0 or negative, so that these are errors for images that are not 0. Where the
+original raises an AssertionError, the error is a ValueError too.
 
 Windows up to 33 taps use the kernels for float32 and half precision. MS-SSIM is a single call if the sides are even on
 all scales. float64 and complex images use plain torch.
@@ -24,7 +26,7 @@ from torch.nn.modules.loss import _Loss
 
 from splat_ssim import _maps, reference
 from splat_ssim.compat import _piq_complex, _windowed
-from splat_ssim.compat._errors import RefusedValueError
+from splat_ssim.compat._errors import RefusedDtypeError, RefusedValueError
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._windowed import Constants, Window
 
@@ -63,8 +65,9 @@ def ssim(
         With `full`, a list of two such tensors.
 
     Raises:
-        ValueError: The window is even or larger than the images, the shapes do not fit, values are out of range, or
-            the reduction is unknown. Where the original raises an AssertionError, the error is one too.
+        ValueError: The window is even or larger than the images, `kernel_sigma` is 0, the shapes do not fit, values are
+            out of range, or the reduction is unknown. Where the original raises an AssertionError, the error is one
+            too.
         TypeError: An image has a complex dtype, or an option is not a number.
 
     Example:
@@ -74,13 +77,12 @@ def ssim(
         >>> ssim(images, images, reduction="none")
         tensor([1., 1.])
     """
-    size, constants = _read(kernel_size, data_range, k1, k2)
+    size, sigma, constants = _read(kernel_size, kernel_sigma, data_range, k1, k2)
     x, y, dtype = _check(x, y, constants)
     factor = max(1, round(min(int(side) for side in x.shape[-2:]) / 256))
     if factor > 1 and downsample:
         x, y = F.avg_pool2d(x, factor), F.avg_pool2d(y, factor)
     _check_sides(x, size)
-    sigma = float(number("kernel_sigma", kernel_sigma))
     if x.ndim == 5 or full:
         value, structure = (means.mean(1) for means in _channel_means(x, y, size, sigma, constants))
         results = [_reduced(part.to(dtype), reduction) for part in (value, structure)]
@@ -128,13 +130,12 @@ def multi_scale_ssim(
         >>> multi_scale_ssim(images, images)
         tensor(1.)
     """
-    size, constants = _read(kernel_size, data_range, k1, k2)
+    size, sigma, constants = _read(kernel_size, kernel_sigma, data_range, k1, k2)
     x, y, dtype = _check(x, y, constants)
     weights = _exponents(scale_weights, x)
     least = (size - 1) * 2 ** (len(weights) - 1) + 1
     if min(x.shape[2:4]) < least:
         raise ValueError(f"x must have sides of at least {least} for {len(weights)} scales, got {tuple(x.shape)}")
-    sigma = float(number("kernel_sigma", kernel_sigma))
     if x.ndim == 5:
         found = _piq_complex.power_product(torch.stack(_terms(x, y, size, sigma, constants, len(weights))), weights)
     else:
@@ -250,9 +251,14 @@ def _check_size(kernel_size: int) -> int:
     return size
 
 
-def _read(kernel_size: int, data_range: float, k1: float, k2: float) -> tuple[int, Constants]:
+def _read(
+    kernel_size: int, kernel_sigma: float, data_range: float, k1: float, k2: float
+) -> tuple[int, float, Constants]:
     """The options as numbers; a data range that is a tensor is read, as in the original."""
-    return _check_size(kernel_size), _windowed.read_constants(float(data_range), k1, k2)
+    size, sigma = _check_size(kernel_size), float(number("kernel_sigma", kernel_sigma))
+    if sigma == 0:
+        raise ValueError(f"kernel_sigma must not be 0, got {sigma}")
+    return size, sigma, _windowed.read_constants(float(data_range), k1, k2)
 
 
 def _check(x: Tensor, y: Tensor, constants: Constants) -> tuple[Tensor, Tensor, torch.dtype]:
@@ -261,7 +267,7 @@ def _check(x: Tensor, y: Tensor, constants: Constants) -> tuple[Tensor, Tensor, 
         if not isinstance(image, Tensor):
             raise RefusedValueError(f"{name} must be a torch.Tensor, got {type(image).__name__}")
         if image.is_complex():
-            raise TypeError(f"{name} must be real, complex images have the two parts last, got {image.dtype}")
+            raise RefusedDtypeError(f"{name} must be real, complex images have the two parts last, got {image.dtype}")
         if image.ndim not in (4, 5):
             raise RefusedValueError(
                 f"{name} must have the shape (B, C, H, W) or (B, C, H, W, 2), got {tuple(image.shape)}"
@@ -342,8 +348,7 @@ def _products(x: Tensor, y: Tensor, size: int, sigma: float, constants: Constant
     """(B, C): MS-SSIM of each channel."""
     scales = len(weights)
     if weights.requires_grad:
-        terms = torch.relu(torch.stack(_terms(x, y, size, sigma, constants, scales)))
-        return (terms ** weights.view(-1, 1, 1)).prod(0)
+        return _windowed.power_product(torch.stack(_terms(x, y, size, sigma, constants, scales), -1), weights)
     exponents = weights.tolist()
     # With sides that stay even the definition is that of `splat_ssim.ms_ssim`.
     if all(side % 2 ** (scales - 1) == 0 for side in x.shape[2:]):

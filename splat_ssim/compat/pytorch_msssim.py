@@ -9,8 +9,8 @@ last two axes to be larger than (win_size - 1) · 16, however many scales it has
 volume.
 
 It differs from the original in these ways. Where a term of `ms_ssim` is 0 or less, its gradient is 0 instead of NaN.
-Half precision is computed in float32 and rounded once. Integer images, for which the original always gives 1, and
-images of different dtypes raise a TypeError.
+Half precision is computed in float32 and rounded once, even if `data_range` is a float32 tensor. Integer images, for
+which the original always gives 1, and images of different dtypes raise a TypeError.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from splat_ssim import _maps, reference
-from splat_ssim.compat import _textbook
-from splat_ssim.compat._errors import RefusedValueError, UnsupportedOptionError
+from splat_ssim.compat import _textbook, _windowed
+from splat_ssim.compat._errors import RefusedRuntimeError, RefusedValueError, UnsupportedOptionError
 from splat_ssim.compat._options import number, whole
 from splat_ssim.compat._pytorch_msssim_means import (
     axes_of,
@@ -143,14 +143,15 @@ def ms_ssim(
         raise ValueError("weights must have at least one exponent, got none")
     dtype, X, Y = X.dtype, _textbook.wide(X), _textbook.wide(Y)
     options = options_of(X, window)
-    if options is not None and min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1):
+    is_large = min(X.shape[2:]) > (window.size - 1) * 2 ** (len(exponents) - 1)
+    if options is not None and is_large and all(exponent > 0 for exponent in exponents):
         values = ms_ssim_of_planes(X, Y, options, exponents)
     else:
         scales = [channel_means(X, Y, window)]
         for _ in exponents[1:]:
             X, Y = _maps.halve(X), _maps.halve(Y)
             scales.append(channel_means(X, Y, window))
-        values = _maps.combine_terms(_maps.scale_terms(scales), exponents)
+        values = _windowed.power_product(_maps.scale_terms(scales), exponents)
     return (values.mean() if size_average else values.mean(1)).to(dtype)
 
 
@@ -272,10 +273,12 @@ class _WithWindow(nn.Module):
     def _window(self, X: Tensor) -> dict[str, Any]:
         """The window as options of the functions, once the images are known to be those the module was made for."""
         if isinstance(X, Tensor) and X.ndim > 1 and X.shape[1] != self.channel:
-            raise ValueError(f"X must have channel={self.channel} channels, got the shape {tuple(X.shape)}")
+            raise RefusedRuntimeError(f"X must have channel={self.channel} channels, got the shape {tuple(X.shape)}")
         axes = sum(side != 1 for side in X.shape[2:]) if isinstance(X, Tensor) else self.spatial_dims
         if axes != self.spatial_dims:
-            raise ValueError(f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}")
+            raise RefusedRuntimeError(
+                f"X must have spatial_dims={self.spatial_dims} spatial axes, got {tuple(X.shape)}"
+            )
         if not torch.compiler.is_compiling() and self.win._version != self._version:
             self.win = self.win  # changed in place
         # For float64 images only the taps themselves are exact enough.

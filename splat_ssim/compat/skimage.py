@@ -5,9 +5,9 @@ mean leaves out a border of half the window. With `gaussian_weights`, the window
 whatever `win_size`, which then only sets that border. `gradient` leaves out the factor of the sample covariance.
 Unknown keywords are ignored.
 
-It differs from the original in two ways. A numpy scalar as `data_range` counts as a plain number, so that it changes
+It differs from the original in these ways. A numpy scalar as `data_range` counts as a plain number, so that it changes
 neither the dtype of the maps nor the last digits of the constants. A numpy.matrix counts as an array: its products are
-by pixel.
+by pixel. Options are checked even if there are no channels, where the result is NaN, as in the original.
 
 The kernels compute most cases fast, in float32: images and volumes of float32, float16, bool and integers of 8 or 16
 bits, with windows up to 33 taps, for the mean and with `full`. The mean is within 1e-6 of the original's, which
@@ -197,7 +197,8 @@ def _is_narrow(img1: Array, img2: Array, options: _Options) -> bool:
 
 
 def _tensor(planes: Array, dtype: type) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(planes, dtype=dtype))
+    values: Array = np.ascontiguousarray(planes, dtype=dtype)
+    return torch.from_numpy(values if values.flags.writeable else values.copy())  # torch warns about what is not
 
 
 def _planes(planes: Array) -> Tensor:

@@ -9,7 +9,8 @@ is NaN where a term is negative.
 
 It differs from the original in these ways. With `normalize="relu"`, the gradient is 0 instead of NaN where a term is 0
 or less. Half precision is computed in float32 and rounded once. Integer images raise a TypeError, unless SSIM clamps
-them to floats. Where the original raises a RuntimeError, the error is a ValueError too.
+them to floats. Where the original raises a RuntimeError, the error is a ValueError too. An empty batch gives NaN or
+nothing, and MS-SSIM of float32 images is float32 under any default dtype.
 
 The functions need only torch. The metrics subclass torchmetrics' own and compute our numbers, so they need
 torchmetrics.

@@ -113,7 +113,9 @@ def refuse_second_derivative(name: str) -> None:
         pass
 
     def backward(ctx: Any, *grads: Any) -> None:
-        raise NotImplementedError("splat_ssim is differentiable once: the second derivative of SSIM is not implemented")
+        raise NotImplementedError(
+            "splat_ssim is differentiable once: for a second derivative of SSIM, pass float64 images or use torch.func"
+        )
 
     torch.library.register_autograd("splat_ssim::" + name, backward, setup_context=setup_context, lib=_library)
 
