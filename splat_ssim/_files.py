@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -22,6 +23,8 @@ CACHE_VARIABLE = "SPLAT_SSIM_CACHE"
 Store = Callable[[Path], str | None]
 #: Bytes that are written to find out whether anything can be written.
 _BLOCK = 1 << 12
+#: Bytes without which a disk counts as full where a library does not say what is wrong.
+_ROOM = 1 << 20
 #: The only key of a description while it is replaced together with the file that it describes.
 UNFINISHED = "being replaced"
 
@@ -132,15 +135,11 @@ def check_output(
     path = Path(path)
     _check_place(path, store)
     target = Path(os.path.realpath(path))
+    check_apart(path, inputs)
     for each in inputs:
-        source, wrong = Path(os.path.realpath(each)), None
-        if _same(source, target):
-            wrong = "the same"
-        elif target in source.parents:
-            wrong = "a folder around it"
-        elif outside and source in target.parents:
-            wrong = "a place inside it"
-        if wrong is not None:
+        source = Path(os.path.realpath(each))
+        if target in source.parents or (outside and source in target.parents):
+            wrong = "a folder around it" if target in source.parents else "a place inside it"
             raise WriteError(f"{path}: required an output apart from the input {each}, got {wrong}")
     _try(path.absolute().parent, path)
 
@@ -154,12 +153,19 @@ def check_output_folder(path: str | Path, *, inputs: Sequence[Path] = ()) -> Non
     path = Path(path)
     if os.path.lexists(path) and not path.is_dir():
         raise WriteError(f"{path}: required a folder to write to, got a file")
-    for each in inputs:
-        if _same(Path(os.path.realpath(each)), Path(os.path.realpath(path))):
-            raise WriteError(f"{path}: required an output apart from the input {each}, got the same")
+    check_apart(path, inputs)
     if not path.is_dir():
         _check_place(path)
     _try(path.absolute(), path)
+
+
+def check_apart(path: Path, inputs: Sequence[Path]) -> None:
+    """Raises WriteError if an output is one of the inputs, by whatever name."""
+    target = Path(os.path.realpath(path))
+    for each in inputs:
+        source = Path(os.path.realpath(each))
+        if source == target or (exists(source) and exists(target) and source.samefile(target)):
+            raise WriteError(f"{path}: required an output apart from the input {each}, got the same")
 
 
 @contextmanager
@@ -202,10 +208,6 @@ def _put(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _same(first: Path, second: Path) -> bool:
-    return first == second or (exists(first) and exists(second) and first.samefile(second))
 
 
 def _check_place(path: Path, store: Store | None = None) -> None:
@@ -262,8 +264,23 @@ def _written(path: Path) -> Iterator[None]:
         refused = _system_error(error)
         if refused is None or isinstance(error, UserError):
             raise
-        what = refused.strerror or str(refused).partition("\n")[0]
-        raise WriteError(f"{path}: required room and permission to write it, got {what}") from error
+        raise WriteError(f"{path}: required room and permission to write it, got {_reason(refused, path)}") from error
+
+
+def _reason(refused: OSError, path: Path) -> str:
+    """What the system says of a write. A library's error may not tell, as that of a pipe to a program that has ended.
+
+    The incomplete file is still there, so that a full disk is still full.
+    """
+    if refused.strerror and refused.errno != errno.EPIPE:
+        return refused.strerror
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+    except OSError as why:
+        return why.strerror or str(why)
+    return str(refused).partition("\n")[0]
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
