@@ -22,6 +22,7 @@ from splat_ssim.scene.viewer import SceneViewer, pose_of, view_of_camera
 from splat_ssim.trainer import load
 from splat_ssim.trainer.cli import main, render_run
 from splat_ssim.trainer.colormap import colored
+from splat_ssim.trainer.folder import read_config
 from tests.scenes import camera_to_world, write_blender
 from tests.test_loop import LineTask, config
 from tests.test_loop import run as run_line
@@ -143,6 +144,23 @@ def nerfstudio_path(cameras, angle, **more):
 
 def cameras(count=3):
     return [camera_to_world(2 * math.pi * (index + 0.5) / count) for index in range(count)]
+
+
+def test_pictures_do_not_replace_files_or_photographs(trained, tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match=r"file: required a folder to write to, got a file$"):
+        render_run(trained, views="test", output=tmp_path / "file")
+    for name in ("file/x.mp4", "file/x"):
+        with pytest.raises(UserError, match=r"x.*: required a folder to write it to, got the file"):
+            render_run(trained, frames=2, output=tmp_path / name)
+    data = read_config(trained)[1].data_dir
+    with pytest.raises(UserError, match=r"required an output apart from the input .*, got the same"):
+        render_run(trained, views="test", output=data)
+    (data / "photos").mkdir()
+    (data / "photos" / "0000.png").write_bytes(b"a photograph")
+    with pytest.raises(UserError, match=r"photos: required a folder apart from .*, got one there with 0000"):
+        render_run(trained, views="test", output=data / "photos")
+    assert (data / "photos" / "0000.png").read_bytes() == b"a photograph" and (tmp_path / "file").read_text() == "old"
 
 
 def test_a_path_through_the_test_cameras_draws_the_test_views(trained, tmp_path, capsys):
