@@ -15,6 +15,7 @@ from ..functional import ssim
 from ..registry import get_loss
 from ..trainer.checkpoint import fingerprint
 from ..trainer.config import RunConfig
+from ..trainer.device import check_device
 from ..trainer.draws import drawn_in_turn
 from ..trainer.metrics import psnr, reported_psnr
 from ..trainer.pictures import ERROR_GAIN, save_image
@@ -59,6 +60,7 @@ class CTTask:
     def __init__(self, config: CTConfig, projections: Projections | None = None) -> None:
         self.config = config = config.resolved()
         self.name = config.data_dir.name
+        check_device(config.device)
         if config.device == "cuda":
             raise UserError("--device cuda requires a projector on CUDA, got none: this task trains on the CPU")
         self.device = torch.device("cpu")

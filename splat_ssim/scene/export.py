@@ -19,6 +19,7 @@ from splat_ssim.formats.cloud import cloud_of
 from splat_ssim.scene.data import View
 from splat_ssim.scene.model import FAR, render, standard_splats
 from splat_ssim.scene.training import SceneTask
+from splat_ssim.trainer.device import check_device
 from splat_ssim.trainer.folder import CONFIG, METRICS, read_config
 from splat_ssim.trainer.loop import reopen
 from splat_ssim.trainer.metrics import psnr, reported_psnr
@@ -61,6 +62,7 @@ def export(
         UserError: There are no Gaussians to write, or none that the format can hold.
     """
     targets = _targets(source, output, tuple(FORMATS) if all else formats)
+    check_device(device)
     if views < 0:
         raise UserError(f"--views must be 0 or more, got {views}")
     if views and source.is_file():
