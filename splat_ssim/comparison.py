@@ -13,16 +13,18 @@ import tyro
 from torch import Tensor
 
 from splat_ssim import distributed, functional
-from splat_ssim._files import to_json, write_text
+from splat_ssim._files import check_output, check_output_folder, replacing_path, to_json, write_text
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.reference import MS_SSIM_WEIGHTS
 from splat_ssim.scene.data.scene import grouped
 from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import SUFFIXES, is_wide, opened, over_background, read_image, remarks, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.io import Volume, check_written, save_volume, volume_format
+from splat_ssim.volume.io import Volume, save_volume, volume_format
 from splat_ssim.volume.normalization import Normalization
+from splat_ssim.volume.ome_zarr import foreign
 from splat_ssim.volume.opened import OpenVolume, open_volume
+from splat_ssim.volume.suffixes import check_written, files_of
 
 #: A TIFF, and a folder of nothing but TIFFs, is a volume.
 _TIFF = (".tif", ".tiff")
@@ -87,8 +89,7 @@ def compare(
         raise UserError(f"--window, --key and --key-b are for volumes, got them for two of kind {kinds[0]}")
     if window is not None and (data_range is not None or not window[0] < window[1]):
         raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
-    if map is not None:
-        _check_map(map, kinds[0])
+    _check_outputs(kinds[0], a, b, map, output)
     if kinds[0] == "volume":
         with user_errors():
             volumes = [open_volume(path, key=name) for path, name in ((a, key), (b, key if key_b is None else key_b))]
@@ -125,13 +126,26 @@ def _kind(path: Path) -> str:
     return "volume"
 
 
-def _check_map(path: Path, kind: str) -> None:
-    """Refuses a map that could not be written once it is computed."""
-    if kind == "image" and path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--map must end in one of {', '.join(SUFFIXES)} for images, got {path.name!r}")
+def _check_outputs(kind: str, a: Path, b: Path, map_path: Path | None, output: Path | None) -> None:
+    """Refuses outputs that could not be written once they are computed, or that are what is compared."""
     if kind == "volume":
+        inputs = [file for volume in (a, b) for file in files_of(volume)]
+    elif kind == "folder":
+        inputs = [folder / name for folder in (a, b) for name in _pictures(folder)]
+    else:
+        inputs = [a, b]
+    if map_path is not None:
+        if kind == "image" and map_path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"--map must end in one of {', '.join(SUFFIXES)} for images, got {map_path.name!r}")
         with user_errors():
-            check_written(path)
+            if kind == "volume":
+                check_written(map_path, inputs=[a, b])
+            elif kind == "folder":
+                check_output_folder(map_path, inputs=[a, b])
+            else:
+                check_output(map_path, inputs=inputs)
+    if output is not None:
+        check_output(output, inputs=[*inputs, *([] if map_path is None else files_of(map_path))])
 
 
 def _elsewhere(first: OpenVolume, second: OpenVolume) -> str | None:
@@ -301,8 +315,9 @@ def _save_map(path: Path, ssim_map: Any, grid: VoxelGrid, *, radius: int) -> Non
         import dask.array as da
         import zarr
 
-        da.to_zarr(ssim_map.rechunk((1, 64, 64, 64)), str(path), overwrite=True)
-        zarr.open(str(path), mode="r+").attrs["affine"] = grid.rebased().matrix.tolist()
+        with replacing_path(path, store=foreign) as new:
+            da.to_zarr(ssim_map.rechunk((1, 64, 64, 64)), str(new), overwrite=True)
+            zarr.open(str(new), mode="r+").attrs["affine"] = grid.rebased().matrix.tolist()
         return
     whole = np.asarray(ssim_map.compute(), np.float32)
     with user_errors():

@@ -155,8 +155,8 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the scalar vertex properties of a PLY file: name -> (N,) array. Other elements are ignored.
 
     Raises:
-        PlyError: The file is missing, is not a PLY, is truncated, or has another format for Gaussians, which the
-            message names.
+        PlyError: The file is missing, is not a PLY, is truncated, holds more than its header counts, or has another
+            format for Gaussians, which the message names.
     """
     path = Path(path)
     header, body = _opened(path)
@@ -169,9 +169,12 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
         rows = [row.split() for row in body.decode("ascii", "replace").split("\n") if row.strip()]
         start = sum(element.count for element in elements if element.before)
         vertices = next(element for element in elements if element.name == "vertex")
+        counted = sum(element.count for element in elements)
+        if len(rows) > counted:
+            raise PlyError(f"{path}: required {counted} rows, as its header counts them, got {len(rows)}")
         properties = vertices.properties
         try:
-            table = np.array([row[: len(properties)] for row in rows[start : start + vertices.count]], dtype=np.float64)
+            table = np.array(rows[start : start + vertices.count], dtype=np.float64)
         except ValueError:
             table = np.empty((0, 0))
         if vertices.count == 0:
@@ -192,6 +195,7 @@ def read_ply(path: str | Path) -> dict[str, np.ndarray]:
         raise PlyError(
             f"{path}: required {count * layout.itemsize} bytes of vertices, got {present}: the file is cut off"
         )
+    _check_end(path, elements, body)
     vertices_read = np.frombuffer(body, layout, count, offset)
     return {name: vertices_read[name].astype(kind) for name, kind in element.properties}
 
@@ -218,7 +222,18 @@ def ply_elements(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
         rows = np.frombuffer(body, layout, element.count, offset)
         found[element.name] = {name: rows[name].astype(kind) for name, kind in element.properties}
         offset += element.count * layout.itemsize
+    _check_end(path, elements, body)
     return found
+
+
+def _check_end(path: Path, elements: Sequence[_Element], body: bytes) -> None:
+    """Raises PlyError where more follows than the header counts. The length of elements with lists is not known."""
+    if any(element.has_list for element in elements):
+        return
+    counted = sum(each.count * sum(np.dtype(kind).itemsize for _, kind in each.properties) for each in elements)
+    # Some writers end the file with a line break.
+    if body[counted:].strip():
+        raise PlyError(f"{path}: required {counted} bytes after its header, as that counts them, got {len(body)}")
 
 
 def ply_comments(path: str | Path) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from splat_ssim import _files
 from splat_ssim.ct import Projections, XrayGeometry, circle, load_projections, project, save_projections
 from splat_ssim.ct.config import CTConfig, CTDataConfig
 from splat_ssim.ct.fdk import fdk
@@ -295,6 +296,55 @@ def test_a_simulation_on_other_voxels_has_the_truth_there(folder, tmp_path):
     # The file's own voxels are projected, not those of the new grid.
     assert data.geometry.center == own.geometry.center
     assert abs(float(data.pictures.max() / own.pictures.max()) - 1) < 0.02
+
+
+def test_projections_are_not_read_with_the_geometry_of_others(folder, tmp_path, monkeypatch):
+    source = folder.parent / "truth.npy"
+    made = simulate(source, tmp_path / "made", views=3, size=9)
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    replace, seen = _files._replace, []
+
+    def watched(from_path, to_path):
+        replace(from_path, to_path)
+        seen.append({path.name: path.read_bytes() for path in made.iterdir() if not path.name.endswith(".tmp")})
+
+    monkeypatch.setattr(_files, "_replace", watched)
+    simulate(source, made, views=4, size=8)
+    monkeypatch.undo()
+    # As a process leaves the folder that ends after any of the times that a file is renamed, but the last.
+    assert len(seen) == 4 and set(seen[-1]) == set(before) and all(seen[-1][name] != before[name] for name in before)
+    for state in seen[:-1]:
+        for name, content in state.items():
+            (made / name).write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"geometry\.json: it and the projections must be of one writing, got the end"
+        ):
+            load_projections(made)
+    simulate(source, made, views=4, size=8)
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == seen[-1]
+    with pytest.raises(UserError, match=r"made: required a folder without truth\.npz, since none is written"):
+        simulate(source, made, views=4)
+
+
+def test_a_simulation_keeps_what_is_there(folder, tmp_path, monkeypatch):
+    made = simulate(folder.parent / "truth.npy", tmp_path / "made", views=3, size=9)
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr("splat_ssim.ct.simulate.load_volume", None)
+    for volume, output, options, told in (
+        (
+            "truth.npz",
+            "made",
+            {"size": 9},
+            r"made/truth\.npz: required an output apart from the input .*, got the same",
+        ),
+        ("projections.npy", "made", {"size": 9}, r"made/projections\.npy: required an output apart from the input"),
+        ("truth.npz", "file", {}, "file: required a folder to write to, got a file"),
+        ("truth.npz", "file/below", {}, "below: required a folder to write it to, got the file"),
+        ("truth.npz", "made/projections.npy/x", {}, "x: required a folder to write it to, got the file"),
+    ):
+        with pytest.raises(UserError, match=told):
+            simulate(made / volume, tmp_path / output, **options)
+    assert load_projections(made).pictures.shape[0] == 3 and (tmp_path / "file").read_text() == "old"
 
 
 # --- the task

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import splat_ssim
-from splat_ssim.ply import PlyError, read_ply
+from splat_ssim.ply import PlyError, ply_elements, read_ply
 
 
 def make_splats(count: int = 5, rest: int = 15) -> dict[str, torch.Tensor]:
@@ -81,6 +81,23 @@ def test_errors(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(PlyError, match="required 1240 bytes of vertices, got 1230"):
         splat_ssim.load_ply(path)
+    splat_ssim.save_ply(path, make_splats())
+    saved = path.read_bytes()
+    for few in (b"4", b"0"):
+        path.write_bytes(saved.replace(b"vertex 5", b"vertex " + few))
+        with pytest.raises(PlyError, match=r"required \d+ bytes after its header, as that counts them, got 1240"):
+            splat_ssim.load_ply(path)
+        with pytest.raises(PlyError, match=r"required \d+ bytes after its header, as that counts them, got 1240"):
+            ply_elements(path)
+        path.write_bytes(saved + b"\n")
+        assert len(splat_ssim.load_ply(path)["means"]) == len(ply_elements(path)["vertex"]["x"]) == 5
+    for rows, told in (
+        ("1\n2\n", "required 1 rows, as its header counts .*, got 2"),
+        ("1 2\n", "1 rows of 1 numbers"),
+    ):
+        path.write_text(f"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n{rows}")
+        with pytest.raises(PlyError, match=told):
+            read_ply(path)
     path.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n")
     with pytest.raises(PlyError, match="required the vertex property y"):
         splat_ssim.load_ply(path)

@@ -5,23 +5,30 @@ import math
 import socket
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from splat_ssim.ct.config import CTConfig
+from splat_ssim.ct.training import CTTask
 from splat_ssim.errors import UserError
 from splat_ssim.scene import modes
 from splat_ssim.scene.camera_path import read_path
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.scene import SceneError
 from splat_ssim.scene.evaluation import evaluate
+from splat_ssim.scene.export import export
 from splat_ssim.scene.lpips import make_lpips
 from splat_ssim.scene.viewer import SceneViewer, pose_of, view_of_camera
 from splat_ssim.trainer import load
-from splat_ssim.trainer.cli import main, render_run
+from splat_ssim.trainer.cli import evaluate_run, main, render_run, report_run
 from splat_ssim.trainer.colormap import colored
+from splat_ssim.trainer.folder import read_config
+from splat_ssim.volume import Volume, VoxelGrid
+from splat_ssim.volume.codec import compress_volume
 from tests.scenes import camera_to_world, write_blender
 from tests.test_loop import LineTask, config
 from tests.test_loop import run as run_line
@@ -143,6 +150,34 @@ def nerfstudio_path(cameras, angle, **more):
 
 def cameras(count=3):
     return [camera_to_world(2 * math.pi * (index + 0.5) / count) for index in range(count)]
+
+
+def test_pictures_do_not_replace_files_or_photographs(trained, tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match=r"file: required a folder to write to, got a file$"):
+        render_run(trained, views="test", output=tmp_path / "file")
+    for name in ("file/x.mp4", "file/x"):
+        with pytest.raises(UserError, match=r"x.*: required a folder to write it to, got the file"):
+            render_run(trained, frames=2, output=tmp_path / name)
+    data = read_config(trained)[1].data_dir
+    with pytest.raises(UserError, match=r"required an output apart from the input .*, got the same"):
+        render_run(trained, views="test", output=data)
+    (data / "photos").mkdir()
+    (data / "photos" / "0000.png").write_bytes(b"a photograph")
+    with pytest.raises(UserError, match=r"photos: required a folder apart from .*, got one there with 0000"):
+        render_run(trained, views="test", output=data / "photos")
+    assert (data / "photos" / "0000.png").read_bytes() == b"a photograph" and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("device", ["foo", "gpu", "cuda:1", "CUDA", ""])
+def test_a_device_of_another_name_is_refused(trained, tmp_path, device):
+    for look in (evaluate_run, report_run, partial(render_run, frames=1), partial(export, formats=("spz",))):
+        with pytest.raises(UserError, match=rf"--device must be auto, cpu or cuda, got '{device}'$"):
+            look(trained, device=device)
+    with pytest.raises(UserError, match="--device must be auto, cpu or cuda, got"):
+        compress_volume(Volume(np.zeros((1, 3, 3, 3), np.uint8), VoxelGrid.regular((3, 3, 3))), ratio=1, device=device)
+    with pytest.raises(UserError, match="--device must be auto, cpu or cuda, got"):
+        CTTask(CTConfig(data_dir=tmp_path, device=device))
 
 
 def test_a_path_through_the_test_cameras_draws_the_test_views(trained, tmp_path, capsys):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import replacing, write_json
+from .._files import UNFINISHED, check_output, check_output_folder, described, replacing
+from ..errors import UserError
 from ..volume.grid import VoxelGrid
-from ..volume.io import Volume, load_stack
+from ..volume.io import Volume, load_stack, save_volume
 from ..volume.stored import in_unit
 from .geometry import XrayGeometry
 
-#: Name of the file that describes a folder, and of the file of projections that `save_projections` writes beside it.
-GEOMETRY, PROJECTIONS = "geometry.json", "projections.npy"
+#: Name of the file that describes a folder, and of the projections and their volume that are written beside it.
+GEOMETRY, PROJECTIONS, TRUTH = "geometry.json", "projections.npy", "truth.npz"
 #: File names of projections end in one of these.
 _SUFFIXES = (".npy", ".tif", ".tiff", ".nii", ".nii.gz", ".mha", ".mhd")
 
@@ -127,6 +129,8 @@ def load_projections(folder: str | Path) -> Projections:
         header = json.loads(path.read_text())
         if not isinstance(header, dict):
             raise ValueError(f"a JSON object must be given, got {type(header).__name__}")
+        if UNFINISHED in header:
+            raise ValueError("it and the projections must be of one writing, got the end of a process between them")
         volume, name = header.pop("volume", None), header.pop("projections", None)
         geometry, grid = XrayGeometry.of_header(header), _grid(volume)
     except (ValueError, TypeError, RecursionError) as error:
@@ -139,15 +143,36 @@ def load_projections(folder: str | Path) -> Projections:
         raise ValueError(f"{file}: {error}") from error
 
 
-def save_projections(folder: str | Path, projections: Projections) -> Path:
-    """Writes a folder that `load_projections` reads. Returns its path."""
+def save_projections(folder: str | Path, projections: Projections, *, truth: Volume | None = None) -> Path:
+    """Writes a folder that `load_projections` reads, and the volume that was projected if given. Returns its path."""
     folder, grid = Path(folder), projections.grid.rebased()
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / PROJECTIONS) as file:
-        np.save(file, projections.pictures.numpy().astype(np.float32))
     volume = {"shape": list(grid.shape), "affine": [list(row) for row in grid.affine]}
-    write_json(folder / GEOMETRY, {**projections.geometry.header(), "volume": volume, "projections": PROJECTIONS})
+    header = {**projections.geometry.header(), "volume": volume, "projections": PROJECTIONS}
+
+    @contextmanager
+    def with_others() -> Iterator[None]:
+        with described(folder / GEOMETRY, header):
+            if truth is not None:
+                save_volume(folder / TRUTH, truth)
+            yield
+
+    with replacing(folder / PROJECTIONS, commit=with_others()) as file:
+        np.save(file, projections.pictures.numpy().astype(np.float32))
     return folder
+
+
+def check_projections_written(folder: Path, *, inputs: Sequence[Path], with_truth: bool) -> None:
+    """Checks, before anything is computed, that `save_projections` could write.
+
+    Raises:
+        WriteError: There is something at a path that is not replaced, it is an input, or the system refuses to write.
+        UserError: The folder would keep the truth of other projections.
+    """
+    check_output_folder(folder, inputs=inputs)
+    for name in (GEOMETRY, PROJECTIONS, *([TRUTH] if with_truth else [])):
+        check_output(folder / name, inputs=inputs)
+    if not with_truth and (folder / TRUTH).exists():
+        raise UserError(f"{folder}: required a folder without {TRUTH}, since none is written without --size, got one")
 
 
 def _grid(volume: Any) -> VoxelGrid:

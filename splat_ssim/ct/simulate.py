@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import UserError, user_errors
 from ..volume.grid import VoxelGrid
-from ..volume.io import Volume, load_volume, save_volume
-from .data import Projections, in_mm, save_projections
+from ..volume.io import Volume, load_volume
+from ..volume.suffixes import files_of
+from .data import Projections, check_projections_written, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
 
@@ -256,6 +257,7 @@ def simulate(
             "views and photons must be at least 1 and attenuation above 0, all of them finite, got "
             f"{views}, {photons}, {attenuation}"
         )
+    check_projections_written(output, inputs=files_of(volume), with_truth=size is not None)
     with user_errors():
         loaded = load_volume(volume)
         if len(loaded.data) != 1:
@@ -279,10 +281,11 @@ def simulate(
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
         made = Projections(pictures.float(), shape, grid)
-        folder = save_projections(output, made)
+        truth = None
         if size is not None:
-            truth = interpolated(values, voxels, grid.points(dtype=torch.float64))
-            save_volume(folder / "truth.npz", Volume(truth[None].float().numpy(), grid, "mm"))
+            there = interpolated(values, voxels, grid.points(dtype=torch.float64))
+            truth = Volume(there[None].float().numpy(), grid, "mm")
+        folder = save_projections(output, made, truth=truth)
     for line in (*loaded.notes, *lines):
         print(f"{volume}: {line}")
     rows, columns = shape.detector

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from splat_ssim._files import check_output_folder
 from splat_ssim.errors import UserError
 from splat_ssim.scene.camera_path import even, read_path
 from splat_ssim.scene.cameras import orbit
@@ -85,14 +86,19 @@ def _write_pictures(task: SceneTask, views: Sequence[View], output: Path, mode: 
     """Writes a picture of each view to a folder.
 
     Raises:
-        UserError: The folder holds further numbered pictures, which would pass for some of these.
+        UserError: The folder holds further numbered pictures, which would pass for some of these, or pictures of these
+            names that may be the photographs.
     """
     files = [output / f"{index:04d}.png" for index in range(len(views))]
     other = sorted(file for file in output.glob("*.png") if file.stem.isdigit() and file not in files)
     if other:
         raise UserError(f"{output}: required a folder for {len(views)} pictures, got one with {other[0].name} already")
+    there, own = (Path(place).resolve() for place in (task.config.data_dir, task.config.result_dir or "."))
+    inside = there in output.resolve().parents and own not in output.resolve().parents
+    if inside and (photo := next((file for file in files if file.exists()), None)) is not None:
+        raise UserError(f"{output}: required a folder apart from {there}, got one there with {photo.name} already")
+    check_output_folder(output)
     scale = _told_scale(task, views, mode)
-    output.mkdir(parents=True, exist_ok=True)
     for file, view in zip(files, views, strict=True):
         save_image(file, draw(task, view, mode, scale))
 

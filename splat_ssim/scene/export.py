@@ -12,12 +12,14 @@ import torch
 import tyro
 from torch import Tensor
 
+from splat_ssim._files import check_output
 from splat_ssim.errors import UserError
 from splat_ssim.formats import FORMATS, Cloud, Format, format_of, named_format, read_splats
 from splat_ssim.formats.cloud import cloud_of
 from splat_ssim.scene.data import View
 from splat_ssim.scene.model import FAR, render, standard_splats
 from splat_ssim.scene.training import SceneTask
+from splat_ssim.trainer.device import check_device
 from splat_ssim.trainer.folder import CONFIG, METRICS, read_config
 from splat_ssim.trainer.loop import reopen
 from splat_ssim.trainer.metrics import psnr, reported_psnr
@@ -60,10 +62,15 @@ def export(
         UserError: There are no Gaussians to write, or none that the format can hold.
     """
     targets = _targets(source, output, tuple(FORMATS) if all else formats)
+    check_device(device)
     if views < 0:
         raise UserError(f"--views must be 0 or more, got {views}")
     if views and source.is_file():
         raise UserError(f"--views requires a run folder, got the file {source}")
+    if source.exists():
+        for path, kind in targets:
+            _check_original(path, source, replaces=kind.name != "ply" or path == output)
+            check_output(path)
     task: SceneTask | None = None
     if source.is_file():
         cloud = read_splats(source)
@@ -74,8 +81,6 @@ def export(
     seen = _Comparison(task, cloud, views) if task is not None and views else None
     for note in cloud.notes:
         print(f"{source}: {note}")
-    for path, kind in targets:
-        _check_original(path, source, replaces=kind.name != "ply" or path == output)
     for path, kind in targets:
         written = replace(cloud, notes=[])
         kind.write(written, path)

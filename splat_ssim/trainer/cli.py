@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from splat_ssim._files import check_apart
 from splat_ssim._importing import imported
 from splat_ssim.errors import UserError
 from splat_ssim.trainer.config import ConfigError, RunConfig, from_mapping, overlaid, read_values
@@ -256,6 +257,8 @@ def render_run(
     if frames < 1:
         raise UserError(f"--frames must be at least 1, got {frames}")
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
+    if output is not None:
+        check_apart(output, [each for each in (task.config.data_dir, path, transform) if each is not None])
     modes = getattr(task, "MODES", ("rgb",))
     if mode not in modes:
         raise UserError(f"--mode must be one of {', '.join(modes)} for this run, got {mode!r}")

@@ -13,12 +13,19 @@ import torch
 from splat_ssim.errors import UserError
 
 
+def check_device(name: str) -> None:
+    """Raises UserError for the name of another device than auto, cpu and cuda."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu or cuda, got {name!r}")
+
+
 def pick_device(name: str) -> torch.device:
     """Returns the device of `--device`: auto is CUDA if torch can use it, otherwise the CPU.
 
     Raises:
-        UserError: cuda was requested, but torch cannot use it.
+        UserError: The name is none of auto, cpu and cuda, or cuda was requested, but torch cannot use it.
     """
+    check_device(name)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda requires a CUDA device and a CUDA build of torch, got none")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

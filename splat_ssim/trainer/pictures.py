@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from splat_ssim import _maps
-from splat_ssim._files import is_file, replacing, replacing_path
-from splat_ssim.errors import UserError, WriteError
+from splat_ssim._files import check_output, is_file, replacing, replacing_path
+from splat_ssim.errors import UserError
 
 #: Extensions of the pictures that are looked for, in lower case.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
@@ -209,9 +209,12 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
             f"{path} is not written: a video needs pip install imageio imageio-ffmpeg: {error}"
         ) from error
 
+    check_output(path)
     count = 0
     with replacing_path(path) as new:
-        writer: Any = imageio.get_writer(new, format="FFMPEG", fps=fps, macro_block_size=2)
+        # What ffmpeg prints of a full disk is said in one sentence, as of other files.
+        options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "fatal"}
+        writer: Any = imageio.get_writer(new, format="FFMPEG", **options)
         with writer:
             for frame in frames:
                 writer.append_data(frame)
@@ -222,4 +225,4 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         except RuntimeError:
             kept = 0
         if kept != count:
-            raise WriteError(f"{path}: required room and permission to write it, got {kept} of {count} frames")
+            raise OSError(f"{kept} of {count} frames")

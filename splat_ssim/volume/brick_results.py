@@ -17,7 +17,7 @@ from ..trainer.metrics import psnr_of_mse, reported_psnr
 from ..trainer.pictures import save_comparison
 from .blocks import Block, BlockedVolume, blocks_of, checked
 from .crops import make_crop
-from .formats import write_sidecar
+from .formats import with_sidecar
 
 #: Region -> (C, …) field there.
 Field = Callable[[Block], Tensor]
@@ -113,7 +113,7 @@ def save_middle_slices(folder: Path, volume: BlockedVolume, field: Field) -> Non
 def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> None:
     """The field in the file's intensities and at its place, written block by block."""
     shape = volume.shape if volume.channels == 1 else (volume.channels, *volume.shape)
-    with replacing_path(path) as new:
+    with replacing_path(path, commit=with_sidecar(path, len(shape), volume.grid.matrix, volume.unit)) as new:
         array = np.lib.format.open_memmap(new, mode="w+", dtype=volume.normalization.dtype, shape=shape)
         for block in blocks_of(volume.shape, edge):
             where = tuple(slice(first, first + count) for first, count in zip(*block, strict=True))
@@ -123,4 +123,3 @@ def write_npy(path: Path, volume: BlockedVolume, field: Field, edge: int) -> Non
             )
         array.flush()
         del array
-    write_sidecar(path, len(shape), volume.grid.matrix, volume.unit)

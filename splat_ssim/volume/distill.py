@@ -9,10 +9,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, user_errors
 from ..ply import SH0, load_ply
 from .grid import VoxelGrid
 from .io import Volume, save_volume
+from .suffixes import check_written
 from .voxelize import morton_order, voxelize
 
 
@@ -60,6 +61,8 @@ def distill(
     """
     if size < 2 or not 0 <= outliers < 0.5:
         raise UserError(f"size must be at least 2 and outliers in [0, 0.5), got {size} and {outliers}")
+    with user_errors():
+        check_written(output, inputs=[scene])
     splats = load_ply(scene)
     opaque = splats["means"][torch.sigmoid(splats["opacities"]) > 0.05].double().numpy()
     if len(opaque) == 0:

@@ -12,12 +12,13 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._files import replacing, replacing_path, write_json
+from .._files import UNFINISHED, described, replacing, replacing_path
 from .dicom import read_dicom
 from .hdf5 import read_hdf5, write_hdf5
 from .itk import itk_header, read_itk, write_itk
@@ -29,38 +30,44 @@ from .tiff import read_tiff, tiff_header, write_tiff
 # --- the JSON file beside formats that have no place for an affine
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar(path: Path) -> Path:
+    """The JSON file beside a volume."""
     return path.with_name(path.name + ".json")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """The content of the JSON file beside a volume, empty if there is none."""
-    file = _sidecar(path)
+    file = sidecar(path)
     if not file.exists():
         return {}
     try:
-        described = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} must be JSON that describes {path.name}, got {error}") from error
-    if not isinstance(described, dict):
-        raise ValueError(f"{file} must be a JSON object, got {type(described).__name__}")
-    return described
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must be a JSON object, got {type(content).__name__}")
+    if UNFINISHED in content:
+        raise ValueError(
+            f"{path} and {file.name} must be of one writing, got the end of a process between them: write {path.name} "
+            f"again, or keep of {file.name} the description that it fits"
+        )
+    return content
 
 
-def write_sidecar(path: Path, ndim: int, affine: np.ndarray, unit: str, **content: Any) -> None:
-    """Writes the JSON file beside an array of three axes, or of four with channels first."""
+def with_sidecar(path: Path, ndim: int, affine: np.ndarray, unit: str, **content: Any) -> AbstractContextManager[None]:
+    """Writes the JSON file beside an array of three axes, or of four with channels first: `commit` of `replacing`."""
     axes = "czyx"[-ndim:]
-    write_json(_sidecar(path), {**content, "affine": affine.tolist(), "axes": axes, "unit": unit})
+    return described(sidecar(path), {**content, "affine": affine.tolist(), "axes": axes, "unit": unit})
 
 
 def _described(data: Any, path: Path) -> Stored:
-    described = read_sidecar(path)
-    stored = Stored(data, "", described.get("affine"), unit_name(described.get("unit")))
-    names = described.get("axes") or ""
+    content = read_sidecar(path)
+    stored = Stored(data, "", content.get("affine"), unit_name(content.get("unit")))
+    names = content.get("axes") or ""
     stored.name_axes(names)
     if names and not stored.axes:
         raise ValueError(
-            f"{_sidecar(path)} must name the {data.ndim} axes of {path.name} by x, y, z, and c and t where there are "
+            f"{sidecar(path)} must name the {data.ndim} axes of {path.name} by x, y, z, and c and t where there are "
             f"such, got axes {names!r}"
         )
     return stored
@@ -80,9 +87,8 @@ def _read_npy(path: Path, key: str | None, *, lazy: bool = False) -> Stored:
 
 
 def _write_npy(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
-    with replacing(path) as file:
+    with replacing(path, commit=with_sidecar(path, data.ndim, affine, unit)) as file:
         np.save(file, data)
-    write_sidecar(path, data.ndim, affine, unit)
 
 
 def _read_npz(path: Path, key: str | None) -> Stored:
@@ -106,9 +112,9 @@ def _write_npz(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
 
 def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | None) -> Stored:
     """Memory-maps the array of a raw file. Arguments that are None come from its JSON file."""
-    described = read_sidecar(path)
-    sizes = shape if shape is not None else described.get("shape", ())
-    dtype = dtype if dtype is not None else described.get("dtype")
+    content = read_sidecar(path)
+    sizes = shape if shape is not None else content.get("shape", ())
+    dtype = dtype if dtype is not None else content.get("dtype")
     if not sizes or dtype is None:
         raise ValueError(f"{path} is raw: shape and dtype must be given, got shape={sizes or None}, dtype={dtype}")
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or any(type(n) is not int or n < 1 for n in sizes):
@@ -128,10 +134,10 @@ def read_raw(path: Path, shape: Sequence[int] | None, dtype: str | np.dtype | No
 
 
 def _write_raw(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
-    with replacing(path) as file:
+    beside = with_sidecar(path, data.ndim, affine, unit, shape=data.shape, dtype=data.dtype.str)
+    with replacing(path, commit=beside) as file:
         # Not by tofile, whose error does not say why the system refused.
         file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-    write_sidecar(path, data.ndim, affine, unit, shape=data.shape, dtype=data.dtype.str)
 
 
 # --- NIfTI
@@ -227,8 +233,6 @@ def _directions(header: Any, shape: tuple[int, ...]) -> list[str]:
 def _write_nifti(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> None:
     import nibabel
 
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"a NIfTI volume must be written as .nii or .nii.gz, got {path.name!r}")
     data = np.moveaxis(data, 0, 3) if data.ndim == 4 else data
     image = nibabel.Nifti1Image(data, affine, dtype=data.dtype)
     image.header.set_xyzt_units({"m": "meter", "mm": "mm", "um": "micron"}.get(unit, "unknown"))

@@ -19,53 +19,8 @@ from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
 from .stored import Stored, plain_array
+from .suffixes import CONVERTERS, SUFFIXES, check_written, kind_of_suffix
 from .tiff import holds_tiff
-
-#: How each format is recognised, longest suffix first.
-SUFFIXES = {
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".hdr": "nifti",
-    ".img": "nifti",
-    ".npy": "npy",
-    ".npz": "npz",
-    ".raw": "raw",
-    ".tiff": "tiff",
-    ".tif": "tiff",
-    ".nrrd": "nrrd",
-    ".nhdr": "nrrd",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-    ".dcm": "dicom",
-    ".ima": "dicom",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".mrc": "mrc",
-    ".mrc.gz": "mrc",
-    ".map": "mrc",
-    ".map.gz": "mrc",
-    ".rec": "mrc",
-    ".zarr": "zarr",
-}
-
-#: Formats that are not read -> what turns them into one that is.
-CONVERTERS = {
-    **dict.fromkeys(
-        (".czi", ".nd2", ".lif", ".oib", ".oif", ".oir", ".vsi", ".ims", ".lsm"), "bioformats2raw (OME-Zarr)"
-    ),
-    **dict.fromkeys((".mgz", ".mgh"), "FreeSurfer's mri_convert (NIfTI)"),
-    ".mnc": "mnc2nii (NIfTI)",
-    ".par": "dcm2niix (NIfTI)",
-    **dict.fromkeys((".dm3", ".dm4"), "IMOD's dm2mrc (MRC)"),
-    **dict.fromkeys((".vtk", ".vti", ".am", ".gipl"), "3D Slicer (NRRD)"),
-    ".vdb": "OpenVDB's Python module (npy)",
-    ".n5": "bioformats2raw or zarr's N5 reader (OME-Zarr)",
-    ".b2nd": "blosc2 (npy)",
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".jp2"), "Fiji (a TIFF stack)"),
-    **dict.fromkeys((".mp4", ".avi", ".mov"), "ffmpeg (TIFF slices)"),
-    **dict.fromkeys((".zip", ".tar", ".7z"), "unpacking"),
-}
-
 
 #: Formats whose voxels are read piece by piece.
 LAZY = ("npy", "raw", "zarr", "hdf5")
@@ -112,11 +67,10 @@ def volume_format(path: str | Path) -> str:
         ValueError: The suffix is none of `SUFFIXES`. For some other formats, the message names a program that converts
             the file.
     """
-    name = Path(path).name.lower()
-    for suffix, kind in SUFFIXES.items():
-        if name.endswith(suffix):
-            return kind
     path = Path(path)
+    name = path.name.lower()
+    if (kind := kind_of_suffix(path)) is not None:
+        return kind
     if split_zarr(path)[1] is not None:
         return "zarr"
     if path.is_dir():
@@ -323,18 +277,6 @@ def load_stack(path: str | Path) -> np.ndarray:
     return data
 
 
-def check_written(path: Path) -> str:
-    """Returns the format of a path.
-
-    Raises:
-        ValueError: An unknown suffix, or a format that is read only (DICOM).
-    """
-    kind = volume_format(path)
-    if kind not in WRITERS:
-        raise ValueError(f"{kind} volumes are read only: save as .nii.gz, .nrrd or .mha, got {path.name!r}")
-    return kind
-
-
 def save_volume(path: str | Path, volume: Volume) -> Path:
     """Writes a volume in the format of the path's suffix, with its affine. Returns the path.
 
@@ -344,11 +286,11 @@ def save_volume(path: str | Path, volume: Volume) -> Path:
 
     Raises:
         ValueError: The suffix is unknown, the format can only be read (DICOM), or it cannot hold the volume.
+        WriteError: There is something at the path that is not replaced, or the system refuses to write.
         ImportError: The package that writes the format is not installed.
     """
     path = Path(path)
     kind = check_written(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = volume.data[0] if volume.data.shape[0] == 1 else volume.data
     data = data.astype(written_dtype(kind, data.dtype), copy=False)
     try:

@@ -168,9 +168,6 @@ def write_itk(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> No
     """NRRD or MetaImage in LPS, which is what ITK and Slicer write, compressed, in one file."""
     import SimpleITK as sitk
 
-    for pair, single in ((".nhdr", ".nrrd"), (".mhd", ".mha")):
-        if path.name.lower().endswith(pair):
-            raise ValueError(f"a volume is written in one file, {single}, got {path.name!r}")
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T), isVector=data.ndim == 4)
     theirs = TO_RAS @ affine
     steps = np.linalg.norm(theirs[:3, :3], axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ _OME_UNITS = {
     **{"angstrom": "angstrom", "inch": "inch"},
 }
 
+#: What makes a folder a zarr folder, of formats 3 and 2.
+_METADATA = ("zarr.json", ".zgroup", ".zarray")
+
 
 def split_zarr(path: Path) -> tuple[Path, str | None]:
     """The zarr folder that a path lies in, and the rest of the path, which names an array inside."""
@@ -29,6 +33,22 @@ def split_zarr(path: Path) -> tuple[Path, str | None]:
             rest = path.relative_to(folder).as_posix()
             return folder, None if rest == "." else rest
     return path, None
+
+
+#: Files of a zarr folder: metadata, and chunks by their places.
+_OWN = re.compile(r"zarr\.json|\.z(group|array|attrs|metadata)|c|\d+(\.\d+)*")
+
+
+def foreign(folder: Path) -> str | None:
+    """What keeps a folder from being replaced by a zarr folder: anything in it that is not zarr's own."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if not _OWN.fullmatch(name):
+                return f"a folder with {Path(place, name).relative_to(folder).as_posix()}, which is not of zarr"
+    # Folders alone may be anyone's.
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in _METADATA):
+        return f"a folder without {' or '.join(_METADATA)}"
+    return None
 
 
 def read_zarr(path: Path, key: str | None) -> Stored:
@@ -176,7 +196,7 @@ def write_zarr(path: Path, data: np.ndarray, affine: np.ndarray, unit: str) -> N
         attributes = {"ome": {"version": "0.5", "multiscales": [image]}}
         options["dimension_names"] = [axis["name"] for axis in image["axes"]]
         options["config"] = {"write_empty_chunks": True}
-    with replacing_path(path) as new:
+    with replacing_path(path, store=foreign) as new:
         zarr.open_group(str(new), mode="w").attrs.update(attributes)
         # zarr 2, the last for Python 3.10, has this function too.
         array = zarr.open_array(str(new / "0"), mode="w", **options)

@@ -14,9 +14,10 @@ from ..trainer.device import available_memory
 from .export import FieldSource, load_gaussians_ply, load_quantized, read_source
 from .gaussians import GaussianField
 from .grid import VoxelGrid
-from .io import Volume, open_grid, save_volume, volume_format
+from .io import Volume, open_grid, save_volume
 from .layout import nearest_axes
 from .normalization import spoken
+from .suffixes import check_written
 from .voxelize import morton_order
 
 
@@ -70,7 +71,7 @@ def rebuild(
     if gaussians.suffix.lower() == ".gsv":
         raise UserError(f"{gaussians} is a file of splat-compress: splat-decompress writes its volume")
     with user_errors():
-        volume_format(output)
+        check_written(output, inputs=[gaussians] if like is None else [gaussians, like])
         load = load_gaussians_ply if gaussians.suffix.lower() == ".ply" else load_quantized
         field, source = load(gaussians), read_source(gaussians)
         if like is not None:

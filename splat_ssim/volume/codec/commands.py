@@ -10,14 +10,15 @@ from typing import Literal
 
 import tyro
 
-from ..._files import replacing
+from ..._files import check_output, replacing
 from ...errors import UserError, user_errors
 from ...trainer.config import YamlMapping
 from ...trainer.device import available_memory
 from ...trainer.metrics import in_words
 from ..formats import written_dtype
-from ..io import load_volume, save_volume, volume_format
+from ..io import load_volume, save_volume
 from ..memory import check_memory
+from ..suffixes import check_written, files_of
 from .compress import Compressed, compress_volume
 from .container import load_packed
 
@@ -66,6 +67,7 @@ def compress(
     for name in read:
         if name not in options:
             raise UserError(f"read must hold {', '.join(options)} only, got {name!r}")
+    check_output(output, inputs=files_of(volume))
     with user_errors():
         # The package that codes is asked for before the fit, not after it.
         from .entropy import library
@@ -114,7 +116,7 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
     if not file.is_file():
         raise UserError(f"required a file of splat-compress, got no file {file}")
     with user_errors():
-        volume_format(output)
+        kind = check_written(output, inputs=[file])
         packed = load_packed(file)
         needed, room = _DECODED * math.prod(packed.source.grid.shape), available_memory()
         if room is not None and needed > room:
@@ -124,7 +126,7 @@ def decompress(file: tyro.conf.Positional[Path], output: tyro.conf.Positional[Pa
             )
         volume = packed.volume()
         save_volume(output, volume)
-    written = written_dtype(volume_format(output), volume.data.dtype).name
+    written = written_dtype(kind, volume.data.dtype).name
     widened = "" if written == packed.dtype else f", as the format has no {packed.dtype}"
     print(f"{output}: {len(packed.codes)} Gaussians on {packed.source.grid.shape} voxels, {written}{widened}")
     return output

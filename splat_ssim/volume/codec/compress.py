@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...trainer.device import check_device
 from ...trainer.loop import Unkept
 from ...trainer.metrics import psnr_of_mse
 from ..config import VolumeConfig
@@ -101,6 +102,7 @@ def compress_volume(
         >>> Packed.of_bytes(made.content).volume().data.dtype
         dtype('int16')
     """
+    check_device(device)
     goal = _goal(volume, bytes, psnr, ratio, name)
     source = FieldSource(volume.grid, *_extremes(volume.data), unit=volume.unit)
     if source.low == source.high:
