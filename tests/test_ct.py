@@ -139,7 +139,17 @@ def test_a_volume_as_a_box():
     [
         ({"geometry": "fan"}, "geometry must be one of cone, parallel, got 'fan'"),
         ({"angles": [0, 1]}, r"must have shape \(2, 24, 30\).*got \(12, 24, 30\)"),
-        ({"angles": "many"}, "must be numbers"),
+        ({"angles": "many"}, "angles must be one finite number or more, got many"),
+        ({"angles": {str(angle): 1 for angle in range(12)}}, "angles must be one finite number or more"),
+        ({"angles": [True] * 12}, "angles must be one finite number or more"),
+        ({"detector": {"rows": "24", "columns": 30, "spacing": 2}}, "rows and columns must be 2 finite numbers"),
+        ({"source_object": True}, "0 < source_object < source_detector .* got source_object True"),
+        ({"volume": {"shape": [True, 4, 4], "affine": np.eye(4).tolist()}}, "volume.shape must be three whole numbers"),
+        ({"volume": {"shape": [4, 4, 4], "low": ["0", "0", "0"], "high": [1, 1, 1]}}, "low must be below"),
+        (
+            {"volume": {"shape": [4, 4, 4], "affine": [list("1000"), *np.eye(4)[1:].tolist()]}},
+            "affine must be a finite",
+        ),
         ({"detector": {"rows": 24, "columns": 31, "spacing": 2}}, r"must have shape \(12, 24, 31\)"),
         ({"detector": {"rows": 24}}, "detector must hold rows, columns and spacing"),
         ({"detector": None}, "detector must hold rows"),
@@ -161,6 +171,13 @@ def test_folders_that_are_refused(folder, tmp_path, changes, message):
     (tmp_path / "geometry.json").write_text(json.dumps(header))
     (tmp_path / "projections.npy").write_bytes((folder / "projections.npy").read_bytes())
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_projections(tmp_path)
+
+
+def test_a_key_that_is_there_twice_is_refused(folder, tmp_path):
+    text = (folder / "geometry.json").read_text()
+    (tmp_path / "geometry.json").write_text(text.replace('"angles"', '"angles": [0], "angles"'))
+    with pytest.raises(ValueError, match=r"geometry\.json: the key 'angles' must be there once, got it twice"):
         load_projections(tmp_path)
 
 

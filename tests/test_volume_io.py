@@ -59,6 +59,18 @@ def test_raw_by_shape_and_dtype(tmp_path):
         load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
 
 
+def test_a_sidecar_says_everything_once_and_in_numbers(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4)))
+    (tmp_path / "a.npy.json").write_text('{"unit": "mm", "unit": "um"}')
+    with pytest.raises(ValueError, match=r"a.npy.json must be JSON that describes a.npy, got the key 'unit' must be"):
+        load_volume(tmp_path / "a.npy")
+    (tmp_path / "a.npy.json").write_text(json.dumps({"affine": [list("1000"), *np.eye(4)[1:].tolist()]}))
+    with pytest.raises(ValueError, match="affine"):
+        load_volume(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"spacing must be one finite number or three \(x, y, z\), got '2'"):
+        load_volume(tmp_path / "a.npy", spacing="2")
+
+
 @pytest.mark.parametrize("axes", ["xy", "xyzc", 5])
 def test_axes_of_a_sidecar_that_do_not_fit(tmp_path, axes):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .._files import replacing, write_json
-from ..volume.grid import VoxelGrid
+from .._json import parsed
+from ..volume.grid import VoxelGrid, real_numbers
 from ..volume.io import Volume, load_stack
 from ..volume.stored import in_unit
 from .geometry import XrayGeometry
@@ -124,7 +124,7 @@ def load_projections(folder: str | Path) -> Projections:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} must be a folder with {GEOMETRY}, got none there")
     try:
-        header = json.loads(path.read_text())
+        header = parsed(path.read_text())
         if not isinstance(header, dict):
             raise ValueError(f"a JSON object must be given, got {type(header).__name__}")
         volume, name = header.pop("volume", None), header.pop("projections", None)
@@ -154,20 +154,20 @@ def _grid(volume: Any) -> VoxelGrid:
     if not isinstance(volume, Mapping) or "shape" not in volume:
         raise ValueError(f"volume must hold shape and either affine or low and high, got {volume!r}")
     keys = set(volume)
-    shape = np.asarray(volume["shape"])
-    if shape.shape != (3,) or shape.dtype.kind not in "iu" or shape.min() < 1:
-        raise ValueError(f"volume.shape must be three whole numbers of at least 1, got {volume['shape']!r}")
-    sizes = tuple(int(n) for n in shape)
+    shape = volume["shape"]
+    if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 0 < n < 1 << 31 for n in shape):
+        raise ValueError(f"volume.shape must be three whole numbers of at least 1, got {shape!r}")
+    sizes = tuple(shape)
     if keys == {"shape", "affine"}:
         return VoxelGrid(sizes, volume["affine"])
     if keys != {"shape", "low", "high"}:
         raise ValueError(f"volume must hold shape and either affine or low and high, got {', '.join(sorted(keys))}")
-    low, high = (np.asarray(volume[end], dtype=np.float64) for end in ("low", "high"))
+    low, high = (real_numbers(volume[end]) for end in ("low", "high"))
     if low.shape != (3,) or high.shape != (3,) or not np.isfinite([low, high]).all() or not (low < high).all():
         raise ValueError(
             f"volume.low must be below volume.high, x, y, z each, got {volume['low']} and {volume['high']}"
         )
-    spacing = (high - low) / shape[::-1]
+    spacing = (high - low) / np.array(shape[::-1])
     return VoxelGrid.regular(sizes, spacing=spacing.tolist(), origin=(low + spacing / 2).tolist())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .._files import replacing, replacing_path, write_json
+from .._json import parsed
 from .dicom import read_dicom
 from .hdf5 import read_hdf5, write_hdf5
 from .itk import itk_header, read_itk, write_itk
@@ -39,7 +39,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        described = json.loads(file.read_text())
+        described = parsed(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} must be JSON that describes {path.name}, got {error}") from error
     if not isinstance(described, dict):
