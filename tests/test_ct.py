@@ -363,6 +363,29 @@ def test_a_run_resumes_to_the_same_bits(folder, tmp_path, monkeypatch):
     assert (tmp_path / "seen.png").exists()
 
 
+@pytest.mark.parametrize(
+    "change", [{"angles": circle(12, "parallel")}, {"source_object": 81.0}, {"shape": [16, 18, 21]}]
+)
+def test_a_run_keeps_its_geometry(folder, tmp_path, capsys, change):
+    fit(folder, tmp_path / "run", "--steps", "2")
+    header = json.loads((folder / "geometry.json").read_text())
+    for part in (header, header["volume"]):
+        part.update({key: value for key, value in change.items() if key in part})
+    save_projections(tmp_path / "other", load_projections(folder))
+    (tmp_path / "other" / "geometry.json").write_text(json.dumps(header))
+    required = (
+        r"required the data that .*run was trained on, projections of shape 12x24x30 \(checksum .*\), their geometry"
+    )
+    with pytest.raises(SystemExit, match=required):
+        main(["--resume", str(tmp_path / "run"), "--data-dir", str(tmp_path / "other"), "--steps", "4"])
+    with pytest.raises(UserError, match=required):
+        load(tmp_path / "run", data_dir=tmp_path / "other")
+    # A checkpoint of before knows its projections only.
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    torch.save({**saved, "data": saved["data"].partition(", their")[0]}, tmp_path / "run" / "checkpoint.pt")
+    assert load(tmp_path / "run").data.geometry == GEOMETRY
+
+
 def test_a_random_start_and_no_growth(folder, tmp_path):
     metrics = fit(
         folder, tmp_path / "run", "--model.start-from", "random", "--strategy.name", "none", "--output.format", ""

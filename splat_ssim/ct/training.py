@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ class CTTask:
         if not self.bright > 0:
             raise UserError(f"{config.data_dir}: projections must have values above 0, got at most {self.bright:g}")
         own = "projections of shape " + "x".join(map(str, pictures.shape))
-        self.fingerprint = fingerprint(own, pictures.numpy())
+        place = json.dumps([self.data.geometry.header(), self.data.grid.shape, self.data.grid.affine])
+        # Runs of before are known by their projections alone, with which this begins.
+        self.fingerprint = fingerprint(f"{fingerprint(own, pictures.numpy())}, their geometry", place)
         # Always on the CPU, so that a seed draws the same on every device and a run can resume on another one.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.grid = self.data.grid
