@@ -282,6 +282,23 @@ def test_voxels_that_are_no_attenuations(folder, tmp_path, capsys):
     assert "v.npy: warning: its voxels reach down to -50" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("factor", "got"), [(1e200, r"e\+20\d"), (1e-310, r"e-3\d\d"), (1.7e308, "inf|nan")])
+def test_line_integrals_that_float32_does_not_hold(folder, tmp_path, factor, got):
+    truth = load_volume(folder.parent / "truth.npy").data.astype(np.float64)
+    path = save_volume(tmp_path / "v.npy", Volume(truth / truth.max() * factor, GRID, "mm"))
+    with pytest.raises(
+        UserError, match=rf"the line integrals of .*v\.npy must be numbers that float32 holds.* got .*({got})"
+    ):
+        simulate(path, tmp_path / "out", views=1)
+    assert not (tmp_path / "out").exists()
+    for name in ("geometry.json", "projections.npy"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    if factor < 1e300:
+        np.save(tmp_path / "projections.npy", np.load(tmp_path / "projections.npy").astype(np.float64) * factor)
+        with pytest.raises(ValueError, match=r"the values of .*projections\.npy must be numbers that float32 holds"):
+            load_projections(tmp_path)
+
+
 def test_what_views_miss_is_told(folder, tmp_path, capsys):
     simulate(folder.parent / "truth.npy", tmp_path / "out", views=4, detector=(6, 6))
     said = "angles from 0 to 270 degrees; the detector sees 0% of the volume's corners, over all views"
@@ -417,6 +434,21 @@ def test_a_truth_elsewhere_is_refused(folder, tmp_path):
     save_volume(tmp_path / "small.npy", Volume(truth.data[:, 1:], VoxelGrid.regular((15, 18, 20))))
     with pytest.raises(SystemExit, match="must have shape"):
         fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "small.npy"))
+
+
+@pytest.mark.parametrize("values", [np.full(GRID.shape, 7), np.linspace(0, 1e300, 5760).reshape(GRID.shape)])
+def test_a_truth_without_a_range_is_refused(folder, tmp_path, values):
+    save_volume(tmp_path / "truth.npy", Volume(values[None], GRID, "mm"))
+    with pytest.raises(SystemExit, match=r"truth\.npy must span a range from 1e-36 to 1e\+36, got (0|1e\+300)"):
+        fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "truth.npy"))
+
+
+def test_one_voxel_is_reconstructed(tmp_path):
+    one = VoxelGrid((1, 1, 1))
+    path = save_volume(tmp_path / "one.npy", Volume(np.ones((1, 1, 1, 1)), one, "mm"))
+    made = simulate(path, tmp_path / "made", views=3, geometry="parallel")
+    metrics = fit(made, tmp_path / "run", "--strategy.budget", "1", "--steps", "2")
+    assert metrics["num_gaussians"] == 1
 
 
 def test_projections_of_nothing_are_refused(tmp_path):

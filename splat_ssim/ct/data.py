@@ -107,6 +107,22 @@ def in_mm(volume: Volume) -> tuple[VoxelGrid, list[str]]:
     return grid, [f"its lengths are converted from {volume.unit} to mm"]
 
 
+def in_float32(values: np.ndarray, name: str) -> np.ndarray:
+    """Values in float32.
+
+    Raises:
+        ValueError: Not all are finite there, or all become 0. The message begins with `name`.
+    """
+    known = np.finfo(np.float32)
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    if largest != 0 and not float(known.tiny) <= largest <= float(known.max):
+        raise ValueError(
+            f"{name} must be numbers that float32 holds, the largest from {known.tiny:.2g} to {known.max:.2g}, got "
+            f"{largest:.3g}"
+        )
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
 def load_projections(folder: str | Path) -> Projections:
     """Reads a folder of projections.
 
@@ -132,9 +148,9 @@ def load_projections(folder: str | Path) -> Projections:
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     file = _file(folder, name)
-    pictures = load_stack(file).astype(np.float32)
+    pictures = in_float32(load_stack(file), f"the values of {file}")
     try:
-        return Projections(torch.from_numpy(np.ascontiguousarray(pictures)), geometry, grid)
+        return Projections(torch.from_numpy(pictures), geometry, grid)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

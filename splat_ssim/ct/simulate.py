@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError, user_errors
 from ..volume.grid import VoxelGrid
 from ..volume.io import Volume, load_volume, save_volume
-from .data import Projections, in_mm, save_projections
+from .data import Projections, in_float32, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
 
@@ -275,14 +275,17 @@ def simulate(
         )
         values = torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64))
         pictures = ray_sums(values, voxels, shape)
+        in_float32(pictures.numpy(), f"the line integrals of {volume}")
         lines += attenuation_lines(volume, values, pictures)
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
         made = Projections(pictures.float(), shape, grid)
+        if size is not None:
+            exact = interpolated(values, voxels, grid.points(dtype=torch.float64))
+            truth = in_float32(exact[None].numpy(), f"the voxels of {volume}")
         folder = save_projections(output, made)
         if size is not None:
-            truth = interpolated(values, voxels, grid.points(dtype=torch.float64))
-            save_volume(folder / "truth.npz", Volume(truth[None].float().numpy(), grid, "mm"))
+            save_volume(folder / "truth.npz", Volume(truth, grid, "mm"))
     for line in (*loaded.notes, *lines):
         print(f"{volume}: {line}")
     rows, columns = shape.detector

@@ -30,10 +30,11 @@ from ..volume.grid import VoxelGrid
 from ..volume.growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from ..volume.io import Volume, load_volume, save_volume
 from ..volume.losses import tv3d
+from ..volume.normalization import check_span
 from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
 from .config import CTConfig
-from .data import Projections, in_mm, load_projections
+from .data import Projections, in_float32, in_mm, load_projections
 from .device import pick_ct_device
 from .fdk import fdk
 from .project import project_field
@@ -105,6 +106,7 @@ class CTTask:
         if path is None:
             return None
         volume = load_volume(path, **self.config.data.read)
+        check_span(str(path), float(volume.data.max()) - float(volume.data.min()))
         if volume.data.shape != (1, *grid.shape):
             raise ValueError(
                 f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
@@ -114,7 +116,7 @@ class CTTask:
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
         self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]
-        return torch.from_numpy(volume.data.astype("float32")).to(self.device)
+        return torch.from_numpy(in_float32(volume.data, f"the voxels of {path}")).to(self.device)
 
     def _start(self, first: Tensor) -> GaussianField:
         """The Gaussians of step 0, from the filtered backprojection in units of `scale`."""
