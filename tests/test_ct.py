@@ -227,8 +227,12 @@ def test_simulation_sees_the_whole_volume(folder, tmp_path, kind):
     "options,message",
     [
         ({"views": 0}, "views and photons must be at least 1"),
-        ({"photons": math.nan}, "views and photons must be at least 1 .* got 50, nan, 4"),
-        ({"attenuation": math.inf}, "attenuation above 0, all of them finite, got 50, None, inf"),
+        ({"photons": math.nan}, "views and photons must be at least 1 .* got 50, nan, 4.0"),
+        ({"attenuation": math.inf, "photons": 9}, "attenuation above 0, all of them finite, got 50, 9, inf"),
+        ({"attenuation": 2.0}, "attenuation and seed are those of the noise, and require photons, got none"),
+        ({"seed": 3}, "attenuation and seed are those of the noise"),
+        ({"seed": 2**64, "photons": 100}, "seed must be from 0 to 9223372036854775807, got 18446744073709551616"),
+        ({"read": {"colour": 1}}, "read must hold shape, .* got 'colour'"),
         ({"spacing": 0.0}, "detector spacing must be above 0 mm"),
         ({"source_object": 0.0}, "0 < source_object < source_detector in mm, got source_object 0"),
         ({"source_detector": 0.0}, "source_object < source_detector in mm, got .* source_detector 0"),
@@ -278,6 +282,18 @@ def test_voxels_that_are_no_attenuations(folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"must leave fewer than 2\^63 of 1000 photons on every ray"):
         made(mixed, photons=1e3, attenuation=1e3)
     assert not (tmp_path / "out").exists()
+    several = np.concatenate([truth, 2 * truth])
+    with pytest.raises(UserError, match=r"must have one channel, got 2; --read '\{channel: 0\}' takes one of a file"):
+        made(several)
+    one = load_projections(made(several, read={"channel": 1})).pictures
+    assert torch.equal(one, load_projections(made(2 * truth)).pictures)
+    mended = truth.copy()
+    mended[0, 0, 0, 0] = np.nan
+    with pytest.raises(
+        UserError, match=r"pass nonfinite=0\.0 \(--data\.read .* of train, --read of compress and project\)"
+    ):
+        made(mended)
+    made(mended, read={"nonfinite": 0.0})
     made(mixed)
     assert "v.npy: warning: its voxels reach down to -50" in capsys.readouterr().out
 
@@ -303,6 +319,8 @@ def test_what_views_miss_is_told(folder, tmp_path, capsys):
     simulate(folder.parent / "truth.npy", tmp_path / "out", views=4, detector=(6, 6))
     said = "angles from 0 to 270 degrees; the detector sees 0% of the volume's corners, over all views"
     assert f"{tmp_path / 'out'}: {said}" in capsys.readouterr().out
+    alike = Projections(torch.zeros(12, 24, 30), dataclasses.replace(GEOMETRY, angles=(5.0,) * 12), GRID).lines()
+    assert "all views have the angle 5 degrees" in alike[1]
     angles = tuple(math.radians(angle) for angle in GEOMETRY.angles)
     radians = Projections(torch.zeros(12, 24, 30), dataclasses.replace(GEOMETRY, angles=angles), GRID).lines()
     assert radians[0].startswith("angles from 0 to 5.76 degrees") and "read as degrees, not as radians" in radians[1]

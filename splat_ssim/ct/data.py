@@ -16,7 +16,7 @@ from .._files import replacing, write_json
 from .._json import parsed
 from ..volume.grid import VoxelGrid, real_numbers
 from ..volume.io import Volume, load_stack
-from ..volume.stored import in_unit
+from ..volume.stored import METRES, in_unit
 from .geometry import XrayGeometry
 
 #: Name of the file that describes a folder, and of the file of projections that `save_projections` writes beside it.
@@ -90,7 +90,9 @@ class Projections:
             f"angles from {min(angles):.4g} to {max(angles):.4g} degrees; the detector sees "
             f"{100 * float(seen.double().mean()):.3g}% of the volume's corners, over all views"
         ]
-        if len(angles) > 1 and max(angles) - min(angles) <= 2 * math.pi:
+        if max(angles) == min(angles):
+            lines.append(f"warning: all views have the angle {angles[0]:.4g} degrees, and show nothing of the depth")
+        elif max(angles) - min(angles) <= 2 * math.pi:
             lines.append("warning: the views lie within a few degrees: angles are read as degrees, not as radians")
         return lines
 
@@ -99,7 +101,7 @@ def in_mm(volume: Volume) -> tuple[VoxelGrid, list[str]]:
     """The grid of a volume with lengths in mm, and what was assumed for it, one sentence each."""
     if volume.unit == "mm":
         return volume.grid, []
-    if not volume.unit:
+    if volume.unit not in METRES:
         return volume.grid, ["its unit of length is not known: mm is taken"]
     matrix = volume.grid.matrix
     matrix[:3] *= in_unit(1.0, volume.unit, "mm")

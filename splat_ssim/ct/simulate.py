@@ -18,8 +18,10 @@ import tyro
 from torch import Tensor
 
 from ..errors import UserError, user_errors
+from ..trainer.config import YamlMapping, check_ranges
 from ..volume.grid import VoxelGrid
 from ..volume.io import Volume, load_volume, save_volume
+from ..volume.target import check_read
 from .data import Projections, in_float32, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
@@ -34,6 +36,8 @@ def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
     """Integrates a volume along rays.
 
     The volume is interpolated trilinearly between voxel centres. It falls to 0 one voxel past the outermost centres.
+    Each ray is sampled at two points a voxel or more. The sums are within 0.2 % of the integrals for smooth volumes,
+    and within 4 % for a single voxel.
 
     Args:
         values: (n0, n1, n2) densities. They are computed in float64.
@@ -226,8 +230,9 @@ def simulate(
     detector: tuple[int, int] | None = None,
     spacing: float | None = None,
     photons: float | None = None,
-    attenuation: float = 4.0,
-    seed: int = 0,
+    attenuation: float | None = None,
+    seed: int | None = None,
+    read: YamlMapping = {},  # noqa: B006 - never changed
 ) -> Path:
     """Writes projections of a volume, to be reconstructed with configs/ct.yaml.
 
@@ -246,20 +251,29 @@ def simulate(
             detector.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
         attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
-        seed: Seed of the noise.
+            4 by default.
+        seed: Seed of the noise, 0 by default.
+        read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
 
     Returns:
         The folder written.
     """
+    if photons is None and (attenuation, seed) != (None, None):
+        raise UserError("attenuation and seed are those of the noise, and require photons, got none")
+    attenuation, seed = 4.0 if attenuation is None else attenuation, 0 if seed is None else seed
+    check_ranges(("seed", seed, 0, 2**63 - 1))
     if views < 1 or (photons is not None and not 1 <= photons < math.inf) or not 0 < attenuation < math.inf:
         raise UserError(
             "views and photons must be at least 1 and attenuation above 0, all of them finite, got "
             f"{views}, {photons}, {attenuation}"
         )
     with user_errors():
-        loaded = load_volume(volume)
+        check_read(read, "read")
+        loaded = load_volume(volume, **read)
         if len(loaded.data) != 1:
-            raise UserError(f"{volume} must have one channel, got {len(loaded.data)}")
+            raise UserError(
+                f"{volume} must have one channel, got {len(loaded.data)}; --read '{{channel: 0}}' takes one of a file"
+            )
         voxels, lines = in_mm(loaded)
         grid = voxels
         if size is not None:

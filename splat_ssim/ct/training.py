@@ -33,6 +33,7 @@ from ..volume.losses import tv3d
 from ..volume.normalization import check_span
 from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
+from ..volume.target import check_read
 from .config import CTConfig
 from .data import Projections, in_float32, in_mm, load_projections
 from .device import pick_ct_device
@@ -105,6 +106,7 @@ class CTTask:
         path, grid = self.config.data.truth, self.data.grid
         if path is None:
             return None
+        check_read(self.config.data.read, "data.read")
         volume = load_volume(path, **self.config.data.read)
         check_span(str(path), float(volume.data.max()) - float(volume.data.min()))
         if volume.data.shape != (1, *grid.shape):
