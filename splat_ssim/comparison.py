@@ -46,7 +46,7 @@ def compare(
     key: str | None = None,
     key_b: str | None = None,
     padding: str = "same",
-    block: int = distributed.BLOCK,
+    block: int | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Compares two images, two folders of images with the same names, or two volumes.
@@ -68,7 +68,7 @@ def compare(
         key_b: The same for `b`, if it differs.
         padding: "same" pads with zeros outside the borders, as for metrics.json. "valid" uses only windows that lie
             inside, as scikit-image and most others do; the result is larger for noisy pairs.
-        block: Edge of a block of a volume in voxels.
+        block: Edge of a block of a volume in voxels, 128 by default.
         output: JSON file to write the result to.
 
     Returns:
@@ -84,8 +84,8 @@ def compare(
         raise UserError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
     if data_range is not None and not DATA_RANGES[0] <= data_range <= DATA_RANGES[1]:
         raise UserError(f"--data-range must be from 1e-36 to 1e36, got {data_range:g}")
-    if kinds[0] != "volume" and (window, key, key_b) != (None,) * 3:
-        raise UserError(f"--window, --key and --key-b are for volumes, got them for two of kind {kinds[0]}")
+    if kinds[0] != "volume" and (window, key, key_b, block) != (None,) * 4:
+        raise UserError(f"--window, --key, --key-b and --block are for volumes, got them for two of kind {kinds[0]}")
     if window is not None:
         if data_range is not None:
             raise UserError(f"--window excludes --data-range, got {window} and {data_range}")
@@ -103,7 +103,9 @@ def compare(
                 print(f"{volume.path}: {line}", file=sys.stderr)
         if (apart := _elsewhere(*volumes)) is not None:
             print(apart, file=sys.stderr)
-        result = _compare_volumes(volumes, map, data_range, window, padding, block)
+        result = _compare_volumes(
+            volumes, map, data_range, window, padding, distributed.BLOCK if block is None else block
+        )
     else:
         images = _Images(data_range or 1.0, padding)
         result = (images.compare if kinds[0] == "image" else images.compare_folders)(a, b, map)

@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from splat_ssim import distributed
 from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
-from splat_ssim.trainer.cli import call, main
+from splat_ssim.trainer.cli import call, main, render_run, report_run
 from splat_ssim.volume import VoxelGrid, load_field, load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
 from splat_ssim.volume.export import FieldSource, load_gaussians_ply, save_gaussians_ply
@@ -294,6 +295,12 @@ def test_mistakes_in_a_comparison_are_one_sentence(tmp_path, options, text):
         compare(tmp_path / "two.npz", tmp_path / "two.npz", **{"key": "a", "key_b": "b", **options})
 
 
+def test_images_have_no_blocks(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--key-b and --block are for volumes, got them for two of kind image"):
+        compare(tmp_path / "a.png", tmp_path / "a.png", block=64)
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(
     ("low", "high", "dtype", "text"),
@@ -353,7 +360,11 @@ def npy(path, data):
     [
         (lambda p: npy(p, np.array([[["a"]]], object)), [], "scan.npy must hold an array of real numbers, got Python"),
         (lambda p: npy(p, np.zeros((4, 4, 4), complex)), [], "scan.npy must hold real numbers, got complex128"),
-        (lambda p: npy(p, np.full((4, 4, 4), np.nan)), [], r"pass nonfinite=0.0 \(--data.read '\{nonfinite: 0.0\}'\)"),
+        (
+            lambda p: npy(p, np.full((4, 4, 4), np.nan)),
+            [],
+            r"pass nonfinite=0.0 \(--data.read '\{nonfinite: 0.0\}' of train",
+        ),
         (
             lambda p: npy(p, np.zeros((9, 9, 9))),
             [],
@@ -404,6 +415,16 @@ def test_more_gaussians_than_voxels_names_the_option(tmp_path):
     np.save(tmp_path / "scan.npy", np.random.default_rng(0).random((12, 12, 12)))
     with pytest.raises(SystemExit, match=r"as many Gaussians as voxels, 1728, got 2500 of strategy.budget 5000"):
         fit(tmp_path / "run", tmp_path / "scan.npy", budget=5000)
+
+
+def test_a_report_of_a_volume_has_no_viewer_of_scenes(tmp_path):
+    fit(tmp_path / "run", save(tmp_path / "scan.npy", ball(0, 200, "uint8")), steps=2)
+    with pytest.raises(
+        UserError, match=r"--viewer-package is the viewer of a scene, and .*run is a run of another kind"
+    ):
+        report_run(tmp_path / "run", viewer_package=tmp_path)
+    with pytest.raises(UserError, match="--frames applies to a video, such as an orbit, got --views slices and"):
+        render_run(tmp_path / "run", views="slices", frames=9)
 
 
 def test_slices_show_red_green_and_blue():
