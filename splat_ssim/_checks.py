@@ -18,7 +18,7 @@ MAX_WINDOW_SIZE = 33
 
 #: Bounds of sigma, k1 and k2, and of the data range. Outside, their squares leave the range of the images' dtype.
 _CONSTANTS = (1e-9, 1e9)
-_DATA_RANGES = (1e-36, 1e36)
+DATA_RANGES = (1e-36, 1e36)
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 _LAYOUTS = {
@@ -65,7 +65,7 @@ def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.
 
 def check_data_range(value: Any) -> float:
     """`value` as the data range, a number whose powers can be computed."""
-    low, high = _DATA_RANGES
+    low, high = DATA_RANGES
     return check_number("data_range", value, low=low, high=high, closed=True)
 
 

@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor
 
 from splat_ssim import distributed, functional
+from splat_ssim._checks import DATA_RANGES
 from splat_ssim._files import check_output, check_output_folder, replacing_path, to_json, write_text
 from splat_ssim.errors import UserError, user_errors
 from splat_ssim.reference import MS_SSIM_WEIGHTS
@@ -21,7 +22,7 @@ from splat_ssim.trainer.metrics import psnr_of_mse, reported_psnr
 from splat_ssim.trainer.pictures import SUFFIXES, is_wide, opened, over_background, read_image, remarks, save_bytes
 from splat_ssim.volume.grid import VoxelGrid
 from splat_ssim.volume.io import Volume, save_volume, volume_format
-from splat_ssim.volume.normalization import Normalization
+from splat_ssim.volume.normalization import Normalization, check_span, check_window
 from splat_ssim.volume.ome_zarr import foreign
 from splat_ssim.volume.opened import OpenVolume, open_volume
 from splat_ssim.volume.suffixes import check_written, files_of
@@ -47,7 +48,7 @@ def compare(
     key: str | None = None,
     key_b: str | None = None,
     padding: str = "same",
-    block: int = distributed.BLOCK,
+    block: int | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Compares two images, two folders of images with the same names, or two volumes.
@@ -69,7 +70,7 @@ def compare(
         key_b: The same for `b`, if it differs.
         padding: "same" pads with zeros outside the borders, as for metrics.json. "valid" uses only windows that lie
             inside, as scikit-image and most others do; the result is larger for noisy pairs.
-        block: Edge of a block of a volume in voxels.
+        block: Edge of a block of a volume in voxels, 128 by default.
         output: JSON file to write the result to.
 
     Returns:
@@ -83,12 +84,15 @@ def compare(
     kinds = [_kind(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
         raise UserError(f"a and b must be of one kind, got {kinds[0]} {a} and {kinds[1]} {b}")
-    if data_range is not None and not 0 < data_range < math.inf:
-        raise UserError(f"--data-range must be above 0, got {data_range:g}")
-    if kinds[0] != "volume" and (window, key, key_b) != (None,) * 3:
-        raise UserError(f"--window, --key and --key-b are for volumes, got them for two of kind {kinds[0]}")
-    if window is not None and (data_range is not None or not window[0] < window[1]):
-        raise UserError(f"--window must be LOW HIGH with LOW < HIGH and no --data-range, got {window} and {data_range}")
+    if data_range is not None and not DATA_RANGES[0] <= data_range <= DATA_RANGES[1]:
+        raise UserError(f"--data-range must be from 1e-36 to 1e36, got {data_range:g}")
+    if kinds[0] != "volume" and (window, key, key_b, block) != (None,) * 4:
+        raise UserError(f"--window, --key, --key-b and --block are for volumes, got them for two of kind {kinds[0]}")
+    if window is not None:
+        if data_range is not None:
+            raise UserError(f"--window excludes --data-range, got {window} and {data_range}")
+        with user_errors():
+            check_window(*window, "--window LOW HIGH")
     _check_outputs(kinds[0], a, b, map, output)
     if kinds[0] == "volume":
         with user_errors():
@@ -100,7 +104,9 @@ def compare(
                 print(f"{volume.path}: {line}", file=sys.stderr)
         if (apart := _elsewhere(*volumes)) is not None:
             print(apart, file=sys.stderr)
-        result = _compare_volumes(volumes, map, data_range, window, padding, block)
+        result = _compare_volumes(
+            volumes, map, data_range, window, padding, distributed.BLOCK if block is None else block
+        )
     else:
         images = _Images(data_range or 1.0, padding)
         result = (images.compare if kinds[0] == "image" else images.compare_folders)(a, b, map)
@@ -285,9 +291,15 @@ def _compare_volumes(
         raise UserError(f"{a} and {b} must hold finite voxels, got NaN or infinite ones")
     if max(abs(float(low)), abs(float(high))) > 2**53 and "f" not in (sources[0].dtype.kind, sources[1].dtype.kind):
         print(f"{a} and {b} hold integers above 2^53: they are compared as float64, which rounds them", file=sys.stderr)
-    data_range = float(high - low) if data_range is None else data_range
+    if not math.isfinite(error):
+        raise UserError(f"{a} and {b} must differ by numbers whose squares float64 holds, got larger ones")
+    if data_range is None:
+        span = float(high) - float(low)
+        data_range = float(high - low) if span <= float(np.finfo(np.float32).max) else span
     if data_range <= 0:
         raise UserError(f"two equal constant volumes require --data-range, got the value {float(low):g}")
+    with user_errors():
+        check_span(f"{a} and {b}", data_range)
     # Read by slices where they may be: as floats only bytes that mean no 255ths of the range.
     floats = [first, second] if data_range != 255 and np.uint8 in (sources[0].dtype, sources[1].dtype) else sources
     options: dict[str, Any] = {"data_range": data_range, "padding": padding, "block": block}

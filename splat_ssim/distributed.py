@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from splat_ssim import functional
-from splat_ssim._checks import check_window_size
+from splat_ssim._checks import check_constants, check_window_size
 from splat_ssim.loss import photometric_loss as _local_loss
 
 #: Edge of a block in voxels, unless told otherwise: some 100 MB of work a thread.
@@ -120,8 +120,8 @@ def ssim3d(
 
     Raises:
         TypeError: The voxels are not real numbers.
-        ValueError: The shapes differ, the padding or reduction is unknown, the window is even, or a block is smaller
-            than the window.
+        ValueError: The shapes differ, the padding or reduction is unknown, the window is even, a constant is out of
+            range, or a block is smaller than the window.
         ImportError: dask is not installed.
 
     Example:
@@ -140,6 +140,7 @@ def ssim3d(
             f'padding must be "same" or "valid" and reduction "mean" or "none", got {padding!r} and {reduction!r}'
         )
     check_window_size(window_size)
+    check_constants((window_size, sigma, data_range, k1, k2))
     for volume in (volume1, volume2):
         if np.dtype(volume.dtype).kind not in "biuf":
             raise TypeError(f"the volumes must hold real numbers, got {volume.dtype}")

@@ -344,6 +344,8 @@ def test_damaged_files_are_refused_by_name(made, tmp_path):
         {"steps": [1e-30, 1e-30, 1e-30, 2]},
         {"steps": [0.1, 1e-11, 1.0, 2]},
         {"steps": [0.1, 1.0, 1.0, 1 << 30]},
+        {"unit": 5},
+        {"count": 0},
     ],
 )
 def test_files_that_claim_nonsense_are_refused(made, tmp_path, change):
@@ -408,6 +410,12 @@ def test_bytes_are_never_exceeded(size):
     assert made.metrics["num_gaussians"] >= 1
 
 
+@pytest.mark.parametrize("options", [{"bytes": 10**400}, {"ratio": 1e-310}, {"bytes": np.int64(900)}])
+def test_sizes_that_are_no_limit(options):
+    made = compress_volume(Volume(blob(0, 250, "uint8")[None], GRID), steps=5, device="cpu", **options)
+    assert made.metrics["num_gaussians"] >= 1
+
+
 def test_quality_is_reached(tmp_path, capsys):
     scan = save_volume(tmp_path / "scan.nii.gz", Volume(blob(0, 250, "uint8")[None], GRID, "mm"))
     made = compress(scan, tmp_path / "scan.gsv", psnr=32, steps=60, device="cpu", progress=False)
@@ -422,9 +430,10 @@ def test_quality_is_reached(tmp_path, capsys):
 def test_quality_out_of_reach_is_said_in_a_line(tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 250, (8, 8, 8)).astype(np.uint8)
     scan = save_volume(tmp_path / "scan.npy", Volume(noise[None], VoxelGrid.regular((8, 8, 8))))
-    made = compress(scan, tmp_path / "scan.gsv", psnr=90, steps=5, device="cpu", progress=False)
-    assert not made.reached and (tmp_path / "scan.gsv").exists()
-    assert "required a PSNR of 90 dB, which was not reached; it has" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"scan\.gsv: required a PSNR of 90 dB, which was not reached; it has \d"):
+        compress(scan, tmp_path / "scan.gsv", psnr=90, steps=5, device="cpu", progress=False)
+    assert "scan.gsv: bytes" in capsys.readouterr().out
+    assert load_packed(tmp_path / "scan.gsv").dtype == "uint8"
 
 
 def test_the_page_on_the_codec_runs():
@@ -475,8 +484,13 @@ def test_differences_of_large_integers_are_kept():
     [
         ({}, "exactly one of bytes, psnr and ratio must be given, got none"),
         ({"bytes": 5000, "psnr": 30.0}, "got bytes, psnr"),
-        ({"bytes": 0}, "bytes must be above 0, got 0"),
-        ({"ratio": float("nan")}, "ratio must be above 0, got nan"),
+        ({"bytes": 0}, "bytes must be a finite number above 0, got 0"),
+        ({"bytes": 500.7}, "bytes must be a whole number, got 500.7"),
+        ({"bytes": "500"}, "bytes must be a number, got str"),
+        ({"bytes": 500, "steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"ratio": float("nan")}, "ratio must be a finite number above 0, got nan"),
+        ({"ratio": 10**400}, "ratio must be at most"),
+        ({"psnr": 5000}, r"psnr must be in \[0, 100\], got 5000"),
         ({"bytes": 20}, "bytes must be at least"),
         ({"ratio": 1e9}, r"ratio must be at most \d+\.\d+ for the header of this volume and a Gaussian, got 1e\+09"),
         ({"bytes": 500, "steps": 0}, "steps must be at least 1, got 0"),
@@ -544,7 +558,7 @@ def test_voxels_that_are_no_numbers_are_refused():
         compress_volume(Volume(source[None], GRID), bytes=500)
 
 
-def test_a_signal_ends_it_and_leaves_no_file(tmp_path, monkeypatch):
+def test_a_signal_ends_it_and_leaves_no_file(tmp_path, monkeypatch, capsys):
     scan = save_volume(tmp_path / "scan.npy", Volume(blob(0, 250, "uint8")[None], GRID))
 
     def stopped(*args, **options):
@@ -552,9 +566,10 @@ def test_a_signal_ends_it_and_leaves_no_file(tmp_path, monkeypatch):
         return cut_error(*args, **options)
 
     monkeypatch.setattr("splat_ssim.volume.codec.rounding.cut_error", stopped)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="SIGINT"):
         compress(scan, tmp_path / "scan.gsv", bytes=500, steps=20, device="cpu", progress=False)
     assert {path.name for path in tmp_path.iterdir()} <= {"scan.npy", "scan.npy.json", "scan.json"}
+    assert f"stopped by SIGINT; {tmp_path / 'scan.gsv'} is not written" in capsys.readouterr().err
 
 
 def test_codes_of_no_gaussian_are_a_volume():

@@ -140,7 +140,17 @@ def test_a_volume_as_a_box():
     [
         ({"geometry": "fan"}, "geometry must be one of cone, parallel, got 'fan'"),
         ({"angles": [0, 1]}, r"must have shape \(2, 24, 30\).*got \(12, 24, 30\)"),
-        ({"angles": "many"}, "must be numbers"),
+        ({"angles": "many"}, "angles must be one finite number or more, got many"),
+        ({"angles": {str(angle): 1 for angle in range(12)}}, "angles must be one finite number or more"),
+        ({"angles": [True] * 12}, "angles must be one finite number or more"),
+        ({"detector": {"rows": "24", "columns": 30, "spacing": 2}}, "rows and columns must be 2 finite numbers"),
+        ({"source_object": True}, "0 < source_object < source_detector .* got source_object True"),
+        ({"volume": {"shape": [True, 4, 4], "affine": np.eye(4).tolist()}}, "volume.shape must be three whole numbers"),
+        ({"volume": {"shape": [4, 4, 4], "low": ["0", "0", "0"], "high": [1, 1, 1]}}, "low must be below"),
+        (
+            {"volume": {"shape": [4, 4, 4], "affine": [list("1000"), *np.eye(4)[1:].tolist()]}},
+            "affine must be a finite",
+        ),
         ({"detector": {"rows": 24, "columns": 31, "spacing": 2}}, r"must have shape \(12, 24, 31\)"),
         ({"detector": {"rows": 24}}, "detector must hold rows, columns and spacing"),
         ({"detector": None}, "detector must hold rows"),
@@ -162,6 +172,13 @@ def test_folders_that_are_refused(folder, tmp_path, changes, message):
     (tmp_path / "geometry.json").write_text(json.dumps(header))
     (tmp_path / "projections.npy").write_bytes((folder / "projections.npy").read_bytes())
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_projections(tmp_path)
+
+
+def test_a_key_that_is_there_twice_is_refused(folder, tmp_path):
+    text = (folder / "geometry.json").read_text()
+    (tmp_path / "geometry.json").write_text(text.replace('"angles"', '"angles": [0], "angles"'))
+    with pytest.raises(ValueError, match=r"geometry\.json: the key 'angles' must be there once, got it twice"):
         load_projections(tmp_path)
 
 
@@ -211,8 +228,12 @@ def test_simulation_sees_the_whole_volume(folder, tmp_path, kind):
     "options,message",
     [
         ({"views": 0}, "views and photons must be at least 1"),
-        ({"photons": math.nan}, "views and photons must be at least 1 .* got 50, nan, 4"),
-        ({"attenuation": math.inf}, "attenuation above 0, all of them finite, got 50, None, inf"),
+        ({"photons": math.nan}, "views and photons must be at least 1 .* got 50, nan, 4.0"),
+        ({"attenuation": math.inf, "photons": 9}, "attenuation above 0, all of them finite, got 50, 9, inf"),
+        ({"attenuation": 2.0}, "attenuation and seed are those of the noise, and require photons, got none"),
+        ({"seed": 3}, "attenuation and seed are those of the noise"),
+        ({"seed": 2**64, "photons": 100}, "seed must be from 0 to 9223372036854775807, got 18446744073709551616"),
+        ({"read": {"colour": 1}}, "read must hold shape, .* got 'colour'"),
         ({"spacing": 0.0}, "detector spacing must be above 0 mm"),
         ({"source_object": 0.0}, "0 < source_object < source_detector in mm, got source_object 0"),
         ({"source_detector": 0.0}, "source_object < source_detector in mm, got .* source_detector 0"),
@@ -262,14 +283,45 @@ def test_voxels_that_are_no_attenuations(folder, tmp_path, capsys):
     with pytest.raises(UserError, match=r"must leave fewer than 2\^63 of 1000 photons on every ray"):
         made(mixed, photons=1e3, attenuation=1e3)
     assert not (tmp_path / "out").exists()
+    several = np.concatenate([truth, 2 * truth])
+    with pytest.raises(UserError, match=r"must have one channel, got 2; --read '\{channel: 0\}' takes one of a file"):
+        made(several)
+    one = load_projections(made(several, read={"channel": 1})).pictures
+    assert torch.equal(one, load_projections(made(2 * truth)).pictures)
+    mended = truth.copy()
+    mended[0, 0, 0, 0] = np.nan
+    with pytest.raises(
+        UserError, match=r"pass nonfinite=0\.0 \(--data\.read .* of train, --read of compress and project\)"
+    ):
+        made(mended)
+    made(mended, read={"nonfinite": 0.0})
     made(mixed)
     assert "v.npy: warning: its voxels reach down to -50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("factor", "got"), [(1e200, r"e\+20\d"), (1e-310, r"e-3\d\d"), (1.7e308, "inf|nan")])
+def test_line_integrals_that_float32_does_not_hold(folder, tmp_path, factor, got):
+    truth = load_volume(folder.parent / "truth.npy").data.astype(np.float64)
+    path = save_volume(tmp_path / "v.npy", Volume(truth / truth.max() * factor, GRID, "mm"))
+    with pytest.raises(
+        UserError, match=rf"the line integrals of .*v\.npy must be numbers that float32 holds.* got .*({got})"
+    ):
+        simulate(path, tmp_path / "out", views=1)
+    assert not (tmp_path / "out").exists()
+    for name in ("geometry.json", "projections.npy"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    if factor < 1e300:
+        np.save(tmp_path / "projections.npy", np.load(tmp_path / "projections.npy").astype(np.float64) * factor)
+        with pytest.raises(ValueError, match=r"the values of .*projections\.npy must be numbers that float32 holds"):
+            load_projections(tmp_path)
 
 
 def test_what_views_miss_is_told(folder, tmp_path, capsys):
     simulate(folder.parent / "truth.npy", tmp_path / "out", views=4, detector=(6, 6))
     said = "angles from 0 to 270 degrees; the detector sees 0% of the volume's corners, over all views"
     assert f"{tmp_path / 'out'}: {said}" in capsys.readouterr().out
+    alike = Projections(torch.zeros(12, 24, 30), dataclasses.replace(GEOMETRY, angles=(5.0,) * 12), GRID).lines()
+    assert "all views have the angle 5 degrees" in alike[1]
     angles = tuple(math.radians(angle) for angle in GEOMETRY.angles)
     radians = Projections(torch.zeros(12, 24, 30), dataclasses.replace(GEOMETRY, angles=angles), GRID).lines()
     assert radians[0].startswith("angles from 0 to 5.76 degrees") and "read as degrees, not as radians" in radians[1]
@@ -396,6 +448,29 @@ def test_a_run_resumes_to_the_same_bits(folder, tmp_path, monkeypatch):
     assert (tmp_path / "seen.png").exists()
 
 
+@pytest.mark.parametrize(
+    "change", [{"angles": circle(12, "parallel")}, {"source_object": 81.0}, {"shape": [16, 18, 21]}]
+)
+def test_a_run_keeps_its_geometry(folder, tmp_path, capsys, change):
+    fit(folder, tmp_path / "run", "--steps", "2")
+    header = json.loads((folder / "geometry.json").read_text())
+    for part in (header, header["volume"]):
+        part.update({key: value for key, value in change.items() if key in part})
+    save_projections(tmp_path / "other", load_projections(folder))
+    (tmp_path / "other" / "geometry.json").write_text(json.dumps(header))
+    required = (
+        r"required the data that .*run was trained on, projections of shape 12x24x30 \(checksum .*\), their geometry"
+    )
+    with pytest.raises(SystemExit, match=required):
+        main(["--resume", str(tmp_path / "run"), "--data-dir", str(tmp_path / "other"), "--steps", "4"])
+    with pytest.raises(UserError, match=required):
+        load(tmp_path / "run", data_dir=tmp_path / "other")
+    # A checkpoint of before knows its projections only.
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    torch.save({**saved, "data": saved["data"].partition(", their")[0]}, tmp_path / "run" / "checkpoint.pt")
+    assert load(tmp_path / "run").data.geometry == GEOMETRY
+
+
 def test_a_random_start_and_no_growth(folder, tmp_path):
     metrics = fit(
         folder, tmp_path / "run", "--model.start-from", "random", "--strategy.name", "none", "--output.format", ""
@@ -427,6 +502,21 @@ def test_a_truth_elsewhere_is_refused(folder, tmp_path):
     save_volume(tmp_path / "small.npy", Volume(truth.data[:, 1:], VoxelGrid.regular((15, 18, 20))))
     with pytest.raises(SystemExit, match="must have shape"):
         fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "small.npy"))
+
+
+@pytest.mark.parametrize("values", [np.full(GRID.shape, 7), np.linspace(0, 1e300, 5760).reshape(GRID.shape)])
+def test_a_truth_without_a_range_is_refused(folder, tmp_path, values):
+    save_volume(tmp_path / "truth.npy", Volume(values[None], GRID, "mm"))
+    with pytest.raises(SystemExit, match=r"truth\.npy must span a range from 1e-36 to 1e\+36, got (0|1e\+300)"):
+        fit(folder, tmp_path / "run", "--data.truth", str(tmp_path / "truth.npy"))
+
+
+def test_one_voxel_is_reconstructed(tmp_path):
+    one = VoxelGrid((1, 1, 1))
+    path = save_volume(tmp_path / "one.npy", Volume(np.ones((1, 1, 1, 1)), one, "mm"))
+    made = simulate(path, tmp_path / "made", views=3, geometry="parallel")
+    metrics = fit(made, tmp_path / "run", "--strategy.budget", "1", "--steps", "2")
+    assert metrics["num_gaussians"] == 1
 
 
 def test_projections_of_nothing_are_refused(tmp_path):

@@ -159,7 +159,7 @@ def test_trained_scenes_are_saved_by_the_name(run, tmp_path):
         (["a.ply"], {"all": True}, "required an output other than the input, got the same file"),
         (["a.ply", "b.spz"], {"views": 3}, "--views requires a run folder, got the file a.ply"),
         (["a.ply", "b.spz"], {"views": -1}, "--views must be 0 or more, got -1"),
-        (["empty.ply", "b.spz"], {}, "empty.ply: required Gaussians to write, got none"),
+        (["empty.ply", "b.spz"], {}, "empty.ply: required at least one Gaussian, got none"),
         (["broken.ply", "b.spz"], {}, "broken.ply: required a PLY file, got one without its header"),
         ([".", "b.spz"], {}, "config.yaml: required a YAML file, got No such file"),
     ],

@@ -98,7 +98,7 @@ def test_the_same_gaussians_are_the_same_bytes(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_gaussians_and_broken_ones_are_refused(tmp_path, name):
     path = tmp_path / f"a{FORMATS[name].suffix}"
-    with pytest.raises(FormatError, match="required Gaussians to write, got none"):
+    with pytest.raises(FormatError, match="required at least one Gaussian, got none"):
         save_splats(path, make(0, 1))
     for key in ("means", "scales", "quats", "sh0", "shN"):
         splats = make(5, 1)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "splat_ssim"
 
 #: The layers from the lowest up. A file may import from its own layer and from lower ones.
 LAYERS = [
-    ["_checks", "_files", "_importing", "_locks", "_moved", "_version", "errors", "options"],
+    ["_checks", "_files", "_importing", "_json", "_locks", "_moved", "_version", "errors", "options"],
     ["reference", "_maps"],
     ["ops"],
     ["_background", "functional"],

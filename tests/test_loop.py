@@ -107,6 +107,8 @@ def test_scripts_serve_any_task(tmp_path, capsys):
     assert render_run(folder).read_text() == "number"
     with pytest.raises(UserError, match="--views must be one of number for this run, got 'orbit'"):
         render_run(folder, views="orbit")
+    with pytest.raises(UserError, match="--frames applies to a video, such as an orbit, got --views number"):
+        render_run(folder, frames=5)
     with pytest.raises(SystemExit, match="required a new folder for a new run"):
         main(["--config", str(tmp_path / "line.yaml"), "--result-dir", str(folder)])
 

@@ -1,5 +1,8 @@
 """The renderer compared with gsplat: conventions, strategies, and errors for invalid arguments."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -100,6 +103,8 @@ BAD_SCENES = [
     (change(6, lambda t: t.repeat(2, 1, 1)), ValueError, r"Ks must have shape \[C, 3, 3\] = \(1, 3, 3\)"),
     (change(4, lambda t: t[:, :3]), ValueError, "sh_degree 1 needs 4 coefficients, got 3"),
     (change(4, lambda t: t[1:]), ValueError, r"colors must be \[N, K, 3\], \[C, N, K, 3\] or a pair"),
+    (change(4, lambda t: t[..., 0]), ValueError, r"colors must be \[N, K, 3\], \[C, N, K, 3\] or a pair"),
+    (change(4, lambda t: t[:, :0]), ValueError, "sh_degree 1 needs 4 coefficients, got 0"),
     (change(4, None), TypeError, "colors must be a tensor, got NoneType"),
     (change(4, lambda t: (t, t)), ValueError, r"colors\[0\] must have shape \[N, 1, 3\]"),
     (change(1, lambda t: t.to("meta")), ValueError, "quats must be on the device of means, cpu, got meta"),
@@ -121,10 +126,22 @@ BAD_OPTIONS = [
     (dict(rasterize_mode="fast"), "rasterize_mode must be one of classic, antialiased, got 'fast'"),
     (dict(max_alpha=1.0), "max_alpha must lie between 1/255 and 1, both excluded, got 1.0"),
     (dict(near_plane=0.0), "0 < near_plane < far_plane is required, got 0.0"),
-    (dict(eps2d=-0.1), "must not be negative, got 0.0 and -0.1"),
+    (dict(eps2d=-0.1), "must be finite and not negative, got 0.0 and -0.1"),
+    (dict(eps2d=math.nan), "must be finite and not negative, got 0.0 and nan"),
+    (dict(eps2d=math.inf), "must be finite and not negative, got 0.0 and inf"),
+    (dict(radius_clip=math.nan), "must be finite and not negative, got nan and 0.3"),
+    (dict(tile_size=16.0), "tile_size must be None .*, 16 or 32, got 16.0"),
     (dict(backgrounds=BACKGROUND), r"backgrounds must have shape \[C, D\] = \(1, 3\), got \(2, 3\)"),
     (dict(pixel_weights=torch.ones(1, 40, 36)), r"pixel_weights must have shape \[C, H, W\] = \(1, 36, 40\)"),
 ]
+
+
+@pytest.mark.parametrize("shape", [(60, 0), (), (60,), (2, 60, 3)])
+def test_bad_colours(shape):
+    scene = make_scene()
+    scene[4] = torch.ones(shape)
+    with pytest.raises(ValueError, match=r"colors must have shape \[N, D\] or \[C, N, D\], N = 60, C = 1, got"):
+        rasterization(*scene, 40, 36)
 
 
 @pytest.mark.parametrize("options, message", BAD_OPTIONS)
@@ -136,6 +153,10 @@ def test_bad_options(options, message):
 def test_no_image():
     with pytest.raises(ValueError, match="width and height must be at least 1, got 0 and 5"):
         rasterization(*make_scene(), 0, 5, sh_degree=1)
+    for width in (32.5, 32.0, "32", True):
+        with pytest.raises(TypeError, match=f"width must be a whole number, got {width!r}"):
+            rasterization(*make_scene(), width, 5, sh_degree=1)
+    assert rasterization(*make_scene(), np.int64(8), 5, sh_degree=1)[0].shape == (1, 5, 8, 3)
 
 
 def test_what_gsplat_cannot_do_on_cuda():

@@ -12,6 +12,7 @@ from PIL import Image
 from splat_ssim.ply import load_ply
 from splat_ssim.scene.data import SceneError, load_scene
 from splat_ssim.scene.data.placement import ordinary
+from splat_ssim.scene.data.transforms import read_json
 from splat_ssim.scene.start import random_points
 from splat_ssim.trainer import load
 from splat_ssim.trainer.cli import evaluate_run, main
@@ -1096,3 +1097,9 @@ def test_a_run_is_found_from_elsewhere(tmp_path, monkeypatch):
     path.write_text(path.read_text().replace(str(home / "scenes" / "ball"), "scenes/ball"))
     assert "data_dir: scenes/ball" in path.read_text()
     assert evaluate_run(home / "run")["psnr"] > 0
+
+
+def test_a_key_of_a_transforms_file_is_there_once(tmp_path):
+    (tmp_path / "a.json").write_text('{"fl_x": 20, "fl_x": 30, "frames": []}')
+    with pytest.raises(SceneError, match=r"a\.json: required JSON, .*the key 'fl_x' must be there once, got it twice"):
+        read_json(tmp_path / "a.json")

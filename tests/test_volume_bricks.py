@@ -292,6 +292,15 @@ def test_options_that_bricks_do_not_have_are_refused(tmp_path, volume, change, m
         BrickTask(config)
 
 
+def test_a_budget_beyond_the_voxels_is_told(tmp_path):
+    np.save(tmp_path / "volume.npy", smooth_volume((8, 8, 8)))
+    config = config_of(tmp_path)
+    config.strategy.budget = 200
+    assert any("at most 64 Gaussians, not the 200 of strategy.budget" in note for note in BrickTask(config).notes)
+    config.strategy.budget = 64
+    assert not any("at most" in note for note in BrickTask(config).notes)
+
+
 def test_numbers_that_are_none_are_found_before_anything_is_fitted(tmp_path):
     values = smooth_volume().astype(np.float32)
     values[30, 2, 3] = np.nan

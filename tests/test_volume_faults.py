@@ -8,15 +8,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from splat_ssim import distributed
 from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
-from splat_ssim.trainer.cli import call
+from splat_ssim.trainer.cli import call, main, render_run, report_run
 from splat_ssim.volume import VoxelGrid, load_field, load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
-from splat_ssim.volume.export import load_gaussians_ply, save_gaussians_ply
+from splat_ssim.volume.export import FieldSource, load_gaussians_ply, save_gaussians_ply
 from splat_ssim.volume.gaussians import GaussianField
+from splat_ssim.volume.normalization import choose_normalization
 from splat_ssim.volume.pictures import slice_sheet
 from splat_ssim.volume.rebuild import rebuild
 from tests.volumes import GRID, SHAPE, VOXELS, ball, fit, save, true_psnr
@@ -201,6 +203,49 @@ def test_gaussians_of_before_their_source_was_kept(tmp_path):
         rebuild(tmp_path / "none.ply", tmp_path / "out.npy")
 
 
+@pytest.mark.parametrize("given", [{"low": math.nan}, {"high": math.inf}, {"low": 5, "high": 1}, {"low": 9, "high": 9}])
+def test_intensities_that_mean_nothing_are_refused(tmp_path, given):
+    field = GaussianField.from_volume(torch.rand(1, *SHAPE), GRID, 20)
+    path = save_gaussians_ply(tmp_path / "field.ply", field, FieldSource(GRID, 0.0, 200.0))
+    with pytest.raises(UserError, match=r"--low and --high must be finite with LOW < HIGH, got "):
+        rebuild(path, tmp_path / "out.npy", **given)
+    save_gaussians_ply(path, field, FieldSource(GRID, 3.0, 3.0))
+    with pytest.raises(UserError, match=r"the intensities of .*field.ply must be finite with LOW < HIGH, got 3 and 3"):
+        rebuild(path, tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("brick", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(-1e308, 5e307), (0.0, 1e-310)])
+def test_extreme_intensities_have_their_psnr(tmp_path, low, high, brick):
+    values = (ball(0, 1, "float64") * (high - low) + low).astype(np.float64)
+    np.save(tmp_path / "a.npy", values)
+    more = (
+        ["--config", "configs/bricks.yaml", "--brick-steps", "4"] if brick else ["--config", "configs/voxel_mri.yaml"]
+    )
+    more += [] if brick else ["--steps", "4", "--output.no-video"]
+    places = ["--data-dir", str(tmp_path / "a.npy"), "--result-dir", str(tmp_path / "run"), "--output.no-progress"]
+    metrics = main([*more, *places, "--strategy.budget", "20"])
+    back = load_volume(rebuild(tmp_path / "run" / "gaussians.ply", tmp_path / "back.npy")).data[0]
+    errors = (back - values) / (values.max() - values.min())
+    assert metrics["psnr3d_source"] == pytest.approx(-10 * np.log10(np.square(errors).mean()), abs=0.01)
+
+
+def test_values_as_they_are_must_be_those_of_float32(tmp_path):
+    for values, text in ((1e300, "must hold numbers of float32 for mode 'none'"), (3e38, "must span a range")):
+        with pytest.raises(ValueError, match=text):
+            choose_normalization(np.array([-values, values]), "none")
+
+
+@pytest.mark.parametrize("config", ["voxel_mri", "bricks"])
+def test_one_voxel_is_fitted(tmp_path, config):
+    np.save(tmp_path / "a.npy", np.ones((1, 1, 1)))
+    places = ["--data-dir", str(tmp_path / "a.npy"), "--result-dir", str(tmp_path / "run"), "--output.no-progress"]
+    steps = ["--brick-steps", "4"] if config == "bricks" else ["--steps", "4", "--output.no-video"]
+    metrics = main(["--config", f"configs/{config}.yaml", *places, *steps, "--strategy.budget", "1"])
+    assert metrics["num_gaussians"] == 1 and metrics["psnr3d"] > 20
+
+
 # --- compare.py gives the figures of metrics.json
 
 
@@ -235,8 +280,11 @@ def test_compare_says_what_it_assumed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"data_range": 0.0}, "--data-range must be above 0, got 0"),
-        ({"data_range": 1.0, "window": (0, 1)}, "--window must be LOW HIGH .* and no --data-range"),
+        ({"data_range": 1e37}, "--data-range must be from 1e-36 to 1e36, got 1e.37"),
+        ({"window": (0, math.inf)}, "--window LOW HIGH must be finite with LOW < HIGH, got 0 and inf"),
+        ({"window": (math.nan, 1)}, "LOW < HIGH, got nan and 1"),
+        ({"data_range": 0.0}, "--data-range must be from 1e-36 to 1e36, got 0"),
+        ({"data_range": 1.0, "window": (0, 1)}, "--window excludes --data-range"),
         ({"window": (1, 1)}, "LOW < HIGH"),
         ({"key": "c"}, r"key must be one of \['a', 'b'\]"),
     ],
@@ -245,6 +293,35 @@ def test_mistakes_in_a_comparison_are_one_sentence(tmp_path, options, text):
     np.savez(tmp_path / "two.npz", a=np.zeros(SHAPE), b=np.ones(SHAPE))
     with pytest.raises(UserError, match=text):
         compare(tmp_path / "two.npz", tmp_path / "two.npz", **{"key": "a", "key_b": "b", **options})
+
+
+def test_images_have_no_blocks(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--key-b and --block are for volumes, got them for two of kind image"):
+        compare(tmp_path / "a.png", tmp_path / "a.png", block=64)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "text"),
+    [
+        (-8e307, 8e307, "float64", r"must span a range from 1e-36 to 1e\+36, got 1.6e\+308"),
+        (-3e38, 3e38, "float32", r"must span a range from 1e-36 to 1e\+36, got 6e\+38"),
+        (0, 1e-310, "float64", "must span a range from 1e-36 to .* got 1e-310"),
+        (0, 1e37, "float32", r"must span a range from 1e-36 to 1e\+36, got 1e\+37"),
+    ],
+)
+def test_ranges_that_ssim_does_not_take(tmp_path, low, high, dtype, text):
+    values = np.linspace(low / 2, high / 2, 1000, dtype=dtype).reshape(10, 10, 10) * 2
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(UserError, match=f"a.npy and .*a.npy {text}"):
+        compare(tmp_path / "a.npy", tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", values[::-1])
+    if high > 1e200:
+        with pytest.raises(UserError, match="must differ by numbers whose squares float64 holds"):
+            compare(tmp_path / "a.npy", tmp_path / "b.npy", data_range=1.0)
+    with pytest.raises(ValueError, match="data_range must be in"):
+        distributed.ssim3d(values, values, data_range=1e37)
 
 
 def test_blockwise_ssim_takes_real_numbers_only():
@@ -283,7 +360,11 @@ def npy(path, data):
     [
         (lambda p: npy(p, np.array([[["a"]]], object)), [], "scan.npy must hold an array of real numbers, got Python"),
         (lambda p: npy(p, np.zeros((4, 4, 4), complex)), [], "scan.npy must hold real numbers, got complex128"),
-        (lambda p: npy(p, np.full((4, 4, 4), np.nan)), [], r"pass nonfinite=0.0 \(--data.read '\{nonfinite: 0.0\}'\)"),
+        (
+            lambda p: npy(p, np.full((4, 4, 4), np.nan)),
+            [],
+            r"pass nonfinite=0.0 \(--data.read '\{nonfinite: 0.0\}' of train",
+        ),
         (
             lambda p: npy(p, np.zeros((9, 9, 9))),
             [],
@@ -334,6 +415,16 @@ def test_more_gaussians_than_voxels_names_the_option(tmp_path):
     np.save(tmp_path / "scan.npy", np.random.default_rng(0).random((12, 12, 12)))
     with pytest.raises(SystemExit, match=r"as many Gaussians as voxels, 1728, got 2500 of strategy.budget 5000"):
         fit(tmp_path / "run", tmp_path / "scan.npy", budget=5000)
+
+
+def test_a_report_of_a_volume_has_no_viewer_of_scenes(tmp_path):
+    fit(tmp_path / "run", save(tmp_path / "scan.npy", ball(0, 200, "uint8")), steps=2)
+    with pytest.raises(
+        UserError, match=r"--viewer-package is the viewer of a scene, and .*run is a run of another kind"
+    ):
+        report_run(tmp_path / "run", viewer_package=tmp_path)
+    with pytest.raises(UserError, match="--frames applies to a video, such as an orbit, got --views slices and"):
+        render_run(tmp_path / "run", views="slices", frames=9)
 
 
 def test_slices_show_red_green_and_blue():

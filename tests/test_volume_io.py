@@ -59,6 +59,18 @@ def test_raw_by_shape_and_dtype(tmp_path):
         load_volume(tmp_path / "scan.raw", shape=(3, 4, 5), dtype="int16")
 
 
+def test_a_sidecar_says_everything_once_and_in_numbers(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4)))
+    (tmp_path / "a.npy.json").write_text('{"unit": "mm", "unit": "um"}')
+    with pytest.raises(ValueError, match=r"a.npy.json must be JSON that describes a.npy, got the key 'unit' must be"):
+        load_volume(tmp_path / "a.npy")
+    (tmp_path / "a.npy.json").write_text(json.dumps({"affine": [list("1000"), *np.eye(4)[1:].tolist()]}))
+    with pytest.raises(ValueError, match="affine"):
+        load_volume(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"spacing must be one finite number or three \(x, y, z\), got '2'"):
+        load_volume(tmp_path / "a.npy", spacing="2")
+
+
 @pytest.mark.parametrize("axes", ["xy", "xyzc", 5])
 def test_axes_of_a_sidecar_that_do_not_fit(tmp_path, axes):
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4)))
@@ -166,7 +178,13 @@ def test_a_constant_volume_may_lie_at_an_end_of_its_window():
 
 @pytest.mark.parametrize(
     ("low", "high", "dtype"),
-    [(0, 1, "float32"), (-1024, 3071, "float32"), (1e8, 1e8 + 113, "float64"), (0, 1e300, "float64")],
+    [
+        (0, 1, "float32"),
+        (-1024, 3071, "float32"),
+        (1e8, 1e8 + 113, "float64"),
+        (0, 1e300, "float64"),
+        (0, 1e-310, "float64"),
+    ],
 )
 def test_intensities_have_the_dtype_that_their_range_needs(low, high, dtype):
     scale = Normalization(low, high)
@@ -181,7 +199,8 @@ def test_intensities_have_the_dtype_that_their_range_needs(low, high, dtype):
         (np.zeros(5), {"mode": "max"}, "must span a range .* give a window"),
         (np.full(5, 3.0), {"mode": "percentile"}, "must span a range"),
         (np.arange(5), {"mode": "window"}, r"window must be \(low, high\)"),
-        (np.arange(5), {"mode": "window", "window": (4, 4)}, "low < high"),
+        (np.arange(5), {"mode": "window", "window": (4, 4)}, "LOW < HIGH, got 4 and 4"),
+        (np.arange(5), {"mode": "window", "window": (0, np.inf)}, "must be finite with LOW < HIGH, got 0 and inf"),
         (np.arange(5), {"mode": "percentile", "percentiles": (50, 50)}, "percentiles must be"),
         (np.arange(5), {"mode": "zscore"}, "mode must be one of"),
         (np.arange(1701), {"mode": "window", "window": (5000, 6000)}, "hold some .* from 0 to 1700, got 5000 to 6000"),

@@ -23,6 +23,8 @@ def test_shapes_are_known_before_reading(tmp_path, suffix, channels):
 def test_what_only_reading_tells(tmp_path):
     path = save_volume(tmp_path / "a.npz", Volume(VOXELS[None], GRID))
     assert stored_shape(path) is None and memory.check_memory(path, {}) is None
+    np.save(tmp_path / "number.npy", np.float32(3))  # no volume, which reading it says
+    assert memory.check_memory(tmp_path / "number.npy", {}) is None
 
 
 def test_scaled_nifti_goes_through_float64(tmp_path):

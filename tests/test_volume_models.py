@@ -1,5 +1,6 @@
 """Models of a volume, their growth, crops, and exports."""
 
+import json
 import math
 
 import numpy as np
@@ -289,9 +290,26 @@ def test_quantized_round_trip(tmp_path, channels):
         fine = dict.fromkeys(("means", "log_scales", "quats", "densities", "features"), 16)
         path = save_quantized(tmp_path / "fine.quantized", field, GRID, bits=fine)
         assert psnr3d(load_quantized(path)(GRID), field(GRID)) > 70
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="complete quantised field"):
-        load_quantized(path)
+    content, whole = path.read_bytes(), load_quantized(path)
+    for cut in (1, 20):
+        path.write_bytes(content[:-cut])
+        with pytest.raises(ValueError, match="complete quantised field, got codes that are cut short or damaged"):
+            load_quantized(path)
+    # The header is text, in which a wrong bit may turn a digit into another.
+    length = int.from_bytes(content[9:13], "little")
+    for at in [*range(content.index(b'"checksum"')), *range(13 + length, len(content), 97)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            means = load_quantized(path).tensors["means"]
+        except ValueError as error:
+            assert "quantised field" in str(error)
+        else:  # the last digit of a number may be one that float64 does not tell apart
+            assert torch.equal(means, whole.tensors["means"])
+    header = json.loads(content[13 : 13 + length])
+    del header["checksum"]  # as older files
+    head = json.dumps(header).encode()
+    path.write_bytes(content[:9] + len(head).to_bytes(4, "little") + head + content[13 + length :])
+    assert len(load_quantized(path)) == 400
     with pytest.raises(ValueError, match="must be a quantised field"):
         load_quantized(save_gaussians_ply(tmp_path / "field.ply", field))
     with pytest.raises(ValueError, match="bits must be from 2 to 16"):

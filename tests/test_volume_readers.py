@@ -92,7 +92,7 @@ def test_spacing_goes_along_x_y_z_where_a_file_has_no_directions(tmp_path):
         grid = load_volume(tmp_path / name, spacing=(0.7, 0.8, 2.5)).grid
         np.testing.assert_allclose(grid.matrix, np.diag([0.7, 0.8, 2.5, 1]))
     with pytest.raises(
-        ValueError, match=r"flat.nii: affine must be invertible.*--data.read '\{spacing: 1.0\}'\), along x"
+        ValueError, match=r"flat.nii: affine must be invertible.*--data.read '\{spacing: 1.0\}' of train.*\), along x"
     ):
         load_volume(tmp_path / "flat.nii")
     grid = load_volume(tmp_path / "bare.nrrd", spacing=(0.7, 0.8, 2.5), axes="zyx").grid

@@ -266,12 +266,33 @@ def test_strided_inputs():
         ({"source_object": 80}, "0 < source_object < source_detector"),
         ({"kind": "parallel"}, "a parallel beam has no source"),
         ({"center": (0, 0)}, "center must be 3 finite numbers"),
+        ({"center": (0, True, 0)}, "center must be 3 finite numbers"),
+        ({"spacing": "1.5"}, "detector spacing must be 2 finite numbers, got '1.5'"),
+        ({"spacing": True}, "detector spacing must be 2 finite numbers, got True"),
+        ({"detector": ("4", 4)}, "detector rows and columns must be 2 finite numbers"),
+        ({"angles": "0123"}, "angles must be one finite number or more, got 0123"),
+        ({"angles": {"0": 1, "90": 2}}, "angles must be one finite number or more"),
+        ({"angles": [0, True]}, "angles must be one finite number or more"),
+        ({"source_object": True}, "got source_object True"),
     ],
 )
 def test_geometries_that_are_refused(options, message):
     whole = {"kind": "cone", "detector": (4, 4), "spacing": (1, 1), "angles": (0,), **CONE}
     with pytest.raises(ValueError, match=message):
         XrayGeometry(**{**whole, **options})
+
+
+@pytest.mark.parametrize("views", [[3], [-4], [1.5], [True], ["0"], torch.tensor([0.0]), torch.tensor([True]), [None]])
+def test_views_that_there_are_not(views):
+    with pytest.raises(ValueError, match=r"^views must be whole numbers from 0 to 2, got "):
+        XrayGeometry("cone", (4, 4), (1, 1), (0, 5, 9), **CONE).frames(views)
+
+
+def test_views_by_their_index():
+    geometry = XrayGeometry("cone", (4, 4), (1, 1), (0, 5, 9), **CONE)
+    for views in ([2, 0], np.array([2, 0]), torch.tensor([-1, 0])):
+        assert torch.equal(geometry.frames(views), geometry.frames()[[2, 0]])
+    assert geometry.frames([]).shape == (0, 4, 3) and geometry.chosen([1]).angles == geometry.angles[1:2]
 
 
 def test_a_geometry_comes_back_from_its_header():

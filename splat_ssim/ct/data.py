@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .._files import UNFINISHED, check_output, check_output_folder, described, replacing
+from .._json import parsed
 from ..errors import UserError
-from ..volume.grid import VoxelGrid
+from ..volume.grid import VoxelGrid, real_numbers
 from ..volume.io import Volume, load_stack, save_volume
-from ..volume.stored import in_unit
+from ..volume.stored import METRES, in_unit
 from .geometry import XrayGeometry
 
 #: Name of the file that describes a folder, and of the projections and their volume that are written beside it.
@@ -92,7 +92,9 @@ class Projections:
             f"angles from {min(angles):.4g} to {max(angles):.4g} degrees; the detector sees "
             f"{100 * float(seen.double().mean()):.3g}% of the volume's corners, over all views"
         ]
-        if len(angles) > 1 and max(angles) - min(angles) <= 2 * math.pi:
+        if max(angles) == min(angles):
+            lines.append(f"warning: all views have the angle {angles[0]:.4g} degrees, and show nothing of the depth")
+        elif max(angles) - min(angles) <= 2 * math.pi:
             lines.append("warning: the views lie within a few degrees: angles are read as degrees, not as radians")
         return lines
 
@@ -101,12 +103,28 @@ def in_mm(volume: Volume) -> tuple[VoxelGrid, list[str]]:
     """The grid of a volume with lengths in mm, and what was assumed for it, one sentence each."""
     if volume.unit == "mm":
         return volume.grid, []
-    if not volume.unit:
+    if volume.unit not in METRES:
         return volume.grid, ["its unit of length is not known: mm is taken"]
     matrix = volume.grid.matrix
     matrix[:3] *= in_unit(1.0, volume.unit, "mm")
     grid = VoxelGrid(volume.grid.shape, matrix.tolist(), volume.grid.start)
     return grid, [f"its lengths are converted from {volume.unit} to mm"]
+
+
+def in_float32(values: np.ndarray, name: str) -> np.ndarray:
+    """Values in float32.
+
+    Raises:
+        ValueError: Not all are finite there, or all become 0. The message begins with `name`.
+    """
+    known = np.finfo(np.float32)
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    if largest != 0 and not float(known.tiny) <= largest <= float(known.max):
+        raise ValueError(
+            f"{name} must be numbers that float32 holds, the largest from {known.tiny:.2g} to {known.max:.2g}, got "
+            f"{largest:.3g}"
+        )
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def load_projections(folder: str | Path) -> Projections:
@@ -126,7 +144,7 @@ def load_projections(folder: str | Path) -> Projections:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} must be a folder with {GEOMETRY}, got none there")
     try:
-        header = json.loads(path.read_text())
+        header = parsed(path.read_text())
         if not isinstance(header, dict):
             raise ValueError(f"a JSON object must be given, got {type(header).__name__}")
         if UNFINISHED in header:
@@ -136,9 +154,9 @@ def load_projections(folder: str | Path) -> Projections:
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     file = _file(folder, name)
-    pictures = load_stack(file).astype(np.float32)
+    pictures = in_float32(load_stack(file), f"the values of {file}")
     try:
-        return Projections(torch.from_numpy(np.ascontiguousarray(pictures)), geometry, grid)
+        return Projections(torch.from_numpy(pictures), geometry, grid)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -179,20 +197,20 @@ def _grid(volume: Any) -> VoxelGrid:
     if not isinstance(volume, Mapping) or "shape" not in volume:
         raise ValueError(f"volume must hold shape and either affine or low and high, got {volume!r}")
     keys = set(volume)
-    shape = np.asarray(volume["shape"])
-    if shape.shape != (3,) or shape.dtype.kind not in "iu" or shape.min() < 1:
-        raise ValueError(f"volume.shape must be three whole numbers of at least 1, got {volume['shape']!r}")
-    sizes = tuple(int(n) for n in shape)
+    shape = volume["shape"]
+    if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 0 < n < 1 << 31 for n in shape):
+        raise ValueError(f"volume.shape must be three whole numbers of at least 1, got {shape!r}")
+    sizes = tuple(shape)
     if keys == {"shape", "affine"}:
         return VoxelGrid(sizes, volume["affine"])
     if keys != {"shape", "low", "high"}:
         raise ValueError(f"volume must hold shape and either affine or low and high, got {', '.join(sorted(keys))}")
-    low, high = (np.asarray(volume[end], dtype=np.float64) for end in ("low", "high"))
+    low, high = (real_numbers(volume[end]) for end in ("low", "high"))
     if low.shape != (3,) or high.shape != (3,) or not np.isfinite([low, high]).all() or not (low < high).all():
         raise ValueError(
             f"volume.low must be below volume.high, x, y, z each, got {volume['low']} and {volume['high']}"
         )
-    spacing = (high - low) / shape[::-1]
+    spacing = (high - low) / np.array(shape[::-1])
     return VoxelGrid.regular(sizes, spacing=spacing.tolist(), origin=(low + spacing / 2).tolist())
 
 

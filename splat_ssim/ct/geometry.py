@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..volume.grid import real_numbers
+
 #: The shapes of a beam.
 KINDS = ("cone", "parallel")
 
 
 def _numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
     """Checks `count` finite numbers. One number stands for all of them."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-        array = np.broadcast_to(array, (count,)) if array.ndim == 0 else array
-    except (TypeError, ValueError):
-        array = np.zeros(0)
+    array = real_numbers(value)
+    array = np.broadcast_to(array, (count,)) if array.ndim == 0 else array
     if array.shape != (count,) or not np.isfinite(array).all():
         raise ValueError(f"{name} must be {count} finite numbers, got {value!r}")
     return tuple(float(v) for v in array)
@@ -74,19 +74,21 @@ class XrayGeometry:
         spacing = _numbers(self.spacing, "detector spacing", 2)
         if min(spacing) <= 0:
             raise ValueError(f"detector spacing must be above 0 mm, got {self.spacing}")
-        angles = np.asarray(self.angles, dtype=np.float64)
+        angles = real_numbers(self.angles)
         if angles.ndim != 1 or not len(angles) or not np.isfinite(angles).all():
             raise ValueError(f"angles must be one finite number or more, got {self.angles}")
-        if self.kind == "cone":
-            near, far = self.source_object, self.source_detector
-            if near is None or far is None or not (0 < near < far < math.inf):
+        cone = self.kind == "cone"
+        if cone:
+            near, far = real_numbers(self.source_object), real_numbers(self.source_detector)
+            if near.ndim or far.ndim or not 0 < near < far < math.inf:
                 raise ValueError(
-                    f"a cone must have 0 < source_object < source_detector in mm, got source_object {near} and "
-                    f"source_detector {far}"
+                    "a cone must have 0 < source_object < source_detector in mm, got source_object "
+                    f"{self.source_object!r} and source_detector {self.source_detector!r}"
                 )
         elif self.source_object is not None or self.source_detector is not None:
             raise ValueError("a parallel beam has no source: source_object and source_detector must be left out")
-        values = {"detector": tuple(int(n) for n in detector), "spacing": spacing, "angles": tuple(angles.tolist())}
+        values: dict[str, Any] = {"detector": tuple(int(n) for n in detector), "angles": tuple(angles.tolist())}
+        values |= {"spacing": spacing} | ({"source_object": float(near), "source_detector": float(far)} if cone else {})
         values |= {"offset": _numbers(self.offset, "detector offset", 2)}
         values |= {"center": _numbers(self.center, "center", 3)}
         for name, value in values.items():
@@ -115,9 +117,11 @@ class XrayGeometry:
 
         Args:
             views: Indices of views. By default all.
+
+        Raises:
+            ValueError: There is no such view.
         """
-        chosen = range(self.views) if views is None else [int(v) for v in views]
-        theta = np.deg2rad([self.angles[v] for v in chosen])
+        theta = np.deg2rad(self.angles if views is None else self._angles_of(views))
         zero, one = np.zeros_like(theta), np.ones_like(theta)
         towards = np.stack([np.cos(theta), np.sin(theta), zero], 1)  # from the axis to the source
         columns, rows = np.stack([-np.sin(theta), np.cos(theta), zero], 1), np.stack([zero, zero, -one], 1)
@@ -144,7 +148,10 @@ class XrayGeometry:
 
     def chosen(self, views: Sequence[int]) -> XrayGeometry:
         """The same geometry with only these views, given by their indices."""
-        return dataclasses.replace(self, angles=tuple(self.angles[v] for v in views))
+        return dataclasses.replace(self, angles=self._angles_of(views))
+
+    def _angles_of(self, views: Sequence[int] | Tensor) -> tuple[float, ...]:
+        return tuple(self.angles[_index(view, self.views)] for view in views)
 
     def moved(self, offset: Sequence[float]) -> XrayGeometry:
         """The same geometry, shifted: `offset` (x, y, z in mm) is added to its centre."""
@@ -178,25 +185,28 @@ class XrayGeometry:
         _only(detector, {"rows", "columns", "spacing", "offset"}, "detector.")
         if "geometry" not in header or "angles" not in header:
             raise ValueError(f"geometry and angles must be given, got {', '.join(header)}")
-        try:
-            near, far = (
-                None if header.get(name) is None else float(header[name])
-                for name in ("source_object", "source_detector")
-            )
-            angles = tuple(float(a) for a in header["angles"])
-        except (TypeError, ValueError):
-            raise ValueError("angles and the distances of the source must be numbers") from None
-        spacing = detector["spacing"]
         return cls(
             header["geometry"],
             (detector["rows"], detector["columns"]),
-            (spacing, spacing) if np.ndim(spacing) == 0 else spacing,
-            angles,
-            source_object=near,
-            source_detector=far,
+            detector["spacing"],
+            header["angles"],
+            source_object=header.get("source_object"),
+            source_detector=header.get("source_detector"),
             offset=detector.get("offset", (0.0, 0.0)),
             center=header.get("center", (0.0, 0.0, 0.0)),
         )
+
+
+def _index(view: Any, views: int) -> int:
+    """Checks the index of a view. As elsewhere, -1 is the last one."""
+    try:
+        index = operator.index(view)
+    except TypeError:
+        index = views
+    truth = isinstance(view, bool) or getattr(view, "dtype", None) == torch.bool
+    if truth or not -views <= index < views:
+        raise ValueError(f"views must be whole numbers from 0 to {views - 1}, got {view!r}")
+    return index
 
 
 def _only(given: Mapping[str, Any], known: set[str], prefix: str) -> None:

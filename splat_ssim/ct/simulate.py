@@ -18,10 +18,12 @@ import tyro
 from torch import Tensor
 
 from ..errors import UserError, user_errors
+from ..trainer.config import YamlMapping, check_ranges
 from ..volume.grid import VoxelGrid
 from ..volume.io import Volume, load_volume
 from ..volume.suffixes import files_of
-from .data import Projections, check_projections_written, in_mm, save_projections
+from ..volume.target import check_read
+from .data import Projections, check_projections_written, in_float32, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
 
@@ -35,6 +37,8 @@ def ray_sums(values: Tensor, grid: VoxelGrid, geometry: XrayGeometry) -> Tensor:
     """Integrates a volume along rays.
 
     The volume is interpolated trilinearly between voxel centres. It falls to 0 one voxel past the outermost centres.
+    Each ray is sampled at two points a voxel or more. The sums are within 0.2 % of the integrals for smooth volumes,
+    and within 4 % for a single voxel.
 
     Args:
         values: (n0, n1, n2) densities. They are computed in float64.
@@ -227,8 +231,9 @@ def simulate(
     detector: tuple[int, int] | None = None,
     spacing: float | None = None,
     photons: float | None = None,
-    attenuation: float = 4.0,
-    seed: int = 0,
+    attenuation: float | None = None,
+    seed: int | None = None,
+    read: YamlMapping = {},  # noqa: B006 - never changed
 ) -> Path:
     """Writes projections of a volume, to be reconstructed with configs/ct.yaml.
 
@@ -247,11 +252,17 @@ def simulate(
             detector.
         photons: Expected number of photons of an unattenuated ray. By default there is no noise.
         attenuation: Scales the noise: a fraction exp(-attenuation) of the photons passes where the integral is largest.
-        seed: Seed of the noise.
+            4 by default.
+        seed: Seed of the noise, 0 by default.
+        read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
 
     Returns:
         The folder written.
     """
+    if photons is None and (attenuation, seed) != (None, None):
+        raise UserError("attenuation and seed are those of the noise, and require photons, got none")
+    attenuation, seed = 4.0 if attenuation is None else attenuation, 0 if seed is None else seed
+    check_ranges(("seed", seed, 0, 2**63 - 1))
     if views < 1 or (photons is not None and not 1 <= photons < math.inf) or not 0 < attenuation < math.inf:
         raise UserError(
             "views and photons must be at least 1 and attenuation above 0, all of them finite, got "
@@ -259,9 +270,12 @@ def simulate(
         )
     check_projections_written(output, inputs=files_of(volume), with_truth=size is not None)
     with user_errors():
-        loaded = load_volume(volume)
+        check_read(read, "read")
+        loaded = load_volume(volume, **read)
         if len(loaded.data) != 1:
-            raise UserError(f"{volume} must have one channel, got {len(loaded.data)}")
+            raise UserError(
+                f"{volume} must have one channel, got {len(loaded.data)}; --read '{{channel: 0}}' takes one of a file"
+            )
         voxels, lines = in_mm(loaded)
         grid = voxels
         if size is not None:
@@ -277,6 +291,7 @@ def simulate(
         )
         values = torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64))
         pictures = ray_sums(values, voxels, shape)
+        in_float32(pictures.numpy(), f"the line integrals of {volume}")
         lines += attenuation_lines(volume, values, pictures)
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
@@ -284,7 +299,7 @@ def simulate(
         truth = None
         if size is not None:
             there = interpolated(values, voxels, grid.points(dtype=torch.float64))
-            truth = Volume(there[None].float().numpy(), grid, "mm")
+            truth = Volume(in_float32(there[None].numpy(), f"the voxels of {volume}"), grid, "mm")
         folder = save_projections(output, made, truth=truth)
     for line in (*loaded.notes, *lines):
         print(f"{volume}: {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,10 +30,12 @@ from ..volume.grid import VoxelGrid
 from ..volume.growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from ..volume.io import Volume, load_volume, save_volume
 from ..volume.losses import tv3d
+from ..volume.normalization import check_span
 from ..volume.optimizers import make_optimizer, set_learning_rates
 from ..volume.pictures import save_mip_video, save_slice_sheet
+from ..volume.target import check_read
 from .config import CTConfig
-from .data import Projections, in_mm, load_projections
+from .data import Projections, in_float32, in_mm, load_projections
 from .device import pick_ct_device
 from .fdk import fdk
 from .project import project_field
@@ -74,7 +77,9 @@ class CTTask:
         if not self.bright > 0:
             raise UserError(f"{config.data_dir}: projections must have values above 0, got at most {self.bright:g}")
         own = "projections of shape " + "x".join(map(str, pictures.shape))
-        self.fingerprint = fingerprint(own, pictures.numpy())
+        place = json.dumps([self.data.geometry.header(), self.data.grid.shape, self.data.grid.affine])
+        # Runs of before are known by their projections alone, with which this begins.
+        self.fingerprint = fingerprint(f"{fingerprint(own, pictures.numpy())}, their geometry", place)
         # Always on the CPU, so that a seed draws the same on every device and a run can resume on another one.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.grid = self.data.grid
@@ -101,7 +106,9 @@ class CTTask:
         path, grid = self.config.data.truth, self.data.grid
         if path is None:
             return None
+        check_read(self.config.data.read, "data.read")
         volume = load_volume(path, **self.config.data.read)
+        check_span(str(path), float(volume.data.max()) - float(volume.data.min()))
         if volume.data.shape != (1, *grid.shape):
             raise ValueError(
                 f"{path} must have shape {(1, *grid.shape)}, that of geometry.json, got {volume.data.shape}"
@@ -111,7 +118,7 @@ class CTTask:
         if apart > 0.1:
             raise ValueError(f"{path} must lie where geometry.json puts the volume, got one {apart:.3g} voxels away")
         self.notes += [f"{path}: {line}" for line in (*volume.notes, *lines)]
-        return torch.from_numpy(volume.data.astype("float32")).to(self.device)
+        return torch.from_numpy(in_float32(volume.data, f"the voxels of {path}")).to(self.device)
 
     def _start(self, first: Tensor) -> GaussianField:
         """The Gaussians of step 0, from the filtered backprojection in units of `scale`."""

@@ -55,7 +55,7 @@ def _read_ply(path: Path) -> Cloud:
     offset = (x + moved[0], y + moved[1], z + moved[2])
     cloud = cloud_of(splats, antialiased=antialiased, offset=offset, source=path)
     if any(moved):
-        words = ", ".join(f"{each:.10g}" for each in moved)
+        words = ", ".join(f"{each + 0.0:.10g}" for each in moved)
         cloud.notes.append(f"coordinates are too large for float32: the offset ({words}) is subtracted")
     return cloud
 

@@ -150,7 +150,7 @@ def cloud_of(
     if rest not in (0, 3, 8, 15):
         raise FormatError(f"{source}: required harmonics of degree 0 to 3 (shN of 0, 3, 8 or 15), got {rest}")
     if count == 0:
-        raise FormatError(f"{source}: required Gaussians to write, got none")
+        raise FormatError(f"{source}: required at least one Gaussian, got none")
     # Logits of opaque Gaussians may well be infinite.
     arrays["opacities"] = np.clip(arrays["opacities"], -MAX_LOGIT, MAX_LOGIT)
     check_finite(arrays, source)

@@ -44,7 +44,8 @@ def rasterization(
     """Renders Gaussians to the images of C cameras, differentiably.
 
     The result is that of gsplat 1.5.3. Gaussians are composited in the order of depth. One counts in a pixel if its
-    alpha is at least 1/255, until the next would bring the transmittance to 1e-4 or below. Differentiable with respect
+    alpha is at least 1/255, until the next would bring the transmittance to 1e-4 or below. One with a NaN is left
+    out. Differentiable with respect
     to means, quats, scales, opacities, colors, backgrounds and `info["means2d"]`.
 
     Args:
@@ -54,8 +55,9 @@ def rasterization(
         opacities: [N] opacities in [0, 1]. Larger ones are allowed, since `max_alpha` bounds alpha in a pixel.
         colors: [N, D] or [C, N, D], any number of channels. With `sh_degree`, spherical harmonics [N, K, 3] or
             [C, N, K, 3]; or a pair of [N, 1, 3] and [N, K - 1, 3], as trainers keep them, which avoids joining them.
-        viewmats: [C, 4, 4] world to camera, OpenCV axes.
-        Ks: [C, 3, 3] intrinsics in pixels, without skew; the centre of the first pixel is (0.5, 0.5).
+        viewmats: [C, 4, 4] world to camera, OpenCV axes: a rotation and a translation. The last row is not read.
+        Ks: [C, 3, 3] intrinsics in pixels; the centre of the first pixel is (0.5, 0.5). Only the two focal lengths and
+            the principal point are read, so there is no skew.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
         near_plane: Gaussians whose centre is nearer than this, in world units, are left out.
@@ -65,7 +67,7 @@ def rasterization(
         sh_degree: Degree of the spherical harmonics to use, 0 to 3. None: `colors` are colours, not harmonics.
         packed: Whether `info` has one row for each visible Gaussian of each camera instead of C×N.
         tile_size: 16 or 32 pixels, on the CPU. By default the size of the image decides. It changes no pixel.
-        backgrounds: [C, D] colours behind everything; by default black.
+        backgrounds: [C, D] colours behind everything; by default black. "D" and "ED" show none.
         render_mode: "RGB"; "D", which is Σ weight·depth; "ED", which is D divided by alpha; "RGB+D" or "RGB+ED", where
             depth is the last channel.
         absgrad: Whether the backward pass stores Σ|gradient| over pixels in `info["means2d"].absgrad`.

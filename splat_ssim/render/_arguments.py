@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, cameras: int, sh_degree: in
     if sh_degree is None:
         if len(parts) != 1:
             raise ValueError("colors must be one tensor where sh_degree is None, got a tuple")
-        if _shape(first[..., 0]) not in ((n,), (cameras, n)) or first.shape[-1] < 1:
+        if _shape(first)[:-1] not in ((n,), (cameras, n)) or first.shape[-1] < 1:
             raise ValueError(f"colors must have shape [N, D] or [C, N, D], N = {n}, C = {cameras}, got {_shape(first)}")
         return first.shape[-1]
     if sh_degree not in (0, 1, 2, 3):
@@ -72,7 +74,7 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, cameras: int, sh_degree: in
         if parts[1].dim() != 3 or _shape(parts[1])[::2] != (n, 3):
             raise ValueError(f"colors[1] must have shape [N, K - 1, 3], N = {n}, got {_shape(parts[1])}")
         found = 1 + parts[1].shape[1]
-    elif len(parts) == 1 and first.dim() >= 3 and _shape(first[..., 0, :]) in ((n, 3), (cameras, n, 3)):
+    elif len(parts) == 1 and (*first.shape[:-2], *first.shape[-1:]) in ((n, 3), (cameras, n, 3)) and first.dim() > 2:
         found = first.shape[-2]
     else:
         raise ValueError(
@@ -86,7 +88,7 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, cameras: int, sh_degree: in
 
 def check_choices(render_mode: str, rasterize_mode: str, tile_size: int | None) -> None:
     """Raises ValueError for a mode or a tile size that there is not."""
-    if tile_size not in (None, 16, 32):
+    if tile_size not in (None, 16, 32) or isinstance(tile_size, float):
         raise ValueError(f"tile_size must be None (chosen by image size), 16 or 32, got {tile_size!r}")
     if render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode must be one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
@@ -96,11 +98,16 @@ def check_choices(render_mode: str, rasterize_mode: str, tile_size: int | None) 
 
 def check_numbers(scene: Scene, options: Options) -> None:
     """Raises ValueError for a number out of its range."""
+    for name, side in (("width", scene.width), ("height", scene.height)):
+        if not hasattr(side, "__index__") or isinstance(side, (bool, Tensor)):
+            raise TypeError(f"{name} must be a whole number, got {side!r}")
     if scene.width < 1 or scene.height < 1:
         raise ValueError(f"width and height must be at least 1, got {scene.width} and {scene.height}")
     if not 0 < options.near_plane < options.far_plane:
         raise ValueError(f"0 < near_plane < far_plane is required, got {options.near_plane} and {options.far_plane}")
-    if options.radius_clip < 0 or options.eps2d < 0:
-        raise ValueError(f"radius_clip and eps2d must not be negative, got {options.radius_clip} and {options.eps2d}")
+    if not 0 <= options.radius_clip < math.inf or not 0 <= options.eps2d < math.inf:
+        raise ValueError(
+            f"radius_clip and eps2d must be finite and not negative, got {options.radius_clip} and {options.eps2d}"
+        )
     if not 1 / 255 < options.max_alpha < 1:
         raise ValueError(f"max_alpha must lie between 1/255 and 1, both excluded, got {options.max_alpha}")

@@ -345,11 +345,13 @@ class SceneTask:
                 self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
         return metrics
 
-    def report(self, folder: Path, evaluation: Mapping[str, Any], **options: Any) -> Path:
+    def report(
+        self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, viewer_package: Path | None = None
+    ) -> Path:
         """Writes report.html; see `scene.report.write_report`."""
         from splat_ssim.scene.report import write_report
 
-        return write_report(self, folder, evaluation, **options)
+        return write_report(self, folder, evaluation, views=views, viewer_package=viewer_package)
 
     def viewer(self, port: int) -> Viewer:
         """Opens a viewer of the scene; see `scene.viewer`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,7 +228,7 @@ def render_run(
     folder: tyro.conf.Positional[Path],
     *,
     views: str | None = None,
-    frames: int = 120,
+    frames: int | None = None,
     mode: str = "rgb",
     path: Path | None = None,
     transform: Path | None = None,
@@ -241,7 +242,7 @@ def render_run(
         folder: Run folder of any kind of training.
         views: What to draw. For a scene: orbit (an MP4), train or test (a folder of PNG files). For a volume: orbit (a
             turning projection, an MP4) or slices. For an image: picture. By default the first of these.
-        frames: Number of frames of an orbit.
+        frames: Number of frames of an orbit, 120 by default.
         mode: How to draw a scene: rgb, depth (prints its scale), normal (from the depths, in world axes) or alpha.
         path: Camera path to draw instead of views, for a scene: nerfstudio's camera_path.json or a transforms.json, in
             the coordinates of the scene's files. The file gives the size and the frame rate. The output is an MP4, or
@@ -254,7 +255,7 @@ def render_run(
     Returns:
         The file or folder written.
     """
-    if frames < 1:
+    if frames is not None and frames < 1:
         raise UserError(f"--frames must be at least 1, got {frames}")
     task = reopen(folder, device=device, data_dir=data_dir, with_loss=False).task
     if output is not None:
@@ -266,6 +267,8 @@ def render_run(
     if path is not None:
         if views is not None:
             raise UserError(f"--path replaces --views and excludes it, got --views {views}")
+        if frames is not None:
+            raise UserError(f"--frames is that of an orbit: {path} says its own, got --frames {frames}")
         if not hasattr(task, "render_path"):
             raise UserError(f"--path requires a run with cameras, got {folder}")
         output = output or folder / f"{path.stem}.mp4"
@@ -278,8 +281,10 @@ def render_run(
     if views not in task.VIEWS:
         raise UserError(f"--views must be one of {', '.join(task.VIEWS)} for this run, got {views!r}")
     default = Path(task.VIEWS[views])
+    if frames is not None and default.suffix != ".mp4":
+        raise UserError(f"--frames applies to a video, such as an orbit, got --views {views} and --frames {frames}")
     output = output or folder / (default if mode == "rgb" else default.with_stem(f"{default.stem}_{mode}"))
-    task.render(views, output, frames, **drawn)
+    task.render(views, output, 120 if frames is None else frames, **drawn)
     print(output)
     return output
 
@@ -318,6 +323,8 @@ def report_run(
     report = getattr(one.task, "report", None)
     if report is None:
         raise UserError(f"{folder}: a report requires a task that has one, got {one.config.task}")
+    if viewer_package is not None and "viewer_package" not in inspect.signature(report).parameters:
+        raise UserError(f"--viewer-package is the viewer of a scene, and {folder} is a run of another kind")
     written: Path = report(folder, one.dated(one.evaluate()), views=views, viewer_package=viewer_package)
     print(written)
     return written

@@ -44,7 +44,12 @@ def psnr(pred: Tensor, target: Tensor, mask: Tensor | None = None, *, data_range
 
 def psnr_of_mse(mse: float, data_range: float = 1.0) -> float:
     """PSNR in dB of a mean squared error, as `psnr` gives it."""
-    return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
+    if mse == 0:
+        return math.inf
+    # Mantissas and exponents apart, because the square of an extreme range leaves the numbers of float64.
+    (root, twice), (square, once) = math.frexp(data_range), math.frexp(mse)
+    ratio = root**2 / square
+    return -math.inf if ratio == 0 else 10 * math.log10(math.ldexp(ratio, min(max(2 * twice - once, -1000), 1000)))
 
 
 def reported_psnr(decibels: float) -> float:

@@ -17,6 +17,7 @@ from ..trainer.metrics import psnr_of_mse, reported_psnr
 from ..trainer.pictures import save_comparison
 from .blocks import Block, BlockedVolume, blocks_of, checked
 from .crops import make_crop
+from .evaluation import psnr_of_squares, source_squares
 from .formats import with_sidecar
 
 #: Region -> (C, …) field there.
@@ -63,7 +64,7 @@ def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any]
     Raises:
         UserError: The voxels of the volume are no longer those that were fitted.
     """
-    squares = source_squares = similarity = 0.0
+    squares = own_squares = similarity = 0.0
     checksum, projections = 0, Projections(volume)
     scale, count = volume.normalization, volume.channels * int(np.prod(volume.shape))
     for first, shape in blocks_of(volume.shape, volume.edge):
@@ -77,7 +78,7 @@ def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any]
         inside = (slice(None), *(slice(a, a + n) for a, n in zip(crop.core_start, crop.core_shape, strict=True)))
         source = raw[inside]
         checksum = checked(source, checksum)
-        source_squares += float(np.square(scale.invert(own.numpy()) - source.astype(np.float64)).sum())
+        own_squares += source_squares(scale.invert(own.numpy()), source, volume.intensities.span)
         projections.add(first, _as_shown(volume, own), _as_shown(volume, expected))
         maps = ssim3d(pred[None], truth[None], data_range=volume.data_range, reduction="none")
         similarity += float(crop.core(maps).double().sum())
@@ -85,7 +86,7 @@ def evaluate_blocks(volume: BlockedVolume, field: Field) -> tuple[dict[str, Any]
     return {
         "psnr3d": reported_psnr(psnr_of_mse(squares / count, volume.data_range)),
         "ssim3d": similarity / count,
-        "psnr3d_source": reported_psnr(psnr_of_mse(source_squares / count, volume.intensities.span)),
+        "psnr3d_source": psnr_of_squares(own_squares, count, volume.intensities.span),
         **dataclasses.asdict(volume.intensities),
     }, projections
 

@@ -135,6 +135,11 @@ class BrickTask:
             for each in self.passes
         ]
         self.notes.append(f"bricks: {', then '.join(told)}; {config.steps} steps in all")
+        if (most := sum(self.budgets)) < config.strategy.budget:
+            self.notes.append(
+                f"bricks: at most {most} Gaussians, not the {config.strategy.budget} of strategy.budget: a brick gets "
+                "no more than an eighth of what it has voxels"
+            )
         #: Gaussians that are fitted, in voxels of the whole volume.
         self.tensors = self._none()
         self.stage: Stage | None = None

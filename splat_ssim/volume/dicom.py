@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .itk import TO_RAS, call_itk, lps_affine
-from .stored import Stored
+from .stored import Stored, read_option
 
 _DESCRIPTION, _MODALITY, _THICKNESS, _PHOTOMETRIC = "0008|103e", "0008|0060", "0018|0050", "0028|0004"
 _POSITION = "0020|0032"
@@ -104,7 +104,7 @@ def _series(folder: Path, key: str | None) -> tuple[str, tuple[str, ...], list[s
     )
     if key is None:
         raise ValueError(
-            f"{folder} must hold one DICOM series, or key must name one of them (--data.read '{{key: 0}}'): {listed}"
+            f"{folder} must hold one DICOM series, or key must name one of them {read_option('key: 0')}: {listed}"
         )
     if key in uids:
         uid = key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,5 +63,17 @@ def source_psnr(intensities: np.ndarray, source: np.ndarray, span: float) -> flo
         span: Difference between the largest and the smallest intensity of the file.
     """
     # Channel by channel, because float64 copies of a large volume take much memory.
-    sums = [float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(intensities, source, strict=True)]
-    return reported_psnr(psnr_of_mse(sum(sums) / source.size, span))
+    sums = [source_squares(a, b, span) for a, b in zip(intensities, source, strict=True)]
+    return psnr_of_squares(sum(sums), source.size, span)
+
+
+def source_squares(intensities: np.ndarray, source: np.ndarray, span: float) -> float:
+    """Sum of squared differences, in float64 and in the power of two next to the span, whose square may be none."""
+    differences = np.subtract(intensities, source, dtype=np.float64)
+    np.ldexp(differences, -math.frexp(span)[1], out=differences)
+    return float(np.square(differences, out=differences).sum())
+
+
+def psnr_of_squares(total: float, size: int, span: float) -> float:
+    """The PSNR over a span, as it is reported, of a sum of `source_squares` over `size` voxels."""
+    return reported_psnr(psnr_of_mse(total / size, math.frexp(span)[0]))

@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -284,8 +285,8 @@ def save_quantized(
             codes = np.diff(codes, axis=0, prepend=np.zeros((1, 3), np.uint16))  # Wraps around, and back.
         header["fields"][name] = {"bits": bits[name], "low": low.tolist(), "high": high.tolist()}
         streams.append(_bytes(codes))
-    head = json.dumps(header).encode()
-    body = lzma.compress(b"".join(streams), preset=9)
+    head = json.dumps({**header, "checksum": zlib.crc32(json.dumps(header).encode())}).encode()
+    body = lzma.compress(b"".join(streams), preset=9)  # with a checksum of its own
     path = Path(path)
     with replacing(path) as file:
         file.write(_MAGIC + struct.pack("<I", len(head)) + head + body)
@@ -330,7 +331,8 @@ def _decoded(header: dict[str, Any], body: bytes) -> GaussianField:
     data = decompressor.decompress(body, max_length=size + 1)
     # Its checksum comes at the end.
     if len(data) != size or not decompressor.eof:
-        raise ValueError(f"{len(data)} bytes of codes, where {count} Gaussians have {size}")
+        what = f"{len(data)} bytes of codes, where {count} Gaussians have {size}"
+        raise ValueError(what if len(data) != size else "codes that are cut short or damaged")
     tensors, at = {}, 0
     for name, described in fields.items():
         largest = None
@@ -367,6 +369,8 @@ def _quantized_header(path: str | Path, content: bytes) -> tuple[dict[str, Any],
         header = json.loads(content[at : at + length])
         if not isinstance(header, dict):
             raise ValueError(f"a header that is {type(header).__name__}")
+        if header.pop("checksum", None) not in (None, zlib.crc32(json.dumps(header).encode())):  # older files have none
+            raise ValueError("a header that is damaged (its checksum differs)")
         return header, content[at + length :]
     except (struct.error, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be a complete quantised field, got {error}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._files import UNFINISHED, described, replacing, replacing_path
+from .._json import parsed
 from .dicom import read_dicom
 from .hdf5 import read_hdf5, write_hdf5
 from .itk import itk_header, read_itk, write_itk
@@ -41,7 +41,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text())
+        content = parsed(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} must be JSON that describes {path.name}, got {error}") from error
     if not isinstance(content, dict):

@@ -240,7 +240,10 @@ class GaussianField(nn.Module):
                 f"count must be from 1 to the {voxels} voxels{'' if mask is None else ' in the mask'}, got {count}"
             )
         density = target[0]
-        slope = sum(g.abs() for g in torch.gradient(density, dim=[d for d in range(3) if density.shape[d] > 1] or 0))
+        slope = density.new_zeros(density.shape)
+        for axis in range(3):
+            if density.shape[axis] > 1:
+                slope = slope + torch.gradient(density, dim=axis)[0].abs()
         # Above 0 everywhere, so that there are enough voxels to draw from even in an empty volume.
         weight = slope + 0.05 * density.abs() + 1e-9
         weight = weight if mask is None else weight * mask

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,25 @@ from ..trainer.upload import upload
 _IDENTITY = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
 
 
-def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
+def real_numbers(value: Any) -> np.ndarray:
+    """A value's numbers in float64; none, of shape (0,), if it holds others or text, which numpy would convert too."""
+    none = np.zeros(0)
     try:
-        vector = np.broadcast_to(np.asarray(value, dtype=np.float64), (3,))
+        array = np.asarray(value)
+        # Beside a number, numpy takes true and false for numbers as well.
+        mixed = () if isinstance(value, np.ndarray) else np.asarray(value, dtype=object).flat
     except (ValueError, TypeError):
-        vector = np.full(3, np.nan)
-    if not np.isfinite(vector).all():
+        return none
+    if array.dtype.kind not in "iuf" or any(isinstance(v, bool) for v in mixed):
+        return none
+    return array.astype(np.float64)
+
+
+def _vector(value: float | Sequence[float], name: str) -> np.ndarray:
+    vector = real_numbers(value)
+    if vector.shape not in ((), (1,), (3,)) or not np.isfinite(vector).all():
         raise ValueError(f"{name} must be one finite number or three (x, y, z), got {value!r}")
-    return vector
+    return np.broadcast_to(vector, (3,))
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class VoxelGrid:
             raise ValueError(f"shape must be three sizes of at least 1, got {tuple(self.shape)}")
         if len(self.start) != 3 or any(int(n) != n for n in self.start):
             raise ValueError(f"start must be three indices, got {tuple(self.start)}")
-        matrix = np.asarray(self.affine, dtype=np.float64)
+        matrix = real_numbers(self.affine)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], (0, 0, 0, 1)):
             raise ValueError(f"affine must be a finite 4x4 matrix with last row 0 0 0 1, got {self.affine!r}")
         spacing = np.linalg.norm(matrix[:3, :3], axis=0)

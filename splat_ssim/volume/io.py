@@ -18,7 +18,7 @@ from .formats import HEADERS, READERS, WRITERS, read_raw, written_dtype
 from .grid import VoxelGrid
 from .layout import arrange, place
 from .ome_zarr import split_zarr
-from .stored import Stored, plain_array
+from .stored import Stored, plain_array, read_option
 from .suffixes import CONVERTERS, SUFFIXES, check_written, kind_of_suffix
 from .tiff import holds_tiff
 
@@ -246,7 +246,7 @@ def _finite(data: np.ndarray, path: Path, nonfinite: float | None) -> tuple[np.n
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"{path} must hold finite voxels, got {int(bad.sum())} NaN or infinite ones, the first at (channel, index) "
-            f"{where}; pass nonfinite=0.0 (--data.read '{{nonfinite: 0.0}}') to replace them"
+            f"{where}; pass nonfinite=0.0 {read_option('nonfinite: 0.0')} to replace them"
         )
     note = f"{int(bad.sum())} NaN or infinite voxels are replaced by {nonfinite:g}, as nonfinite says"
     return np.where(bad, data.dtype.type(nonfinite), data), [note]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .grid import VoxelGrid
-from .stored import Stored
+from .stored import Stored, read_option
 
 #: Of four unnamed axes, the first or the last holds channels if it is at most this long and the other is longer.
 _COLOURS = 4
@@ -80,7 +80,7 @@ def arrange(
     if "t" in kept and "c" in kept and channel is None:
         raise ValueError(
             f"{path} has {shape[kept['t']]} time points and {shape[kept['c']]} channels: time or channel must be given "
-            f"(--data.read '{{time: 0}}'), got neither"
+            f"{read_option('time: 0')}, got neither"
         )
     if "t" in kept and "c" in kept:
         _check_index("channel", channel or 0, shape[kept["c"]], "channels", path)
@@ -189,8 +189,8 @@ def place(
         except ValueError as error:
             if spacing is None:
                 raise ValueError(
-                    f"{path}: {error}; pass spacing=1.0 (--data.read '{{spacing: 1.0}}'), along x, y, z, to replace "
-                    f"what the file says"
+                    f"{path}: {error}; pass spacing=1.0 {read_option('spacing: 1.0')}, along x, y, z, to replace what "
+                    f"the file says"
                 ) from None
             spatial = spatial if axes is not None else stored.order
     if own is None:

@@ -37,13 +37,14 @@ def check_memory(path: Path, read: Mapping[str, Any], device: str = "cpu") -> st
         device: Device that fits: cpu or cuda.
 
     Returns:
-        The line, or None if the size is unknown until the file is read (npz, DICOM, or a choice of channel or time).
+        The line, or None if the size is unknown until the file is read (npz, DICOM, or a choice of channel or time), or
+        it is no volume.
 
     Raises:
         ValueError: The fit takes more memory than there is, or the file cannot be read.
     """
     found = stored_shape(path, **{name: read[name] for name in ("shape", "dtype", "key") if name in read})
-    if found is None or (len(found[0]) > 3 and not {"channel", "time"}.isdisjoint(read)):
+    if found is None or len(found[0]) < 3 or (len(found[0]) > 3 and not {"channel", "time"}.isdisjoint(read)):
         return None
     shape, itemsize = found
     needed, there = fit_bytes(shape, itemsize, device), available_memory()

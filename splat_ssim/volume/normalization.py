@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._checks import DATA_RANGES
+
 MODES = ("auto", "minmax", "max", "window", "percentile", "none")
 
 #: Percentiles between which most voxels lie, and the ratio of the range to their span from which a note is made.
@@ -42,8 +44,8 @@ class Normalization:
     @property
     def dtype(self) -> np.dtype:
         """The dtype of intensities: float32, or float64 where float32 has too few steps from low to high."""
-        largest = max(abs(self.low), abs(self.high))
-        fine = largest <= min(_FINE * (self.high - self.low), float(np.finfo(np.float32).max))
+        largest, span, known = max(abs(self.low), abs(self.high)), self.high - self.low, np.finfo(np.float32)
+        fine = largest <= min(_FINE * span, float(known.max)) and span >= float(known.tiny)
         return np.dtype(np.float32 if fine else np.float64)
 
     def invert(self, values: np.ndarray) -> np.ndarray:
@@ -89,10 +91,11 @@ def choose_normalization(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "none":
-        return Normalization(0.0, 1.0, clip=False)
+        return _as_is(data)
     if mode == "window":
-        if window is None or len(window) != 2 or not window[0] < window[1]:
+        if window is None or len(window) != 2:
             raise ValueError(f"window must be (low, high) with low < high, got {window}")
+        check_window(window[0], window[1], "window (low, high)")
         return _window(data, float(window[0]), float(window[1]))
     if mode in ("auto", "minmax", "max"):
         least, high = float(data.min()), float(data.max())
@@ -111,6 +114,38 @@ def choose_normalization(
     if not math.isfinite(high - low):
         raise ValueError(f"the volume must span a range that float64 holds, got {low} to {high}")
     return Normalization(low, high)
+
+
+def check_window(low: float, high: float, name: str) -> None:
+    """Checks the two intensities that become 0 and 1.
+
+    Raises:
+        ValueError: They are not finite, the first is not below the second, or they lie too far apart. The message
+            begins with `name`.
+    """
+    if not low < high or not math.isfinite(high - low):
+        raise ValueError(f"{name} must be finite with LOW < HIGH, got {low:g} and {high:g}")
+
+
+def check_span(name: str, span: float) -> None:
+    """Checks the difference between the largest and the least of some values, over which PSNR and SSIM are taken.
+
+    Raises:
+        ValueError: It is 0, or too small or too large for SSIM. The message begins with `name`.
+    """
+    low, high = DATA_RANGES
+    if not low <= span <= high:
+        raise ValueError(f"{name} must span a range from {low:g} to {high:g}, got {span:g}")
+
+
+def _as_is(data: np.ndarray) -> Normalization:
+    """No map. The values must be such that float32 and SSIM can take them."""
+    least, most = float(data.min()), float(data.max())
+    if max(-least, most) > float(np.finfo(np.float32).max):
+        raise ValueError(f"the volume must hold numbers of float32 for mode 'none', got {least:g} to {most:g}")
+    if least < most:
+        check_span("the volume, for mode 'none',", most - least)
+    return Normalization(0.0, 1.0, clip=False)
 
 
 def _window(data: np.ndarray, low: float, high: float) -> Normalization:

@@ -96,7 +96,7 @@ def read_zarr(path: Path, key: str | None) -> Stored:
         key = f"{key}/{name}" if key else name
         node = node[name]
     attributes = node.attrs
-    stored = Stored(node, affine=attributes.get("affine"), unit=str(attributes.get("unit", "")), notes=notes)
+    stored = Stored(node, affine=attributes.get("affine"), unit=unit_name(attributes.get("unit")), notes=notes)
     found = _image_of(root, key) if stored.affine is None and key is not None else None
     if found is not None:
         _place(stored, *found)

@@ -16,7 +16,7 @@ from .gaussians import GaussianField
 from .grid import VoxelGrid
 from .io import Volume, open_grid, save_volume
 from .layout import nearest_axes
-from .normalization import spoken
+from .normalization import check_window, spoken
 from .suffixes import check_written
 from .voxelize import morton_order
 
@@ -81,10 +81,13 @@ def rebuild(
         else:
             raise UserError(f"{gaussians} must hold its grid, got an older file without one; give --like VOLUME")
         grid = grid if spacing is None else respaced(grid, spacing)
+    given = (low, high) != (None, None)
     low = source.low if low is None and source is not None else low
     high = source.high if high is None and source is not None else high
     if low is None or high is None:
         raise UserError(f"{gaussians} must hold its intensities, got a file without them; give --low and --high")
+    with user_errors():
+        check_window(low, high, "--low and --high" if given else f"the intensities of {gaussians}")
     needed, room = 12 * (1 + len(field.tensors)) * math.prod(grid.shape), available_memory()
     if room is not None and needed > room:
         raise UserError(

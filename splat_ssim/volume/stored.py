@@ -18,7 +18,7 @@ _UNITS = {
     "inch": ("inch", "inches", "in"),
 }
 #: Metres in each.
-_METRES = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10, "inch": 0.0254}
+METRES = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10, "inch": 0.0254}
 
 
 @dataclass
@@ -84,6 +84,11 @@ def plain_array(array: Any, name: str) -> np.ndarray:
     return np.asarray(array)
 
 
+def read_option(text: str) -> str:
+    """How commands take an option of `load_volume`, for messages."""
+    return f"(--data.read '{{{text}}}' of train, --read of compress and project)"
+
+
 def unit_name(text: Any) -> str:
     """Our name of a unit of length that a file spells in its own way. Empty for any other word.
 
@@ -98,6 +103,6 @@ def unit_name(text: Any) -> str:
 
 def in_unit(length: float, unit: str, target: str) -> float:
     """A length in another unit; as it is where one of the two is not known."""
-    if unit in _METRES and target in _METRES and unit != target:
-        return length * _METRES[unit] / _METRES[target]
+    if unit in METRES and target in METRES and unit != target:
+        return length * METRES[unit] / METRES[target]
     return length

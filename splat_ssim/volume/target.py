@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,14 +71,23 @@ def read_target(path: Path, config: VolumeDataConfig) -> Target:
     Raises:
         UserError: The volume cannot be read, is constant, or differs from its mask in shape.
     """
-    options = list(inspect.signature(load_volume).parameters)[1:]
-    for name in config.read:
-        if name not in options:
-            raise ValueError(f"data.read must hold {', '.join(options)} only, got {name!r}")
+    check_read(config.read, "data.read")
     volume = load_volume(path, **config.read)
     mask = None if config.mask is None else load_volume(config.mask)
     placed = not {"spacing", "origin", "axes"}.isdisjoint(config.read)
     return make_target(volume, config, mask=mask, name=str(path), mask_name=str(config.mask), placed=placed)
+
+
+def check_read(read: Mapping[str, Any], name: str) -> None:
+    """Checks the names of options of `load_volume`.
+
+    Raises:
+        ValueError: One is not there. The message begins with `name`, the option of a command that holds them.
+    """
+    options = list(inspect.signature(load_volume).parameters)[1:]
+    for key in read:
+        if key not in options:
+            raise ValueError(f"{name} must hold {', '.join(options)} only, got {key!r}")
 
 
 def make_target(

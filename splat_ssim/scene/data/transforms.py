@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from splat_ssim._json import parsed
 from splat_ssim.scene.data.lens import Pinhole, check_pose
 from splat_ssim.scene.data.scene import SceneError, shortened
 
@@ -27,7 +27,7 @@ _FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or a SceneError that names the file and where it breaks."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parsed(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SceneError(f"{path}: required a JSON file, got nothing there") from None
     except OSError as failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from pathlib import Path
@@ -15,10 +14,12 @@ from ...errors import UserError, user_errors
 from ...trainer.config import YamlMapping
 from ...trainer.device import available_memory
 from ...trainer.metrics import in_words
+from ...trainer.signals import Interrupted
 from ..formats import written_dtype
 from ..io import load_volume, save_volume
 from ..memory import check_memory
 from ..suffixes import check_written, files_of
+from ..target import check_read
 from .compress import Compressed, compress_volume
 from .container import load_packed
 
@@ -45,7 +46,8 @@ def compress(
         volume: Volume file with one channel.
         output: File to write. Its name must end in .gsv.
         bytes: Largest size of the file in bytes.
-        psnr: Lowest PSNR of the decoded volume in dB. If it cannot be reached, the command says so.
+        psnr: Lowest PSNR of the decoded volume in dB, at most 100. If it is not reached, the best file found is
+            written, and the command ends with an error that says so.
         ratio: Lowest compression ratio: the size of the voxels, in the dtype of their file, over that of the file.
         read: Options of splat_ssim.volume.load_volume, such as '{channel: 0}'.
         steps: Number of steps of the fit. 4000 give good quality, 1000 take a quarter of the time.
@@ -57,18 +59,16 @@ def compress(
         Description of the file written, with its metrics.
 
     Raises:
-        UserError: The volume or an option is not as required.
+        UserError: The volume or an option is not as required, or the PSNR was not reached.
+        Interrupted: SIGINT or SIGTERM came. Nothing is written.
     """
     if output.suffix.lower() != ".gsv":
         raise UserError(f"output must end in .gsv, got {output.name!r}")
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
-    options = list(inspect.signature(load_volume).parameters)[1:]
-    for name in read:
-        if name not in options:
-            raise UserError(f"read must hold {', '.join(options)} only, got {name!r}")
     check_output(output, inputs=files_of(volume))
     with user_errors():
+        check_read(read, "read")
         # The package that codes is asked for before the fit, not after it.
         from .entropy import library
 
@@ -78,24 +78,27 @@ def compress(
         loaded = load_volume(volume, **read)
         for note in loaded.notes:
             print(f"{volume}: {note}", file=sys.stderr)
-        made = compress_volume(
-            loaded,
-            bytes=bytes,
-            psnr=psnr,
-            ratio=ratio,
-            steps=steps,
-            seed=seed,
-            device=device,
-            progress=progress,
-            name=str(volume),
-        )
+        try:
+            made = compress_volume(
+                loaded,
+                bytes=bytes,
+                psnr=psnr,
+                ratio=ratio,
+                steps=steps,
+                seed=seed,
+                device=device,
+                progress=progress,
+                name=str(volume),
+            )
+        except Interrupted as stopped:
+            print(f"stopped by {stopped}; {output} is not written", file=sys.stderr)
+            raise
     with replacing(output) as file:
         file.write(made.content)
     print(f"{output}: {in_words(made.metrics)}")
     if not made.reached:
-        print(
-            f"{output}: required a PSNR of {psnr:g} dB, which was not reached; it has {made.metrics['psnr3d']:.2f} dB",
-            file=sys.stderr,
+        raise UserError(
+            f"{output}: required a PSNR of {psnr:g} dB, which was not reached; it has {made.metrics['psnr3d']:.2f} dB"
         )
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._checks import check_number
 from ...trainer.device import check_device
 from ...trainer.loop import Unkept
-from ...trainer.metrics import psnr_of_mse
+from ...trainer.metrics import MAX_PSNR, psnr_of_mse
 from ..config import VolumeConfig
 from ..evaluation import evaluate_volume
 from ..export import FieldSource
@@ -76,8 +78,8 @@ def compress_volume(
     Args:
         volume: Volume of one channel, of any dtype in `DTYPES`.
         bytes: Largest size of the file in bytes.
-        psnr: Lowest PSNR in dB of the decoded volume. Its peak is the difference between the volume's maximum and
-            minimum.
+        psnr: Lowest PSNR in dB of the decoded volume, at most 100. Its peak is the difference between the volume's
+            maximum and minimum.
         ratio: How many times smaller the file must be than the voxels in the dtype of their file.
         steps: Number of steps of each fit.
         seed: Seed of every random draw.
@@ -88,6 +90,7 @@ def compress_volume(
     Raises:
         ValueError: Not exactly one of bytes, psnr and ratio is given, or it is out of range; or the bytes do not
             suffice for one Gaussian; or the volume has several channels, NaN or infinities.
+        TypeError: One of these is not a number, or bytes or steps not a whole one.
         Interrupted: SIGINT or SIGTERM came.
 
     Example:
@@ -103,7 +106,7 @@ def compress_volume(
         dtype('int16')
     """
     check_device(device)
-    goal = _goal(volume, bytes, psnr, ratio, name)
+    goal, steps = _goal(volume, bytes, psnr, ratio, name), _whole("steps", steps)
     source = FieldSource(volume.grid, *_extremes(volume.data), unit=volume.unit)
     if source.low == source.high:
         made = _finished(volume, Packed(source, volume.data.dtype.name, Steps(1.0), Codes.none()))
@@ -177,12 +180,26 @@ def _goal(volume: Volume, size: int | None, psnr: float | None, ratio: float | N
             f"{name}: required finite voxels, got NaN or infinities; --read '{{nonfinite: 0}}' replaces them"
         )
     for key, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{key} must be above 0, got {value}")
+        check_number(key, value)
     if psnr is not None:
+        # No reported PSNR is larger.
+        check_number("psnr", psnr, high=MAX_PSNR, closed=True)
         return None
     voxels = volume.stored_bytes
-    return _Size(int(size if size is not None else voxels / ratio), voxels, ratio)  # type: ignore[operator]
+    if size is not None:
+        return _Size(min(_whole("bytes", size), 1 << 62), voxels, None)
+    assert ratio is not None
+    ratio = float(min(max(ratio, 1e-9), 1e300))
+    return _Size(int(voxels / ratio), voxels, ratio)
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number above 0."""
+    check_number(name, value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def _finished(volume: Volume, packed: Packed, content: bytes | None = None, reached: bool = True) -> Compressed:

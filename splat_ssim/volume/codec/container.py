@@ -157,14 +157,17 @@ def _unpacked(cls: type[Packed], head: bytes, body: bytes) -> Packed:
         low, high = header["range"]
         weight, shape_step, place, cell = header["steps"]
         steps = Steps(float(weight), float(shape_step), float(place), cell)
-        count, dtype, unit, base = header["count"], header["dtype"], str(header["unit"]), float(header["base"])
+        count, dtype, unit, base = header["count"], header["dtype"], header["unit"], float(header["base"])
         whole = all(type(v) is int for v in (*shape, count, cell))
         positive = all(math.isfinite(v) and v > 0 for v in (steps.weight, steps.shape, steps.place))
         fine = min(steps.shape, steps.place) >= LEAST_STEP
-        if not whole or not positive or not fine or not 1 <= cell <= 64 or not 0 <= count <= 8 * len(body):
+        sized = 0 < count <= 8 * len(body) if body else count == 0
+        if not whole or not positive or not fine or not 1 <= cell <= 64 or not sized:
             raise ValueError(f"{count} Gaussians in {len(body)} bytes by {steps}")
         if dtype not in DTYPES or not low <= high or not math.isfinite(high - low) or not 0 <= base <= 1:
             raise ValueError(f"voxels of {dtype} from {low} to {high}")
+        if not isinstance(unit, str):
+            raise ValueError(f"a unit {unit!r}")
         low, high = _in_range(dtype, low, high)
     except (zlib.error, LookupError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"a header that says where voxels lie and what they are, got {error}") from error
