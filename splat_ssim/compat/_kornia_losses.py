@@ -247,7 +247,7 @@ def _difference(img1: Tensor, img2: Tensor, reduction: str | None) -> Tensor:
         if img1.device != img2.device:
             raise ValueError(f"img1 and img2 must be on the same device, got {img1.device} and {img2.device}")
         if torch.bool in (img1.dtype, img2.dtype) and not (img1.is_floating_point() or img2.is_floating_point()):
-            raise RefusedDtypeError(f"img1 and img2 must not be bool, got {img1.dtype} and {img2.dtype}")
+            raise RefusedDtypeError(f"integer images must be int32 or int64, got {img1.dtype} and {img2.dtype}")
         check_reduction("none" if reduction is None else reduction)
     if img1.shape != img2.shape:
         raise ValueError(f"img1 and img2 must have the same shape, got {shape_of(img1)} and {shape_of(img2)}")
