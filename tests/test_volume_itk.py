@@ -128,7 +128,7 @@ def test_channels_and_time(tmp_path, suffix):
 
 def test_a_detached_header_is_not_written(tmp_path):
     volume = Volume(HU[None], VoxelGrid.regular(HU.shape))
-    with pytest.raises(ValueError, match=r"written in one file, .mha, got 'a.mhd'"):
+    with pytest.raises(ValueError, match=r"must be written as .mha, got 'a.mhd'"):
         save_volume(tmp_path / "a.mhd", volume)
     with pytest.raises(ValueError, match=r"dicom volumes are read only: save as .nii.gz, .nrrd or .mha, got 'a.dcm'"):
         save_volume(tmp_path / "a.dcm", volume)
