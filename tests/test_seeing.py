@@ -23,7 +23,7 @@ from splat_ssim.scene.evaluation import evaluate
 from splat_ssim.scene.export import export
 from splat_ssim.scene.lpips import make_lpips
 from splat_ssim.scene.viewer import SceneViewer, pose_of, view_of_camera
-from splat_ssim.trainer import load
+from splat_ssim.trainer import load, pictures
 from splat_ssim.trainer.cli import evaluate_run, main, render_run, report_run
 from splat_ssim.trainer.colormap import colored
 from splat_ssim.trainer.folder import read_config
@@ -424,3 +424,12 @@ def test_a_viewer_that_nobody_looks_at_changes_no_bit_and_is_never_due(trained, 
         assert not viewer.due()
     finally:
         viewer.close()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.foo", "a.gsv"])
+def test_a_picture_is_written_under_the_name_of_a_picture(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name}: required a name of a picture, such as .png, got \{name[1:]}"):
+        pictures.save_bytes(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+    pictures.save_bytes(tmp_path / "a", np.zeros((2, 2, 3), np.uint8))
+    assert (tmp_path / "a").read_bytes().startswith(b"\x89PNG")

@@ -15,7 +15,7 @@ from splat_ssim.scene.camera_path import even, read_path
 from splat_ssim.scene.cameras import orbit
 from splat_ssim.scene.data import View
 from splat_ssim.scene.modes import Scale, check_mode, depth_scale, draw
-from splat_ssim.trainer.pictures import comparison, save_image, to_bytes, write_video
+from splat_ssim.trainer.pictures import SUFFIXES, comparison, save_image, to_bytes, write_video
 
 if TYPE_CHECKING:
     from splat_ssim.scene.training import SceneTask
@@ -86,9 +86,11 @@ def _write_pictures(task: SceneTask, views: Sequence[View], output: Path, mode: 
     """Writes a picture of each view to a folder.
 
     Raises:
-        UserError: The folder holds further numbered pictures, which would pass for some of these, or pictures of these
-            names that may be the photographs.
+        UserError: The name is of a video or a picture, or the folder holds further numbered pictures, which would pass
+            for some of these, or pictures of these names that may be the photographs.
     """
+    if output.suffix.lower() in (".mp4", *SUFFIXES):
+        raise UserError(f"{output}: required a folder for {len(views)} pictures, got a name with {output.suffix}")
     files = [output / f"{index:04d}.png" for index in range(len(views))]
     other = sorted(file for file in output.glob("*.png") if file.stem.isdigit() and file not in files)
     if other:

@@ -154,9 +154,16 @@ def to_bytes(image: Tensor) -> np.ndarray:
 
 
 def save_bytes(path: str | Path, pixels: np.ndarray) -> None:
-    """Writes (H, W, 3) or (H, W) uint8 atomically, in the format of the path's suffix."""
+    """Writes (H, W, 3) or (H, W) uint8 atomically, in the format of the path's suffix.
+
+    Raises:
+        UserError: The suffix is of no format of pictures. A name without one is a PNG file.
+    """
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if path.suffix and kind not in Image.SAVE:
+        raise UserError(f"{path}: required a name of a picture, such as .png, got {path.suffix}")
+    kind = kind or "PNG"
     with replacing(path, durable=False) as file:
         Image.fromarray(pixels).save(file, format=kind)
 
