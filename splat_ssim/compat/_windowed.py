@@ -91,7 +91,7 @@ def normalised(img1: Tensor, img2: Tensor, constants: Constants) -> tuple[Tensor
     if not isinstance(data_range, Tensor):
         return img1, img2, constants
     dtype = _maps.compute_dtype(img1, img2)
-    return img1.to(dtype) / data_range, img2.to(dtype) / data_range, constants._replace(data_range=1.0)
+    return img1.to(dtype) / data_range, img2.to(dtype) / data_range, Constants(1.0, constants.k1, constants.k2)
 
 
 # --------------------------------------------------------------------------------------------------------------------

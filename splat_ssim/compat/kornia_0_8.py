@@ -109,6 +109,15 @@ def _check_call(img1: Tensor, img2: Tensor, window_size: int, max_val: float, ep
     return check_call(img1, img2, window_size, max_val, eps, padding, 3, same="replicate", is_window_rounded=True)
 
 
+def _count(windows: list[tuple[float, int]], window: tuple[float, int]) -> int:
+    """`windows.count(window)`, which the Dynamo of torch 2.4 can't trace."""
+    count = 0
+    for other in windows:
+        if other[0] == window[0] and other[1] == window[1]:
+            count += 1
+    return count
+
+
 class SSIM3D(_kornia.SSIM3D):
     """`ssim3d` as a module.
 
@@ -185,8 +194,8 @@ class MS_SSIMLoss(_kornia.MS_SSIMLoss):  # noqa: N801 - the original's name
         assert self._mask_sigmas is not None
         share = len(self._mask_sigmas) // channels
         windows = [(sigma, index // share) for index, sigma in enumerate(self._mask_sigmas)]
-        factors = [maps.luminance(*window) ** windows[-3:].count(window) for window in dict.fromkeys(windows[-3:])]
-        factors += [maps.contrast_structure(*window) ** windows.count(window) for window in dict.fromkeys(windows)]
+        factors = [maps.luminance(*window) ** _count(windows[-3:], window) for window in dict.fromkeys(windows[-3:])]
+        factors += [maps.contrast_structure(*window) ** _count(windows, window) for window in dict.fromkeys(windows)]
         similarity = factors[0]
         for factor in factors[1:]:
             similarity = similarity * factor

@@ -45,6 +45,13 @@ def _takes_window(options: SSIMOptions) -> bool:
     return max(options.windows(3)) <= LONGEST_AXIS_WINDOW
 
 
+def _takes_shape(image: Tensor) -> bool:
+    for size in image.shape:  # not `max`, which the Dynamo of torch 2.4 can't trace for symbols
+        if size >= _LONGEST_AXIS:
+            return False
+    return True
+
+
 def _has_device_kernels(index: int, unit: int) -> bool:
     return _cuda_module.kernels(index, unit) is not None
 
@@ -62,7 +69,7 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
         and (options.eps == 0.0 or _EPS[0] <= options.eps <= _EPS[1])
         and _DATA_RANGES[0] <= options.data_range <= _DATA_RANGES[1]
         and img1.numel() > 0
-        and max(img1.shape) < _LONGEST_AXIS
+        and _takes_shape(img1)
         and _has_device_kernels(img1.device.index, unit_of(options))
     )
 
