@@ -262,7 +262,7 @@ def test_inverse_depth_smoothness_in_every_dtype(seed):
 
 def test_inverse_depth_smoothness_needs_floats():
     image = torch.ones(1, 1, 4, 4, dtype=torch.int32)
-    with pytest.raises(TypeError, match=r"idepth must be floating point, got torch.int32"):
+    with pytest.raises(TypeError, match=r"idepth and image must be floating point, got torch.int32"):
         ours.inverse_depth_smoothness_loss(image, image)
 
 

@@ -131,11 +131,11 @@ run machine 20 probe
 [[ -z "$(failed)" ]] || exit 1
 run build 60 build
 run smoke 25 '"$python" scripts/gpu/smoke.py $small'
-run time 100 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --losses'
+run time 85 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --losses'
 run ncu 30 profile
 run trainer 40 train
-run voxelizer 25 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --voxelizer'
-run projector 25 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --projector'
+run voxelizer 20 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --voxelizer'
+run projector 20 '"$python" scripts/gpu/benchmark.py $small --csv "$out/benchmark.csv" --projector'
 # Nothing here is timed.
 at_once=1
 run tests 140 "tests -m cuda $on_device" &
