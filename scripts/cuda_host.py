@@ -35,7 +35,7 @@ import build  # noqa: E402
 from benchmarks.measure import add_output, commit, output_folder, run  # noqa: E402
 from splat_ssim import ssim  # noqa: E402
 from splat_ssim.loss import photometric_loss  # noqa: E402
-from splat_ssim.ops import _cuda_kernels, _cuda_launch, compiled, dispatch, prepared, ssim_cuda  # noqa: E402
+from splat_ssim.ops import _cuda_kernels, _cuda_launch, _cuda_module, compiled, dispatch, prepared, ssim_cuda  # noqa: E402
 from splat_ssim.options import SSIMOptions  # noqa: E402
 
 #: Number of multiprocessors of an H100 or H200.
@@ -75,7 +75,7 @@ def stub_kernels(folder: Path) -> _cuda_kernels.Kernels:
 def cuda_on_the_cpu(kernels: _cuda_kernels.Kernels) -> Iterator[None]:
     """Makes CPU tensors use the CUDA operators."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)))
+        stack.enter_context(mock.patch.object(_cuda_module, "target", lambda tensor, unit: (kernels, 0)))
         stack.enter_context(mock.patch.object(ssim_cuda, "_has_device_kernels", lambda index, window: True))
         stack.enter_context(mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]))
         prepared.forget()

@@ -17,7 +17,16 @@ from unittest import mock
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, dispatch, photometric_cuda, prepared, ssim_cuda, voxelize_cuda, xray_cuda
+from splat_ssim.ops import (
+    _cuda_kernels,
+    _cuda_module,
+    dispatch,
+    photometric_cuda,
+    prepared,
+    ssim_cuda,
+    voxelize_cuda,
+    xray_cuda,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
@@ -108,9 +117,7 @@ def _emulation():
     kernels.library.splat_emulation_configure(2, 1, -1, 0)
     library = run_cuda_operators_on_the_cpu()
     with (
-        mock.patch.object(ssim_cuda, "target", lambda image, unit: (kernels, 0)),
-        mock.patch.object(voxelize_cuda, "_target", lambda tensor: (kernels, 0)),
-        mock.patch.object(xray_cuda, "_target", lambda tensor: (kernels, 0)),
+        mock.patch.object(_cuda_module, "target", lambda tensor, unit: (kernels, 0)),
         mock.patch.object(ssim_cuda, "_has_device_kernels", _available),
         # Eager calls on CPU tensors bypass the dispatcher.
         mock.patch.dict(dispatch.DEVICES, cpu=dispatch.DEVICES["cuda"]),

@@ -185,7 +185,7 @@ def test_a_failed_launch_raises(driver):
 @pytest.mark.parametrize("per_image", [False, True])
 def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_image):  # noqa: F811
     """The CUDA kernel replaces the CPU's multiplication. It works in place, and the host does not read the value."""
-    monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
+    monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))
     used = []
     scale = lambda *a: used.append(ssim_cuda.scale(*a)) or used[-1]  # noqa: E731
     monkeypatch.setitem(dispatch.DEVICES, "cpu", dispatch.DEVICES["cpu"]._replace(scale=scale))
@@ -208,7 +208,7 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
     """Compares values, gradients, shapes, dtypes and strides of all five. The emulation runs the CUDA operators."""
-    monkeypatch.setattr(ssim_cuda, "target", lambda image, unit: (kernels, 0))
+    monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))
     img1, img2 = images(*((2, 3, 13, 40) if spatial_dims == 2 else (1, 2, 12, 13, 14)), channels_last=channels_last)
     options = SSIMOptions(padding=padding, channels_last=channels_last)
     cpu = torch.ops.splat_ssim

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from splat_ssim.ops import _cuda_kernels, voxelize_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_module, voxelize_cuda
 from splat_ssim.ops import voxelize as ops
 from splat_ssim.volume import VoxelGrid
 from tests.test_cuda_emulation import ROOT, kernels, library  # noqa: F401
@@ -117,7 +117,7 @@ def test_infinite_gradients_outside_do_not_reach_a_gaussian(run):
 
 @pytest.mark.parametrize("features", [0, 2])
 def test_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, features):  # noqa: F811
-    monkeypatch.setattr(voxelize_cuda, "_target", lambda tensor: (kernels, 0))
+    monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))
     grid = VoxelGrid.regular((11, 9, 20), spacing=0.5).crop((2, 1, 3), (8, 8, 17))
     tensors = [t.detach() for t in sample(grid, 30, features=features)]
     inputs = (*tensors[:3], values_of(tensors), *arguments(grid))
@@ -191,7 +191,7 @@ def test_another_layout_is_an_import_error(kernels, monkeypatch):  # noqa: F811
 
 
 def test_kernels_start_through_the_driver(driver):  # noqa: F811
-    from splat_ssim.ops import _cuda_module, compiled
+    from splat_ssim.ops import compiled
 
     found = _cuda_module.load(0, _cuda_kernels.VOXELS)
     grid = VoxelGrid.regular((20, 17, 9))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splat_ssim.ct import XrayGeometry, circle, project
-from splat_ssim.ops import _cuda_kernels, xray_cuda
+from splat_ssim.ops import _cuda_kernels, _cuda_module, xray_cuda
 from splat_ssim.ops import xray as ops
 from splat_ssim.volume.sampling import sample_gaussians
 from tests.test_cuda_emulation import ROOT, kernels, library  # noqa: F401
@@ -322,7 +322,7 @@ def test_infinite_gradients_outside_do_not_reach_a_gaussian(run):
 @pytest.mark.parametrize("name", ["cone", "parallel", "near"])
 @pytest.mark.parametrize("features", [0, 5])
 def test_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, name, features):  # noqa: F811
-    monkeypatch.setattr(xray_cuda, "_target", lambda tensor: (kernels, 0))
+    monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))
     tensors = [t.detach() for t in sample(50, features=features, seed=8)]
     inputs = (*tensors[:3], values_of(tensors), *arguments(GEOMETRIES[name]))
     found, expected = xray_cuda._xray(*inputs), ops.xray(*inputs)
@@ -351,7 +351,7 @@ def test_strided_inputs(kernels):  # noqa: F811
 def test_what_the_operators_refuse(kernels, monkeypatch):  # noqa: F811
     tensors = [t.detach() for t in sample(5)]
     inputs, beam = (*tensors[:3], values_of(tensors)), arguments(GEOMETRIES["cone"])
-    monkeypatch.setattr(xray_cuda, "_target", lambda tensor: (kernels, 0))
+    monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))
     elsewhere = (inputs[0], inputs[1].to("meta"), *inputs[2:])
     with pytest.raises(ValueError, match="quats must be on cpu, where means is, got meta"):
         xray_cuda._xray(*elsewhere, *beam)
@@ -455,7 +455,7 @@ def test_another_layout_is_an_import_error(kernels, monkeypatch):  # noqa: F811
 
 
 def test_kernels_start_through_the_driver(driver):  # noqa: F811
-    from splat_ssim.ops import _cuda_module, compiled
+    from splat_ssim.ops import compiled
 
     found = _cuda_module.load(0, _cuda_kernels.XRAYS)
     tensors = [t.detach() for t in sample(300)]

@@ -11,8 +11,10 @@ import ctypes
 import functools
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from . import _nvrtc, compiled
 from ._cuda_kernels import SHARED, Kernels, kernel_names, kernel_units
@@ -205,3 +207,21 @@ def kernels(index: int, unit: int) -> Kernels | None:
             stacklevel=3,
         )
         return None
+
+
+# torch.cuda.current_stream makes a Stream object at every call, which this avoids.
+_current_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
+)
+
+
+def target(tensor: Tensor, unit: int) -> tuple[Kernels, int]:
+    """Returns a unit's kernels for the tensor's device, and the device's current stream.
+
+    Raises:
+        RuntimeError: There are no kernels. Public functions check that there are first.
+    """
+    found = kernels(tensor.device.index, unit)
+    if found is None:
+        raise RuntimeError(f"there are no CUDA kernels for {tensor.device}")
+    return found, _current_stream(tensor.device.index)

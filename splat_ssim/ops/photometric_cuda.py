@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..options import SSIMOptions
 from . import _cuda_launch as launch
-from . import ssim_cuda
+from . import _cuda_module, ssim_cuda
 from ._cuda_recording import Recorder
 from .dispatch import Device, register_device
 from .layout import new_gradients, wanted
@@ -31,7 +31,7 @@ def _photometric(
     *values, need1, need2 = arguments
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
-    kernels, stream = ssim_cuda.target(img1, ssim_cuda.unit_of(options))
+    kernels, stream = _cuda_module.target(img1, ssim_cuda.unit_of(options))
     targets = wanted(grads, need1, need2)
     weights = (weight, l1_weight, dssim_weight, per_image)
     means = launch.photometric(kernels, stream, img1, img2, *weights, options, targets, offset, background=background)
@@ -67,7 +67,7 @@ class _Loss:
         targets = wanted(grads, *needs)
         means = [img1.new_empty(self._shape, dtype=torch.float32) for _ in range(3)]
         recorder = Recorder(
-            ssim_cuda.target(img1, ssim_cuda.unit_of(options))[0],
+            _cuda_module.target(img1, ssim_cuda.unit_of(options))[0],
             (img1, img2, *targets, means[0], *(means[1:] if terms else (None, None)), background),
         )
         if not terms:
@@ -80,7 +80,7 @@ class _Loss:
         self._none = img1.new_empty(0, dtype=torch.float32)
 
     def __call__(self, img1: Tensor, img2: Tensor, background: Tensor | None = None) -> Results:
-        kernels, stream = ssim_cuda.target(img1, self._unit)
+        kernels, stream = _cuda_module.target(img1, self._unit)
         grad1, grad2 = (self._none if layout is None else self._empty(*layout) for layout in self._layouts)
         workspace = self._empty((self._recording.workspace,), (1,), torch.uint8)
         loss = self._empty(self._shape)

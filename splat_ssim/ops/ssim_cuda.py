@@ -18,7 +18,7 @@ from .._maps import channels_first
 from ..options import SSIMOptions
 from . import _cuda_launch as launch
 from . import _cuda_module
-from ._cuda_kernels import AXES, LONGEST_AXIS_WINDOW, SHARED, WINDOW_SIZES, Kernels
+from ._cuda_kernels import AXES, LONGEST_AXIS_WINDOW, SHARED, WINDOW_SIZES
 from .layout import map_shape, new_gradients, new_like, wanted
 
 _DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.uint8))
@@ -74,28 +74,10 @@ def supports(img1: Tensor, img2: Tensor, options: SSIMOptions) -> bool:
     )
 
 
-def target(image: Tensor, unit: int) -> tuple[Kernels, int]:
-    """Returns the kernels for the image's device and a window (or `SHARED`), and the device's current stream.
-
-    Raises:
-        RuntimeError: There are no kernels. The public functions check `supports` first.
-    """
-    kernels = _cuda_module.kernels(image.device.index, unit)
-    if kernels is None:
-        raise RuntimeError(f"there are no CUDA kernels for {image.device}")
-    return kernels, _current_stream(image.device.index)
-
-
-# torch.cuda.current_stream makes a Stream object at every call, which this avoids.
-_current_stream: Callable[[int], int] = getattr(
-    torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
-)
-
-
 def _ssim_map(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)
     found = new_like(img1, map_shape(img1, options), torch.float32, options.channels_last)
-    launch.fill_map(*target(img1, unit_of(options)), img1, img2, options, found)
+    launch.fill_map(*_cuda_module.target(img1, unit_of(options)), img1, img2, options, found)
     return found
 
 
@@ -104,13 +86,13 @@ def _ssim_map_backward(grad_map: Tensor, img1: Tensor, img2: Tensor, *arguments:
     options = SSIMOptions.of(*values)
     grads = new_gradients(img1, img2, options, need1, need2)
     targets = wanted(grads, need1, need2)
-    launch.fill_map_gradients(*target(img1, unit_of(options)), grad_map, img1, img2, options, targets)
+    launch.fill_map_gradients(*_cuda_module.target(img1, unit_of(options)), grad_map, img1, img2, options, targets)
     return grads
 
 
 def _ssim_channel_means(img1: Tensor, img2: Tensor, *arguments: Any) -> Tensor:
     options = SSIMOptions.of(*arguments)._replace(eps=0.0)
-    return launch.channel_means(*target(img1, unit_of(options)), img1, img2, options)
+    return launch.channel_means(*_cuda_module.target(img1, unit_of(options)), img1, img2, options)
 
 
 def _ssim_channel_means_backward(
@@ -120,7 +102,9 @@ def _ssim_channel_means_backward(
     options = SSIMOptions.of(*values)._replace(eps=0.0)
     grads = new_gradients(img1, img2, options, need1, need2, planar=True)
     targets = wanted(grads, need1, need2)
-    launch.fill_channel_mean_gradients(*target(img1, unit_of(options)), grad_means, img1, img2, options, targets)
+    launch.fill_channel_mean_gradients(
+        *_cuda_module.target(img1, unit_of(options)), grad_means, img1, img2, options, targets
+    )
     return grads
 
 
@@ -128,7 +112,7 @@ def _ms_ssim(img1: Tensor, img2: Tensor, weights: Sequence[float], *arguments: A
     options = SSIMOptions.of(*arguments)
     first_options = options._replace(padding="valid", channels_last=False, eps=0.0)
     pairs = _maps.pyramid(img1, img2, len(weights), options.data_range, options.channels_last)
-    means = [launch.channel_means(*target(img1, unit_of(options)), *pair, first_options) for pair in pairs]
+    means = [launch.channel_means(*_cuda_module.target(img1, unit_of(options)), *pair, first_options) for pair in pairs]
     terms = _maps.scale_terms(means).double()
     return _maps.combine_terms(terms, weights).float(), terms
 
@@ -151,7 +135,9 @@ def _ms_ssim_backward(
         grad_means[..., 0 if scale + 1 == len(pairs) else 1] = grad_terms[..., scale]
         grads = new_gradients(*pair, first_options, need1, need2, planar=True)
         targets = wanted(grads, need1, need2)
-        launch.fill_channel_mean_gradients(*target(img1, unit_of(options)), grad_means, *pair, first_options, targets)
+        launch.fill_channel_mean_gradients(
+            *_cuda_module.target(img1, unit_of(options)), grad_means, *pair, first_options, targets
+        )
         for i, grad in enumerate(targets):
             if grad is not None and coarser is not None:
                 grad += _maps.spread(coarser[i], grad.shape)
@@ -162,7 +148,7 @@ def _ms_ssim_backward(
 
 def scale(gradient: Tensor, upstream: Tensor) -> bool:
     """`dispatch.Device.scale` of CUDA."""
-    return launch.scale(*target(gradient, SHARED), gradient, upstream)
+    return launch.scale(*_cuda_module.target(gradient, SHARED), gradient, upstream)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_module
+from ._cuda_call import GaussianCall
 from ._cuda_kernels import VOXELS, Kernels
 from .voxelize import lattice_numbers, voxelize, voxelize_backward
 
@@ -45,8 +46,8 @@ class _Problem(ctypes.Structure):
     )
 
 
-class _Call:
-    """One call: the kernels' argument, and every tensor that it points to."""
+class _Call(GaussianCall):
+    """One call of the voxeliser's kernels."""
 
     def __init__(
         self, kernels: Kernels, stream: int, inputs: tuple[Tensor, ...], affine: list[float], window: list[int]
@@ -55,13 +56,7 @@ class _Call:
         kernels.library.splat_ssim_cuda_voxel_layout(layout)
         if list(layout) != [ctypes.sizeof(_Problem), _RECORD_BYTES, _BRICK]:
             raise ImportError(f"the library's voxeliser must fit this package, got layout {list(layout)}: reinstall")
-        self.kernels, self.stream = kernels, stream
-        self.device = inputs[0].device
-        self.count, self.channels = inputs[3].shape
-        self.problem = _Problem(count=self.count, channels=self.channels)
-        self._tensors: dict[str, Tensor] = {}
-        for name, tensor in zip(("means", "quats", "scales", "values"), inputs, strict=True):
-            self.point(name, tensor.detach().contiguous())
+        super().__init__(kernels, stream, "voxelize", _Problem(), inputs)
         numbers = lattice_numbers(affine)
         self.problem.to_world[:], self.problem.to_index[:] = numbers[:9], numbers[9:18]
         self.problem.origin[:] = numbers[18:]
@@ -69,21 +64,6 @@ class _Call:
         self.problem.bricks[:] = [-(-size // _BRICK) for size in self.problem.size]
         self.new("records", self.count * _RECORD_BYTES, dtype=torch.uint8)
         self.new("brick_counts", self.count, dtype=torch.int64)
-
-    def point(self, name: str, tensor: Tensor) -> Tensor:
-        """Points the problem to a contiguous tensor and keeps the tensor alive as long as the call."""
-        self._tensors[name] = tensor
-        setattr(self.problem, name, tensor.data_ptr())
-        return tensor
-
-    def new(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Points the problem to a new, uninitialised tensor."""
-        return self.point(name, torch.empty(shape, dtype=dtype, device=self.device))
-
-    def run(self, stage: int) -> None:
-        """Starts a stage's kernel."""
-        self.problem.stage = stage
-        self.kernels.launch("voxelize", self.problem, self.stream)
 
     def sort_into_bricks(self) -> None:
         """Lists the Gaussians of each brick, from the counts that `_PREPARE` made."""
@@ -141,23 +121,11 @@ def has_kernels(device: torch.device) -> bool:
     return _cuda_module.kernels(device.index, VOXELS) is not None
 
 
-def _target(tensor: Tensor) -> tuple[Kernels, int]:
-    """Returns the kernels for the tensor's device, and its current stream.
-
-    Raises:
-        RuntimeError: There are no kernels. The public function checks `has_kernels` first.
-    """
-    kernels = _cuda_module.kernels(tensor.device.index, VOXELS)
-    if kernels is None:
-        raise RuntimeError(f"there are no CUDA kernels for {tensor.device}")
-    return kernels, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
 @voxelize.register_kernel("cuda")
 def _voxelize(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, affine: list[float], window: list[int]
 ) -> Tensor:
-    return forward(*_target(means), (means, quats, scales, values), affine, window)
+    return forward(*_cuda_module.target(means, VOXELS), (means, quats, scales, values), affine, window)
 
 
 @voxelize_backward.register_kernel("cuda")
@@ -170,4 +138,4 @@ def _voxelize_backward(
     affine: list[float],
     window: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return backward(*_target(means), gradient, (means, quats, scales, values), affine, window)
+    return backward(*_cuda_module.target(means, VOXELS), gradient, (means, quats, scales, values), affine, window)

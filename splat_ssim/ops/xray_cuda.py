@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_module
+from ._cuda_call import GaussianCall
 from ._cuda_kernels import XRAYS, Kernels
 from .xray import checked_frames, checked_gaussians, checked_gradient, xray, xray_backward
 
@@ -60,8 +61,8 @@ class _Problem(ctypes.Structure):
     )
 
 
-class _Call:
-    """One call: the kernels' argument, and every tensor that it points to."""
+class _Call(GaussianCall):
+    """One call of the projector's kernels."""
 
     def __init__(
         self,
@@ -76,38 +77,17 @@ class _Call:
         kernels.library.splat_ssim_cuda_xray_layout(layout)
         if list(layout) != [ctypes.sizeof(_Problem), _SHADOW_BYTES, ctypes.sizeof(_View), _TILE, _VIEWS]:
             raise ImportError(f"the library's projector must fit this package, got layout {list(layout)}: reinstall")
-        self.kernels, self.stream = kernels, stream
-        self.device = inputs[0].device
-        self.count, self.channels = inputs[3].shape
         height, width = detector
-        self.problem = _Problem(count=self.count, channels=self.channels, width=width, height=height, cone=cone)
+        super().__init__(kernels, stream, "xray", _Problem(width=width, height=height, cone=cone), inputs)
         self.problem.tiles[:] = [-(-size // _TILE) for size in (width, height)]
         self._frames: list[list[float]] = frames.reshape(-1, 12).tolist()
         self._together = max(1, min(_VIEWS, len(self._frames), _SHADOWS // self.count))
-        self._tensors: dict[str, Tensor] = {}
-        for name, tensor in zip(("means", "quats", "scales", "values"), inputs, strict=True):
-            self.point(name, tensor.detach().contiguous())
         self.new("shadows", self._together * self.count * _SHADOW_BYTES, dtype=torch.uint8)
         self.new("tile_counts", self._together * self.count, dtype=torch.int64)
-
-    def point(self, name: str, tensor: Tensor) -> Tensor:
-        """Points the problem to a contiguous tensor and keeps the tensor alive as long as the call."""
-        self._tensors[name] = tensor
-        setattr(self.problem, name, tensor.data_ptr())
-        return tensor
-
-    def new(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Points the problem to a new, uninitialised tensor."""
-        return self.point(name, torch.empty(shape, dtype=dtype, device=self.device))
 
     def zeros(self, name: str, *shape: int) -> Tensor:
         """Points the problem to new float64 zeros."""
         return self.point(name, torch.zeros(shape, dtype=torch.float64, device=self.device))
-
-    def run(self, stage: int) -> None:
-        """Starts a stage's kernel."""
-        self.problem.stage = stage
-        self.kernels.launch("xray", self.problem, self.stream)
 
     def groups(self) -> list[range]:
         """The views, as many at a time as the workspaces hold."""
@@ -210,24 +190,12 @@ def has_kernels(device: torch.device) -> bool:
     return _cuda_module.kernels(device.index, XRAYS) is not None
 
 
-def _target(tensor: Tensor) -> tuple[Kernels, int]:
-    """Returns the kernels for the tensor's device, and its current stream.
-
-    Raises:
-        RuntimeError: There are no kernels. The public function checks `has_kernels` first.
-    """
-    kernels = _cuda_module.kernels(tensor.device.index, XRAYS)
-    if kernels is None:
-        raise RuntimeError(f"there are no CUDA kernels for {tensor.device}")
-    return kernels, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
 @xray.register_kernel("cuda")
 def _xray(
     means: Tensor, quats: Tensor, scales: Tensor, values: Tensor, frames: Tensor, detector: list[int], cone: bool
 ) -> Tensor:
     inputs, frames = checked_gaussians(means, quats, scales, values), checked_frames(frames, detector)
-    return forward(*_target(means), tuple(inputs), frames, detector, cone)
+    return forward(*_cuda_module.target(means, XRAYS), tuple(inputs), frames, detector, cone)
 
 
 @xray_backward.register_kernel("cuda")
@@ -243,4 +211,4 @@ def _xray_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, frames = checked_gaussians(means, quats, scales, values), checked_frames(frames, detector)
     gradient = checked_gradient(gradient, (len(frames), values.shape[1], *detector), means.device)
-    return backward(*_target(means), gradient, tuple(inputs), frames, detector, cone)
+    return backward(*_cuda_module.target(means, XRAYS), gradient, tuple(inputs), frames, detector, cone)

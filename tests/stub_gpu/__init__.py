@@ -16,7 +16,7 @@ import types
 import torch
 from torch.overrides import TorchFunctionMode
 
-from splat_ssim.ops import _cuda_module, dispatch, ssim_cuda
+from splat_ssim.ops import _cuda_module, dispatch
 from tests import devices
 
 CUDA = torch.device("cuda", 0)
@@ -143,7 +143,7 @@ def _stub_cuda():
     torch.cuda.get_device_properties = lambda device=None: properties
     torch.cuda.current_stream = lambda device=None: Stream()
     # A torch built for CUDA queries the driver itself.
-    ssim_cuda._current_stream = lambda index: torch.cuda.current_stream(index).cuda_stream
+    _cuda_module._current_stream = lambda index: torch.cuda.current_stream(index).cuda_stream
     torch.cuda.Stream, torch.cuda.Event, torch.cuda.CUDAGraph = Stream, Event, Graph
     torch.cuda.stream = torch.cuda.graph = _in_place
     torch.cuda.get_rng_state = torch.get_rng_state
