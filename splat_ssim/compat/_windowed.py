@@ -47,6 +47,10 @@ class Constants(NamedTuple):
     k1: Number
     k2: Number
 
+    def of_unit_range(self) -> Constants:
+        """These for images divided by the data range. Not `_replace`, which the Dynamo of torch 2.4 can't trace."""
+        return Constants(1.0, self.k1, self.k2)
+
     @property
     def c1(self) -> Any:
         """(k1 · data_range)²."""
@@ -91,7 +95,7 @@ def normalised(img1: Tensor, img2: Tensor, constants: Constants) -> tuple[Tensor
     if not isinstance(data_range, Tensor):
         return img1, img2, constants
     dtype = _maps.compute_dtype(img1, img2)
-    return img1.to(dtype) / data_range, img2.to(dtype) / data_range, Constants(1.0, constants.k1, constants.k2)
+    return img1.to(dtype) / data_range, img2.to(dtype) / data_range, constants.of_unit_range()
 
 
 # --------------------------------------------------------------------------------------------------------------------

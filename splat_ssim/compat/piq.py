@@ -309,7 +309,7 @@ def _reduced(values: Tensor, reduction: str) -> Tensor:
 def _channel_means(x: Tensor, y: Tensor, size: int, sigma: float, constants: Constants) -> tuple[Tensor, Tensor]:
     """For each channel the means of S and of its contrast-structure factor, (B, C) or (B, C, 2) each."""
     if x.ndim == 5:
-        unit = constants._replace(data_range=1.0)
+        unit = constants.of_unit_range()
         return _piq_complex.channel_means(x, y, size, sigma, unit.c1, unit.c2)
     value, structure = _windowed.channel_means(x, y, constants, Window((size, size), (sigma, sigma))).unbind(-1)
     return value, structure
