@@ -160,10 +160,9 @@ def save_bytes(path: str | Path, pixels: np.ndarray) -> None:
         UserError: The suffix is of no format of pictures. A name without one is a PNG file.
     """
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if path.suffix and kind not in Image.SAVE:
+    kind = Image.registered_extensions().get(path.suffix.lower() or ".png")
+    if kind not in Image.SAVE:
         raise UserError(f"{path}: required a name of a picture, such as .png, got {path.suffix}")
-    kind = kind or "PNG"
     with replacing(path, durable=False) as file:
         Image.fromarray(pixels).save(file, format=kind)
 
