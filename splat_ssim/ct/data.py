@@ -111,8 +111,8 @@ def in_mm(volume: Volume) -> tuple[VoxelGrid, list[str]]:
     return grid, [f"its lengths are converted from {volume.unit} to mm"]
 
 
-def in_float32(values: np.ndarray, name: str) -> np.ndarray:
-    """Values in float32.
+def check_float32(values: np.ndarray, name: str) -> None:
+    """Checks that float32 holds the values.
 
     Raises:
         ValueError: Not all are finite there, or all become 0. The message begins with `name`.
@@ -124,6 +124,11 @@ def in_float32(values: np.ndarray, name: str) -> np.ndarray:
             f"{name} must be numbers that float32 holds, the largest from {known.tiny:.2g} to {known.max:.2g}, got "
             f"{largest:.3g}"
         )
+
+
+def in_float32(values: np.ndarray, name: str) -> np.ndarray:
+    """Values in float32, checked by `check_float32`."""
+    check_float32(values, name)
     return np.ascontiguousarray(values, dtype=np.float32)
 
 

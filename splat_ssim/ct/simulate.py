@@ -23,7 +23,7 @@ from ..volume.grid import VoxelGrid
 from ..volume.io import Volume, load_volume
 from ..volume.suffixes import files_of
 from ..volume.target import check_read
-from .data import Projections, check_projections_written, in_float32, in_mm, save_projections
+from .data import Projections, check_float32, check_projections_written, in_float32, in_mm, save_projections
 from .geometry import XrayGeometry, circle
 from .reference import rays
 
@@ -291,7 +291,7 @@ def simulate(
         )
         values = torch.from_numpy(np.ascontiguousarray(loaded.data[0], dtype=np.float64))
         pictures = ray_sums(values, voxels, shape)
-        in_float32(pictures.numpy(), f"the line integrals of {volume}")
+        check_float32(pictures.numpy(), f"the line integrals of {volume}")
         lines += attenuation_lines(volume, values, pictures)
         if photons is not None:
             pictures = with_photon_noise(pictures, photons=photons, attenuation=attenuation, seed=seed)
