@@ -31,7 +31,7 @@ from splat_ssim.ct.data import Projections, load_projections
 from splat_ssim.ct.simulate import simulate
 from splat_ssim.ct.training import CTTask
 from splat_ssim.trainer.cli import parse
-from splat_ssim.trainer.loop import Unkept
+from splat_ssim.trainer.unkept import Unkept
 from splat_ssim.volume import fit, load_volume
 from splat_ssim.volume.evaluation import evaluate_volume
 

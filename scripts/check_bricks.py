@@ -26,7 +26,8 @@ import tyro
 # Uses the repository's own package if none is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from splat_ssim.trainer.loop import Unkept, load
+from splat_ssim.trainer.loop import load
+from splat_ssim.trainer.unkept import Unkept
 from splat_ssim.volume.bricks import BrickConfig, BrickTask
 from splat_ssim.volume.config import VolumeConfig
 from splat_ssim.volume.evaluation import evaluate_volume

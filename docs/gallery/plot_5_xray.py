@@ -26,7 +26,7 @@ from splat_ssim.ct.data import load_projections
 from splat_ssim.ct.fdk import fdk
 from splat_ssim.ct.simulate import simulate
 from splat_ssim.ct.training import CTTask
-from splat_ssim.trainer.loop import Unkept
+from splat_ssim.trainer.unkept import Unkept
 from splat_ssim.volume import Volume, load_volume, save_volume
 
 ASSETS = Path(splat_ssim.__file__).resolve().parent.parent / "assets"  # of the source folder

@@ -40,6 +40,7 @@ def rasterization(
     max_alpha: float = 0.999,
     raw: bool = False,
     pixel_weights: Tensor | None = None,
+    distributed: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders Gaussians to the images of C cameras, differentiably.
 
@@ -77,6 +78,10 @@ def rasterization(
         pixel_weights: [C, H, W]. If given, `info["accumulators"]` has sums for each Gaussian over the pixels that it
             contributes to: `count`, `weight` (Σ pixel weight), `opacity` (Σ transmittance·alpha) and `distance` (Σ
             distance from its centre in pixels). They have no gradient.
+        distributed: Whether the processes of torch.distributed render together. Each passes Gaussians and cameras of
+            its own and gets its cameras' images of all Gaussians. `info` then describes its own Gaussians for the
+            cameras of all processes. All must have as many cameras, of the same size, and call this and the backward
+            pass at the same time. On the CPU, `packed` must be False.
 
     Returns:
         Images [C, H, W, D] (or D + 1, or 1, see `render_mode`), alphas [C, H, W, 1], and `info` with gsplat's keys:
@@ -86,6 +91,7 @@ def rasterization(
 
     Raises:
         ValueError, TypeError: Shapes, dtypes, devices or options do not fit. The message says what was got.
+        RuntimeError: `distributed` without a process group.
 
     Source: B. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023; gsplat's conventions.
 
@@ -117,6 +123,7 @@ def rasterization(
         max_alpha=max_alpha,
         raw=raw,
         pixel_weights=pixel_weights,
+        distributed=distributed,
     )
     _arguments.check_numbers(scene, options)
     _arguments.check_scene(scene, options)

@@ -52,6 +52,8 @@ def check_scene(scene: Scene, options: Options) -> None:
     _expect("viewmats", viewmats, (cameras, 4, 4), "[C, 4, 4]")
     _expect("Ks", Ks, (cameras, 3, 3), "[C, 3, 3]")
     channels = _check_colors(parts, n, cameras, options.sh_degree)
+    if options.distributed:
+        _check_distributed(parts, options)
     if backgrounds is not None and "RGB" in options.render_mode:
         _expect("backgrounds", backgrounds, (cameras, channels), "[C, D]")
     if pixel_weights is not None:
@@ -84,6 +86,18 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, cameras: int, sh_degree: in
     if found < (sh_degree + 1) ** 2:
         raise ValueError(f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients, got {found}")
     return 3
+
+
+def _check_distributed(colors: tuple[Tensor, ...], options: Options) -> None:
+    """Raises ValueError for what processes cannot exchange, here or in gsplat."""
+    if options.absgrad:
+        raise ValueError("absgrad must be False with distributed, as in gsplat, got True")
+    if options.pixel_weights is not None:
+        raise ValueError(f"pixel_weights must be None with distributed, got {_shape(options.pixel_weights)}")
+    if colors[0].dim() != (2 if options.sh_degree is None else 3):
+        raise ValueError(f"colors must be the same for all cameras with distributed, got {_shape(colors[0])}")
+    if options.packed and colors[0].device.type == "cpu":
+        raise ValueError("packed must be False with distributed on the CPU, got True")
 
 
 def check_choices(render_mode: str, rasterize_mode: str, tile_size: int | None) -> None:

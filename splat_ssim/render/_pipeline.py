@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _exchange
 from ._problem import Options, Scene
 from .reference import Projection, absolute_gradient
 
@@ -22,6 +23,9 @@ def render(backend: ModuleType, scene: Scene, options: Options) -> tuple[Tensor,
     """`backend` is a module with `project`, `composite` and `accumulate` as in `reference`."""
     cameras, width, height = len(scene.viewmats), scene.width, scene.height
     tile = options.tile_size or default_tile_size(width, height)
+    counts = None
+    if options.distributed:
+        scene, counts = _exchange.with_all_cameras(scene)
     projected, values = _project(backend, scene, options)
     backgrounds, render_mode = options.backgrounds, options.render_mode
     camera_ids = gaussian_ids = None
@@ -31,9 +35,12 @@ def render(backend: ModuleType, scene: Scene, options: Options) -> tuple[Tensor,
         projected = _geometry(projected, (camera_ids, gaussian_ids))
     # The graph goes through this very tensor, so that a strategy may ask for its gradient.
     means2d = projected.means2d
+    shown = projected
+    if counts is not None:
+        shown, values = _exchange.to_cameras(projected, values, counts)
 
     if render_mode != "RGB":
-        depth = projected.depths[..., None]
+        depth = shown.depths[..., None]
         values = torch.cat([values, depth], -1) if "RGB" in render_mode else depth
         if backgrounds is not None:
             dark = backgrounds.new_zeros(cameras, 1)
@@ -43,11 +50,9 @@ def render(backend: ModuleType, scene: Scene, options: Options) -> tuple[Tensor,
     if camera_ids is not None:
         images, alphas, sums = _packed(backend, projected, values, backgrounds, camera_ids, scene, options, limits)
     else:
-        images, alphas = backend.composite(
-            projected, values, backgrounds, width, height, absgrad=options.absgrad, **limits
-        )
+        images, alphas = backend.composite(shown, values, backgrounds, width, height, absgrad=options.absgrad, **limits)
         if options.pixel_weights is not None:
-            sums = backend.accumulate(projected, options.pixel_weights, **limits)
+            sums = backend.accumulate(shown, options.pixel_weights, **limits)
     if render_mode.endswith("ED"):
         expected = images[..., -1:] / alphas.clamp(min=1e-10)
         images = torch.cat([images[..., :-1], expected], -1)

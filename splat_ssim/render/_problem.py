@@ -38,3 +38,4 @@ class Options(NamedTuple):
     max_alpha: float = 0.999
     raw: bool = False
     pixel_weights: Tensor | None = None  # [C, H, W]
+    distributed: bool = False

@@ -17,7 +17,8 @@ from splat_ssim.scene.presets import preset_values
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.trainer.config import from_mapping, overlaid
 from splat_ssim.trainer.folder import check_folder
-from splat_ssim.trainer.loop import Run, Unkept, run
+from splat_ssim.trainer.loop import Run, run
+from splat_ssim.trainer.unkept import Unkept
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from splat_ssim.scene.data import View
 from splat_ssim.scene.model import Splats
 from splat_ssim.trainer.metrics import psnr
-from splat_ssim.trainer.ranks import Ranks
+from splat_ssim.trainer.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -47,24 +47,28 @@ class Together:
     info: dict[str, Any]
 
 
-def together(seen: Sequence[Seen], splats: Splats, ranks: Ranks) -> Together:
+def together(seen: Sequence[Seen], splats: Splats, ranks: Ranks, *, sharded: bool = False) -> Together:
     """Sums the gradients of the Gaussians over the ranks, and joins the results of their views.
 
     Args:
         seen: The views of this process. `splats` holds the sum of their gradients, each weighted by the view's share of
             the loss.
-        splats: The Gaussians, the same in every process.
+        splats: The Gaussians, the same in every process; or, sharded, those of this process.
         ranks: The processes of the run.
+        sharded: Whether each process has Gaussians of its own. The renderer has then exchanged their gradients, and the
+            infos are of the views of all processes.
     """
     if ranks.count == 1 and len(seen) == 1:
         return Together(seen[0].loss, dict(seen[0].terms), seen[0].info)
     for value in splats.values():
         value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-    ranks.sum([value.grad for value in splats.values() if value.grad is not None])
+    if not sharded:
+        ranks.sum([value.grad for value in splats.values() if value.grad is not None])
     names = list(seen[0].terms)
     rows = torch.stack([torch.stack([one.loss, *(one.terms[name] for name in names)]) for one in seen])
     means = ranks.gather(rows).mean(0)
-    return Together(means[0], dict(zip(names, means[1:], strict=True)), joined([one.info for one in seen], ranks))
+    info = joined([one.info for one in seen], ALONE if sharded else ranks)
+    return Together(means[0], dict(zip(names, means[1:], strict=True)), info)
 
 
 def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
     strategies use anyway: the joined image measures 2x2.
 
     Args:
-        infos: Infos of `splat_ssim.render.rasterization`, one camera each, not packed.
+        infos: Infos of `splat_ssim.render.rasterization`, not packed.
         ranks: The processes of the run. Each has the same number of views.
     """
     sizes = [torch.tensor([info["width"] / 2, info["height"] / 2]) for info in infos]
@@ -90,7 +94,7 @@ def joined(infos: Sequence[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
         "depths": ranks.gather(torch.cat([info["depths"].detach() for info in infos])),
         "width": 2,
         "height": 2,
-        "n_cameras": len(infos) * ranks.count,
+        "n_cameras": len(means2d),
         "gaussian_ids": None,
     }
 

@@ -43,6 +43,9 @@ class SceneConfig(RunConfig):
     #: Number of training views in a step; the loss is their mean. Learning rates grow by its square root, as in
     #: gsplat's trainer.
     batch_size: int = 1
+    #: With several processes (torchrun): divide the Gaussians among them, as in gsplat's distributed mode. By default
+    #: every process holds all Gaussians.
+    sharded: bool = False
     #: Weight of the mean opacity in the loss.
     opacity_penalty: float = 0.0
     #: Weight of the mean scale in the loss.

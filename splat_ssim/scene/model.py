@@ -133,6 +133,7 @@ def render(
     render_mode: str = "RGB",
     pixel_weights: Tensor | None = None,
     absgrad: bool = False,
+    distributed: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders one view of the Gaussians, see `splat_ssim.render.rasterization`.
 
@@ -148,6 +149,7 @@ def render(
         render_mode: RGB, D, ED, RGB+D or RGB+ED.
         pixel_weights: [1, H, W] or None. If given, info has sums over pixels for each Gaussian.
         absgrad: Whether to store sums of absolute gradients in info["means2d"].absgrad.
+        distributed: Whether the processes of the run render together, each with a part of the Gaussians.
 
     Returns:
         Colours (1, H, W, 3), alphas (1, H, W, 1) and gsplat's info.
@@ -174,4 +176,5 @@ def render(
         raw=raw,
         pixel_weights=pixel_weights,
         absgrad=absgrad,
+        distributed=distributed,
     )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from splat_ssim._files import write_json
 from splat_ssim.errors import user_errors
-from splat_ssim.formats.cloud import comments_of
-from splat_ssim.ply import save_ply
 from splat_ssim.registry import get_loss
 from splat_ssim.scene.batch import Seen, together
-from splat_ssim.scene.cameras import camera_rows
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene, View
 from splat_ssim.scene.data.summary import summary
@@ -31,15 +28,16 @@ from splat_ssim.scene.model import (
     create_splats,
     penalty_of,
     render,
-    standard_splats,
 )
 from splat_ssim.scene.modes import MODES
 from splat_ssim.scene.optimizers import make_optimizers, set_learning_rates, step_optimizers
+from splat_ssim.scene.outputs import write_outputs
 from splat_ssim.scene.plan import plan_lines
 from splat_ssim.scene.poses import RefinedPoses
 from splat_ssim.scene.presets import KINDS
 from splat_ssim.scene.reading import FIRST_ORIGIN, check_origin, in_box, read_scene, scene_fingerprint
 from splat_ssim.scene.scoring import score_views
+from splat_ssim.scene.shards import Collected, Shards
 from splat_ssim.scene.start import keep_inside, start_count, start_words
 from splat_ssim.scene.strategies import growth_note, make_strategy, settle_budget
 from splat_ssim.scene.views import TrainingViews
@@ -48,7 +46,6 @@ from splat_ssim.trainer.checkpoint import NAME as CHECKPOINT
 from splat_ssim.trainer.checkpoint import refusing, saved_value
 from splat_ssim.trainer.config import RunConfig, given
 from splat_ssim.trainer.device import pick_device
-from splat_ssim.trainer.pictures import said_without_video
 from splat_ssim.trainer.profiling import stage
 from splat_ssim.trainer.ranks import launched
 from splat_ssim.trainer.states import check_rows, check_values, load_optimizer, names_of
@@ -96,12 +93,17 @@ class SceneTask:
         self.extent, self.near = self.scene.extent, config.data.near or self.scene.near
         self.background = torch.tensor(self.scene.background, device=self.device)
         settle_budget(config.strategy, start_count(self.scene, config.model))
+        self.shards = Shards(config, self.ranks, self.scene)
         with user_errors():
-            self.strategy = make_strategy(config.strategy, self.score_views)
-        self.splats = create_splats(
-            self.scene, config.model, seed=config.seed, device=self.device, max_count=self.strategy.max_start
+            whole = make_strategy(config.strategy, self.score_views)
+            self.strategy = make_strategy(self.shards.own_strategy(config.strategy), self.score_views)
+        splats = create_splats(
+            self.scene, config.model, seed=config.seed, device=self.device, max_count=whole.max_start
         )
-        count = len(self.splats["means"])
+        #: The Gaussians that this process trains; from `collect` to the next step those of all processes.
+        self.splats = self.shards.own_start(splats) if self.shards.active else splats
+        self.collected: Collected | None = None
+        count = len(splats["means"])
         growth = growth_note(config.strategy, count)
         preset = f"preset {config.preset}, quality {config.quality} (--preset, --quality)"
         self.notes = [*summary(self.scene, start_words(self.scene, config.model, count)), *self.scene.notes]
@@ -125,12 +127,16 @@ class SceneTask:
 
     def step(self, index: int) -> Report:
         """Renders the views of a step, compares them with their photographs, steps the optimisers and densifies."""
+        if self.collected is not None:
+            self.splats, self.collected = self.collected.own, None
         config, splats = self.config, self.splats
+        self.shards.seed_step(index)
         seen = [self._see(view, index) for view in self.views.take(index)]
         with stage("backward"):
-            step = together(seen, splats, self.ranks)
+            step = together(seen, splats, self.ranks, sharded=self.shards.active)
             penalty = penalty_of(splats, config, self.opacity_activation)
             if penalty is not None:
+                penalty = self.shards.weighted(penalty, len(splats["means"]))
                 penalty.backward()
 
         with stage("optimiser"):
@@ -154,12 +160,13 @@ class SceneTask:
         if index + 1 < config.steps:
             self.views.start(index + 1)
 
+        count = self.shards.total(len(splats["means"]))
         return Report(
             {
-                "loss": step.loss if penalty is None else step.loss + penalty.detach(),
+                "loss": step.loss if penalty is None else step.loss + self.shards.sum(penalty),
                 **step.terms,
                 "psnr": lambda: sum(one.psnr() for one in seen) / len(seen),
-                "gaussians": lambda: len(splats["means"]),
+                "gaussians": lambda: count,
             }
         )
 
@@ -169,7 +176,8 @@ class SceneTask:
         with stage("render"):
             degree = min(config.model.sh_degree, index // given(config.model.sh_degree_interval))
             with_depth = config.depth.weight > 0 and (view.depth is not None or view.sparse_depth is not None)
-            colors, alphas, info = self.render_view(view, degree, render_mode="RGB+ED" if with_depth else "RGB")
+            mode = "RGB+ED" if with_depth else "RGB"
+            colors, alphas, info = self.render_view(view, degree, render_mode=mode, distributed=self.shards.active)
             pred = colors[..., :3].permute(0, 3, 1, 2)
             self.strategy.step_pre_backward(splats, self.optimizers, self.strategy_state, index, info)
 
@@ -212,7 +220,11 @@ class SceneTask:
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
         """Statistics of each Gaussian over `count` training views, for strategies that score them."""
-        return score_views(self.render_view, self.scene.train, count, self.device)
+        if not self.shards.active:
+            return score_views(self.render_view, self.scene.train, count, self.device)
+        whole, own = self.shards.everywhere(self.splats)
+        seen = score_views(partial(self.render_view, splats=whole), self.scene.train, count, self.device)
+        return (stats.of(own) for stats in seen)
 
     def render_view(
         self,
@@ -220,10 +232,13 @@ class SceneTask:
         sh_degree: int | None = None,
         pixel_weights: Tensor | None = None,
         render_mode: str = "RGB",
+        distributed: bool = False,
+        splats: Splats | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Colours (1, H, W, 3), alphas and info of a view on the device, by default at the model's degree.
 
         A training view is seen from its refined pose and with its own exposure, any other camera without them.
+        `distributed` renders the Gaussians of all processes, which must call this at the same time.
         """
         model, data = self.config.model, self.config.data
         if self.poses is not None and view.index >= 0:
@@ -231,7 +246,7 @@ class SceneTask:
         noisy = data.random_background and view.is_transparent
         background = upload(torch.tensor(view.background), self.device) if noisy else self.background
         colors, alphas, info = render(
-            self.splats,
+            self.splats if splats is None else splats,
             view,
             sh_degree=model.sh_degree if sh_degree is None else sh_degree,
             background=background,
@@ -242,6 +257,7 @@ class SceneTask:
             render_mode=render_mode,
             pixel_weights=pixel_weights,
             absgrad=self.config.strategy.absgrad,
+            distributed=distributed,
         )
         if self.exposures is not None and view.index >= 0:
             # This must also hold for a coarse view of a transparent image, which has no alpha channel any more.
@@ -281,8 +297,19 @@ class SceneTask:
         """The views that a scene is evaluated on."""
         return self.scene.test or self.scene.train
 
+    def collect(self) -> None:
+        """Brings the Gaussians of a sharded run together in the first process, until the next step."""
+        if not self.shards.active:
+            return
+        state = self.shards.whole_state(self.state_dict())
+        if state is not None:
+            whole = {name: torch.nn.Parameter(value.to(self.device), False) for name, value in state["splats"].items()}
+            self.splats, self.collected = Splats(whole), Collected(state, self.splats)
+
     def state_dict(self) -> dict[str, Any]:
         """The Gaussians, their optimisers and the strategy's state."""
+        if self.collected is not None:
+            return self.collected.state
         state: dict[str, Any] = {
             "splats": {name: param.detach() for name, param in self.splats.items()},
             "frozen": [name for name, param in self.splats.items() if not param.requires_grad],
@@ -309,6 +336,8 @@ class SceneTask:
             raise ValueError(f"strategy.opacity_activation: required {' or '.join(OPACITY_ACTIVATIONS)}, got another")
         # Older checkpoints do not list frozen parameters.
         frozen = names_of(state.get("frozen", ()), "frozen")
+        if self.shards.active:
+            state = self.shards.own_state(state, count)
         self.splats = Splats(
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
         )
@@ -323,27 +352,8 @@ class SceneTask:
                 part.load_state_dict(state[name])
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """Writes scene.ply and orbit.mp4, if asked for. Returns the number of Gaussians and its growth to a budget."""
-        metrics: dict[str, Any] = {"num_gaussians": len(self.splats["means"])}
-        if any(self.scene.offset):
-            # Coordinates of the files = those of scene.ply + offset.
-            metrics["offset"] = list(self.scene.offset)
-        if self.strategy_state.get("budget_curve") is not None:
-            metrics["budget"] = self.config.strategy.budget
-            metrics["budget_curve"] = self.strategy_state["budget_curve"]
-            metrics["budget_counts"] = self.strategy_state["num_gaussians"]
-        if not self.config.output.ply and (folder / "scene.ply").exists():
-            print(f"{folder}: scene.ply is that of an earlier step (--output.ply writes it anew)")
-        if self.config.output.ply:
-            comments = comments_of(self.scene.offset, self.config.model.antialiased)
-            splats = standard_splats(self.splats, self.opacity_activation)
-            save_ply(folder / "scene.ply", splats, comments=comments)
-        if self.exposures is not None or self.poses is not None:
-            write_json(folder / "cameras.json", camera_rows(self.scene, self.poses, self.exposures, self.device))
-        if self.config.output.video:
-            with said_without_video():
-                self.render("orbit", folder / self.VIEWS["orbit"], self.config.output.video_frames)
-        return metrics
+        """Writes the files of a finished run, and returns further metrics; see `scene.outputs.write_outputs`."""
+        return write_outputs(self, folder)
 
     def report(
         self, folder: Path, evaluation: Mapping[str, Any], *, views: int = 12, viewer_package: Path | None = None

@@ -7,7 +7,8 @@ section 4 and its supplement. Written from the paper's formulas.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class ViewStats:
     pixel_weight: Tensor
     contribution: Tensor
     distance: Tensor
+
+    def of(self, rows: slice) -> ViewStats:
+        """The statistics of some of the Gaussians."""
+        parts: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **parts)
 
 
 def budget_curve(start: int, budget: int, num_events: int) -> list[int]:

@@ -53,6 +53,8 @@ def run(task: Task, observers: Sequence[Observer] = ()) -> dict[str, Any]:
         NotFiniteError: The loss or the model has become NaN or infinite. The checkpoint is the last good one.
         Interrupted: SIGINT or SIGTERM came. The checkpoint is that of the last completed step.
     """
+    from splat_ssim.trainer.unkept import Follower  # it is made of this module's Run
+
     ranks = launched()
     if ranks.count > 1 and getattr(task, "ranks", ALONE).count != ranks.count:
         raise UserError(f"task {task.config.task or task.name}: required one process, got {ranks.count} (torchrun)")
@@ -111,6 +113,7 @@ class Run:
         getattr(task, "prepare_evaluation", lambda: None)()
         self.folder = open_folder(self.config, task.name, folder)
         if self.config.resume is None:
+            self._collect()
             self.save()
         else:
             self.go_on()
@@ -183,6 +186,20 @@ class Run:
             or step in config.output.save_steps
         )
 
+    def _collect(self) -> None:
+        """Lets a task whose model is divided among processes bring it together in the first, which writes files.
+
+        All processes call it at the same moments.
+        """
+        getattr(self.task, "collect", lambda: None)()
+
+    def _writes(self) -> bool:
+        """Whether this step is evaluated, saved or kept before the end of the run."""
+        config, step = self.config, self.step
+        last = step == config.steps or self._finished()
+        every = (config.output.eval_every, config.checkpoint_every)
+        return (not last and any(_divides(one, step) for one in every)) or step in config.output.save_steps
+
     def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
         """Shows progress, evaluates and saves, each if it is due after this step."""
         config, step = self.config, self.step
@@ -201,6 +218,8 @@ class Run:
             self.history.note(step, self.train_seconds, {"milliseconds": milliseconds})
             times = ", ".join(f"{stage} {value:.2f}" for stage, value in milliseconds.items())
             bar.write(f"step {step}, {in_words(report)}; ms: {times}")
+        if self._writes():
+            self._collect()
         if _divides(config.output.eval_every, step) and not last:
             result = scalars(self.evaluate())
             bar.write(f"step {step}, {self.train_seconds:.0f} s: {in_words(result)}")
@@ -223,6 +242,7 @@ class Run:
         self.task.export(folder)
 
     def _stop(self, number: int) -> None:
+        self._collect()
         self.save()
         self._tell_stop(number)
         raise Interrupted(number)
@@ -261,6 +281,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Writes the last checkpoint, evaluation, pictures and exports, and metrics.json. Returns the metrics."""
+        self._collect()
         self.save()
         result = self.evaluate(self.folder / "pictures")
         with open_writer(self) as writer:
@@ -346,53 +367,6 @@ class Run:
                 self.task.load_state_dict(state)
             finally:  # not before: a task may read its data anew, in the coordinates of the checkpoint
                 self._check_data(state)
-
-
-class Unkept(Run):
-    """A run in memory only, without a folder. Nothing is written, and there is nothing to resume.
-
-    `train` is that of any run. A signal ends it after a step as `Interrupted`, and what was trained is the task's.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self._begin(task)
-        self.folder = Path(task.name)
-
-    def save(self) -> None:
-        """Checks the state that a checkpoint would hold. Writes nothing.
-
-        Raises:
-            NotFiniteError: A loss so far, or the state, is NaN or infinite.
-        """
-        self._state()
-
-    def keep(self, folder: Path) -> None:
-        """Does nothing: such a run writes no files."""
-
-    def evaluate(self, pictures: Path | None = None) -> dict[str, Any]:
-        """Evaluates the task in its current state."""
-        return self.task.evaluate(pictures)
-
-    def _stop(self, number: int) -> None:
-        raise Interrupted(number)
-
-
-class Follower(Unkept):
-    """The run of a process other than the first: it trains its share of each step, and the first writes all files."""
-
-    def __init__(self, task: Task) -> None:
-        task.config.output.progress = task.config.output.tensorboard = task.config.profile = False
-        super().__init__(task)
-        if self.config.resume is not None:
-            self.folder = self.config.resume
-            self.go_on()
-
-    def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
-        self._refuse(self._losses.check())
-
-    def finish(self) -> dict[str, Any]:
-        """Does nothing, because the first process has the same model and finishes."""
-        return {}
 
 
 def _divides(every: int, step: int) -> bool:

@@ -13,7 +13,7 @@ from splat_ssim.errors import UserError
 
 
 class Ranks:
-    """The processes of a run. Each has the whole model and does a share of every step.
+    """The processes of a run. Each does a share of every step.
 
     Exchanges go in the order of the ranks, so that all processes continue with the same numbers. A single process
     exchanges with itself.
@@ -55,6 +55,35 @@ class Ranks:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def rows(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, (N, …) with N of each rank, in every process."""
+        if self.count == 1:
+            return [tensor]
+        counts = self.gather(torch.tensor([len(tensor)])).tolist()
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+    def rows_to_first(self, tensor: Tensor) -> Tensor | None:
+        """The tensors of all ranks, (N, …) with N of each rank, concatenated on the CPU of the first. Others get None.
+
+        No other process, and no GPU, needs memory for more than its own rows.
+        """
+        own = tensor.detach().cpu().contiguous()
+        if self.count == 1:
+            return own
+        counts = self.gather(torch.tensor([len(own)])).tolist()
+        if not self.is_first:
+            dist.send(own, 0)
+            return None
+        parts = [own]
+        for rank in range(1, self.count):
+            parts.append(own.new_empty(counts[rank], *own.shape[1:]))
+            dist.recv(parts[-1], rank)
         return torch.cat(parts)
 
     def largest(self, value: int) -> int:

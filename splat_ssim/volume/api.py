@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import user_errors
 from ..trainer.folder import check_folder
-from ..trainer.loop import Run, Unkept, run
+from ..trainer.loop import Run, run
+from ..trainer.unkept import Unkept
 from .config import VolumeConfig
 from .device import pick_volume_device
 from .gaussians import GaussianField

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..._checks import check_number
 from ...trainer.device import check_device
-from ...trainer.loop import Unkept
 from ...trainer.metrics import MAX_PSNR, psnr_of_mse
+from ...trainer.unkept import Unkept
 from ..config import VolumeConfig
 from ..evaluation import evaluate_volume
 from ..export import FieldSource
