@@ -314,7 +314,7 @@ def ms_ssim_l1_loss(
     Args:
         pred: As for `splat_ssim.ms_ssim`.
         target: Same shape and device as `pred`.
-        lambda_ms_ssim: Weight of 1 - MS-SSIM, in [0, 1]; 0.84 by default. L1 has the rest.
+        lambda_ms_ssim: Weight of 1 - MS-SSIM, in [0, 1]; 0.84 by default. L1 has the weight 1 - lambda_ms_ssim.
         window_size: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         sigma: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         data_range: As for `splat_ssim.ssim`. L1 is not divided by it.

@@ -4,8 +4,8 @@ Compare two volumes
 
 How much has compression, denoising or reconstruction changed a volume, and where?
 ``splat_ssim.comparison.compare`` computes PSNR, SSIM3D and MS-SSIM of two files, and writes the map of
-SSIM3D to a third file. It reads zarr, HDF5, npy and raw files block by
-block, so they may be larger than memory.
+SSIM3D to a third file. It reads zarr, HDF5, npy and raw files block by block, so they may be larger
+than memory.
 """
 
 # %%
