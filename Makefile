@@ -10,7 +10,7 @@ WORKERS ?= 1
 # How many rounds `make kill-rounds` has, and how many files `make fuzz-files` reads.
 ROUNDS ?= 50
 COUNT ?= 100000
-# On a machine without a GPU, PyTorch's own CPU package index saves gigabytes: see the README.
+# On a machine without a GPU, PyTorch's own CPU package index saves gigabytes: see docs/start/install.md.
 PIP_ARGS ?=
 
 # Where nvcc is found, kernels are built for these; other GPUs compile theirs at first use. `make wheel` builds all.

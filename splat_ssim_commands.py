@@ -98,7 +98,7 @@ def compare() -> None:
 
 
 def prepare() -> None:
-    """Makes a COLMAP scene of photographs or a video."""
+    """Makes a COLMAP scene from photographs or a video."""
     _call("splat-prepare", "splat_ssim.prepare:prepare")
 
 

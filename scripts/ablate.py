@@ -34,7 +34,7 @@ CONFIGS = {"taming": "taming_chair.yaml", "fast": "fast.yaml", "photos": "photos
 #: too high, so the trainer's default is used.
 EVERY_STEP = ("--optimizer.sh-every", "1", "--optimizer.shN", str(OptimizerConfig.shN))
 
-#: Learning rates of a config without a preset, which are gsplat's.
+#: Learning rates of a config without a preset.
 RATES = tuple(
     text
     for name in ("scales", "quats", "opacities", "sh0")
@@ -83,8 +83,8 @@ NOTES = {
         "its threshold (and has no score either). Without all of them, it is 3DGS."
     ),
     "photos": (
-        "Without dense Adam, sparse Adam steps only the Gaussians in view. Without the rates of scales and positions, "
-        "they are those of gsplat's trainer."
+        "Without dense Adam, the run uses sparse Adam, which steps only the Gaussians in view. Without the rate of "
+        "scales or positions, it uses that of gsplat's trainer."
     ),
     "fast": (
         "Without the fused optimiser, torch.optim.Adam steps every Gaussian. Without the high rates, and the low one "

@@ -212,7 +212,7 @@ def main() -> None:
         "--pythons",
         nargs="+",
         default=["3.10=torch==2.4.1", "3.13=torch"],
-        help="each a Python and its requirement of torch, such as 3.13=torch",
+        help="Pythons to test, each with its torch requirement, such as 3.13=torch",
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "install-rounds", help="folder to work in")

@@ -1,4 +1,4 @@
-"""Makes a COLMAP scene of photographs or a video: `python scripts/prepare.py PHOTOS_OR_VIDEO SCENE` (--help)."""
+"""Makes a COLMAP scene from photographs or a video: `python scripts/prepare.py PHOTOS_OR_VIDEO SCENE` (--help)."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Draws what a run has trained: `python scripts/render.py RUN_FOLDER [--views orbit|train|test|slices]`."""
+"""Draws what a run has trained: `python scripts/render.py RUN_FOLDER [--views VIEWS]` (--help)."""
 
 import sys
 from pathlib import Path

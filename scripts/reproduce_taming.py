@@ -88,7 +88,8 @@ class Options:
 
     #: Folder that holds the folders of the scenes.
     dataset_root: Path
-    #: budget: a multiple of the starting points, 28 events; big: the published count, 144 events.
+    #: budget: ends with a multiple of the initial points, after 28 densification events. big: ends with the published
+    #: number of Gaussians, after 144 events.
     mode: Literal["budget", "big"] = "budget"
     #: Scenes to train. By default all.
     scenes: tuple[str, ...] = field(default_factory=lambda: tuple(SCENES))

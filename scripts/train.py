@@ -1,4 +1,4 @@
-"""Trains a scene, a volume or an image: `python scripts/train.py [--config FILE.yaml] [--data-dir DATA] …` (--help)."""
+"""Trains a scene, a volume, a CT or an image: `python scripts/train.py [--config FILE] [--data-dir DATA]` (--help)."""
 
 import sys
 from pathlib import Path

@@ -55,9 +55,10 @@ def compare(
 
     Images are compared as 8 bits, transparent ones over white.
 
-    Volumes in zarr, npy and raw files are read block by block and may be larger than memory. They are compared voxel by
-    voxel: spacing and orientation are ignored, and a map gets those of `a`. SSIM depends on the offset of intensities:
-    --window LOW HIGH, with the low and high of a fit, gives the figures in its metrics.json.
+    Volumes in zarr, HDF5, npy and raw files are read block by block and may be larger than memory. They are compared
+    voxel by voxel: spacing and orientation are ignored, and a map gets those of `a`. SSIM changes if a constant is
+    added to the intensities. To get the figures of a fit's metrics.json, pass the fit's low and high as --window LOW
+    HIGH.
 
     Args:
         a: Image, folder or volume file.

@@ -264,7 +264,7 @@ def photometric_loss(
         target: Same shape as `pred`. It gets a gradient only if it requires one.
         mask: (B, 1 or C, d, H, W) weights of 0 or more, given on all ranks or on none.
         group: The process group; by default all ranks.
-        lambda_dssim: Weight of 1 - SSIM, in [0, 1]. L1 has the rest.
+        lambda_dssim: Weight of 1 - SSIM, in [0, 1]. L1 has the weight 1 - lambda_dssim.
         window_size: Width of the window in voxels, odd, the same along all axes.
         sigma: Standard deviation of the window in voxels.
         data_range: Difference between the largest and the smallest possible value.

@@ -50,24 +50,25 @@ def ssim(
     Args:
         img1: (B, C, H, W), or (B, H, W, C) with `channels_last`; float32, float64, float16, bfloat16 or uint8; any
             strides. Values lie in [0, data_range]; a uint8 value v stands for v / 255 · data_range.
-        img2: Same shape and device as `img1`. Its dtype may be another of these.
+        img2: Same shape and device as `img1`. Its dtype may differ from that of `img1`.
         window_size: Width of the Gaussian window in pixels, along each axis: odd, from 3 to 33; 11 by default.
         sigma: Standard deviation of the window in pixels, from 1e-9 to 1e9; 1.5 by default.
         data_range: Difference between the largest and the smallest possible value, from 1e-36 to 1e36; 1 by default.
         k1: Constant of the luminance term, C1 = (k1 · data_range)², from 1e-9 to 1e9; 0.01 by default.
         k2: Constant of the contrast-structure term, C2 = (k2 · data_range)², from 1e-9 to 1e9; 0.03 by default.
-        padding: What windows see outside the images. "same", the default: zeros, in every moment. "reflect" and
-            "replicate": the image continued that way. "valid": only windows that lie inside the images count.
+        padding: What the windows contain outside the images. "same", the default: zeros, which enter the means and the
+            variances. "reflect": the mirrored image. "replicate": its border pixels, repeated. "valid": only windows
+            that lie inside the images count.
         reduction: "mean", the default, over the whole batch; "sum" over it; "image", the mean of each image, (B,);
             "none", the map itself, in the layout of the images. The map is smaller than the images for "valid".
         mask: Weights of the pixels, (B, 1, H, W) or (B, C, H, W), with `channels_last` (B, H, W, 1) or (B, H, W, C):
             bool, or float of 0 or more. "valid" reads it at the centres of the windows. None, the default: all count.
             Its values are not checked, since that would cost a pass: negative ones give a meaningless result.
-        mask_mode: "weight", the default: the map is multiplied by the mask, and a mean is divided by the sum of the
-            weights; it is 1 where that sum is 0. Masked pixels must be finite: a NaN there gives NaN. "zero": both
-            images are multiplied by the mask, and the mean is over all pixels. "normalize": windows see pixels in
-            proportion to the mask (normalised convolution), then as for "weight". In the last two, masked pixels may be
-            NaN. With "same", "normalize" sees nothing outside the image.
+        mask_mode: "weight", the default: the map is multiplied by the mask, and a mean is weighted by it. If all
+            weights are 0, the mean is 1. Masked pixels must be finite: a NaN there gives NaN. "zero": both images are
+            multiplied by the mask, and the mean is over all pixels. "normalize": each window is averaged with the mask
+            as weights (normalised convolution), and the map is then weighted as for "weight". Padding "same" then adds
+            no zeros, since pixels outside the images have weight 0. In the last two, masked pixels may be NaN.
         channels_last: Whether the channels are the last axis; False by default. Either layout is read in place.
 
     Returns:
@@ -108,7 +109,7 @@ def ssim3d(
     mask_mode: str = "weight",
     channels_last: bool = False,
 ) -> Tensor:
-    """Structural similarity of two batches of volumes, with a window of three axes. Otherwise it is `ssim`.
+    """SSIM of two batches of volumes, with a window that extends along all three axes. All else is as for `ssim`.
 
     Args:
         img1: (B, C, D, H, W), or (B, D, H, W, C) with `channels_last`.
@@ -139,7 +140,7 @@ def ssim3d(
         >>> splat_ssim.ssim3d(volume, volume)
         tensor(1.)
 
-        Of slices 5 mm apart with pixels of 1 mm, a window that is as wide along all axes:
+        For slices 5 mm apart with pixels of 1 mm, this window is about equally wide in mm along all axes:
 
         >>> stack = torch.rand(1, 1, 12, 64, 64)
         >>> splat_ssim.ssim3d(stack, stack, window_size=(3, 11, 11), sigma=(0.3, 1.5, 1.5))
@@ -164,10 +165,10 @@ def ms_ssim(
 ) -> Tensor:
     """Multi-scale structural similarity of images (4 axes) or volumes (5 axes).
 
-    For each image and channel it is a product over scales: of the mean contrast-structure term, or on the coarsest
-    scale the mean SSIM, each raised to its weight. A scale averages blocks of 2 pixels along each axis of the one
-    before; an odd side is first padded by a zero. Windows lie inside the images ("valid"). Where a term is 0 or less,
-    the product and its gradient are 0. The result is differentiable once.
+    For each image and channel it is a product over the scales. The factor of a scale is its mean contrast-structure
+    term, or its mean SSIM for the coarsest scale, raised to the scale's weight. Each scale halves the previous one by
+    averaging blocks of 2 pixels along each axis. An odd side is first padded with a zero. Windows lie inside the
+    images ("valid"). Where a term is 0 or less, the product and its gradient are 0. The result is differentiable once.
 
     Args:
         img1: (B, C, H, W) or (B, C, D, H, W), or with the channels last; dtypes and values as for `ssim`.

@@ -1,9 +1,9 @@
-"""Fitting 2D Gaussians to one image: a third kind of training, in one file.
+"""Fitting 2D Gaussians to one image: another kind of training, in one file.
 
 The picture is a sum of coloured Gaussians, R, G, B(x) = Σ_i c_i exp(-½ (x - mu_i)ᵀ Sigma_i⁻¹ (x - mu_i)), drawn by
-the voxeliser on a grid of one slice. A colour c_i is an amplitude and may be negative. The voxeliser weights features
-by density, so with every density at 1 the features are the colours: their gradients do not vanish with a weight, and a
-dark channel needs no division. Gaussians start at edges, and new ones appear where the residual is large.
+the voxeliser on a grid of one slice. A colour c_i is an amplitude and may be negative. The voxeliser multiplies
+features by density. Here every density is fixed at 1, so the features are the colours, and their gradients do not
+vanish where a density is small. Gaussians start at edges, and new ones appear where the residual is large.
 
     python scripts/train.py --config configs/image.yaml --data-dir photo.png
 """
@@ -153,7 +153,7 @@ class ImageField(GaussianField):
     """
 
     def forward(self, grid: VoxelGrid) -> Tensor:
-        """The image, without bounds, on a grid of one slice."""
+        """The image on a grid of one slice. Its values are not clamped to [0, 1]."""
         solid = self.solid()
         return voxelize(
             solid["means"],
@@ -195,7 +195,7 @@ class ImageField(GaussianField):
         grid: VoxelGrid,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        """New Gaussians in the chosen pixels, with the residual as colour. Neighbours share it."""
+        """New Gaussians in the chosen pixels, with the residual as colour, divided among those that overlap."""
         new = new_gaussians(chosen, sigma, residual, generator)
         new["colors"] /= _coverage(new, grid)[chosen].clamp(min=1.0)[:, None]
         return new

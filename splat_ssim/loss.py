@@ -83,16 +83,17 @@ def photometric_loss(
 ) -> LossResult:
     """`(1 - lambda_dssim)·L1 + lambda_dssim·(1 - SSIM)` of images (4 axes) or volumes (5 axes).
 
-    One pass over the images computes both the value and the gradient, so backward is a single multiplication; only the
-    mask mode "normalize" runs in plain torch. The loss is differentiable once, with respect to `pred` and `target`.
+    One pass over the images computes both the value and the gradient, so backward is a single multiplication. float64
+    images and the mask mode "normalize" run in plain torch. The loss is differentiable once, with respect to `pred` and
+    `target`.
 
     Args:
         pred: (B, C, H, W) or (B, C, D, H, W), with `channels_last` (B, H, W, C) or (B, D, H, W, C); dtypes and values
             as for `splat_ssim.ssim`.
-        target: Same shape and device as `pred`; commonly uint8 or float32. With a `background` it is uint8 RGBA with
-            straight alpha, (B, 4, H, W), or (B, H, W, 4) with `channels_last`: `pred`, which then has 3 channels, is
-            compared with colour · alpha + background · (1 - alpha).
-        lambda_dssim: Weight of 1 - SSIM, in [0, 1]; 0.2 by default. L1 has the rest.
+        target: Same shape and device as `pred`; commonly uint8 or float32. With a `background`, it is uint8 RGBA
+            with straight alpha, (B, 4, H, W), or (B, H, W, 4) with `channels_last`, and `pred` has 3 channels. `pred`
+            is then compared with colour · alpha + background · (1 - alpha).
+        lambda_dssim: Weight of 1 - SSIM, in [0, 1]; 0.2 by default. L1 has the weight 1 - lambda_dssim.
         window_size: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         sigma: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         data_range: As for `splat_ssim.ssim`. L1 is not divided by it.
@@ -313,7 +314,7 @@ def ms_ssim_l1_loss(
     Args:
         pred: As for `splat_ssim.ms_ssim`.
         target: Same shape and device as `pred`.
-        lambda_ms_ssim: Weight of 1 - MS-SSIM, in [0, 1]; 0.84 by default. L1 has the rest.
+        lambda_ms_ssim: Weight of 1 - MS-SSIM, in [0, 1]; 0.84 by default. L1 has the weight 1 - lambda_ms_ssim.
         window_size: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         sigma: As for `splat_ssim.ssim`; for volumes as for `splat_ssim.ssim3d`.
         data_range: As for `splat_ssim.ssim`. L1 is not divided by it.

@@ -168,10 +168,10 @@ class Adam(torch.optim.Adam):
 
 @torch.no_grad()
 def step_together(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Steps several optimisers, those that are Adam on the CPU as one piece of work for the threads.
+    """Steps several optimisers. The steps of those that are `Adam` on the CPU run as one multi-threaded call.
 
-    Six small parameters then cost as much as one large one. Each gets what its own `step()` would give it; one with
-    step hooks is stepped by that.
+    Six small parameters then take as long as one of their total size. The result is that of each optimiser's own
+    `step()`. An optimiser with step hooks is stepped by its own `step()`.
     """
     updates: list[_ops.Update] = []
     for optimizer in optimizers:

@@ -1,4 +1,4 @@
-"""The options of SSIM: one tuple that everything below the public functions hands on, and their types as keywords.
+"""The options of SSIM as one tuple, which all code below the public functions passes on, and as keyword types.
 
 Only the signatures of public functions spell the options out.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict, cast
 
-#: Taps of the window and its standard deviation: for every axis, or of volumes for each, in the order (D, H, W).
+#: Taps of the window, and its standard deviation: one number for all axes or, for volumes, three in the order (D, H,
+#: W).
 WindowSize = int | Sequence[int]
 Sigma = float | Sequence[float]
 

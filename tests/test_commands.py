@@ -30,7 +30,7 @@ PURPOSES = {
     "splat-report": "Writes the page about a run",
     "splat-viewer": "Shows a run folder's last checkpoint in a browser",
     "splat-compare": "Compares two images, two folders of images",
-    "splat-prepare": "Makes a COLMAP scene of photographs",
+    "splat-prepare": "Makes a COLMAP scene from photographs",
     "splat-voxelize": "Writes the volume that fitted Gaussians stand for",
     "splat-compress": "Writes a volume as a file of Gaussians",
     "splat-decompress": "Writes the volume that a file of Gaussians stands for",

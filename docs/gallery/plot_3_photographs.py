@@ -2,9 +2,9 @@
 Photographs
 ===========
 
-A folder of photographs with a COLMAP reconstruction trains like any other scene. The one here is a
-street in Lund, 27 photographs, which comes with the source. This example trains it at a quarter of
-its size; the next page has the full training.
+A folder of photographs with a COLMAP reconstruction trains like any other scene. This example
+uses 27 photographs of a street in Lund, which come with the source, at a quarter of their size. The
+next page has the full training.
 """
 
 # %%

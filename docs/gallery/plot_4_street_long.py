@@ -1,5 +1,5 @@
 """
-Photographs at full length (long)
+Photographs with all steps (long)
 =================================
 
 This example trains the street in Lund at half size with the default quality. It takes minutes on two
@@ -7,7 +7,7 @@ processors, so only ``make gallery`` runs this page.
 """
 
 # %%
-# The same call as before, with nothing cut short:
+# The same call as before, now with the preset's own number of steps and budget:
 
 from pathlib import Path
 

@@ -2,9 +2,9 @@
 Your own densification strategy
 ===============================
 
-A densification strategy decides when Gaussians are added and removed. Ours have gsplat's interface,
-so yours can be written once and used in any loop that was written for gsplat. This page writes a
-strategy of twenty lines and the training loop around it.
+A densification strategy decides when Gaussians are added and removed. Our strategies have gsplat's
+interface. A strategy that you write with this interface runs in our trainer and in any loop that was
+written for gsplat. This page writes a strategy of twenty lines and the training loop around it.
 """
 
 # %%
@@ -126,8 +126,8 @@ score = splat_ssim.ssim(image, view.pixels().permute(0, 2, 3, 1), channels_last=
 print(f"from {count} to {counts[-1]} Gaussians; SSIM of a test view {float(score):.4f}")
 
 # %%
-# Every 50 steps the strategy adds Gaussians. Our own strategies (``splat_ssim.strategy``) keep their
-# number under a budget.
+# Every 50 steps the strategy adds Gaussians. ``CappedStrategy``, ``MCMCStrategy`` and
+# ``TamingStrategy`` of ``splat_ssim.strategy`` never exceed a budget.
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
 axes[0].plot(counts)

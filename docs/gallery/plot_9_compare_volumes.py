@@ -4,7 +4,8 @@ Compare two volumes
 
 How much has compression, denoising or reconstruction changed a volume, and where?
 ``splat_ssim.comparison.compare`` computes PSNR, SSIM3D and MS-SSIM of two files, and writes the map of
-SSIM3D to a third file. It reads zarr, npy and raw files block by block, so they may be larger than memory.
+SSIM3D to a third file. It reads zarr, HDF5, npy and raw files block by block, so they may be larger
+than memory.
 """
 
 # %%
@@ -45,8 +46,8 @@ for name, values in (("scan", scan), ("brighter", brighter), ("noisy", noisy)):
 # Compare them
 # ------------
 #
-# ``data_range`` is the difference of the largest and the smallest possible value: SSIM depends on it,
-# so give the same one to every comparison. ``map`` says where to write SSIM of every voxel.
+# ``data_range`` is the largest possible value minus the smallest. SSIM depends on it, so give the
+# same one to every comparison. ``map`` says where to write SSIM of every voxel.
 
 results = {}
 for name in ("brighter", "noisy"):

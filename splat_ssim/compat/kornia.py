@@ -94,7 +94,7 @@ class MS_SSIMLoss(nn.Module):  # noqa: N801 - the original's name
         sigmas: Standard deviations of the windows in pixels. Every window has 2 · int(2 · last sigma) + 1 taps.
         data_range: Difference between the largest and the smallest possible value.
         K: (k1, k2), as for `splat_ssim.ssim`.
-        alpha: Weight of the SSIM term. L1 has the rest.
+        alpha: Weight of the SSIM term. L1 has the weight 1 - alpha.
         compensation: Factor of the whole loss.
         reduction: "mean", "sum" or "none".
 

@@ -50,7 +50,7 @@ class CTOptimizerConfig:
     log_scales: float = 0.04
     #: Initial learning rate of the quaternions.
     quats: float = 0.04
-    #: Initial learning rate of the densities, in units of the brightest voxels.
+    #: Initial learning rate of the densities, relative to the largest values of the filtered backprojection.
     densities: float = 0.02
     #: Learning rates at the last step, as a fraction of those at the first.
     final: float = 0.05
@@ -101,11 +101,13 @@ class CTConfig(RunConfig):
     #: Number of training steps.
     steps: int = 4000
     task: tyro.conf.Suppress[str] = "ct"
-    #: Number of projections in a step, drawn in turn.
+    #: Number of projections in a step. All are used in turn, in random order.
     views: int = 4
-    #: Weight of the total variation of the volume in the loss, with values in units of the brightest voxels.
+    #: Weight of the total variation of the volume in the loss, with values relative to the largest ones of the filtered
+    #: backprojection.
     tv: float = 0.015
-    #: Edge in voxels of the random block whose total variation a step takes. 0 takes the whole volume.
+    #: Edge in voxels of the random block whose total variation enters the loss of a step. With 0, the whole volume
+    #: does.
     tv_block: int = 40
     data: CTDataConfig = field(default_factory=CTDataConfig)
     model: CTModelConfig = field(default_factory=CTModelConfig)

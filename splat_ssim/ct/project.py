@@ -35,11 +35,12 @@ def project(
     views: Sequence[int] | None = None,
     features: Tensor | None = None,
 ) -> Tensor:
-    """Computes the line integrals, in closed form, of the field that `voxelize` gives along the ray of each pixel.
+    """Integrates the field of `voxelize` along the ray of each pixel, in closed form.
 
     A Gaussian is zero beyond Mahalanobis distance 3, as for `voxelize`. Rays begin in the source and do not end. A
-    Gaussian that reaches the plane through the source along the detector counts nothing. Differentiable once, for every
-    tensor (not for the geometry); gradients and values do not depend on the number of threads.
+    Gaussian that reaches the plane through the source parallel to the detector contributes nothing. The result is
+    differentiable once with respect to every tensor, but not to the geometry. Gradients and values do not depend on the
+    number of threads.
 
     Args:
         means: (N, 3) float32 or float64, world x, y, z in mm.
@@ -59,8 +60,8 @@ def project(
         TypeError: A dtype is neither float32 nor float64, or the dtypes differ.
 
     Source:
-        The closed form over the cut-off is derived in docs/xray.md; of Gaussians without one it is that of R²-Gaussian
-        (Zha et al., NeurIPS 2024).
+        docs/xray.md derives the closed form with the cut-off. Without the cut-off it would be that of R²-Gaussian (Zha
+        et al., NeurIPS 2024).
 
     Example:
         >>> import torch

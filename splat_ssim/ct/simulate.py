@@ -245,8 +245,8 @@ def simulate(
         source_object: Distance from source to axis in mm. By default four times half the diagonal of the volume.
         source_detector: Distance from source to detector in mm. By default 1.5 times source_object.
         size: Reconstruct on a cube of this many voxels a side, along x, y and z, instead of on the volume's own voxels.
-            truth.npz holds the volume interpolated there. Since rays are summed over that interpolation, no method is
-            judged on the voxels that the projections were made from.
+            truth.npz holds the volume interpolated there. The rays are summed through the volume's own voxels, so no
+            method is judged on the grid that the projections were made from.
         detector: Rows and columns of the detector. By default it is just large enough to see the whole volume.
         spacing: Distance between pixel centres in mm. By default that of the voxels, magnified from the axis to the
             detector.

@@ -31,7 +31,8 @@ class Options:
     masks: Path | None = None
     #: Use photographs in subfolders too.
     recursive: bool = False
-    #: Number of frames to use from a video: the sharpest one of each of so many stretches of equal length.
+    #: Number of frames to use from a video. The video is cut into as many equal parts, and the sharpest frame of each
+    #: is used.
     frames: int = 120
     #: Photographs are reduced until their longer side has at most this many pixels. 0 keeps their size.
     max_size: int = 0
@@ -41,9 +42,9 @@ class Options:
     feature_size: int = 1600
     #: Largest number of features in a photograph.
     features: int = 8192
-    #: Which photographs are compared: all pairs (exhaustive), those that follow by name and, every few, similar ones
-    #: elsewhere (sequential), or similar ones (retrieval). auto is sequential for videos, exhaustive for up to
-    #: --exhaustive-limit photographs, and retrieval for more.
+    #: Which photographs are compared. exhaustive: all pairs. sequential: each with those that follow it by name, and
+    #: every fifth also with similar ones elsewhere. retrieval: each with the most similar ones. auto is sequential for
+    #: videos, exhaustive for up to --exhaustive-limit photographs, and retrieval for more.
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
     #: Largest number of photographs for which auto compares all pairs.
     exhaustive_limit: int = 200

@@ -36,13 +36,13 @@ def prepare(
     scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")],
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Makes a COLMAP scene of photographs or a video, for scripts/train.py.
+    """Makes a COLMAP scene from photographs or a video, for scripts/train.py.
 
-    A run that was stopped goes on where it was when the same command is given again; other options do only those
-    stages again that they touch.
+    If a run is stopped, the same command continues it. If an option changes, only the stages that depend on it, and
+    those after them, run again.
 
     Args:
-        source: Folder of photographs (JPEG, PNG, TIFF, WebP, HEIC), or a video file.
+        source: Folder of photographs (JPEG, PNG, TIFF, WebP, AVIF, BMP, HEIC), or a video file.
         scene: Scene folder to write: images, images_2, images_4, images_8, masks, sparse/0, report.json. Its folder
             `prepare` is kept between runs. It may be deleted when the scene is finished.
         options: Options of the command.

@@ -44,10 +44,10 @@ def rasterization(
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Renders Gaussians to the images of C cameras, differentiably.
 
-    The result is that of gsplat 1.5.3. Gaussians are composited in the order of depth. One counts in a pixel if its
-    alpha is at least 1/255, until the next would bring the transmittance to 1e-4 or below. One with a NaN is left
-    out. Differentiable with respect
-    to means, quats, scales, opacities, colors, backgrounds and `info["means2d"]`.
+    The result is that of gsplat 1.5.3. Gaussians are composited in the order of depth. A Gaussian contributes to a
+    pixel if its alpha is at least 1/255. Compositing of a pixel stops before its transmittance would fall to 1e-4 or
+    below. Gaussians that contain NaN are left out. The result is differentiable with respect to means, quats, scales,
+    opacities, colors, backgrounds and `info["means2d"]`.
 
     Args:
         means: [N, 3] centres in world coordinates.

@@ -41,7 +41,7 @@ class TrainedScene:
         return {name: value.detach() for name, value in self.task.splats.items()}
 
     def render(self, view: View) -> Tensor:
-        """(H, W, 3) colours in [0, 1] of a camera, on the device of the training."""
+        """Renders a view. Returns (H, W, 3) colours in [0, 1], on the device of the training."""
         return self.task.picture(view)[0].clamp(0, 1)
 
     def save(self, path: str | Path) -> list[str]:
@@ -51,7 +51,7 @@ class TrainedScene:
             path: File to write: .ply, .compressed.ply, .splat, .spz, .sog or .glb.
 
         Returns:
-            One line for each thing that was cut or left out. docs/export.md says what each format keeps.
+            One line for each thing that was clipped or left out. docs/export.md says what each format keeps.
 
         Raises:
             UserError: The suffix names no format, or the format cannot hold these Gaussians.

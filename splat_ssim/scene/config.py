@@ -34,9 +34,9 @@ class SceneConfig(RunConfig):
     #: Number of training steps.
     steps: int = 6_500
     task: tyro.conf.Suppress[str] = "scene"
-    #: Defaults that suit a kind of data. object: one object in front of nothing. photos: photographs of a whole scene.
-    #: auto: chosen by the data, or none if a config file names no preset. Config files and the command line override
-    #: them.
+    #: Defaults that suit a kind of data. object: a single object without a background. photos: photographs of a whole
+    #: scene. auto: chosen by the data, or none if a config file names no preset. Config files and the command line
+    #: override them.
     preset: Literal["auto", "object", "photos", "none"] = "auto"
     #: Quality of the preset: how long it trains, and with how many Gaussians.
     quality: Literal["fast", "default", "quality"] = "default"

@@ -17,8 +17,8 @@ class DataConfig:
     format: str = "auto"
     #: Divides width and height of the images. A folder images_{factor} is read where there is one.
     factor: int = 1
-    #: Every such view, in the order of file names, is a test view, unless the files have a split of their own. 0 trains
-    #: on all views.
+    #: Every n-th view in the order of file names is a test view, where n is this number, unless the files define a
+    #: split. 0 trains on all views.
     test_every: int = 8
     #: Colour behind images with an alpha channel.
     background: Literal["white", "black"] = "white"
@@ -55,8 +55,9 @@ class ModelConfig:
     sh_degree: int = 3
     #: Number of steps between one degree and the next. By default a tenth of the run, or 1 with init ply.
     sh_degree_interval: int | None = None
-    #: Where the Gaussians start. points: at the scene's point cloud. random: inside the silhouettes, or in view of the
-    #: cameras. ply: as the Gaussians in init_ply. auto: points if the scene has any, otherwise random.
+    #: Where the Gaussians start. points: at the scene's point cloud. random: inside the object's outline in all images
+    #: if they are transparent, otherwise in view of the cameras. ply: as the Gaussians in init_ply. auto: points if the
+    #: scene has any, otherwise random.
     init: Literal["auto", "points", "random", "ply"] = "auto"
     #: File of Gaussians to start from, such as the scene.ply of another run, in any format that export.py writes.
     init_ply: Path | None = None
@@ -78,8 +79,8 @@ class OptimizerConfig:
     #: adam: compiled on the CPU. torch_adam: torch's own. sparse_adam: compiled, and changes only the Gaussians in
     #: view.
     name: Literal["adam", "torch_adam", "sparse_adam"] = "adam"
-    #: shN is updated once in so many steps, by the sum of their gradients; Taming 3DGS has 16. steps_scaler does not
-    #: scale it.
+    #: Number of steps between updates of shN (spherical harmonics of degree 1 and higher). An update uses the sum of
+    #: the gradients since the last one. Taming 3DGS uses 16. steps_scaler does not change this number.
     sh_every: int = 1
     #: Initial learning rate of positions, in units of the scene's extent. 0 keeps them where they start.
     means: float = 5e-4
@@ -123,16 +124,16 @@ class StrategyConfig:
     refine_stop: int | None = None
     #: Number of steps between resets of the opacities (default, taming). By default a tenth of the run.
     reset_every: int | None = None
-    #: Largest number of Gaussians that an event adds, as a fraction of the current number (capped). By default 0.05, or
-    #: as much up to 0.5 as it takes to reach the budget before refine_stop.
+    #: Largest number of Gaussians that an event adds, as a fraction of the current number (capped). By default 0.05. If
+    #: that does not reach the budget before refine_stop, a larger fraction is used, up to 0.5.
     growth: float | None = None
     #: Fraction of the Gaussians removed when densification ends: those that contribute least to training views
     #: (capped).
     final_prune: float = 0.0
     #: Gaussians with a lower opacity are removed or recycled.
     prune_opacity: float = 0.005
-    #: Gaussians with a larger image-plane gradient, in half images, are cloned or split (default, taming). By default
-    #: 2e-4, or 8e-4 with absgrad.
+    #: Threshold of the image-plane gradient above which a Gaussian is cloned or split (default, taming). Its unit of
+    #: length is half the image's size. By default 2e-4, or 8e-4 with absgrad.
     grow_gradient: float | None = None
     #: Sum absolute gradients over pixels, so that opposite ones do not cancel, as AbsGS does (default).
     absgrad: bool = False
@@ -140,11 +141,11 @@ class StrategyConfig:
     grow_scale: float = 0.01
     #: Learning rate of the positional noise (mcmc).
     noise: float = 5e5
-    #: Number of training views scored at each event (taming), or before final_prune (capped). 0 (taming): no scores,
-    #: growth and pruning are drawn uniformly.
+    #: Number of training views scored at each event (taming), or before final_prune (capped). With 0, taming computes
+    #: no scores and chooses Gaussians at random.
     score_views: int = 10
-    #: Whether opacities may exceed 1 late in the run (taming). intended: they may, and are optimised. released: they
-    #: may, but stay frozen, as in the published code.
+    #: Whether opacities may exceed 1 late in the run (taming). off: no. intended: yes, and they are optimised, as the
+    #: paper intends. released: yes, but they are frozen, as in the paper's published code.
     high_opacity: Literal["off", "intended", "released"] = "off"
     #: Step from which opacities may exceed 1. By default refine_stop.
     high_opacity_start: int | None = None
@@ -221,7 +222,7 @@ EXPOSURE_OPTIONS: dict[str, tuple[str, ...]] = {
 class PoseConfig:
     """Refinement of the training cameras' poses, which are only approximate for photographs."""
 
-    #: Optimise the poses of the training cameras too. Motion common to all cameras is removed again.
+    #: Optimise the poses of the training cameras too. Motion that all cameras share is removed after each step.
     refine: bool = False
     #: Initial learning rate of rotations, in radians, and of translations, in units of the scene's extent; it decays
     #: log-linearly to a hundredth. By default such that a camera can turn by 0.3 degrees over the run.
@@ -234,8 +235,8 @@ class PoseConfig:
 class DepthConfig:
     """Supervision by depths: of the scene's depth files, or of the points that COLMAP found in each image."""
 
-    #: Weight in the loss of the mean difference of inverse depths, in units of the scene's extent. 0 does not read
-    #: depths; gsplat's trainer has 0.01.
+    #: Weight in the loss of the mean difference of inverse depths, in units of the scene's extent. With 0, no depths
+    #: are read. gsplat's trainer uses 0.01.
     weight: float = 0.0
     #: Size of one unit of a depth file (nerfstudio's depth_file_path) in units of the scene; 0.001 for millimetres in a
     #: scene in metres.
@@ -249,7 +250,7 @@ class SceneOutputConfig(OutputConfig):
     #: Padding of the SSIM that evaluation reports.
     ssim_padding: Literal["same", "valid", "reflect", "replicate"] = "same"
     #: Also report cc_psnr and cc_ssim, of renders whose colours are first fitted to each test view by an affine map.
-    #: They are always reported with exposures.
+    #: With exposure correction (exposure.name) they are always reported.
     color_corrected: bool = False
     #: Number of test views written at the end as render | truth | error.
     images: int = 25

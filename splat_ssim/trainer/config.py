@@ -75,7 +75,8 @@ class RunConfig:
     data_dir: Path = Path()
     #: Folder that the run writes. By default results/<data>/<time>.
     result_dir: Path | None = None
-    #: Loss: l1, l2, ssim, fused_ssim, ms_ssim, or package.module:function.
+    #: Loss: fused_ssim (L1 + DSSIM in one pass), ssim (the same in plain torch), ms_ssim (L1 + MS-SSIM), l1, l2, or
+    #: package.module:function.
     loss: str = "fused_ssim"
     #: Options of the loss as a YAML mapping. For volumes, window_size and sigma may be three numbers in the order of
     #: the array's axes.
@@ -84,19 +85,19 @@ class RunConfig:
     steps: int = 1000
     #: Multiplies steps and every option that is a number of steps.
     steps_scaler: float = 1.0
-    #: Where to compute: cpu, cuda, or auto, which is cuda where there is one.
+    #: Where to compute: cpu, cuda, or auto (cuda if there is a GPU, otherwise cpu).
     device: Literal["auto", "cpu", "cuda"] = "auto"
     #: Seed of every random draw.
     seed: int = 0
-    #: Run folder to go on with, from its last checkpoint and with its config.
+    #: Run folder to resume, from its last checkpoint and with its config.
     resume: Path | None = None
     #: Number of steps between checkpoints. 0 writes one only at the end.
     checkpoint_every: int = 1000
     #: Print the mean time of each stage of a step, in milliseconds.
     profile: bool = False
-    #: Read the data, print what the run would do and how much memory it would take, and end.
+    #: Read the data, print what the run would do and how much memory it would take, and exit.
     dry_run: bool = False
-    #: Show the training in a browser (extra [viewer]). Nothing is drawn while nobody looks.
+    #: Show the training in a browser (extra [viewer]). Nothing is drawn while no browser is connected.
     viewer: bool = False
     #: Port of the viewer, http://localhost:<port>. 0 takes any free port.
     viewer_port: int = 8080

@@ -58,7 +58,7 @@ def fit(
         volume: A file or folder that `load_volume` reads; an array or tensor (n0, n1, n2), or (C, n0, n1, n2) with few
             channels, of any real dtype and on any device; or a `Volume`.
         mask: Weights of the voxels, 0 or more: a file, a (n0, n1, n2) array on the voxels of `volume`, or a `Volume`.
-            They apply to where Gaussians start and grow, to the loss and to the metrics.
+            They weight the initial positions, the growth, the loss and the metrics.
         spacing: Distance between voxel centres along the world's x, y, z: three numbers, or one for all. By default 1
             for an array, and what the file says for a file.
         origin: World x, y, z of voxel (0, 0, 0). By default 0 for an array, and what the file says for a file.
@@ -67,14 +67,17 @@ def fit(
         budget: Largest number of Gaussians. By default the config's 50,000, but at most one for every 20 voxels.
         steps: Number of steps of the fit. By default the config's 4000.
         target_psnr: Ends the fit once its PSNR in dB (inside the mask, if there is one) reaches this, checked every 50
-            steps. A warning says that it was not reached. By default the fit has its full length.
+            steps. If it is not reached, a warning says so. By default the fit has its full length.
         normalize: Which intensities are fitted as 0 and 1, as for `choose_normalization`. By default nothing is cut
             off.
-        low: Intensity that is fitted as 0. Lower values are cut off. It must be given together with `high`.
-        high: Intensity that is fitted as 1. Higher values are cut off. It must be given together with `low`.
+        low: Intensity that is fitted as 0, given together with `high`. With normalize="percentile": the percentile of
+            the intensities that is fitted as 0, 0.5 by default. Lower values are cut off.
+        high: Intensity that is fitted as 1, given together with `low`. With normalize="percentile": the percentile of
+            the intensities that is fitted as 1, 99.5 by default. Higher values are cut off.
         seed: Seed of every random draw. The same seed on the same machine gives the same field.
         device: auto, cpu or cuda.
-        progress: Whether to show a progress bar and what was read. If not, assumptions are issued as warnings.
+        progress: Whether to show a progress bar and what was read. With False, assumptions are issued as Python
+            warnings.
         folder: Folder that keeps the run, with the same files as scripts/train.py: checkpoints, exports and
             metrics.json. A volume in memory is saved there too. By default nothing is written.
         config: All other options. The arguments above override it.

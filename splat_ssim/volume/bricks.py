@@ -42,7 +42,7 @@ _SECOND_ROUNDS = 2
 class BrickConfig(VolumeConfig):
     """Fits Gaussians to a volume brick by brick, so that neither its voxels nor the fit need fit in memory.
 
-    npy, zarr and HDF5 are read piece by piece. `steps` follows from brick_steps and the number of bricks.
+    npy, raw, zarr and HDF5 are read piece by piece. `steps` follows from brick_steps and the number of bricks.
     """
 
     task: tyro.conf.Suppress[str] = "splat_ssim.volume.bricks:BrickTask"
@@ -50,9 +50,9 @@ class BrickConfig(VolumeConfig):
     brick: int = 128
     #: Steps of each brick in the first pass. In the second, over bricks shifted by half an edge, it is half as many.
     brick_steps: int = 150
-    #: The first two passes see means of blocks of so many voxels along each axis, in bricks that are as many times
-    #: larger, and a third one with a sixth of the steps sees the voxels; by default 2 from 512 voxels a Gaussian on,
-    #: else 1, which leaves the third one out.
+    #: Factor by which the first two passes reduce the volume along each axis, in bricks that are larger by the same
+    #: factor. A third pass at full resolution follows, with a sixth of the steps. 1: no reduction and no third pass. By
+    #: default 2 if there are at least 512 voxels per Gaussian and 64 along the shortest axis, otherwise 1.
     coarse_factor: int | None = None
     output: VolumeOutputConfig = field(default_factory=lambda: VolumeOutputConfig(format="", video=False))
 
@@ -115,7 +115,7 @@ class BrickTask:
         self.notes = [f"{config.data_dir}: {line}" for line in self.volume.lines]
         if not self.volume.lazy:
             self.notes.append(
-                f"{config.data_dir}: its format is read whole; zarr, HDF5 and npy are read piece by piece"
+                f"{config.data_dir}: its format is read whole; zarr, HDF5, npy and raw are read piece by piece"
             )
         shape = "x".join(map(str, (self.volume.channels, *self.volume.shape)))
         self.fingerprint = f"voxels of shape {shape} (checksum {self.volume.checksum:08x})"

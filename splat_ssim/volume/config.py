@@ -23,11 +23,11 @@ class VolumeDataConfig:
     #: are. auto: low and high if given, otherwise 0 and the maximum, or minimum and maximum if there are negative
     #: values.
     normalize: Literal["auto", "minmax", "max", "window", "percentile", "none"] = "auto"
-    #: Intensity (auto, window) or percentile (percentile, 0.5 by default) that is fitted as 0; lower values are cut
-    #: off.
+    #: With normalize auto or window: the intensity that is fitted as 0. With percentile: the percentile of the
+    #: intensities that is fitted as 0, 0.5 by default. Lower values are cut off.
     low: float | None = None
-    #: Intensity (auto, window) or percentile (percentile, 99.5 by default) that is fitted as 1; higher values are cut
-    #: off.
+    #: With normalize auto or window: the intensity that is fitted as 1. With percentile: the percentile of the
+    #: intensities that is fitted as 1, 99.5 by default. Higher values are cut off.
     high: float | None = None
     #: Options of splat_ssim.volume.load_volume, such as shape, dtype, spacing, key or nonfinite.
     read: YamlMapping = field(default_factory=dict)
@@ -45,7 +45,7 @@ class VolumeModelConfig:
     start: float = 0.5
     #: Initial standard deviation of a Gaussian, as a fraction of the distance between Gaussians.
     spread: float = 0.3
-    #: Smallest standard deviation of a Gaussian, in voxels along its own axes.
+    #: Smallest standard deviation of a Gaussian along any of its axes, in voxels.
     min_sigma: float = 0.45
     #: Number of values in the grid. By default as many as a full budget of Gaussians has.
     grid_parameters: int | None = None
@@ -102,11 +102,11 @@ class VolumeStrategyConfig:
     sigma: float = 1.2
     #: Gaussians with a smaller absolute density are removed or recycled (capped, default, mcmc).
     prune_density: float = 0.005
-    #: A Gaussian grows only if the gradient of the loss, summed over voxels, with respect to its position in voxels is
-    #: larger than this (default).
+    #: A Gaussian is cloned or split only if the gradient of the loss with respect to its position is larger than this
+    #: (default). The loss is summed over voxels, and positions are in voxels.
     grow_gradient: float = 0.0
-    #: Positional noise of Gaussians of almost no density, in units of their own variance times their learning rate
-    #: (mcmc).
+    #: Strength of the positional noise of Gaussians of almost no density (mcmc). The noise of a Gaussian is a normal
+    #: random vector times its covariance, the learning rate of positions and this number.
     noise: float = 1.0
 
 
@@ -141,17 +141,17 @@ class VolumeOutputConfig(OutputConfig):
     """Files that a run writes besides metrics.json, config.yaml and the last checkpoint."""
 
     #: Format of the fitted volume, written as volume.<format> in the source's intensities and in float32, or in float64
-    #: where their range is small for its distance from 0. "" writes none.
+    #: if float32 has too few digits for them (such as 10,000.0 to 10,000.1). "" writes none.
     format: VolumeFormat = "nii.gz"
     #: Write the Gaussians as PLY.
     ply: bool = True
-    #: Write the Gaussians in about 15 bytes each, and report what that costs in PSNR and SSIM.
+    #: Write the Gaussians in about 11 bytes each (for one channel), and report what that costs in PSNR and SSIM.
     quantized: bool = True
     #: Write slices of fit, volume and error as pictures/slices.png.
     slices: bool = True
     #: Write a turning maximum-intensity projection as pictures/mip.mp4.
     video: bool = True
-    #: A page about the run at the end, report.html, with slices across each axis.
+    #: Write a page about the run, report.html, at the end, with slices across each axis.
     report: bool = True
 
 
@@ -167,12 +167,12 @@ class VolumeConfig(RunConfig):
     #: End the run once psnr3d in dB (with a mask psnr3d_masked) reaches this, checked every 50 steps. By default the
     #: run has its full length.
     target_psnr: float | None = None
-    #: Number of steps between steps with the full loss; those between them use plain L1. 1 always uses the full loss.
+    #: Every n-th step uses the full loss, where n is this number; the others use plain L1. 1 always uses the full loss.
     loss_every: int = 1
     #: Weight of the total variation of the fit in the loss.
     tv: float = 0.0
-    #: Edge in voxels of the random crop that a step fits, without the halo that SSIM adds. 0 fits the whole volume in
-    #: every step.
+    #: Edge in voxels of the random crop that a step fits, without the border that the SSIM window needs. 0 fits the
+    #: whole volume in every step.
     crop: int = 0
     data: VolumeDataConfig = field(default_factory=VolumeDataConfig)
     model: VolumeModelConfig = field(default_factory=VolumeModelConfig)

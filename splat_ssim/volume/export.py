@@ -1,4 +1,4 @@
-"""Fitted Gaussians as files: PLY, and a quantised form of about 15 bytes for each Gaussian."""
+"""Fitted Gaussians as files: PLY, and a quantised form of about 11 bytes for each Gaussian of one channel."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class GaussianField(nn.Module):
         return crop_field(self, box)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the field with its source: .ply in full precision, .quantized in about 15 bytes for each Gaussian.
+        """Writes the field with its source: .ply in full precision, .quantized in about 11 bytes a Gaussian.
 
         Raises:
             ValueError: The suffix is another one, or the field has no source although it is to be quantised.
