@@ -256,9 +256,11 @@ GROWING = ("--strategy.refine-start", "1", "--strategy.refine-every", "2", "--st
 def test_two_processes_train_the_gaussians_of_one(tmp_path):
     scene = write_blender(tmp_path / "scene", train=7)
     options = ("--optimizer.name", "torch_adam", *STILL, "--steps", "6")
-    train(scene, tmp_path / "one", 1, *options)
+    said = train(scene, tmp_path / "one", 1, *options)
+    assert "Gaussians: all in this process, since there is no other (--sharded, torchrun)" in said
     said = train(scene, tmp_path / "two", 2, *options)
     assert said.count("scene (blender)") == 1
+    assert said.count("Gaussians: divided among 2 processes (--sharded)") == 1
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert two["shards"] == [30, 30]
     # The processes have every second Gaussian, one after the other in the file.

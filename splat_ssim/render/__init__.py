@@ -72,7 +72,8 @@ def rasterization(
         render_mode: "RGB"; "D", which is Σ weight·depth; "ED", which is D divided by alpha; "RGB+D" or "RGB+ED", where
             depth is the last channel.
         absgrad: Whether the backward pass stores Σ|gradient| over pixels in `info["means2d"].absgrad`.
-        rasterize_mode: "classic" or "antialiased", which reduces opacities by as much as `eps2d` adds to the area.
+        rasterize_mode: "classic" or "antialiased", which reduces opacities in proportion to the area that
+            `eps2d` adds.
         max_alpha: Upper bound of alpha. Alpha is clamped to it, and a clamped alpha has no gradient.
         raw: Whether `scales` are logarithms and `opacities` logits, as trainers keep them.
         pixel_weights: [C, H, W]. If given, `info["accumulators"]` has sums for each Gaussian over the pixels that it
@@ -86,11 +87,11 @@ def rasterization(
     Returns:
         Images [C, H, W, D] (or D + 1, or 1, see `render_mode`), alphas [C, H, W, 1], and `info` with gsplat's keys:
         "radii" [C, N, 2] int32 (0 where not visible), "means2d" [C, N, 2], "depths", "opacities" [C, N], "conics"
-        [C, N, 3], "width", "height", "n_cameras", "tile_size", "camera_ids", "gaussian_ids" … Gsplat's lists of tile
-        intersections are not among them on the CPU.
+        [C, N, 3], "width", "height", "n_cameras", "tile_size", "camera_ids", "gaussian_ids" and others. On the CPU,
+        gsplat's lists of tile intersections are missing.
 
     Raises:
-        ValueError, TypeError: Shapes, dtypes, devices or options do not fit. The message says what was got.
+        ValueError, TypeError: Shapes, dtypes, devices or options do not fit. The message says what was given.
         RuntimeError: `distributed` without a process group.
 
     Source: B. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023; gsplat's conventions.

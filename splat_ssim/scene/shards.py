@@ -49,6 +49,14 @@ class Shards:
         """Whether this process holds only a part of the Gaussians."""
         return self.ranks.count > 1
 
+    def notes(self, config: SceneConfig) -> list[str]:
+        """What is printed before a run: how Gaussians are divided, or that there is nothing to divide."""
+        if self.active:
+            return [f"Gaussians: divided among {self.ranks.count} processes (--sharded)"]
+        return (
+            ["Gaussians: all in this process, since there is no other (--sharded, torchrun)"] if config.sharded else []
+        )
+
     def own_strategy(self, config: StrategyConfig) -> StrategyConfig:
         """The strategy of this process: its budget is this process's part of the budget."""
         return replace(config, budget=max(1, self._shares(config.budget)[self.ranks.rank]))

@@ -107,7 +107,7 @@ class SceneTask:
         growth = growth_note(config.strategy, count)
         preset = f"preset {config.preset}, quality {config.quality} (--preset, --quality)"
         self.notes = [*summary(self.scene, start_words(self.scene, config.model, count)), *self.scene.notes]
-        self.notes += [growth] if growth else []
+        self.notes += [*self.shards.notes(config), *([growth] if growth else [])]
         if config.preset in KINDS:
             self.notes.insert(0, preset)
         self.optimizers = make_optimizers(self.splats, config.optimizer, config.batch_size)
