@@ -44,8 +44,9 @@ def ssim(
 ) -> Tensor:
     """Structural similarity of two batches of images: 1 for equal images, smaller for others.
 
-    The result is differentiable once, with respect to every image that requires a gradient; a second derivative raises
-    NotImplementedError. Half precision is computed in float32, and so is everything under autocast.
+    The result is differentiable once, with respect to every image that requires a gradient. A second derivative raises
+    NotImplementedError, except for float64 images and under `torch.func`. Half precision is computed in float32, and so
+    is everything under autocast.
 
     Args:
         img1: (B, C, H, W), or (B, H, W, C) with `channels_last`; float32, float64, float16, bfloat16 or uint8; any

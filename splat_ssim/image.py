@@ -35,11 +35,9 @@ from splat_ssim.trainer.upload import upload
 from splat_ssim.volume.export import load_quantized, save_gaussians_ply, save_quantized
 from splat_ssim.volume.gaussians import GaussianField, blur, sample_voxels
 from splat_ssim.volume.grid import VoxelGrid
-from splat_ssim.volume.growth import CappedGrowth, growth_rounds, sort_gaussians
+from splat_ssim.volume.growth import SORT_EVERY, CappedGrowth, growth_rounds, sort_gaussians
 from splat_ssim.volume.optimizers import make_optimizer, set_learning_rates
 from splat_ssim.volume.voxelize import voxelize
-
-SORT_EVERY = 200  # steps between two Morton sorts
 
 
 @dataclass

@@ -125,7 +125,7 @@ def won_and_lost(results: Results) -> list[tuple[str, str, str, float, str, floa
     for row in results.rows:
         if row["ratio"] and not is_ours(row["name"]):
             size = row.get("size") or row.get("case", "")
-            size += f", {row['threads']} threads" if several else ""
+            size += f", {row['threads']} thread{'s' * (row['threads'] != '1')}" if several else ""
             groups.setdefault((size, row.get("mode", "")), []).append((float(row["ratio"]), row["name"]))
     return [
         (size, mode, min(peers)[1], min(peers)[0], max(peers)[1], max(peers)[0])
