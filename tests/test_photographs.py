@@ -13,6 +13,7 @@ from splat_ssim.errors import UserError
 from splat_ssim.formats import save_splats
 from splat_ssim.loss import photometric_loss
 from splat_ssim.ply import load_ply
+from splat_ssim.scene import exposure
 from splat_ssim.scene.batch import joined
 from splat_ssim.scene.cameras import camera_rows
 from splat_ssim.scene.config import SceneConfig
@@ -25,6 +26,7 @@ from splat_ssim.scene.training import SceneTask
 from splat_ssim.trainer.config import ConfigError
 from splat_ssim.trainer.loop import load, run
 from splat_ssim.trainer.ranks import ALONE
+from tests import devices
 from tests.gaussians import make, write_doubles
 from tests.scenes import write_blender, write_colmap, write_nerfstudio
 
@@ -80,6 +82,38 @@ def test_affine_exposures_learn_planted_gains_up_to_what_is_common(tmp_path):
     assert (matrices.mean(0) - torch.eye(3, 4)).abs().max() < 1e-5
     learned = matrices[:, range(3), range(3)].mean(1)
     assert (learned - (1 + gains - gains.mean())).abs().max() < 0.02
+
+
+def a_fused_kernel(grids, places, colors):
+    """What fused_bilagrid_sample computes, by its documentation, for one image."""
+    assert grids.dim() == places.dim() == colors.dim() == 5 and 0 < places.min() and places.max() < 1
+    brightness = colors @ torch.tensor([0.299, 0.587, 0.114])
+    where = 2 * torch.cat([places, brightness[..., None]], -1) - 1
+    cells = torch.nn.functional.grid_sample(grids, where, align_corners=True, padding_mode="border")
+    matrices = cells.permute(0, 2, 3, 4, 1).unflatten(-1, (3, 4))
+    return (matrices[..., :3] @ colors[..., None])[..., 0] + matrices[..., 3]
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, devices.needs_gpu])], ids=["stand-in", "package"]
+)
+def test_a_fused_kernel_of_bilateral_grids_gives_the_same(device):
+    """On a GPU with the package fused-bilagrid; elsewhere with a stand-in that shows how it is called."""
+    sample = a_fused_kernel
+    if device == "cuda":
+        sample = pytest.importorskip("fused_bilagrid").fused_bilagrid_sample
+    exposures = Exposures(ExposureConfig("bilateral", grid=(3, 4, 5)), 2, torch.device(device))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        exposures.maps[1].copy_(torch.randn(12, 5, 4, 3, generator=generator))
+    results = []
+    for fused in (False, True):
+        colors = torch.rand(1, 20, 30, 3, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+        own = exposures.map_of(1)
+        mapped = exposure._fused(sample, own, colors) if fused else exposures.apply(colors, 1)
+        results.append((mapped, *torch.autograd.grad(mapped.square().sum(), (colors, exposures.maps[1]))))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bilateral_grid_has_its_cells_at_place_and_brightness():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splat_ssim._importing import imported
 from splat_ssim.scene.options import ExposureConfig
 from splat_ssim.scene.per_view import PerView
 
@@ -74,6 +77,9 @@ class Exposures:
         if not self.bilateral:
             matrix = own.reshape(3, 4)
             return colors @ matrix[:, :3].T + alphas * matrix[:, 3]
+        sample = _fused_sample() if colors.is_cuda and alphas.dim() == 0 else None
+        if sample is not None:
+            return _fused(sample, own, colors)
         cells = _sliced(own, colors[0])
         rows = torch.einsum("ijhw,hwj->hwi", cells.reshape(3, 4, *cells.shape[1:])[:, :3], colors[0])
         return rows[None] + alphas * cells[3::4].permute(1, 2, 0)[None]
@@ -125,16 +131,37 @@ class Exposures:
         return [self.map_of(index).reshape(12, -1).mean(1).reshape(3, 4).tolist() for index in range(len(self.maps))]
 
 
+@functools.cache
+def _fused_sample() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The CUDA kernel of the package fused-bilagrid for opaque images, or None if it is not installed.
+
+    It takes grids (1, 12, depth, height, width), places (1, 1, H, W, 2) in [0, 1] and colours (1, 1, H, W, 3), and
+    returns the mapped colours: what `_sliced` and the product with the matrices compute in torch.
+    """
+    if importlib.util.find_spec("fused_bilagrid") is None:
+        return None
+    found: Callable[[Tensor, Tensor, Tensor], Tensor] = imported("fused_bilagrid:fused_bilagrid_sample")
+    return found
+
+
+def _fused(sample: Callable[[Tensor, Tensor, Tensor], Tensor], grid: Tensor, colors: Tensor) -> Tensor:
+    """Applies a grid (12, depth, height, width) to colours (1, H, W, 3) by the kernel `sample`."""
+    return sample(grid[None], _places(colors[0])[None, None], colors[None])[0]
+
+
+def _places(colors: Tensor) -> Tensor:
+    """(H, W, 2): x and y of the centre of each pixel, from 0 at the first edge of the image to 1 at the last."""
+    height, width = colors.shape[:2]
+    rows = (torch.arange(height, device=colors.device) + 0.5) / height
+    columns = (torch.arange(width, device=colors.device) + 0.5) / width
+    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], dim=-1)
+
+
 def _sliced(grid: Tensor, colors: Tensor) -> Tensor:
     """(12, H, W): a grid (12, depth, height, width) at each pixel, at the brightness that colours (H, W, 3) have."""
-    height, width = colors.shape[:2]
     brightness = (colors @ colors.new_tensor(_LUMA)).clamp(0, 1)
-    # Pixel centres as grid_sample counts them: from -1 at the first edge of the image to 1 at the last.
-    rows = (torch.arange(height, device=colors.device) + 0.5) / height * 2 - 1
-    columns = (torch.arange(width, device=colors.device) + 0.5) / width * 2 - 1
-    places = torch.stack(
-        [columns.expand(height, width), rows[:, None].expand(height, width), brightness * 2 - 1], dim=-1
-    )
+    # grid_sample counts from -1 to 1.
+    places = torch.cat([_places(colors), brightness[..., None]], dim=-1) * 2 - 1
     return F.grid_sample(grid[None], places[None, None], align_corners=True, padding_mode="border")[0, :, 0]
 
 
