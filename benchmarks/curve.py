@@ -3,7 +3,8 @@
     python scripts/train.py --config configs/chair_800.yaml --data-dir CHAIR --output.eval-every 1000 --result-dir RUN
     python -m benchmarks.curve RUN --output benchmarks/results/chair_800 --lines "3DGS, 30,000 steps on a GPU=35.83"
 
-Seconds are those of training alone, without the evaluations.
+Seconds are those of training alone, without the evaluations. Each row also has the threads, the processor, torch and
+the commit of this machine and checkout, so gather the runs where and with what they were trained.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
-from benchmarks.measure import write_csv
+from benchmarks.measure import Machine, commit, write_csv
 
-COLUMNS = ("run", "step", "train_seconds", "psnr", "ssim")
+#: What an evaluation says of itself, and what is added to it.
+EVALUATED, ADDED = ("step", "train_seconds", "psnr", "ssim"), ("threads", "device", "torch", "commit")
+COLUMNS = ("run", *EVALUATED, *ADDED)
 
 
 @dataclass
@@ -36,11 +40,13 @@ class Options:
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """A row for each evaluation of a run, by its step; those of before they told their seconds are left out."""
-    rows = []
+    rows, threads = [], torch.get_num_threads()
+    machine = Machine("cpu", threads).name
+    added = dict(zip(ADDED, (threads, machine, torch.__version__, commit()), strict=True))
     for path in sorted((run / "eval").glob("*.json")):
         found = json.loads(path.read_text())
         if "train_seconds" in found:
-            rows.append({"run": run.name, **{key: found[key] for key in COLUMNS[1:]}})
+            rows.append({"run": run.name, **{key: found[key] for key in EVALUATED}, **added})
     return rows
 
 

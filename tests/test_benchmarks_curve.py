@@ -23,6 +23,7 @@ def test_a_curve_is_that_of_the_evaluations(tmp_path, capsys):
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     seconds = [float(row["train_seconds"]) for row in rows]
     assert 0 < seconds[0] < seconds[1] < seconds[2] and all(float(row["psnr"]) > 0 for row in rows)
+    assert all(row["commit"] and row["device"] and int(row["threads"]) > 0 for row in rows)
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
