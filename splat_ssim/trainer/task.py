@@ -85,7 +85,9 @@ class Task(Protocol):
     `report(folder, evaluation, views=…, viewer_package=…)` writes a page about a run to its folder, and `viewer(port)`
     returns an open viewer, see `Viewer`. `prepare_evaluation()` is called before the first step and refuses what an
     evaluation would lack. With MODES, names of ways to draw, `render` takes a `mode`;
-    `render_path(path, output, mode=…, transform=…)` draws what cameras of a file see.
+    `render_path(path, output, mode=…, transform=…)` draws what cameras of a file see. A task that several processes
+    train has `ranks`, a `splat_ssim.trainer.ranks.Ranks`, and, if each holds a part of the model, `collect()`, which
+    all call before the first one evaluates or saves.
     """
 
     #: The config dataclass: a subclass of RunConfig.
