@@ -1,10 +1,12 @@
 """Gaussians divided among processes: rendered, trained, saved and resumed as if one process held them all."""
 
+import contextlib
 import inspect
+import io
 import json
 import os
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -20,13 +22,16 @@ from splat_ssim.render._problem import Options, Scene
 from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.options import DataConfig, StrategyConfig
 from splat_ssim.scene.training import SceneTask
+from splat_ssim.trainer.cli import main
 from splat_ssim.trainer.ranks import Ranks
 from tests.scenes import write_blender
 from tests.test_rasterize import make_scene
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo of torch for Windows needs libuv")
 WIDTH, HEIGHT = 40, 36
+#: The processes come of one that has imported torch, where the system can fork.
+START = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+mp.set_forkserver_preload([__name__])
 
 
 # --- rendering
@@ -66,7 +71,8 @@ def one_process(rank, parts, weights, options, folder, render=rasterization):
 
 
 def in_processes(function, parts, weights, options, folder):
-    mp.spawn(function, (parts, weights, options, str(folder)), nprocs=len(parts))
+    arguments = (parts, weights, options, str(folder))
+    mp.start_processes(function, arguments, nprocs=len(parts), start_method=START)
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 
@@ -216,7 +222,7 @@ def unequal(rank, change, folder):
     ],
 )
 def test_processes_that_would_wait_for_each_other_for_ever_are_refused(change, message, tmp_path):
-    mp.spawn(unequal, (change, str(tmp_path)), nprocs=2)
+    mp.start_processes(unequal, (change, str(tmp_path)), nprocs=2, start_method=START)
     for rank in range(2):
         assert (tmp_path / f"{rank}.txt").read_text().endswith(message)
 
@@ -224,25 +230,31 @@ def test_processes_that_would_wait_for_each_other_for_ever_are_refused(change, m
 # --- training
 
 
+def one_trainer(rank, count, arguments, folder):
+    """Trains as process `rank` of `count`, as torchrun would start it, and keeps what it prints."""
+    torch.set_num_threads(1)
+    os.environ["WORLD_SIZE"] = str(count)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    with open(f"{folder}/{rank}.txt", "w") as file, contextlib.redirect_stdout(file):
+        main(arguments)
+    dist.destroy_process_group()
+
+
 def train(scene, folder, processes, *options):
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    )
+    """Trains in this process, or in several. Returns what was printed."""
     arguments = [
         *("--data-dir", str(scene), "--result-dir", str(folder), "--preset", "none", "--device", "cpu"),
-        *("--steps", "12", "--model.init-count", "60", "--output.images", "0", "--sharded", "--batch-size", "6"),
-        *options,
+        *("--steps", "12", "--model.init-count", "60", "--output.images", "0", "--output.no-report", "--sharded"),
+        *("--batch-size", "6", "--output.no-progress", *options),
     ]
-    result = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "scripts" / "train.py"), "--output.no-progress", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    if processes == 1:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            main(arguments)
+        return said.getvalue()
+    with tempfile.TemporaryDirectory() as told:
+        mp.start_processes(one_trainer, (processes, arguments, told), nprocs=processes, start_method=START)
+        return "".join(Path(told, f"{rank}.txt").read_text() for rank in range(processes))
 
 
 def checkpoint(folder):
