@@ -52,6 +52,15 @@ def draws(count, emulated):
     ]
 
 
+def cases(every, emulated):
+    """(device, *case) for tests of listed cases. The slow emulation gets those of `emulated`."""
+    return [
+        pytest.param(getattr(device, "values", (device,))[0], *case, marks=getattr(device, "marks", ()))
+        for device in DEVICES
+        for case in (emulated if device is EMULATION else every)
+    ]
+
+
 _current = "cpu"
 
 
@@ -66,11 +75,18 @@ def torch_device():
 
 
 def build_emulation(variant):
-    """The emulation's library, or its program "sanitize". It is compiled if it is out of date."""
+    """The emulation's library, or its program "sanitize". It is compiled if it is out of date, by one process alone."""
     sys.path.insert(0, str(ROOT / "csrc"))
     import build_emulation
 
-    return build_emulation.build(variant)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / f"emulation-{variant}.lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            # Several processes want it at once: the others wait, rather than compile the same for half a minute.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return build_emulation.build(variant)
 
 
 @functools.cache
