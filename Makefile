@@ -18,7 +18,7 @@ export TORCH_CUDA_ARCH_LIST ?= 7.5;8.9;9.0+PTX
 
 # Files whose tests take a few seconds each: what `make test-fast` runs.
 FAST := benchmarks_curve benchmarks_volume build compat_fused_ssim compat_fussim compat_gsplat compat_kornia_losses \
-  compat_monai compat_skimage config_ranges ct ct_device data definition doctests finite format_files formats \
+  compat_monai compat_skimage config_ranges ct data definition doctests finite format_files formats \
   full_disk high_opacity house_bugs loss observing optim oracle photos platforms ply progressive rasterize_cuda \
   registry report scene_checks seeing strategy_capped theirs volume_formats volume_io volume_itk volume_memory \
   volume_models volume_readers volume_strategies voxelize xray
