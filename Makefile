@@ -18,10 +18,10 @@ export TORCH_CUDA_ARCH_LIST ?= 7.5;8.9;9.0+PTX
 
 # Files whose tests take a few seconds each: what `make test-fast` runs.
 FAST := benchmarks_curve benchmarks_volume build compat_fused_ssim compat_fussim compat_gsplat compat_kornia_losses \
-  compat_monai compat_skimage config_ranges ct ct_device data definition doctests finite format_files formats \
+  compat_monai compat_skimage config_ranges ct data definition doctests finite format_files formats \
   full_disk high_opacity house_bugs loss observing optim oracle photos platforms ply progressive rasterize_cuda \
   registry report scene_checks seeing strategy_capped theirs volume_formats volume_io volume_itk volume_memory \
-  volume_models volume_readers volume_strategies voxelize voxelize_cuda xray xray_cuda
+  volume_models volume_readers volume_strategies voxelize xray
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
@@ -42,9 +42,9 @@ test: $(VENV)/test.done
 test-long: $(VENV)/test.done
 	$(BIN)/python -m pytest -n auto --dist worksteal -m long $(ARGS)
 
-## test-fast: the loss, readers, formats and drop-ins in about a minute; no long training, no compiler
+## test-fast: the loss, readers, formats and drop-ins in less than a minute; no long training, no compiler
 test-fast: $(VENV)/test.done
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long" $(FAST:%=tests/test_%.py) $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long and not emulation" $(FAST:%=tests/test_%.py) $(ARGS)
 
 ## docs: the documentation site in build/docs/html, its short examples run; any warning or broken link is an error
 docs: $(VENV)/docs.done

@@ -11,6 +11,8 @@ from tests import devices
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each process has one processor. With more threads, those of several processes would wait for each other.
     torch.set_num_threads(1)
+    # So have the programs that it starts, except where a test says a number.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(params=devices.DEVICES)

@@ -29,6 +29,7 @@ from splat_ssim.ops import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+FAST_CONTEXT = ROOT / "tests" / "native" / "fast_context.h"
 #: `make gpu` sets SPLAT_SSIM_GPU=1: tests then fail, rather than being skipped, where CUDA is not reached.
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() or os.environ.get("SPLAT_SSIM_GPU")), reason="PyTorch reaches no CUDA device"
@@ -52,6 +53,15 @@ def draws(count, emulated):
     ]
 
 
+def cases(every, emulated):
+    """(device, *case) for tests of listed cases. The slow emulation gets those of `emulated`."""
+    return [
+        pytest.param(getattr(device, "values", (device,))[0], *case, marks=getattr(device, "marks", ()))
+        for device in DEVICES
+        for case in (emulated if device is EMULATION else every)
+    ]
+
+
 _current = "cpu"
 
 
@@ -66,11 +76,25 @@ def torch_device():
 
 
 def build_emulation(variant):
-    """The emulation's library, or its program "sanitize". It is compiled if it is out of date."""
+    """The emulation's library, or its program "sanitize". It is compiled if it is out of date, by one process alone."""
     sys.path.insert(0, str(ROOT / "csrc"))
     import build_emulation
 
-    return build_emulation.build(variant)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / f"emulation-{variant}.lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            # Several processes want it at once: the others wait, rather than compile the same for half a minute.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if variant != "plain":
+            return build_emulation.build(variant)
+        built = ROOT / "build" / "emulation" / "libsplat_ssim_emulation_plain.so"
+        if built.exists() and built.stat().st_mtime < FAST_CONTEXT.stat().st_mtime:
+            built.unlink()
+        command = [*build_emulation.native.compiler(), "-include", str(FAST_CONTEXT)]
+        with mock.patch.object(build_emulation.native, "compiler", lambda: command):
+            return build_emulation.build(variant)
 
 
 @functools.cache

@@ -71,6 +71,11 @@ def _promoted(first: torch.dtype, second: torch.dtype) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.float32
 
 
+def _counted(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    """The same where an integer image counts as float32, whatever the other is."""
+    return torch.promote_types(*(dtype if dtype.is_floating_point else torch.float32 for dtype in (first, second)))
+
+
 def _masked(function: Callable) -> Callable:
     return lambda options, x, y, mask: function(x, y, **({} if mask is None else {"mask": mask}), **options)
 
@@ -211,16 +216,16 @@ FUNCTIONS: dict[str, Function] = {
     "fused_ssim3d.fused_ssim2d": Function(_masked(fused_ssim3d.fused_ssim2d), _expected_fused, _wider),
     "pytorch_msssim.ssim": Function(_masked(pytorch_msssim.ssim), _expected_msssim, lambda first, _: first),
     "pytorch_msssim.ms_ssim": Function(_masked(pytorch_msssim.ms_ssim), _expected_ms_msssim, lambda first, _: first),
-    "kornia.ssim": Function(_masked(kornia.ssim), _expected_kornia, _promoted),
-    "kornia.ssim3d": Function(_masked(kornia.ssim3d), _expected_kornia, _promoted),
-    "kornia.ssim_loss": Function(_masked(kornia.ssim_loss), _expected_kornia, _promoted),
-    "kornia.ssim3d_loss": Function(_masked(kornia.ssim3d_loss), _expected_kornia, _promoted),
+    "kornia.ssim": Function(_masked(kornia.ssim), _expected_kornia, _counted),
+    "kornia.ssim3d": Function(_masked(kornia.ssim3d), _expected_kornia, _counted),
+    "kornia.ssim_loss": Function(_masked(kornia.ssim_loss), _expected_kornia, _counted),
+    "kornia.ssim3d_loss": Function(_masked(kornia.ssim3d_loss), _expected_kornia, _counted),
     **{
         f"kornia.{name}_loss": Function(_masked(getattr(kornia, f"{name}_loss")), _expected_robust, _promoted)
         for name in ("charbonnier", "welsch", "cauchy", "geman_mcclure")
     },
-    "kornia.psnr_loss": Function(_masked(kornia.psnr_loss), _expected_psnr, _promoted),
-    "kornia.MS_SSIMLoss": Function(_of_module(kornia.MS_SSIMLoss), _expected_kornia_ms, _promoted),
+    "kornia.psnr_loss": Function(_masked(kornia.psnr_loss), _expected_psnr, _counted),
+    "kornia.MS_SSIMLoss": Function(_of_module(kornia.MS_SSIMLoss), _expected_kornia_ms, _counted),
 }
 
 

@@ -163,9 +163,20 @@ def test_a_voxel_that_is_not_finite_spoils_the_windows_that_hold_it(value, sizes
         assert gradient[0, 0][~reached.to(gradient.device)].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 40, 130), (1, 1, 30, 21, 70), (2, 1, 1, 1, 1)], ids=str)
-@pytest.mark.parametrize("sizes", [(1, 3, 11), (11, 3, 1), (3, 11, 11), (5, 15, 3)])
-def test_operators_against_the_definition(shape, sizes):
+SHAPES = ((1, 2, 3, 40, 130), (1, 1, 30, 21, 70), (2, 1, 1, 1, 1))
+SIZES = ((1, 3, 11), (11, 3, 1), (3, 11, 11), (5, 15, 3))
+
+
+# Emulated, every window meets a volume of several tiles and a single voxel.
+@pytest.mark.parametrize(
+    ("device", "shape", "sizes"),
+    devices.cases(
+        list(itertools.product(SHAPES, SIZES)),
+        emulated=[*((SHAPES[turn % 2], sizes) for turn, sizes in enumerate(SIZES)), *((SHAPES[2], s) for s in SIZES)],
+    ),
+    indirect=["device"],
+)
+def test_operators_against_the_definition(device, shape, sizes):
     """Volumes of several tiles, with the operators that do not reduce."""
     check_all(*pair(*shape), SSIMOptions(sizes, (1.0, 1.5, 2.0)), value=1e-6, gradient=2e-5)
 

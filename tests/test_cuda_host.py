@@ -203,9 +203,14 @@ def test_backward_scales_on_the_device(kernels, monkeypatch, channels_last, per_
 
 
 @pytest.mark.emulation
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("padding", ["same", "valid", "replicate"])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "spatial_dims, padding, channels_last",
+    [
+        *((2, padding, layout) for padding in ("same", "valid", "replicate") for layout in (False, True)),
+        # Volumes take long. The layout is that of images, whatever the padding.
+        *((3, "same", False), (3, "valid", True), (3, "replicate", False)),
+    ],
+)
 def test_cuda_operators_give_what_the_cpu_operators_give(kernels, monkeypatch, spatial_dims, padding, channels_last):  # noqa: F811
     """Compares values, gradients, shapes, dtypes and strides of all five. The emulation runs the CUDA operators."""
     monkeypatch.setattr(_cuda_module, "target", lambda tensor, unit: (kernels, 0))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 import splat_ssim
@@ -17,6 +16,7 @@ from splat_ssim.comparison import compare
 from splat_ssim.errors import UserError
 from splat_ssim.loss import photometric_loss
 from splat_ssim.volume import Volume, VoxelGrid, load_volume, save_volume
+from tests import forked
 
 
 def pair(shape, seed=0, dtype=np.float32):
@@ -141,7 +141,7 @@ def test_ranks_give_the_single_process_loss_and_gradient(size, masked):
     expected = photometric_loss(pred, target, lambda_dssim=0.4, mask=mask if masked else None)
     (3 * expected).backward()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(one_rank, (size, os.path.join(folder, "store"), folder, masked), nprocs=size)
+        forked.start(one_rank, (size, os.path.join(folder, "store"), folder, masked), size)
         parts = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(size)]
     for loss, _, _ in parts:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)

@@ -114,34 +114,29 @@ def test_every_stage_runs_and_leaves_its_report(machine):
     assert "gsplat is not there compiled" in log
 
 
-def test_a_kernel_that_is_not_started_fails(machine):
-    command = [sys.executable, "-m", "tests.stub_gpu", "scripts/gpu/smoke.py", "--small", "--only", "one pixel"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert re.search(r"not started: .*splat_fused2d_weighted", done.stdout)
-
-
-def test_a_number_that_is_off_fails():
-    code = """
-import sys; sys.path.insert(0, "scripts/gpu")
-import smoke
-smoke.TOLERANCE = dict.fromkeys(smoke.TOLERANCE, 1e-12)
-sys.argv = ["smoke", "--small", "--only", "one strip"]
-smoke.main()
-"""
-    command = [sys.executable, "-m", "tests.stub_gpu", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "WRONG one strip of 256 columns" in done.stdout
-    assert "cases that are wrong: 1" in done.stdout
-
-
-def test_a_queue_that_runs_dry_is_no_measurement():
-    """If the host is slower than the kernels, the time between two events would be the host's."""
-    code = """
-import sys; sys.path.insert(0, "scripts/gpu")
+#: Programs for the stub GPU, one after the other in one process, since torch and the emulation take long to begin.
+PROGRAMS = """
+import sys
+sys.path.insert(0, "scripts/gpu")
 import torch
+import smoke
 from _clock import Clock
+
+
+def run_smoke(only):
+    sys.argv = ["smoke", "--small", "--only", only]
+    try:
+        smoke.main()
+    except SystemExit as ended:
+        print("status", int(ended.code))
+
+
+print("PROGRAM not started")
+run_smoke("one pixel")
+print("PROGRAM off")
+smoke.TOLERANCE = dict.fromkeys(smoke.TOLERANCE, 1e-12)
+run_smoke("one strip")
+print("PROGRAM dry")
 dry = [True, True, False]
 torch.cuda.Event.query = lambda event: dry.pop(0)
 sleeps = []
@@ -153,10 +148,32 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    command = [sys.executable, "-m", "tests.stub_gpu", "-c", code]
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Name of a program -> what it printed."""
+    command = [sys.executable, "-m", "tests.stub_gpu", "-c", PROGRAMS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "milliseconds 0.5 4.0" in done.stdout, done.stderr
-    assert "it waits for the GPU" in done.stdout
+    assert done.returncode == 0, done.stderr
+    return dict(part.split("\n", 1) for part in done.stdout.split("PROGRAM ")[1:])
+
+
+def test_a_kernel_that_is_not_started_fails(printed):
+    assert "status 1\n" in printed["not started"] and "cases that are wrong: 0" in printed["not started"]
+    assert re.search(r"not started: .*splat_fused2d_weighted", printed["not started"])
+
+
+def test_a_number_that_is_off_fails(printed):
+    assert "status 1\n" in printed["off"]
+    assert "WRONG one strip of 256 columns" in printed["off"]
+    assert "cases that are wrong: 1" in printed["off"]
+
+
+def test_a_queue_that_runs_dry_is_no_measurement(printed):
+    """If the host is slower than the kernels, the time between two events would be the host's."""
+    assert "milliseconds 0.5 4.0" in printed["dry"]
+    assert "it waits for the GPU" in printed["dry"]
 
 
 def test_a_stage_that_hangs_ends_at_its_limit_and_the_next_runs(machine):

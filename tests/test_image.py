@@ -15,7 +15,6 @@ from splat_ssim.trainer.loop import Run
 from splat_ssim.volume import VoxelGrid
 from splat_ssim.volume.export import load_gaussians_ply
 from tests.test_checkpoint import kill_after_a_checkpoint
-from tests.test_checkpoint import run as run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,10 +88,10 @@ def test_a_resumed_run_ends_with_the_same_bits(photo, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumed_ends_with_the_same_bits(photo, tmp_path):
-    line = [*options(photo, tmp_path / "whole", steps=600), "--checkpoint-every", "20"]
-    run_script(*line)
+    line = [*options(photo, tmp_path / "whole", steps=400), "--checkpoint-every", "20"]
+    main(line)
     kill_after_a_checkpoint(tmp_path / "killed", *line)
-    run_script("--resume", tmp_path / "killed")
+    main(["--resume", str(tmp_path / "killed")])
     for name in ("render.png", "gaussians.ply"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

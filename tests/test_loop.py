@@ -247,6 +247,7 @@ def test_a_stopped_program_says_how_to_go_on(tmp_path, number, status):
     program = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (tmp_path / "run" / "checkpoint.pt").exists():
         assert program.poll() is None, program.stderr.read().decode()
+        threading.Event().wait(0.02)
     threading.Event().wait(1.0)
     program.send_signal(number)
     out, errors = program.communicate(timeout=60)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from splat_ssim.errors import UserError
 from splat_ssim.render import rasterization, reference
@@ -24,14 +23,12 @@ from splat_ssim.scene.options import DataConfig, StrategyConfig
 from splat_ssim.scene.training import SceneTask
 from splat_ssim.trainer.cli import main
 from splat_ssim.trainer.ranks import Ranks
+from tests import forked
 from tests.scenes import write_blender
 from tests.test_rasterize import make_scene
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo of torch for Windows needs libuv")
 WIDTH, HEIGHT = 40, 36
-#: The processes come of one that has imported torch, where the system can fork.
-START = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-mp.set_forkserver_preload([__name__])
 
 
 # --- rendering
@@ -71,8 +68,7 @@ def one_process(rank, parts, weights, options, folder, render=rasterization):
 
 
 def in_processes(function, parts, weights, options, folder):
-    arguments = (parts, weights, options, str(folder))
-    mp.start_processes(function, arguments, nprocs=len(parts), start_method=START)
+    forked.start(function, (parts, weights, options, str(folder)), len(parts))
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(parts))]
 
 
@@ -222,7 +218,7 @@ def unequal(rank, change, folder):
     ],
 )
 def test_processes_that_would_wait_for_each_other_for_ever_are_refused(change, message, tmp_path):
-    mp.start_processes(unequal, (change, str(tmp_path)), nprocs=2, start_method=START)
+    forked.start(unequal, (change, str(tmp_path)), 2)
     for rank in range(2):
         assert (tmp_path / f"{rank}.txt").read_text().endswith(message)
 
@@ -253,7 +249,7 @@ def train(scene, folder, processes, *options):
             main(arguments)
         return said.getvalue()
     with tempfile.TemporaryDirectory() as told:
-        mp.start_processes(one_trainer, (processes, arguments, told), nprocs=processes, start_method=START)
+        forked.start(one_trainer, (processes, arguments, told), processes)
         return "".join(Path(told, f"{rank}.txt").read_text() for rank in range(processes))
 
 
