@@ -48,7 +48,7 @@ test-fast: $(VENV)/test.done
 
 ## docs: the documentation site in build/docs/html, its short examples run; any warning or broken link is an error
 docs: $(VENV)/docs.done
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -a -b html -W --keep-going -q docs build/docs/html $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -a -b html -W --keep-going -q docs build/docs/html $(ARGS)
 
 ## gallery: the same with the long examples of the gallery run too, which take minutes
 gallery: $(VENV)/docs.done

@@ -67,6 +67,8 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "reset_modules": ("matplotlib",),
     "notebook_images": False,
+    # Two examples at a time, each with one thread.
+    "parallel": 2,
 }
 warnings.filterwarnings("ignore", message="Matplotlib is currently using agg", category=UserWarning)
 
