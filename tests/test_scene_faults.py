@@ -11,6 +11,7 @@ from PIL import Image
 
 from splat_ssim.ply import load_ply
 from splat_ssim.scene.data import SceneError, load_scene
+from splat_ssim.scene.data.images import mask_of_size
 from splat_ssim.scene.data.placement import ordinary
 from splat_ssim.scene.data.transforms import read_json
 from splat_ssim.scene.start import random_points
@@ -368,6 +369,14 @@ def test_an_image_of_another_size_is_read(tmp_path, size):
     Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(folder / "images" / "1.png")
     K = load_scene(folder).train[0].K
     torch.testing.assert_close(K[0], torch.tensor([40.0, 0, 32]) * size[0] / 64)
+
+
+@pytest.mark.parametrize("of_image", [(204, 201), (408, 401), (1631, 1605)])
+def test_a_mask_of_the_full_size_fits_a_reduced_image(tmp_path, of_image):
+    """The reduced sides are rounded: 1631 / 8 = 203.9 and 1605 / 8 = 200.6."""
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.full((1605, 1631), 255, np.uint8)).save(path)
+    assert mask_of_size(path, (of_image[1], of_image[0])).all()
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path):

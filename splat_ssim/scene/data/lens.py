@@ -118,13 +118,14 @@ def check_camera(camera: Any, where: str) -> None:
 
 
 def fits(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one size is the other one scaled, up to a pixel of rounding.
+    """Whether one size is the other one scaled, up to a pixel of rounding in the smaller one.
 
     Example:
         >>> from splat_ssim.scene.data.lens import fits
-        >>> fits((342, 256), (1365, 1024)), fits((144, 192), (192, 144))
-        (True, False)
+        >>> fits((342, 256), (1365, 1024)), fits((1631, 1605), (204, 201)), fits((144, 192), (192, 144))
+        (True, True, False)
     """
+    size, other = sorted((size, other), key=sum)
     low = max((pixels - 1) / whole for pixels, whole in zip(size, other, strict=True))
     high = min((pixels + 1) / whole for pixels, whole in zip(size, other, strict=True))
     return low <= high
