@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.candidate import FLOAT32, GREY_BYTES, Candidate
-from benchmarks.measure import Call, Machine, add_output, describe, output_folder
+from benchmarks.measure import Call, Machine, add_output, describe, keep_freed_memory, output_folder
 from benchmarks.peers import candidates, missing
 from splat_ssim.errors import UserError
 
@@ -140,6 +140,7 @@ def begin(
     if arguments.quick:
         arguments.seconds = min(arguments.seconds, 0.5)
     arguments.output = output_folder(arguments.output, arguments.dirty_ok or arguments.quick)
+    keep_freed_memory()
     machine = Machine(arguments.device, arguments.threads)
     provenance = describe(machine)
     print(f"{machine.name}, {machine.threads} threads: ", end="")
