@@ -104,9 +104,8 @@ def _cpu_name() -> str:
 def keep_freed_memory() -> None:
     """Lets malloc keep freed memory for this process, so that no call waits for new pages.
 
-    By default glibc hands large blocks back to the system, and each call gets new pages, one fault each. Whether it does
-    depends on what the process did before: 128x128x128 took pytorch-msssim 390 or 1,280 ms. Other C libraries than
-    glibc stay as they are.
+    By default glibc hands large blocks back to the system, and each call gets new pages, with a fault for each:
+    128x128x128 then takes pytorch-msssim 1,280 ms instead of 390. Other C libraries than glibc stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -23,6 +23,7 @@ SUBJECTS = {
     "render_cpu": ("Rasteriser on a CPU", "Time of the tile rasteriser, in parts."),
     "voxelize": ("Voxeliser", "The voxeliser and the loss of volumes beside plain torch."),
     "volume": ("Fitting a volume", "The MRI as Gaussians under two losses, and as a grid of as many numbers."),
+    "chair_200": ("The chair at 200 pixels", "PSNR and seconds of `make train`."),
     "chair_800": ("The chair at 800 pixels", "PSNR over the seconds of training."),
     "taming_chair": ("TamingStrategy against DefaultStrategy", "Two densification strategies under one schedule."),
     "ablation_fast": ("Ingredients of the fast preset", "The chair without each ingredient in turn."),
