@@ -144,7 +144,6 @@ def test_gradients_reach_what_a_trainer_optimises(installed):
 REFUSED = {
     "covars": torch.zeros(100, 3, 3),
     "sparse_grad": True,
-    "distributed": True,
     "camera_model": "fisheye",
     "with_ut": True,
     "with_eval3d": True,
@@ -173,7 +172,7 @@ def test_no_argument_of_gsplat_is_forgotten():
     """Each is passed on, has no effect, or is refused by the tests below."""
     names = set(ours._SIGNATURE.parameters)
     assert names <= ours._TAKEN | ours._WITHOUT_EFFECT | set(REFUSED) | set(LATER)
-    assert len(ours._TAKEN) == 20
+    assert len(ours._TAKEN) == 21
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -183,6 +182,13 @@ def test_what_the_renderer_lacks_is_refused_by_name(name):
             ours.rasterization(*example(), **{name: REFUSED[name]})
     default = ours._SIGNATURE.parameters[name].default
     ours.rasterization(*example(), **{name: default})
+
+
+def test_packed_rows_are_not_exchanged_between_processes():
+    with pytest.raises(ValueError, match=r"^packed must be False with distributed on the CPU, got True"):
+        ours.rasterization(*example(), distributed=True)
+    with pytest.raises(RuntimeError, match=r"needs torch.distributed.init_process_group first"):
+        ours.rasterization(*example(), distributed=True, packed=False)
 
 
 @pytest.mark.parametrize("name", LATER)
