@@ -14,6 +14,7 @@ from splat_ssim.scene.config import SceneConfig
 from splat_ssim.scene.data import Scene
 from splat_ssim.scene.model import Splats
 from splat_ssim.scene.options import StrategyConfig
+from splat_ssim.trainer.draws import seed_of
 from splat_ssim.trainer.ranks import ALONE, Ranks
 
 
@@ -63,34 +64,41 @@ class Shards:
 
     def own_start(self, splats: Splats) -> Splats:
         """Every n-th Gaussian of a start, for n processes, so that all parts cover the whole scene."""
-        return _changed(splats, lambda value: value[self.ranks.rank :: self.ranks.count].clone())
+        if not self.active:
+            return splats
+        own = {name: value.detach()[self.ranks.rank :: self.ranks.count].clone() for name, value in splats.items()}
+        return Splats({name: torch.nn.Parameter(value, splats[name].requires_grad) for name, value in own.items()})
 
-    def own_state(self, state: Mapping[str, Any], count: int) -> dict[str, Any]:
+    def own_state(self, state: dict[str, Any], count: int) -> dict[str, Any]:
         """This process's part of the state of a checkpoint with `count` Gaussians.
 
         A run with as many processes as before continues with the parts that it had. Otherwise all parts are equal.
         """
+        if not self.active:
+            return state
         counts = self._held(state.get("shards"), count) or self._shares(count)
         start = sum(counts[: self.ranks.rank])
         return _mapped(state, lambda rows: rows[start : start + counts[self.ranks.rank]].clone())
 
     def whole_state(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """The state with the Gaussians of all processes, on the CPU of the first process. The others get None."""
-        counts = self.ranks.gather(torch.tensor([len(state["splats"]["means"])])).tolist()
-        whole = _mapped(state, self.ranks.rows_to_first)
+        counts = self.ranks.counts(len(state["splats"]["means"]))
+        whole = _mapped(state, lambda rows: self.ranks.rows_to_first(rows, counts))
         return {**whole, "shards": counts} if self.ranks.is_first else None
 
     def everywhere(self, splats: Splats) -> tuple[Splats, slice]:
         """The Gaussians of all processes, in every process, and which of them are this process's own."""
-        parts = {name: self.ranks.rows(value.detach()) for name, value in splats.items()}
-        counts = [len(part) for part in parts["means"]]
+        if not self.active:
+            return splats, slice(None)
+        counts = self.ranks.counts(len(splats["means"]))
         start = sum(counts[: self.ranks.rank])
-        whole = Splats({name: torch.nn.Parameter(torch.cat(part), False) for name, part in parts.items()})
+        parts = {name: self.ranks.rows(value.detach(), counts) for name, value in splats.items()}
+        whole = Splats({name: torch.nn.Parameter(value, False) for name, value in parts.items()})
         return whole, slice(start, start + counts[self.ranks.rank])
 
     def total(self, count: int) -> int:
         """The number of Gaussians of all processes."""
-        return int(self.ranks.gather(torch.tensor([count])).sum())
+        return sum(self.ranks.counts(count))
 
     def weighted(self, penalty: Tensor, count: int) -> Tensor:
         """This process's part of a mean over the Gaussians of all processes, of which it holds `count`."""
@@ -103,8 +111,7 @@ class Shards:
     def seed_step(self, step: int) -> None:
         """Seeds torch's generators for a step, so that processes draw different numbers, and a resumed run the same."""
         if self.active:
-            index = step * self.ranks.count + self.ranks.rank
-            torch.manual_seed((self.seed * 1_000_003 + index) % 2**63)
+            torch.manual_seed(seed_of(self.seed, step * self.ranks.count + self.ranks.rank))
 
     def _shares(self, count: int) -> list[int]:
         """`count` divided evenly among the processes."""
@@ -131,12 +138,6 @@ def _check(config: SceneConfig, scene: Scene) -> None:
     if len(sizes) > 1:
         got = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
         raise UserError(f"{where}: {scene.name}: required training images of one size, got {got}")
-
-
-def _changed(splats: Splats, function: Callable[[Tensor], Tensor]) -> Splats:
-    return Splats(
-        {name: torch.nn.Parameter(function(value.detach()), value.requires_grad) for name, value in splats.items()}
-    )
 
 
 def _mapped(state: Mapping[str, Any], function: Callable[[Tensor], Any]) -> dict[str, Any]:

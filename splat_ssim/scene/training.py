@@ -95,13 +95,11 @@ class SceneTask:
         settle_budget(config.strategy, start_count(self.scene, config.model))
         self.shards = Shards(config, self.ranks, self.scene)
         with user_errors():
-            whole = make_strategy(config.strategy, self.score_views)
             self.strategy = make_strategy(self.shards.own_strategy(config.strategy), self.score_views)
-        splats = create_splats(
-            self.scene, config.model, seed=config.seed, device=self.device, max_count=whole.max_start
-        )
+        most = None if self.strategy.max_start is None else config.strategy.budget
+        splats = create_splats(self.scene, config.model, seed=config.seed, device=self.device, max_count=most)
         #: The Gaussians that this process trains; from `collect` to the next step those of all processes.
-        self.splats = self.shards.own_start(splats) if self.shards.active else splats
+        self.splats = self.shards.own_start(splats)
         self.collected: Collected | None = None
         count = len(splats["means"])
         growth = growth_note(config.strategy, count)
@@ -220,8 +218,6 @@ class SceneTask:
 
     def score_views(self, count: int) -> Iterator[ViewStats]:
         """Statistics of each Gaussian over `count` training views, for strategies that score them."""
-        if not self.shards.active:
-            return score_views(self.render_view, self.scene.train, count, self.device)
         whole, own = self.shards.everywhere(self.splats)
         seen = score_views(partial(self.render_view, splats=whole), self.scene.train, count, self.device)
         return (stats.of(own) for stats in seen)
@@ -336,8 +332,7 @@ class SceneTask:
             raise ValueError(f"strategy.opacity_activation: required {' or '.join(OPACITY_ACTIVATIONS)}, got another")
         # Older checkpoints do not list frozen parameters.
         frozen = names_of(state.get("frozen", ()), "frozen")
-        if self.shards.active:
-            state = self.shards.own_state(state, count)
+        state = self.shards.own_state(state, count)
         self.splats = Splats(
             {name: torch.nn.Parameter(value, name not in frozen) for name, value in state["splats"].items()}
         )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 
 
+def seed_of(seed: int, index: int) -> int:
+    """The seed for draw number `index` of a run."""
+    return (seed * 1_000_003 + index) % 2**63  # torch takes seeds below 2^63
+
+
 def seeded(seed: int, index: int) -> torch.Generator:
     """A generator on the CPU for draw number `index` of a run."""
-    # Torch takes seeds below 2^63.
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+    return torch.Generator().manual_seed(seed_of(seed, index))
 
 
 def drawn_in_turn(position: int, count: int, seed: int) -> int:

@@ -174,13 +174,15 @@ class Run:
         """Whether the task has reached its goal, which ends the run before its last step."""
         return getattr(self.task, "finished", False)
 
+    def _is_last(self) -> bool:
+        return self.step == self.config.steps or self._finished()
+
     def _due(self) -> bool:
         """Whether this step is shown, evaluated or saved."""
         config, step = self.config, self.step
         return (
             step % REPORT_EVERY == 0
-            or step == config.steps
-            or self._finished()
+            or self._is_last()
             or _divides(config.output.eval_every, step)
             or _divides(config.checkpoint_every, step)
             or step in config.output.save_steps
@@ -193,17 +195,19 @@ class Run:
         """
         getattr(self.task, "collect", lambda: None)()
 
+    def _before_end(self, every: int) -> bool:
+        """Whether what happens every `every` steps is due now. After the last step `finish` does it."""
+        return _divides(every, self.step) and not self._is_last()
+
     def _writes(self) -> bool:
-        """Whether this step is evaluated, saved or kept before the end of the run."""
-        config, step = self.config, self.step
-        last = step == config.steps or self._finished()
+        """Whether this step is evaluated, saved or kept."""
+        config = self.config
         every = (config.output.eval_every, config.checkpoint_every)
-        return (not last and any(_divides(one, step) for one in every)) or step in config.output.save_steps
+        return any(map(self._before_end, every)) or self.step in config.output.save_steps
 
     def _look(self, report: Report, bar: tqdm, writer: Any, stages: StageClock | None) -> None:
         """Shows progress, evaluates and saves, each if it is due after this step."""
         config, step = self.config, self.step
-        last = step == config.steps or self._finished()
         # The device has finished its work, so reading the losses that it keeps costs almost nothing.
         self._refuse(self._losses.check())
         if step % REPORT_EVERY == 0:
@@ -213,19 +217,19 @@ class Run:
             bar.set_postfix(shown, refresh=False)
         if step % SCALARS_EVERY == 0:
             add_scalars(writer, "train", report, step)
-        if stages is not None and (step % PROFILE_EVERY == 0 or last):
+        if stages is not None and (step % PROFILE_EVERY == 0 or self._is_last()):
             milliseconds = stages.milliseconds()
             self.history.note(step, self.train_seconds, {"milliseconds": milliseconds})
             times = ", ".join(f"{stage} {value:.2f}" for stage, value in milliseconds.items())
             bar.write(f"step {step}, {in_words(report)}; ms: {times}")
         if self._writes():
             self._collect()
-        if _divides(config.output.eval_every, step) and not last:
+        if self._before_end(config.output.eval_every):
             result = scalars(self.evaluate())
             bar.write(f"step {step}, {self.train_seconds:.0f} s: {in_words(result)}")
             add_scalars(writer, "test", result, step)
             add_pictures(writer, self.task, step)
-        if _divides(config.checkpoint_every, step) and not last:
+        if self._before_end(config.checkpoint_every):
             self.save()
         if step in config.output.save_steps:
             self.keep(self.folder / STEPS / f"{step:07d}")

@@ -57,26 +57,26 @@ class Ranks:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
-    def rows(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all ranks, (N, …) with N of each rank, in every process."""
+    def counts(self, own: int) -> list[int]:
+        """The number that each rank passes."""
+        return [own] if self.count == 1 else self.gather(torch.tensor([own])).tolist()
+
+    def rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of all ranks, `counts` of each, concatenated in every process."""
         if self.count == 1:
-            return [tensor]
-        counts = self.gather(torch.tensor([len(tensor)])).tolist()
+            return tensor
         padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-        return [part[:count] for part, count in zip(parts, counts, strict=True)]
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def rows_to_first(self, tensor: Tensor) -> Tensor | None:
-        """The tensors of all ranks, (N, …) with N of each rank, concatenated on the CPU of the first. Others get None.
+    def rows_to_first(self, tensor: Tensor, counts: Sequence[int]) -> Tensor | None:
+        """The rows of all ranks, `counts` of each, concatenated on the CPU of the first. Others get None.
 
         No other process, and no GPU, needs memory for more than its own rows.
         """
         own = tensor.detach().cpu().contiguous()
-        if self.count == 1:
-            return own
-        counts = self.gather(torch.tensor([len(own)])).tolist()
         if not self.is_first:
             dist.send(own, 0)
             return None

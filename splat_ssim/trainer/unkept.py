@@ -39,7 +39,6 @@ class Unkept(Run):
         return self.task.evaluate(pictures)
 
     def _stop(self, number: int) -> None:
-        self._collect()
         raise Interrupted(number)
 
 
@@ -59,6 +58,10 @@ class Follower(Unkept):
         self._refuse(self._losses.check())
         if self._writes():
             self._collect()
+
+    def _stop(self, number: int) -> None:
+        self._collect()
+        super()._stop(number)
 
     def finish(self) -> dict[str, Any]:
         """Hands its part of the model to the first process, which finishes."""
