@@ -114,23 +114,26 @@ def ranks_inputs():
     return pred, target, mask
 
 
-def one_rank(rank, size, file, results, masked):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+def one_rank(rank, size, folder, masked):
+    with forked.group(folder, rank, size):
+        whole_loss(rank, size, folder, masked)
+
+
+def whole_loss(rank, size, folder, masked):
+    """The loss of this rank's planes and its gradients, written to a file of the rank."""
     start, stop = CUTS[size][rank], CUTS[size][rank + 1]
     pred, target, mask = (t[:, :, start:stop].contiguous() for t in ranks_inputs())
     pred.requires_grad_()
     target.requires_grad_()
     loss = distributed.photometric_loss(pred, target, mask=mask if masked else None, lambda_dssim=0.4)
     (3 * loss).backward()
-    torch.save((loss.detach(), pred.grad, target.grad), os.path.join(results, f"{rank}.pt"))
+    torch.save((loss.detach(), pred.grad, target.grad), os.path.join(folder, f"{rank}.pt"))
     if not masked:
         try:
             distributed.photometric_loss(pred[:, :, : 3 + 9 * rank], target[:, :, : 3 + 9 * rank])
             raise AssertionError("too few planes must be refused on every rank")
         except ValueError as error:
             assert "every rank must have at least 5 planes for window 11, got 3" in str(error)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("size,masked", [(2, False), (3, True)])
@@ -141,7 +144,7 @@ def test_ranks_give_the_single_process_loss_and_gradient(size, masked):
     expected = photometric_loss(pred, target, lambda_dssim=0.4, mask=mask if masked else None)
     (3 * expected).backward()
     with tempfile.TemporaryDirectory() as folder:
-        forked.start(one_rank, (size, os.path.join(folder, "store"), folder, masked), size)
+        forked.start(one_rank, (size, folder, masked), size)
         parts = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(size)]
     for loss, _, _ in parts:
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)

@@ -57,14 +57,9 @@ def rendered(render, scene, weights, options):
 
 def one_process(rank, parts, weights, options, folder, render=rasterization):
     """What process `rank` of several renders; it is called in that process."""
-    torch.set_num_threads(1)
-    store = f"file://{os.path.join(folder, 'store')}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(parts))
-    try:
+    with forked.group(folder, rank, len(parts)):
         found = rendered(render, parts[rank], weights[rank], {**options, "distributed": True})
         torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    finally:
-        dist.destroy_process_group()
 
 
 def in_processes(function, parts, weights, options, folder):
@@ -197,17 +192,16 @@ def test_without_a_process_group_it_is_refused():
 
 
 def unequal(rank, change, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{os.path.join(folder, 'store')}", rank=rank, world_size=2)
     scene = make_scene(5)
     scene[0].requires_grad_(rank == 0 or change != "gradient")
-    try:
-        rasterization(*scene, WIDTH + (rank if change == "width" else 0), HEIGHT, sh_degree=0, distributed=True)
-        message = "nothing"
-    except ValueError as error:
-        message = str(error)
-    Path(folder, f"{rank}.txt").write_text(message)
-    dist.destroy_process_group()
+    width = WIDTH + (rank if change == "width" else 0)
+    with forked.group(folder, rank, 2):
+        try:
+            rasterization(*scene, width, HEIGHT, sh_degree=0, distributed=True)
+            message = "nothing"
+        except ValueError as error:
+            message = str(error)
+        Path(folder, f"{rank}.txt").write_text(message)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +222,10 @@ def test_processes_that_would_wait_for_each_other_for_ever_are_refused(change, m
 
 def one_trainer(rank, count, arguments, folder):
     """Trains as process `rank` of `count`, as torchrun would start it, and keeps what it prints."""
-    torch.set_num_threads(1)
     os.environ["WORLD_SIZE"] = str(count)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
-    with open(f"{folder}/{rank}.txt", "w") as file, contextlib.redirect_stdout(file):
-        main(arguments)
-    dist.destroy_process_group()
+    with forked.group(folder, rank, count), open(f"{folder}/{rank}.txt", "w") as file:
+        with contextlib.redirect_stdout(file):
+            main(arguments)
 
 
 def train(scene, folder, processes, *options):
